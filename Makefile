@@ -1,0 +1,44 @@
+# The developer's whole loop. Every target makes .venv when it is missing, with the versions that
+# constraints.txt pins.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := PIP_CONSTRAINT=$(abspath constraints.txt) $(BIN)/python -m pip install -q
+SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc pyinv export -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.pyi' -o -name '*.json' -o -name '*.onnx' 2>/dev/null)
+CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' 2>/dev/null)
+
+.PHONY: demo test lint format bench clean
+
+demo: $(VENV)/installed-demo
+	$(BIN)/pyinv demo
+
+test: $(VENV)/installed-test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
+
+format: $(VENV)/installed-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
+
+bench: $(VENV)/installed-test
+	$(BIN)/python benchmarks/loop.py
+
+clean:
+	rm -rf $(VENV) build
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed-demo: $(BIN)/python $(SOURCES)
+	$(PIP) '.[demo]'
+	touch $@
+
+$(VENV)/installed-test: $(BIN)/python $(SOURCES)
+	$(PIP) '.[dev]'
+	touch $@ $(VENV)/installed-demo

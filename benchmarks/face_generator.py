@@ -1,0 +1,181 @@
+"""Does the engine find what a plain PyTorch loop finds? On a face generator that others trained.
+
+    python benchmarks/face_generator.py generator.pt
+    python benchmarks/face_generator.py generator.pt --count 32 --steps 200 --json
+
+The state dict is the one that examples/face_generator.py exports. Both sides recover the latents of
+the same images, from the same first latents, with Adam and stochastic clipping; the random draws of
+clipping differ. Needs `pip install "pyinv[export]"`; the full run takes minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import pyinv
+from pyinv import cores, export
+
+LEARNING_RATE = 0.05
+BATCH = 64
+
+
+def load_example() -> ModuleType:
+    path = Path(__file__).resolve().parent.parent / "examples" / "face_generator.py"
+    spec = importlib.util.spec_from_file_location("face_generator_example", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def invert_with_torch(
+    generator: nn.Module, targets: Tensor, initial: Tensor, *, steps: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    """The loop that one would write: returns the latents and losses [N] of the best step.
+
+    torch.optim.Adam keeps its bias correction by step number and lets its state be edited, so the
+    moments of resampled components are set to zero as the engine does.
+    """
+    random = torch.Generator().manual_seed(seed)
+    latent = initial.clone().requires_grad_(True)
+    solver = torch.optim.Adam([latent], lr=LEARNING_RATE)
+    best_loss = torch.full((len(targets),), torch.inf)
+    best_latent = initial.clone()
+    for step in range(steps + 1):
+        loss = ((generator(latent) - targets) ** 2).mean(dim=(1, 2, 3))
+        with torch.no_grad():
+            better = loss < best_loss
+            best_loss[better] = loss[better]
+            best_latent[better] = latent[better]
+        if step == steps:
+            break
+        solver.zero_grad()
+        loss.sum().backward()
+        solver.step()
+        with torch.no_grad():
+            outside = (latent <= -1) | (latent >= 1)
+            fresh = torch.rand(latent.shape, generator=random) * 2 - 1
+            latent[outside] = fresh[outside]
+            for moment in ("exp_avg", "exp_avg_sq"):
+                solver.state[latent][moment][outside] = 0.0
+    return best_latent, best_loss
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("state_dict", type=Path, help="the generator's state dict")
+    parser.add_argument("--count", type=int, default=256, help="images [%(default)s]")
+    parser.add_argument("--steps", type=int, default=2000, help="updates [%(default)s]")
+    parser.add_argument("--threads", type=int, help="threads of both sides [the cores there are]")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    arguments = parser.parse_args()
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    threads = arguments.threads or cores.usable_cores()
+    torch.set_num_threads(threads)
+    generator = load_example().load_face_generator(arguments.state_dict)
+    generator.eval().requires_grad_(False)
+    recipe = pyinv.Recipe(
+        "Adam + stochastic clipping",
+        (
+            pyinv.Stage(
+                pyinv.Adam(LEARNING_RATE),
+                constraint=pyinv.StochasticClip(),
+                max_steps=arguments.steps,
+            ),
+        ),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = Path(folder) / "faces.bundle"
+        say("exporting the generator")
+        export.export(
+            generator,
+            bundle,
+            latent_shape=(100,),
+            prior=pyinv.Uniform(-1.0, 1.0),
+            losses=("mse",),
+            value_range=(-1.0, 1.0),
+        )
+        inverter = pyinv.Inverter(bundle, lanes=BATCH, threads=threads)
+        truth = inverter.sample(arguments.count, seed=arguments.seed)
+        initial = inverter.sample(arguments.count, seed=arguments.seed + 1)
+        with torch.no_grad():
+            targets = generator(torch.from_numpy(truth))
+        say("pyinv")
+        started = time.perf_counter()
+        inversion = inverter.invert(
+            targets.numpy(),
+            recipe=recipe,
+            init=initial,
+            seed=arguments.seed,
+            progress=sys.stderr.isatty(),
+        )
+        seconds = {"pyinv": time.perf_counter() - started}
+    # Spinning threads of the engine's pool go to sleep before PyTorch is timed.
+    time.sleep(0.5)
+    say("PyTorch")
+    started = time.perf_counter()
+    parts = [
+        invert_with_torch(
+            generator, target, first, steps=arguments.steps, seed=arguments.seed + part
+        )
+        for part, (target, first) in enumerate(
+            zip(targets.split(BATCH), torch.from_numpy(initial).split(BATCH), strict=True)
+        )
+    ]
+    seconds["pytorch"] = time.perf_counter() - started
+    found = {
+        "pyinv": (inversion.latents, inversion.loss),
+        "pytorch": tuple(torch.cat(part).detach().numpy() for part in zip(*parts, strict=True)),
+    }
+    sides = {
+        name: {
+            "mean_latent_error": float(np.mean((latents - truth) ** 2)),
+            "mean_image_error": float(np.mean(losses)),
+            "seconds": seconds[name],
+        }
+        for name, (latents, losses) in found.items()
+    }
+    ratios = {
+        key: sides["pyinv"][key] / sides["pytorch"][key]
+        for key in ("mean_latent_error", "mean_image_error", "seconds")
+    }
+    if arguments.json:
+        report = {
+            "count": arguments.count,
+            "steps": arguments.steps,
+            "learning_rate": LEARNING_RATE,
+            "threads": threads,
+            **sides,
+            "ratio": ratios,
+        }
+        print(json.dumps(report))
+        return
+    print(f"{arguments.count} images, {arguments.steps} steps, {threads} threads\n")
+    print(f"{'':<18}{'mean latent error':>18}{'mean image error':>18}{'seconds':>9}")
+    for name, side in [*sides.items(), ("pyinv / pytorch", ratios)]:
+        print(
+            f"{name:<18}{side['mean_latent_error']:>18.4g}{side['mean_image_error']:>18.4g}"
+            f"{side['seconds']:>9.3g}"
+        )
+
+
+if __name__ == "__main__":
+    main()

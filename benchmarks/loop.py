@@ -1,0 +1,368 @@
+"""How fast is one step of inversion? The engine beside the loops that people write in PyTorch.
+
+    python benchmarks/loop.py            # a table
+    python benchmarks/loop.py --json     # one JSON object on standard output
+    python benchmarks/loop.py --batches 1 64 --repeats 3 --threads 2 --peers eager channels_last
+
+A 64x64 DCGAN, `batch` targets, Adam, clipping, mean squared error, no stopping rule. benchmarks/
+README.md says what is compared and why that is fair. Needs `pip install "pyinv[export]"`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+import pyinv
+from pyinv import _core, cores, export
+
+PEERS = ("eager", "eager_folded", "channels_last", "compile")
+LEARNING_RATE = 0.05
+# A pause after each measurement: thread pools spin for some milliseconds after their last work,
+# and would take cores from whoever is measured next.
+PAUSE_SECONDS = 0.1
+SHORT_RUN = 1
+
+
+class Dcgan(nn.Module):
+    """The generator of Radford et al. 2015 at 64x64: latent [B, 100] to image [B, 3, 64, 64]."""
+
+    def __init__(self, latent_size: int = 100, width: int = 64) -> None:
+        super().__init__()
+        channels = [latent_size, 8 * width, 4 * width, 2 * width, width]
+        layers: list[nn.Module] = []
+        for index, (before, after) in enumerate(itertools.pairwise(channels)):
+            stride, padding = (1, 0) if index == 0 else (2, 1)
+            layers += [
+                nn.ConvTranspose2d(before, after, 4, stride, padding, bias=False),
+                nn.BatchNorm2d(after),
+                nn.ReLU(),
+            ]
+        layers += [nn.ConvTranspose2d(width, 3, 4, 2, 1), nn.Tanh()]
+        self.latent_size = latent_size
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        return self.layers(latent.reshape(-1, self.latent_size, 1, 1))
+
+
+def make_generator(seed: int) -> Dcgan:
+    """A DCGAN with the paper's initial weights and the batch-norm statistics of its own images."""
+    torch.manual_seed(seed)
+    generator = Dcgan()
+    for module in generator.modules():
+        if isinstance(module, nn.ConvTranspose2d):
+            nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight, 1.0, 0.02)
+            nn.init.normal_(module.bias, 0.0, 0.1)
+            module.momentum = None
+    with torch.no_grad():
+        for _ in range(4):
+            generator(torch.rand(64, generator.latent_size) * 2 - 1)
+    return generator.eval().requires_grad_(False)
+
+
+def fold(generator: Dcgan) -> Dcgan:
+    """The same generator with batch norm inside the weights of the layer before it."""
+    folded = copy.deepcopy(generator)
+    layers: list[nn.Module] = []
+    for layer in folded.layers:
+        if isinstance(layer, nn.BatchNorm2d):
+            layers[-1] = fuse_conv_bn_eval(layers[-1], layer, transpose=True)
+        else:
+            layers.append(layer)
+    folded.layers = nn.Sequential(*layers)
+    return folded.requires_grad_(False)
+
+
+def flops_per_image(generator: Dcgan) -> int:
+    """Arithmetic of the objective, one image: multiply-adds of the layers as direct convolutions,
+    two operations each, once forward and once for the gradient."""
+    side, total = 1, 0
+    for layer in generator.layers:
+        if isinstance(layer, nn.ConvTranspose2d):
+            kernel, stride = layer.kernel_size[0], layer.stride[0]
+            total += 2 * side**2 * kernel**2 * layer.in_channels * layer.out_channels
+            side = (side - 1) * stride - 2 * layer.padding[0] + kernel
+    return 2 * total
+
+
+# A contender makes a function `run(steps)` that makes that many steps on a batch.
+Run = Callable[[int], None]
+
+
+def torch_run(
+    generator: nn.Module, targets: Tensor, latents: Tensor, *, compiled: bool = False
+) -> Run:
+    """The usual loop: autograd down to the latent, Adam, clip."""
+    latent = latents.clone().requires_grad_(True)
+    solver = torch.optim.Adam([latent], lr=LEARNING_RATE)
+
+    def total_loss(latent: Tensor, targets: Tensor) -> Tensor:
+        return ((generator(latent) - targets) ** 2).mean(dim=(1, 2, 3)).sum()
+
+    objective = torch.compile(total_loss, dynamic=False) if compiled else total_loss
+
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            solver.zero_grad(set_to_none=True)
+            objective(latent, targets).backward()
+            solver.step()
+            with torch.no_grad():
+                latent.clamp_(-1.0, 1.0)
+
+    return run
+
+
+def peer_run(name: str, generator: Dcgan, targets: Tensor, latents: Tensor) -> Run:
+    if name == "eager":
+        return torch_run(generator, targets, latents)
+    folded = fold(generator)
+    if name == "channels_last":
+        return torch_run(
+            folded.to(memory_format=torch.channels_last),
+            targets.to(memory_format=torch.channels_last),
+            latents,
+        )
+    return torch_run(folded, targets, latents, compiled=name == "compile")
+
+
+def recipe_of(steps: int) -> pyinv.Recipe:
+    stage = pyinv.Stage(pyinv.Adam(LEARNING_RATE), constraint=pyinv.Clip(), max_steps=steps)
+    return pyinv.Recipe("benchmark", (stage,))
+
+
+def engine_run(inverter: pyinv.Inverter, targets: np.ndarray, latents: np.ndarray) -> Run:
+    def run(steps: int) -> None:
+        inverter.invert(targets, recipe=recipe_of(steps), init=latents)
+
+    return run
+
+
+def seconds_per_step(run: Run, steps: int) -> float:
+    """A long run less a short one, so that what happens once a call does not count."""
+    run(SHORT_RUN)
+    started = time.perf_counter()
+    run(SHORT_RUN)
+    middle = time.perf_counter()
+    run(SHORT_RUN + steps)
+    ended = time.perf_counter()
+    time.sleep(PAUSE_SECONDS)
+    return ((ended - middle) - (middle - started)) / steps
+
+
+def steps_for(run: Run, seconds: float) -> int:
+    """How many steps take about this long, at least 3."""
+    run(2)
+    return max(3, round(seconds / max(seconds_per_step(run, 3), 1e-6)))
+
+
+def measure_peak(threads: int) -> float:
+    """This machine's arithmetic limit, GFLOP/s in float32."""
+    peak = float(_core.fma_peak(threads))
+    time.sleep(PAUSE_SECONDS)
+    return peak
+
+
+def outside_objective(
+    bundle: Path, targets: np.ndarray, latents: np.ndarray, *, steps: int, threads: int
+) -> float:
+    """Share of a run's time that the engine spends outside the objective."""
+    batch = len(targets)
+    recipe = recipe_of(steps).fit(pyinv.Uniform(-1.0, 1.0)).describe()
+    for stage in recipe["stages"]:
+        stage["objective"] = 0
+    found = _core.invert(
+        objectives=[_core.OnnxObjective(str(bundle / "objective_mse.onnx"), threads=threads)],
+        recipe=recipe,
+        prior=pyinv.Uniform(-1.0, 1.0).describe(),
+        images=targets.reshape(batch, -1),
+        initial=latents,
+        condition=None,
+        target_ids=np.arange(batch, dtype=np.uint64),
+        seed=0,
+        lanes=batch,
+        coupled=False,
+        trace_every=0,
+        progress=None,
+    )
+    return 1.0 - float(found["objective_seconds"]) / float(found["total_seconds"])
+
+
+def measure_batch(
+    batch: int,
+    *,
+    generator: Dcgan,
+    bundle: Path,
+    peers: list[str],
+    repeats: int,
+    threads: int,
+    seconds: float,
+    say: Callable[[str], None],
+) -> dict[str, object]:
+    torch.manual_seed(batch)
+    latents = torch.rand(batch, generator.latent_size) * 2 - 1
+    with torch.no_grad():
+        targets = generator(torch.rand(batch, generator.latent_size) * 2 - 1)
+    inverter = pyinv.Inverter(bundle, lanes=batch, threads=threads)
+    runs = {"pyinv": engine_run(inverter, targets.numpy(), latents.numpy())}
+    failed: dict[str, str] = {}
+    steps: dict[str, int] = {}
+    for name in ["pyinv", *peers]:
+        say(f"batch {batch}: warming up {name}")
+        try:
+            run = runs.get(name) or peer_run(name, generator, targets, latents)
+            steps[name] = steps_for(run, seconds)
+            runs[name] = run
+        except Exception as error:  # torch.compile fails in many ways; the others still count
+            if name == "pyinv":
+                raise
+            failed[name] = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    rates: dict[str, list[float]] = {name: [] for name in runs}
+    peaks: list[float] = []
+    order = list(runs)
+    for repeat in range(repeats):
+        say(f"batch {batch}: round {repeat + 1} of {repeats}")
+        peaks.append(measure_peak(threads))
+        # Another one goes first each round: a machine slows down as it warms up.
+        for name in order[repeat % len(order) :] + order[: repeat % len(order)]:
+            rates[name].append(batch / seconds_per_step(runs[name], steps[name]))
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    peer = max((name for name in medians if name != "pyinv"), key=medians.__getitem__)
+    ratios = [own / other for own, other in zip(rates["pyinv"], rates[peer], strict=True)]
+    return {
+        "batch": batch,
+        "peer": peer,
+        "ratio_min": min(ratios),
+        "ratio_median": statistics.median(ratios),
+        "ratio_max": max(ratios),
+        "peak_fraction": medians["pyinv"] * flops_per_image(generator) / (max(peaks) * 1e9),
+        "outside_objective": outside_objective(
+            bundle, targets.numpy(), latents.numpy(), steps=steps["pyinv"], threads=threads
+        ),
+        "image_steps_per_second": medians,
+        "peak_gflops": max(peaks),
+        "failed_peers": failed,
+    }
+
+
+def processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def print_table(report: dict) -> None:
+    print(
+        f"{report['processor']}, {report['threads']} threads; torch {report['torch']}, "
+        f"onnxruntime {report['onnxruntime']}, pyinv {report['pyinv']}\n"
+        f"64x64 DCGAN, {report['gflop_per_image_step']:.3f} GFLOP per image and step; median of "
+        f"{report['repeats']} interleaved rounds\n"
+    )
+    for result in report["results"]:
+        print(f"batch {result['batch']}")
+        print("                  image-steps/s   ms/step")
+        for name, rate in sorted(
+            result["image_steps_per_second"].items(), key=lambda item: -item[1]
+        ):
+            print(f"  {name:<15} {rate:>13.1f} {1e3 * result['batch'] / rate:>9.2f}")
+        for name, reason in result["failed_peers"].items():
+            print(f"  {name:<15} failed: {reason}")
+        print(
+            f"  pyinv over {result['peer']}: {result['ratio_median']:.2f}x "
+            f"({result['ratio_min']:.2f} to {result['ratio_max']:.2f}); "
+            f"{100 * result['peak_fraction']:.0f} % of the measured peak of "
+            f"{result['peak_gflops']:.0f} GFLOP/s; "
+            f"{100 * result['outside_objective']:.2f} % of a step outside the objective\n"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 64, 256], metavar="B")
+    parser.add_argument("--repeats", type=int, default=5, help="interleaved rounds [%(default)s]")
+    parser.add_argument("--threads", type=int, help="threads for everybody [the cores there are]")
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS), metavar="PEER")
+    parser.add_argument(
+        "--seconds", type=float, default=2.0, help="length of one measurement [%(default)s]"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    arguments = parser.parse_args()
+    if min([arguments.repeats, *arguments.batches]) < 1:
+        parser.error("--batches and --repeats must be 1 or more")
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    threads = arguments.threads or cores.usable_cores()
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if load > 0.5:
+        say(f"other programs were running just now (load {load:.1f}): expect noise")
+    torch.set_num_threads(threads)
+    generator = make_generator(arguments.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = Path(folder) / "dcgan64.bundle"
+        say("exporting the generator")
+        export.export(
+            generator,
+            bundle,
+            latent_shape=(generator.latent_size,),
+            prior=pyinv.Uniform(-1.0, 1.0),
+            losses=("mse",),
+            value_range=(-1.0, 1.0),
+        )
+        report = {
+            "benchmark": "64x64 DCGAN, Adam, clip, mean squared error",
+            "processor": processor(),
+            "cpus": os.cpu_count(),
+            "threads": threads,
+            "load_before": load,
+            "repeats": arguments.repeats,
+            "torch": torch.__version__,
+            "onnxruntime": onnxruntime.__version__,
+            "pyinv": pyinv.__version__,
+            "gflop_per_image_step": flops_per_image(generator) / 1e9,
+            "results": [
+                measure_batch(
+                    batch,
+                    generator=generator,
+                    bundle=bundle,
+                    peers=arguments.peers,
+                    repeats=arguments.repeats,
+                    threads=threads,
+                    seconds=arguments.seconds,
+                    say=say,
+                )
+                for batch in arguments.batches
+            ],
+        }
+    if arguments.json:
+        print(json.dumps(report))
+    else:
+        print_table(report)
+
+
+if __name__ == "__main__":
+    main()

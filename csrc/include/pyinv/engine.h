@@ -1,0 +1,66 @@
+// The inversion loop: a fixed number of lanes, refilled from a queue of targets as they finish.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "pyinv/objective.h"
+#include "pyinv/recipe.h"
+
+namespace pyinv {
+
+enum class Status : uint8_t { converged, stalled, step_limit, non_finite, cancelled };
+
+// The caller owns every array; they must outlive the run.
+struct Targets {
+  int64_t count = 0;
+  const float* image = nullptr;      // [count, image_size]
+  const float* initial = nullptr;    // [count, latent_size], or null: drawn from the prior
+  const float* condition = nullptr;  // [count, condition_size], or null
+  const uint64_t* id = nullptr;      // [count], each below 2^48: what random draws depend on
+};
+
+struct Results {
+  float* latent = nullptr;      // [count, latent_size]
+  float* loss = nullptr;        // [count]
+  Status* status = nullptr;     // [count]
+  int64_t* steps = nullptr;     // [count], updates over all attempts
+  int32_t* attempts = nullptr;  // [count]
+  float* trace = nullptr;       // [count, trace_length], or null
+};
+
+struct Progress {
+  int64_t finished = 0, targets = 0, active = 0;
+  int64_t evaluations = 0;  // image evaluations so far
+  double mean_loss = 0.0;   // of the active lanes
+};
+
+struct RunOptions {
+  uint64_t seed = 0;
+  int64_t lanes = 64;
+  bool coupled = false;     // the objective itself ties the lanes of a batch together
+  int64_t trace_every = 0;  // 0: no trace
+  std::function<bool(const Progress&)> keep_going;  // called once a step; false cancels
+};
+
+struct RunSummary {
+  bool cancelled = false;
+  int64_t evaluations = 0;
+  double total_seconds = 0.0, objective_seconds = 0.0;
+};
+
+// Entries of one target's trace.
+int64_t trace_length(const Recipe& recipe, int64_t trace_every);
+
+// Writes `size` components of the prior's draw for (seed, target, restart).
+void draw_initial(const Prior& prior, uint64_t seed, uint64_t target, uint32_t restart,
+                  int64_t size, float* latent);
+
+// Inverts every target. Stage::objective indexes `objectives`, which share their sizes.
+// Throws what an objective throws; results of targets finished before that are in place.
+RunSummary run(const std::vector<const Objective*>& objectives, const Prior& prior,
+               const Recipe& recipe, const Targets& targets, const RunOptions& options,
+               const Results& results);
+
+}  // namespace pyinv

@@ -1,0 +1,80 @@
+// The rules a run is made of, as plain data: one struct for each rule of the Python side.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace pyinv {
+
+enum class PriorKind : int32_t { uniform, normal };
+
+// Every latent component is drawn from it independently.
+struct Prior {
+  PriorKind kind = PriorKind::uniform;
+  float low = -1.0f, high = 1.0f;  // uniform
+  float mean = 0.0f, std = 1.0f;   // normal
+};
+
+enum class ConstraintKind : int32_t {
+  none,
+  clip,
+  stochastic_clip,
+  hard_cutoff,
+  logistic_cutoff,
+  truncated_normal_cutoff,
+};
+
+struct Constraint {
+  ConstraintKind kind = ConstraintKind::none;
+  float low = -1.0f, high = 1.0f;  // clip, stochastic_clip
+  float a = 0.0f, b = 0.0f;        // the cutoffs: c | steepness, midpoint | a
+  int64_t horizon = 0;  // updates over which the cutoff's probability holds; 0: max_steps
+};
+
+enum class SolverKind : int32_t { gradient_descent, adam };
+enum class ScheduleKind : int32_t { constant, step_decay, cosine };
+
+struct Schedule {
+  ScheduleKind kind = ScheduleKind::constant;
+  int64_t every = 1;    // step_decay
+  double factor = 1.0;  // step_decay
+  double final = 0.0;   // cosine: the last learning rate over the first
+};
+
+struct Solver {
+  SolverKind kind = SolverKind::adam;
+  double learning_rate = 0.01;
+  double momentum = 0.0;                              // gradient_descent
+  double beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8;  // adam
+  Schedule schedule;
+};
+
+enum class MomentScope : int32_t { none, batch, latent };
+
+struct Penalties {
+  MomentScope moments = MomentScope::none;
+  float gamma_mean = 0.0f, gamma_std = 0.0f;
+  float prior_weight = 0.0f;
+  bool anneal_prior = false;
+};
+
+struct Stage {
+  Solver solver;
+  Constraint constraint;
+  Penalties penalties;
+  int64_t objective = 0;  // index into the run's objectives
+  int64_t max_steps = 1000;
+  double loss_tolerance = 0.0;             // 0: not used, here and below
+  double change_tolerance = 0.0;           // absolute
+  double relative_change_tolerance = 0.0;  // of the previous loss
+  int64_t patience = 1;
+  bool reset_moments = true;
+};
+
+struct Recipe {
+  std::vector<Stage> stages;
+  int64_t restarts = 0;
+  bool keep_best = true;  // the best latent of the last stage, not the last one
+};
+
+}  // namespace pyinv

@@ -1,0 +1,144 @@
+#include "onnxruntime/library.h"
+
+#include <mutex>
+#include <stdexcept>
+#include <system_error>
+
+#ifdef _WIN32
+#define WIN32_LEAN_AND_MEAN
+#include <windows.h>
+#else
+#include <dlfcn.h>
+#endif
+
+namespace pyinv::ort {
+namespace {
+
+namespace fs = std::filesystem;
+
+#ifdef _WIN32
+void* open_shared_library(const fs::path& path, std::string& error) {
+  // The altered search path finds the providers' DLLs beside this one, not an onnxruntime.dll of
+  // Windows itself.
+  HMODULE handle = LoadLibraryExW(path.c_str(), nullptr, LOAD_WITH_ALTERED_SEARCH_PATH);
+  if (!handle) error = std::system_category().message(static_cast<int>(GetLastError()));
+  return handle;
+}
+
+void* find_symbol(void* library, const char* name) {
+  return reinterpret_cast<void*>(GetProcAddress(static_cast<HMODULE>(library), name));
+}
+
+void close_shared_library(void* library) { FreeLibrary(static_cast<HMODULE>(library)); }
+#else
+void* open_shared_library(const fs::path& path, std::string& error) {
+  // Local: the symbols must not meet those of an onnxruntime or a torch in the same process.
+  void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (!handle) error = dlerror();
+  return handle;
+}
+
+void* find_symbol(void* library, const char* name) { return dlsym(library, name); }
+
+void close_shared_library(void* library) { dlclose(library); }
+#endif
+
+struct Library {
+  fs::path path;
+  std::string version;
+  const OrtApi* api = nullptr;
+  // Neither the environment nor the library is ever given back: sessions may live in objects that
+  // Python destroys late, and ONNX Runtime's threads and statics do not survive being unmapped.
+  OrtEnv* environment = nullptr;
+};
+
+Library loaded;
+std::mutex loading;
+
+[[noreturn]] void fail(const fs::path& path, const std::string& problem) {
+  throw std::runtime_error(path.string() + ": " + problem);
+}
+
+std::string one_line(std::string text) {
+  std::string line;
+  for (char character : text) {
+    const bool space = character == '\n' || character == '\r' || character == '\t';
+    if (space && (line.empty() || line.back() == ' ')) continue;
+    line += space ? ' ' : character;
+  }
+  while (!line.empty() && line.back() == ' ') line.pop_back();
+  return line;
+}
+
+void check(const OrtApi* table, OrtStatus* status, std::string_view subject) {
+  if (!status) return;
+  std::string message = one_line(GetErrorMessage(table, status));
+  ReleaseStatus(table, status);
+  throw std::runtime_error(std::string(subject) + ": ONNX Runtime: " + message);
+}
+
+Library open(const fs::path& path) {
+  const std::string mend =
+      "install one with 'pip install onnxruntime', or set PYINV_ONNXRUNTIME to its shared library";
+  if (!fs::is_regular_file(path)) fail(path, "no such file; " + mend);
+
+  std::string error;
+  void* handle = open_shared_library(path, error);
+  if (!handle)
+    fail(path, "cannot be loaded as a shared library (" + one_line(error) + "); " + mend);
+
+  try {
+    const auto get_base = reinterpret_cast<OrtGetApiBase>(find_symbol(handle, "OrtGetApiBase"));
+    if (!get_base) fail(path, "not an ONNX Runtime: it has no OrtGetApiBase; " + mend);
+    const OrtApiBase* base = get_base();
+
+    Library library;
+    library.path = path;
+    library.version = base->GetVersionString();
+    library.api = base->GetApi(kApiVersion);
+    if (!library.api) {
+      fail(path, "this is ONNX Runtime " + library.version + ", needed is " + kMinimumVersion +
+                     " or newer; 'pip install --upgrade onnxruntime'");
+    }
+    check(library.api,
+          CreateEnv(library.api, ORT_LOGGING_LEVEL_ERROR, "pyinv", &library.environment),
+          path.string());
+    check(library.api, DisableTelemetryEvents(library.api, library.environment), path.string());
+    return library;
+  } catch (...) {
+    close_shared_library(handle);
+    throw;
+  }
+}
+
+}  // namespace
+
+std::string load_library(const fs::path& path) {
+  const std::scoped_lock lock(loading);
+  const fs::path resolved = fs::weakly_canonical(path);
+  if (!loaded.api) {
+    loaded = open(resolved);
+  } else if (loaded.path != resolved) {
+    fail(resolved, "this process already uses the ONNX Runtime at " + loaded.path.string() +
+                       "; start a new process to use another");
+  }
+  return loaded.version;
+}
+
+const OrtApi* api() {
+  if (!loaded.api) {
+    throw std::runtime_error(
+        "no ONNX Runtime is loaded yet; call pyinv.runtimes.load_onnxruntime() in Python or "
+        "pyinv::ort::load_library(path) in C++ first");
+  }
+  return loaded.api;
+}
+
+const OrtEnv* environment() {
+  api();
+  return loaded.environment;
+}
+
+void check(OrtStatus* status, std::string_view subject) { check(api(), status, subject); }
+
+}  // namespace pyinv::ort

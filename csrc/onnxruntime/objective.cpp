@@ -1,0 +1,181 @@
+#include "onnxruntime/objective.h"
+
+#include <cassert>
+#include <map>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+namespace pyinv {
+namespace {
+
+using ort::OrtIoBinding;
+using ort::TensorInfo;
+
+// Lane ranges whose bindings are kept. An engine that shrinks its batch towards the end of a run
+// uses one range a batch size; beyond this many they are made afresh.
+constexpr size_t kMaxBindings = 1024;
+
+struct Expected {
+  const char* name;
+  const char* shape;  // for the message
+  size_t rank;
+  bool required;
+};
+
+constexpr Expected kInputs[] = {{"latent", "[any, d]", 2, true},
+                                {"image", "[any, C, H, W]", 4, true},
+                                {"condition", "[any, k]", 2, false}};
+constexpr Expected kOutputs[] = {{"loss", "[any]", 1, true}, {"gradient", "[any, d]", 2, true}};
+
+[[noreturn]] void refuse(const std::string& file, const std::string& problem) {
+  throw std::runtime_error(file + ": not an objective that the engine can run: " + problem +
+                           "; export it with pyinv.export");
+}
+
+const TensorInfo* find(const std::vector<TensorInfo>& signature, const char* name) {
+  for (const TensorInfo& info : signature) {
+    if (info.name == name) return &info;
+  }
+  return nullptr;
+}
+
+void check_signature(const std::string& file, const char* kind,
+                     const std::vector<TensorInfo>& signature, std::span<const Expected> expected) {
+  size_t found = 0;
+  for (const Expected& tensor : expected) {
+    const std::string label = std::string(kind) + " '" + tensor.name + "'";
+    const TensorInfo* info = find(signature, tensor.name);
+    if (!info && tensor.required) {
+      refuse(file, label + " (float32 " + tensor.shape + ") is missing");
+    }
+    if (!info) continue;
+    ++found;
+    if (info->type != ort::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT ||
+        info->shape.size() != tensor.rank || info->shape[0] >= 0) {
+      refuse(file, label + " should be float32 " + tensor.shape + ", is " +
+                       ort::describe(info->type, info->shape));
+    }
+  }
+  if (found == signature.size()) return;
+  for (const TensorInfo& info : signature) {
+    bool known = false;
+    for (const Expected& tensor : expected) known = known || info.name == tensor.name;
+    if (!known) refuse(file, std::string(kind) + " '" + info.name + "' is unknown");
+  }
+}
+
+// The size of one lane's row, which the graph must fix.
+int64_t row_size(const std::string& file, const TensorInfo& info) {
+  int64_t size = 1;
+  for (size_t i = 1; i < info.shape.size(); ++i) size *= info.shape[i] > 0 ? info.shape[i] : 0;
+  if (!size) {
+    refuse(file, "input '" + info.name + "' should be dynamic in its first dimension only, is " +
+                     ort::describe(info.type, info.shape));
+  }
+  return size;
+}
+
+// The shape of one lane's part of each tensor.
+struct Rows {
+  std::vector<int64_t> latent, image, condition;  // condition: empty if the graph takes none
+};
+
+class OnnxEvaluator : public Evaluator {
+ public:
+  OnnxEvaluator(const ort::Model& model, const LaneBuffers& buffers, Rows rows)
+      : model_(model), buffers_(buffers), rows_(std::move(rows)) {}
+
+  void evaluate(int64_t first, int64_t count) override;
+
+ private:
+  using Lanes = std::pair<int64_t, int64_t>;  // first, count
+
+  ort::IoBinding make_binding(int64_t first, int64_t count) const;
+
+  const ort::Model& model_;
+  const LaneBuffers buffers_;
+  const Rows rows_;
+  std::map<Lanes, ort::IoBinding> bindings_;
+};
+
+ort::IoBinding OnnxEvaluator::make_binding(int64_t first, int64_t count) const {
+  OrtIoBinding* handle = nullptr;
+  ort::check(ort::CreateIoBinding(ort::api(), model_.session(), &handle), model_.file());
+  ort::IoBinding binding(handle);
+
+  const auto lanes = [&](float* array, const std::vector<int64_t>& row) {
+    ort::TensorView tensor{ort::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, {count}, nullptr};
+    int64_t stride = 1;
+    for (int64_t dimension : row) stride *= dimension;
+    tensor.shape.insert(tensor.shape.end(), row.begin(), row.end());
+    tensor.data = array + first * stride;
+    return ort::borrow_tensor(tensor, model_.file());
+  };
+  // The binding counts its own reference to each tensor.
+  const auto bind_input = [&](const char* name, const float* array,
+                              const std::vector<int64_t>& row) {
+    // ONNX Runtime has one type for tensors and writes to no input.
+    const ort::Value value = lanes(const_cast<float*>(array), row);
+    ort::check(ort::BindInput(ort::api(), handle, name, value.get()), model_.file());
+  };
+  const auto bind_output = [&](const char* name, float* array, const std::vector<int64_t>& row) {
+    const ort::Value value = lanes(array, row);
+    ort::check(ort::BindOutput(ort::api(), handle, name, value.get()), model_.file());
+  };
+  bind_input("latent", buffers_.latent, rows_.latent);
+  bind_input("image", buffers_.image, rows_.image);
+  if (!rows_.condition.empty()) bind_input("condition", buffers_.condition, rows_.condition);
+  bind_output("loss", buffers_.loss, {});
+  bind_output("gradient", buffers_.gradient, rows_.latent);
+  return binding;
+}
+
+void OnnxEvaluator::evaluate(int64_t first, int64_t count) {
+  assert(first >= 0 && count > 0 && first + count <= buffers_.lanes);
+  auto found = bindings_.find({first, count});
+  if (found == bindings_.end()) {
+    if (bindings_.size() == kMaxBindings) bindings_.clear();
+    found = bindings_.emplace(Lanes{first, count}, make_binding(first, count)).first;
+  }
+  ort::check(ort::RunWithBinding(ort::api(), model_.session(), nullptr, found->second.get()),
+             model_.file());
+}
+
+}  // namespace
+
+OnnxObjective::OnnxObjective(const std::filesystem::path& file, int threads)
+    : model_(file, threads) {
+  check_signature(model_.file(), "input", model_.inputs(), kInputs);
+  check_signature(model_.file(), "output", model_.outputs(), kOutputs);
+
+  const TensorInfo& image = *find(model_.inputs(), "image");
+  latent_size_ = row_size(model_.file(), *find(model_.inputs(), "latent"));
+  image_size_ = row_size(model_.file(), image);
+  image_shape_.assign(image.shape.begin() + 1, image.shape.end());
+  if (const TensorInfo* condition = find(model_.inputs(), "condition")) {
+    condition_size_ = row_size(model_.file(), *condition);
+  }
+  // A gradient of undeclared width is checked by ONNX Runtime when it writes the first one.
+  const TensorInfo& gradient = *find(model_.outputs(), "gradient");
+  if (gradient.shape[1] >= 0 && gradient.shape[1] != latent_size_) {
+    refuse(model_.file(), "output 'gradient' should be as wide as 'latent', " +
+                              std::to_string(latent_size_) + ", is " +
+                              ort::describe(gradient.type, gradient.shape));
+  }
+}
+
+std::unique_ptr<Evaluator> OnnxObjective::bind(const LaneBuffers& buffers) const {
+  assert(buffers.latent && buffers.image && buffers.loss && buffers.gradient);
+  if (condition_size_ && !buffers.condition) {
+    throw std::invalid_argument(model_.file() + ": this objective takes a condition of " +
+                                std::to_string(condition_size_) +
+                                " values for each target; none was given");
+  }
+  Rows rows{.latent = {latent_size_}, .image = image_shape_, .condition = {}};
+  if (condition_size_) rows.condition = {condition_size_};
+  return std::make_unique<OnnxEvaluator>(model_, buffers, std::move(rows));
+}
+
+}  // namespace pyinv

@@ -1,0 +1,33 @@
+// The objective in an ONNX file: graph inputs latent, image and perhaps condition; outputs loss and
+// gradient; all float32 with the lanes first.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <vector>
+
+#include "onnxruntime/session.h"
+#include "pyinv/objective.h"
+
+namespace pyinv {
+
+// The engine's arrays are bound to the graph as they are: a step copies and allocates nothing here.
+class OnnxObjective : public Objective {
+ public:
+  // Throws std::runtime_error if the file is not such a graph.
+  OnnxObjective(const std::filesystem::path& file, int threads);
+
+  int64_t latent_size() const override { return latent_size_; }
+  int64_t image_size() const override { return image_size_; }
+  int64_t condition_size() const override { return condition_size_; }
+
+  std::unique_ptr<Evaluator> bind(const LaneBuffers& buffers) const override;
+
+ private:
+  ort::Model model_;
+  std::vector<int64_t> image_shape_;  // C, H, W
+  int64_t latent_size_ = 0, image_size_ = 0, condition_size_ = 0;
+};
+
+}  // namespace pyinv

@@ -1,0 +1,226 @@
+#include "onnxruntime/session.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "ops/custom_ops.h"
+
+namespace pyinv::ort {
+namespace {
+
+namespace fs = std::filesystem;
+
+struct ElementType {
+  const char* name;
+  size_t bytes;
+};
+
+ElementType element_type(ONNXTensorElementDataType type) {
+  switch (type) {
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT:
+      return {"float32", 4};
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE:
+      return {"float64", 8};
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16:
+      return {"float16", 2};
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8:
+      return {"int8", 1};
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT16:
+      return {"int16", 2};
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32:
+      return {"int32", 4};
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64:
+      return {"int64", 8};
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8:
+      return {"uint8", 1};
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT16:
+      return {"uint16", 2};
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT32:
+      return {"uint32", 4};
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT64:
+      return {"uint64", 8};
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL:
+      return {"bool", 1};
+    default:
+      return {"unknown", 0};
+  }
+}
+
+size_t element_count(const std::vector<int64_t>& shape) {
+  size_t count = 1;
+  for (int64_t dimension : shape) count *= static_cast<size_t>(dimension);
+  return count;
+}
+
+void read_tensor_info(const OrtTensorTypeAndShapeInfo* info, std::string_view subject,
+                      ONNXTensorElementDataType& type, std::vector<int64_t>& shape) {
+  size_t rank = 0;
+  check(GetTensorElementType(api(), info, &type), subject);
+  check(GetDimensionsCount(api(), info, &rank), subject);
+  shape.resize(rank);
+  check(GetDimensions(api(), info, shape.data(), rank), subject);
+}
+
+template <class Count, class Name, class Type>
+std::vector<TensorInfo> read_signature(OrtSession* session, std::string_view subject,
+                                       const Count& count_slot, const Name& name_slot,
+                                       const Type& type_slot) {
+  OrtAllocator* allocator = nullptr;
+  check(GetAllocatorWithDefaultOptions(api(), &allocator), subject);
+  size_t count = 0;
+  check(count_slot(api(), session, &count), subject);
+
+  std::vector<TensorInfo> signature(count);
+  for (size_t i = 0; i < count; ++i) {
+    char* name = nullptr;
+    check(name_slot(api(), session, i, allocator, &name), subject);
+    signature[i].name = name;
+    check(AllocatorFree(api(), allocator, name), subject);
+
+    OrtTypeInfo* type = nullptr;
+    check(type_slot(api(), session, i, &type), subject);
+    const TypeInfo owner(type);
+    const OrtTensorTypeAndShapeInfo* tensor = nullptr;
+    check(CastTypeInfoToTensorInfo(api(), type, &tensor), subject);
+    // Null for a sequence or a map: the type stays undefined.
+    if (tensor) read_tensor_info(tensor, subject, signature[i].type, signature[i].shape);
+  }
+  return signature;
+}
+
+SessionOptions make_session_options(int threads, std::string_view subject) {
+  OrtSessionOptions* options = nullptr;
+  check(CreateSessionOptions(api(), &options), subject);
+  SessionOptions owner(options);
+  check(SetSessionLogSeverityLevel(api(), options, ORT_LOGGING_LEVEL_ERROR), subject);
+  check(SetSessionGraphOptimizationLevel(api(), options, ORT_ENABLE_ALL), subject);
+  // One graph at a time, one operator at a time: all threads share the one operator.
+  check(SetSessionExecutionMode(api(), options, ORT_SEQUENTIAL), subject);
+  check(SetInterOpNumThreads(api(), options, 1), subject);
+  check(SetIntraOpNumThreads(api(), options, threads), subject);
+  // Waiting threads that spin keep the cores from whatever else runs: on two busy cores a step took
+  // 1.4 to 2.3 times as long with spinning, and even its best time was no better.
+  check(AddSessionConfigEntry(api(), options, "session.intra_op.allow_spinning", "0"), subject);
+  register_custom_ops(api(), options);
+  return owner;
+}
+
+Session make_session(const fs::path& file, int threads) {
+  const std::string subject = file.string();
+  if (threads < 1) {
+    throw std::invalid_argument(subject + ": threads should be at least 1, is " +
+                                std::to_string(threads));
+  }
+  if (!fs::is_regular_file(file)) throw std::runtime_error(subject + ": no such file");
+  const SessionOptions options = make_session_options(threads, subject);
+  OrtSession* session = nullptr;
+  check(CreateSession(api(), environment(), file.c_str(), options.get(), &session), subject);
+  return Session(session);
+}
+
+bool fits(const TensorView& tensor, const TensorInfo& info) {
+  if (tensor.type != info.type) return false;
+  // No dimensions: a scalar, or a rank the graph leaves open. ONNX Runtime knows which.
+  return info.shape.empty() ||
+         std::equal(tensor.shape.begin(), tensor.shape.end(), info.shape.begin(), info.shape.end(),
+                    [](int64_t is, int64_t declared) { return declared < 0 || is == declared; });
+}
+
+}  // namespace
+
+const char* type_name(ONNXTensorElementDataType type) { return element_type(type).name; }
+
+size_t element_size(ONNXTensorElementDataType type) { return element_type(type).bytes; }
+
+std::string describe(ONNXTensorElementDataType type, const std::vector<int64_t>& shape) {
+  std::string text = std::string(type_name(type)) + " [";
+  for (size_t i = 0; i < shape.size(); ++i) {
+    text += (i ? ", " : "") + (shape[i] < 0 ? std::string("any") : std::to_string(shape[i]));
+  }
+  return text + "]";
+}
+
+Value borrow_tensor(const TensorView& tensor, std::string_view subject) {
+  OrtMemoryInfo* memory = nullptr;
+  check(CreateCpuMemoryInfo(api(), OrtDeviceAllocator, OrtMemTypeDefault, &memory), subject);
+  const MemoryInfo owner(memory);
+  OrtValue* value = nullptr;
+  check(CreateTensorWithDataAsOrtValue(
+            api(), memory, tensor.data, element_count(tensor.shape) * element_size(tensor.type),
+            tensor.shape.data(), tensor.shape.size(), tensor.type, &value),
+        subject);
+  return Value(value);
+}
+
+Model::Model(const fs::path& file, int threads)
+    : file_(file.string()),
+      session_(make_session(file, threads)),
+      inputs_(read_signature(session_.get(), file_, SessionGetInputCount, SessionGetInputName,
+                             SessionGetInputTypeInfo)),
+      outputs_(read_signature(session_.get(), file_, SessionGetOutputCount, SessionGetOutputName,
+                              SessionGetOutputTypeInfo)) {}
+
+Function::Function(const fs::path& file, int threads) : model_(file, threads) {
+  for (const auto* signature : {&model_.inputs(), &model_.outputs()}) {
+    for (const TensorInfo& info : *signature) {
+      if (element_size(info.type)) continue;
+      throw std::runtime_error(model_.file() + ": '" + info.name +
+                               "' is no tensor of numbers; only those can be passed and returned");
+    }
+  }
+}
+
+std::map<std::string, Function::Output> Function::run(
+    const std::map<std::string, TensorView>& inputs) const {
+  const std::string& file = model_.file();
+  std::vector<const char*> input_names, output_names;
+  std::vector<Value> owners;
+  std::vector<const OrtValue*> values;
+
+  for (const TensorInfo& info : model_.inputs()) {
+    const auto given = inputs.find(info.name);
+    if (given == inputs.end()) {
+      throw std::invalid_argument(file + ": input '" + info.name + "' is missing, expected " +
+                                  describe(info.type, info.shape));
+    }
+    const TensorView& tensor = given->second;
+    if (!fits(tensor, info)) {
+      throw std::invalid_argument(file + ": input '" + info.name + "' should be " +
+                                  describe(info.type, info.shape) + ", is " +
+                                  describe(tensor.type, tensor.shape));
+    }
+    input_names.push_back(info.name.c_str());
+    owners.push_back(borrow_tensor(tensor, file));
+    values.push_back(owners.back().get());
+  }
+  for (const auto& [name, tensor] : inputs) {
+    const auto is_this = [&name = name](const TensorInfo& info) { return info.name == name; };
+    if (std::none_of(model_.inputs().begin(), model_.inputs().end(), is_this)) {
+      std::string known;
+      for (const TensorInfo& info : model_.inputs())
+        known += (known.empty() ? "" : ", ") + info.name;
+      throw std::invalid_argument(file + ": there is no input '" + name + "', only " + known);
+    }
+  }
+  for (const TensorInfo& info : model_.outputs()) output_names.push_back(info.name.c_str());
+
+  std::vector<OrtValue*> results(output_names.size(), nullptr);
+  check(Run(api(), model_.session(), nullptr, input_names.data(), values.data(), values.size(),
+            output_names.data(), output_names.size(), results.data()),
+        file);
+
+  std::map<std::string, Output> outputs;
+  std::vector<Value> taken(results.begin(), results.end());
+  for (size_t i = 0; i < taken.size(); ++i) {
+    TensorView tensor;
+    OrtTensorTypeAndShapeInfo* info = nullptr;
+    check(GetTensorTypeAndShape(api(), results[i], &info), file);
+    const TensorTypeAndShapeInfo owner(info);
+    read_tensor_info(info, file, tensor.type, tensor.shape);
+    check(GetTensorMutableData(api(), results[i], &tensor.data), file);
+    outputs.emplace(output_names[i], Output{std::move(tensor), std::move(taken[i])});
+  }
+  return outputs;
+}
+
+}  // namespace pyinv::ort

@@ -1,0 +1,76 @@
+// A graph in an ONNX file, ready to run on the CPU.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "onnxruntime/library.h"
+
+namespace pyinv::ort {
+
+// What a graph declares of an input or output. A dynamic dimension is -1.
+struct TensorInfo {
+  std::string name;
+  ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+  std::vector<int64_t> shape;
+};
+
+// A tensor in memory that someone else owns: contiguous, last dimension fastest.
+struct TensorView {
+  ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+  std::vector<int64_t> shape;
+  void* data = nullptr;
+};
+
+// "float32", as NumPy calls it; "unknown" for what TensorView cannot hold (strings, sequences).
+const char* type_name(ONNXTensorElementDataType type);
+size_t element_size(ONNXTensorElementDataType type);  // bytes; 0 for an unknown type
+
+std::string describe(ONNXTensorElementDataType type, const std::vector<int64_t>& shape);
+
+Value borrow_tensor(const TensorView& tensor, std::string_view subject);
+
+// Loads the file, with external data from beside it. `threads` work inside an operator.
+class Model {
+ public:
+  Model(const std::filesystem::path& file, int threads);
+
+  const std::vector<TensorInfo>& inputs() const { return inputs_; }
+  const std::vector<TensorInfo>& outputs() const { return outputs_; }
+  const std::string& file() const { return file_; }
+  OrtSession* session() const { return session_.get(); }
+
+ private:
+  std::string file_;
+  Session session_;
+  std::vector<TensorInfo> inputs_, outputs_;
+};
+
+// Any graph, called by name: what the Python class OnnxFunction wraps.
+class Function {
+ public:
+  // An output and the memory it lives in.
+  struct Output {
+    TensorView tensor;
+    Value owner;
+  };
+
+  // Throws std::runtime_error for a graph with inputs or outputs other than tensors of numbers.
+  Function(const std::filesystem::path& file, int threads);
+
+  const std::vector<TensorInfo>& inputs() const { return model_.inputs(); }
+  const std::vector<TensorInfo>& outputs() const { return model_.outputs(); }
+
+  // Takes every input by its name and returns every output by its name. Throws
+  // std::invalid_argument for an input that is missing, not the graph's, or of another type or
+  // shape than it declares.
+  std::map<std::string, Output> run(const std::map<std::string, TensorView>& inputs) const;
+
+ private:
+  Model model_;
+};
+
+}  // namespace pyinv::ort

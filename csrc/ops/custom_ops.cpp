@@ -1,0 +1,261 @@
+#include "ops/custom_ops.h"
+
+#include <array>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "ops/convolution.h"
+
+namespace pyinv::ort {
+namespace {
+
+enum class After { nothing, activation, gradient };
+
+struct Operator : OrtCustomOp {
+  const char* name;
+  bool transposed;
+  After after;
+};
+
+// A failed call's message, as an exception on its way to the callback's own status.
+void check(const OrtApi* api, OrtStatus* status) {
+  if (!status) return;
+  const std::string message = GetErrorMessage(api, status);
+  ReleaseStatus(api, status);
+  throw std::runtime_error(message);
+}
+
+template <class Body>
+OrtStatus* guarded(const OrtApi* api, const char* name, const Body& body) {
+  try {
+    body();
+    return nullptr;
+  } catch (const std::exception& error) {
+    return CreateStatus(api, ORT_RUNTIME_EXCEPTION,
+                        ("pyinv." + std::string(name) + ": " + error.what()).c_str());
+  }
+}
+
+std::vector<std::int64_t> shape_of(const OrtApi* api, const OrtValue* value) {
+  OrtTensorTypeAndShapeInfo* info = nullptr;
+  check(api, GetTensorTypeAndShape(api, value, &info));
+  std::size_t rank = 0;
+  std::vector<std::int64_t> shape;
+  OrtStatus* status = GetDimensionsCount(api, info, &rank);
+  if (!status) {
+    shape.resize(rank);
+    status = GetDimensions(api, info, shape.data(), rank);
+  }
+  ReleaseTensorTypeAndShapeInfo(api, info);
+  check(api, status);
+  return shape;
+}
+
+const float* data_of(const OrtApi* api, const OrtValue* value) {
+  void* data = nullptr;
+  // The slot takes a mutable value for want of a const twin; nothing is written.
+  check(api, GetTensorMutableData(api, const_cast<OrtValue*>(value), &data));
+  return static_cast<const float*>(data);
+}
+
+template <std::size_t count>
+std::array<std::int64_t, count> integers(const OrtApi* api, const OrtKernelInfo* info,
+                                         const char* name) {
+  std::array<std::int64_t, count> values{};
+  std::size_t size = count;
+  check(api, KernelInfoGetAttributeArray_int64(api, info, name, values.data(), &size));
+  if (size != count) {
+    throw std::runtime_error("attribute '" + std::string(name) + "' should hold " +
+                             std::to_string(count) + " integers, holds " + std::to_string(size));
+  }
+  return values;
+}
+
+// Whether a permutation to (or from) [batch, channels, height, width] changes nothing.
+bool channels_first(const OrtApi* api, const OrtKernelInfo* info, const char* name,
+                    const std::array<std::int64_t, 4>& otherwise) {
+  const auto permutation = integers<4>(api, info, name);
+  if (permutation == std::array<std::int64_t, 4>{0, 1, 2, 3}) return true;
+  if (permutation == otherwise) return false;
+  throw std::runtime_error("attribute '" + std::string(name) + "' is an unknown permutation");
+}
+
+// An input that the graph fixes, or null where it is left out.
+const OrtValue* constant_input(const OrtApi* api, const OrtKernelInfo* info, std::size_t index) {
+  int is_constant = 0;
+  const OrtValue* value = nullptr;
+  check(api, KernelInfoGetConstantInput_tensor(api, info, index, &is_constant, &value));
+  return is_constant ? value : nullptr;
+}
+
+class Kernel {
+ public:
+  Kernel(const Operator& op, const OrtApi* api, const OrtKernelInfo* info)
+      : operator_(op),
+        api_(api),
+        in_channels_first_(channels_first(api, info, "input_perm", {0, 3, 1, 2})),
+        out_channels_first_(channels_first(api, info, "output_perm", {0, 2, 3, 1})) {
+    ops::ConvolutionAttributes a;
+    const OrtValue* weights = constant_input(api, info, 1);
+    if (!weights) throw std::runtime_error("the weights should be an initializer");
+    const std::vector<std::int64_t> shape = shape_of(api, weights);
+    if (shape.size() != 4) throw std::runtime_error("the weights should have four axes");
+    const auto size = [&](std::size_t axis) { return static_cast<std::size_t>(shape[axis]); };
+    a.transposed = op.transposed;
+    a.in_channels = size(op.transposed ? 0 : 1);
+    a.out_channels = size(op.transposed ? 1 : 0);
+    a.kernel_height = size(2);
+    a.kernel_width = size(3);
+    const auto strides = integers<2>(api, info, "strides");
+    const auto pads = integers<4>(api, info, "pads");
+    if (strides[0] < 1 || strides[1] < 1) throw std::runtime_error("strides should be positive");
+    a.stride_height = static_cast<std::size_t>(strides[0]);
+    a.stride_width = static_cast<std::size_t>(strides[1]);
+    a.pad_top = pads[0];
+    a.pad_left = pads[1];
+    a.pad_bottom = pads[2];
+    a.pad_right = pads[3];
+    if (op.transposed) {
+      const auto padding = integers<2>(api, info, "output_padding");
+      a.output_padding_height = static_cast<std::size_t>(padding[0]);
+      a.output_padding_width = static_cast<std::size_t>(padding[1]);
+    }
+    if (op.after != After::nothing) {
+      check(api, KernelInfoGetAttribute_float(api, info, "slope", &a.slope));
+      if (op.after == After::activation) a.activation = ops::Activation::leaky_relu;
+    }
+    const OrtValue* bias = op.after == After::gradient ? nullptr : constant_input(api, info, 2);
+    if (bias && shape_of(api, bias) != std::vector<std::int64_t>{std::int64_t(a.out_channels)}) {
+      throw std::runtime_error("the bias should have one value for each output channel");
+    }
+    convolution_ = std::make_unique<ops::Convolution>(a, data_of(api, weights),
+                                                      bias ? data_of(api, bias) : nullptr);
+  }
+
+  const OrtApi* api() const { return api_; }
+  const char* name() const { return operator_.name; }
+
+  void compute(OrtKernelContext* context) {
+    const ops::ConvolutionAttributes& a = convolution_->attributes();
+    const OrtValue* input = nullptr;
+    check(api_, KernelContext_GetInput(api_, context, 0, &input));
+    const std::vector<std::int64_t> shape = shape_of(api_, input);
+    if (shape.size() != 4) throw std::runtime_error("the input should have four axes");
+    const auto size = [&](std::size_t axis) { return static_cast<std::size_t>(shape[axis]); };
+    const bool first = in_channels_first_;
+    const ops::Images<const float> in{data_of(api_, input), size(0),
+                                      size(first ? 2 : 1),  size(first ? 3 : 2),
+                                      size(first ? 1 : 3),  first};
+    if (in.channels != a.in_channels) {
+      throw std::runtime_error("the input should have " + std::to_string(a.in_channels) +
+                               " channels, has " + std::to_string(in.channels));
+    }
+    ops::Images<float> out{
+        nullptr,        in.batch,           a.out_height(in.height), a.out_width(in.width),
+        a.out_channels, out_channels_first_};
+    const auto [n, h, w, c] =
+        std::array<std::int64_t, 4>{std::int64_t(out.batch), std::int64_t(out.height),
+                                    std::int64_t(out.width), std::int64_t(out.channels)};
+    const std::array<std::int64_t, 4> out_shape = out.channels_first
+                                                      ? std::array<std::int64_t, 4>{n, c, h, w}
+                                                      : std::array<std::int64_t, 4>{n, h, w, c};
+    OrtValue* output = nullptr;
+    check(api_, KernelContext_GetOutput(api_, context, 0, out_shape.data(), 4, &output));
+    out.data = const_cast<float*>(data_of(api_, output));
+
+    const float* activated = nullptr;
+    if (operator_.after == After::gradient) {
+      const OrtValue* value = nullptr;
+      check(api_, KernelContext_GetInput(api_, context, 2, &value));
+      if (shape_of(api_, value) != std::vector<std::int64_t>(out_shape.begin(), out_shape.end())) {
+        throw std::runtime_error("the activation should have the shape of the output");
+      }
+      activated = data_of(api_, value);
+    }
+    Pool pool{api_, context};
+    convolution_->run(in, activated, out, {run_on_pool, &pool});
+  }
+
+ private:
+  struct Pool {
+    const OrtApi* api;
+    const OrtKernelContext* context;
+  };
+
+  static void run_on_pool(void* pool, std::size_t count, ops::Parallel::Task task, void* state) {
+    const auto& [api, context] = *static_cast<const Pool*>(pool);
+    check(api, KernelContext_ParallelFor(api, context, task, count, 0, state));
+  }
+
+  const Operator& operator_;
+  const OrtApi* api_;
+  bool in_channels_first_, out_channels_first_;
+  std::unique_ptr<ops::Convolution> convolution_;
+};
+
+const Operator& as_operator(const OrtCustomOp* op) { return *static_cast<const Operator*>(op); }
+
+Operator make_operator(const char* name, bool transposed, After after) {
+  Operator op{};
+  op.name = name;
+  op.transposed = transposed;
+  op.after = after;
+  op.version = kApiVersion;
+  op.GetName = [](const OrtCustomOp* self) { return as_operator(self).name; };
+  op.GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };
+  op.GetInputType = [](const OrtCustomOp*, std::size_t) {
+    return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+  };
+  op.GetOutputType = [](const OrtCustomOp*, std::size_t) {
+    return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+  };
+  // Image and weights, then the bias or what the forward activation gave.
+  op.GetInputTypeCount = [](const OrtCustomOp*) -> std::size_t { return 3; };
+  op.GetOutputTypeCount = [](const OrtCustomOp*) -> std::size_t { return 1; };
+  op.GetInputCharacteristic = [](const OrtCustomOp* self, std::size_t index) {
+    return index == 2 && as_operator(self).after != After::gradient ? INPUT_OUTPUT_OPTIONAL
+                                                                    : INPUT_OUTPUT_REQUIRED;
+  };
+  op.GetOutputCharacteristic = [](const OrtCustomOp*, std::size_t) {
+    return INPUT_OUTPUT_REQUIRED;
+  };
+  op.GetInputMemoryType = [](const OrtCustomOp*, std::size_t) { return OrtMemTypeDefault; };
+  op.GetStartVersion = [](const OrtCustomOp*) { return 1; };
+  op.GetEndVersion = [](const OrtCustomOp*) { return 1; };
+  op.CreateKernelV2 = [](const OrtCustomOp* self, const OrtApi* api, const OrtKernelInfo* info,
+                         void** kernel) {
+    return guarded(api, as_operator(self).name,
+                   [&] { *kernel = new Kernel(as_operator(self), api, info); });
+  };
+  op.KernelComputeV2 = [](void* self, OrtKernelContext* context) {
+    Kernel& kernel = *static_cast<Kernel*>(self);
+    return guarded(kernel.api(), kernel.name(), [&] { kernel.compute(context); });
+  };
+  op.KernelDestroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
+  return op;
+}
+
+}  // namespace
+
+void register_custom_ops(const OrtApi* api, OrtSessionOptions* options) {
+  static const std::array<Operator, 6> operators{
+      make_operator("Conv2d", false, After::nothing),
+      make_operator("Conv2dLeakyRelu", false, After::activation),
+      make_operator("Conv2dLeakyReluGradient", false, After::gradient),
+      make_operator("ConvTranspose2d", true, After::nothing),
+      make_operator("ConvTranspose2dLeakyRelu", true, After::activation),
+      make_operator("ConvTranspose2dLeakyReluGradient", true, After::gradient),
+  };
+  // Sessions refer to the domain as long as they live, so it is never given back.
+  static OrtCustomOpDomain* const domain = [&] {
+    OrtCustomOpDomain* made = nullptr;
+    check(api, CreateCustomOpDomain(api, "pyinv", &made));
+    for (const Operator& op : operators) check(api, CustomOpDomain_Add(api, made, &op));
+    return made;
+  }();
+  check(api, AddCustomOpDomain(api, options, domain));
+}
+
+}  // namespace pyinv::ort

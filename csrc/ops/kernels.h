@@ -1,0 +1,75 @@
+// The inner loops of the convolutions: the parts that differ from one instruction set to another.
+#pragma once
+
+#include <cstddef>
+
+namespace pyinv::ops {
+
+enum class Activation { none, relu, leaky_relu };
+
+// What happens to a finished sum before it is stored: out = activation(sum + bias), or, in a
+// backward pass, out = sum * (activated > 0 ? 1 : slope), where `activated` is what the forward
+// activation gave.
+struct Epilogue {
+  const float* bias = nullptr;       // one value a channel, or null
+  const float* activated = nullptr;  // as large as the output, or null
+  Activation activation = Activation::none;
+  float slope = 0.0f;  // of the negative side: 0 for relu
+};
+
+// Which Winograd algorithm; see winograd.h for what each computes.
+enum class Scheme { upsample4, downsample4, same3 };
+constexpr std::size_t scheme_count = 3;
+
+struct InputTransform {
+  const float* const* pixels;  // the tile's input pixels, row by row, each `channels` floats
+  std::size_t channels;
+  float* out;            // this tile's row in the first product's left matrix
+  std::size_t position;  // floats from one position's matrix to the next
+};
+
+struct OutputTransform {
+  const float* products;
+  std::size_t position;  // floats from one position's product to the next
+  std::size_t channels;
+  float* const* pixels;  // where the output pixels go, row by row; null for those outside the image
+  const float* const* activated;  // the same pixels of the epilogue's `activated`
+};
+
+// One row of an output image as sums of overlapping pieces; see columns.cpp.
+struct Gather {
+  const float* const* rows;  // products of the input rows that reach this output row
+  std::size_t row_count;
+  std::size_t width;   // input pixels in a row
+  std::size_t stride;  // floats from one input pixel's products to the next's
+  std::size_t block;   // floats that an input pixel adds to one output block
+  std::size_t pieces;  // consecutive output blocks that an input pixel adds to
+  float* out;          // (width + pieces - 1) blocks, and room for a register beyond
+};
+
+struct Kernels {
+  const char* name;
+  std::size_t vector;  // floats in a register
+  std::size_t panel;   // columns that `multiply` computes at once; weights are packed to this width
+
+  // out[row][0 .. panels * panel) (+)= sum over k < depth of rows[row][k] * weights[.][k][.], where
+  // weights holds `panels` matrices of panel columns, panel_stride floats apart.
+  void (*multiply)(const float* const* rows, std::size_t row_count, std::size_t depth,
+                   const float* weights, std::size_t panels, std::size_t panel_stride, float* out,
+                   std::size_t out_stride, bool accumulate);
+  void (*transform_input[scheme_count])(const InputTransform&);
+  void (*transform_output[scheme_count])(const OutputTransform&, const Epilogue&);
+  // Reads up to a register beyond the last pixel's products.
+  void (*gather)(const Gather&);
+  // Finishes one pixel: `activated` is that pixel's, or null.
+  void (*finish)(const float* sums, std::size_t channels, const Epilogue&, const float* activated,
+                 float* out);
+};
+
+// The fastest kernels that this processor can run.
+const Kernels& kernels();
+
+const Kernels& portable_kernels();
+const Kernels* avx2_kernels();  // null where the compiler's target is not x86-64
+
+}  // namespace pyinv::ops

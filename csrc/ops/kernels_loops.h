@@ -1,0 +1,261 @@
+// The inner loops, once for every instruction set. A source file includes this inside its own
+// unnamed namespace, with the target selected, after defining
+//   PYINV_VECTOR           floats in a register
+//   PYINV_MULTIPLY_ADD     the function float * Vector + Vector that the processor is fastest at
+//
+// GCC's and clang's vector extensions keep one text for all of them. Nothing here may be inline in
+// a namespace that two instruction sets share, or the linker could keep the wrong copy.
+
+typedef float Vector __attribute__((vector_size(PYINV_VECTOR * sizeof(float)), aligned(4)));
+typedef int Mask __attribute__((vector_size(PYINV_VECTOR * sizeof(float)), aligned(4)));
+
+constexpr std::size_t vector = PYINV_VECTOR;
+constexpr std::size_t vectors_in_panel = 2;
+constexpr std::size_t panel = vector * vectors_in_panel;
+// 6 rows of 2 registers leave 4 of 16 registers for the operands, and 12 independent sums hide the
+// latency of the multiply-add on every processor of the last ten years (8 to 10 are needed).
+constexpr std::size_t rows_at_once = 6;
+// 256 rows of a panel are 16 KiB with 8-float registers: half of the usual first-level cache.
+constexpr std::size_t depth_at_once = 256;
+
+#define PYINV_INLINE static inline __attribute__((always_inline))
+
+PYINV_INLINE Vector load(const float* from) { return *reinterpret_cast<const Vector*>(from); }
+PYINV_INLINE void store(float* to, Vector value) { *reinterpret_cast<Vector*>(to) = value; }
+
+PYINV_INLINE Vector multiply_add(float factor, Vector value, Vector sum) {
+  return PYINV_MULTIPLY_ADD(factor, value, sum);
+}
+
+template <std::size_t rows_now>
+static void multiply_rows(const float* const* rows, std::size_t first, std::size_t depth,
+                          const float* weights, float* out, std::size_t out_stride,
+                          bool accumulate) {
+  const float* left[rows_now];
+  Vector sums[rows_now][vectors_in_panel];
+  for (std::size_t row = 0; row < rows_now; ++row) {
+    left[row] = rows[row] + first;
+    for (std::size_t column = 0; column < vectors_in_panel; ++column) {
+      sums[row][column] = accumulate ? load(out + row * out_stride + column * vector) : Vector{};
+    }
+  }
+  for (std::size_t k = 0; k < depth; ++k) {
+    const Vector right0 = load(weights + k * panel);
+    const Vector right1 = load(weights + k * panel + vector);
+#pragma GCC unroll 6
+    for (std::size_t row = 0; row < rows_now; ++row) {
+      const float factor = left[row][k];
+      sums[row][0] = multiply_add(factor, right0, sums[row][0]);
+      sums[row][1] = multiply_add(factor, right1, sums[row][1]);
+    }
+  }
+  for (std::size_t row = 0; row < rows_now; ++row) {
+    for (std::size_t column = 0; column < vectors_in_panel; ++column) {
+      store(out + row * out_stride + column * vector, sums[row][column]);
+    }
+  }
+}
+
+static void multiply(const float* const* rows, std::size_t row_count, std::size_t depth,
+                     const float* weights, std::size_t panels, std::size_t panel_stride, float* out,
+                     std::size_t out_stride, bool accumulate) {
+  for (std::size_t first = 0; first < depth; first += depth_at_once) {
+    const std::size_t depth_now = std::min(depth_at_once, depth - first);
+    const bool add = accumulate || first > 0;
+    for (std::size_t column = 0; column < panels; ++column) {
+      const float* right = weights + column * panel_stride + first * panel;
+      float* to = out + column * panel;
+      std::size_t row = 0;
+      for (; row + rows_at_once <= row_count; row += rows_at_once) {
+        multiply_rows<rows_at_once>(rows + row, first, depth_now, right, to + row * out_stride,
+                                    out_stride, add);
+      }
+      float* rest = to + row * out_stride;
+      switch (row_count - row) {
+        case 1:
+          multiply_rows<1>(rows + row, first, depth_now, right, rest, out_stride, add);
+          break;
+        case 2:
+          multiply_rows<2>(rows + row, first, depth_now, right, rest, out_stride, add);
+          break;
+        case 3:
+          multiply_rows<3>(rows + row, first, depth_now, right, rest, out_stride, add);
+          break;
+        case 4:
+          multiply_rows<4>(rows + row, first, depth_now, right, rest, out_stride, add);
+          break;
+        case 5:
+          multiply_rows<5>(rows + row, first, depth_now, right, rest, out_stride, add);
+          break;
+        default:
+          break;
+      }
+    }
+  }
+}
+
+// The one-dimensional transforms. Each scheme's two-dimensional one is its product with itself.
+struct Upsample4 {
+  static constexpr std::size_t inputs = 4, transformed = 5, products = 6, outputs = 4;
+  static constexpr std::size_t groups = 1;  // positions that one product sums over
+  PYINV_INLINE void input(const Vector* x, Vector* t) {
+    t[0] = x[0] - x[1];
+    t[1] = x[1];
+    t[2] = x[1] - x[2];
+    t[3] = x[2];
+    t[4] = x[2] - x[3];
+  }
+  PYINV_INLINE void output(const Vector* m, Vector* y) {
+    y[0] = m[0] + m[1];
+    y[1] = m[3] + m[4];
+    y[2] = m[1] - m[2];
+    y[3] = m[4] - m[5];
+  }
+};
+
+struct Downsample4 {
+  static constexpr std::size_t inputs = 6, transformed = 6, products = 3, outputs = 2;
+  static constexpr std::size_t groups = 2;
+  PYINV_INLINE void input(const Vector* x, Vector* t) {
+    t[0] = x[0] - x[2];
+    t[1] = x[2];
+    t[2] = x[2] - x[4];
+    t[3] = x[1] - x[3];
+    t[4] = x[3];
+    t[5] = x[3] - x[5];
+  }
+  PYINV_INLINE void output(const Vector* m, Vector* y) {
+    y[0] = m[0] + m[1];
+    y[1] = m[1] - m[2];
+  }
+};
+
+struct Same3 {
+  static constexpr std::size_t inputs = 4, transformed = 4, products = 4, outputs = 2;
+  static constexpr std::size_t groups = 1;
+  PYINV_INLINE void input(const Vector* x, Vector* t) {
+    t[0] = x[0] - x[2];
+    t[1] = x[1] + x[2];
+    t[2] = x[2] - x[1];
+    t[3] = x[1] - x[3];
+  }
+  PYINV_INLINE void output(const Vector* m, Vector* y) {
+    y[0] = m[0] + m[1] + m[2];
+    y[1] = m[1] - m[2] - m[3];
+  }
+};
+
+template <class S>
+static void transform_input(const InputTransform& tile) {
+  constexpr std::size_t each = S::transformed / S::groups;
+  for (std::size_t channel = 0; channel < tile.channels; channel += vector) {
+    Vector half[S::inputs][S::transformed];
+#pragma GCC unroll 6
+    for (std::size_t y = 0; y < S::inputs; ++y) {
+      Vector line[S::inputs];
+#pragma GCC unroll 6
+      for (std::size_t x = 0; x < S::inputs; ++x) {
+        line[x] = load(tile.pixels[y * S::inputs + x] + channel);
+      }
+      S::input(line, half[y]);
+    }
+#pragma GCC unroll 6
+    for (std::size_t x = 0; x < S::transformed; ++x) {
+      Vector column[S::inputs], full[S::transformed];
+#pragma GCC unroll 6
+      for (std::size_t y = 0; y < S::inputs; ++y) column[y] = half[y][x];
+      S::input(column, full);
+#pragma GCC unroll 6
+      for (std::size_t y = 0; y < S::transformed; ++y) {
+        const std::size_t position = (y % each) * each + x % each;
+        const std::size_t group = (y / each) * S::groups + x / each;
+        store(tile.out + position * tile.position + group * tile.channels + channel, full[y]);
+      }
+    }
+  }
+}
+
+PYINV_INLINE Vector finished(Vector sum, std::size_t channel, const Epilogue& epilogue,
+                             const float* activated) {
+  if (epilogue.bias) sum += load(epilogue.bias + channel);
+  const Vector zero{};
+  // Not a product by 0, which makes a NaN of infinity. And what is not below 0 stays, NaN too.
+  const Vector sloped = epilogue.slope == 0.0f ? zero : sum * epilogue.slope;
+  if (epilogue.activation != Activation::none) sum = sum < zero ? sloped : sum;
+  if (activated) sum = load(activated + channel) > zero ? sum : sloped;
+  return sum;
+}
+
+template <class S>
+static void transform_output(const OutputTransform& tile, const Epilogue& epilogue) {
+  for (std::size_t channel = 0; channel < tile.channels; channel += vector) {
+    Vector half[S::products][S::outputs];
+#pragma GCC unroll 6
+    for (std::size_t y = 0; y < S::products; ++y) {
+      Vector line[S::products];
+#pragma GCC unroll 6
+      for (std::size_t x = 0; x < S::products; ++x) {
+        line[x] = load(tile.products + (y * S::products + x) * tile.position + channel);
+      }
+      S::output(line, half[y]);
+    }
+#pragma GCC unroll 6
+    for (std::size_t x = 0; x < S::outputs; ++x) {
+      Vector column[S::products], full[S::outputs];
+#pragma GCC unroll 6
+      for (std::size_t y = 0; y < S::products; ++y) column[y] = half[y][x];
+      S::output(column, full);
+#pragma GCC unroll 6
+      for (std::size_t y = 0; y < S::outputs; ++y) {
+        const std::size_t pixel = y * S::outputs + x;
+        if (!tile.pixels[pixel]) continue;
+        const float* activated = epilogue.activated ? tile.activated[pixel] : nullptr;
+        store(tile.pixels[pixel] + channel, finished(full[y], channel, epilogue, activated));
+      }
+    }
+  }
+}
+
+static void gather(const Gather& g) {
+  for (std::size_t block = 0; block < g.width + g.pieces - 1; ++block) {
+    const std::size_t first = block < g.width ? 0 : block - g.width + 1;
+    const std::size_t last = block < g.pieces ? block + 1 : g.pieces;
+    for (std::size_t at = 0; at < g.block; at += vector) {
+      Vector sum{};
+      for (std::size_t row = 0; row < g.row_count; ++row) {
+        for (std::size_t piece = first; piece < last; ++piece) {
+          sum += load(g.rows[row] + (block - piece) * g.stride + piece * g.block + at);
+        }
+      }
+      // What a full register holds beyond its block, the next block overwrites.
+      store(g.out + block * g.block + at, sum);
+    }
+  }
+}
+
+static void finish(const float* sums, std::size_t channels, const Epilogue& epilogue,
+                   const float* activated, float* out) {
+  std::size_t channel = 0;
+  for (; channel + vector <= channels; channel += vector) {
+    store(out + channel, finished(load(sums + channel), channel, epilogue, activated));
+  }
+  for (; channel < channels; ++channel) {
+    float sum = sums[channel];
+    if (epilogue.bias) sum += epilogue.bias[channel];
+    const float sloped = epilogue.slope == 0.0f ? 0.0f : sum * epilogue.slope;
+    if (epilogue.activation != Activation::none) sum = sum < 0.0f ? sloped : sum;
+    if (activated) sum = activated[channel] > 0.0f ? sum : sloped;
+    out[channel] = sum;
+  }
+}
+
+static Kernels make_kernels(const char* name) {
+  return {name,
+          vector,
+          panel,
+          multiply,
+          {transform_input<Upsample4>, transform_input<Downsample4>, transform_input<Same3>},
+          {transform_output<Upsample4>, transform_output<Downsample4>, transform_output<Same3>},
+          gather,
+          finish};
+}

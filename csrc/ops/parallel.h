@@ -1,0 +1,45 @@
+// Runs a loop's iterations on somebody's threads. Who that is, the caller decides: inside ONNX
+// Runtime it is the session's own pool, so that no second pool competes for the processors.
+#pragma once
+
+#include <cstddef>
+#include <exception>
+#include <mutex>
+
+namespace pyinv::ops {
+
+struct Parallel {
+  using Task = void (*)(void* state, std::size_t index);
+
+  void (*run)(void* pool, std::size_t count, Task task, void* state) = nullptr;  // null: in order
+  void* pool = nullptr;
+
+  // Throws what the first failed iteration threw, once all have ended: the pool's own threads know
+  // nothing of exceptions.
+  template <class Body>
+  void for_each(std::size_t count, const Body& body) const {
+    if (!run || count < 2) {
+      for (std::size_t index = 0; index < count; ++index) body(index);
+      return;
+    }
+    struct State {
+      const Body& body;
+      std::once_flag failed;
+      std::exception_ptr failure;
+    } state{body, {}, {}};
+    run(
+        pool, count,
+        [](void* shared, std::size_t index) {
+          auto& own = *static_cast<State*>(shared);
+          try {
+            own.body(index);
+          } catch (...) {
+            std::call_once(own.failed, [&] { own.failure = std::current_exception(); });
+          }
+        },
+        &state);
+    if (state.failure) std::rethrow_exception(state.failure);
+  }
+};
+
+}  // namespace pyinv::ops

@@ -1,0 +1,269 @@
+// Winograd's minimal filtering (Lavin & Gray, "Fast algorithms for convolutional neural networks",
+// 2016): a tile's outputs from fewer products than outputs x taps, at the price of additions before
+// (on the input), after (on the products) and once on the weights. Three cases, in one dimension:
+//
+//   upsample4    transposed convolution, kernel 4, stride 2, padding 1. Outputs 2i and 2i + 1 are
+//   each
+//                a two-tap filter of the input. Two outputs of a two-tap filter take 3 products:
+//                (d0 - d1) g0, d1 (g0 + g1), (d1 - d2) g1. Both filters run over nearly the same
+//                inputs and share what they transform: 5 inputs, 6 products, 4 outputs.
+//   downsample4  its adjoint, convolution with kernel 4, stride 2: the sum of a two-tap filter over
+//                even inputs and one over odd ones. The sum is taken among the products, by the
+//                matrix product itself: 3 products of twice the depth, 2 outputs.
+//   same3        convolution with kernel 3, stride 1, F(2, 3): 4 products, 2 outputs.
+//
+// In two dimensions that is 36 products for 64 taps, 36 for 64, and 16 for 36. The coefficients are
+// 0, 1 and 1/2, so the result is as accurate as a direct sum's to about a bit; larger tiles are
+// not.
+#include <algorithm>
+#include <array>
+#include <stdexcept>
+
+#include "convolution.h"
+#include "scratch.h"
+
+namespace pyinv::ops {
+namespace {
+
+struct Dimension {
+  std::size_t inputs, products, outputs;
+  std::size_t groups;     // positions that one product sums over
+  std::size_t positions;  // of transformed input in one group
+  std::size_t in_step;    // input pixels from one tile to the next
+  std::size_t taps;
+  std::array<std::size_t, 6> position;               // that a product reads
+  std::array<std::array<float, 4>, 6> coefficients;  // of each product's (and group's) weights
+};
+
+constexpr Dimension upsample4{
+    .inputs = 4,
+    .products = 6,
+    .outputs = 4,
+    .groups = 1,
+    .positions = 5,
+    .in_step = 2,
+    .taps = 4,
+    .position = {0, 1, 2, 2, 3, 4},
+    .coefficients =
+        {{{0, 0, 0, 1}, {0, 1, 0, 1}, {0, 1, 0, 0}, {0, 0, 1, 0}, {1, 0, 1, 0}, {1, 0, 0, 0}}},
+};
+constexpr Dimension downsample4{
+    .inputs = 6,
+    .products = 3,
+    .outputs = 2,
+    .groups = 2,
+    .positions = 3,
+    .in_step = 4,
+    .taps = 4,
+    .position = {0, 1, 2},
+    .coefficients =
+        {{{1, 0, 0, 0}, {1, 0, 1, 0}, {0, 0, 1, 0}, {0, 1, 0, 0}, {0, 1, 0, 1}, {0, 0, 0, 1}}},
+};
+constexpr Dimension same3{
+    .inputs = 4,
+    .products = 4,
+    .outputs = 2,
+    .groups = 1,
+    .positions = 4,
+    .in_step = 2,
+    .taps = 3,
+    .position = {0, 1, 2, 3},
+    .coefficients = {{{1, 0, 0}, {0.5f, 0.5f, 0.5f}, {0.5f, -0.5f, 0.5f}, {0, 0, 1}}},
+};
+
+struct Selection {
+  Scheme scheme;
+  const Dimension* dimension;
+  std::ptrdiff_t pad_top, pad_left;
+};
+
+bool select(const ConvolutionAttributes& a, Selection& selection) {
+  const auto square = [&](std::size_t kernel, std::size_t stride) {
+    return a.kernel_height == kernel && a.kernel_width == kernel && a.stride_height == stride &&
+           a.stride_width == stride;
+  };
+  // A stride-1 transposed convolution is a convolution with the kernel turned round.
+  if (a.transposed && square(4, 2) && a.pad_top == 1 && a.pad_left == 1) {
+    selection = {Scheme::upsample4, &upsample4, 1, 1};
+  } else if (!a.transposed && square(4, 2)) {
+    selection = {Scheme::downsample4, &downsample4, a.pad_top, a.pad_left};
+  } else if (!a.transposed && square(3, 1)) {
+    selection = {Scheme::same3, &same3, a.pad_top, a.pad_left};
+  } else if (a.transposed && square(3, 1)) {
+    selection = {Scheme::same3, &same3, 2 - a.pad_top, 2 - a.pad_left};
+  } else {
+    return false;
+  }
+  return a.in_channels % kernels().vector == 0 && a.out_channels % kernels().vector == 0;
+}
+
+std::size_t round_up(std::size_t value, std::size_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+// Rows of a matrix, and matrices, start this many floats beyond a round number: at multiples of a
+// power of two all would compete for the same few sets of the first-level cache.
+constexpr std::size_t skew = 16;
+
+// 8 times the rows that the product takes at once. Of 24 to 192 none was measurably better.
+constexpr std::size_t tiles_in_block = 48;
+constexpr std::size_t panels_in_block = 4;
+constexpr std::size_t enough_blocks = 4;  // fewer would leave threads without work
+
+class Winograd : public Algorithm {
+ public:
+  Winograd(const ConvolutionAttributes& a, const float* data) : attributes_(a) {
+    if (!select(a, selection_)) throw std::logic_error("no Winograd algorithm for this shape");
+    const Dimension& d = *selection_.dimension;
+    const Weights weights(data, a);
+    const std::size_t panel = kernels().panel;
+    const std::size_t groups = d.groups * d.groups;
+    depth_ = groups * a.in_channels;
+    panels_ = round_up(a.out_channels, panel) / panel;
+    weights_ = packed_.at_least(d.products * d.products * panels_ * depth_ * panel);
+    float* to = weights_;
+    const bool turned = selection_.scheme == Scheme::same3 && a.transposed;
+    for (std::size_t product = 0; product < d.products * d.products; ++product) {
+      for (std::size_t column = 0; column < panels_; ++column) {
+        for (std::size_t group = 0; group < groups; ++group) {
+          const auto& by_y = d.coefficients[group / d.groups * d.products + product / d.products];
+          const auto& by_x = d.coefficients[group % d.groups * d.products + product % d.products];
+          for (std::size_t in = 0; in < a.in_channels; ++in) {
+            for (std::size_t out = column * panel; out < (column + 1) * panel; ++out) {
+              float sum = 0.0f;
+              for (std::size_t y = 0; y < d.taps && out < a.out_channels; ++y) {
+                for (std::size_t x = 0; x < d.taps; ++x) {
+                  const float coefficient = by_y[y] * by_x[x];
+                  if (coefficient == 0.0f) continue;
+                  sum += coefficient *
+                         (turned ? weights.at(out, in, 2 - y, 2 - x) : weights.at(out, in, y, x));
+                }
+              }
+              *to++ = sum;
+            }
+          }
+        }
+      }
+    }
+  }
+
+  void run(const Images<const float>& in, const Images<float>& out, const Epilogue& epilogue,
+           const Parallel& parallel) const override {
+    const Dimension& d = *selection_.dimension;
+    const std::size_t tiles_y = (out.height + d.outputs - 1) / d.outputs;
+    const std::size_t tiles_x = (out.width + d.outputs - 1) / d.outputs;
+    const std::size_t tiles = in.batch * tiles_y * tiles_x;
+    const std::size_t blocks = (tiles + tiles_in_block - 1) / tiles_in_block;
+    // With few tiles, the columns are shared out too; each share transforms its input anew, which
+    // costs a twentieth of the products.
+    const std::size_t panels = blocks < enough_blocks ? panels_in_block : panels_;
+    const std::size_t shares = (panels_ + panels - 1) / panels;
+    const std::vector<float> outside(in.channels, 0.0f);
+    parallel.for_each(blocks * shares, [&](std::size_t task) {
+      const std::size_t block = task / shares, panel = task % shares * panels;
+      run_block(in, out, epilogue, tiles_y, tiles_x, tiles * block / blocks,
+                tiles * (block + 1) / blocks, panel, std::min(panel + panels, panels_),
+                outside.data());
+    });
+  }
+
+ private:
+  struct Block {};
+
+  void run_block(const Images<const float>& in, const Images<float>& out, const Epilogue& epilogue,
+                 std::size_t tiles_y, std::size_t tiles_x, std::size_t first, std::size_t last,
+                 std::size_t first_panel, std::size_t last_panel, const float* outside) const {
+    const Dimension& d = *selection_.dimension;
+    const Kernels& kernel = kernels();
+    const std::size_t scheme = static_cast<std::size_t>(selection_.scheme);
+    const std::size_t tiles = last - first;
+    const std::size_t row = depth_ + skew;
+    const std::size_t position = tiles * row + skew;
+    const std::size_t columns = panels_in_block * kernel.panel;
+    const std::size_t product = tiles * columns + skew;
+    const std::size_t products = d.products * d.products;
+    float* transformed = scratch<Block>(d.positions * d.positions * position + products * product);
+    float* sums = transformed + d.positions * d.positions * position;
+
+    const auto place = [&](std::size_t tile, std::size_t& image, std::size_t& y, std::size_t& x) {
+      image = tile / (tiles_y * tiles_x);
+      y = tile / tiles_x % tiles_y;
+      x = tile % tiles_x;
+    };
+    for (std::size_t tile = 0; tile < tiles; ++tile) {
+      std::size_t image, tile_y, tile_x;
+      place(first + tile, image, tile_y, tile_x);
+      const float* pixels[36];
+      const auto top = static_cast<std::ptrdiff_t>(tile_y * d.in_step) - selection_.pad_top;
+      const auto left = static_cast<std::ptrdiff_t>(tile_x * d.in_step) - selection_.pad_left;
+      for (std::size_t y = 0; y < d.inputs; ++y) {
+        for (std::size_t x = 0; x < d.inputs; ++x) {
+          // A negative coordinate becomes a huge unsigned one, so one comparison does for both
+          // ends.
+          const auto in_y = static_cast<std::size_t>(top + static_cast<std::ptrdiff_t>(y));
+          const auto in_x = static_cast<std::size_t>(left + static_cast<std::ptrdiff_t>(x));
+          pixels[y * d.inputs + x] = in_y < in.height && in_x < in.width
+                                         ? in.data + in.offset(image, in_y, in_x)
+                                         : outside;
+        }
+      }
+      kernel.transform_input[scheme]({pixels, in.channels, transformed + tile * row, position});
+    }
+
+    std::vector<const float*> rows(tiles);
+    for (std::size_t column = first_panel; column < last_panel; column += panels_in_block) {
+      const std::size_t panels = std::min(panels_in_block, last_panel - column);
+      for (std::size_t index = 0; index < products; ++index) {
+        const std::size_t from =
+            d.position[index / d.products] * d.positions + d.position[index % d.products];
+        for (std::size_t tile = 0; tile < tiles; ++tile) {
+          rows[tile] = transformed + from * position + tile * row;
+        }
+        kernel.multiply(rows.data(), tiles, depth_,
+                        weights_ + (index * panels_ + column) * depth_ * kernel.panel, panels,
+                        depth_ * kernel.panel, sums + index * product, columns, false);
+      }
+      const std::size_t channel = column * kernel.panel;
+      Epilogue here = epilogue;
+      if (here.bias) here.bias += channel;
+      for (std::size_t tile = 0; tile < tiles; ++tile) {
+        std::size_t image, tile_y, tile_x;
+        place(first + tile, image, tile_y, tile_x);
+        float* pixels[16];
+        const float* activated[16];
+        for (std::size_t pixel = 0; pixel < d.outputs * d.outputs; ++pixel) {
+          const std::size_t y = tile_y * d.outputs + pixel / d.outputs;
+          const std::size_t x = tile_x * d.outputs + pixel % d.outputs;
+          const bool inside = y < out.height && x < out.width;
+          const std::size_t offset = inside ? out.offset(image, y, x) + channel : 0;
+          pixels[pixel] = inside ? out.data + offset : nullptr;
+          activated[pixel] = inside && epilogue.activated ? epilogue.activated + offset : nullptr;
+        }
+        kernel.transform_output[scheme](
+            {sums + tile * columns, product,
+             std::min(panels * kernel.panel, out.channels - channel), pixels, activated},
+            here);
+      }
+    }
+  }
+
+  ConvolutionAttributes attributes_;
+  Selection selection_;
+  std::size_t depth_ = 0, panels_ = 0;
+  Buffer packed_;
+  float* weights_ = nullptr;
+};
+
+}  // namespace
+
+bool winograd_applies(const ConvolutionAttributes& attributes) {
+  Selection selection;
+  return select(attributes, selection);
+}
+
+std::unique_ptr<Algorithm> make_winograd(const ConvolutionAttributes& attributes,
+                                         const float* weights) {
+  return std::make_unique<Winograd>(attributes, weights);
+}
+
+}  // namespace pyinv::ops

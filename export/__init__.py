@@ -1,0 +1,25 @@
+"""Export a PyTorch generator to a bundle that runs without PyTorch.
+
+Lives in the folder ``export`` of a checkout and is installed as ``pyinv.export``.
+"""
+
+import importlib.util
+
+if __name__ != "pyinv.export":
+    raise ImportError(
+        f"this package is pyinv.export, not {__name__}: install the checkout with "
+        "`pip install .` and import pyinv.export"
+    )
+
+from pyinv.errors import DependencyError, ExportError
+
+_missing = [
+    name for name in ("torch", "onnx", "onnxscript") if importlib.util.find_spec(name) is None
+]
+if _missing:
+    raise DependencyError(f"export needs {', '.join(_missing)}: run `pip install 'pyinv[export]'`")
+
+from .exporter import export  # noqa: E402
+from .factory import load_factory  # noqa: E402
+
+__all__ = ["ExportError", "export", "load_factory"]

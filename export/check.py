@@ -1,0 +1,226 @@
+"""Run a written bundle against PyTorch on fresh latents before anybody trusts it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode, resolve_name
+
+from pyinv.errors import ExportError
+from pyinv.priors import Normal, Prior, Uniform
+
+from .failure import first_line
+from .losses import Loss
+from .trace import Shapes
+
+__all__ = ["BATCHES", "Reference", "check_function", "draw_latents"]
+
+BATCHES = (1, 3, 17)
+# Largest difference over largest magnitude, for images, losses and gradients.
+TOLERANCE = 1e-5
+# A latent close to a kink of the generator (a ReLU's zero) may fall on either side of it by
+# rounding. That is rare enough that fresh latents settle it; an error in a graph stays.
+_DRAWS = 3
+# Where PyTorch's own float32 is farther from float64 than the tolerance, no graph can be asked for
+# much more; the factor leaves room for another order of summation.
+_ROUNDING_ALLOWANCE = 4.0
+
+
+def draw_latents(prior: Prior, count: int, size: int, *, random: torch.Generator) -> Tensor:
+    """Draw latents [count, size] from a prior."""
+    if isinstance(prior, Uniform):
+        uniform = torch.rand(count, size, generator=random)
+        return prior.low + (prior.high - prior.low) * uniform
+    assert isinstance(prior, Normal)
+    return prior.mean + prior.std * torch.randn(count, size, generator=random)
+
+
+class _LastActivation(TorchFunctionMode):
+    """Remembers the last tanh or sigmoid that a generator computed, and its argument."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.name = ""
+        self.argument = self.result = torch.empty(0)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = str(resolve_name(func)).rpartition(".")[2]
+        if name in ("tanh", "sigmoid") and args and isinstance(result, Tensor):
+            self.name, self.argument, self.result = name, args[0], result
+        return result
+
+    def gave(self, image: Tensor) -> bool:
+        """Whether the image is what that activation computed, but for its shape."""
+        same_size = self.result.numel() == image.numel()
+        return same_size and torch.equal(self.result.reshape(image.shape), image)
+
+
+class Reference:
+    """A prepared generator, asked for images, losses and gradients by plain PyTorch."""
+
+    def __init__(
+        self,
+        generator: nn.Module,
+        shapes: Shapes,
+        *,
+        prior: Prior,
+        value_range: tuple[float, float],
+    ) -> None:
+        self.generator = generator
+        self.shapes = shapes
+        self.prior = prior
+        self.value_range = value_range
+
+    def draw(self, count: int, *, seed: int) -> dict[str, Tensor]:
+        """Fresh inputs: latents from the prior, images in the value range, conditions in [0, 1]."""
+        random = torch.Generator().manual_seed(seed)
+        low, high = self.value_range
+        drawn = {
+            "latent": draw_latents(self.prior, count, self.shapes.latent_size, random=random),
+            "image": low + (high - low) * torch.rand(count, *self.shapes.image, generator=random),
+        }
+        if self.shapes.condition is not None:
+            drawn["condition"] = torch.rand(count, *self.shapes.condition, generator=random)
+        return drawn
+
+    def image(self, inputs: dict[str, Tensor]) -> Tensor:
+        latent = inputs["latent"].reshape(-1, *self.shapes.latent)
+        condition = [inputs["condition"]] if "condition" in inputs else []
+        result: Tensor = self.generator(latent, *condition)
+        return result
+
+    def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The images [B, C, H, W] of latents [B, d]."""
+        with torch.no_grad():
+            return {"image": self.image(inputs)}
+
+    def objective(self, loss: Loss, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The losses [B] and the gradient of their sum in the latents [B, d]."""
+        latent = inputs["latent"].detach().clone().requires_grad_(True)
+        with _LastActivation() as last:
+            image = self.image({**inputs, "latent": latent})
+        value_before = loss.value_before_activation.get(last.name)
+        if value_before is not None and last.gave(image):
+            value = value_before(last.argument.reshape(image.shape), inputs["image"])
+        else:
+            value = loss.value(image, inputs["image"])
+        (gradient,) = torch.autograd.grad(value.sum(), latent)
+        return {"loss": value.detach(), "gradient": gradient}
+
+    def double(self) -> Reference:
+        """The same in float64."""
+        generator = copy.deepcopy(self.generator).double()
+        return Reference(generator, self.shapes, prior=self.prior, value_range=self.value_range)
+
+
+def check_function(
+    path: Path, reference: Reference, loss: Loss | None, *, batches: Sequence[int] = BATCHES
+) -> float:
+    """Compare one ONNX file with PyTorch and return the largest relative difference.
+
+    Args:
+        path: forward.onnx or an objective.
+        reference: the generator in PyTorch.
+        loss: the objective's loss; None for forward.
+        batches: batch sizes to try.
+
+    Raises:
+        ExportError: the file cannot be run, or differs; names the function and the worst error.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    # PyTorch runs in between; threads that spin for more work would take its cores.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    name = path.name
+    try:
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:
+        raise ExportError(f"ONNX Runtime cannot load {name}: {first_line(error)}") from error
+    wanted = [value.name for value in session.get_inputs()]
+    outputs = [value.name for value in session.get_outputs()]
+
+    def expected(of: Reference, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        return of.forward(inputs) if loss is None else of.objective(loss, inputs)
+
+    def actual(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        feed = {key: value.numpy() for key, value in inputs.items() if key in wanted}
+        if len(feed) != len(wanted):
+            raise ExportError(f"{name} has inputs {wanted}, expected {sorted(inputs)}")
+        try:
+            results = session.run(outputs, feed)
+        except Exception as error:
+            count = len(inputs["latent"])
+            raise ExportError(
+                f"{name} fails in ONNX Runtime at batch {count}: {first_line(error)}"
+            ) from error
+        return {key: torch.from_numpy(value) for key, value in zip(outputs, results, strict=True)}
+
+    worst = 0.0
+    for batch in batches:
+        worst = max(worst, _agreement(name, batch, reference, expected, actual))
+    return worst
+
+
+def _agreement(
+    name: str,
+    batch: int,
+    reference: Reference,
+    expected: Callable[[Reference, dict[str, Tensor]], dict[str, Tensor]],
+    actual: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+) -> float:
+    errors: dict[str, float] = {}
+    for draw in range(_DRAWS):
+        inputs = reference.draw(batch, seed=1000 * batch + draw)
+        try:
+            right = expected(reference, inputs)
+        except ValueError as error:
+            # Batch statistics of a single value do not exist.
+            if batch == 1 and "more than 1 value per channel" in str(error):
+                return 0.0
+            raise ExportError(
+                f"the generator fails in PyTorch at batch {batch}: {first_line(error)}"
+            ) from error
+        except RuntimeError as error:
+            raise ExportError(
+                f"the generator fails in PyTorch at batch {batch}: {first_line(error)}"
+            ) from error
+        got = actual(inputs)
+        errors = {key: _difference(got[key], right[key]) for key in right}
+        if max(errors.values()) <= TOLERANCE:
+            return max(errors.values())
+    try:
+        exact = expected(reference.double(), {key: x.double() for key, x in inputs.items()})
+    except Exception:
+        # A generator that only runs in float32 is held to PyTorch's float32.
+        exact = right
+    errors = {key: min(errors[key], _difference(got[key], exact[key])) for key in right}
+    for key, worst in errors.items():
+        allowed = max(TOLERANCE, _ROUNDING_ALLOWANCE * _difference(right[key], exact[key]))
+        if not worst <= allowed:
+            raise ExportError(
+                f"{name} does not agree with PyTorch at batch {batch}: {key} is off by {worst:.1e} "
+                f"of its largest value, {allowed:.0e} is allowed"
+            )
+    return max(errors.values())
+
+
+def _difference(got: Tensor, right: Tensor) -> float:
+    if got.shape != right.shape or bool(torch.isfinite(got).ne(torch.isfinite(right)).any()):
+        return float("inf")
+    finite = torch.isfinite(right)
+    if not bool(finite.any()):
+        return 0.0
+    difference = (got.double() - right.double())[finite].abs().max()
+    largest = right[finite].abs().max().double()
+    return float(difference / largest.clamp(min=float(np.finfo(np.float32).tiny)))

@@ -1,0 +1,418 @@
+"""Decompositions: how gradients that ONNX has no operator for are written with those it has.
+
+All of them avoid sizes that depend on the batch, so that no graph computes shapes at run time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._decomp import core_aten_decompositions
+from torch.utils._python_dispatch import _disable_current_modes
+
+__all__ = ["decomposition_table"]
+
+aten = torch.ops.aten
+
+# Left whole while tracing; simplify.py writes activation gradients with the activation's output,
+# which the forward pass has anyway.
+_KEPT = (
+    "threshold_backward",
+    "leaky_relu_backward",
+    "elu_backward",
+    "pixel_shuffle",
+    "pixel_unshuffle",
+    "softplus",
+)
+_PADDINGS = ("reflection_pad2d", "replication_pad2d")
+_UPSAMPLINGS = (
+    "upsample_nearest2d",
+    "_upsample_nearest_exact2d",
+    "upsample_bilinear2d",
+    "upsample_bicubic2d",
+)
+
+
+def decomposition_table() -> dict[Any, Callable[..., Any]]:
+    """Core ATen's decompositions with ours over them."""
+    table = dict(core_aten_decompositions())
+    for operator in list(table):
+        name = operator._schema.name.removeprefix("aten::")
+        if name in _KEPT or "upsample" in name or name in _PADDINGS:
+            del table[operator]
+    table.update(
+        {
+            getattr(aten, f"{name}_backward").default: _upsample_backward(
+                getattr(aten, name).default
+            )
+            for name in _UPSAMPLINGS
+        }
+    )
+    table.update(
+        {
+            getattr(aten, f"{name}_backward").default: _pad_backward(getattr(aten, name).default)
+            for name in _PADDINGS
+        }
+    )
+    table.update(
+        {
+            aten.convolution_backward.default: _convolution_backward,
+            aten.native_batch_norm.default: _batch_norm,
+            aten._native_batch_norm_legit.no_stats: _batch_norm_without_statistics,
+            aten.native_batch_norm_backward.default: _batch_norm_backward,
+            aten.native_group_norm.default: _group_norm,
+            aten.native_group_norm_backward.default: _group_norm_backward,
+            aten.native_layer_norm.default: _layer_norm,
+            aten.native_layer_norm_backward.default: _layer_norm_backward,
+            aten.avg_pool2d_backward.default: _avg_pool2d_backward,
+            aten.max_pool2d_with_indices_backward.default: _max_pool2d_backward,
+            aten.slice_backward.default: _slice_backward,
+            aten.select_backward.default: _select_backward,
+        }
+    )
+    return table
+
+
+def _convolution_backward(
+    gradient: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias_sizes: Sequence[int] | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+    output_mask: Sequence[bool],
+) -> Any:
+    """A convolution's gradient in its input is a transposed one with the same weight, and back."""
+    if not output_mask[0] or any(output_mask[1:]):
+        return NotImplemented
+    rank = len(stride)
+    reach = [dilation[i] * (weight.shape[2 + i] - 1) - padding[i] for i in range(rank)]
+    if not transposed and groups == 1 and all(s == 1 for s in stride) and min(reach) >= 0:
+        # ONNX Runtime's convolution is about twice as fast as its transposed one. At stride 1 they
+        # are the same but for a flipped weight, which is worth storing.
+        flipped = weight.flip(list(range(2, 2 + rank))).transpose(0, 1)
+        back = aten.convolution(
+            gradient, flipped, None, stride, reach, dilation, False, [0] * rank, 1
+        )
+        return back, None, None
+    if transposed:
+        back = aten.convolution(
+            gradient, weight, None, stride, padding, dilation, False, [0] * rank, groups
+        )
+        if back.shape[2:] != x.shape[2:]:
+            return NotImplemented
+    else:
+        missing = [
+            x.shape[2 + i]
+            - (
+                (gradient.shape[2 + i] - 1) * stride[i]
+                - 2 * padding[i]
+                + dilation[i] * (weight.shape[2 + i] - 1)
+                + 1
+            )
+            for i in range(rank)
+        ]
+        back = aten.convolution(
+            gradient, weight, None, stride, padding, dilation, True, missing, groups
+        )
+    return back, None, None
+
+
+def _per_channel(values: Tensor | None, like: Tensor) -> Tensor | None:
+    return None if values is None else values.view(1, -1, *[1] * (like.ndim - 2))
+
+
+def _normalise(x: Tensor, axes: list[int], epsilon: float) -> tuple[Tensor, Tensor, Tensor]:
+    mean = x.mean(axes, keepdim=True)
+    centred = x - mean
+    inverse = ((centred * centred).mean(axes, keepdim=True) + epsilon).rsqrt()
+    return centred * inverse, mean, inverse
+
+
+def _normalise_backward(
+    gradient: Tensor, normalised: Tensor, inverse: Tensor, axes: list[int]
+) -> Tensor:
+    mean = gradient.mean(axes, keepdim=True)
+    slope = (gradient * normalised).mean(axes, keepdim=True)
+    return inverse * (gradient - mean - normalised * slope)
+
+
+def _batch_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    epsilon: float,
+) -> Any:
+    if not training:
+        return NotImplemented
+    axes = [0, *range(2, x.ndim)]
+    normalised, mean, inverse = _normalise(x, axes, epsilon)
+    scale, shift = _per_channel(weight, x), _per_channel(bias, x)
+    y = normalised if scale is None else normalised * scale
+    return y if shift is None else y + shift, mean.flatten(), inverse.flatten()
+
+
+def _batch_norm_without_statistics(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float,
+    epsilon: float,
+) -> Any:
+    return _batch_norm(x, weight, bias, None, None, training, momentum, epsilon)
+
+
+def _batch_norm_backward(
+    gradient: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    mean: Tensor | None,
+    inverse: Tensor | None,
+    training: bool,
+    epsilon: float,
+    output_mask: Sequence[bool],
+) -> Any:
+    if any(output_mask[1:]):
+        return NotImplemented
+    scale = _per_channel(weight, x)
+    if scale is not None:
+        gradient = gradient * scale
+    if not training:
+        assert running_var is not None
+        factor = _per_channel((running_var + epsilon).rsqrt(), x)
+        assert factor is not None
+        return gradient * factor, None, None
+    centre, factor = _per_channel(mean, x), _per_channel(inverse, x)
+    assert centre is not None
+    assert factor is not None
+    axes = [0, *range(2, x.ndim)]
+    return _normalise_backward(gradient, (x - centre) * factor, factor, axes), None, None
+
+
+def _group_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    batch: int,
+    channels: int,
+    pixels: int,
+    groups: int,
+    epsilon: float,
+) -> Any:
+    by_group = x.view(x.shape[0], groups, -1)
+    normalised, mean, inverse = _normalise(by_group, [2], epsilon)
+    y = normalised.view(x.shape)
+    scale, shift = _per_channel(weight, x), _per_channel(bias, x)
+    y = y if scale is None else y * scale
+    return (
+        y if shift is None else y + shift,
+        mean.view(x.shape[0], groups),
+        inverse.view(x.shape[0], groups),
+    )
+
+
+def _group_norm_backward(
+    gradient: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    inverse: Tensor,
+    weight: Tensor | None,
+    batch: int,
+    channels: int,
+    pixels: int,
+    groups: int,
+    output_mask: Sequence[bool],
+) -> Any:
+    if any(output_mask[1:]):
+        return NotImplemented
+    scale = _per_channel(weight, x)
+    if scale is not None:
+        gradient = gradient * scale
+    by_group = [x.shape[0], groups, -1]
+    factor = inverse.view(x.shape[0], groups, 1)
+    normalised = (x.view(by_group) - mean.view(x.shape[0], groups, 1)) * factor
+    back = _normalise_backward(gradient.reshape(by_group), normalised, factor, [2])
+    return back.view(x.shape), None, None
+
+
+def _layer_norm(
+    x: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    epsilon: float,
+) -> Any:
+    axes = list(range(x.ndim - len(normalized_shape), x.ndim))
+    y, mean, inverse = _normalise(x, axes, epsilon)
+    y = y if weight is None else y * weight
+    return y if bias is None else y + bias, mean, inverse
+
+
+def _layer_norm_backward(
+    gradient: Tensor,
+    x: Tensor,
+    normalized_shape: Sequence[int],
+    mean: Tensor,
+    inverse: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    output_mask: Sequence[bool],
+) -> Any:
+    if any(output_mask[1:]):
+        return NotImplemented
+    axes = list(range(x.ndim - len(normalized_shape), x.ndim))
+    gradient = gradient if weight is None else gradient * weight
+    return _normalise_backward(gradient, (x - mean) * inverse, inverse, axes), None, None
+
+
+def _upsample_backward(forward: Any) -> Callable[..., Any]:
+    modes = len(forward._schema.arguments) - 4
+
+    def backward(
+        gradient: Tensor, output_size: Sequence[int], input_size: Sequence[int], *settings: Any
+    ) -> Tensor:
+        height, width = (int(size) for size in input_size[2:])
+        out_height, out_width = (int(size) for size in output_size)
+        if forward is aten.upsample_nearest2d.default and (
+            out_height % height == out_width % width == 0
+        ):
+            # Pooling keeps ONNX Runtime's blocked layout between convolutions; a sum does not.
+            window = [out_height // height, out_width // width]
+            return aten.avg_pool2d(gradient, window, window) * float(math.prod(window))
+        mode = settings[:modes]
+        scale_h, scale_w = settings[modes:] or (None, None)
+        return _separable_backward(
+            gradient,
+            (height, width),
+            lambda rows: forward(rows, [out_height, 1], *mode, scale_h, None),
+            lambda columns: forward(columns, [1, out_width], *mode, None, scale_w),
+        )
+
+    return backward
+
+
+def _pad_backward(forward: Any) -> Callable[..., Any]:
+    def backward(gradient: Tensor, x: Tensor, padding: Sequence[int]) -> Any:
+        if x.ndim != 4:
+            return NotImplemented
+        left, right, top, bottom = padding
+        return _separable_backward(
+            gradient,
+            (int(x.shape[2]), int(x.shape[3])),
+            lambda rows: forward(rows, [0, 0, top, bottom]),
+            lambda columns: forward(columns, [left, right, 0, 0]),
+        )
+
+    return backward
+
+
+def _separable_backward(
+    gradient: Tensor,
+    size: tuple[int, int],
+    on_rows: Callable[[Tensor], Tensor],
+    on_columns: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """The gradient of a linear map of images that acts on rows and on columns apart.
+
+    Each of the two is a small matrix, which is what it makes of unit vectors.
+    """
+    height, width = size
+    with _disable_current_modes():
+        rows = on_rows(torch.eye(height).view(height, 1, height, 1)).reshape(height, -1)
+        columns = on_columns(torch.eye(width).view(width, 1, 1, width)).reshape(width, -1)
+        from_rows, from_columns = rows.t().contiguous(), columns.t().contiguous()
+    channels = gradient.shape[1]
+    by_column = (gradient.reshape(-1, columns.shape[1]) @ from_columns).view(
+        -1, channels, rows.shape[1], width
+    )
+    swapped = by_column.transpose(2, 3).reshape(-1, rows.shape[1])
+    return (swapped @ from_rows).view(-1, channels, width, height).transpose(2, 3)
+
+
+def _tiles(
+    x: Tensor, kernel_size: Sequence[int], stride: Sequence[int], padding: Sequence[int]
+) -> list[int] | None:
+    """The window of a pooling whose windows tile the image, else None."""
+    window = list(kernel_size) * (2 // len(kernel_size))
+    steps = list(stride) * (2 // len(stride)) if stride else window
+    whole = all(size % edge == 0 for size, edge in zip(x.shape[2:], window, strict=True))
+    return window if steps == window and not any(padding) and whole and x.ndim == 4 else None
+
+
+def _enlarge(x: Tensor, size: Sequence[int]) -> Tensor:
+    return aten.upsample_nearest2d(x, size)
+
+
+def _avg_pool2d_backward(
+    gradient: Tensor,
+    x: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor_override: int | None,
+) -> Any:
+    window = _tiles(x, kernel_size, stride, padding)
+    if window is None:
+        return NotImplemented
+    return _enlarge(gradient * (1.0 / (divisor_override or math.prod(window))), x.shape[2:])
+
+
+def _max_pool2d_backward(
+    gradient: Tensor,
+    x: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+    indices: Tensor,
+) -> Any:
+    """Every pixel that equals its window's maximum gets the gradient.
+
+    PyTorch gives it to the first of several; the two differ only where pixels tie, which after a
+    ReLU means at zeros, whose gradient the ReLU drops anyway.
+    """
+    window = _tiles(x, kernel_size, stride, padding)
+    if window is None or any(step != 1 for step in dilation):
+        return NotImplemented
+    largest = aten.max_pool2d_with_indices(x, kernel_size, stride, padding, dilation, ceil_mode)[0]
+    size = x.shape[2:]
+    return torch.where(x.ge(_enlarge(largest, size)), _enlarge(gradient, size), 0.0)
+
+
+def _slice_backward(
+    gradient: Tensor, sizes: Sequence[int], axis: int, start: int, end: int, step: int
+) -> Any:
+    if step != 1:
+        return NotImplemented
+    rank, size = len(sizes), sizes[axis]
+    start = max(start + size if start < 0 else start, 0)
+    padding = [0] * (2 * rank)
+    # constant_pad_nd counts axes from the last.
+    at = 2 * (rank - 1 - axis % rank)
+    padding[at] = start
+    padding[at + 1] = size - start - gradient.shape[axis]
+    return aten.constant_pad_nd(gradient, padding, 0)
+
+
+def _select_backward(gradient: Tensor, sizes: Sequence[int], axis: int, index: int) -> Any:
+    axis = axis % len(sizes)
+    start = index + sizes[axis] if index < 0 else index
+    return _slice_backward(gradient.unsqueeze(axis), sizes, axis, start, start + 1, 1)

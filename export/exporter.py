@@ -1,0 +1,316 @@
+"""Export: from a PyTorch generator to a bundle."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import pyinv
+from pyinv.bundle import FileRecord, Function, Manifest
+from pyinv.errors import BundleError, ExportError, OutputError
+from pyinv.priors import Normal, Prior, Uniform
+
+from .check import Reference, check_function
+from .failure import first_line
+from .losses import Loss, LossFunction, resolve_losses
+from .onnx import OPSET, WEIGHTS_FILE, Signature, WeightsFile, to_onnx, write_onnx
+from .trace import Shapes, prepare, trace_functions, trace_generator
+
+__all__ = ["export"]
+
+_BATCH_NORM_MODES = ("eval", "batch")
+_RANGE_SAMPLES = 8
+# Values this far outside, relative to the range's width, are rounding.
+_RANGE_SLACK = 1e-5
+
+
+def export(
+    generator: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    latent_shape: int | Sequence[int],
+    prior: Prior,
+    losses: str | LossFunction | Mapping[str, str | LossFunction] | Iterable[str | LossFunction] = (
+        "mse",
+    ),
+    value_range: tuple[float, float] = (-1.0, 1.0),
+    batch_norm: str = "eval",
+    condition_shape: int | Sequence[int] | None = None,
+    name: str | None = None,
+    overwrite: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> Path:
+    """Write a generator, and one objective with its gradient per loss, as a bundle.
+
+    The bundle's functions are ``forward``: latent [B, d] -> image [B, C, H, W], and for every loss
+    an objective: latent [B, d], image [B, C, H, W] -> loss [B], gradient [B, d] = d loss_b / d
+    latent_b; each takes condition [B, k] as well where there is one. Latents of any shape are
+    flattened to d. Before the bundle appears at ``path``, each function is run in ONNX Runtime and
+    compared with PyTorch at batches 1, 3 and 17: max |difference| <= 1e-5 max |value| (or PyTorch's
+    own rounding error, where that is larger). A failed export leaves nothing behind.
+
+    The generator is copied to float32 on the CPU and put in eval mode there; it is not changed
+    itself, and it may be on any device and in half precision.
+
+    Args:
+        generator: maps [B, *latent_shape] (and a condition [B, k]) to images [B, C, H, W].
+        path: the bundle's folder. Must not exist, or be empty, unless ``overwrite``.
+        latent_shape: one latent's shape: 100, (100,) or (100, 1, 1).
+        prior: what latents are drawn from, ``Uniform`` or ``Normal``.
+        losses: any of "mse", "l1", "bce" and torch callables (image, target) -> [B]; a mapping
+            gives names. bce maps ``value_range`` to [0, 1]. Each image's loss must depend on that
+            image alone.
+        value_range: lowest and highest pixel value. An output outside draws a warning, as some
+            generators overshoot a little; for bce it is an error, as bce has no value there.
+        batch_norm: "eval" folds running statistics into the weights; "batch" keeps the statistics
+            of each batch, and the gradient is then that of the summed loss.
+        condition_shape: one condition's shape, 10 or (10,), when the generator takes a second
+            argument.
+        name: the bundle's name; the generator's class name by default.
+        overwrite: replace an existing bundle.
+        progress: called with a line about each step.
+
+    Returns:
+        The bundle's path.
+
+    Raises:
+        ExportError: the generator or a loss cannot be exported, or the result does not agree.
+        OutputError: the path is taken or cannot be written.
+
+    Example:
+        >>> export(netG, "faces.bundle", latent_shape=(100, 1, 1), prior=Normal())
+    """
+    say = progress or (lambda line: None)
+    latent_sizes = _shape("latent_shape", latent_shape)
+    condition_sizes = (
+        None if condition_shape is None else _shape("condition_shape", condition_shape)
+    )
+    if condition_sizes is not None and len(condition_sizes) != 1:
+        raise ExportError(
+            f"condition_shape must be one number, got {list(condition_sizes)}: "
+            "flatten the condition and reshape it in the generator"
+        )
+    low, high = _range(value_range)
+    if batch_norm not in _BATCH_NORM_MODES:
+        raise ExportError(f"batch_norm must be 'eval' or 'batch', got {batch_norm!r}")
+    if not isinstance(prior, Uniform | Normal):
+        raise ExportError(f"prior must be pyinv.Uniform or pyinv.Normal, got {prior!r}")
+    resolved = resolve_losses(losses, value_range=(low, high))
+    target = Path(path)
+    _check_target(target, overwrite=overwrite)
+
+    prepared = prepare(generator, batch_norm=batch_norm)
+    image_shape = _try(prepared, latent_sizes, condition_sizes, prior, (low, high), resolved)
+    shapes = Shapes(latent_sizes, image_shape, condition_sizes)
+    reference = Reference(prepared, shapes, prior=prior, value_range=(low, high))
+
+    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        functions = _write_functions(staging, reference, resolved, batch_norm, say)
+        manifest = _manifest(
+            staging, functions, reference, batch_norm, name or type(generator).__name__
+        )
+        manifest.write(staging)
+        _publish(staging, target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return target
+
+
+def _write_functions(
+    folder: Path,
+    reference: Reference,
+    losses: Sequence[Loss],
+    batch_norm: str,
+    say: Callable[[str], None],
+) -> list[Function]:
+    shapes = reference.shapes
+    say("tracing the generator")
+    traced = trace_generator(reference.generator, shapes, batch_norm=batch_norm)
+    say(f"tracing the gradient of {', '.join(loss.name for loss in losses)}")
+    whole = trace_functions(traced, losses, shapes)
+    say("writing ONNX")
+    inputs: dict[str, tuple[int, ...]] = {
+        "latent": (shapes.latent_size,),
+        "image": shapes.image,
+    }
+    if shapes.condition is not None:
+        inputs["condition"] = shapes.condition
+    functions = [Function(name="forward", runtime="onnx", file="forward.onnx")]
+    signatures = [
+        Signature(tuple(name for name in inputs if name != "image"), {0: "image"}),
+    ]
+    for i, loss in enumerate(losses):
+        file = f"objective_{loss.name}.onnx"
+        functions.append(Function(name="objective", runtime="onnx", file=file, loss=loss.name))
+        signatures.append(Signature(tuple(inputs), {1 + 2 * i: "loss", 2 + 2 * i: "gradient"}))
+    models = to_onnx(whole, signatures, inputs=inputs)
+    with open(folder / WEIGHTS_FILE, "wb") as stream:
+        weights = WeightsFile(stream)
+        for function, model in zip(functions, models, strict=True):
+            write_onnx(model, folder / function.file, weights)
+    for function, checked in zip(functions, [None, *losses], strict=True):
+        worst = check_function(folder / function.file, reference, checked)
+        say(f"{function.file} agrees with PyTorch to {worst:.1e}")
+    return functions
+
+
+def _manifest(
+    folder: Path, functions: Sequence[Function], reference: Reference, batch_norm: str, name: str
+) -> Manifest:
+    shapes = reference.shapes
+    files = [*(function.file for function in functions), WEIGHTS_FILE]
+    try:
+        return Manifest(
+            latent_shape=shapes.latent,
+            image_shape=shapes.image,
+            value_range=reference.value_range,
+            prior=reference.prior,
+            functions=tuple(functions),
+            files={file: FileRecord.of(folder / file) for file in files},
+            batch_norm=batch_norm,
+            condition_shape=shapes.condition,
+            name=name,
+            exporter={
+                "pyinv": pyinv.__version__,
+                # Without the build's label, so that a bundle does not depend on it.
+                "torch": torch.__version__.split("+")[0],
+                "onnx_opset": OPSET,
+            },
+        )
+    except BundleError as error:
+        raise ExportError(str(error)) from error
+
+
+def _shape(what: str, given: int | Sequence[int]) -> tuple[int, ...]:
+    try:
+        sizes = (given,) if isinstance(given, int) else tuple(int(size) for size in given)
+    except (TypeError, ValueError):
+        sizes = ()
+    if not sizes or any(size < 1 for size in sizes):
+        raise ExportError(f"{what} must be a number or a tuple of numbers >= 1, got {given!r}")
+    return sizes
+
+
+def _range(given: tuple[float, float]) -> tuple[float, float]:
+    try:
+        low, high = (float(value) for value in given)
+    except (TypeError, ValueError):
+        low = high = math.nan
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ExportError(f"value_range must be (lowest, highest), got {given!r}")
+    return low, high
+
+
+def _check_target(target: Path, *, overwrite: bool) -> None:
+    """Refuse a path that is taken or cannot be written, before any work is done."""
+    if not target.name:
+        raise OutputError(f"{target}: give the bundle a name of its own")
+    if target.exists() and not target.is_dir():
+        raise OutputError(f"{target}: expected a folder, this is a file")
+    if target.is_dir() and any(target.iterdir()):
+        if not overwrite:
+            raise OutputError(
+                f"{target}: exists and is not empty; pass overwrite=True (--overwrite)"
+            )
+        # Overwriting means a bundle, never somebody's folder given by mistake.
+        if not (target / "manifest.json").is_file():
+            raise OutputError(f"{target}: exists and is not a bundle, so it is not overwritten")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        probe = tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent)
+        os.rmdir(probe)
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be written ({error.strerror})") from None
+
+
+def _publish(staging: Path, target: Path) -> None:
+    try:
+        # mkdtemp makes a private folder; a bundle is as public as the folder it is in.
+        mask = os.umask(0)
+        os.umask(mask)
+        staging.chmod(0o777 & ~mask)
+        if target.is_dir():
+            old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
+            target.rename(old / "bundle")
+            try:
+                staging.rename(target)
+            except OSError:
+                (old / "bundle").rename(target)
+                raise
+            finally:
+                shutil.rmtree(old, ignore_errors=True)
+        else:
+            staging.rename(target)
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be written ({error.strerror})") from None
+
+
+def _try(
+    generator: nn.Module,
+    latent_shape: tuple[int, ...],
+    condition_shape: tuple[int, ...] | None,
+    prior: Prior,
+    value_range: tuple[float, float],
+    losses: Sequence[Loss],
+) -> tuple[int, int, int]:
+    """Run the generator on a few latents, say what is wrong with it, and return its image shape."""
+    shapes = Shapes(latent_shape, (1, 1, 1), condition_shape)
+    reference = Reference(generator, shapes, prior=prior, value_range=value_range)
+    inputs = reference.draw(_RANGE_SAMPLES, seed=0)
+    given = f"a latent of shape {['B', *latent_shape]}".replace("'", "")
+    if condition_shape is not None:
+        given += f" and a condition of shape [B, {condition_shape[0]}]"
+    try:
+        # Noise that the generator draws must not change the caller's random state.
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            image = reference.image(inputs)
+            again = reference.image(inputs)
+    except Exception as error:
+        raise ExportError(
+            f"the generator does not take {given}: {first_line(error)}; "
+            "check latent_shape and condition_shape"
+        ) from error
+    if not isinstance(image, Tensor):
+        raise ExportError(
+            f"the generator must return one image tensor [B, C, H, W], it returned "
+            f"{type(image).__name__}: wrap it in a module that returns the image alone"
+        )
+    if image.ndim != 4 or image.shape[0] != _RANGE_SAMPLES:
+        raise ExportError(
+            f"the generator must return images [B, C, H, W], it returned {list(image.shape)} for "
+            f"{_RANGE_SAMPLES} latents"
+        )
+    if not image.is_floating_point():
+        raise ExportError(f"the generator must return floats, it returned {image.dtype}")
+    if not bool(torch.isfinite(image).all()):
+        raise ExportError("the generator returned NaN or infinity: check its weights")
+    if not torch.allclose(image, again, rtol=1e-5, atol=1e-6):
+        raise ExportError(
+            "the generator returned different images for the same latents: it draws noise or drops "
+            "out in eval mode; give it fixed noise before export"
+        )
+    _check_range(image, value_range, losses)
+    _, channels, height, width = image.shape
+    return channels, height, width
+
+
+def _check_range(image: Tensor, value_range: tuple[float, float], losses: Sequence[Loss]) -> None:
+    low, high = value_range
+    slack = _RANGE_SLACK * (high - low)
+    least, most = float(image.min()), float(image.max())
+    if least >= low - slack and most <= high + slack:
+        return
+    found = f"the generator's values lie in [{least:.3g}, {most:.3g}], outside value_range"
+    bounded = [loss.name for loss in losses if loss.bounded]
+    if bounded:
+        raise ExportError(f"{found} ({low:g}, {high:g}), where {bounded[0]} has no value")
+    warnings.warn(f"{found} ({low:g}, {high:g}): is that the right range?", stacklevel=3)

@@ -1,0 +1,519 @@
+"""Rewrite an ONNX graph's convolutions as the operators that the engine has kernels for (csrc/ops).
+
+A convolution becomes one operator together with its bias and activation, or, in a backward pass,
+together with the product by the activation's derivative. The operators work on images with channels
+last. Between them, and through what is computed element by element, images keep that layout;
+elsewhere a Transpose stands. Near the latent, where a dense layer's features are reshaped to an
+image or back, the order of the layer's features is changed instead.
+
+A kernel-3 convolution of an image doubled in size by repeating pixels is a kernel-4, stride-2
+transposed convolution of the image itself, whose weights are sums of the other's: 4 products for
+each output pixel instead of 9. Its gradient is that one's adjoint.
+
+The operators, all in the domain "pyinv":
+
+===================================  ==============  ==========================================
+operator                             inputs          output
+===================================  ==============  ==========================================
+Conv2d, ConvTranspose2d              X, W, (B)       y, the convolution plus bias
+...LeakyRelu                         X, W, (B)       y where y > 0, slope * y elsewhere
+...LeakyReluGradient                 X, W, A         y where A > 0, slope * y elsewhere
+===================================  ==============  ==========================================
+
+W, B, ``strides``, ``pads`` and ``output_padding`` are as in ONNX's Conv and ConvTranspose.
+``input_perm`` brings X to [batch, channels, height, width], ``output_perm`` brings that to the
+output's layout (A's is the same); either may be [0, 1, 2, 3].
+
+The model also defines every operator as a function in standard operators. A runtime that knows no
+"pyinv" operators inlines those: the same file runs anywhere, with the same results to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto, helper
+from onnx_ir.passes import common
+
+__all__ = ["DOMAIN", "fuse", "operator_function"]
+
+DOMAIN = "pyinv"
+
+_SAME = (0, 1, 2, 3)
+_TO_LAST = (0, 2, 3, 1)
+_TO_FIRST = (0, 3, 1, 2)
+# An image's own few channels stay first: the operators read and write such images either way, and
+# the loss compares them with targets whose channels are first.
+_FEW_CHANNELS = 8
+_DENSE = ("Gemm", "MatMul")
+_ELEMENTWISE = {
+    "Abs", "Add", "Clip", "Div", "Elu", "Equal", "Erf", "Exp", "Gelu", "Greater", "GreaterOrEqual",
+    "HardSigmoid", "HardSwish", "LeakyRelu", "Less", "LessOrEqual", "Log", "Max", "Min", "Mish",
+    "Mul", "Neg", "Not", "Pow", "Reciprocal", "Relu", "Selu", "Sigmoid", "Sign", "Softplus",
+    "Softsign", "Sqrt", "Sub", "Tanh", "ThresholdedRelu", "Where", "Cast", "And", "Or",
+}  # fmt: skip
+
+
+_DOUBLING: dict[str, Any] = {
+    "attributes": {"kernel_shape": (4, 4), "strides": (2, 2), "pads": (1, 1, 1, 1)}
+}
+
+
+def fuse(model: ModelProto) -> ModelProto:
+    """Return the model with its convolutions rewritten; without any, the model as it is.
+
+    Args:
+        model: standard operators only, weights in initializers, image shapes static.
+    """
+    if not any(node.op_type in ("Conv", "ConvTranspose") for node in model.graph.node):
+        return model
+    inferred = ir.from_proto(onnx.shape_inference.infer_shapes(model, data_prop=True))
+    _Fusion(inferred.graph).run()
+    for work in (common.RemoveUnusedNodesPass(), common.CommonSubexpressionEliminationPass()):
+        work(inferred)
+    fused = ir.to_proto(inferred)
+    used = {node.op_type for node in fused.graph.node if node.domain == DOMAIN}
+    if not used:
+        return model
+    fused.opset_import.append(helper.make_opsetid(DOMAIN, 1))
+    fused.functions.extend(operator_function(name, fused.opset_import) for name in sorted(used))
+    # Functions are older, but only version 10 lets a model file say what it means by each.
+    fused.ir_version = max(fused.ir_version, 10)
+    return fused
+
+
+def operator_function(name: str, opsets: Iterable[Any]) -> FunctionProto:
+    """Define one of the operators in standard operators of the given versions."""
+    transposed = name.startswith("ConvTranspose2d")
+    after = name.removeprefix("ConvTranspose2d").removeprefix("Conv2d")
+    gradient = after == "LeakyReluGradient"
+    settings = ["strides", "pads", *(["output_padding"] if transposed else [])]
+
+    def node(op: str, inputs: list[str], output: str, **attributes: str) -> NodeProto:
+        made = helper.make_node(op, inputs, [output])
+        for attribute, source in attributes.items():
+            kind = AttributeProto.FLOAT if source == "slope" else AttributeProto.INTS
+            made.attribute.append(AttributeProto(name=attribute, ref_attr_name=source, type=kind))
+        return made
+
+    nodes = [
+        node("Transpose", ["X"], "x", perm="input_perm"),
+        node(
+            "ConvTranspose" if transposed else "Conv",
+            ["x", "W"] if gradient else ["x", "W", "B"],
+            "convolved",
+            **{setting: setting for setting in settings},
+        ),
+    ]
+    if after == "LeakyRelu":
+        nodes += [
+            node("LeakyRelu", ["convolved"], "y", alpha="slope"),
+            node("Transpose", ["y"], "Y", perm="output_perm"),
+        ]
+    elif gradient:
+        nodes += [
+            node("Transpose", ["convolved"], "y", perm="output_perm"),
+            helper.make_node("Constant", [], ["zero"], value_float=0.0),
+            node("Constant", [], "slope", value_float="slope"),
+            node("Greater", ["A", "zero"], "positive"),
+            node("Mul", ["y", "slope"], "sloped"),
+            node("Where", ["positive", "y", "sloped"], "Y"),
+        ]
+    else:
+        nodes.append(node("Transpose", ["convolved"], "Y", perm="output_perm"))
+    return helper.make_function(
+        DOMAIN,
+        name,
+        ["X", "W", "A" if gradient else "B"],
+        ["Y"],
+        nodes,
+        [opset for opset in opsets if opset.domain == ""],
+        [*settings, *(["slope"] if after else []), "input_perm", "output_perm"],
+    )
+
+
+def _sizes(value: ir.Value | None) -> tuple[Any, ...] | None:
+    """A value's sizes, ints where static."""
+    return None if value is None or value.shape is None else tuple(value.shape)
+
+
+def _declare(value: ir.Value, sizes: Sequence[Any] | None, like: ir.Value) -> None:
+    """Give a value sizes, and another's element type."""
+    value.shape = None if sizes is None else ir.Shape(sizes)
+    if like.dtype is not None:
+        value.dtype = like.dtype
+
+
+def _array(value: ir.Value | None) -> np.ndarray | None:
+    """A constant's value."""
+    if value is None or value.const_value is None or not value.is_initializer():
+        return None
+    return value.const_value.numpy()
+
+
+def _scalar(value: ir.Value | None) -> float | None:
+    array = _array(value)
+    return float(array.item()) if array is not None and array.size == 1 else None
+
+
+def _only_user(value: ir.Value) -> ir.Node | None:
+    users = {use.node for use in value.uses()}
+    return users.pop() if len(users) == 1 and not value.is_graph_output() else None
+
+
+class _Fusion:
+    """One graph's rewriting. ``last`` knows the channels-last twins of channels-first images."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self.graph = graph
+        self.last: dict[ir.Value, ir.Value] = {}
+        self.constants: dict[Any, ir.Value] = {}
+        self.done: set[ir.Node] = set()
+
+    def run(self) -> None:
+        """Visit the nodes in order; each finds its inputs' twins made."""
+        for node in list(self.graph):
+            if node.op_type == "Resize":
+                self.convolved_upsampling(node)
+            elif node.op_type == "AveragePool":
+                self.upsampling_gradient(node)
+        for node in list(self.graph):
+            if node in self.done or node.domain != "":
+                continue
+            if node.op_type in ("Conv", "ConvTranspose"):
+                self.convolution(node)
+            elif node.op_type == "Reshape":
+                self.image_from_features(node) or self.features_from_image(node)
+            elif node.op_type in _ELEMENTWISE:
+                self.elementwise(node)
+
+    # -- Building ------------------------------------------------------------------------------
+
+    def add(
+        self, before: ir.Node, op: str, inputs: Sequence[ir.Value | None], **rest: Any
+    ) -> ir.Value:
+        """Insert a node before another and return its output."""
+        node = ir.node(op, inputs, **rest)
+        self.graph.insert_before(before, node)
+        return node.outputs[0]
+
+    def transposed(self, before: ir.Node, value: ir.Value, perm: Sequence[int]) -> ir.Value:
+        made = self.add(before, "Transpose", [value], attributes={"perm": perm})
+        sizes = _sizes(value)
+        assert sizes is not None
+        _declare(made, [sizes[axis] for axis in perm], value)
+        return made
+
+    def channels_last(self, before: ir.Node, value: ir.Value) -> ir.Value:
+        if value not in self.last:
+            self.last[value] = self.transposed(before, value, _TO_LAST)
+        return self.last[value]
+
+    def constant(self, key: Any, array: np.ndarray) -> ir.Value:
+        """An initializer, made once for each key."""
+        if key not in self.constants:
+            name = f"{key[0]}_{len(self.constants)}"
+            value = ir.val(name, const_value=ir.tensor(np.ascontiguousarray(array), name=name))
+            self.graph.register_initializer(value)
+            self.constants[key] = value
+        return self.constants[key]
+
+    def replace(self, node: ir.Node, by: ir.Value) -> None:
+        """Let a value stand where a node's output stood, and drop the node."""
+        old = node.outputs[0]
+        _declare(by, _sizes(old), old)
+        ir.convenience.replace_nodes_and_values(self.graph, node, [node], [], [old], [by])
+        self.done.add(node)
+
+    def replace_by_last(self, node: ir.Node, last: ir.Value) -> None:
+        """The same for a channels-last value. A way back that nobody goes is removed later."""
+        old = node.outputs[0]
+        sizes = _sizes(old)
+        assert sizes is not None
+        _declare(last, [sizes[axis] for axis in _TO_LAST], old)
+        first = self.transposed(node, last, _TO_FIRST)
+        self.replace(node, first)
+        self.last[first] = last
+
+    # -- Upsampling ----------------------------------------------------------------------------
+
+    def convolved_upsampling(self, node: ir.Node) -> None:
+        """Resize by repeating pixels, then Conv: a ConvTranspose."""
+        attributes = node.attributes
+        scales = _array(node.inputs[2]) if len(node.inputs) > 2 else None
+        convolution = _only_user(node.outputs[0])
+        if (
+            scales is None
+            or scales.tolist() != [1.0, 1.0, 2.0, 2.0]
+            or attributes.get_string("mode", "nearest") != "nearest"
+            or attributes.get_string("coordinate_transformation_mode", "half_pixel") != "asymmetric"
+            or attributes.get_string("nearest_mode", "round_prefer_floor") != "floor"
+            or convolution is None
+            or convolution.op_type != "Conv"
+            or not self.same_size_kernel_3(convolution)
+        ):
+            return
+        inputs = [node.inputs[0], self.spread(convolution.inputs[1]), *convolution.inputs[2:]]
+        self.replace(convolution, self.add(convolution, "ConvTranspose", inputs, **_DOUBLING))
+
+    def upsampling_gradient(self, node: ir.Node) -> None:
+        """ConvTranspose, then the sum of 2 x 2 pixels: a Conv."""
+        attributes = node.attributes
+        convolution = node.inputs[0].producer() if node.inputs[0] is not None else None
+        if (
+            tuple(attributes.get_ints("kernel_shape", ())) != (2, 2)
+            or tuple(attributes.get_ints("strides", (1, 1))) != (2, 2)
+            or any(attributes.get_ints("pads", ()))
+            or any(n != 1 for n in attributes.get_ints("dilations", (1, 1)))
+            or attributes.get_string("auto_pad", "NOTSET") != "NOTSET"
+            or attributes.get_int("ceil_mode", 0) != 0
+            or convolution is None
+            or convolution.op_type != "ConvTranspose"
+            or _only_user(convolution.outputs[0]) is not node
+            or any(value is not None for value in convolution.inputs[2:])
+            or not self.same_size_kernel_3(convolution)
+        ):
+            return
+        # The average is a quarter of the sum. Where it is multiplied by 4 at once, the weights are
+        # those of the forward pass; otherwise they are a quarter of them, which is exact.
+        end, quarter = node, True
+        product = _only_user(node.outputs[0])
+        factors = [] if product is None else [_scalar(value) for value in product.inputs]
+        if product is not None and product.op_type == "Mul" and 4.0 in factors:
+            end, quarter = product, False
+        weights = self.spread(convolution.inputs[1], quarter=quarter)
+        self.replace(end, self.add(end, "Conv", [convolution.inputs[0], weights], **_DOUBLING))
+
+    def same_size_kernel_3(self, node: ir.Node) -> bool:
+        settings = self.settings(node)
+        return (
+            settings is not None
+            and _sizes(node.inputs[1])[2:] == (3, 3)  # type: ignore[index]
+            and settings["strides"] == (1, 1)
+            and settings["pads"] == (1, 1, 1, 1)
+            and not any(settings.get("output_padding", ()))
+        )
+
+    def spread(self, weight: ir.Value | None, *, quarter: bool = False) -> ir.Value:
+        """Weights [out, in, 3, 3] for a doubled image as [in, out, 4, 4] for the image."""
+        array = _array(weight)
+        assert weight is not None
+        assert array is not None
+        sums = np.array([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]], np.float64)
+        spread = np.einsum("ay,bx,oiyx->ioab", sums, sums, array.astype(np.float64))
+        spread *= 0.25 if quarter else 1.0
+        return self.constant((weight.name, "spread", quarter), spread.astype(np.float32))
+
+    # -- Convolutions --------------------------------------------------------------------------
+
+    def convolution(self, node: ir.Node) -> None:
+        settings = self.settings(node)
+        if settings is None:
+            return
+        source, weight = node.inputs[0], node.inputs[1]
+        assert source is not None
+        assert weight is not None
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        transposed = node.op_type == "ConvTranspose"
+        channels = _sizes(weight)[1 if transposed else 0]  # type: ignore[index]
+        few_in = _sizes(source)[1] < _FEW_CHANNELS  # type: ignore[index]
+        first = channels < _FEW_CHANNELS
+
+        name, third, end = node.op_type + "2d", bias, node
+        activation = self.activation(node.outputs[0])
+        derivative = None if bias is not None else self.derivative(node.outputs[0])
+        if activation is not None:
+            end, settings["slope"] = activation
+            name += "LeakyRelu"
+        elif derivative is not None:
+            end, third, settings["slope"] = derivative
+            name += "LeakyReluGradient"
+            if not first:
+                third = self.channels_last(end, third)
+        if few_in and source not in self.last:
+            settings["input_perm"] = _SAME
+        else:
+            settings["input_perm"] = _TO_FIRST
+            source = self.channels_last(end, source)
+        settings["output_perm"] = _SAME if first else _TO_LAST
+        made = self.add(end, name, [source, weight, third], attributes=settings, domain=DOMAIN)
+        if first:
+            self.replace(end, made)
+        else:
+            self.replace_by_last(end, made)
+
+    def settings(self, node: ir.Node) -> dict[str, Any] | None:
+        """The operator's attributes, or None for a convolution that it cannot compute."""
+        attributes = node.attributes
+        source, weight = node.inputs[0], node.inputs[1]
+        sizes = _sizes(source)
+        if sizes is None or len(sizes) != 4 or not all(isinstance(n, int) for n in sizes[1:]):
+            return None
+        if source.dtype != ir.DataType.FLOAT or _array(weight) is None:  # type: ignore[union-attr]
+            return None
+        if len(node.inputs) > 2 and node.inputs[2] is not None and _array(node.inputs[2]) is None:
+            return None
+        if attributes.get_int("group", 1) != 1 or "output_shape" in attributes:
+            return None
+        if any(n != 1 for n in attributes.get_ints("dilations", (1, 1))):
+            return None
+        if attributes.get_string("auto_pad", "NOTSET") != "NOTSET":
+            return None
+        pads = attributes.get_ints("pads", (0, 0, 0, 0))
+        if any(pad < 0 for pad in pads):
+            return None
+        settings: dict[str, Any] = {
+            "strides": tuple(attributes.get_ints("strides", (1, 1))),
+            "pads": tuple(pads),
+        }
+        if node.op_type == "ConvTranspose":
+            settings["output_padding"] = tuple(attributes.get_ints("output_padding", (0, 0)))
+        return settings
+
+    def activation(self, value: ir.Value) -> tuple[ir.Node, float] | None:
+        """The Relu or LeakyRelu that is all that becomes of a value, and its slope."""
+        user = _only_user(value)
+        if user is None or user.domain != "":
+            return None
+        if user.op_type == "Relu":
+            return user, 0.0
+        if user.op_type == "LeakyRelu":
+            return user, user.attributes.get_float("alpha", 0.01)
+        return None
+
+    def derivative(self, value: ir.Value) -> tuple[ir.Node, ir.Value, float] | None:
+        """The product with a LeakyRelu's derivative that is all that becomes of a value.
+
+        That is Where(Greater(a, 0), value, slope * value), or 0 for the last. Returns the Where, a,
+        and the slope.
+        """
+        if value.is_graph_output():
+            return None
+        users = {use.node for use in value.uses()}
+        select = next((user for user in users if user.op_type == "Where"), None)
+        if select is None or select.inputs[1] is not value or select.inputs[2] is None:
+            return None
+        condition = select.inputs[0].producer()  # type: ignore[union-attr]
+        if condition is None or condition.op_type != "Greater":
+            return None
+        activated = condition.inputs[0]
+        if activated is None or _scalar(condition.inputs[1]) != 0.0:
+            return None
+        if _sizes(activated) != _sizes(value):
+            return None
+        below = select.inputs[2]
+        if _scalar(below) == 0.0 and users == {select}:
+            return select, activated, 0.0
+        product = below.producer()
+        if product is None or product.op_type != "Mul" or users != {select, product}:
+            return None
+        slope = next((_scalar(side) for side in product.inputs if side is not value), None)
+        if slope is None or _only_user(below) is not select:
+            return None
+        return select, activated, slope
+
+    # -- What lies between ---------------------------------------------------------------------
+
+    def elementwise(self, node: ir.Node) -> None:
+        """Compute with channels last where an input has them last."""
+        sizes = _sizes(node.outputs[0])
+        if sizes is None or len(sizes) != 4 or not any(v in self.last for v in node.inputs):
+            return
+        inputs: list[ir.Value | None] = []
+        for value in node.inputs:
+            other = _sizes(value)
+            if value is None or other is None:
+                inputs.append(value)
+                if value is not None:
+                    return
+            elif len(other) == 0 or (_scalar(value) is not None and len(other) < 4):
+                inputs.append(value)
+            elif len(other) != 4:
+                return
+            elif (array := _array(value)) is not None:
+                inputs.append(self.constant((value.name, _TO_LAST), array.transpose(_TO_LAST)))
+            else:
+                inputs.append(self.channels_last(node, value))
+        self.replace_by_last(
+            node, self.add(node, node.op_type, inputs, attributes=dict(node.attributes))
+        )
+
+    def wanted_last(self, value: ir.Value) -> bool:
+        """Whether a convolution takes the value, perhaps after element-by-element work."""
+        return any(
+            self.settings(user) is not None
+            if user.op_type in ("Conv", "ConvTranspose")
+            else user.op_type in _ELEMENTWISE and self.wanted_last(user.outputs[0])
+            for user in (use.node for use in value.uses())
+        )
+
+    def reordered(
+        self, gemm: ir.Node, index: int, axis: int, sizes: Sequence[int]
+    ) -> ir.Value | None:
+        """A Gemm's matrix or bias with features in the order height, width, channels on an axis."""
+        value = gemm.inputs[index]
+        array = _array(value)
+        if value is None or array is None or array.ndim > 2:
+            return None
+        axis %= array.ndim
+        if array.shape[axis] != np.prod(sizes):
+            return None
+        split = array.reshape(*array.shape[:axis], *sizes, *array.shape[axis + 1 :])
+        order = [*range(axis), axis + 1, axis + 2, axis, *range(axis + 3, split.ndim)]
+        return self.constant(
+            (value.name, axis, tuple(sizes)), split.transpose(order).reshape(array.shape)
+        )
+
+    def image_from_features(self, node: ir.Node) -> bool:
+        """Gemm, Reshape to an image: let the Gemm give the features with channels last."""
+        source, sizes = node.inputs[0], _sizes(node.outputs[0])
+        gemm = source.producer() if source is not None else None
+        if gemm is None or gemm.op_type not in _DENSE or sizes is None or len(sizes) != 4:
+            return False
+        if _only_user(gemm.outputs[0]) is not node or not self.wanted_last(node.outputs[0]):
+            return False
+        if not all(isinstance(n, int) for n in sizes[1:]) or len(_sizes(source) or ()) != 2:
+            return False
+        matrix = self.reordered(
+            gemm, 1, 0 if gemm.attributes.get_int("transB", 0) else 1, sizes[1:]
+        )
+        bias = gemm.inputs[2] if len(gemm.inputs) > 2 else None
+        if matrix is None:
+            return False
+        if bias is not None and _scalar(bias) is None:
+            bias = self.reordered(gemm, 2, -1, sizes[1:])
+            if bias is None:
+                return False
+        inputs = [gemm.inputs[0], matrix, *([bias] if bias is not None else [])]
+        made = self.add(node, gemm.op_type, inputs, attributes=dict(gemm.attributes))
+        _declare(made, _sizes(gemm.outputs[0]), gemm.outputs[0])
+        self.replace_by_last(node, self.image(node, made, sizes))
+        return True
+
+    def image(self, before: ir.Node, features: ir.Value, sizes: Sequence[Any]) -> ir.Value:
+        shape = np.array([-1, sizes[2], sizes[3], sizes[1]], np.int64)
+        return self.add(before, "Reshape", [features, self.constant(("shape", *shape), shape)])
+
+    def features_from_image(self, node: ir.Node) -> bool:
+        """Image, Reshape, Gemm: let the Gemm take the features with channels last."""
+        source = node.inputs[0]
+        sizes, after = _sizes(source), _sizes(node.outputs[0])
+        gemm = _only_user(node.outputs[0])
+        if source not in self.last or sizes is None or after is None or len(after) != 2:
+            return False
+        if gemm is None or gemm.op_type not in _DENSE or gemm.inputs[0] is not node.outputs[0]:
+            return False
+        if gemm.attributes.get_int("transA", 0) or after[1] != np.prod(sizes[1:]):
+            return False
+        matrix = self.reordered(
+            gemm, 1, 1 if gemm.attributes.get_int("transB", 0) else 0, sizes[1:]
+        )
+        if matrix is None:
+            return False
+        self.replace(node, self.add(node, "Reshape", [self.last[source], node.inputs[1]]))
+        gemm.replace_input_with(1, matrix)
+        return True

@@ -1,0 +1,71 @@
+"""Small changes to an FX graph that keep every node's shape known.
+
+Each node of a traced graph carries a fake tensor in ``meta["val"]``: static sizes are ints, the
+batch is a symbol. The functions here add nodes with that in place, so that later passes can go on
+asking for shapes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+__all__ = ["add_constant", "constant", "insert", "is_op", "shape"]
+
+
+def is_op(node: Any, *names: str) -> bool:
+    """Whether a node calls one of the named ATen operators, whatever the overload."""
+    return (
+        isinstance(node, fx.Node)
+        and node.op == "call_function"
+        and isinstance(node.target, torch._ops.OpOverload)
+        and node.target._schema.name.removeprefix("aten::") in names
+    )
+
+
+def shape(node: fx.Node) -> tuple[Any, ...] | None:
+    """The node's sizes, ints but for the batch; None for anything but one tensor."""
+    value = node.meta.get("val")
+    return tuple(value.shape) if isinstance(value, Tensor) else None
+
+
+def constant(module: fx.GraphModule, node: Any) -> Tensor | None:
+    """The tensor that a node stands for, if it is a constant of the module."""
+    if not isinstance(node, fx.Node) or node.op != "get_attr":
+        return None
+    found: Any = module
+    for part in str(node.target).split("."):
+        found = getattr(found, part)
+    return found.detach() if isinstance(found, Tensor) else None
+
+
+def _fake_mode(graph: fx.Graph) -> Any:
+    return next(node for node in graph.nodes if node.op == "placeholder").meta["val"].fake_mode
+
+
+def add_constant(module: fx.GraphModule, value: Tensor) -> fx.Node:
+    """Register a tensor as a constant of the module and add a node for it at the insert point."""
+    number = sum(1 for name, _ in module.named_buffers() if name.startswith("constant_"))
+    while hasattr(module, f"constant_{number}"):
+        number += 1
+    name = f"constant_{number}"
+    module.register_buffer(name, value.detach().contiguous())
+    node = module.graph.get_attr(name)
+    node.meta["val"] = _fake_mode(module.graph).from_tensor(value, static_shapes=True)
+    return node
+
+
+def insert(graph: fx.Graph, operator: Any, *args: Any, **kwargs: Any) -> fx.Node:
+    """Call an operator at the insert point; the new node knows its shape."""
+    node = graph.call_function(operator, args, kwargs)
+
+    def value(argument: fx.Node) -> Any:
+        return argument.meta["val"]
+
+    fake_args = fx.node.map_arg(args, value)
+    fake_kwargs = fx.node.map_arg(kwargs, value)
+    with _fake_mode(graph):
+        node.meta["val"] = operator(*fake_args, **fake_kwargs)
+    return node

@@ -1,0 +1,347 @@
+"""Trace a generator, and the gradient of a loss of it, to plain ATen graphs.
+
+Both are traced with a symbolic batch. The generator comes first, so that batch norm can be folded
+in its graph; the objective is then traced from that folded graph, and forward and backward pass
+share the folded weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._dispatch.python import enable_python_dispatcher, no_python_dispatcher
+from torch._dynamo.source import ConstantSource
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import (
+    DimDynamic,
+    ShapeEnv,
+    StatelessSymbolicContext,
+)
+from torch.overrides import TorchFunctionMode, resolve_name
+
+from pyinv.errors import ExportError
+
+from .decompose import decomposition_table
+from .failure import first_line, named_operator
+from .fold import (
+    fold_batch_norm,
+    has_batch_statistics,
+    instance_norm_as_group_norm,
+    one_pixel_convolution_as_dense,
+    unit_stride_transposed_as_convolution,
+)
+from .graph import insert, is_op
+from .losses import Loss
+from .simplify import simplify
+
+__all__ = ["Shapes", "prepare", "trace_functions", "trace_generator"]
+
+# A size that layers do not have, so that no other size is mistaken for the batch. Tracing computes
+# nothing, and the examples' memory is never touched.
+_EXAMPLE_BATCH = 97
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """One target's shapes, without the batch axis."""
+
+    latent: tuple[int, ...]
+    image: tuple[int, int, int]
+    condition: tuple[int, ...] | None = None
+
+    @property
+    def latent_size(self) -> int:
+        """The number of components of a latent, d."""
+        return math.prod(self.latent)
+
+
+def prepare(generator: nn.Module, *, batch_norm: str) -> nn.Module:
+    """Copy a generator to float32 on the CPU, in the mode that is to be exported.
+
+    The copy is in eval mode; with batch_norm="batch" its batch norm layers use the statistics of
+    each batch and keep none. The generator itself is not touched.
+    """
+    if isinstance(generator, torch.jit.ScriptModule):
+        raise ExportError(
+            "generator is a TorchScript module, which cannot be traced: "
+            "export the torch.nn.Module that it was made from"
+        )
+    if not isinstance(generator, nn.Module):
+        raise ExportError(f"generator must be a torch.nn.Module, got {type(generator).__name__}")
+    tensors = [*generator.parameters(), *generator.buffers()]
+    for tensor in tensors:
+        if tensor.is_meta:
+            raise ExportError("generator is on the meta device and has no weights: load them first")
+        if tensor.is_quantized or tensor.is_complex():
+            raise ExportError(
+                f"generator has {tensor.dtype} weights: convert them to float32 before export"
+            )
+    # deepcopy refuses tensors that autograd made, such as an old-style weight norm's weight.
+    memo: dict[int, Any] = {}
+    for module in generator.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    try:
+        copied = copy.deepcopy(generator, memo)
+    except Exception as error:
+        raise ExportError(f"generator cannot be copied: {first_line(error)}") from error
+    copied = copied.cpu().float().eval().requires_grad_(False)
+    if batch_norm == "batch":
+        for module in copied.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.train()
+                module.track_running_stats = False
+                module.running_mean = module.running_var = module.num_batches_tracked = None
+    return copied
+
+
+def _fakes(shapes: Sequence[Sequence[int]]) -> tuple[FakeTensorMode, list[Tensor]]:
+    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+    tensors: list[Tensor] = []
+    for i, sizes in enumerate(shapes):
+        # Equal sizes share a symbol (DUCK): the batch of every input is the same.
+        context: Any = StatelessSymbolicContext(
+            dynamic_sizes=[DimDynamic.DUCK] + [DimDynamic.STATIC] * len(sizes)
+        )
+        tensors.append(
+            mode.from_tensor(
+                torch.empty(_EXAMPLE_BATCH, *sizes),
+                symbolic_context=context,
+                source=ConstantSource(f"input_{i}"),
+            )
+        )
+    return mode, tensors
+
+
+# Questions about a tensor, which no generator fails at.
+_QUERIES = ("__get__", ".size", ".stride", ".dim")
+
+
+class _Watch(TorchFunctionMode):
+    """Remembers which torch function was called last, and keeps interpolations whole.
+
+    The Python dispatcher, without which some operators mistake the symbolic batch for a number,
+    would write interpolations as index arithmetic.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.called = ""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = resolve_name(func) or ""
+        if name and not name.endswith(_QUERIES):
+            self.called = name
+        if func is torch.nn.functional.interpolate:
+            whole = _interpolate(*args, **(kwargs or {}))
+            if whole is not None:
+                return whole
+        if isinstance(func, torch._ops.OpOverload) and "upsample" in str(func):
+            with no_python_dispatcher():
+                return func(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def describe(self) -> str:
+        """The generator, and where in it tracing is."""
+        return f"the generator (in {self.called})" if self.called else "the generator"
+
+
+def _interpolate(
+    x: Tensor,
+    size: Any = None,
+    scale_factor: Any = None,
+    mode: str = "nearest",
+    align_corners: bool | None = None,
+    recompute_scale_factor: bool | None = None,
+    antialias: bool = False,
+) -> Tensor | None:
+    """torch.nn.functional.interpolate of images as one operator; None for what it is not."""
+    operators = {
+        "nearest": torch.ops.aten.upsample_nearest2d.default,
+        "nearest-exact": torch.ops.aten._upsample_nearest_exact2d.default,
+        "bilinear": torch.ops.aten.upsample_bilinear2d.default,
+        "bicubic": torch.ops.aten.upsample_bicubic2d.default,
+    }
+    if x.ndim != 4 or mode not in operators or antialias:
+        return None
+    if (size is None) == (scale_factor is None):
+        return None
+    given = size if size is not None else scale_factor
+    pair = list(given) if isinstance(given, list | tuple) else [given, given]
+    scales: list[float | None] = [None, None]
+    if scale_factor is not None:
+        if not recompute_scale_factor:
+            scales = [float(scale) for scale in pair]
+        pair = [math.floor(int(x.shape[2 + i]) * float(pair[i])) for i in range(2)]
+    corners = [bool(align_corners)] if mode in ("bilinear", "bicubic") else []
+    with no_python_dispatcher():
+        result: Tensor = operators[mode](x, [int(edge) for edge in pair], *corners, *scales)
+    return result
+
+
+@contextmanager
+def _explained(tracing: Callable[[], str]) -> Iterator[None]:
+    """Turn whatever torch raises while tracing into one line that names the operator."""
+    try:
+        yield
+    except ExportError:
+        raise
+    except Exception as error:
+        what, operator = tracing(), named_operator(error)
+        if operator is None:
+            raise ExportError(
+                f"{what} cannot be traced: {type(error).__name__}: {first_line(error)}"
+            ) from error
+        raise ExportError(
+            f"{what} uses {operator}, which cannot be exported: {first_line(error)}"
+        ) from error
+
+
+def trace_generator(generator: nn.Module, shapes: Shapes, *, batch_norm: str) -> fx.GraphModule:
+    """Trace a prepared generator to a graph from latent [B, d] (and condition) to image."""
+    inputs: list[tuple[int, ...]] = [(shapes.latent_size,)]
+    if shapes.condition is not None:
+        inputs.append(shapes.condition)
+
+    def forward(latent: Tensor, *condition: Tensor) -> Tensor:
+        if len(shapes.latent) != 1:
+            latent = latent.view(latent.shape[0], *shapes.latent)
+        return generator(latent, *condition)
+
+    watch = _Watch()
+    with _explained(watch.describe):
+        mode, fakes = _fakes(inputs)
+        with mode, enable_python_dispatcher(), torch.no_grad(), watch:
+            module = make_fx(torch.func.functionalize(forward, remove="mutations"))(*fakes)
+        _refuse_randomness(module.graph, "the generator")
+        instance_norm_as_group_norm(module)
+        coupled = has_batch_statistics(module)
+        if coupled and batch_norm == "eval":
+            raise ExportError(
+                "the generator's batch norm has no running statistics and uses those of each "
+                "batch: export it with batch_norm='batch'"
+            )
+        if not coupled and batch_norm == "batch":
+            raise ExportError(
+                "batch_norm='batch' needs a generator with batch norm, this one has none: "
+                "leave batch_norm at 'eval'"
+            )
+        simplify(module)
+        fold_batch_norm(module)
+        one_pixel_convolution_as_dense(module)
+        unit_stride_transposed_as_convolution(module)
+        simplify(module)
+    return module
+
+
+def trace_functions(
+    traced: fx.GraphModule, losses: Sequence[Loss], shapes: Shapes
+) -> fx.GraphModule:
+    """Trace the bundle's functions as one graph, with the operators that ONNX has.
+
+    Inputs are latent, image and, where there is one, condition; outputs the generated image, then
+    loss [B] and d loss / d latent [B, d] for every loss.
+    """
+    tracing = "the generator"
+    ends = _expose_activation(traced)
+
+    def functions(latent: Tensor, target: Tensor, *condition: Tensor) -> list[Tensor]:
+        nonlocal tracing
+        latent = latent.detach().requires_grad_(True)
+        with torch.enable_grad():
+            image, *before = traced(latent, *condition)
+            outputs = [image.detach()]
+            for loss in losses:
+                tracing = f"the objective with loss {loss.name!r}"
+                outputs += _value_and_gradient(
+                    loss, image, target, latent, dict(zip(ends, before, strict=True))
+                )
+        return outputs
+
+    inputs: list[tuple[int, ...]] = [(shapes.latent_size,), shapes.image]
+    if shapes.condition is not None:
+        inputs.append(shapes.condition)
+    with _explained(lambda: tracing):
+        mode, fakes = _fakes(inputs)
+        with mode, enable_python_dispatcher(), _Watch():
+            module = make_fx(functions, decomposition_table=decomposition_table())(*fakes)
+        simplify(module)
+    _refuse_randomness(module.graph, "a loss")
+    return module
+
+
+def _value_and_gradient(
+    loss: Loss, image: Tensor, target: Tensor, latent: Tensor, before: dict[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    for activation, from_input in loss.before_activation.items():
+        if activation in before:
+            end = before[activation]
+            with torch.no_grad():
+                value, direction, factor = from_input(end, image, target)
+            (gradient,) = torch.autograd.grad(end, latent, direction, retain_graph=True)
+            return value, gradient * factor
+    if loss.cotangent is None:
+        value = loss.value(image, target)
+        _check_loss(value, latent, loss.name)
+        (gradient,) = torch.autograd.grad(value.sum(), latent, retain_graph=True)
+        return value.detach(), gradient
+    with torch.no_grad():
+        value, direction, factor = loss.cotangent(image, target)
+    (gradient,) = torch.autograd.grad(image, latent, direction, retain_graph=True)
+    return value, gradient * factor
+
+
+def _expose_activation(traced: fx.GraphModule) -> tuple[str, ...]:
+    """Make a traced generator return its image and, if it ends in tanh or sigmoid, their input.
+
+    Returns the names of the activations whose input is returned. Safe to call again.
+    """
+    graph = traced.graph
+    output = next(node for node in graph.nodes if node.op == "output")
+    image = output.args[0]
+    if isinstance(image, tuple | list):
+        return tuple(name for name in ("tanh", "sigmoid") if is_op(image[0], name))
+    if is_op(image, "view", "reshape") and is_op(image.args[0], "tanh", "sigmoid"):
+        # A reshape commutes with what is done to each pixel.
+        activation = image.args[0]
+        with graph.inserting_before(image):
+            moved = insert(graph, image.target, activation.args[0], *image.args[1:])
+            last = insert(graph, activation.target, moved)
+        image.replace_all_uses_with(last)
+        image = last
+    ends = tuple(name for name in ("tanh", "sigmoid") if is_op(image, name))
+    output.args = ([image, *(image.args[:1] if ends else ())],)
+    graph.eliminate_dead_code()
+    traced.recompile()
+    return ends
+
+
+def _check_loss(value: object, latent: Tensor, name: str) -> None:
+    if not isinstance(value, Tensor) or value.ndim != 1 or value.shape[0] != latent.shape[0]:
+        got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        got = str(got).replace(str(latent.shape[0]), "B")
+        raise ExportError(
+            f"loss {name!r} must return one value per image, [B], it returned {got}: "
+            "take the mean over axes 1, 2 and 3 only"
+        )
+
+
+def _refuse_randomness(graph: fx.Graph, what: str) -> None:
+    graph.eliminate_dead_code()
+    for node in graph.nodes:
+        if isinstance(node.target, torch._ops.OpOverload) and (
+            torch.Tag.nondeterministic_seeded in node.target.tags
+        ):
+            raise ExportError(
+                f"{what} draws random numbers with {node.target._schema.name}: "
+                "an exported function must give the same image for the same latent"
+            )

@@ -1,0 +1,339 @@
+"""Bundles: a directory with an exported generator's graphs, its weights and a manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pyinv.errors import BundleError, RuleError
+from pyinv.priors import Prior, prior_from_description
+
+__all__ = ["Bundle", "FileRecord", "Function", "Manifest"]
+
+FORMAT = "pyinv-bundle"
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+RUNTIMES = ("onnx",)
+BATCH_NORM_MODES = ("eval", "batch")
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """What the manifest knows of one file: its size in bytes and its SHA-256 in hexadecimal."""
+
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: str | os.PathLike[str]) -> FileRecord:
+        """Return the record of the file at ``path`` as it is now."""
+        with open(path, "rb") as file:
+            digest = hashlib.sha256()
+            size = 0
+            while block := file.read(1 << 20):
+                digest.update(block)
+                size += len(block)
+        return cls(bytes=size, sha256=digest.hexdigest())
+
+
+@dataclass(frozen=True)
+class Function:
+    """One graph of a bundle.
+
+    Args:
+        name: "forward" or "objective".
+        runtime: what runs it: "onnx".
+        file: the graph's file name in the bundle.
+        loss: the loss of an objective; None for other functions.
+    """
+
+    name: str
+    runtime: str
+    file: str
+    loss: str | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """Return the manifest's entry for this function."""
+        described: dict[str, Any] = {"name": self.name}
+        if self.loss is not None:
+            described["loss"] = self.loss
+        return {**described, "runtime": self.runtime, "file": self.file}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that a bundle says about itself; the content of manifest.json.
+
+    Args:
+        latent_shape: one target's latent, without the batch axis.
+        image_shape: (C, H, W).
+        value_range: the (lowest, highest) pixel value that the generator produces.
+        prior: what the components of a latent are drawn from.
+        functions: the graphs; one "forward" and at least one "objective", each loss once.
+        files: every file of the bundle but the manifest, with its size and SHA-256.
+        batch_norm: "eval" folds running statistics into the weights; "batch" uses the statistics
+            of the images that run together.
+        condition_shape: one target's condition (k,), or None.
+        name: what people call this generator.
+        exporter: versions of what wrote the bundle.
+
+    Raises:
+        BundleError: a value that no bundle can have.
+    """
+
+    latent_shape: tuple[int, ...]
+    image_shape: tuple[int, int, int]
+    value_range: tuple[float, float]
+    prior: Prior
+    functions: tuple[Function, ...]
+    files: Mapping[str, FileRecord]
+    batch_norm: str = "eval"
+    condition_shape: tuple[int, ...] | None = None
+    name: str = ""
+    exporter: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_shape("latent_shape", self.latent_shape)
+        _check_shape("image_shape", self.image_shape, axes=3)
+        if self.condition_shape is not None:
+            _check_shape("condition_shape", self.condition_shape, axes=1)
+        low, high = self.value_range
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise BundleError(
+                f"value_range must be two finite numbers, low below high; got [{low}, {high}]"
+            )
+        if self.batch_norm not in BATCH_NORM_MODES:
+            raise BundleError(f'batch_norm must be "eval" or "batch", got {self.batch_norm!r}')
+        for function in self.functions:
+            if function.runtime not in RUNTIMES:
+                raise BundleError(
+                    f"function {function.name} needs runtime {function.runtime!r}; this pyinv "
+                    f"has {', '.join(RUNTIMES)}"
+                )
+            if function.file not in self.files:
+                raise BundleError(f"function {function.name} names {function.file}, not in files")
+        for name in self.files:
+            if not name or name in (".", "..", MANIFEST_NAME) or "/" in name or "\\" in name:
+                raise BundleError(f"files must hold plain file names, got {name!r}")
+        if sum(function.name == "forward" for function in self.functions) != 1:
+            raise BundleError('functions must hold exactly one "forward"')
+        objectives = [function.loss for function in self.functions if function.name == "objective"]
+        if not objectives or None in objectives or len(set(objectives)) != len(objectives):
+            raise BundleError('functions must hold one "objective" or more, each with its own loss')
+
+    @property
+    def latent_size(self) -> int:
+        """The number of components of a latent, d."""
+        return math.prod(self.latent_shape)
+
+    @property
+    def pixels(self) -> int:
+        """The number of values of an image, C * H * W."""
+        return math.prod(self.image_shape)
+
+    @property
+    def condition_size(self) -> int:
+        """The number of values of a condition; 0 when there is none."""
+        return 0 if self.condition_shape is None else math.prod(self.condition_shape)
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """The losses that this bundle can minimise, in the manifest's order."""
+        return tuple(f.loss for f in self.functions if f.name == "objective" and f.loss is not None)
+
+    def forward(self) -> Function:
+        """Return the function that turns latents into images."""
+        return next(function for function in self.functions if function.name == "forward")
+
+    def objective(self, loss: str) -> Function:
+        """Return the objective with this loss.
+
+        Raises:
+            BundleError: the bundle has none; the message says how to get one.
+        """
+        for function in self.functions:
+            if function.name == "objective" and function.loss == loss:
+                return function
+        raise BundleError(
+            f"this bundle has no loss {loss!r}, only {', '.join(self.losses)}; export it again "
+            f'with losses=(..., "{loss}") or `pyinv export --loss {loss}`, or choose another loss'
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Return the content of manifest.json."""
+        return {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "exporter": dict(self.exporter),
+            "name": self.name,
+            "latent_shape": list(self.latent_shape),
+            "image_shape": list(self.image_shape),
+            "value_range": list(self.value_range),
+            "condition_shape": None if self.condition_shape is None else list(self.condition_shape),
+            "prior": self.prior.describe(),
+            "batch_norm": self.batch_norm,
+            "functions": [function.describe() for function in self.functions],
+            "files": {
+                name: {"bytes": record.bytes, "sha256": record.sha256}
+                for name, record in self.files.items()
+            },
+        }
+
+    @classmethod
+    def from_description(cls, described: Any) -> Manifest:
+        """Return the manifest that ``describe()`` described.
+
+        Raises:
+            BundleError: not a pyinv manifest, from a newer pyinv, or a wrong or missing entry.
+        """
+        if not isinstance(described, dict) or described.get("format") != FORMAT:
+            raise BundleError(f'not a pyinv bundle: its manifest has no "format": "{FORMAT}"')
+        version = described.get("format_version")
+        if not isinstance(version, int) or version < 1:
+            raise BundleError(f"format_version must be a whole number >= 1, got {version!r}")
+        if version > FORMAT_VERSION:
+            raise BundleError(
+                f"format_version is {version} and this pyinv reads up to {FORMAT_VERSION}; "
+                "upgrade with `pip install --upgrade pyinv`"
+            )
+        try:
+            condition_shape = described["condition_shape"]
+            return cls(
+                latent_shape=tuple(described["latent_shape"]),
+                image_shape=tuple(described["image_shape"]),
+                value_range=_pair(described["value_range"]),
+                prior=prior_from_description(described["prior"]),
+                functions=tuple(
+                    Function(
+                        name=str(function["name"]),
+                        runtime=str(function["runtime"]),
+                        file=str(function["file"]),
+                        loss=function.get("loss"),
+                    )
+                    for function in described["functions"]
+                ),
+                files={
+                    name: FileRecord(bytes=int(record["bytes"]), sha256=str(record["sha256"]))
+                    for name, record in described["files"].items()
+                },
+                batch_norm=described["batch_norm"],
+                condition_shape=None if condition_shape is None else tuple(condition_shape),
+                name=str(described.get("name", "")),
+                exporter=dict(described.get("exporter", {})),
+            )
+        except KeyError as error:
+            raise BundleError(f"the manifest lacks {error.args[0]!r}") from None
+        except RuleError as error:
+            raise BundleError(f"the manifest's prior is wrong: {error}") from None
+        except (TypeError, ValueError, AttributeError) as error:
+            raise BundleError(f"the manifest has an entry of the wrong type ({error})") from None
+
+    def write(self, directory: str | os.PathLike[str]) -> Path:
+        """Write manifest.json into ``directory`` and return its path."""
+        path = Path(directory) / MANIFEST_NAME
+        path.write_text(json.dumps(self.describe(), indent=2) + "\n", encoding="utf-8")
+        return path
+
+    @classmethod
+    def read(cls, directory: str | os.PathLike[str]) -> Manifest:
+        """Read and check manifest.json in ``directory``, and no other file.
+
+        Raises:
+            BundleError: what is wrong, in one line that begins with the directory.
+        """
+        directory = Path(directory)
+        path = directory / MANIFEST_NAME
+        if not directory.exists():
+            raise BundleError(f"{directory}: no such bundle; expected the folder that export wrote")
+        if not directory.is_dir():
+            raise BundleError(f"{directory}: a bundle is a folder, and this is a file")
+        try:
+            described = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise BundleError(
+                f"{directory}: not a pyinv bundle, it has no {MANIFEST_NAME}; "
+                "make one with `pyinv export`"
+            ) from None
+        except OSError as error:
+            raise BundleError(f"{path}: cannot be read ({error.strerror})") from None
+        except ValueError:
+            raise BundleError(f"{path}: not valid JSON; export or copy the bundle again") from None
+        try:
+            return cls.from_description(described)
+        except BundleError as error:
+            raise BundleError(f"{directory}: {error}") from None
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle on disk.
+
+    Args:
+        path: the bundle's directory.
+        manifest: what it says about itself.
+    """
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, verify: bool = True) -> Bundle:
+        """Open the bundle in the folder ``path``.
+
+        Args:
+            path: the folder that ``pyinv.export`` wrote.
+            verify: compare every file's SHA-256, once. That reads each file whole, which takes
+                one to three seconds per GB. Without it, presence and size are checked and no file
+                is read.
+
+        Raises:
+            BundleError: missing, foreign, newer, incomplete, truncated or tampered with.
+        """
+        bundle = cls(Path(path), Manifest.read(path))
+        bundle._check_files(contents=verify)
+        return bundle
+
+    def file(self, function: Function) -> Path:
+        """Return the path of a function's graph."""
+        return self.path / function.file
+
+    def _check_files(self, *, contents: bool) -> None:
+        mend = "export or copy the bundle again"
+        for name, expected in self.manifest.files.items():
+            path = self.path / name
+            try:
+                size = path.stat().st_size
+                if not path.is_file():
+                    raise BundleError(f"{path}: expected a file; {mend}")
+                if size != expected.bytes:
+                    raise BundleError(
+                        f"{path}: expected {expected.bytes} bytes, found {size}; {mend}"
+                    )
+                if contents and FileRecord.of(path).sha256 != expected.sha256:
+                    raise BundleError(
+                        f"{path}: its SHA-256 is not the manifest's, so it was changed or damaged; "
+                        f"{mend}"
+                    )
+            except FileNotFoundError:
+                raise BundleError(f"{path}: missing from the bundle; {mend}") from None
+            except OSError as error:
+                raise BundleError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _check_shape(name: str, shape: Iterable[Any], *, axes: int | None = None) -> None:
+    sizes = tuple(shape)
+    wanted = "one axis or more" if axes is None else f"{axes} {'axis' if axes == 1 else 'axes'}"
+    ok = all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes)
+    if not ok or not sizes or (axes is not None and len(sizes) != axes):
+        raise BundleError(f"{name} must be {wanted}, each a whole number >= 1; got {list(sizes)}")
+
+
+def _pair(values: Any) -> tuple[float, float]:
+    low, high = values
+    return float(low), float(high)

@@ -1,0 +1,54 @@
+"""Where a command's words go: results to standard output, everything else to standard error."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Console"]
+
+
+@dataclass(frozen=True)
+class Console:
+    """A command's two streams.
+
+    Args:
+        json: results are printed as one JSON object and not as text.
+        quiet: no messages and no progress.
+    """
+
+    json: bool = False
+    quiet: bool = False
+
+    @property
+    def shows_progress(self) -> bool:
+        """Whether a bar would be seen by a person."""
+        return not self.quiet and sys.stderr.isatty()
+
+    def message(self, text: str) -> None:
+        """Say something to the person running the command."""
+        if not self.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    def error(self, text: str) -> None:
+        """Say why the command failed."""
+        print(f"pyinv: error: {text}", file=sys.stderr, flush=True)
+
+    def result(self, values: Mapping[str, Any]) -> None:
+        """Print the result for machines, if that was asked for. NaN and infinity become null."""
+        if self.json:
+            print(json.dumps(_finite(values), allow_nan=False), flush=True)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

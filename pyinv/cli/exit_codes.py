@@ -1,0 +1,11 @@
+"""Exit codes, for scripts; `pyinv --help` lists them."""
+
+from __future__ import annotations
+
+__all__ = ["DONE", "FAILED", "INTERRUPTED", "NON_FINITE", "USAGE"]
+
+DONE = 0
+FAILED = 1
+USAGE = 2
+NON_FINITE = 3
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it

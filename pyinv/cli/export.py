@@ -1,0 +1,140 @@
+"""``pyinv export``: a PyTorch generator into a bundle."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from pyinv.bundle import Bundle
+from pyinv.cli.console import Console
+from pyinv.cli.exit_codes import DONE
+from pyinv.errors import DependencyError, InputError
+from pyinv.priors import Normal, Prior, Uniform
+
+__all__ = ["add_parser", "run"]
+
+_EPILOG = """\
+examples:
+  pyinv export my_models.py:make_generator -o faces.bundle --latent-shape 100
+  pyinv export my.package:Decoder -o vae.bundle --latent-shape 64 --prior normal \\
+      --value-range 0 1 --loss mse --loss bce
+"""
+
+
+def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
+    """Add this command's arguments."""
+    parser = commands.add_parser(
+        "export",
+        parents=[shared],
+        help="turn a PyTorch generator into a bundle (needs torch)",
+        description=(
+            "Turn a PyTorch generator into a bundle, and compare the bundle with PyTorch.\n"
+            'Needs PyTorch: pip install "pyinv[export]"'
+        ),
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "generator",
+        metavar="GENERATOR",
+        help="package.module:factory or file.py:factory; the factory takes no arguments and "
+        "returns the torch.nn.Module with its weights",
+    )
+    parser.add_argument(
+        "-o", "--output", metavar="DIR", required=True, help="the bundle's folder, to be made"
+    )
+    parser.add_argument(
+        "--latent-shape",
+        metavar="N[,N...]",
+        required=True,
+        type=_shape,
+        help="of one latent, such as 100 or 100,1,1",
+    )
+    parser.add_argument(
+        "--prior",
+        metavar="KIND[:A,B]",
+        type=_prior,
+        default=Uniform(),
+        help="uniform[:low,high] or normal[:mean,std] [uniform:-1,1]",
+    )
+    parser.add_argument(
+        "--loss",
+        metavar="NAME",
+        action="append",
+        help="mse, l1 or bce; repeat it for several [mse]",
+    )
+    parser.add_argument(
+        "--value-range",
+        metavar=("LOW", "HIGH"),
+        nargs=2,
+        type=float,
+        default=(-1.0, 1.0),
+        help="of the generator's pixels [-1 1]",
+    )
+    parser.add_argument(
+        "--batch-norm",
+        choices=("eval", "batch"),
+        default="eval",
+        help="running statistics, or those of each batch [%(default)s]",
+    )
+    parser.add_argument(
+        "--condition-shape",
+        metavar="K",
+        type=_shape,
+        help="if the generator takes (latent, condition)",
+    )
+    parser.add_argument("--name", help="what to call the generator [its class]")
+    parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace, console: Console) -> int:
+    """Run the command; return its exit code."""
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        raise DependencyError('exporting needs PyTorch: pip install "pyinv[export]"') from None
+    from pyinv.export import export, load_factory
+
+    generator = load_factory(arguments.generator)
+    console.message("tracing, writing and checking; this takes a moment")
+    export(
+        generator,
+        arguments.output,
+        latent_shape=arguments.latent_shape,
+        prior=arguments.prior,
+        losses=tuple(arguments.loss or ("mse",)),
+        value_range=tuple(arguments.value_range),
+        batch_norm=arguments.batch_norm,
+        condition_shape=arguments.condition_shape,
+        name=arguments.name,
+        overwrite=arguments.overwrite,
+    )
+    bundle = Bundle.open(arguments.output)
+    console.message(
+        f"wrote {bundle.path}: latent {list(bundle.manifest.latent_shape)}, "
+        f"image {list(bundle.manifest.image_shape)}, losses {', '.join(bundle.manifest.losses)}"
+    )
+    console.result({"path": str(bundle.path), **bundle.manifest.describe()})
+    return DONE
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        shape = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        shape = ()
+    if not shape or min(shape) < 1:
+        raise argparse.ArgumentTypeError(f"expected a shape such as 100 or 100,1,1, got {text!r}")
+    return shape
+
+
+def _prior(text: str) -> Prior:
+    kind, _, numbers = text.partition(":")
+    try:
+        values = [float(part) for part in numbers.split(",") if part]
+        if kind not in ("uniform", "normal") or len(values) not in (0, 2):
+            raise InputError("expected uniform[:low,high] or normal[:mean,std]")
+        return Uniform(*values) if kind == "uniform" else Normal(*values)
+    except ValueError as error:  # InputError and RuleError are ValueErrors
+        raise argparse.ArgumentTypeError(f"{error}, got {text!r}") from None

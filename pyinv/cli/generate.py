@@ -1,0 +1,98 @@
+"""``pyinv generate``: images of random or given latents."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyinv.cli.arrays import read_array
+from pyinv.cli.console import Console
+from pyinv.cli.exit_codes import DONE
+from pyinv.cli.outputs import OutputFile, OutputFolder
+from pyinv.errors import OutputError
+
+__all__ = ["add_parser", "run"]
+
+
+def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
+    """Add this command's arguments."""
+    parser = commands.add_parser(
+        "generate",
+        parents=[shared],
+        help="make images from random or given latents",
+        description="Make images from latents drawn from the bundle's prior, or read from a file.",
+    )
+    parser.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder")
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="OUT",
+        required=True,
+        help=".npz: latents and images; .npy: images; .png: one picture of all; "
+        "otherwise a folder, one PNG an image",
+    )
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("-n", type=int, default=16, metavar="N", help="how many [%(default)s]")
+    source.add_argument(
+        "--latents", metavar="FILE", help=".npy, or .npz with an array named latents, instead"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the random latents [%(default)s]")
+    parser.add_argument("--condition", metavar="FILE", help=".npy [N, k], if the bundle needs one")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads [all cores]")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace, console: Console) -> int:
+    """Run the command; return its exit code."""
+    from pyinv.images import save_grid, save_images
+    from pyinv.inverter import Inverter
+
+    kind = _kind(arguments.output)
+    with OutputFolder(arguments.output) if kind == "" else OutputFile(arguments.output) as output:
+        inverter = Inverter(arguments.bundle, threads=arguments.threads)
+        if arguments.latents is None:
+            latents = inverter.sample(arguments.n, seed=arguments.seed)
+        else:
+            latents = read_array(arguments.latents, "latents")
+        condition = None
+        if arguments.condition is not None:
+            condition = read_array(arguments.condition, "condition")
+        images = inverter.generate(latents, condition=condition)
+        value_range = inverter.manifest.value_range
+        if isinstance(output, OutputFolder):
+            save_images(images, output.path, value_range)
+        elif kind == ".png":
+            output.write(lambda file: save_grid(images, file, value_range))
+        elif kind == ".npy":
+            output.write(lambda file: np.save(file, images))
+        else:
+            output.write(lambda file: np.savez(file, latents=latents, images=images))
+    console.message(f"wrote {len(images)} images to {arguments.output}")
+    console.result(
+        {
+            "bundle": arguments.bundle,
+            "images": len(images),
+            "image_shape": list(inverter.manifest.image_shape),
+            "latents": arguments.latents,
+            "seed": arguments.seed if arguments.latents is None else None,
+            "output": arguments.output,
+        }
+    )
+    return DONE
+
+
+def _kind(output: str) -> str:
+    """Return the suffix of a file to write, or nothing for a folder."""
+    path = Path(output)
+    suffix = path.suffix.lower()
+    if suffix in (".npz", ".npy", ".png"):
+        return suffix
+    if suffix and not path.is_dir() and not output.endswith("/"):
+        raise OutputError(
+            f"{output}: expected .npz, .npy, .png or a folder to write to; "
+            "end a folder's name with /"
+        )
+    return ""

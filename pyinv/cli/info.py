@@ -1,0 +1,87 @@
+"""``pyinv info``: what this installation has, or what a bundle says about itself."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+from importlib import util
+from typing import Any
+
+from pyinv import __version__
+from pyinv.bundle import Bundle
+from pyinv.cli.console import Console
+from pyinv.cli.exit_codes import DONE
+from pyinv.cores import usable_cores
+from pyinv.errors import PyinvError
+
+__all__ = ["add_parser", "run"]
+
+
+def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
+    """Add this command's arguments."""
+    parser = commands.add_parser(
+        "info",
+        parents=[shared],
+        help="describe a bundle, or this installation",
+        description="Describe a bundle and check its files, or, without one, this installation.",
+    )
+    parser.add_argument("bundle", nargs="?", metavar="BUNDLE", help="a bundle's folder")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace, console: Console) -> int:
+    """Run the command; return its exit code."""
+    if arguments.bundle is None:
+        found = _installation()
+    else:
+        bundle = Bundle.open(arguments.bundle)
+        found = {"path": str(bundle.path), **bundle.manifest.describe()}
+        found["losses"] = list(bundle.manifest.losses)
+    if console.json:
+        console.result(found)
+    else:
+        rows = found if arguments.bundle is None else _bundle_rows(bundle)
+        width = max(map(len, rows))
+        for name, value in rows.items():
+            print(f"{name.replace('_', ' '):<{width}}  {value}")
+    return DONE
+
+
+def _installation() -> dict[str, Any]:
+    from pyinv.recipes import RECIPES
+
+    return {
+        "pyinv": __version__,
+        "python": platform.python_version(),
+        "onnxruntime": _onnxruntime(),
+        "devices": "cpu",
+        "cores": usable_cores(),
+        "export": "torch found" if util.find_spec("torch") else 'pip install "pyinv[export]"',
+        "recipes": ", ".join(RECIPES),
+    }
+
+
+def _onnxruntime() -> str:
+    try:
+        from pyinv import runtimes
+
+        return str(runtimes.load_onnxruntime())
+    except (PyinvError, ImportError) as error:
+        return f"not usable: {' '.join(str(error).split())}"
+
+
+def _bundle_rows(bundle: Bundle) -> dict[str, Any]:
+    manifest = bundle.manifest
+    low, high = manifest.value_range
+    size = sum(record.bytes for record in manifest.files.values())
+    return {
+        "bundle": bundle.path,
+        "name": manifest.name or "-",
+        "latent": f"{list(manifest.latent_shape)}, {manifest.prior}",
+        "image": f"{list(manifest.image_shape)}, values in [{low:g}, {high:g}]",
+        "condition": "-" if manifest.condition_shape is None else list(manifest.condition_shape),
+        "losses": ", ".join(manifest.losses),
+        "batch_norm": manifest.batch_norm,
+        "size": f"{size / 1e6:.2f} MB in {len(manifest.files)} files, checksums verified",
+        "exported_by": ", ".join(f"{name} {value}" for name, value in manifest.exporter.items()),
+    }

@@ -1,0 +1,228 @@
+"""``pyinv invert``: the latents behind images."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pyinv import recipes
+from pyinv.bundle import Bundle
+from pyinv.cli.arrays import read_array
+from pyinv.cli.console import Console
+from pyinv.cli.exit_codes import DONE, INTERRUPTED, NON_FINITE
+from pyinv.cli.outputs import OutputFile, OutputFolder
+from pyinv.constraints import CONSTRAINTS, parse_constraint
+from pyinv.errors import OutputError
+from pyinv.images import FITS, load_named_images, save_images
+from pyinv.priors import Prior
+from pyinv.recipes import Recipe
+from pyinv.result import Status
+
+if TYPE_CHECKING:
+    from pyinv.result import Inversion
+
+__all__ = ["add_parser", "run"]
+
+_EPILOG = """\
+OUT.npz holds one row a target, in the order given (folders in natural order):
+  latents, loss, status (0 converged, 1 stalled, 2 step limit, 3 non-finite, 4 cancelled), steps,
+  attempts, sources (where each image came from), and trace if asked for.
+Read it with numpy.load or pyinv.Inversion.load.
+
+examples:
+  pyinv invert faces.bundle photos/ -o latents.npz
+  pyinv invert faces.bundle a.png b.png -o latents.npz --steps 2000 --save-images seen
+  pyinv invert faces.bundle images.npy -o latents.npz --recipe lipton --constraint clip
+  pyinv invert vae.bundle images.npy -o latents.npz --recipe egan --constraint hard_cutoff:c=3
+"""
+
+
+def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
+    """Add this command's arguments."""
+    parser = commands.add_parser(
+        "invert",
+        parents=[shared],
+        help="find the latents behind images",
+        description="Find the latents behind images.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder")
+    parser.add_argument(
+        "images", metavar="IMAGES", nargs="+", help="image files, folders, .npy or .npz files"
+    )
+    parser.add_argument(
+        "-o", "--output", metavar="OUT.npz", required=True, help="where to write the latents"
+    )
+    parser.add_argument(
+        "--save-images", metavar="DIR", help="write each latent's image, G(z), as a PNG here"
+    )
+    parser.add_argument(
+        "--fit",
+        choices=FITS,
+        default="crop",
+        help="images of another size: cover and crop, or stretch [%(default)s]",
+    )
+
+    method = parser.add_argument_group("method", "each option overrides the recipe's own")
+    method.add_argument(
+        "--recipe",
+        default="default",
+        metavar="NAME",
+        help=f"one of {', '.join(recipes.RECIPES)} [%(default)s]",
+    )
+    method.add_argument("--steps", type=int, metavar="N", help="the most updates of a stage")
+    method.add_argument(
+        "--restarts", type=int, metavar="N", help="attempts after the first, while not converged"
+    )
+    method.add_argument("--learning-rate", type=float, metavar="X", help="of every stage")
+    method.add_argument("--loss", metavar="NAME", help="to minimise; `pyinv info` lists a bundle's")
+    method.add_argument(
+        "--loss-tolerance", type=float, metavar="X", help="a target has converged at this loss"
+    )
+    method.add_argument(
+        "--constraint",
+        metavar="NAME[:A=1,...]",
+        help=f"none, {', '.join(name for name in CONSTRAINTS if name != 'no_constraint')}",
+    )
+    method.add_argument("--seed", type=int, default=0, help="of all random draws [%(default)s]")
+    method.add_argument("--init", metavar="FILE", help=".npy or .npz with the first latents")
+    method.add_argument("--condition", metavar="FILE", help=".npy [N, k], if the bundle needs one")
+    method.add_argument(
+        "--trace-every", type=int, default=0, metavar="N", help="record the loss every N updates"
+    )
+
+    machine = parser.add_argument_group("machine")
+    machine.add_argument(
+        "--lanes",
+        default="64",
+        metavar="N",
+        help='targets run side by side, or "auto" [%(default)s]',
+    )
+    machine.add_argument("--threads", type=int, metavar="N", help="CPU threads [all cores]")
+    machine.add_argument("--device", default="cpu", help="cpu [%(default)s]")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace, console: Console) -> int:
+    """Run the command; return its exit code."""
+    from pyinv.inverter import Inverter
+
+    if Path(arguments.output).suffix.lower() != ".npz":
+        raise OutputError(f"{arguments.output}: expected a file name that ends in .npz")
+    with contextlib.ExitStack() as outputs:
+        output = outputs.enter_context(OutputFile(arguments.output))
+        folder = None
+        if arguments.save_images is not None:
+            folder = outputs.enter_context(OutputFolder(arguments.save_images))
+        bundle = Bundle.open(arguments.bundle)
+        recipe = _recipe(arguments, bundle.manifest.prior)
+        inverter = Inverter(
+            bundle,
+            device=arguments.device,
+            lanes=int(arguments.lanes) if arguments.lanes.isdecimal() else arguments.lanes,
+            threads=arguments.threads,
+        )
+        images, sources = load_named_images(arguments.images, bundle.manifest, fit=arguments.fit)
+        console.message(f"inverting {len(images)} images with recipe {recipe.name}")
+        start = time.perf_counter()
+        inversion = inverter.invert(
+            images,
+            recipe=recipe,
+            seed=arguments.seed,
+            init=None if arguments.init is None else read_array(arguments.init, "latents"),
+            condition=(
+                None
+                if arguments.condition is None
+                else read_array(arguments.condition, "condition")
+            ),
+            trace_every=arguments.trace_every,
+            progress=console.shows_progress,
+        )
+        seconds = time.perf_counter() - start
+        output.write(lambda file: inversion.save(file, images=False, sources=sources))
+        if folder is not None and not inversion.cancelled:
+            save_images(
+                inversion.images,
+                folder.path,
+                bundle.manifest.value_range,
+                names=_picture_names(sources),
+            )
+    _report(arguments, console, inversion, sources, seconds)
+    if inversion.cancelled:
+        return INTERRUPTED
+    return NON_FINITE if np.any(inversion.status == Status.NON_FINITE) else DONE
+
+
+def _recipe(arguments: argparse.Namespace, prior: Prior) -> Recipe:
+    """Return the named recipe with the command line's changes."""
+    changes = {
+        "max_steps": arguments.steps,
+        "restarts": arguments.restarts,
+        "learning_rate": arguments.learning_rate,
+        "loss": arguments.loss,
+        "loss_tolerance": arguments.loss_tolerance,
+        "constraint": None
+        if arguments.constraint is None
+        else parse_constraint(arguments.constraint),
+    }
+    recipe = recipes.get(arguments.recipe, prior)
+    return recipe.replace(**{name: value for name, value in changes.items() if value is not None})
+
+
+def _report(
+    arguments: argparse.Namespace,
+    console: Console,
+    inversion: Inversion,
+    sources: list[str],
+    seconds: float,
+) -> None:
+    counts = inversion.counts()
+    finished = len(inversion) - counts["cancelled"]
+    if inversion.cancelled:
+        console.message(f"interrupted; {finished} of {len(inversion)} targets were done")
+    console.message(repr(inversion).strip("<>"))
+    console.message(
+        f"{seconds:.1f} s, {finished / max(seconds, 1e-9):.3g} images/s; wrote {arguments.output}"
+    )
+    console.result(
+        {
+            "bundle": arguments.bundle,
+            "recipe": inversion.recipe,
+            "seed": inversion.seed,
+            "cancelled": inversion.cancelled,
+            "seconds": seconds,
+            "images_per_second": finished / max(seconds, 1e-9),
+            "output": arguments.output,
+            "save_images": arguments.save_images,
+            "counts": counts,
+            "targets": [
+                {
+                    "source": source,
+                    "status": Status(int(status)).name.lower(),
+                    "loss": float(loss),
+                    "steps": int(steps),
+                    "attempts": int(attempts),
+                }
+                for source, status, loss, steps, attempts in zip(
+                    sources,
+                    inversion.status,
+                    inversion.loss,
+                    inversion.steps,
+                    inversion.attempts,
+                    strict=True,
+                )
+            ],
+        }
+    )
+
+
+def _picture_names(sources: list[str]) -> list[str]:
+    """Return a file name for each target: its number, then the file it came from."""
+    digits = len(str(max(len(sources) - 1, 0)))
+    return [f"{row:0{digits}d}-{Path(source).stem}" for row, source in enumerate(sources)]

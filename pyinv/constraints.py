@@ -1,0 +1,273 @@
+"""Constraints: what happens, after each update, to a component that leaves the prior.
+
+A component that is drawn anew gets its own draw, and the solver forgets its moments
+(``Stage(reset_moments=False)`` keeps them).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from pyinv._rule import Rule, from_description
+from pyinv.errors import RuleError
+from pyinv.priors import Normal, Prior, Uniform
+
+__all__ = [
+    "CONSTRAINTS",
+    "Clip",
+    "Constraint",
+    "HardCutoff",
+    "LogisticCutoff",
+    "NoConstraint",
+    "StochasticClip",
+    "TruncatedNormalCutoff",
+    "parse_constraint",
+]
+
+ConstraintT = TypeVar("ConstraintT", bound="Constraint")
+
+
+class Constraint(Rule):
+    """The base of all constraints."""
+
+    def fit(self: ConstraintT, prior: Prior, *, max_steps: int) -> ConstraintT:
+        """Return this constraint with what it takes from the prior and the stage filled in.
+
+        Raises:
+            RuleError: the constraint does not fit the prior.
+        """
+        del prior, max_steps
+        return self
+
+
+@dataclass(frozen=True)
+class NoConstraint(Constraint):
+    r"""Leave every component where the solver put it.
+
+    .. math:: z_i \leftarrow z_i
+
+    Source: "no clipping" of Lipton & Tripathi 2017, "disabled" of Egan et al. 2018 (Tables 1).
+    """
+
+
+@dataclass(frozen=True)
+class _Bounds(Constraint):
+    low: float | None = None
+    high: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("low", "high"):
+            if getattr(self, name) is not None:
+                self._number(name)
+        if self.low is not None and self.high is not None and self.low >= self.high:
+            raise RuleError(
+                f"{type(self).__name__}: low must be below high, got {self.low:g} and {self.high:g}"
+            )
+
+
+@dataclass(frozen=True)
+class Clip(_Bounds):
+    r"""Move a component that is out of bounds to the nearest bound.
+
+    .. math:: z_i \leftarrow \min(\max(z_i, \text{low}), \text{high})
+
+    Args:
+        low: the lower bound, finite; None takes a uniform prior's.
+        high: the upper bound, finite, above ``low``; None takes a uniform prior's.
+
+    A normal prior has no bounds: there both have to be given.
+
+    Source: "standard clipping" of Lipton & Tripathi 2017, section 2; Creswell & Bharath 2016,
+    section 2.3.
+    """
+
+    def fit(self, prior: Prior, *, max_steps: int) -> Clip:
+        del max_steps
+        if isinstance(prior, Uniform):
+            return _with_bounds_of(self, prior)
+        if self.low is None or self.high is None:
+            raise RuleError(
+                "Clip has no bounds to take from a normal prior; give them: Clip(low=-3, high=3)"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class StochasticClip(_Bounds):
+    r"""Draw a component at or beyond a bound anew, uniformly between the bounds.
+
+    .. math:: z_i \leftarrow u \sim U(\text{low}, \text{high})
+        \quad\text{where } z_i \le \text{low} \text{ or } z_i \ge \text{high}
+
+    Args:
+        low: the lower bound, finite; None takes the prior's.
+        high: the upper bound, finite, above ``low``; None takes the prior's.
+
+    Needs a uniform prior.
+
+    Source: Lipton & Tripathi 2017, section 2. Drawing at the bound itself as well follows the
+    authors' code.
+    """
+
+    def fit(self, prior: Prior, *, max_steps: int) -> StochasticClip:
+        del max_steps
+        if not isinstance(prior, Uniform):
+            raise RuleError(
+                "StochasticClip draws uniformly and needs a uniform prior, but this one is "
+                "normal; use HardCutoff, LogisticCutoff or TruncatedNormalCutoff"
+            )
+        return _with_bounds_of(self, prior)
+
+
+@dataclass(frozen=True)
+class HardCutoff(Constraint):
+    r"""Draw a component anew from the normal prior when it is further than ``c`` from the mean.
+
+    .. math:: y_i = (z_i - \text{mean}) / \text{std}, \qquad
+        p(y_i) = [\,|y_i| > c\,]
+
+    Args:
+        c: the cutoff in standard deviations, above 0. The paper tries 2.5, 3 and 3.5.
+
+    Needs a normal prior.
+
+    Source: Egan et al. 2018, section 3.2.1. The paper prints the bracket with < where the text
+    and the results need >.
+    """
+
+    c: float
+
+    def __post_init__(self) -> None:
+        self._number("c", above=0.0)
+
+    def fit(self, prior: Prior, *, max_steps: int) -> HardCutoff:
+        del max_steps
+        _need_normal(self, prior)
+        return self
+
+
+@dataclass(frozen=True)
+class LogisticCutoff(Constraint):
+    r"""Draw a component anew from the normal prior, more probably the further out it is.
+
+    .. math:: y_i = (z_i - \text{mean}) / \text{std}, \qquad
+        p(y_i) = \frac{1}{1 + e^{-a (|y_i| - b)}}
+
+    :math:`p` is the probability over a run of :math:`E` steps. In one step it is
+    :math:`1 - (1 - p)^{1/E}`.
+
+    Args:
+        a: steepness, above 0. The paper tries 2, 3 and 4.
+        b: the distance at which p is one half, in standard deviations, at least 0. The paper tries
+            2, 2.5 and 3.
+        horizon: E, at least 1; None takes the stage's ``max_steps``.
+
+    Needs a normal prior.
+
+    Source: Egan et al. 2018, section 3.2.2; per step, section 3.2, before Algorithm 1.
+    """
+
+    a: float
+    b: float
+    horizon: int | None = None
+
+    def __post_init__(self) -> None:
+        self._number("a", above=0.0)
+        self._number("b", at_least=0.0)
+        if self.horizon is not None:
+            self._count("horizon", at_least=1)
+
+    def fit(self, prior: Prior, *, max_steps: int) -> LogisticCutoff:
+        _need_normal(self, prior)
+        return self if self.horizon is not None else replace(self, horizon=max_steps)
+
+
+@dataclass(frozen=True)
+class TruncatedNormalCutoff(Constraint):
+    r"""Draw a component anew from the normal prior, with a probability that grows as 1 / density.
+
+    .. math:: y_i = (z_i - \text{mean}) / \text{std}, \qquad
+        p(y_i) = \begin{cases} e^{(y_i^2 - a^2) / 2} & |y_i| \le a \\ 1 & |y_i| > a \end{cases}
+
+    :math:`p` is the probability over a run of :math:`E` steps. In one step it is
+    :math:`1 - (1 - p)^{1/E}`, which is 1 beyond ``a``.
+
+    Args:
+        a: the cutoff in standard deviations, above 0. The paper tries 2.5, 2.75, 3, 3.25 and 3.5.
+        horizon: E, at least 1; None takes the stage's ``max_steps``.
+
+    Needs a normal prior.
+
+    Source: Egan et al. 2018, section 3.2.3; per step, section 3.2, before Algorithm 1.
+    """
+
+    a: float
+    horizon: int | None = None
+
+    def __post_init__(self) -> None:
+        self._number("a", above=0.0)
+        if self.horizon is not None:
+            self._count("horizon", at_least=1)
+
+    def fit(self, prior: Prior, *, max_steps: int) -> TruncatedNormalCutoff:
+        _need_normal(self, prior)
+        return self if self.horizon is not None else replace(self, horizon=max_steps)
+
+
+CONSTRAINTS: dict[str, type[Constraint]] = {
+    cls.kind(): cls
+    for cls in (
+        NoConstraint,
+        Clip,
+        StochasticClip,
+        HardCutoff,
+        LogisticCutoff,
+        TruncatedNormalCutoff,
+    )
+}
+"""Every constraint by the name that manifests and the command line use."""
+
+
+def parse_constraint(text: str) -> Constraint:
+    """Return the constraint that a line such as ``hard_cutoff:c=3`` names.
+
+    Args:
+        text: a name in ``CONSTRAINTS`` or ``none``, then its settings, if any, after a colon:
+            ``clip:low=-1,high=1``.
+
+    Raises:
+        RuleError: an unknown constraint or setting, or a value out of range.
+    """
+    kind, _, settings = text.partition(":")
+    kind = kind.strip().replace("-", "_")
+    described: dict[str, Any] = {"kind": NoConstraint.kind() if kind == "none" else kind}
+    for setting in filter(None, (part.strip() for part in settings.split(","))):
+        name, equals, value = setting.partition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            equals = ""
+        if not equals:
+            raise RuleError(
+                f"constraint {text!r}: expected name=number after the colon, got {setting!r}"
+            )
+        described[name.strip()] = int(number) if number.is_integer() else number
+    return from_description(described, CONSTRAINTS.values(), "constraint")
+
+
+_BoundsT = TypeVar("_BoundsT", bound=_Bounds)
+
+
+def _with_bounds_of(constraint: _BoundsT, prior: Uniform) -> _BoundsT:
+    low = prior.low if constraint.low is None else constraint.low
+    high = prior.high if constraint.high is None else constraint.high
+    return replace(constraint, low=low, high=high)
+
+
+def _need_normal(constraint: Constraint, prior: Prior) -> None:
+    if not isinstance(prior, Normal):
+        raise RuleError(
+            f"{type(constraint).__name__} draws from a normal prior, but this one is uniform; "
+            "use StochasticClip or Clip"
+        )

@@ -1,0 +1,466 @@
+"""Images: from files or arrays to what a bundle expects, and back to files.
+
+Inside pyinv, images are float32 [N, C, H, W] in the bundle's value range.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import zipfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyinv.arrays import as_numpy, first_bad_row, shape_text
+from pyinv.bundle import Manifest
+from pyinv.errors import DependencyError, InputError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "check_images",
+    "load_images",
+    "load_named_images",
+    "save_grid",
+    "save_images",
+    "to_uint8",
+]
+
+FloatArray = NDArray[np.float32]
+PathLike = str | os.PathLike[str]
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+"""File names that a folder is searched for."""
+
+ARRAY_SUFFIXES = (".npy", ".npz")
+FITS = ("crop", "stretch")
+RANGE_SLACK = 1e-4  # of the range's span: room for the rounding of a generator's last layer
+
+
+def check_images(images: Any, manifest: Manifest) -> FloatArray:
+    """Return images as the engine takes them, without a copy where that is possible.
+
+    Args:
+        images: [N, C, H, W] in the bundle's value range, N >= 1: a NumPy array, a PyTorch tensor
+            on the CPU (detached here if it requires a gradient), or anything else with
+            ``__dlpack__``. Any floating type; only C-contiguous float32 avoids a copy.
+        manifest: the bundle's.
+
+    Returns:
+        float32 [N, C, H, W], sharing memory with ``images`` where it can.
+
+    Raises:
+        InputError: wrong shape, type or range, NaN, or no image.
+    """
+    expected = f"float32 [N, {shape_text(manifest.image_shape)}]"
+    array = as_numpy(images, "images", expected)
+    low, high = manifest.value_range
+    if array.dtype.kind in "iub":
+        raise InputError(
+            f"images must be {expected} in [{low:g}, {high:g}], got {array.dtype}; "
+            + (
+                f"scale them: images.astype('float32') / 255 * {high - low:g} + {low:g}"
+                if array.dtype == np.uint8
+                else "convert them to floats in that range"
+            )
+        )
+    channels, height, width = manifest.image_shape
+    if array.shape[1:] != manifest.image_shape:
+        mend = f"resize them to {height} x {width}, or use load_images on files"
+        if array.shape == manifest.image_shape:
+            mend = "add a batch axis: images[None]"
+        elif array.shape[1:] == (height, width, channels):
+            mend = "put channels first: images.transpose(0, 3, 1, 2)"
+        elif array.shape[1:] == (height, width) and channels == 1:
+            mend = "add a channel axis: images[:, None]"
+        elif array.ndim == 4 and array.shape[1] != channels:
+            mend = f"the generator makes {channels}-channel images, these have {array.shape[1]}"
+        elif array.ndim != 4:
+            mend = f"they need 4 axes and have {array.ndim}"
+        raise InputError(f"images must be {expected}, got [{shape_text(array.shape)}]; {mend}")
+    if len(array) == 0:
+        raise InputError(f"images must be {expected} with N >= 1, got no image")
+    array = np.ascontiguousarray(array, dtype=np.float32)
+    # min() and max() make no copy, and a NaN anywhere makes both NaN.
+    lowest, highest = float(array.min()), float(array.max())
+    if not (math.isfinite(lowest) and math.isfinite(highest)):
+        raise InputError(
+            f"images must be finite, but image {first_bad_row(array)} holds NaN or infinity; "
+            "remove or mend it"
+        )
+    slack = RANGE_SLACK * (high - low)
+    if lowest < low - slack or highest > high + slack:
+        mend = f"rescale them to [{low:g}, {high:g}]"
+        if highest > 2 * max(abs(low), abs(high)) and lowest >= 0 and highest <= 255:
+            mend = f"if they are 0 to 255, use images / 255 * {high - low:g} + {low:g}"
+        elif low == -1 and high == 1 and highest > 1:
+            mend += " or clip them"
+        raise InputError(
+            f"images must be in [{low:g}, {high:g}], got [{lowest:.4g}, {highest:.4g}]; {mend}"
+        )
+    return array
+
+
+def load_images(
+    paths: PathLike | Iterable[PathLike], manifest: Manifest, *, fit: str = "crop"
+) -> FloatArray:
+    """Read images from files and folders, shaped and scaled for a bundle.
+
+    Args:
+        paths: one path or several, each of
+
+            - an image file that Pillow reads. Rotated as its EXIF says; transparency laid on
+              white; colour turned to gray (Rec. 601) or gray repeated as the bundle needs; of an
+              animation, the first frame;
+            - a folder, searched recursively for image files (``IMAGE_SUFFIXES``), in natural order
+              (2.png before 10.png), hidden files left out;
+            - a .npy or .npz file (of several arrays, the one named "images"): uint8, scaled from
+              0-255, or floating, already in the bundle's value range. [N, C, H, W],
+              [N, H, W, C], one image without N, or gray without C, wherever the bundle's channel
+              count leaves no doubt.
+        manifest: the bundle's.
+        fit: how an image of another size is resized (antialiased bicubic). "crop" keeps its
+            proportions: it covers the bundle's size and the centre is kept, as in most training
+            pipelines. "stretch" keeps all of it and changes its proportions.
+
+    Returns:
+        float32 [N, C, H, W] in the bundle's value range.
+
+    Raises:
+        InputError: nothing found; a file that is missing, unreadable or truncated (named); an array
+            of the wrong shape, type or range.
+    """
+    return load_named_images(paths, manifest, fit=fit)[0]
+
+
+def load_named_images(
+    paths: PathLike | Iterable[PathLike], manifest: Manifest, *, fit: str = "crop"
+) -> tuple[FloatArray, list[str]]:
+    """Like ``load_images``, and also return where each image came from.
+
+    Returns:
+        (images [N, C, H, W], N names: a file's path, with ``[i]`` behind it for an array's row).
+    """
+    if fit not in FITS:
+        raise InputError(f"fit must be one of {', '.join(FITS)}; got {fit!r}")
+    if isinstance(paths, (str, os.PathLike)):
+        paths = [paths]
+    sources = [source for path in paths for source in _sources(Path(path), manifest)]
+    count = sum(source.count for source in sources)
+    if count == 0:
+        raise InputError("no images given; name image files, folders, .npy or .npz files")
+    images = np.empty((count, *manifest.image_shape), dtype=np.float32)
+    names: list[str] = []
+    for source in sources:
+        rows = images[len(names) : len(names) + source.count]
+        if source.array is None:
+            rows[0] = _read_image(source.path, manifest, fit)
+            names.append(str(source.path))
+        else:
+            _convert_array(source, rows, manifest, fit)
+            names.extend(f"{source.path}[{row}]" for row in range(source.count))
+    return images, names
+
+
+def to_uint8(images: FloatArray, value_range: tuple[float, float]) -> NDArray[np.uint8]:
+    """Return [N, C, H, W] images in ``value_range`` as uint8 [N, H, W, C], rounded and clipped."""
+    low, high = value_range
+    scaled = (images - low) * (255.0 / (high - low))
+    pixels: NDArray[np.uint8] = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+    return pixels.transpose(0, 2, 3, 1)
+
+
+def save_images(
+    images: FloatArray,
+    directory: PathLike,
+    value_range: tuple[float, float],
+    *,
+    names: Sequence[str] | None = None,
+) -> list[Path]:
+    """Write one PNG an image into ``directory``, which must exist.
+
+    Args:
+        images: [N, C, H, W] in ``value_range``, C of 1, 3 or 4.
+        directory: where to.
+        value_range: what black and white are.
+        names: file names without suffix; numbers by default.
+
+    Returns:
+        the paths written.
+    """
+    digits = len(str(max(len(images) - 1, 0)))
+    paths = []
+    for row in range(len(images)):
+        stem = f"{row:0{digits}d}" if names is None else names[row]
+        path = Path(directory) / f"{stem}.png"
+        _to_pillow(to_uint8(images[row : row + 1], value_range)[0]).save(path, format="PNG")
+        paths.append(path)
+    return paths
+
+
+def save_grid(
+    images: FloatArray,
+    path: Any,
+    value_range: tuple[float, float],
+    *,
+    columns: int | None = None,
+) -> None:
+    """Write all images into one PNG, side by side with a white pixel between them.
+
+    Args:
+        images: [N, C, H, W] in ``value_range``, C of 1, 3 or 4.
+        path: a path or a binary file to write to.
+        value_range: what black and white are.
+        columns: images in a row; about the square root of N by default.
+    """
+    pixels = to_uint8(images, value_range)
+    count, height, width, channels = pixels.shape
+    columns = min(count, columns or math.ceil(math.sqrt(count)))
+    rows = math.ceil(count / columns)
+    sheet = np.full(
+        (rows * (height + 1) - 1, columns * (width + 1) - 1, channels), 255, dtype=np.uint8
+    )
+    for index, image in enumerate(pixels):
+        top, left = index // columns * (height + 1), index % columns * (width + 1)
+        sheet[top : top + height, left : left + width] = image
+    _to_pillow(sheet).save(path, format="PNG")
+
+
+@dataclass(frozen=True)
+class _Source:
+    path: Path
+    count: int
+    array: NDArray[Any] | None = None  # [count, H, W, C], of any size
+
+
+def _sources(path: Path, manifest: Manifest) -> list[_Source]:
+    if path.is_dir():
+        found = [
+            file
+            for file in path.rglob("*")
+            if file.suffix.lower() in IMAGE_SUFFIXES
+            and not any(part.startswith(".") for part in file.relative_to(path).parts)
+            and file.is_file()
+        ]
+        if not found:
+            raise InputError(
+                f"{path}: no image files in this folder; "
+                f"expected some of {', '.join(IMAGE_SUFFIXES)}"
+            )
+        return [_Source(file, 1) for file in sorted(found, key=_natural)]
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder")
+    if path.suffix.lower() in ARRAY_SUFFIXES:
+        array = _channels_last(_read_array(path), path, manifest)
+        return [_Source(path, len(array), array)]
+    return [_Source(path, 1)]
+
+
+def _natural(path: Path) -> list[list[tuple[bool, int, str]]]:
+    # Numbers compare as numbers; a flag first keeps text and number from being compared.
+    return [
+        [
+            (piece.isdecimal(), int(piece) if piece.isdecimal() else 0, piece)
+            for piece in re.split(r"(\d+)", part.lower())
+        ]
+        for part in path.parts
+    ]
+
+
+def _read_array(path: Path) -> NDArray[Any]:
+    try:
+        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+            return np.asarray(loaded)
+        with loaded:
+            names = loaded.files
+            if "images" in names:
+                return np.asarray(loaded["images"])
+            if len(names) == 1:
+                return np.asarray(loaded[names[0]])
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        # NumPy takes whatever is not an array for a pickle, which would only mislead.
+        reason = "no NumPy array in it" if "pickle" in str(error) else _reason(error)
+        raise InputError(
+            f"{path}: not a readable {path.suffix} file, or truncated ({reason}); "
+            "save it again with numpy.save"
+        ) from None
+    raise InputError(
+        f'{path}: expected one array or one named "images", found {", ".join(names) or "none"}'
+    )
+
+
+def _channels_last(array: NDArray[Any], path: Path, manifest: Manifest) -> NDArray[Any]:
+    """Return the array as [N, H, W, C], or raise when its layout is wrong or in doubt."""
+    channels, height, width = manifest.image_shape
+    candidates: list[NDArray[Any]] = []
+    if array.ndim == 4:
+        if array.shape[1] == channels:
+            candidates.append(array.transpose(0, 2, 3, 1))
+        if array.shape[3] == channels:
+            candidates.append(array)
+    elif array.ndim == 3:
+        if channels == 1:
+            candidates.append(array[..., None])
+            if array.shape[2] == 1 and array.shape[0] > 1:
+                candidates.append(array[None])
+        else:
+            if array.shape[0] == channels:
+                candidates.append(array[None].transpose(0, 2, 3, 1))
+            if array.shape[2] == channels:
+                candidates.append(array[None])
+    elif array.ndim == 2 and channels == 1:
+        candidates.append(array[None, ..., None])
+    if len(candidates) > 1:
+        exact = [one for one in candidates if one.shape[1:3] == (height, width)]
+        candidates = exact if len(exact) == 1 else candidates
+    expected = f"[N, {shape_text(manifest.image_shape)}] or [N, {height}, {width}, {channels}]"
+    got = f"{path}: expected images {expected}, got [{shape_text(array.shape)}]"
+    if not candidates:
+        raise InputError(f"{got}; give it the bundle's {channels} channel(s)")
+    if len(candidates) > 1:
+        raise InputError(f"{got}, which could be either; save it in the first layout")
+    if candidates[0].size == 0:
+        raise InputError(f"{path}: expected images {expected}, got an empty array")
+    if array.dtype != np.uint8 and array.dtype.kind != "f":
+        raise InputError(
+            f"{path}: expected uint8 (0-255) or floating images, got {array.dtype}; convert them"
+        )
+    return candidates[0]
+
+
+def _convert_array(source: _Source, rows: FloatArray, manifest: Manifest, fit: str) -> None:
+    """Write a source's images into ``rows`` [N, C, H, W], one at a time to bound memory."""
+    assert source.array is not None
+    low, high = manifest.value_range
+    span = high - low
+    for index, image in enumerate(source.array):
+        if image.dtype == np.uint8:
+            unit = image.astype(np.float32) / np.float32(255)
+        else:
+            unit = ((image.astype(np.float64) - low) / span).astype(np.float32)
+            lowest, highest = float(unit.min()), float(unit.max())
+            if not (lowest >= -RANGE_SLACK and highest <= 1 + RANGE_SLACK):
+                raise InputError(
+                    f"{source.path}: image {index} must be finite and in [{low:g}, {high:g}], got "
+                    f"[{float(image.min()):.4g}, {float(image.max()):.4g}]; rescale the array, "
+                    "or save it as uint8"
+                )
+            if image.shape[:2] == manifest.image_shape[1:]:
+                rows[index] = image.transpose(2, 0, 1)  # exact: no scaling there and back
+                continue
+        rows[index] = _to_range(_resize(unit, manifest, fit), manifest)
+
+
+def _read_image(path: Path, manifest: Manifest, fit: str) -> FloatArray:
+    """Return one file's image as [C, H, W] in the bundle's value range."""
+    pillow = _pillow()
+    channels = manifest.image_shape[0]
+    if channels not in (1, 3, 4):
+        raise InputError(
+            f"{path}: this bundle's images have {channels} channels, which image files cannot "
+            "hold; give a .npy file"
+        )
+    try:
+        with pillow.open(path) as image:
+            image.load()
+            unit = _unit_pixels(image, channels)
+    except pillow.DecompressionBombError:
+        raise InputError(f"{path}: too large an image to be safe to open; shrink it") from None
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError) as error:
+        # Pillow's decoders raise all of these on damaged files.
+        raise InputError(
+            f"{path}: not a readable image, or truncated ({_reason(error)}); mend or remove it"
+        ) from None
+    return _to_range(_resize(unit, manifest, fit), manifest)
+
+
+def _unit_pixels(image: Image.Image, channels: int) -> FloatArray:
+    """Return a Pillow image as [H, W, C] from 0 to 1."""
+    from PIL import Image, ImageOps
+
+    image = ImageOps.exif_transpose(image) or image
+    if image.mode.startswith("I") or image.mode == "F":
+        # 16-bit gray. Pillow has no conversion to 8 bits that scales.
+        gray = np.asarray(image, dtype=np.float32)
+        if image.mode == "F" or gray.min() < 0 or gray.max() > 65535:
+            raise ValueError("pixels of mode " + image.mode + " have no known range")
+        gray = gray[..., None] / np.float32(65535)
+        if channels == 4:
+            return np.concatenate([gray, gray, gray, np.ones_like(gray)], axis=2)
+        return np.repeat(gray, channels, axis=2)
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        if channels != 4:
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image)
+    mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
+    pixels = np.asarray(image.convert(mode), dtype=np.float32) / np.float32(255)
+    return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def _resize(unit: FloatArray, manifest: Manifest, fit: str) -> FloatArray:
+    """Return [H, W, C] pixels from 0 to 1 at the bundle's height and width."""
+    _, height, width = manifest.image_shape
+    from_height, from_width = unit.shape[:2]
+    if (from_height, from_width) == (height, width):
+        return unit
+    pillow = _pillow()
+    box = (0.0, 0.0, float(from_width), float(from_height))
+    if fit == "crop":
+        scale = min(from_width / width, from_height / height)
+        left, top = (from_width - width * scale) / 2, (from_height - height * scale) / 2
+        box = (left, top, left + width * scale, top + height * scale)
+        box = (max(left, 0.0), max(top, 0.0), min(box[2], from_width), min(box[3], from_height))
+    # One float channel at a time: Pillow would round 8-bit pixels between its two passes.
+    resized = [
+        np.asarray(
+            pillow.fromarray(np.ascontiguousarray(unit[..., channel])).resize(
+                (width, height), resample=pillow.Resampling.BICUBIC, box=box
+            )
+        )
+        for channel in range(unit.shape[2])
+    ]
+    stacked: FloatArray = np.stack(resized, axis=2)
+    return stacked.clip(0, 1)  # bicubic overshoots at edges
+
+
+def _to_range(unit: FloatArray, manifest: Manifest) -> FloatArray:
+    low, high = manifest.value_range
+    scaled = unit.transpose(2, 0, 1) * np.float32(high - low) + np.float32(low)
+    return scaled.clip(low, high)
+
+
+def _to_pillow(pixels: NDArray[np.uint8]) -> Image.Image:
+    """Return uint8 [H, W, C] as a Pillow image."""
+    pillow = _pillow()
+    if pixels.shape[2] not in (1, 3, 4):
+        raise InputError(
+            f"images of {pixels.shape[2]} channels cannot be written as PNG; write .npz or .npy"
+        )
+    one_plane = pixels[..., 0] if pixels.shape[2] == 1 else pixels
+    image: Image.Image = pillow.fromarray(np.ascontiguousarray(one_plane))
+    return image
+
+
+def _pillow() -> Any:
+    try:
+        from PIL import Image
+    except ImportError:
+        raise DependencyError(
+            "reading and writing image files needs Pillow: pip install pillow"
+        ) from None
+    return Image
+
+
+def _reason(error: BaseException) -> str:
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(str(text).split())

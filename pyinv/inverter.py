@@ -1,0 +1,438 @@
+"""The inverter: a bundle, an engine, and the calls that people make."""
+
+from __future__ import annotations
+
+import operator
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyinv import _core, recipes, runtimes
+from pyinv.arrays import as_numpy, check_rows
+from pyinv.bundle import Bundle, Manifest
+from pyinv.cores import usable_cores
+from pyinv.errors import BundleError, DeviceError, InputError
+from pyinv.images import check_images
+from pyinv.progress import progress_reporter
+from pyinv.recipes import Recipe
+from pyinv.result import Inversion
+
+__all__ = ["Inverter"]
+
+FloatArray = NDArray[np.float32]
+Progress = Callable[[dict[str, Any]], None]
+LoadedT = TypeVar("LoadedT")
+
+DEFAULT_LANES = 64
+AUTO_LANES = (8, 16, 32, 64, 128)
+
+# The engine's counters hold 48 bits of target id. ``sample`` draws from the upper half and
+# ``invert`` from the lower, or inverting G(sample(n, seed)) with that seed would begin at the
+# answer.
+MAX_TARGET_IDS = 2**47
+
+
+class Inverter:
+    """Inverts images against one exported generator.
+
+    Args:
+        bundle: a bundle's folder, or an open ``Bundle``.
+        device: "cpu".
+        lanes: targets that run side by side, at least 1; never more than there are targets. More
+            lanes use more memory and, up to a point, make better use of the cores. "auto" times
+            the objective at 8, 16, 32, 64 and 128 lanes before the first run (about as long as
+            ten steps of 64) and takes the fewest lanes within 5 % of the best speed.
+            Results don't depend on lanes, except to rounding, unless targets are coupled (bundles
+            with ``batch_norm="batch"``, ``MomentPenalty(over="batch")``): there they are the group
+            size, and "auto" is 64.
+        threads: CPU threads, at least 1. None takes every physical core this process may use.
+
+    Raises:
+        BundleError: the bundle is missing or damaged.
+        DependencyError: no ONNX Runtime, or two of them.
+        DeviceError: the device is not there.
+        InputError: lanes or threads out of range.
+
+    Example:
+        >>> inverter = pyinv.Inverter("faces.bundle")               # doctest: +SKIP
+        >>> inversion = inverter.invert(images, restarts=2)         # doctest: +SKIP
+        >>> inversion.latents.shape                                 # doctest: +SKIP
+        (256, 100)
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle | str | os.PathLike[str],
+        *,
+        device: str = "cpu",
+        lanes: int | str = DEFAULT_LANES,
+        threads: int | None = None,
+    ) -> None:
+        _check_device(device)
+        if lanes != "auto":
+            lanes = _whole("lanes", lanes, at_least=1, or_else='"auto"')
+        self._lanes = lanes
+        self.threads = usable_cores() if threads is None else _whole("threads", threads, at_least=1)
+        self.device = device
+        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        runtimes.load_onnxruntime()
+        self._objectives: dict[str, _core.OnnxObjective] = {}
+        self._functions: dict[str, _core.OnnxFunction] = {}
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the bundle says about itself: shapes, value range, prior, losses."""
+        return self.bundle.manifest
+
+    def __repr__(self) -> str:
+        manifest = self.manifest
+        return (
+            f"<Inverter of {manifest.name or self.bundle.path.name}: "
+            f"latent {list(manifest.latent_shape)}, {manifest.prior}, "
+            f"image {list(manifest.image_shape)}, losses {', '.join(manifest.losses)}; "
+            f"{self.device}, {self._lanes} lanes, {self.threads} threads>"
+        )
+
+    def invert(
+        self,
+        images: Any,
+        *,
+        recipe: str | Recipe = "default",
+        restarts: int | None = None,
+        seed: int = 0,
+        init: Any = None,
+        condition: Any = None,
+        target_ids: Any = None,
+        trace_every: int = 0,
+        progress: bool | Progress | None = None,
+    ) -> Inversion:
+        """Find the latents behind images.
+
+        Args:
+            images: the targets, [N, C, H, W] floats in the bundle's value range, N >= 1: NumPy,
+                PyTorch (CPU) or anything with DLPack. Not copied when C-contiguous float32.
+            recipe: a name in ``pyinv.recipes.RECIPES`` or a ``Recipe``.
+            restarts: attempts after the first for targets that have not converged; None takes the
+                recipe's. It needs a recipe with a loss tolerance to mean anything but "always".
+            seed: 0 to 2^64 - 1. All draws depend on it and on the target's id alone.
+            init: first latents, [N, *latent_shape] or [N, d]; None draws them from the prior.
+                Restarts draw in any case.
+            condition: [N, k], for bundles that have a condition.
+            target_ids: N whole numbers below 2^47 that random draws depend on; 0 to N - 1 by
+                default. To split a job over calls or machines, give each part its rows' numbers.
+            trace_every: record the loss every so many updates; 0 for no trace. Takes N * (1 +
+                max_steps // trace_every) floats.
+            progress: True for a bar on standard error, or a function that gets a dict at most ten
+                times a second: "finished" and "targets" count targets, "active" the lanes at work,
+                "evaluations" those of the objective so far, one a target and step; "mean_loss" is
+                that of the lanes.
+
+        Returns:
+            the Inversion. After Ctrl-C it comes within a step's time, with what was found so far
+            and ``cancelled=True``.
+
+        Raises:
+            InputError: an argument of the wrong shape, type or range.
+            RuleError: an unknown recipe, or rules that do not fit the bundle's prior.
+            BundleError: the bundle has no objective for a loss of the recipe.
+        """
+        manifest = self.manifest
+        recipe = self._resolve(recipe, restarts)
+        targets = check_images(images, manifest)
+        count = len(targets)
+        conditions = self._condition(condition, count)
+        initial = None if init is None else check_rows(init, "init", manifest.latent_shape, count)
+        ids = _check_target_ids(target_ids, count)
+        seed = _whole("seed", seed, at_least=0, at_most=2**64 - 1)
+        trace_every = _whole("trace_every", trace_every, at_least=0)
+        coupled = manifest.batch_norm == "batch" or recipe.couples
+
+        losses = list(dict.fromkeys(stage.loss for stage in recipe.stages))
+        lanes = self._lanes_for(losses[0], count, coupled)
+        if manifest.batch_norm == "batch" and min(_group_sizes(count, lanes)) < 2:
+            raise InputError(
+                f"this bundle takes batch-norm statistics over the batch and needs groups of 2 or "
+                f"more targets, got {count} target{'' if count == 1 else 's'} on {lanes} "
+                f"lane{'' if lanes == 1 else 's'}; give more, or export with "
+                'batch_norm="eval"'
+            )
+        described = recipe.describe()
+        for stage in described["stages"]:
+            stage["objective"] = losses.index(stage["loss"])
+        with progress_reporter(progress, count, recipe.max_steps) as report:
+            found = _core.invert(
+                objectives=[self._objective(loss) for loss in losses],
+                recipe=described,
+                prior=manifest.prior.describe(),
+                images=targets.reshape(count, -1),
+                initial=initial,
+                condition=conditions,
+                target_ids=ids,
+                seed=seed,
+                lanes=lanes,
+                coupled=coupled,
+                trace_every=trace_every,
+                progress=report,
+            )
+        latents = found["latents"]
+
+        def make_images() -> FloatArray:
+            return self._generate(latents, conditions, lanes)
+
+        return Inversion(
+            latents=latents.reshape(count, *manifest.latent_shape),
+            loss=found["loss"],
+            status=found["status"],
+            steps=found["steps"],
+            attempts=found["attempts"],
+            seed=seed,
+            recipe=recipe.describe(),
+            cancelled=found["cancelled"],
+            trace=found["trace"],
+            _images=make_images,
+        )
+
+    def generate(
+        self, latents: Any, *, condition: Any = None, batch: int | None = None
+    ) -> FloatArray:
+        """Return the images of latents, G(z).
+
+        Args:
+            latents: [N, *latent_shape] or [N, d], N >= 1.
+            condition: [N, k], for bundles that have a condition.
+            batch: the most images made at a time, at least 1; None takes the lanes. With
+                ``batch_norm="batch"`` the images of a batch depend on one another; batches are as
+                equal as possible.
+
+        Returns:
+            float32 [N, C, H, W] in the bundle's value range.
+
+        Raises:
+            InputError: an argument of the wrong shape, type or range.
+        """
+        flat = check_rows(latents, "latents", self.manifest.latent_shape, None)
+        conditions = self._condition(condition, len(flat))
+        return self._generate(flat, conditions, self._batch(batch))
+
+    def evaluate(
+        self,
+        latents: Any,
+        images: Any,
+        *,
+        loss: str = "mse",
+        condition: Any = None,
+        batch: int | None = None,
+    ) -> tuple[FloatArray, FloatArray]:
+        """Return the loss between G(latents) and images, and its gradient.
+
+        Args:
+            latents: [N, *latent_shape] or [N, d], N >= 1.
+            images: [N, C, H, W], as for ``invert``.
+            loss: one of the bundle's losses, a mean over pixels.
+            condition: [N, k], for bundles that have a condition.
+            batch: the most images evaluated at a time, at least 1; see ``generate``.
+
+        Returns:
+            (loss [N], gradient [N, *latent_shape]), float32. A row's gradient is that of its own
+            loss; with ``batch_norm="batch"``, that of its batch's summed loss.
+
+        Raises:
+            InputError: an argument of the wrong shape, type or range.
+            BundleError: the bundle has no such loss.
+        """
+        manifest = self.manifest
+        function = self._function(self.bundle.file(manifest.objective(loss)).name)
+        targets = check_images(images, manifest)
+        flat = check_rows(latents, "latents", manifest.latent_shape, len(targets))
+        conditions = self._condition(condition, len(flat))
+        losses = np.empty(len(flat), dtype=np.float32)
+        gradients = np.empty_like(flat)
+        for rows in _groups(len(flat), self._batch(batch)):
+            feeds = {"latent": flat[rows], "image": targets[rows]}
+            if conditions is not None:
+                feeds["condition"] = conditions[rows]
+            found = function.run(feeds)
+            losses[rows], gradients[rows] = found["loss"], found["gradient"]
+        return losses, gradients.reshape(len(flat), *manifest.latent_shape)
+
+    def sample(self, n: int, *, seed: int = 0) -> FloatArray:
+        """Return n latents drawn from the prior, float32 [n, *latent_shape].
+
+        Args:
+            n: how many, at least 1. The first latents are the same for every n.
+            seed: 0 to 2^64 - 1. The draws are others than those of ``invert`` with this seed.
+
+        Raises:
+            InputError: an argument out of range.
+        """
+        n = _whole("n", n, at_least=1)
+        seed = _whole("seed", seed, at_least=0, at_most=2**64 - 1)
+        ids = np.arange(n, dtype=np.uint64) + np.uint64(MAX_TARGET_IDS)
+        prior = self.manifest.prior.describe()
+        latents: FloatArray = _core.draw_initial(prior, seed, ids, 0, self.manifest.latent_size)
+        return latents.reshape(n, *self.manifest.latent_shape)
+
+    def _resolve(self, recipe: str | Recipe, restarts: int | None) -> Recipe:
+        prior = self.manifest.prior
+        if isinstance(recipe, str):
+            recipe = recipes.get(recipe, prior)
+        elif not isinstance(recipe, Recipe):
+            raise InputError(
+                "recipe must be a name or a pyinv.Recipe, got "
+                f"{type(recipe).__name__}; the names are {', '.join(recipes.RECIPES)}"
+            )
+        for stage in recipe.stages:
+            self.manifest.objective(stage.loss)
+        recipe = recipe.fit(prior)
+        return recipe if restarts is None else recipe.replace(restarts=restarts)
+
+    def _objective(self, loss: str) -> _core.OnnxObjective:
+        if loss not in self._objectives:
+            path = self.bundle.file(self.manifest.objective(loss))
+            objective = self._load(_core.OnnxObjective, path)
+            sizes = (objective.latent_size, objective.image_size, objective.condition_size)
+            manifest = self.manifest
+            expected = (manifest.latent_size, manifest.pixels, manifest.condition_size)
+            if sizes != expected:
+                raise BundleError(
+                    f"{path}: its latent, image and condition hold {sizes} numbers, but the "
+                    f"manifest says {expected}; export the bundle again"
+                )
+            self._objectives[loss] = objective
+        return self._objectives[loss]
+
+    def _function(self, file: str) -> _core.OnnxFunction:
+        if file not in self._functions:
+            self._functions[file] = self._load(_core.OnnxFunction, self.bundle.path / file)
+        return self._functions[file]
+
+    def _load(self, kind: Callable[..., LoadedT], path: Path) -> LoadedT:
+        try:
+            return kind(str(path), threads=self.threads)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise BundleError(
+                f"{path}: ONNX Runtime cannot load it ({reason}); export the bundle again"
+            ) from None
+
+    def _generate(self, flat: FloatArray, condition: FloatArray | None, batch: int) -> FloatArray:
+        images = np.empty((len(flat), *self.manifest.image_shape), dtype=np.float32)
+        function = self._function(self.manifest.forward().file)
+        for rows in _groups(len(flat), batch):
+            feeds = {"latent": flat[rows]}
+            if condition is not None:
+                feeds["condition"] = condition[rows]
+            images[rows] = function.run(feeds)["image"]
+        return images
+
+    def _condition(self, condition: Any, count: int) -> FloatArray | None:
+        shape = self.manifest.condition_shape
+        if shape is None:
+            if condition is not None:
+                raise InputError("this bundle takes no condition, got one; leave it out")
+            return None
+        if condition is None:
+            raise InputError(
+                f"this bundle needs a condition for every target, got none; "
+                f"give condition=float32 [{count}, {shape[0]}]"
+            )
+        return check_rows(condition, "condition", shape, count)
+
+    def _batch(self, batch: int | None) -> int:
+        if batch is not None:
+            return _whole("batch", batch, at_least=1)
+        return DEFAULT_LANES if self._lanes == "auto" else int(self._lanes)
+
+    def _lanes_for(self, loss: str, count: int, coupled: bool) -> int:
+        if self._lanes == "auto":
+            if coupled:
+                return min(DEFAULT_LANES, count)
+            self._lanes = self._fastest_lanes(loss)
+        return min(int(self._lanes), count)
+
+    def _fastest_lanes(self, loss: str) -> int:
+        """Return the fewest lanes within 5 % of the best images per second."""
+        manifest = self.manifest
+        function = self._function(manifest.objective(loss).file)
+        speeds = []
+        for lanes in AUTO_LANES:
+            feeds = {
+                "latent": self.sample(lanes).reshape(lanes, -1),
+                "image": np.full(
+                    (lanes, *manifest.image_shape), np.mean(manifest.value_range), dtype=np.float32
+                ),
+            }
+            if manifest.condition_size:
+                feeds["condition"] = np.zeros((lanes, manifest.condition_size), dtype=np.float32)
+            function.run(feeds)  # the first run at a size plans its memory
+            seconds = []
+            for _ in range(2):
+                start = time.perf_counter()
+                function.run(feeds)
+                seconds.append(time.perf_counter() - start)
+            speeds.append(lanes / min(seconds))
+        best = max(speeds)
+        return next(
+            lanes for lanes, speed in zip(AUTO_LANES, speeds, strict=True) if speed >= 0.95 * best
+        )
+
+
+def _check_device(device: Any) -> None:
+    if device == "cpu":
+        return
+    if isinstance(device, str) and device.partition(":")[0] in ("cuda", "gpu"):
+        raise DeviceError(f'this build has no CUDA, got device={device!r}; use device="cpu"')
+    raise DeviceError(f'device must be "cpu", got {device!r}')
+
+
+def _check_target_ids(target_ids: Any, count: int) -> NDArray[np.uint64]:
+    if target_ids is None:
+        return np.arange(count, dtype=np.uint64)
+    expected = f"{count} whole numbers from 0 to below 2^47"
+    ids = as_numpy(target_ids, "target_ids", expected)
+    if ids.dtype.kind not in "iu" or ids.shape != (count,):
+        raise InputError(
+            f"target_ids must be {expected}, got {ids.dtype} [{', '.join(map(str, ids.shape))}]; "
+            "give one a target"
+        )
+    if int(ids.min()) < 0 or int(ids.max()) >= MAX_TARGET_IDS:
+        raise InputError(
+            f"target_ids must be {expected}, got {int(ids.min())} to {int(ids.max())}; "
+            "number the targets from 0"
+        )
+    return np.ascontiguousarray(ids, dtype=np.uint64)
+
+
+def _whole(
+    name: str, value: Any, *, at_least: int, at_most: int | None = None, or_else: str = ""
+) -> int:
+    """Return the argument as an int within its range, or raise InputError."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = at_least - 1
+    if isinstance(value, bool) or number < at_least or (at_most is not None and number > at_most):
+        upper = "" if at_most is None else f" and <= {at_most}"
+        choice = f" or {or_else}" if or_else else ""
+        raise InputError(
+            f"{name} must be a whole number >= {at_least}{upper}{choice}, got {value!r}"
+        )
+    return number
+
+
+def _group_sizes(count: int, lanes: int) -> list[int]:
+    """Return the sizes of ceil(count / lanes) groups, as equal as possible, the larger first."""
+    groups = -(-count // lanes)
+    return [count // groups + (index < count % groups) for index in range(groups)]
+
+
+def _groups(count: int, lanes: int) -> Iterator[slice]:
+    start = 0
+    for size in _group_sizes(count, lanes):
+        yield slice(start, start + size)
+        start += size

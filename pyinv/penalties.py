@@ -1,0 +1,90 @@
+"""Penalties: terms added to the loss that keep a latent probable under its prior.
+
+A penalty moves the latent. It is no part of the loss that is reported or that stops a stage.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pyinv._rule import Rule
+from pyinv.errors import RuleError
+from pyinv.priors import Normal, Prior
+
+__all__ = ["MomentPenalty", "Penalty", "PriorPenalty"]
+
+
+@dataclass(frozen=True)
+class MomentPenalty(Rule):
+    r"""Pull the mean and standard deviation of the components towards the prior's.
+
+    .. math:: \gamma_\text{mean} (\mu - \hat\mu)^2 + \gamma_\text{std} (\sigma - \hat\sigma)^2
+
+    where the hats are taken over every component of the lanes that run together, or over one
+    latent's components. Its gradient in a component of a latent of size d:
+
+    .. math:: \frac{2 \gamma_\text{mean} (\hat\mu - \mu)}{d}
+        + \frac{2 \gamma_\text{std} (\hat\sigma - \sigma) (z_i - \hat\mu)}{d \hat\sigma}
+
+    Args:
+        gamma_mean: weight of the mean, at least 0.
+        gamma_std: weight of the standard deviation, at least 0.
+        over: "batch" or "latent". Over the batch, targets run in groups that start and end
+            together, and the answer depends on who is in a group.
+
+    Source: Creswell & Bharath 2016, equation 5, with gamma 1 (section 5); over the batch, last
+    paragraph of section 2.3.
+    """
+
+    gamma_mean: float = 1.0
+    gamma_std: float = 1.0
+    over: str = "batch"
+
+    def __post_init__(self) -> None:
+        self._number("gamma_mean", at_least=0.0)
+        self._number("gamma_std", at_least=0.0)
+        self._choice("over", ("batch", "latent"))
+
+    def fit(self, prior: Prior) -> MomentPenalty:
+        """Return this penalty: it fits every prior."""
+        del prior
+        return self
+
+
+@dataclass(frozen=True)
+class PriorPenalty(Rule):
+    r"""Add the mean negative log density of the latent under a normal prior.
+
+    .. math:: w_k \frac{1}{d} \sum_i \frac{(z_i - \text{mean})^2}{2\,\text{std}^2}, \qquad
+        w_k = \text{weight} \cdot (1 - k / \text{max\_steps}) \text{ if annealed}
+
+    Args:
+        weight: at least 0.
+        anneal: lower the weight to zero over the stage, so that the end of the run minimises the
+            loss alone.
+
+    Needs a normal prior: a uniform density has no gradient.
+
+    Source: the term -log p(z) in the later public code of Creswell & Bharath (weight 0.01, not
+    annealed; the paper has equation 5 instead). Annealing is ours.
+    """
+
+    weight: float
+    anneal: bool = False
+
+    def __post_init__(self) -> None:
+        self._number("weight", at_least=0.0)
+        self._flag("anneal")
+
+    def fit(self, prior: Prior) -> PriorPenalty:
+        """Return this penalty, or raise RuleError for a prior that is not normal."""
+        if not isinstance(prior, Normal):
+            raise RuleError(
+                "PriorPenalty needs a normal prior: a uniform one has no gradient; "
+                "use StochasticClip or Clip"
+            )
+        return self
+
+
+Penalty = MomentPenalty | PriorPenalty
+PENALTIES: tuple[type[MomentPenalty] | type[PriorPenalty], ...] = (MomentPenalty, PriorPenalty)

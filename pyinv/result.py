@@ -1,0 +1,196 @@
+"""What an inversion gives back."""
+
+from __future__ import annotations
+
+import enum
+import json
+import os
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyinv.errors import InputError
+
+__all__ = ["Inversion", "Status"]
+
+FloatArray = NDArray[np.float32]
+
+
+class Status(enum.IntEnum):
+    """How a target ended; the engine's codes."""
+
+    CONVERGED = 0
+    """Its loss reached the loss tolerance."""
+    STALLED = 1
+    """Its loss stopped changing: more restarts may help, more steps will not."""
+    STEP_LIMIT = 2
+    """It made every step it had. Without a loss tolerance this is the normal end."""
+    NON_FINITE = 3
+    """Its loss or gradient became NaN or infinite: a lower learning rate helps."""
+    CANCELLED = 4
+    """The run was ended before this target was done."""
+
+
+@dataclass(frozen=True, eq=False)
+class Inversion:
+    """The latents found for N targets.
+
+    Indexing with an integer, a slice, a mask or an index array gives those targets' Inversion.
+
+    Args:
+        latents: float32 [N, *latent_shape].
+        loss: float32 [N], each target's loss at its latent; NaN where none was finite.
+        status: uint8 [N], the codes of ``Status``.
+        steps: int64 [N], updates made, over all attempts.
+        attempts: int32 [N], attempts made.
+        seed: the seed of the run.
+        recipe: the recipe as ``Recipe.describe()`` gives it.
+        cancelled: whether the run was ended early, by Ctrl-C.
+        trace: float32 [N, T] or None: the loss at every ``trace_every``-th update of a target's
+            last attempt, NaN where it did not get there.
+    """
+
+    latents: FloatArray
+    loss: FloatArray
+    status: NDArray[np.uint8]
+    steps: NDArray[np.int64]
+    attempts: NDArray[np.int32]
+    seed: int
+    recipe: dict[str, Any]
+    cancelled: bool = False
+    trace: FloatArray | None = None
+    _images: Callable[[], FloatArray] | FloatArray | None = field(default=None, repr=False)
+
+    @property
+    def images(self) -> FloatArray:
+        """G(latents), float32 [N, C, H, W]; computed when first asked for, then kept.
+
+        Raises:
+            InputError: the result was saved without images and loaded again.
+        """
+        if callable(self._images):
+            object.__setattr__(self, "_images", self._images())
+        if not isinstance(self._images, np.ndarray):
+            raise InputError(
+                "this Inversion was saved without its images; make them with "
+                "inverter.generate(inversion.latents)"
+            )
+        return self._images
+
+    def counts(self) -> dict[str, int]:
+        """Return how many targets ended with each status, by its name in lower case."""
+        return {one.name.lower(): int(np.sum(self.status == one)) for one in Status}
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def __getitem__(self, index: Any) -> Inversion:
+        if isinstance(index, (int, np.integer)):
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"target {index} of an Inversion of {len(self)}")
+            index = slice(index, index + 1 if index != -1 else None)
+        images: Callable[[], FloatArray] | None = None
+        if self._images is not None:
+            # The whole is made first: with batch-norm over the batch, an image depends on its
+            # neighbours.
+            images = lambda: self.images[index]  # noqa: E731
+        return replace(
+            self,
+            latents=self.latents[index],
+            loss=self.loss[index],
+            status=self.status[index],
+            steps=self.steps[index],
+            attempts=self.attempts[index],
+            trace=None if self.trace is None else self.trace[index],
+            _images=images,
+        )
+
+    def __repr__(self) -> str:
+        shape = ", ".join(map(str, self.latents.shape))
+        ended = ", ".join(
+            f"{count} {name.replace('_', ' ')}" for name, count in self.counts().items() if count
+        )
+        losses = self.loss[np.isfinite(self.loss)]
+        quantiles = "none finite"
+        if len(losses):
+            low, middle, high = np.quantile(losses, [0, 0.5, 1])
+            quantiles = f"min {low:.3g}, median {middle:.3g}, max {high:.3g}"
+        steps = f"{self.steps.mean():.0f} a target" if len(self) else "0"
+        restarted = int(np.sum(self.attempts > 1))
+        return (
+            f"<Inversion of {len(self)} target{'' if len(self) == 1 else 's'}"
+            f"{', cancelled' if self.cancelled else ''}: latents [{shape}]; {ended or 'none'}; "
+            f"loss {quantiles}; steps {steps}"
+            f"{f'; {restarted} restarted' if restarted else ''}; "
+            f"recipe {self.recipe.get('name')}, seed {self.seed}>"
+        )
+
+    def __reduce__(self) -> Any:
+        # The function that makes images holds an engine, which cannot leave this process.
+        values = {name: getattr(self, name) for name in _FIELDS}
+        return _restore, (values, None if self._images is None else self.images)
+
+    def save(
+        self,
+        path: str | os.PathLike[str] | Any,
+        *,
+        images: bool = True,
+        sources: Sequence[str] | None = None,
+    ) -> None:
+        """Write everything into one .npz file.
+
+        Args:
+            path: where to, or an open binary file. NumPy adds .npz to a path without it.
+            images: write G(latents) as well, which computes it.
+            sources: N texts, where the targets came from, to be written as well.
+
+        The arrays have the names of the fields; the rest is JSON text under "run".
+        """
+        arrays: dict[str, Any] = {name: getattr(self, name) for name in _ARRAYS}
+        if self.trace is not None:
+            arrays["trace"] = self.trace
+        if images and self._images is not None:
+            arrays["images"] = self.images
+        if sources is not None:
+            arrays["sources"] = np.asarray(sources, dtype=np.str_)
+        run = {"seed": self.seed, "recipe": self.recipe, "cancelled": self.cancelled}
+        np.savez(path, run=np.asarray(json.dumps(run)), **arrays)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Inversion:
+        """Read what ``save`` wrote.
+
+        Raises:
+            InputError: not such a file.
+        """
+        try:
+            with np.load(Path(path), allow_pickle=False) as file:
+                run = json.loads(str(file["run"]))
+                return cls(
+                    **{name: file[name] for name in _ARRAYS},
+                    seed=int(run["seed"]),
+                    recipe=dict(run["recipe"]),
+                    cancelled=bool(run["cancelled"]),
+                    trace=file.get("trace"),
+                    _images=file.get("images"),
+                )
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such file") from None
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+            raise InputError(
+                f"{path}: not a saved Inversion, or truncated; expected what Inversion.save or "
+                "`pyinv invert -o` wrote"
+            ) from None
+
+
+_ARRAYS = ("latents", "loss", "status", "steps", "attempts")
+_FIELDS = (*_ARRAYS, "seed", "recipe", "cancelled", "trace")
+
+
+def _restore(values: dict[str, Any], images: FloatArray | None) -> Inversion:
+    return Inversion(**values, _images=images)

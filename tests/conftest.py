@@ -1,0 +1,52 @@
+"""Bundles that tests share. None of them needs torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny_bundle import TinyGenerator, write_tiny_bundle
+
+from pyinv.bundle import Bundle
+from pyinv.inverter import Inverter
+from pyinv.priors import Normal
+
+
+@pytest.fixture(scope="session")
+def bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with a uniform prior on [-1, 1] and the losses mse, l1 and bce."""
+    path = tmp_path_factory.mktemp("bundles") / "tiny.bundle"
+    write_tiny_bundle(path, losses=("mse", "l1", "bce"))
+    return path
+
+
+@pytest.fixture(scope="session")
+def normal_bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same generator under a standard normal prior."""
+    path = tmp_path_factory.mktemp("bundles") / "normal.bundle"
+    write_tiny_bundle(path, prior=Normal(), losses=("mse", "bce"))
+    return path
+
+
+@pytest.fixture(scope="session")
+def generator() -> TinyGenerator:
+    """What both bundles hold, in NumPy."""
+    return TinyGenerator.make()
+
+
+@pytest.fixture(scope="session")
+def bundle(bundle_path: Path) -> Bundle:
+    return Bundle.open(bundle_path)
+
+
+@pytest.fixture(scope="session")
+def inverter(bundle: Bundle) -> Inverter:
+    return Inverter(bundle, threads=1)
+
+
+@pytest.fixture
+def changed_bundle(tmp_path: Path) -> Path:
+    """A bundle of its own for a test that breaks it."""
+    path = tmp_path / "changed.bundle"
+    write_tiny_bundle(path)
+    return path

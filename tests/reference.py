@@ -1,0 +1,436 @@
+"""The NumPy twin of the engine: the same loop, written once more to be read, not to be fast.
+
+It takes what ``pyinv._core.invert`` takes (recipe and prior as ``describe()`` gives them, images
+one row a target) and a plain Python objective. There are no lanes and no queue here: a target's
+result must not depend on them, so every target runs alone; only a coupled batch runs in groups.
+
+Arithmetic is float32, one rounding an operation. Transcendental functions are computed in float64
+and rounded, which is what a correctly rounded float32 function gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+Bits = NDArray[np.uint32]
+Objective = Callable[[Array, Array, "Array | None"], tuple[Array, Array]]
+Description = dict[str, Any]
+
+CONVERGED, STALLED, STEP_LIMIT, NON_FINITE, CANCELLED = range(5)
+
+INITIAL, RESAMPLING = 0, 1
+
+f32 = np.float32
+
+
+# Rounding
+
+
+def rounded(function: Callable[..., Any], *arguments: Any) -> Any:
+    """``function`` in float64, rounded once to float32."""
+    return f32(function(*(np.asarray(a, dtype=np.float64) for a in arguments)))
+
+
+def fused_multiply_add(a: Any, b: Any, c: Any) -> Any:
+    """``a * b + c`` with one rounding: the product of two float32 numbers is exact in float64."""
+    return rounded(lambda x, y, z: x * y + z, a, b, c)
+
+
+# Random numbers
+
+
+def philox4x32_10(counter: Bits, key: Bits) -> Bits:
+    """Philox4x32 with ten rounds (Salmon et al. 2011): [..., 4] and [..., 2] give [..., 4]."""
+    c0, c1, c2, c3 = np.moveaxis(np.asarray(counter, dtype=np.uint64), -1, 0)
+    k0, k1 = np.moveaxis(np.asarray(key, dtype=np.uint64), -1, 0)
+    low_word, word = np.uint64(0xFFFFFFFF), np.uint64(32)
+    for _ in range(10):
+        left, right = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)
+        c0, c1, c2, c3 = (
+            (right >> word) ^ c1 ^ k0,
+            right & low_word,
+            (left >> word) ^ c3 ^ k1,
+            left & low_word,
+        )
+        k0 = (k0 + np.uint64(0x9E3779B9)) & low_word
+        k1 = (k1 + np.uint64(0xBB67AE85)) & low_word
+    return np.stack(np.broadcast_arrays(c0, c1, c2, c3), axis=-1).astype(np.uint32)
+
+
+def random_words(
+    seed: int, target_ids: Sequence[int], restart: int, update: int, purpose: int, size: int
+) -> Bits:
+    """The four words of every component of every target: [N, size, 4]."""
+    counter = np.zeros((len(target_ids), size, 4), dtype=np.uint32)
+    counter[..., 0] = np.arange(size)
+    counter[..., 1] = update
+    for row, target in enumerate(int(t) for t in target_ids):
+        counter[row, :, 2] = target & 0xFFFFFFFF
+        counter[row, :, 3] = purpose | restart << 4 | (target >> 32) << 16
+    key = np.array([seed & 0xFFFFFFFF, seed >> 32], dtype=np.uint32)
+    return philox4x32_10(counter, key)
+
+
+def decision_uniform(words: Bits) -> Array:
+    return words[..., 0].astype(np.float32) * f32(2.0**-32)
+
+
+def uniform_draw(words: Bits, low: float, high: float) -> Array:
+    fraction = (words[..., 1] >> np.uint32(8)).astype(np.float32) * f32(2.0**-24)
+    return fused_multiply_add(f32(high) - f32(low), fraction, f32(low))
+
+
+def normal_draw(words: Bits, mean: float, std: float) -> Array:
+    u1 = fused_multiply_add(words[..., 1].astype(np.float32), f32(2.0**-32), f32(2.0**-33))
+    u2 = words[..., 2].astype(np.float32) * f32(2.0**-32)
+    radius = np.sqrt(f32(-2.0) * rounded(np.log, u1))
+    cosine = rounded(np.cos, f32(2.0 * np.pi) * u2)
+    return fused_multiply_add(f32(std), radius * cosine, f32(mean))
+
+
+def draw(prior: Description, words: Bits) -> Array:
+    if prior["kind"] == "uniform":
+        return uniform_draw(words, prior["low"], prior["high"])
+    return normal_draw(words, prior["mean"], prior["std"])
+
+
+def draw_initial(
+    prior: Description, seed: int, target_ids: Sequence[int], restart: int, size: int
+) -> Array:
+    return draw(prior, random_words(seed, target_ids, restart, 0, INITIAL, size))
+
+
+# Priors
+
+
+def prior_moments(prior: Description) -> tuple[float, float]:
+    if prior["kind"] == "uniform":
+        low, high = prior["low"], prior["high"]
+        return (low + high) / 2, (high - low) / np.sqrt(12.0)
+    return prior["mean"], prior["std"]
+
+
+# Constraints
+
+
+def resampling_probability(constraint: Description, prior: Description, z: Array) -> Array:
+    """Probability p that a component at z is resampled within the horizon (Egan et al.)."""
+    y = (z - f32(prior["mean"])) / f32(prior["std"])
+    size = np.abs(y)
+    if constraint["kind"] == "hard_cutoff":
+        return (size > f32(constraint["c"])).astype(np.float32)
+    if constraint["kind"] == "logistic_cutoff":
+        a, b = f32(constraint["a"]), f32(constraint["b"])
+        return f32(1) / (f32(1) + rounded(np.exp, -a * (size - b)))
+    a = f32(constraint["a"])
+    inside = rounded(np.exp, np.minimum((y * y - a * a) / f32(2), f32(0)))
+    return np.where(size <= a, inside, f32(1))
+
+
+def step_probability(p: Array, horizon: int) -> Array:
+    """Probability q of resampling at each of ``horizon`` steps, so that all of them give p."""
+    log_kept = rounded(np.log1p, -np.where(p < 1, p, f32(0)))
+    return np.where(p < 1, rounded(lambda x: -np.expm1(x), log_kept / f32(horizon)), f32(1))
+
+
+def constrain(
+    constraint: Description, prior: Description, max_steps: int, z: Array, words: Bits
+) -> tuple[Array, NDArray[np.bool_]]:
+    """The constraint on updated latents [N, d]: the new latents, and which were resampled."""
+    kind = constraint["kind"]
+    nothing = np.zeros(z.shape, dtype=bool)
+    finite = np.isfinite(z)
+    if kind == "no_constraint":
+        return z, nothing
+
+    if kind in ("clip", "stochastic_clip"):
+        low = f32(prior["low"] if constraint["low"] is None else constraint["low"])
+        high = f32(prior["high"] if constraint["high"] is None else constraint["high"])
+        if kind == "clip":
+            return np.where(finite, np.minimum(np.maximum(z, low), high), z), nothing
+        resampled = finite & ((z <= low) | (z >= high))
+        return np.where(resampled, uniform_draw(words, low, high), z), resampled
+
+    horizon = max_steps if constraint.get("horizon") is None else constraint["horizon"]
+    q = step_probability(resampling_probability(constraint, prior, z), horizon)
+    # The decision uniform rounds up to 1 once in 2^25 draws; a certainty stays one all the same.
+    resampled = finite & ((decision_uniform(words) < q) | (q == 1))
+    return np.where(resampled, normal_draw(words, prior["mean"], prior["std"]), z), resampled
+
+
+# Penalties
+
+
+def penalty_gradient(
+    penalty: Description, prior: Description, z: Array, step: int, max_steps: int
+) -> Array:
+    """What a penalty adds to the gradients of a group's latents [N, d]."""
+    size = z.shape[1]
+    mean, std = prior_moments(prior)
+    if penalty["kind"] == "moment_penalty":
+        axis = None if penalty["over"] == "batch" else 1
+        mu = rounded(lambda x: np.mean(x, axis=axis, keepdims=True), z)
+        sd = rounded(lambda x: np.std(x, axis=axis, keepdims=True), z)
+        shift = f32(2 * penalty["gamma_mean"] / size) * (mu - f32(mean))
+        spread = np.where(sd == 0, f32(0), (z - mu) / np.where(sd == 0, f32(1), sd))
+        return shift + f32(2 * penalty["gamma_std"] / size) * (sd - f32(std)) * spread
+    weight = penalty["weight"] * (1 - step / max_steps if penalty["anneal"] else 1)
+    return f32(weight / (std * std * size)) * (z - f32(mean))
+
+
+# Solvers
+
+
+def learning_rate(solver: Description, step: int, max_steps: int) -> float:
+    schedule = solver["schedule"]
+    if schedule["kind"] == "step_decay":
+        return solver["learning_rate"] * schedule["factor"] ** (step // schedule["every"])
+    if schedule["kind"] == "cosine":
+        final = schedule["final"]
+        wave = (1 + np.cos(np.pi * step / max_steps)) / 2
+        return solver["learning_rate"] * (final + (1 - final) * wave)
+    return solver["learning_rate"]
+
+
+def solver_update(
+    solver: Description, z: Array, m: Array, v: Array, g: Array, step: int, max_steps: int
+) -> tuple[Array, Array, Array]:
+    rate = learning_rate(solver, step, max_steps)
+    if solver["kind"] == "gradient_descent":
+        m = f32(solver["momentum"]) * m + g
+        return z - f32(rate) * m, m, v
+    beta1, beta2 = solver["beta1"], solver["beta2"]
+    m = f32(beta1) * m + f32(1 - beta1) * g
+    v = f32(beta2) * v + f32(1 - beta2) * (g * g)
+    scale = f32(rate / (1 - beta1 ** (step + 1)))
+    root = np.sqrt(v) / f32(np.sqrt(1 - beta2 ** (step + 1)))
+    return z - scale * m / (root + f32(solver["epsilon"])), m, v
+
+
+# The loop
+
+
+@dataclass
+class Outcome:
+    """What one attempt at one target came to."""
+
+    status: int
+    loss: np.float32
+    latent: Array
+
+    def rank(self) -> tuple[bool, bool, float]:
+        return self.status != CONVERGED, bool(np.isnan(self.loss)), float(self.loss)
+
+
+@dataclass
+class Progress:
+    """How one target fares in one stage."""
+
+    status: int | None = None
+    previous: np.float32 | None = None
+    patience: int = 0
+    best: tuple[np.float32, Array] | None = None
+    last: tuple[np.float32, Array] | None = None
+
+    def observe(self, stage: Description, step: int, loss: np.float32, g: Array, z: Array) -> None:
+        """The stop rules, in their order, on the loss and gradient evaluated at z."""
+        if not (np.isfinite(loss) and np.isfinite(g).all()):
+            self.stop(NON_FINITE)
+            return
+        if self.best is None or loss < self.best[0]:
+            self.best = (loss, z.copy())
+        self.last = (loss, z.copy())
+
+        if stage["loss_tolerance"] > 0 and loss <= f32(stage["loss_tolerance"]):
+            self.stop(CONVERGED)
+        change, relative = f32(stage["change_tolerance"]), f32(stage["relative_change_tolerance"])
+        still = False
+        if step >= 1 and self.previous is not None:
+            moved = np.abs(loss - self.previous)
+            still = bool(
+                (change > 0 and moved <= change)
+                or (relative > 0 and moved <= relative * np.abs(self.previous))
+            )
+        self.patience = self.patience + 1 if still else 0
+        self.previous = loss
+        if self.patience >= stage["patience"]:
+            self.stop(STALLED)
+        if step == stage["max_steps"]:
+            self.stop(STEP_LIMIT)
+
+    def stop(self, status: int) -> None:
+        """The first rule met gives the status; a member of a group may still converge later."""
+        if self.status is None or status == CONVERGED:
+            self.status = status
+
+    def outcome(self, keep: str, start: Array) -> Outcome:
+        """``start`` is the latent that the stage began with."""
+        assert self.status is not None
+        kept = self.best if keep == "best" else self.last
+        if kept is None:
+            return Outcome(self.status, f32(np.nan), start)
+        return Outcome(self.status, *kept)
+
+
+@dataclass
+class Attempt:
+    outcomes: list[Outcome]
+    updates: NDArray[np.int64]
+    resampled: NDArray[np.int64]
+    trace: Array
+
+
+def run_attempt(
+    objectives: Sequence[Objective],
+    recipe: Description,
+    prior: Description,
+    images: Array,
+    initial: Array,
+    condition: Array | None,
+    target_ids: Sequence[int],
+    seed: int,
+    restart: int,
+    trace_every: int,
+) -> Attempt:
+    """One attempt at a group of targets that start and end together (most often a group of one)."""
+    count, size = initial.shape
+    stages = recipe["stages"]
+    columns = 1 + sum(s["max_steps"] for s in stages) // trace_every if trace_every else 0
+    trace = np.full((count, columns), np.nan, dtype=np.float32)
+    outcomes: list[Outcome | None] = [None] * count
+    z = initial.copy()
+    update = 0
+    updates, resampled = np.zeros((2, count), dtype=np.int64)
+
+    for index, stage in enumerate(stages):
+        objective = objectives[stage["objective"]]
+        max_steps = stage["max_steps"]
+        m, v = np.zeros_like(z), np.zeros_like(z)
+        start = z.copy()
+        members = [Progress() for _ in range(count)]
+        for step in range(max_steps + 1):
+            loss, g = objective(z, images, condition)
+            for row, member in enumerate(members):
+                member.observe(stage, step, loss[row], g[row], z[row])
+                if trace_every and update % trace_every == 0:
+                    trace[row, update // trace_every] = loss[row]
+            if all(member.status is not None for member in members):
+                break
+
+            g = g.copy()
+            finite = np.isfinite(loss) & np.isfinite(g).all(axis=1)
+            for penalty in stage["penalties"]:
+                g += penalty_gradient(penalty, prior, z, step, max_steps)
+            moved, m, v = solver_update(stage["solver"], z, m, v, g, step, max_steps)
+            update += 1
+            words = random_words(seed, target_ids, restart, update, RESAMPLING, size)
+            moved, fresh = constrain(stage["constraint"], prior, max_steps, moved, words)
+            if stage["reset_moments"]:
+                m, v = np.where(fresh, f32(0), m), np.where(fresh, f32(0), v)
+            # A member without a finite gradient has nowhere to go. It stays, for the statistics of
+            # the others, which a latent that is not finite would spoil.
+            z = np.where(finite[:, None], moved, z)
+            updates += finite
+            resampled += np.where(finite, fresh.sum(axis=1), 0)
+
+        for row, member in enumerate(members):
+            ends = index == len(stages) - 1 or member.status in (CONVERGED, NON_FINITE)
+            if outcomes[row] is None and ends:
+                outcomes[row] = member.outcome(recipe["keep"], start[row])
+        if all(outcome is not None for outcome in outcomes):
+            break
+
+    return Attempt([o for o in outcomes if o is not None], updates, resampled, trace)
+
+
+@dataclass
+class Inversion:
+    """``resampled`` counts components over all attempts, so that tests see a rule at work."""
+
+    latents: Array
+    loss: Array
+    status: NDArray[np.uint8]
+    steps: NDArray[np.int64]
+    attempts: NDArray[np.int32]
+    trace: Array | None
+    resampled: NDArray[np.int64]
+
+
+def invert(
+    objectives: Sequence[Objective],
+    recipe: Description,
+    prior: Description,
+    images: Array,
+    *,
+    size: int,
+    initial: Array | None = None,
+    condition: Array | None = None,
+    target_ids: Sequence[int] | None = None,
+    seed: int = 0,
+    lanes: int = 64,
+    coupled: bool = False,
+    trace_every: int = 0,
+) -> Inversion:
+    """Invert images [N, P]. ``size`` is d; ``lanes`` matters to the groups of a coupled batch only.
+
+    Overflow and NaN are cases that the loop handles, so NumPy's warnings about them are silenced.
+    """
+    count = len(images)
+    ids = range(count) if target_ids is None else target_ids
+    result = Inversion(
+        latents=np.zeros((count, size), dtype=np.float32),
+        loss=np.zeros(count, dtype=np.float32),
+        status=np.zeros(count, dtype=np.uint8),
+        steps=np.zeros(count, dtype=np.int64),
+        attempts=np.zeros(count, dtype=np.int32),
+        trace=None,
+        resampled=np.zeros(count, dtype=np.int64),
+    )
+    traces: list[Array] = []
+    groups = np.array_split(np.arange(count), -(-count // lanes) if coupled else count)
+
+    for rows in groups:
+        members = [int(ids[row]) for row in rows]
+        best: list[Outcome] = []
+        for restart in range(recipe["restarts"] + 1):
+            if restart == 0 and initial is not None:
+                start = np.asarray(initial[rows], dtype=np.float32)
+            else:
+                start = draw_initial(prior, seed, members, restart, size)
+            with np.errstate(all="ignore"):
+                attempt = run_attempt(
+                    objectives,
+                    recipe,
+                    prior,
+                    images[rows],
+                    start,
+                    None if condition is None else condition[rows],
+                    members,
+                    seed,
+                    restart,
+                    trace_every,
+                )
+            # min takes the first of equals, and so the earliest attempt.
+            best = best or attempt.outcomes
+            pairs = zip(best, attempt.outcomes, strict=True)
+            best = [min(pair, key=Outcome.rank) for pair in pairs]
+            result.steps[rows] += attempt.updates
+            result.resampled[rows] += attempt.resampled
+            result.attempts[rows] = restart + 1
+            if all(outcome.status == CONVERGED for outcome in best):
+                break
+        for row, outcome in zip(rows, best, strict=True):
+            result.latents[row] = outcome.latent
+            result.loss[row] = outcome.loss
+            result.status[row] = outcome.status
+        traces.append(attempt.trace)
+
+    if trace_every:
+        result.trace = np.concatenate(traces)
+    return result

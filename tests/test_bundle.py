@@ -1,0 +1,160 @@
+"""Bundles: what is written comes back, and nothing damaged is opened."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny_bundle import write_tiny_bundle
+
+from pyinv.bundle import Bundle, FileRecord, Manifest
+from pyinv.errors import BundleError
+from pyinv.priors import Normal, Uniform
+
+
+def test_manifest_comes_back_from_disk(tmp_path):
+    write_tiny_bundle(
+        tmp_path / "b", prior=Normal(1, 2), losses=("l1", "mse"), condition_size=3, channels=3
+    )
+    bundle = Bundle.open(tmp_path / "b")
+    manifest = bundle.manifest
+    assert manifest == Manifest.from_description(manifest.describe())
+    assert manifest.prior == Normal(1, 2)
+    assert manifest.losses == ("l1", "mse")
+    assert manifest.condition_shape == (3,)
+    assert manifest.image_shape == (3, 8, 8)
+    assert bundle.file(manifest.objective("l1")) == tmp_path / "b" / "objective_l1.onnx"
+    assert bundle.file(manifest.forward()).is_file()
+
+
+def test_manifest_is_written_as_the_format_says(bundle_path):
+    described = json.loads((bundle_path / "manifest.json").read_text())
+    assert described["format"] == "pyinv-bundle"
+    assert described["format_version"] == 1
+    assert described["prior"] == Uniform().describe()
+    assert described["functions"][:2] == [
+        {"name": "forward", "runtime": "onnx", "file": "forward.onnx"},
+        {"name": "objective", "loss": "mse", "runtime": "onnx", "file": "objective_mse.onnx"},
+    ]
+    assert set(described["files"]) == {
+        "forward.onnx",
+        "objective_mse.onnx",
+        "objective_l1.onnx",
+        "objective_bce.onnx",
+        "weights.bin",
+    }
+
+
+def test_file_record_is_the_sha256(tmp_path):
+    (tmp_path / "abc").write_bytes(b"abc")
+    digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert FileRecord.of(tmp_path / "abc") == FileRecord(3, digest)  # FIPS 180-4's example
+
+
+def test_latent_of_several_axes_is_flattened(tmp_path):
+    write_tiny_bundle(tmp_path / "b", latent_shape=(6, 1, 1))
+    assert Bundle.open(tmp_path / "b").manifest.latent_size == 6
+
+
+def test_missing_loss_is_named_with_the_export_option(bundle):
+    with pytest.raises(BundleError) as error:
+        bundle.manifest.objective("lpips")
+    assert str(error.value) == (
+        "this bundle has no loss 'lpips', only mse, l1, bce; export it again with "
+        'losses=(..., "lpips") or `pyinv export --loss lpips`, or choose another loss'
+    )
+
+
+def change_manifest(**changes):
+    def change(path: Path) -> None:
+        manifest = path / "manifest.json"
+        described = json.loads(manifest.read_text())
+        for name, value in changes.items():
+            if value is None:
+                del described[name]
+            else:
+                described[name] = value
+        manifest.write_text(json.dumps(described))
+
+    return change
+
+
+def flip_a_bit(path: Path) -> None:
+    weights = bytearray((path / "weights.bin").read_bytes())
+    weights[100] ^= 1
+    (path / "weights.bin").write_bytes(weights)
+
+
+def truncate(path: Path) -> None:
+    weights = path / "weights.bin"
+    weights.write_bytes(weights.read_bytes()[:-1])
+
+
+def replace_by_folder(path: Path) -> None:
+    (path / "weights.bin").unlink()
+    (path / "weights.bin").mkdir()
+
+
+FORWARD = {"name": "forward", "runtime": "onnx", "file": "forward.onnx"}
+DAMAGES = [
+    (flip_a_bit, "weights.bin: its SHA-256 is not the manifest's"),
+    (truncate, "weights.bin: expected 4800 bytes, found 4799"),
+    (replace_by_folder, "weights.bin: expected a file"),
+    (lambda path: (path / "forward.onnx").unlink(), "forward.onnx: missing from the bundle"),
+    (lambda path: (path / "manifest.json").unlink(), "it has no manifest.json"),
+    (lambda path: (path / "manifest.json").write_text('{"format"'), "not valid JSON"),
+    (lambda path: (path / "manifest.json").write_bytes(b"\xff\xfe"), "not valid JSON"),
+    (lambda path: (path / "manifest.json").write_text("[1]"), "not a pyinv bundle"),
+    (change_manifest(format="gltf"), "not a pyinv bundle"),
+    (change_manifest(format_version=2), "format_version is 2 and this pyinv reads up to 1"),
+    (change_manifest(format_version="1"), "format_version must be a whole number"),
+    (change_manifest(latent_shape=None), "the manifest lacks 'latent_shape'"),
+    (change_manifest(latent_shape=[0]), "latent_shape must be"),
+    (change_manifest(image_shape=[8, 8]), "image_shape must be 3 axes"),
+    (change_manifest(value_range=[1, 1]), "value_range must be"),
+    (change_manifest(value_range=3), "an entry of the wrong type"),
+    (change_manifest(prior={"kind": "cauchy"}), "unknown prior 'cauchy'"),
+    (change_manifest(batch_norm="train"), 'batch_norm must be "eval" or "batch"'),
+    (change_manifest(functions=[]), 'exactly one "forward"'),
+    (change_manifest(functions=[FORWARD]), 'one "objective" or more'),
+    (change_manifest(functions=[{**FORWARD, "runtime": "tvm"}]), "needs runtime 'tvm'"),
+    (change_manifest(functions=[{**FORWARD, "file": "x.onnx"}]), "names x.onnx, not in files"),
+    (
+        change_manifest(files={"../weights.bin": {"bytes": 1, "sha256": "0"}}, functions=[]),
+        "plain file names, got '../weights.bin'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGES, ids=[message for _, message in DAMAGES])
+def test_damaged_bundle_is_refused_in_one_line_that_names_it(changed_bundle, damage, message):
+    Bundle.open(changed_bundle)
+    damage(changed_bundle)
+    with pytest.raises(BundleError) as error:
+        Bundle.open(changed_bundle)
+    assert message in str(error.value)
+    assert str(error.value).startswith(str(changed_bundle))
+    assert "\n" not in str(error.value)
+
+
+def test_opening_without_verification_still_sees_a_wrong_size(changed_bundle):
+    flip_a_bit(changed_bundle)
+    Bundle.open(changed_bundle, verify=False)
+    truncate(changed_bundle)
+    with pytest.raises(BundleError, match="expected 4800 bytes"):
+        Bundle.open(changed_bundle, verify=False)
+
+
+def test_newer_format_says_how_to_upgrade(changed_bundle):
+    change_manifest(format_version=9)(changed_bundle)
+    with pytest.raises(BundleError, match="pip install --upgrade pyinv"):
+        Bundle.open(changed_bundle)
+
+
+def test_path_that_is_no_folder_is_refused(tmp_path):
+    (tmp_path / "model.onnx").touch()
+    with pytest.raises(BundleError, match="a bundle is a folder, and this is a file"):
+        Bundle.open(tmp_path / "model.onnx")
+    with pytest.raises(BundleError, match="no such bundle"):
+        Bundle.open(tmp_path / "nowhere")

@@ -1,0 +1,1035 @@
+"""The C++ engine does, step for step, what its NumPy twin does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference
+from objectives import Flat, NotANumberBeyond, Perceptron, Quadratic
+from reference import CANCELLED, CONVERGED, NON_FINITE, STALLED, STEP_LIMIT
+from tolerances import assert_close
+
+from pyinv import _core
+from pyinv.constraints import (
+    Clip,
+    HardCutoff,
+    LogisticCutoff,
+    NoConstraint,
+    StochasticClip,
+    TruncatedNormalCutoff,
+)
+from pyinv.penalties import MomentPenalty, PriorPenalty
+from pyinv.priors import Normal, Uniform
+from pyinv.recipes import Recipe, Stage
+from pyinv.runtimes import load_onnxruntime
+from pyinv.solvers import Adam, Cosine, GradientDescent, StepDecay
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _runtime():
+    load_onnxruntime()
+
+
+@pytest.fixture
+def engine(tmp_path):
+    """invert() of the engine, on objectives that it loads from ONNX files."""
+    loaded = {}
+
+    def load(objective, threads):
+        key = id(objective), threads
+        if key not in loaded:
+            path = objective.save(tmp_path / f"{len(loaded)}.onnx")
+            loaded[key] = _core.OnnxObjective(path, threads=threads), objective
+        return loaded[key][0]
+
+    def invert(
+        objectives,
+        recipe,
+        prior,
+        images,
+        *,
+        use=None,
+        initial=None,
+        condition=None,
+        target_ids=None,
+        seed=0,
+        lanes=4,
+        coupled=False,
+        trace_every=0,
+        progress=None,
+        threads=1,
+    ):
+        ids = range(len(images)) if target_ids is None else target_ids
+        return _core.invert(
+            objectives=[load(objective, threads) for objective in objectives],
+            recipe=described(recipe.fit(prior), use),
+            prior=prior.describe(),
+            images=images,
+            initial=initial,
+            condition=condition,
+            target_ids=np.array(ids, dtype=np.uint64),
+            seed=seed,
+            lanes=lanes,
+            coupled=coupled,
+            trace_every=trace_every,
+            progress=progress,
+        )
+
+    return invert
+
+
+def twin(objectives, recipe, prior, images, *, use=None, **options):
+    return reference.invert(
+        objectives,
+        described(recipe, use),
+        prior.describe(),
+        images,
+        size=objectives[0].size,
+        **{"lanes": 4, **options},
+    )
+
+
+def described(recipe, use):
+    """``use`` gives the index of each stage's objective; without it, all use the first."""
+    description = recipe.describe()
+    for index, stage in enumerate(description["stages"]):
+        stage["objective"] = 0 if use is None else use[index]
+    return description
+
+
+def assert_agree(result, expected):
+    np.testing.assert_array_equal(result["status"], expected.status)
+    np.testing.assert_array_equal(result["attempts"], expected.attempts)
+    np.testing.assert_array_equal(result["steps"], expected.steps)
+    assert_close(result["latents"], expected.latents, "latent")
+    assert_close(result["loss"], expected.loss, "loss")
+    if expected.trace is not None:
+        assert_close(result["trace"], expected.trace, "loss")
+
+
+def both(engine, *arguments, **options):
+    """The engine's result, once it is seen to agree with the twin's; and the twin's."""
+    result, expected = engine(*arguments, **options), twin(*arguments, **options)
+    assert_agree(result, expected)
+    assert not result["cancelled"]
+    return result, expected
+
+
+def recipe(*stages, restarts=0, keep="last"):
+    return Recipe("test", stages, restarts=restarts, keep=keep)
+
+
+PERCEPTRON = Perceptron(5)
+
+
+def distant_images(count, *, reach=2.5, seed=0, objective=PERCEPTRON):
+    """Images whose latents lie well outside the priors, where every solver wants to go."""
+    random = np.random.default_rng(seed)
+    return objective.generate(random.uniform(-reach, reach, (count, 5)).astype(np.float32))
+
+
+# Solvers, constraints, priors
+
+SOLVERS = {
+    "gradient descent": GradientDescent(4.0),
+    "gradient descent, step decay": GradientDescent(6.0, schedule=StepDecay(10, 0.7)),
+    "gradient descent, cosine": GradientDescent(8.0, schedule=Cosine(0.1)),
+    "momentum": GradientDescent(1.0, momentum=0.8),
+    "momentum, step decay": GradientDescent(1.5, momentum=0.8, schedule=StepDecay(10, 0.7)),
+    "momentum, cosine": GradientDescent(1.5, momentum=0.8, schedule=Cosine()),
+    "adam": Adam(0.1),
+    "adam, step decay": Adam(0.2, beta1=0.8, schedule=StepDecay(10, 0.7)),
+    "adam, cosine": Adam(0.2, beta1=0.0, beta2=0.99, epsilon=1e-3, schedule=Cosine(0.1)),
+}
+
+CONSTRAINED_PRIORS = [
+    (NoConstraint(), Uniform()),
+    (NoConstraint(), Normal()),
+    (Clip(), Uniform()),
+    (Clip(high=1.0), Uniform(-0.5, 1.5)),
+    (Clip(-1.0, 1.2), Normal()),
+    (StochasticClip(), Uniform()),
+    (StochasticClip(), Uniform(-0.5, 1.5)),
+    (StochasticClip(-0.6, 0.8), Uniform()),
+    (HardCutoff(1.2), Normal()),
+    (HardCutoff(1.2), Normal(0.3, 0.7)),
+    (LogisticCutoff(3.0, 1.0, horizon=10), Normal()),
+    (LogisticCutoff(3.0, 1.0), Normal(0.3, 0.7)),
+    (TruncatedNormalCutoff(1.5), Normal()),
+    (TruncatedNormalCutoff(1.5, horizon=30), Normal(0.3, 0.7)),
+]
+
+RESAMPLING = (StochasticClip, HardCutoff, LogisticCutoff, TruncatedNormalCutoff)
+
+
+@pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
+@pytest.mark.parametrize(("constraint", "prior"), CONSTRAINED_PRIORS, ids=str)
+def test_every_solver_constraint_and_prior(engine, solver, constraint, prior):
+    method = recipe(Stage(solver, constraint=constraint, max_steps=50))
+    _, expected = both(engine, [PERCEPTRON], method, prior, distant_images(6), seed=7)
+    assert (expected.steps == 50).all()
+
+    # The rule had work to do in this case; without that, agreement would say nothing about it.
+    if isinstance(constraint, RESAMPLING):
+        assert (expected.resampled > 0).all()
+    elif isinstance(constraint, Clip):
+        bounds = constraint.fit(prior, max_steps=50)
+        on_bound = np.isin(expected.latents, np.float32([bounds.low, bounds.high]))
+        assert on_bound.any(axis=1).all()
+    else:
+        assert (np.abs(expected.latents) > 1.2).any()
+
+
+@pytest.mark.parametrize("solver", [SOLVERS["momentum"], SOLVERS["adam"]], ids=["momentum", "adam"])
+@pytest.mark.parametrize(
+    ("constraint", "prior"),
+    [(StochasticClip(), Uniform()), (HardCutoff(1.2), Normal())],
+    ids=["stochastic_clip", "hard_cutoff"],
+)
+def test_resampling_resets_moments_or_not(engine, solver, constraint, prior):
+    stage = Stage(solver, constraint=constraint, max_steps=50)
+    images = distant_images(6)
+    reset, _ = both(engine, [PERCEPTRON], recipe(stage), prior, images)
+    kept, _ = both(engine, [PERCEPTRON], recipe(replace(stage, reset_moments=False)), prior, images)
+    assert not np.allclose(reset["latents"], kept["latents"], atol=1e-2)
+
+
+def test_a_component_beyond_a_hard_cutoff_never_stays(engine):
+    # The decision word of this target's first update is 0xffffff88, whose uniform rounds up to 1.
+    flat = Flat(1)
+    method = recipe(Stage(GradientDescent(1.0), constraint=HardCutoff(1.0), max_steps=1))
+    outside = np.full((1, 1), 3.0, dtype=np.float32)
+    images = np.zeros((1, 1), dtype=np.float32)
+    options = {"initial": outside, "target_ids": [13386920], "seed": 0}
+    result, expected = both(engine, [flat], method, Normal(), images, **options)
+    assert expected.resampled == [1]
+    assert result["latents"][0, 0] != outside[0, 0]
+
+
+@pytest.mark.parametrize(("constraint", "prior"), CONSTRAINED_PRIORS, ids=str)
+def test_no_constraint_hides_an_update_that_overflowed(engine, constraint, prior):
+    quadratic = Quadratic(2)
+    initial = np.full((1, 2), 0.5, dtype=np.float32)
+    images = quadratic.images([[-9.0, -9.0]])
+    method = recipe(Stage(GradientDescent(3e38), constraint=constraint, max_steps=5), keep="best")
+    result, _ = both(engine, [quadratic], method, prior, images, initial=initial)
+    assert (result["status"][0], result["steps"][0]) == (NON_FINITE, 1)
+    np.testing.assert_array_equal(result["latents"], initial)
+
+
+# Penalties
+
+LATENT_PENALTIES = {
+    "moments": (MomentPenalty(0.5, 0.25, over="latent"),),
+    "prior": (PriorPenalty(0.3),),
+    "prior, annealed": (PriorPenalty(0.3, anneal=True),),
+    "two": (MomentPenalty(0.5, 0.25, over="latent"), PriorPenalty(0.3, anneal=True)),
+}
+
+
+@pytest.mark.parametrize("solver", ["momentum, cosine", "adam"])
+@pytest.mark.parametrize("penalties", LATENT_PENALTIES.values(), ids=LATENT_PENALTIES)
+def test_penalties(engine, penalties, solver):
+    stage = Stage(SOLVERS[solver], penalties=penalties, max_steps=50)
+    images, prior = distant_images(6), Normal(0.3, 0.7)
+    result, _ = both(engine, [PERCEPTRON], recipe(stage), prior, images)
+    free = twin([PERCEPTRON], recipe(replace(stage, penalties=())), prior, images)
+    assert np.abs(result["latents"] - free.latents).max() > 0.1
+
+
+def test_moment_penalty_of_a_uniform_prior(engine):
+    penalty = MomentPenalty(0.5, 0.25, over="latent")
+    stage = Stage(SOLVERS["momentum"], StochasticClip(), (penalty,), max_steps=50)
+    both(engine, [PERCEPTRON], recipe(stage), Uniform(-0.5, 1.5), distant_images(6))
+
+
+def test_moment_penalty_of_components_that_are_all_equal(engine):
+    quadratic = Quadratic(3)
+    penalty = MomentPenalty(1.0, 1.0, over="latent")
+    method = recipe(Stage(GradientDescent(0.1), penalties=(penalty,), max_steps=20))
+    initial = np.full((1, 3), 2.0, dtype=np.float32)
+    images = quadratic.images([[-1.0, -1.0, -1.0]])
+    result, _ = both(engine, [quadratic], method, Normal(), images, initial=initial)
+    assert np.isfinite(result["latents"]).all()
+
+
+def test_penalties_are_no_part_of_the_loss(engine):
+    quadratic = Quadratic(2)
+    method = recipe(
+        Stage(GradientDescent(0.5), penalties=(PriorPenalty(1.0),), max_steps=100), keep="last"
+    )
+    images = quadratic.images([[2.0, 2.0]])
+    result, _ = both(engine, [quadratic], method, Normal(), images)
+    # (z - 2)^2 + z^2 / 2 is least at 4/3, where the first term is 4/9.
+    np.testing.assert_allclose(result["latents"], 4 / 3, rtol=1e-5)
+    np.testing.assert_allclose(result["loss"], 4 / 9, rtol=1e-5)
+
+
+# When to stop. With one component, curvature 1, optimum 0, start 1 and this learning rate, z halves
+# at every update, exactly, and so the loss is 4^-k.
+
+HALVING = Stage(GradientDescent(0.25), max_steps=10)
+
+STOPS = {
+    "step limit": ({}, STEP_LIMIT, 10),
+    "converged, at the tolerance itself": ({"loss_tolerance": 4.0**-3}, CONVERGED, 3),
+    "converged, at the start": ({"loss_tolerance": 1.0}, CONVERGED, 0),
+    "converged, at the last step": ({"loss_tolerance": 4.0**-10}, CONVERGED, 10),
+    "converged one step too late": ({"loss_tolerance": 4.0**-11}, STEP_LIMIT, 10),
+    "stalled": ({"change_tolerance": 3 * 4.0**-4}, STALLED, 4),
+    "stalled, with patience": ({"change_tolerance": 3 * 4.0**-4, "patience": 3}, STALLED, 6),
+    "stalled, relative": ({"relative_change_tolerance": 0.75}, STALLED, 1),
+    "stalled, relative, patience": (
+        {"relative_change_tolerance": 0.75, "patience": 5},
+        STALLED,
+        5,
+    ),
+    "not stalled, relative": ({"relative_change_tolerance": 0.74}, STEP_LIMIT, 10),
+    "either change will do": (
+        {"relative_change_tolerance": 0.1, "change_tolerance": 3 * 4.0**-4},
+        STALLED,
+        4,
+    ),
+    "stalled before the step limit": (
+        {"change_tolerance": 3 * 4.0**-10},
+        STALLED,
+        10,
+    ),
+    "converged before stalled": (
+        {"loss_tolerance": 4.0**-4, "change_tolerance": 3 * 4.0**-4},
+        CONVERGED,
+        4,
+    ),
+}
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+@pytest.mark.parametrize(("changes", "status", "steps"), STOPS.values(), ids=STOPS)
+def test_stop_rules(engine, changes, status, steps, keep):
+    quadratic = Quadratic(1)
+    method = recipe(replace(HALVING, **changes), keep=keep)
+    images, initial = quadratic.images([[0.0]]), np.ones((1, 1), dtype=np.float32)
+    result, _ = both(engine, [quadratic], method, Uniform(), images, initial=initial)
+    assert (result["status"][0], result["steps"][0]) == (status, steps)
+    assert result["latents"][0, 0] == 2.0**-steps
+    assert result["loss"][0] == 4.0**-steps
+
+
+@pytest.mark.parametrize("patience", [1, 2, 5])
+def test_patience_starts_again_when_the_loss_moves(engine, patience):
+    # Adam overshoots and comes back, so that single still steps lie between moving ones.
+    stage = Stage(Adam(0.3), max_steps=200, relative_change_tolerance=0.05, patience=patience)
+    _, expected = both(engine, [PERCEPTRON], recipe(stage), Normal(), distant_images(8))
+    assert (expected.status == STALLED).any()
+
+
+def test_patience_reaches_further_than_the_first_still_step():
+    def steps(patience):
+        stage = Stage(Adam(0.3), max_steps=200, relative_change_tolerance=0.05, patience=patience)
+        return twin([PERCEPTRON], recipe(stage), Normal(), distant_images(8)).steps
+
+    # At least one target must wait for longer than five steps in a row would take.
+    assert (steps(5) > steps(1) + 4).any()
+
+
+@pytest.mark.parametrize(("keep", "kept"), [("best", 0), ("last", 6)])
+def test_what_is_kept_of_an_attempt_that_diverges(engine, keep, kept):
+    quadratic = Quadratic(1)
+    # z -> -2 z at every update.
+    method = recipe(Stage(GradientDescent(1.5), max_steps=6), keep=keep)
+    initial = np.ones((1, 1), dtype=np.float32)
+    result, _ = both(
+        engine, [quadratic], method, Uniform(), quadratic.images([[0.0]]), initial=initial
+    )
+    assert result["latents"][0, 0] == (-2.0) ** kept
+    assert result["loss"][0] == 4.0**kept
+    assert result["steps"][0] == 6
+
+
+# Losses that are not finite
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_non_finite_ends_the_attempt_with_what_was_finite(engine, where, keep):
+    trap = NotANumberBeyond(2, 0.5, where=where)
+    method = recipe(Stage(GradientDescent(0.1), max_steps=100), keep=keep)
+    images = trap.images([[1.0, 0.0], [0.3, 0.0], [1.0, 0.0]])
+    initial = np.array([[0.0, 0.0], [0.0, 0.0], [0.9, 0.1]], dtype=np.float32)
+    result, _ = both(engine, [trap], method, Normal(), images, initial=initial)
+
+    np.testing.assert_array_equal(result["status"], [NON_FINITE, STEP_LIMIT, NON_FINITE])
+    # 1 - 0.9^k passes 0.5 at k = 7; the latent before that is the last finite one.
+    np.testing.assert_array_equal(result["steps"], [7, 100, 0])
+    np.testing.assert_allclose(result["latents"][0, 0], 1 - 0.9**6, rtol=1e-5)
+    # Never finite: no loss, and the latent it began with.
+    assert np.isnan(result["loss"][2])
+    np.testing.assert_array_equal(result["latents"][2], initial[2])
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_non_finite_attempts_rank_behind_finite_ones(engine, keep):
+    trap = NotANumberBeyond(2, 0.2, where="loss")
+    stage = Stage(GradientDescent(0.2), max_steps=30, loss_tolerance=1e-9)
+    images = trap.images(np.zeros((12, 2)), floor=np.linspace(0, 0.2, 12))
+    _, expected = both(
+        engine, [trap], recipe(stage, restarts=3, keep=keep), Normal(), images, seed=4
+    )
+    first = twin([trap], recipe(stage, keep=keep), Normal(), images, seed=4)
+    assert np.isnan(first.loss).any()
+    assert (np.isnan(first.loss) & np.isfinite(expected.loss)).any()
+
+
+# Stages
+
+OTHER = Perceptron(5, seed=1)
+TWO_STAGES = (
+    Stage(SOLVERS["momentum"], StochasticClip(), max_steps=20),
+    Stage(Adam(0.1), StochasticClip(), max_steps=30),
+)
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+@pytest.mark.parametrize("use", [(0, 0), (0, 1), (1, 0)], ids=str)
+def test_stages_run_in_turn(engine, use, keep):
+    method = recipe(*TWO_STAGES, keep=keep)
+    images = distant_images(6)
+    _, expected = both(engine, [PERCEPTRON, OTHER], method, Uniform(), images, use=use, seed=3)
+    assert (expected.steps == 50).all()
+    assert (expected.resampled > 0).all()
+
+
+def test_stages_of_one_kind_differ_from_one_long_stage(engine):
+    # A stage begins with fresh moments and its own count for the schedule.
+    half = Stage(Adam(0.2, schedule=Cosine()), max_steps=25)
+    images = distant_images(4)
+    halves, _ = both(engine, [PERCEPTRON], recipe(half, half), Normal(), images)
+    whole, _ = both(engine, [PERCEPTRON], recipe(replace(half, max_steps=50)), Normal(), images)
+    assert not np.allclose(halves["latents"], whole["latents"], atol=1e-3)
+
+
+def test_random_numbers_go_on_from_stage_to_stage(engine):
+    # Two stages without a solver's influence draw what one stage of their joint length draws.
+    flat = Flat(16)
+    stage = Stage(GradientDescent(1.0), LogisticCutoff(3.0, 0.5, horizon=10), max_steps=8)
+    images = np.zeros((5, 1), dtype=np.float32)
+    long = recipe(replace(stage, max_steps=16))
+    one, expected = both(engine, [flat], long, Normal(), images)
+    two, _ = both(engine, [flat], recipe(stage, stage), Normal(), images)
+    assert (expected.resampled > 8).all()
+    np.testing.assert_array_equal(one["latents"], two["latents"])
+
+
+def test_how_a_stage_ends_decides_what_comes_next(engine):
+    quadratic = Quadratic(1)
+    first = replace(HALVING, loss_tolerance=1e-3, change_tolerance=1e-3)
+    second = Stage(GradientDescent(0.1), max_steps=7)
+    # Losses: 4^-k converges; 1 + 4^-k stalls and goes on; 1e9 (rounded) is still at once.
+    images = quadratic.images(np.zeros((3, 1)), floor=[0.0, 1.0, 1e9])
+    initial = np.ones((3, 1), dtype=np.float32)
+    result, _ = both(engine, [quadratic], recipe(first, second), Uniform(), images, initial=initial)
+    np.testing.assert_array_equal(result["status"], [CONVERGED, STEP_LIMIT, STEP_LIMIT])
+    np.testing.assert_array_equal(result["steps"], [5, 6 + 7, 1 + 7])
+
+
+def test_best_is_of_the_last_stage(engine):
+    quadratic = Quadratic(1)
+    down, up = HALVING, Stage(GradientDescent(1.5), max_steps=3)
+    method = recipe(down, up, keep="best")
+    initial = np.ones((1, 1), dtype=np.float32)
+    images = quadratic.images([[0.0]])
+    result, _ = both(engine, [quadratic], method, Uniform(), images, initial=initial)
+    # The second stage climbs; its own first loss is its best.
+    assert result["loss"][0] == 4.0**-10
+    swapped = recipe(up, replace(down, max_steps=1), keep="best")
+    result, _ = both(engine, [quadratic], swapped, Uniform(), images, initial=initial)
+    # The first stage began at loss 1, climbed to 4^3, and the second came down to 4^2.
+    assert result["loss"][0] == 16.0
+
+
+def test_a_stage_that_is_not_finite_ends_the_attempt(engine):
+    quadratic, trap = Quadratic(1), NotANumberBeyond(1, 0.1, where="loss")
+    stage = replace(HALVING, max_steps=3)
+    images = quadratic.images([[0.0], [1.0]])
+    initial = np.array([[1.0], [0.0]], dtype=np.float32)
+    result, _ = both(
+        engine,
+        [trap, quadratic],
+        recipe(stage, stage),
+        Uniform(),
+        images,
+        use=(0, 1),
+        initial=initial,
+    )
+    np.testing.assert_array_equal(result["status"], NON_FINITE)
+    np.testing.assert_array_equal(result["steps"], [0, 1])
+    np.testing.assert_array_equal(result["loss"], [np.nan, 1.0])
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_a_last_stage_that_is_never_finite_leaves_the_latent_it_began_with(engine, keep):
+    quadratic, trap = Quadratic(1), NotANumberBeyond(1, 0.1, where="loss")
+    method = recipe(replace(HALVING, max_steps=2), HALVING, keep=keep)
+    initial = np.ones((1, 1), dtype=np.float32)
+    images = quadratic.images([[0.0]])
+    result, _ = both(
+        engine, [quadratic, trap], method, Uniform(), images, use=(0, 1), initial=initial
+    )
+    assert result["status"][0] == NON_FINITE
+    assert np.isnan(result["loss"][0]), "a loss of another stage would be another function's"
+    assert result["latents"][0, 0] == 0.25
+
+
+def test_lanes_in_different_stages(engine):
+    """Targets stall, restart and are replaced at different times, on two objectives at once."""
+    pair = [Perceptron(5, condition_size=3, seed=seed) for seed in (0, 1)]
+    random = np.random.default_rng(4)
+    condition = random.standard_normal((14, 3)).astype(np.float32)
+    images = pair[0].generate(random.uniform(-1.5, 1.5, (14, 5)).astype(np.float32), condition)
+    stage = Stage(
+        Adam(0.1),
+        StochasticClip(),
+        max_steps=40,
+        loss_tolerance=3e-3,
+        relative_change_tolerance=0.02,
+        patience=2,
+    )
+    method = recipe(stage, replace(stage, solver=SOLVERS["momentum"]), restarts=1, keep="best")
+    options = {"condition": condition, "lanes": 5, "trace_every": 1}
+    _, expected = both(engine, pair, method, Uniform(), images, use=(1, 0), **options)
+    assert len(set(expected.steps)) >= 10
+    assert len(set(expected.status)) > 1
+
+
+# Restarts
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_restarts_keep_the_best_attempt(engine, keep):
+    stage = Stage(Adam(0.1), StochasticClip(), max_steps=30, loss_tolerance=1e-3)
+    method = recipe(stage, restarts=3, keep=keep)
+    images = distant_images(16, reach=1.0)
+    _, expected = both(
+        engine, [PERCEPTRON], method, Uniform(), images, seed=11, trace_every=1, lanes=5
+    )
+
+    assert set(expected.attempts) >= {1, 2, 4}, "some at once, some later, some never"
+    assert (expected.attempts[expected.status != CONVERGED] == 4).all()
+    last_attempt = np.nanmin(expected.trace, axis=1)
+    assert (expected.loss < last_attempt).any(), "for some, an earlier attempt was the best"
+
+
+def test_a_given_initial_latent_serves_the_first_attempt_only(engine):
+    flat = Flat(4)
+    method = recipe(Stage(GradientDescent(1.0), max_steps=2), restarts=1)
+    initial = np.stack([np.full(4, 100.0), np.full(4, 1e-6)]).astype(np.float32)
+    images = np.zeros((2, 1), dtype=np.float32)
+    result, _ = both(engine, [flat], method, Normal(), images, initial=initial, seed=9)
+    drawn = _core.draw_initial(Normal().describe(), 9, np.arange(2, dtype=np.uint64), 1, 4)
+    np.testing.assert_array_equal(result["latents"], [drawn[0], initial[1]])
+    np.testing.assert_array_equal(result["attempts"], 2)
+    np.testing.assert_array_equal(result["steps"], 4)
+
+
+# Inputs and the trace
+
+
+def test_condition_belongs_to_its_target(engine):
+    conditional = Perceptron(5, condition_size=3)
+    random = np.random.default_rng(2)
+    condition = random.standard_normal((9, 3)).astype(np.float32)
+    images = conditional.generate(random.uniform(-1, 1, (9, 5)).astype(np.float32), condition)
+    stage = Stage(Adam(0.1), StochasticClip(), max_steps=50, loss_tolerance=2e-3)
+    method = recipe(stage, restarts=1)
+    options = {"condition": condition, "lanes": 4}
+    result, expected = both(engine, [conditional], method, Uniform(), images, **options)
+    assert len(set(expected.steps)) > 3, "targets must leave their lanes at different times"
+    options["condition"] = condition[::-1].copy()
+    other = engine([conditional], method, Uniform(), images, **options)
+    assert not np.allclose(result["loss"], other["loss"], rtol=0.1)
+
+
+def test_seed_and_target_ids(engine):
+    method = recipe(Stage(Adam(0.1), StochasticClip(), max_steps=20))
+    images = distant_images(3)
+    options = {"seed": 2**64 - 3, "target_ids": [5, 2**32 + 5, 2**48 - 1]}
+    result, _ = both(engine, [PERCEPTRON], method, Uniform(), images, **options)
+    for changes in ({"seed": 2**32 - 3}, {"target_ids": [6, 2**32 + 6, 2**48 - 2]}):
+        other, _ = both(engine, [PERCEPTRON], method, Uniform(), images, **{**options, **changes})
+        assert (np.abs(other["latents"] - result["latents"]).max(axis=1) > 1e-2).all()
+
+
+@pytest.mark.parametrize("every", [1, 3, 7, 1000])
+def test_trace(engine, every):
+    stages = tuple(replace(stage, loss_tolerance=0.03) for stage in TWO_STAGES)
+    method = recipe(*stages, restarts=1)
+    images = distant_images(8)
+    result, expected = both(
+        engine, [PERCEPTRON, OTHER], method, Uniform(), images, use=(0, 1), trace_every=every
+    )
+    assert result["trace"].shape == (8, 1 + 50 // every)
+    if every == 1:
+        assert np.isnan(expected.trace).any(), "some stop early"
+        assert np.isfinite(expected.trace[:, -1]).any(), "some run to the end"
+
+
+def test_trace_of_the_halving_loss(engine):
+    quadratic = Quadratic(1)
+    initial = np.ones((1, 1), dtype=np.float32)
+    stage = replace(HALVING, loss_tolerance=4.0**-5)
+    result, _ = both(
+        engine,
+        [quadratic],
+        recipe(stage),
+        Uniform(),
+        quadratic.images([[0.0]]),
+        initial=initial,
+        trace_every=2,
+    )
+    np.testing.assert_array_equal(result["trace"][0], [1, 4.0**-2, 4.0**-4, *[np.nan] * 3])
+
+
+def test_no_trace_unless_asked_for(engine):
+    images = distant_images(1)
+    result = engine([PERCEPTRON], recipe(Stage(Adam(0.1), max_steps=2)), Normal(), images)
+    assert result["trace"] is None
+
+
+# Coupled batches
+
+COUPLED = Perceptron(5, batch_norm=True)
+
+# Longer steps make the path of a small group chaotic, and its rounding visible.
+GENTLE_SOLVERS = {"momentum": GradientDescent(0.1, momentum=0.8), "adam": Adam(0.04)}
+
+
+def coupled_images(count):
+    return distant_images(count, seed=3, objective=COUPLED)
+
+
+@pytest.mark.parametrize("solver", GENTLE_SOLVERS.values(), ids=GENTLE_SOLVERS)
+@pytest.mark.parametrize(
+    ("constraint", "prior"),
+    [(StochasticClip(), Uniform()), (TruncatedNormalCutoff(1.5), Normal())],
+    ids=["stochastic_clip", "truncated_normal_cutoff"],
+)
+def test_batch_norm_couples_a_group(engine, solver, constraint, prior):
+    method = recipe(Stage(solver, constraint=constraint, max_steps=50))
+    images = coupled_images(10)
+    result, expected = both(engine, [COUPLED], method, prior, images, coupled=True)
+    assert expected.resampled.sum() > 10
+    # 10 targets on 4 lanes make groups of 4, 3 and 3; on 5 lanes, two groups of 5.
+    other = twin([COUPLED], method, prior, images, coupled=True, lanes=5)
+    assert not np.allclose(result["latents"], other.latents, atol=1e-2)
+
+
+@pytest.mark.parametrize("penalty", [MomentPenalty(0.5, 0.25), MomentPenalty()], ids=str)
+@pytest.mark.parametrize(
+    ("constraint", "prior"), [(StochasticClip(), Uniform()), (NoConstraint(), Normal(0.3, 0.7))]
+)
+def test_moment_penalty_over_the_batch(engine, penalty, constraint, prior):
+    method = recipe(Stage(SOLVERS["momentum"], constraint, (penalty,), max_steps=50))
+    both(engine, [PERCEPTRON], method, prior, distant_images(10), coupled=True)
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_a_group_ends_together(engine, keep):
+    # One component that halves its error at every update; the floor decides who converges when.
+    quadratic = Quadratic(1)
+    stage = replace(HALVING, loss_tolerance=4.0**-3, max_steps=30)
+    images = quadratic.images(np.zeros((4, 1)))
+    initial = np.array([[1.0], [16.0], [1.0], [1.0]], dtype=np.float32)
+    options = {"initial": initial, "coupled": True, "lanes": 2}
+    result, _ = both(engine, [quadratic], recipe(stage, keep=keep), Uniform(), images, **options)
+    np.testing.assert_array_equal(result["status"], CONVERGED)
+    np.testing.assert_array_equal(result["steps"], [7, 7, 3, 3])
+    np.testing.assert_array_equal(result["latents"][:, 0], [2.0**-7, 2.0**-3, 2.0**-3, 2.0**-3])
+
+
+def test_a_member_that_converged_keeps_what_it_had(engine):
+    """Its group goes on to the next stage, and its loss would fall further; its attempt is over."""
+    quadratic = Quadratic(1)
+    stage = replace(HALVING, loss_tolerance=4.0**-3, max_steps=5)
+    images = quadratic.images(np.zeros((2, 1)), floor=[0.0, 1.0])
+    initial = np.ones((2, 1), dtype=np.float32)
+    options = {"initial": initial, "coupled": True, "lanes": 2}
+    result, _ = both(engine, [quadratic], recipe(stage, stage), Uniform(), images, **options)
+    np.testing.assert_array_equal(result["status"], [CONVERGED, STEP_LIMIT])
+    np.testing.assert_array_equal(result["latents"][:, 0], [2.0**-5, 2.0**-10])
+    np.testing.assert_array_equal(result["loss"], [4.0**-5, 1 + 4.0**-10])
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+@pytest.mark.parametrize("solver", GENTLE_SOLVERS.values(), ids=GENTLE_SOLVERS)
+def test_groups_through_stages_and_restarts(engine, solver, keep):
+    first = Stage(
+        solver,
+        StochasticClip(),
+        max_steps=15,
+        loss_tolerance=0.02,
+        relative_change_tolerance=0.02,
+        patience=2,
+    )
+    method = recipe(first, replace(first, max_steps=20), restarts=2, keep=keep)
+    images = coupled_images(11)
+    _, expected = both(
+        engine, [COUPLED], method, Uniform(), images, coupled=True, trace_every=1, seed=2
+    )
+    assert len(set(expected.status)) > 1
+    assert (expected.attempts > 1).any()
+
+
+def test_a_group_restarts_as_one(engine):
+    quadratic = Quadratic(1)
+    stage = replace(HALVING, loss_tolerance=1e-3)
+    images = quadratic.images(np.zeros((4, 1)), floor=[0.0, 1.0, 0.0, 0.0])
+    options = {"coupled": True, "lanes": 2, "seed": 1}
+    method = recipe(stage, restarts=2, keep="best")
+    result, _ = both(engine, [quadratic], method, Uniform(), images, **options)
+    np.testing.assert_array_equal(result["status"], [CONVERGED, STEP_LIMIT, CONVERGED, CONVERGED])
+    np.testing.assert_array_equal(result["attempts"], [3, 3, 1, 1])
+
+
+def test_a_group_is_done_once_each_has_converged_in_some_attempt(engine):
+    # Two updates converge from |z| <= 0.4. With this seed the first target draws such a start in
+    # its first attempt only, the second in its second; no attempt has both.
+    quadratic = Quadratic(1)
+    stage = replace(HALVING, max_steps=2, loss_tolerance=0.01)
+    images = quadratic.images(np.zeros((2, 1)))
+    options = {"coupled": True, "lanes": 2, "seed": 27}
+    method = recipe(stage, restarts=2)
+    result, _ = both(engine, [quadratic], method, Uniform(), images, **options)
+    np.testing.assert_array_equal(result["status"], CONVERGED)
+    np.testing.assert_array_equal(result["attempts"], 2)
+
+
+def test_a_group_that_meets_nan(engine):
+    trap = NotANumberBeyond(2, 0.5, where="loss")
+    stage = Stage(GradientDescent(0.1), penalties=(MomentPenalty(),), max_steps=40)
+    images = trap.images([[2.0, 0.0], [-1.0, 0.0], [-1.0, 0.5], [0.0, 0.0]])
+    method = recipe(stage, restarts=1, keep="best")
+    options = {"coupled": True, "lanes": 2, "seed": 5}
+    _, expected = both(engine, [trap], method, Normal(), images, **options)
+    # Where one stays behind, the other member of its group goes on.
+    assert {NON_FINITE, STEP_LIMIT} <= set(expected.status)
+
+
+# Independence of lanes, calls and threads
+
+METHOD = recipe(
+    Stage(Adam(0.1), StochasticClip(), max_steps=100, loss_tolerance=5e-3), restarts=1, keep="best"
+)
+
+
+def split_call(engine, parts, objective, method, prior, images, **options):
+    """One call a part, put back together."""
+    results = [
+        engine([objective], method, prior, images[rows], target_ids=rows, **options)
+        for rows in np.array_split(np.arange(len(images)), parts)
+    ]
+    return {key: np.concatenate([r[key] for r in results]) for key in ("latents", "loss", "status")}
+
+
+VARIATIONS = {
+    "two calls": (2, {}),
+    "five calls": (5, {}),
+    "64 lanes": (1, {"lanes": 64}),
+    "one lane": (1, {"lanes": 1}),
+    "two threads": (1, {"threads": 2}),
+    "all": (5, {"lanes": 64, "threads": 2}),
+}
+
+
+@pytest.mark.parametrize(("parts", "changes"), VARIATIONS.values(), ids=VARIATIONS)
+def test_results_do_not_depend_on_how_the_call_is_made(engine, parts, changes):
+    wide = Perceptron(5, hidden=64, image_shape=(3, 16, 16))
+    images = distant_images(23, reach=1.2, objective=wide)
+    base = split_call(engine, 1, wide, METHOD, Uniform(), images, lanes=7, seed=6)
+    other = split_call(
+        engine, parts, wide, METHOD, Uniform(), images, **{"lanes": 7, **changes}, seed=6
+    )
+    np.testing.assert_array_equal(other["status"], base["status"])
+    assert_close(other["latents"], base["latents"], "latent, other batch")
+    assert_close(other["loss"], base["loss"], "loss, other batch")
+
+
+@pytest.mark.parametrize(
+    ("constraint", "prior"),
+    [
+        (StochasticClip(-0.5, 0.5), Uniform()),
+        (HardCutoff(0.5), Normal()),
+        (LogisticCutoff(4.0, 0.5, horizon=5), Normal()),
+        (TruncatedNormalCutoff(0.8), Normal()),
+    ],
+    ids=lambda rule: rule.kind(),
+)
+@pytest.mark.parametrize(("parts", "changes"), VARIATIONS.values(), ids=VARIATIONS)
+def test_draws_do_not_depend_on_how_the_call_is_made(engine, constraint, prior, parts, changes):
+    # Without a gradient, a latent is made of draws alone. 13 components leave a rest in any vector.
+    flat = Flat(13)
+    method = recipe(Stage(GradientDescent(1.0), constraint, max_steps=20), restarts=1)
+    images = np.zeros((23, 1), dtype=np.float32)
+    base = split_call(engine, 1, flat, method, prior, images, lanes=7, seed=6)
+    other = split_call(
+        engine, parts, flat, method, prior, images, **{"lanes": 7, **changes}, seed=6
+    )
+    np.testing.assert_array_equal(other["latents"], base["latents"])
+    assert (twin([flat], method, prior, images, seed=6).resampled > 8).all()
+
+
+def test_two_runs_give_the_same_bits(engine):
+    images = distant_images(9)
+    first, second = (engine([PERCEPTRON], METHOD, Uniform(), images) for _ in range(2))
+    np.testing.assert_array_equal(first["latents"], second["latents"])
+
+
+# Progress, cancelling, threads, memory
+
+
+def endless(count):
+    """Even targets converge within a few updates; odd ones cannot, and run on for hours."""
+    quadratic = Quadratic(3)
+    method = recipe(
+        Stage(GradientDescent(0.2), max_steps=2**31, loss_tolerance=1e-3), restarts=1, keep="best"
+    )
+    random = np.random.default_rng(0)
+    optimum = random.uniform(-0.5, 0.5, (count, 3))
+    return quadratic, method, quadratic.images(optimum, floor=np.arange(count) % 2)
+
+
+def assert_partial(result, quadratic, images, seed):
+    """Of six targets on two lanes, 0 and 2 finish, 1 and 3 block the lanes, 4 and 5 must wait."""
+    assert result["cancelled"]
+    np.testing.assert_array_equal(
+        result["status"], [CONVERGED, CANCELLED, CONVERGED, CANCELLED, CANCELLED, CANCELLED]
+    )
+    assert (result["loss"][[0, 2]] <= 1e-3).all()
+    np.testing.assert_allclose(result["loss"][[1, 3]], 1.0, atol=1e-5)
+    np.testing.assert_allclose(result["latents"][[1, 3]], images[[1, 3], :3], atol=1e-3)
+    assert np.isnan(result["loss"][4:]).all()
+    drawn = reference.draw_initial(Uniform().describe(), seed, range(6), 0, 3)
+    np.testing.assert_array_equal(result["latents"][4:], drawn[4:])
+    assert (result["steps"][:4] > 0).all()
+    np.testing.assert_array_equal(result["steps"][4:], 0)
+
+
+@pytest.mark.parametrize("how", ["raise", "signal"])
+def test_progress_can_cancel(engine, how):
+    quadratic, method, images = endless(6)
+    seen = []
+
+    def progress(report):
+        seen.append(dict(report))
+        if len(seen) == 3:
+            if how == "raise":
+                raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
+
+    result = engine([quadratic], method, Uniform(), images, lanes=2, seed=8, progress=progress)
+    assert_partial(result, quadratic, images, 8)
+    assert len(seen) == 3
+    assert all(report["targets"] == 6 for report in seen)
+    assert seen[-1]["finished"] == 2
+    assert seen[0]["evaluations"] < seen[-1]["evaluations"]
+
+
+def test_control_c_cancels_at_once(engine):
+    quadratic, method, images = endless(6)
+    sent = []
+
+    def interrupt():
+        sent.append(time.monotonic())
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    timer = threading.Timer(0.3, interrupt)
+    timer.start()
+    try:
+        result = engine([quadratic], method, Uniform(), images, lanes=2, seed=8)
+    finally:
+        timer.cancel()
+    assert time.monotonic() - sent[0] < 0.5
+    assert_partial(result, quadratic, images, 8)
+
+
+def test_a_cancelled_group_keeps_its_best(engine):
+    quadratic, method, images = endless(4)
+    calls = []
+
+    def progress(report):
+        calls.append(report)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    result = engine(
+        [quadratic], method, Uniform(), images, lanes=2, coupled=True, progress=progress
+    )
+    assert result["cancelled"]
+    np.testing.assert_allclose(result["loss"][1], 1.0, atol=1e-5)
+    np.testing.assert_allclose(result["latents"][:2], images[:2, :3], atol=2e-2)
+    np.testing.assert_array_equal(result["status"][1:], CANCELLED)
+    assert np.isnan(result["loss"][2:]).all()
+
+
+def test_other_errors_in_progress_come_through(engine):
+    quadratic, method, images = endless(2)
+
+    def progress(report):
+        raise LookupError("from the callback")
+
+    with pytest.raises(LookupError, match="from the callback"):
+        engine([quadratic], method, Uniform(), images, progress=progress)
+
+
+def test_progress_is_called_at_most_ten_times_a_second(engine):
+    quadratic, method, images = endless(2)
+    times = []
+
+    def progress(report):
+        times.append(time.monotonic())
+        if len(times) == 6:
+            raise KeyboardInterrupt
+
+    engine([quadratic], method, Uniform(), images, progress=progress)
+    assert times[-1] - times[0] > 0.45
+
+
+def test_other_python_threads_run_meanwhile(engine):
+    # The thread ends the run; were the lock held, the run would end by its step limit.
+    quadratic, method, images = endless(2)
+    method = recipe(replace(method.stages[0], max_steps=500_000))
+    ticks = []
+
+    def tick():
+        for _ in range(50):
+            time.sleep(0.001)
+            ticks.append(time.monotonic())
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    result = engine([quadratic], method, Uniform(), images, lanes=2)
+    finished = len(ticks)
+    thread.join()
+    assert result["cancelled"]
+    assert finished == 50
+
+
+def test_two_threads_invert_with_one_objective(tmp_path):
+    # In a process of its own: what goes wrong here takes the interpreter with it.
+    run_script(
+        """
+        import sys
+        import threading
+        import numpy as np
+        from objectives import Perceptron
+        from pyinv import _core
+        from pyinv.constraints import StochasticClip
+        from pyinv.priors import Uniform
+        from pyinv.recipes import Recipe, Stage
+        from pyinv.runtimes import load_onnxruntime
+        from pyinv.solvers import Adam
+
+        load_onnxruntime()
+        perceptron = Perceptron(5)
+        objective = _core.OnnxObjective(perceptron.save(sys.argv[1]), threads=1)
+        stage = Stage(Adam(0.1), StochasticClip(), max_steps=2000)
+        recipe = Recipe("threads", (stage,)).fit(Uniform()).describe()
+        recipe["stages"][0]["objective"] = 0
+        latents = np.random.default_rng(0).uniform(-1, 1, (12, 5)).astype(np.float32)
+
+        def invert(rows, lanes):
+            ids = np.arange(12, dtype=np.uint64)[rows]
+            return _core.invert(
+                objectives=[objective], recipe=recipe, prior=Uniform().describe(),
+                images=perceptron.generate(latents[rows]), initial=None, condition=None,
+                target_ids=ids, seed=0, lanes=lanes, coupled=False, trace_every=0, progress=None,
+            )["latents"]
+
+        calls = [(slice(0, 7), 3), (slice(7, 12), 4)]
+        expected = [invert(*call) for call in calls]
+        results = [None, None]
+
+        def work(index):
+            results[index] = invert(*calls[index])
+
+        threads = [threading.Thread(target=work, args=(index,)) for index in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for result, right in zip(results, expected, strict=True):
+            np.testing.assert_array_equal(result, right)
+        """,
+        tmp_path / "perceptron.onnx",
+    )
+
+
+def run_script(script, *arguments):
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    command = [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads memory use from /proc")
+def test_memory_is_inputs_and_outputs(tmp_path):
+    # Every size runs in a fresh process, so that its peak is its own.
+    script = """
+        import sys
+        import numpy as np
+        from objectives import Quadratic
+        from pyinv import _core
+        from pyinv.priors import Uniform
+        from pyinv.constraints import StochasticClip
+        from pyinv.recipes import Recipe, Stage
+        from pyinv.runtimes import load_onnxruntime
+        from pyinv.solvers import Adam
+
+        def kilobytes(field):
+            for line in open("/proc/self/status"):
+                if line.startswith(field):
+                    return int(line.split()[1])
+
+        load_onnxruntime()
+        count, size = int(sys.argv[1]), 256
+        quadratic = Quadratic(size)
+        objective = _core.OnnxObjective(quadratic.save(sys.argv[2]), threads=1)
+        stage = Stage(Adam(0.1), StochasticClip(), max_steps=3)
+        recipe = Recipe("memory", (stage,), restarts=1).fit(Uniform()).describe()
+        recipe["stages"][0]["objective"] = 0
+
+        def invert(count):
+            images = np.ones((count, size + 1), dtype=np.float32)
+            ids = np.arange(count, dtype=np.uint64)
+            before = kilobytes("VmRSS")
+            result = _core.invert(
+                objectives=[objective], recipe=recipe, prior=Uniform().describe(), images=images,
+                initial=None, condition=None, target_ids=ids, seed=0, lanes=64, coupled=False,
+                trace_every=0, progress=None,
+            )
+            outputs = sum(v.nbytes for v in result.values() if isinstance(v, np.ndarray))
+            return kilobytes("VmHWM") - before - outputs / 1024
+
+        invert(200)
+        print(invert(count))
+        """
+
+    def extra(count):
+        return float(run_script(script, count, tmp_path / f"{count}.onnx"))
+
+    small, large = extra(2_000), extra(20_000)
+    # One more number for every component would be 18 MB; a copy of the images as much.
+    assert large - small < 3_000, (
+        f"kB beyond outputs: {small:.0f} for 2,000, {large:.0f} for 20,000"
+    )

@@ -1,0 +1,252 @@
+"""Rules as data: what they accept, how they describe themselves, which prior they fit."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pyinv import recipes
+from pyinv.constraints import (
+    CONSTRAINTS,
+    Clip,
+    HardCutoff,
+    LogisticCutoff,
+    NoConstraint,
+    StochasticClip,
+    TruncatedNormalCutoff,
+    parse_constraint,
+)
+from pyinv.errors import PyinvError, RuleError
+from pyinv.penalties import MomentPenalty, PriorPenalty
+from pyinv.priors import Normal, Uniform, prior_from_description
+from pyinv.recipes import Recipe, Stage
+from pyinv.solvers import Adam, Constant, Cosine, GradientDescent, StepDecay
+
+ADAM = {"kind": "adam", "learning_rate": 0.1, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}
+CONSTANT = {"kind": "constant"}
+
+DESCRIPTIONS = [
+    (Uniform(), {"kind": "uniform", "low": -1.0, "high": 1.0}),
+    (Normal(1, 2), {"kind": "normal", "mean": 1.0, "std": 2.0}),
+    (NoConstraint(), {"kind": "no_constraint"}),
+    (Clip(), {"kind": "clip", "low": None, "high": None}),
+    (StochasticClip(-2, 2), {"kind": "stochastic_clip", "low": -2.0, "high": 2.0}),
+    (HardCutoff(3), {"kind": "hard_cutoff", "c": 3.0}),
+    (LogisticCutoff(2, 2.5), {"kind": "logistic_cutoff", "a": 2.0, "b": 2.5, "horizon": None}),
+    (TruncatedNormalCutoff(3, 9), {"kind": "truncated_normal_cutoff", "a": 3.0, "horizon": 9}),
+    (
+        GradientDescent(1, schedule=StepDecay(10, 0.5)),
+        {
+            "kind": "gradient_descent",
+            "learning_rate": 1.0,
+            "momentum": 0.0,
+            "schedule": {"kind": "step_decay", "every": 10, "factor": 0.5},
+        },
+    ),
+    (Adam(0.1), {**ADAM, "schedule": CONSTANT}),
+    (Cosine(), {"kind": "cosine", "final": 0.0}),
+    (
+        MomentPenalty(),
+        {"kind": "moment_penalty", "gamma_mean": 1.0, "gamma_std": 1.0, "over": "batch"},
+    ),
+    (PriorPenalty(1, anneal=True), {"kind": "prior_penalty", "weight": 1.0, "anneal": True}),
+    (
+        Stage(Adam(0.1), penalties=[PriorPenalty(0.5)]),
+        {
+            "kind": "stage",
+            "solver": {**ADAM, "schedule": CONSTANT},
+            "constraint": {"kind": "no_constraint"},
+            "penalties": [{"kind": "prior_penalty", "weight": 0.5, "anneal": False}],
+            "loss": "mse",
+            "max_steps": 1000,
+            "loss_tolerance": 0.0,
+            "change_tolerance": 0.0,
+            "relative_change_tolerance": 0.0,
+            "patience": 1,
+            "reset_moments": True,
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize(("rule", "described"), DESCRIPTIONS)
+def test_rule_describes_itself_as_json(rule, described):
+    assert rule.describe() == described
+    assert json.loads(json.dumps(rule.describe())) == described
+
+
+@pytest.mark.parametrize("prior", [Uniform(0, 2), Normal(1, 3)])
+def test_prior_comes_back_from_its_description(prior):
+    assert prior_from_description(prior.describe()) == prior
+
+
+WRONG = [
+    (lambda: Uniform(1, 1), "low must be below high, got 1 and 1"),
+    (lambda: Uniform(float("nan")), "low must be a finite number"),
+    (lambda: Normal(std=0), "std must be a finite number and > 0, got 0"),
+    (lambda: Clip(2, 1), "low must be below high"),
+    (lambda: HardCutoff(-1), "c must be a finite number and > 0"),
+    (lambda: LogisticCutoff(0, 2), "a must be"),
+    (lambda: LogisticCutoff(2, 2, horizon=0), "horizon must be a whole number >= 1"),
+    (lambda: TruncatedNormalCutoff("3"), "a must be a finite number and > 0, got '3'"),
+    (lambda: GradientDescent(0), "learning_rate must be a finite number and > 0, got 0"),
+    (lambda: GradientDescent(1, momentum=1), "momentum must be"),
+    (lambda: Adam(True), "learning_rate must be"),
+    (lambda: Adam(0.1, beta2=1.0), "beta2 must be a finite number and >= 0 and < 1, got 1.0"),
+    (lambda: Adam(0.1, epsilon=0), "epsilon must be"),
+    (lambda: Adam(0.1, schedule=None), "schedule must be one of Constant"),
+    (lambda: StepDecay(0, 0.5), "every must be a whole number >= 1, got 0"),
+    (lambda: StepDecay(1.5, 0.5), "every must be a whole number >= 1, got 1.5"),
+    (lambda: StepDecay(1, 2), "factor must be"),
+    (lambda: Cosine(2), "final must be"),
+    (lambda: MomentPenalty(over="lane"), "over must be one of batch, latent"),
+    (lambda: PriorPenalty(-1), "weight must be"),
+    (lambda: PriorPenalty(1, anneal=1), "anneal must be True or False"),
+    (lambda: Stage(Clip()), "solver must be one of GradientDescent(...), Adam(...)"),
+    (lambda: Stage(Adam(0.1), constraint="clip"), "constraint must be a constraint"),
+    (lambda: Stage(Adam(0.1), penalties=(Clip(),)), "penalties must be a tuple"),
+    (lambda: Stage(Adam(0.1), penalties=(PriorPenalty(1),) * 2), "each kind once"),
+    (lambda: Stage(Adam(0.1), max_steps=0), "max_steps must be a whole number >= 1"),
+    (lambda: Stage(Adam(0.1), loss=""), "loss must be a loss's name"),
+    (lambda: Stage(Adam(0.1), loss_tolerance=-1), "loss_tolerance must be"),
+    (lambda: Recipe("mine", ()), "stages must be one Stage(...) or more"),
+    (lambda: Recipe("mine", (Stage(Adam(0.1)),), restarts=4096), "restarts must be"),
+    (lambda: Recipe("mine", (Stage(Adam(0.1)),), keep="first"), "keep must be one of best, last"),
+    (lambda: Recipe("mine", (Stage(Adam(0.1), max_steps=2**31),) * 2), "must add up to"),
+    (lambda: prior_from_description({"kind": "cauchy"}), "unknown prior 'cauchy'"),
+    (lambda: prior_from_description({"kind": "normal", "scale": 1}), "no setting 'scale'"),
+    (lambda: recipes.lipton("soft"), "clipping must be one of stochastic, standard, none"),
+    (lambda: recipes.get("lipton", Uniform()).replace(beta1=0), "has no field 'beta1'"),
+    (lambda: recipes.get("lipton", Uniform()).replace(learning_rate=-1), "learning_rate must be"),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), WRONG, ids=[message for _, message in WRONG])
+def test_wrong_rule_is_refused_in_one_line(make, message):
+    with pytest.raises(RuleError) as error:
+        make()
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert isinstance(error.value, (PyinvError, ValueError))
+
+
+UNIFORM, NORMAL = Uniform(-2, 3), Normal()
+FITS = [
+    (NoConstraint(), UNIFORM, NoConstraint()),
+    (NoConstraint(), NORMAL, NoConstraint()),
+    (Clip(), UNIFORM, Clip(-2, 3)),
+    (Clip(low=-1), UNIFORM, Clip(-1, 3)),
+    (Clip(-3, 3), NORMAL, Clip(-3, 3)),
+    (Clip(high=3), NORMAL, "has no bounds to take from a normal prior"),
+    (StochasticClip(), UNIFORM, StochasticClip(-2, 3)),
+    (StochasticClip(-1, 1), NORMAL, "needs a uniform prior"),
+    (HardCutoff(3), NORMAL, HardCutoff(3)),
+    (HardCutoff(3), UNIFORM, "draws from a normal prior"),
+    (LogisticCutoff(2, 2), NORMAL, LogisticCutoff(2, 2, horizon=50)),
+    (LogisticCutoff(2, 2, horizon=7), NORMAL, LogisticCutoff(2, 2, horizon=7)),
+    (LogisticCutoff(2, 2), UNIFORM, "draws from a normal prior"),
+    (TruncatedNormalCutoff(3), NORMAL, TruncatedNormalCutoff(3, horizon=50)),
+    (TruncatedNormalCutoff(3), UNIFORM, "draws from a normal prior"),
+]
+
+
+@pytest.mark.parametrize(("constraint", "prior", "expected"), FITS)
+def test_constraint_takes_what_it_needs_from_the_prior_or_refuses(constraint, prior, expected):
+    recipe = Recipe("mine", Stage(Adam(0.1), constraint=constraint, max_steps=50))
+    if isinstance(expected, str):
+        with pytest.raises(RuleError, match=expected):
+            recipe.fit(prior)
+    else:
+        assert recipe.fit(prior).stages[0].constraint == expected
+
+
+def test_prior_penalty_refuses_a_uniform_prior():
+    recipe = Recipe("mine", Stage(Adam(0.1), penalties=(PriorPenalty(1),)))
+    assert recipe.fit(Normal()) == recipe
+    with pytest.raises(RuleError, match="needs a normal prior"):
+        recipe.fit(Uniform())
+
+
+def test_lipton_has_the_papers_settings():
+    recipe = recipes.lipton()
+    (stage,) = recipe.stages
+    assert stage.solver == GradientDescent(1.0, schedule=StepDecay(50_000, 0.5))
+    assert (stage.constraint, stage.loss, stage.max_steps) == (StochasticClip(), "mse", 80_000)
+    assert recipe.keep == "last"
+    assert recipes.lipton("standard").stages[0].constraint == Clip()
+    assert recipes.lipton("none").stages[0].constraint == NoConstraint()
+
+
+def test_creswell_clips_a_uniform_prior_and_penalises_a_normal_one():
+    (uniform,) = recipes.creswell(Uniform()).stages
+    (normal,) = recipes.creswell(Normal()).stages
+    assert (uniform.loss, uniform.constraint, uniform.penalties) == ("bce", Clip(), ())
+    assert normal.constraint == NoConstraint()
+    assert normal.penalties == (MomentPenalty(1.0, 1.0, over="batch"),)
+    assert recipes.creswell(Normal()).couples
+    assert not recipes.creswell(Uniform()).couples
+
+
+def test_egan_has_the_papers_settings():
+    (stage,) = recipes.egan(HardCutoff(3)).stages
+    assert stage.solver == Adam(0.01, beta1=0.5, beta2=0.999, schedule=Constant())
+    assert (stage.max_steps, stage.change_tolerance) == (20_000, 1e-10)
+    assert not stage.reset_moments
+    fitted = recipes.egan(TruncatedNormalCutoff(2.75)).fit(Normal()).stages[0]
+    assert fitted.constraint.horizon == 20_000
+
+
+@pytest.mark.parametrize("prior", [Uniform(), Normal()])
+def test_default_recipe_fits_every_prior(prior):
+    assert recipes.get("default", prior).fit(prior).max_steps <= 2000
+
+
+def test_unknown_recipe_lists_those_there_are():
+    with pytest.raises(RuleError, match="'adam'; there are default, lipton, creswell, egan"):
+        recipes.get("adam", Uniform())
+
+
+def test_replace_reaches_recipe_stages_and_solvers():
+    two = Recipe("two", (Stage(Adam(0.1)), Stage(Adam(0.2), loss="l1", max_steps=5)))
+    changed = two.replace(
+        restarts=3, max_steps=7, constraint=HardCutoff(3), learning_rate=0.5, beta1=0.0
+    )
+    assert changed.restarts == 3
+    assert [stage.max_steps for stage in changed.stages] == [7, 7]
+    assert [stage.loss for stage in changed.stages] == ["mse", "l1"]
+    assert {stage.constraint for stage in changed.stages} == {HardCutoff(3)}
+    assert {stage.solver for stage in changed.stages} == {Adam(0.5, beta1=0.0)}
+    assert two.stages[0] == Stage(Adam(0.1))
+    assert two.replace() == two
+
+
+PARSED = [
+    ("none", NoConstraint()),
+    ("clip", Clip()),
+    ("stochastic-clip", StochasticClip()),
+    ("clip:low=-1,high=2.5", Clip(-1, 2.5)),
+    ("hard_cutoff: c = 3", HardCutoff(3)),
+    ("logistic_cutoff:a=2,b=2,horizon=100", LogisticCutoff(2, 2, 100)),
+]
+
+
+@pytest.mark.parametrize(("text", "constraint"), PARSED)
+def test_constraint_is_read_from_text(text, constraint):
+    assert parse_constraint(text) == constraint
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("soft_clip", f"unknown constraint 'soft_clip'; there are {', '.join(CONSTRAINTS)}"),
+        ("hard_cutoff", "constraint hard_cutoff needs a value for 'c'"),
+        ("hard_cutoff:3", "expected name=number after the colon, got '3'"),
+        ("hard_cutoff:c=x", "expected name=number after the colon, got 'c=x'"),
+        ("hard_cutoff:d=3", "constraint hard_cutoff has no setting 'd'; it has c"),
+    ],
+)
+def test_wrong_constraint_text_is_refused(text, message):
+    with pytest.raises(RuleError) as error:
+        parse_constraint(text)
+    assert message in str(error.value)

@@ -1,0 +1,413 @@
+"""Finding ONNX Runtime, loading it, and what a graph must be to run in it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pyinv import runtimes
+from pyinv.errors import DependencyError, PyinvError
+
+onnx = pytest.importorskip("onnx")
+_core = pytest.importorskip("pyinv._core")
+
+LIBRARY = {"win32": "onnxruntime.dll", "darwin": "libonnxruntime.{}.dylib"}.get(
+    sys.platform, "libonnxruntime.so.{}"
+)
+
+
+# ---- finding -------------------------------------------------------------------------------------
+
+
+class Site:
+    """A made-up site-packages directory, first on the path."""
+
+    def __init__(self, directory: Path) -> None:
+        self.package = directory / "onnxruntime"
+        self.directory = directory
+
+    def add_package(self, *versions: str) -> None:
+        (self.package / "capi").mkdir(parents=True)
+        (self.package / "__init__.py").write_text("raise AssertionError('must not be imported')")
+        for version in versions:
+            (self.package / "capi" / LIBRARY.format(version)).touch()
+        (self.package / "capi" / "libonnxruntime_providers_shared.so").touch()
+
+    def add_distribution(self, name: str, version: str, owns: str = "onnxruntime") -> None:
+        directory = self.directory / f"{name.replace('-', '_')}-{version}.dist-info"
+        directory.mkdir()
+        (directory / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        )
+        (directory / "RECORD").write_text(f"{owns}/__init__.py,,\n{owns}/capi/x.py,,\n")
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    monkeypatch.delenv(runtimes.OVERRIDE, raising=False)
+    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return Site(tmp_path)
+
+
+def message_of(error: pytest.ExceptionInfo[BaseException]) -> str:
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+def test_the_installed_wheel_is_found_and_not_imported(site: Site) -> None:
+    site.add_package("1.20.1")
+    site.add_distribution("onnxruntime-gpu", "1.20.1")
+    site.add_distribution("onnxruntime-extensions", "0.13.0", owns="onnxruntime_extensions")
+    found = runtimes.find_onnxruntime()
+    assert found.path == (site.package / "capi" / LIBRARY.format("1.20.1")).resolve()
+    assert (found.distribution, found.version) == ("onnxruntime-gpu", "1.20.1")
+    assert "onnxruntime" not in sys.modules
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the DLL's name has no version there")
+@pytest.mark.parametrize(
+    ("installed", "chosen"), [("1.9.0", "1.9.0"), (None, "1.20.1")], ids=["recorded", "newest"]
+)
+def test_of_two_libraries_the_recorded_or_else_the_newest_is_taken(
+    site: Site, installed: str | None, chosen: str
+) -> None:
+    site.add_package("1.9.0", "1.20.1")
+    if installed:
+        site.add_distribution("onnxruntime", installed)
+    assert runtimes.find_onnxruntime().path.name == LIBRARY.format(chosen)
+
+
+def test_the_environment_variable_comes_first(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.add_package("1.20.1")
+    other = site.directory / "mine.so"
+    other.touch()
+    monkeypatch.setenv(runtimes.OVERRIDE, str(other))
+    assert runtimes.find_onnxruntime() == runtimes.OnnxRuntimeInfo(other.resolve(), None, None)
+    other.unlink()
+    with pytest.raises(DependencyError) as error:
+        runtimes.find_onnxruntime()
+    assert runtimes.OVERRIDE in message_of(error)
+    assert str(other) in str(error.value)
+
+
+def test_no_onnxruntime_names_the_command_that_installs_it(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [str(site.directory)])
+    monkeypatch.setattr(sys, "meta_path", [m for m in sys.meta_path if not _is_editable(m)])
+    with pytest.raises(PyinvError) as error:
+        runtimes.find_onnxruntime()
+    assert "pip install onnxruntime" in message_of(error)
+
+
+def _is_editable(finder: object) -> bool:
+    return "Editable" in type(finder).__name__ or "ScikitBuild" in type(finder).__name__
+
+
+@pytest.mark.parametrize(
+    ("names", "kept"),
+    [
+        (("onnxruntime", "onnxruntime-gpu"), "onnxruntime-gpu"),
+        (("onnxruntime-directml", "onnxruntime"), "onnxruntime"),
+    ],
+)
+def test_two_distributions_in_one_directory_are_refused(
+    site: Site, names: tuple[str, ...], kept: str
+) -> None:
+    site.add_package("1.20.1")
+    for name in names:
+        site.add_distribution(name, "1.20.1")
+    with pytest.raises(DependencyError) as error:
+        runtimes.find_onnxruntime()
+    one, other = sorted(names)
+    assert f"pip uninstall -y {one} {other} && pip install {kept}" in message_of(error)
+
+
+def test_a_wheel_without_the_library_is_too_old(site: Site) -> None:
+    site.add_package()
+    site.add_distribution("onnxruntime", "1.17.0")
+    with pytest.raises(DependencyError) as error:
+        runtimes.find_onnxruntime()
+    assert "onnxruntime 1.17.0" in message_of(error)
+    assert "pip install --upgrade onnxruntime" in str(error.value)
+
+
+# ---- loading -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def loaded() -> runtimes.OnnxRuntimeInfo:
+    return runtimes.load_onnxruntime()
+
+
+def test_loading_again_gives_the_same_library(loaded: runtimes.OnnxRuntimeInfo) -> None:
+    assert _core.load_onnxruntime(str(loaded.path)) == loaded.version
+    assert runtimes.load_onnxruntime() is loaded
+    assert str(loaded.version) in str(loaded)
+
+
+def test_a_second_library_is_refused(loaded: runtimes.OnnxRuntimeInfo, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="already uses") as error:
+        _core.load_onnxruntime(str(tmp_path / "another.so"))
+    assert str(loaded.path) in message_of(error)
+
+
+def load_in_new_process(path: Path) -> str:
+    """The error of loading `path` into a process that has loaded none."""
+    program = (
+        "import sys; from pyinv import _core\n"
+        "try: _core.load_onnxruntime(sys.argv[1])\n"
+        "except RuntimeError as error: print(error)"
+    )
+    run = [sys.executable, "-c", program, str(path)]
+    result = subprocess.run(run, capture_output=True, text=True, check=True)
+    assert result.stdout.count("\n") == 1, result
+    return result.stdout
+
+
+@pytest.fixture
+def compile_library(tmp_path: Path):
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if not compiler or sys.platform == "win32":
+        pytest.skip("needs a C compiler")
+
+    def compile_source(source: str) -> Path:
+        path = tmp_path / "library.so"
+        subprocess.run(
+            [compiler, "-shared", "-fPIC", "-x", "c", "-", "-o", str(path)],
+            input=source,
+            text=True,
+            check=True,
+        )
+        return path
+
+    return compile_source
+
+
+def test_what_cannot_be_loaded_is_named(tmp_path: Path) -> None:
+    assert "no such file" in load_in_new_process(tmp_path / "missing.so")
+    text = tmp_path / "text.so"
+    text.write_text("hello")
+    assert "cannot be loaded as a shared library" in load_in_new_process(text)
+
+
+def test_a_library_that_is_no_onnxruntime_is_refused(compile_library) -> None:
+    path = compile_library("int something(void) { return 1; }")
+    assert "not an ONNX Runtime" in load_in_new_process(path)
+
+
+def test_an_old_onnxruntime_is_refused_with_both_versions(compile_library) -> None:
+    path = compile_library(
+        "static const void* get_api(unsigned version) { return 0; }\n"
+        'static const char* version(void) { return "1.4.0"; }\n'
+        "struct { const void* (*a)(unsigned); const char* (*b)(void); } base = {get_api, version};"
+        "const void* OrtGetApiBase(void) { return &base; }\n"
+    )
+    message = load_in_new_process(path)
+    assert "this is ONNX Runtime 1.4.0" in message
+    assert "1.17 or newer" in message
+
+
+def test_using_a_graph_before_loading_says_what_to_call() -> None:
+    program = (
+        "import sys; from pyinv import _core\n"
+        "try: _core.OnnxFunction(sys.argv[1], threads=1)\n"
+        "except RuntimeError as error: print(error)"
+    )
+    run = [sys.executable, "-c", program, __file__]
+    result = subprocess.run(run, capture_output=True, text=True, check=True)
+    assert "pyinv.runtimes.load_onnxruntime()" in result.stdout
+
+
+# ---- graphs --------------------------------------------------------------------------------------
+
+FLOAT = onnx.TensorProto.FLOAT
+DOUBLE = onnx.TensorProto.DOUBLE
+STRING = onnx.TensorProto.STRING
+INT64 = onnx.TensorProto.INT64
+
+
+def write_graph(path: Path, inputs, outputs, nodes, initializers=()) -> Path:
+    helper = onnx.helper
+    values = [
+        [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in side.items()]
+        for side in (inputs, outputs)
+    ]
+    graph = helper.make_graph(nodes, "graph", *values, list(initializers))
+    # An IR version that the oldest ONNX Runtime reads.
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9),
+        path,
+        save_as_external_data=bool(initializers),
+        location="weights.bin",
+        size_threshold=0,
+    )
+    return path
+
+
+INPUTS = {"latent": (FLOAT, ["B", 2]), "image": (FLOAT, ["B", 1, 1, 2])}
+OUTPUTS = {"loss": (FLOAT, ["B"]), "gradient": (FLOAT, ["B", 2])}
+
+
+def write_objective(path: Path, inputs=INPUTS, outputs=OUTPUTS) -> Path:
+    """gradient = first input - second input, loss = sum of its squares."""
+    node = onnx.helper.make_node
+    latent, image, *_ = inputs
+    nodes = [
+        node("Constant", [], ["axis"], value_ints=[1]),
+        node("Constant", [], ["rows"], value_ints=[0, -1]),
+        node("Reshape", [image, "rows"], ["target"]),
+        node("Sub", [latent, "target"], ["gradient"]),
+        node("ReduceSumSquare", ["gradient", "axis"], ["loss"], keepdims=0),
+    ]
+    return write_graph(path, inputs, outputs, nodes)
+
+
+def test_an_objective_tells_its_sizes(loaded: runtimes.OnnxRuntimeInfo, tmp_path: Path) -> None:
+    objective = _core.OnnxObjective(str(write_objective(tmp_path / "o.onnx")), threads=1)
+    assert (objective.latent_size, objective.image_size, objective.condition_size) == (2, 2, 0)
+
+
+DOUBLES = {
+    side: {name: (DOUBLE, shape) for name, (_, shape) in names.items()}
+    for side, names in (("inputs", INPUTS), ("outputs", OUTPUTS))
+}
+FOREIGN = {
+    "a missing input": (
+        {"inputs": {"z": INPUTS["latent"], "image": INPUTS["image"]}},
+        "input 'latent' (float32 [any, d]) is missing",
+    ),
+    "an input too many": (
+        {"inputs": {**INPUTS, "noise": (FLOAT, ["B", 2])}},
+        "input 'noise' is unknown",
+    ),
+    "an output too many": (
+        {"outputs": {**OUTPUTS, "target": (FLOAT, ["B", 2])}},
+        "output 'target' is unknown",
+    ),
+    "another type": (DOUBLES, "input 'latent' should be float32 [any, d], is float64 [any, 2]"),
+    "another rank": (
+        {"inputs": {**INPUTS, "image": (FLOAT, ["B", 2])}},
+        "input 'image' should be float32 [any, C, H, W], is float32 [any, 2]",
+    ),
+    "a fixed batch": (
+        {
+            "inputs": {"latent": (FLOAT, [4, 2]), "image": (FLOAT, [4, 1, 1, 2])},
+            "outputs": {"loss": (FLOAT, [4]), "gradient": (FLOAT, [4, 2])},
+        },
+        "input 'latent' should be float32 [any, d], is float32 [4, 2]",
+    ),
+    "an open image size": (
+        {"inputs": {**INPUTS, "image": (FLOAT, ["B", 1, 1, "W"])}},
+        "input 'image' should be dynamic in its first dimension only, is float32 [any, 1, 1, any]",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "problem"), FOREIGN.values(), ids=FOREIGN)
+def test_a_graph_that_is_no_objective_is_refused(
+    loaded: runtimes.OnnxRuntimeInfo, tmp_path: Path, change, problem: str
+) -> None:
+    path = write_objective(tmp_path / "foreign.onnx", **change)
+    with pytest.raises(RuntimeError) as error:
+        _core.OnnxObjective(str(path), threads=1)
+    assert problem in message_of(error)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("make", [_core.OnnxFunction, _core.OnnxObjective])
+def test_files_that_are_no_graphs_are_named(
+    loaded: runtimes.OnnxRuntimeInfo, tmp_path: Path, make
+) -> None:
+    with pytest.raises(RuntimeError, match="no such file"):
+        make(str(tmp_path / "missing.onnx"), threads=1)
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"no graph" * 9)
+    with pytest.raises(RuntimeError, match=r"broken\.onnx: ONNX Runtime: ") as error:
+        make(str(broken), threads=1)
+    message_of(error)
+    with pytest.raises(ValueError, match="threads should be at least 1, is 0"):
+        make(str(write_objective(tmp_path / "o.onnx")), threads=0)
+
+
+@pytest.fixture
+def function(loaded: runtimes.OnnxRuntimeInfo, tmp_path: Path):
+    """y = x * weights + k, and the shape of x; the weights lie in another file."""
+    node = onnx.helper.make_node
+    weights = onnx.numpy_helper.from_array(np.array([1, 2, 3], np.float32), "weights")
+    path = write_graph(
+        tmp_path / "function.onnx",
+        {"x": (FLOAT, ["N", 3]), "k": (INT64, [])},
+        {"y": (FLOAT, ["N", 3]), "shape": (INT64, [2])},
+        [
+            node("Cast", ["k"], ["offset"], to=FLOAT),
+            node("Mul", ["x", "weights"], ["product"]),
+            node("Add", ["product", "offset"], ["y"]),
+            node("Shape", ["x"], ["shape"]),
+        ],
+        [weights],
+    )
+    assert (tmp_path / "weights.bin").is_file()
+    return _core.OnnxFunction(str(path), threads=2)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 0])
+def test_a_function_computes_what_its_graph_says(function, rows: int) -> None:
+    x = np.arange(3 * rows, dtype=np.float32).reshape(rows, 3)
+    result = function.run({"x": x, "k": np.array(5, np.int64)})
+    assert sorted(result) == ["shape", "y"]
+    assert result["y"].dtype == np.float32
+    np.testing.assert_array_equal(result["y"], x * [1, 2, 3] + 5)
+    np.testing.assert_array_equal(result["shape"], [rows, 3])
+
+
+def test_results_outlive_the_function(loaded: runtimes.OnnxRuntimeInfo, tmp_path: Path) -> None:
+    node = onnx.helper.make_node("Neg", ["x"], ["y"])
+    path = write_graph(tmp_path / "f.onnx", {"x": (FLOAT, ["N"])}, {"y": (FLOAT, ["N"])}, [node])
+    function = _core.OnnxFunction(str(path), threads=1)
+    kept = [function.run({"x": np.full(1000, i, np.float32)})["y"] for i in range(4)]
+    del function
+    for i, array in enumerate(kept):
+        np.testing.assert_array_equal(array, np.full(1000, -i, np.float32))
+
+
+X = np.zeros((1, 3), np.float32)
+K = np.array(5, np.int64)
+WRONG_INPUTS = {
+    "missing": ({"x": X}, "input 'k' is missing, expected int64"),
+    "unknown": (
+        {"x": X, "k": K, "q": K},
+        "there is no input 'q', only x, k",
+    ),
+    "type": (
+        {"x": X.astype(np.int64), "k": K},
+        "input 'x' should be float32 [any, 3], is int64 [1, 3]",
+    ),
+    "shape": (
+        {"x": X.reshape(3, 1), "k": K},
+        "input 'x' should be float32 [any, 3], is float32 [3, 1]",
+    ),
+}
+
+
+@pytest.mark.parametrize(("inputs", "problem"), WRONG_INPUTS.values(), ids=WRONG_INPUTS)
+def test_inputs_that_do_not_fit_are_named(function, inputs, problem: str) -> None:
+    with pytest.raises(ValueError) as error:
+        function.run(inputs)
+    assert problem in message_of(error)
+
+
+def test_only_tensors_of_numbers_can_be_passed(
+    loaded: runtimes.OnnxRuntimeInfo, tmp_path: Path
+) -> None:
+    node = onnx.helper.make_node("Identity", ["s"], ["t"])
+    path = write_graph(tmp_path / "f.onnx", {"s": (STRING, [1])}, {"t": (STRING, [1])}, [node])
+    with pytest.raises(RuntimeError, match="'s' is no tensor of numbers"):
+        _core.OnnxFunction(str(path), threads=1)

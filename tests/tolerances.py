@@ -1,0 +1,38 @@
+"""How closely two computations of one quantity have to agree: the one table for all tests."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Tolerance(NamedTuple):
+    relative: float
+    absolute: float
+
+
+EXACT = Tolerance(0.0, 0.0)
+
+TOLERANCES: dict[str, dict[str, Tolerance]] = {
+    "cpu": {
+        # Uniform draws take exact operations and one rounding.
+        "uniform draw": EXACT,
+        # log, sqrt and cos, each good to an ulp or two, of a number below 6.8.
+        "normal draw": Tolerance(0.0, 2e-6),
+        # Engine against the twin after 50 steps.
+        "latent": Tolerance(0.0, 1e-5),
+        "loss": Tolerance(1e-4, 1e-6),
+        # The same call in parts, with other lanes or threads: matrix products round otherwise.
+        "latent, other batch": Tolerance(0.0, 1e-4),
+        "loss, other batch": Tolerance(1e-3, 1e-5),
+    },
+}
+
+
+def assert_close(actual: Any, expected: Any, quantity: str, *, device: str = "cpu") -> None:
+    """NaN equals NaN, because a loss that was never finite is NaN on both sides."""
+    relative, absolute = TOLERANCES[device][quantity]
+    np.testing.assert_allclose(
+        actual, expected, rtol=relative, atol=absolute, equal_nan=True, err_msg=quantity
+    )

@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := PIP_CONSTRAINT=$(abspath constraints.txt) $(BIN)/python -m pip install -q
-SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc pyinv export -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.pyi' -o -name '*.json' -o -name '*.onnx' 2>/dev/null)
+SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc pyinv export -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.pyi' -o -name '*.json' -o -name '*.onnx' -o -name '*.bin' -o -name '*.npz' 2>/dev/null)
 CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' 2>/dev/null)
 
 .PHONY: demo test lint format bench clean

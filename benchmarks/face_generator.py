@@ -149,13 +149,14 @@ def main() -> None:
         name: {
             "mean_latent_error": float(np.mean((latents - truth) ** 2)),
             "mean_image_error": float(np.mean(losses)),
+            "median_image_error": float(np.median(losses)),
             "seconds": seconds[name],
         }
         for name, (latents, losses) in found.items()
     }
     ratios = {
         key: sides["pyinv"][key] / sides["pytorch"][key]
-        for key in ("mean_latent_error", "mean_image_error", "seconds")
+        for key in ("mean_latent_error", "mean_image_error", "median_image_error", "seconds")
     }
     if arguments.json:
         report = {
@@ -169,11 +170,11 @@ def main() -> None:
         print(json.dumps(report))
         return
     print(f"{arguments.count} images, {arguments.steps} steps, {threads} threads\n")
-    print(f"{'':<18}{'mean latent error':>18}{'mean image error':>18}{'seconds':>9}")
+    print(f"{'':<16}{'mean latent error':>18}{'mean image error':>18}{'median':>11}{'seconds':>9}")
     for name, side in [*sides.items(), ("pyinv / pytorch", ratios)]:
         print(
-            f"{name:<18}{side['mean_latent_error']:>18.4g}{side['mean_image_error']:>18.4g}"
-            f"{side['seconds']:>9.3g}"
+            f"{name:<16}{side['mean_latent_error']:>18.4g}{side['mean_image_error']:>18.4g}"
+            f"{side['median_image_error']:>11.4g}{side['seconds']:>9.3g}"
         )
 
 

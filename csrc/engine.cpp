@@ -42,6 +42,8 @@ StepRule resolve(const Stage& stage, const Prior& prior) {
           .beta2 = static_cast<float>(stage.solver.beta2),
           .rest1 = static_cast<float>(1.0 - stage.solver.beta1),
           .rest2 = static_cast<float>(1.0 - stage.solver.beta2),
+          .log_beta1 = static_cast<float>(std::log(stage.solver.beta1)),
+          .log_beta2 = static_cast<float>(std::log(stage.solver.beta2)),
           .epsilon = static_cast<float>(stage.solver.epsilon),
           .constraint = stage.constraint,
           .inverse_horizon = static_cast<float>(1.0 / static_cast<double>(horizon)),
@@ -112,6 +114,7 @@ class Run {
     latent_.resize(lanes * latent_size_);
     first_moment_.resize(lanes * latent_size_);
     second_moment_.resize(lanes * latent_size_);
+    born_.resize(lanes * latent_size_);
     recorded_.resize(lanes * latent_size_);
     gradient_.resize(lanes * latent_size_);
     loss_.resize(lanes);
@@ -190,11 +193,16 @@ class Run {
     lanes_[lane] = {.row = row, .attempt = attempt};
     start_latent(row, attempt, latent(lane));
     std::copy_n(latent(lane), latent_size_, recorded(lane));
-    std::fill_n(&first_moment_[lane * latent_size_], latent_size_, 0.0f);
-    std::fill_n(&second_moment_[lane * latent_size_], latent_size_, 0.0f);
+    clear_moments(lane);
     if (trace_length_ && attempt > 0) {
       std::fill_n(results_.trace + row * trace_length_, trace_length_, kNaN);
     }
+  }
+
+  void clear_moments(int64_t lane) {
+    std::fill_n(&first_moment_[lane * latent_size_], latent_size_, 0.0f);
+    std::fill_n(&second_moment_[lane * latent_size_], latent_size_, 0.0f);
+    std::fill_n(&born_[lane * latent_size_], latent_size_, 0u);
   }
 
   void start_latent(int64_t row, uint32_t attempt, float* latent) const {
@@ -214,8 +222,7 @@ class Run {
     state.recorded_loss = kNaN;
     state.met = Status::cancelled;
     std::copy_n(latent(lane), latent_size_, recorded(lane));
-    std::fill_n(&first_moment_[lane * latent_size_], latent_size_, 0.0f);
-    std::fill_n(&second_moment_[lane * latent_size_], latent_size_, 0.0f);
+    clear_moments(lane);
   }
 
   // Lanes of one objective stand side by side, so that each objective sees one range.
@@ -233,7 +240,7 @@ class Run {
     if (a == b) return;
     std::swap(lanes_[a], lanes_[b]);
     std::swap(loss_[a], loss_[b]);
-    const auto swap_rows = [&](std::vector<float>& rows, int64_t size) {
+    const auto swap_rows = [&](auto& rows, int64_t size) {
       std::swap_ranges(&rows[a * size], &rows[a * size] + size, &rows[b * size]);
     };
     swap_rows(image_, image_size_);
@@ -241,6 +248,7 @@ class Run {
     for (auto* rows : {&latent_, &first_moment_, &second_moment_, &recorded_, &gradient_}) {
       swap_rows(*rows, latent_size_);
     }
+    swap_rows(born_, latent_size_);
   }
 
   // One step ------------------------------------------------------------------------------------
@@ -259,12 +267,17 @@ class Run {
 
   Progress progress() const {
     double sum = 0.0;
-    for (int64_t lane = 0; lane < active_; ++lane) sum += loss_[lane];
+    int64_t finite = 0;
+    for (int64_t lane = 0; lane < active_; ++lane) {
+      if (!std::isfinite(loss_[lane])) continue;
+      sum += loss_[lane];
+      ++finite;
+    }
     return {.finished = finished_,
             .targets = targets_.count,
             .active = active_,
             .evaluations = summary_.evaluations,
-            .mean_loss = sum / static_cast<double>(active_)};
+            .mean_loss = sum / static_cast<double>(finite)};
   }
 
   void advance_each() {
@@ -367,16 +380,18 @@ class Run {
     Lane& state = lanes_[lane];
     const Stage& stage = recipe_.stages[state.stage];
     const double d = static_cast<double>(latent_size_);
-    double rate = learning_rate(stage.solver, state.stage_steps, stage.max_steps);
-    double second_root = 1.0;
+    const double rate = learning_rate(stage.solver, state.stage_steps, stage.max_steps);
+    double step_size = rate, second_root = 1.0;
     if (stage.solver.kind == SolverKind::adam) {
       const double t = static_cast<double>(state.stage_steps + 1);
-      rate /= 1.0 - std::pow(stage.solver.beta1, t);
+      step_size /= 1.0 - std::pow(stage.solver.beta1, t);
       second_root = std::sqrt(1.0 - std::pow(stage.solver.beta2, t));
     }
     LaneStep lane_step{.key = {options_.seed, targets_.id[state.row], state.attempt},
                        .update = static_cast<uint32_t>(state.attempt_steps + 1),
-                       .step_size = static_cast<float>(rate),
+                       .stage_update = static_cast<uint32_t>(state.stage_steps + 1),
+                       .learning_rate = static_cast<float>(rate),
+                       .step_size = static_cast<float>(step_size),
                        .second_root = static_cast<float>(second_root),
                        .moment_center = 0.0f,
                        .moment_shift = 0.0f,
@@ -400,7 +415,8 @@ class Run {
                              (double{prior_.std} * prior_.std * d));
     }
     step_lane_cpu(rules_[state.stage], lane_step, latent_size_, gradient(lane), latent(lane),
-                  &first_moment_[lane * latent_size_], &second_moment_[lane * latent_size_]);
+                  &first_moment_[lane * latent_size_], &second_moment_[lane * latent_size_],
+                  &born_[lane * latent_size_]);
     ++state.stage_steps;
     ++state.attempt_steps;
     ++results_.steps[state.row];
@@ -471,9 +487,10 @@ class Run {
   std::vector<Lane> lanes_;
   std::vector<float> latent_, first_moment_, second_moment_, recorded_, gradient_, loss_, image_,
       condition_;
-  int64_t active_ = 0;  // lanes [0, active_) hold targets
-  int64_t next_ = 0;    // the first target still in the queue
-  int64_t group_ = 0;   // coupled: groups started
+  std::vector<uint32_t> born_;  // the stage's update that reset a component's moments; 0: none
+  int64_t active_ = 0;          // lanes [0, active_) hold targets
+  int64_t next_ = 0;            // the first target still in the queue
+  int64_t group_ = 0;           // coupled: groups started
   int64_t finished_ = 0;
   RunSummary summary_;
 };

@@ -10,6 +10,7 @@ namespace pyinv {
 bool all_finite(const float* values, int64_t count);
 
 void step_lane_cpu(const StepRule& rule, const LaneStep& lane, int64_t latent_size,
-                   const float* gradient, float* latent, float* first_moment, float* second_moment);
+                   const float* gradient, float* latent, float* first_moment, float* second_moment,
+                   uint32_t* born);
 
 }  // namespace pyinv

@@ -10,11 +10,11 @@ bool all_finite(const float* values, int64_t count) {
 }
 
 void step_lane_cpu(const StepRule& rule, const LaneStep& lane, int64_t latent_size,
-                   const float* gradient, float* latent, float* first_moment,
-                   float* second_moment) {
+                   const float* gradient, float* latent, float* first_moment, float* second_moment,
+                   uint32_t* born) {
   for (int64_t i = 0; i < latent_size; ++i) {
     step_component(rule, lane, static_cast<uint32_t>(i), gradient[i], latent[i], first_moment[i],
-                   second_moment[i]);
+                   second_moment[i], born[i]);
   }
 }
 

@@ -17,6 +17,7 @@ struct StepRule {
   SolverKind solver;
   float momentum, beta1, beta2;
   float rest1, rest2;  // 1 - beta, subtracted in double: in float 1 - 0.999f is off by 5e-5
+  float log_beta1, log_beta2;
   float epsilon;
   Constraint constraint;
   float inverse_horizon;  // 1 / E
@@ -26,10 +27,12 @@ struct StepRule {
 // What one lane's update needs beyond its arrays.
 struct LaneStep {
   DrawKey key;
-  uint32_t update;      // of the attempt, from 1
-  float step_size;      // Adam: with the first moment's bias correction in it
-  float second_root;    // Adam: sqrt(1 - beta2^t)
-  float moment_center;  // moment penalty: g += shift + slope * (z - center)
+  uint32_t update;        // of the attempt, from 1
+  uint32_t stage_update;  // of the stage, from 1
+  float learning_rate;    // after the schedule
+  float step_size;        // Adam: the learning rate over the first moment's bias correction
+  float second_root;      // Adam: sqrt(1 - beta2^t), the second's
+  float moment_center;    // moment penalty: g += shift + slope * (z - center)
   float moment_shift, moment_slope;
   float prior_slope;  // prior penalty: g += slope * (z - prior.mean)
 };
@@ -76,18 +79,28 @@ PYINV_HOST_DEVICE inline bool constrain(const StepRule& rule, const LaneStep& la
 
 PYINV_HOST_DEVICE inline void step_component(const StepRule& rule, const LaneStep& lane,
                                              uint32_t component, float gradient, float& z, float& m,
-                                             float& v) {
+                                             float& v, uint32_t& born) {
   float g = gradient + (lane.moment_shift + lane.moment_slope * (z - lane.moment_center)) +
             lane.prior_slope * (z - rule.prior.mean);
   if (rule.solver == SolverKind::adam) {
     m = rule.beta1 * m + rule.rest1 * g;
     v = rule.beta2 * v + rule.rest2 * (g * g);
-    z -= lane.step_size * m / (sqrtf(v) / lane.second_root + rule.epsilon);
+    // A component drawn anew starts afresh: its bias corrections count its own updates.
+    float step_size = lane.step_size, second_root = lane.second_root;
+    if (born) {
+      const float age = static_cast<float>(lane.stage_update - born);
+      step_size = lane.learning_rate / -expm1f(age * rule.log_beta1);
+      second_root = sqrtf(-expm1f(age * rule.log_beta2));
+    }
+    z -= step_size * m / (sqrtf(v) / second_root + rule.epsilon);
   } else {
     m = rule.momentum * m + g;
-    z -= lane.step_size * m;
+    z -= lane.learning_rate * m;
   }
-  if (constrain(rule, lane, component, z) && rule.reset_moments) m = v = 0.0f;
+  if (constrain(rule, lane, component, z) && rule.reset_moments) {
+    m = v = 0.0f;
+    born = lane.stage_update;
+  }
 }
 
 }  // namespace pyinv

@@ -369,9 +369,20 @@ def _avg_pool2d_backward(
     divisor_override: int | None,
 ) -> Any:
     window = _tiles(x, kernel_size, stride, padding)
-    if window is None:
+    if window is not None:
+        return _enlarge(gradient * (1.0 / (divisor_override or math.prod(window))), x.shape[2:])
+    if x.ndim != 4 or ceil_mode or divisor_override is not None:
         return NotImplemented
-    return _enlarge(gradient * (1.0 / (divisor_override or math.prod(window))), x.shape[2:])
+    tall, wide = list(kernel_size) * (2 // len(kernel_size))
+    down, right = list(stride) * (2 // len(stride)) if stride else (tall, wide)
+    top, left = list(padding) * (2 // len(padding))
+    pool = aten.avg_pool2d
+    return _separable_backward(
+        gradient,
+        (int(x.shape[2]), int(x.shape[3])),
+        lambda rows: pool(rows, [tall, 1], [down, 1], [top, 0], False, count_include_pad),
+        lambda columns: pool(columns, [1, wide], [1, right], [0, left], False, count_include_pad),
+    )
 
 
 def _max_pool2d_backward(

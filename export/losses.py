@@ -104,9 +104,10 @@ def _bce(value_range: tuple[float, float]) -> Loss:
         direction = (p - t) / (p * q).clamp(min=_SMALLEST_VARIANCE)
         return loss, direction, scale / _pixels(image)
 
-    # This is binary_cross_entropy_with_logits. Before its saturating end a generator's bce has neither the logarithms of nearly nothing nor
+    # Before its saturating end a generator's bce has neither the logarithms of nearly nothing nor
     # the division by p (1 - p), in which one bit of a saturated pixel outweighs all the others:
-    # with p = sigmoid(v), -(t log p + (1 - t) log(1 - p)) = softplus(v) - v t, d/dv = p - t.
+    # with p = sigmoid(v), -(t log p + (1 - t) log(1 - p)) = softplus(v) - v t, d/dv = p - t. This
+    # is torch.nn.functional.binary_cross_entropy_with_logits.
     def before_sigmoid(logit: Tensor, image: Tensor, target: Tensor) -> Cotangent:
         loss = _pixel_mean(torch.nn.functional.softplus(logit) - logit * target)
         return loss, image - target, 1.0 / _pixels(image)

@@ -213,25 +213,25 @@ class Recipe(Rule):
 def default(prior: Prior) -> Recipe:
     """Adam with a falling learning rate, kept inside the prior. What to try first.
 
-    For a uniform prior, components that leave it are drawn anew (``StochasticClip``). For a normal
-    one, an annealed -log p(z) holds the latent back early on and leaves the end to the loss.
-    Made for 1,000 to 2,000 steps; the schedules follow ``max_steps``.
+    A uniform prior is kept by clipping. For a normal one, an annealed -log p(z) holds the latent
+    back early on and leaves the end to the loss. Made for 1,000 to 2,000 steps; the schedules
+    follow ``max_steps``.
 
     Args:
         prior: the bundle's prior.
 
-    Source: stochastic clipping is Lipton & Tripathi 2017, section 2. The numbers are ours, picked
-    by hand from a partial search with one seed and 1,000 steps: 9 settings on 32 images of a 32x32
-    face generator (uniform prior, d = 100), 23 on 48 generated and 48 real digits of a small VAE
-    (normal prior, d = 20), over learning rate, beta2, final learning rate and penalty weight. On
-    the faces these numbers had the lowest mean loss. On the generated digits a weight of 0.0005 had
-    a lower one; 0.001 keeps the latents of real digits nearer to the prior. Beta2 of 0.99 was not
-    tried without a penalty. Converged means a root mean square error of 1e-4, about a hundredth of
-    a grey level.
+    Source: ours. The numbers were picked by hand, on the images they are reported for, with one
+    seed and 1,000 steps: 9 settings on 32 images of a 32x32 face generator (uniform prior,
+    d = 100), 23 on 48 generated and 48 real digits of a small VAE (normal prior, d = 20), over
+    learning rate, beta2, final learning rate and penalty weight. On the faces, clipping left a
+    median loss of 3.3e-5, no constraint 3.7e-5 and stochastic clipping 1.3e-4: Adam's steps carry
+    components over the bounds again and again, and each draw undoes what was found. (Gradient
+    descent, with its small steps, is what stochastic clipping was made for; see ``lipton``.)
+    Converged means a root mean square error of 1e-4 in the bundle's value range.
     """
     rules: dict[str, Any]
     if isinstance(prior, Uniform):
-        rules = {"constraint": StochasticClip()}
+        rules = {"constraint": Clip()}
     else:
         rules = {"penalties": (PriorPenalty(weight=0.001, anneal=True),)}
     solver = Adam(0.1, beta2=0.99, schedule=Cosine(final=0.1))

@@ -99,8 +99,9 @@ class Adam(Rule):
         z &\leftarrow z - \frac{\eta_k}{1 - \beta_1^{k+1}}
         \frac{m}{\sqrt{v} / \sqrt{1 - \beta_2^{k+1}} + \epsilon}
 
-    A component whose moments a constraint has reset keeps the stage's k: its first steps after
-    that are smaller than those of a fresh run.
+    A component that a constraint draws anew starts afresh: its moments are zero, and its k counts
+    its own updates. (With the stage's k, its next steps would be up to 6.5 times the learning
+    rate.) ``Stage(reset_moments=False)`` switches both off.
 
     Args:
         learning_rate: eta, above 0. About the distance that a component moves in one update.

@@ -199,8 +199,16 @@ def learning_rate(solver: Description, step: int, max_steps: int) -> float:
 
 
 def solver_update(
-    solver: Description, z: Array, m: Array, v: Array, g: Array, step: int, max_steps: int
+    solver: Description,
+    z: Array,
+    m: Array,
+    v: Array,
+    g: Array,
+    step: int,
+    max_steps: int,
+    ages: Array,
 ) -> tuple[Array, Array, Array]:
+    """``ages``: how many updates each component's moments have seen, this one included."""
     rate = learning_rate(solver, step, max_steps)
     if solver["kind"] == "gradient_descent":
         m = f32(solver["momentum"]) * m + g
@@ -208,8 +216,8 @@ def solver_update(
     beta1, beta2 = solver["beta1"], solver["beta2"]
     m = f32(beta1) * m + f32(1 - beta1) * g
     v = f32(beta2) * v + f32(1 - beta2) * (g * g)
-    scale = f32(rate / (1 - beta1 ** (step + 1)))
-    root = np.sqrt(v) / f32(np.sqrt(1 - beta2 ** (step + 1)))
+    scale = (rate / (1 - beta1**ages)).astype(np.float32)
+    root = np.sqrt(v) / np.sqrt(1 - beta2**ages).astype(np.float32)
     return z - scale * m / (root + f32(solver["epsilon"])), m, v
 
 
@@ -311,7 +319,7 @@ def run_attempt(
     for index, stage in enumerate(stages):
         objective = objectives[stage["objective"]]
         max_steps = stage["max_steps"]
-        m, v = np.zeros_like(z), np.zeros_like(z)
+        m, v, ages = np.zeros_like(z), np.zeros_like(z), np.zeros(z.shape)
         start = z.copy()
         members = [Progress() for _ in range(count)]
         for step in range(max_steps + 1):
@@ -327,12 +335,14 @@ def run_attempt(
             finite = np.isfinite(loss) & np.isfinite(g).all(axis=1)
             for penalty in stage["penalties"]:
                 g += penalty_gradient(penalty, prior, z, step, max_steps)
-            moved, m, v = solver_update(stage["solver"], z, m, v, g, step, max_steps)
+            ages += 1
+            moved, m, v = solver_update(stage["solver"], z, m, v, g, step, max_steps, ages)
             update += 1
             words = random_words(seed, target_ids, restart, update, RESAMPLING, size)
             moved, fresh = constrain(stage["constraint"], prior, max_steps, moved, words)
             if stage["reset_moments"]:
                 m, v = np.where(fresh, f32(0), m), np.where(fresh, f32(0), v)
+                ages = np.where(fresh, 0, ages)
             # A member without a finite gradient has nowhere to go. It stays, for the statistics of
             # the others, which a latent that is not finite would spoil.
             z = np.where(finite[:, None], moved, z)

@@ -491,16 +491,6 @@ def test_a_generator_on_the_gpu_stays_there(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------ what is refused
 
 
-class NoGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return torch.linalg.svdvals(x)[..., None].expand(x.shape) * 0 + x
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient
-
-
 def number_from(x: Tensor) -> Tensor:
     return x * float(x.mean())
 

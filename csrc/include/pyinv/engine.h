@@ -33,7 +33,7 @@ struct Results {
 struct Progress {
   int64_t finished = 0, targets = 0, active = 0;
   int64_t evaluations = 0;  // image evaluations so far
-  double mean_loss = 0.0;   // of the active lanes
+  double mean_loss = 0.0;   // of the active lanes whose loss is finite; NaN if there is none
 };
 
 struct RunOptions {

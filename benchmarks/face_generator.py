@@ -45,12 +45,13 @@ def invert_with_torch(
 ) -> tuple[Tensor, Tensor]:
     """The loop that one would write: returns the latents and losses [N] of the best step.
 
-    torch.optim.Adam keeps its bias correction by step number and lets its state be edited, so the
-    moments of resampled components are set to zero as the engine does.
+    Adam is written out, because torch.optim.Adam counts updates by tensor: a component drawn anew
+    starts afresh, with moments of zero and bias corrections that count its own updates.
     """
     random = torch.Generator().manual_seed(seed)
+    beta1, beta2, epsilon = 0.9, 0.999, 1e-8
     latent = initial.clone().requires_grad_(True)
-    solver = torch.optim.Adam([latent], lr=LEARNING_RATE)
+    mean, square, age = (torch.zeros_like(initial) for _ in range(3))
     best_loss = torch.full((len(targets),), torch.inf)
     best_latent = initial.clone()
     for step in range(steps + 1):
@@ -61,15 +62,18 @@ def invert_with_torch(
             best_latent[better] = latent[better]
         if step == steps:
             break
-        solver.zero_grad()
-        loss.sum().backward()
-        solver.step()
+        (gradient,) = torch.autograd.grad(loss.sum(), latent)
         with torch.no_grad():
+            age += 1
+            mean.lerp_(gradient, 1 - beta1)
+            square.lerp_(gradient**2, 1 - beta2)
+            scale = (square / (1 - beta2**age)).sqrt() + epsilon
+            latent -= LEARNING_RATE * mean / (1 - beta1**age) / scale
             outside = (latent <= -1) | (latent >= 1)
             fresh = torch.rand(latent.shape, generator=random) * 2 - 1
             latent[outside] = fresh[outside]
-            for moment in ("exp_avg", "exp_avg_sq"):
-                solver.state[latent][moment][outside] = 0.0
+            for state in (mean, square, age):
+                state[outside] = 0.0
     return best_latent, best_loss
 
 

@@ -16,10 +16,10 @@ import sys
 from pathlib import Path
 
 import torch
-from pyinv.export import export
 from torch import Tensor, nn
 
 from pyinv import PyinvError, Uniform
+from pyinv.export import export
 
 LATENT_SIZE = 100
 

@@ -50,7 +50,8 @@ class Inverter:
             Results don't depend on lanes, except to rounding, unless targets are coupled (bundles
             with ``batch_norm="batch"``, ``MomentPenalty(over="batch")``): there they are the group
             size, and "auto" is 64.
-        threads: CPU threads, at least 1. None takes every physical core this process may use.
+        threads: CPU threads, at least 1. None takes every physical core this process may use. Give
+            fewer where other programs keep cores busy: threads that wait for a core slow all down.
 
     Raises:
         BundleError: the bundle is missing or damaged.

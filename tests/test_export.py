@@ -33,12 +33,12 @@ from generators import (  # noqa: E402
     VaeDecoder,
     seeded,
 )
-from pyinv.export import export, load_factory  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
 from pyinv.bundle import Bundle  # noqa: E402
 from pyinv.errors import DependencyError, ExportError, OutputError  # noqa: E402
+from pyinv.export import export, load_factory  # noqa: E402
 from pyinv.priors import Normal, Uniform  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -13,10 +13,10 @@ onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 _core = pytest.importorskip("pyinv._core")
 
-from pyinv.export.fuse import DOMAIN, fuse  # noqa: E402
 from torch import nn  # noqa: E402
 
 from pyinv import runtimes  # noqa: E402
+from pyinv.export.fuse import DOMAIN, fuse  # noqa: E402
 
 # Of the largest value: two float32 computations of one graph.
 TOLERANCE = 3e-6

@@ -18,10 +18,10 @@ onnxruntime = pytest.importorskip("onnxruntime")
 _core = pytest.importorskip("pyinv._core")
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
-from pyinv.export.fuse import DOMAIN, operator_function  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
 from pyinv import runtimes  # noqa: E402
+from pyinv.export.fuse import DOMAIN, operator_function  # noqa: E402
 
 # Of the largest value in the output. Sums of up to 25 * 128 products in float32, in another order.
 TOLERANCE = 2e-6

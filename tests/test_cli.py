@@ -193,6 +193,8 @@ def test_interrupted_invert_writes_what_was_found(bundle_path, pictures, tmp_pat
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell's background job ignores Ctrl-C, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None
     assert "inverting 3 images" in process.stderr.readline()

@@ -6,6 +6,7 @@
 #include <limits>
 #include <memory>
 #include <numbers>
+#include <optional>
 #include <utility>
 
 #include "step.h"
@@ -87,8 +88,8 @@ struct Lane {
   int64_t unchanged = 0;       // evaluations in a row whose loss hardly changed
   float recorded_loss = kNaN;  // of the latent that the attempt would return now
   // Coupled lanes only:
-  Status met = Status::cancelled;  // the stop rule met in this stage; cancelled: none yet
-  bool over = false;               // the attempt; the lane stays for its group's sake
+  std::optional<Status> met;  // the stop rule met in this stage
+  bool over = false;          // the attempt; the lane stays for its group's sake
 };
 
 class Run {
@@ -220,7 +221,7 @@ class Run {
     state.unchanged = 0;
     state.previous_loss = kNaN;
     state.recorded_loss = kNaN;
-    state.met = Status::cancelled;
+    state.met.reset();
     std::copy_n(latent(lane), latent_size_, recorded(lane));
     clear_moments(lane);
   }
@@ -283,11 +284,11 @@ class Run {
   void advance_each() {
     // Backwards, so that the lane moved into a freed place has had its turn.
     for (int64_t lane = active_ - 1; lane >= 0; --lane) {
-      const Status stop = check(lane);
-      if (stop == Status::cancelled) {
+      const std::optional<Status> stop = check(lane);
+      if (!stop) {
         step(lane, latent_moments(lane));
-      } else if (ends_attempt(lane, stop)) {
-        end_attempt(lane, stop);
+      } else if (ends_attempt(lane, *stop)) {
+        end_attempt(lane, *stop);
         if (restarts(lane)) {
           start_attempt(lane, lanes_[lane].attempt + 1);
         } else {
@@ -302,16 +303,15 @@ class Run {
 
   // The lanes of a group tie each other's losses together: they start and end every stage as one.
   void advance_group() {
-    bool all_met = true, at_limit = false;
+    bool all_met = true;
     for (int64_t lane = 0; lane < active_; ++lane) {
       Lane& state = lanes_[lane];
-      const Status stop = check(lane);
-      at_limit |= state.stage_steps == recipe_.stages[state.stage].max_steps;
+      const std::optional<Status> stop = check(lane);
       // Of several rules met along the way, convergence is the one that counts.
-      if (stop == Status::converged || state.met == Status::cancelled) state.met = stop;
-      all_met &= state.met != Status::cancelled;
+      if (stop == Status::converged || !state.met) state.met = stop;
+      all_met &= state.met.has_value();
     }
-    if (!all_met && !at_limit) {
+    if (!all_met) {
       const Moments batch = moments_of(latent_.data(), active_ * latent_size_);
       for (int64_t lane = 0; lane < active_; ++lane) {
         const bool over_batch = penalties(lane).moments == MomentScope::batch;
@@ -324,17 +324,17 @@ class Run {
     const bool last_stage = lanes_[0].stage + 1 == recipe_.stages.size();
     bool retry = false, any_going_on = false;
     for (int64_t lane = 0; lane < active_; ++lane) {
-      any_going_on |= !lanes_[lane].over && !ends_attempt(lane, lanes_[lane].met);
+      any_going_on |= !lanes_[lane].over && !ends_attempt(lane, *lanes_[lane].met);
     }
     if (!last_stage && any_going_on) {
       for (int64_t lane = 0; lane < active_; ++lane) {
-        if (ends_attempt(lane, lanes_[lane].met)) end_attempt(lane, lanes_[lane].met);
+        if (ends_attempt(lane, *lanes_[lane].met)) end_attempt(lane, *lanes_[lane].met);
         start_stage(lane, lanes_[lane].stage + 1);
       }
       return;
     }
     for (int64_t lane = 0; lane < active_; ++lane) {
-      end_attempt(lane, lanes_[lane].met);
+      end_attempt(lane, *lanes_[lane].met);
       retry |= restarts(lane);
     }
     if (retry) {
@@ -347,8 +347,8 @@ class Run {
     }
   }
 
-  // Records the evaluation and says which stop rule it meets; cancelled: none.
-  Status check(int64_t lane) {
+  // Records the evaluation and says which stop rule it meets.
+  std::optional<Status> check(int64_t lane) {
     Lane& state = lanes_[lane];
     const Stage& stage = recipe_.stages[state.stage];
     const float loss = loss_[lane];
@@ -373,7 +373,8 @@ class Run {
       if (unchanged && state.unchanged >= stage.patience) return Status::stalled;
     }
     state.previous_loss = loss;
-    return state.stage_steps == stage.max_steps ? Status::step_limit : Status::cancelled;
+    if (state.stage_steps == stage.max_steps) return Status::step_limit;
+    return std::nullopt;
   }
 
   void step(int64_t lane, const Moments& moments) {

@@ -51,7 +51,8 @@ class Stage(Rule):
         relative_change_tolerance: a step is still when the loss changes by this share of itself or
             less; 0 never.
         patience: stalled after this many still steps in a row, at least 1.
-        reset_moments: a component drawn anew by the constraint starts with moments of zero.
+        reset_moments: a component drawn anew by the constraint starts with moments of zero,
+            and Adam's bias corrections count its own updates.
 
     Raises:
         RuleError: a value out of its range.

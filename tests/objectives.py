@@ -6,6 +6,7 @@ Every one has latents [B, size] and images [B, *image_shape], and gives a loss [
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ class Graph:
         return str(path)
 
 
-class ToyObjective:
+class ToyObjective(ABC):
     size: int
     image_shape: tuple[int, int, int]
     condition_size: int | None = None
@@ -67,14 +68,15 @@ class ToyObjective:
     def pixels(self) -> int:
         return int(np.prod(self.image_shape))
 
+    @abstractmethod
     def __call__(
         self, latent: Array, image: Array, condition: Array | None = None
     ) -> tuple[Array, Array]:
-        raise NotImplementedError
+        """Return loss [B] and gradient [B, d]."""
 
+    @abstractmethod
     def build(self, graph: Graph, image: str) -> None:
         """Append nodes from latent, image [B, pixels] (and condition) to loss and gradient."""
-        raise NotImplementedError
 
     def save(self, path: Path) -> str:
         graph = Graph()

@@ -4,10 +4,12 @@
 #include <cstdint>
 #include <memory>
 
+#include "pyinv/device.h"
+
 namespace pyinv {
 
 // Lane-major arrays, owned by the engine and fixed for the whole run, so that a runtime can bind
-// them once and read and write them in place.
+// them once and read and write them in place. They live on the objective's device.
 struct LaneBuffers {
   const float* latent;     // [lanes, latent_size]
   const float* image;      // [lanes, image_size], the targets
@@ -22,8 +24,13 @@ class Evaluator {
  public:
   virtual ~Evaluator() = default;
 
-  // Writes loss and gradient of lanes [first, first + count).
+  // Writes loss and gradient of lanes [first, first + count). On a GPU it only puts the work into
+  // the device's stream, and the host does not wait for it.
   virtual void evaluate(int64_t first, int64_t count) = 0;
+
+  // Whether an evaluate() of a range seen before may be recorded into a CUDA graph: it then
+  // allocates nothing on the device, waits for nothing and uses the same memory each time.
+  virtual bool capturable() const { return false; }
 };
 
 // May serve several runs at once, from several threads.
@@ -34,9 +41,17 @@ class Objective {
   virtual int64_t latent_size() const = 0;
   virtual int64_t image_size() const = 0;
   virtual int64_t condition_size() const = 0;  // 0: takes none
+  virtual std::shared_ptr<Device> device() const { return cpu_device(); }
 
   // The evaluator lives no longer than the objective and the buffers.
   virtual std::unique_ptr<Evaluator> bind(const LaneBuffers& buffers) const = 0;
+};
+
+// How a runtime runs a function.
+struct RuntimeOptions {
+  int threads = 1;  // on the CPU, at least 1
+  std::shared_ptr<Device> device = cpu_device();
+  bool tf32 = false;  // let a GPU round matrix products' inputs to 10 bits of mantissa
 };
 
 }  // namespace pyinv

@@ -1,0 +1,1 @@
+# Builds the TorchScript runtime where CMake finds torch.

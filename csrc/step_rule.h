@@ -1,5 +1,5 @@
 // The update of one latent component: penalty, solver, constraint. The rule, apart from the loops
-// over components (step_cpu.cpp), so that every device runs the same arithmetic: float32, one
+// over components (kernels/), so that every device runs the same arithmetic: float32, one
 // rounding an operation, in the order written.
 #pragma once
 
@@ -23,6 +23,14 @@ struct StepRule {
   float inverse_horizon;  // 1 / E
   bool reset_moments;
 };
+
+// A component of an attempt's first latent.
+PYINV_HOST_DEVICE inline float initial_draw(const Prior& prior, const DrawKey& key,
+                                            uint32_t component) {
+  const PhiloxWords words = draw_words(key, DrawPurpose::initial, 0, component);
+  return prior.kind == PriorKind::uniform ? uniform_draw(words, prior.low, prior.high)
+                                          : normal_draw(words, prior.mean, prior.std);
+}
 
 // What one lane's update needs beyond its arrays.
 struct LaneStep {

@@ -207,7 +207,7 @@ py::dict invert(const std::vector<const Objective*>& objectives, const py::dict&
                 const py::dict& prior_rule, const Array<float>& images,
                 const std::optional<Array<float>>& initial,
                 const std::optional<Array<float>>& condition, const Array<uint64_t>& target_ids,
-                uint64_t seed, int64_t lanes, bool coupled, int64_t trace_every,
+                uint64_t seed, int64_t lanes, bool coupled, int64_t trace_every, int64_t look_every,
                 const py::object& progress) {
   const Prior prior = to_prior(prior_rule);
   const Recipe recipe = to_recipe(recipe_rule, prior);
@@ -252,6 +252,7 @@ py::dict invert(const std::vector<const Objective*>& objectives, const py::dict&
                    .lanes = lanes,
                    .coupled = coupled,
                    .trace_every = trace_every,
+                   .look_every = look_every,
                    .keep_going = std::ref(ticker)},
                   results);
   }
@@ -345,7 +346,8 @@ PYBIND11_MODULE(_core, module) {
 
   module.def("invert", &invert, py::kw_only(), "objectives"_a, "recipe"_a, "prior"_a, "images"_a,
              "initial"_a = py::none(), "condition"_a = py::none(), "target_ids"_a, "seed"_a,
-             "lanes"_a, "coupled"_a = false, "trace_every"_a = 0, "progress"_a = py::none());
+             "lanes"_a, "coupled"_a = false, "trace_every"_a = 0, "look_every"_a = 0,
+             "progress"_a = py::none());
 
   module.def(
       "draw_initial",

@@ -41,13 +41,17 @@ struct RunOptions {
   int64_t lanes = 64;
   bool coupled = false;     // the objective itself ties the lanes of a batch together
   int64_t trace_every = 0;  // 0: no trace
-  std::function<bool(const Progress&)> keep_going;  // called once a step; false cancels
+  // Steps between two looks at what has become of the lanes; lanes that have finished wait for one.
+  // 0: one on the CPU, about 10 ms' worth on a GPU.
+  int64_t look_every = 0;
+  std::function<bool(const Progress&)> keep_going;  // called at every look; false cancels
 };
 
 struct RunSummary {
   bool cancelled = false;
   int64_t evaluations = 0;
-  double total_seconds = 0.0, objective_seconds = 0.0;
+  double total_seconds = 0.0;
+  double objective_seconds = 0.0;  // on the CPU; a GPU's work cannot be told apart from here
 };
 
 // Entries of one target's trace.

@@ -1,0 +1,101 @@
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <vector>
+
+#include "backend.h"
+#include "kernels/kernels.h"
+
+namespace pyinv {
+namespace {
+
+class NoMark : public Mark {
+ public:
+  void set() override {}
+  void wait() const override {}
+};
+
+class CpuFeed : public Feed {
+ public:
+  CpuFeed(const LaneArrays& lanes, const Targets& targets) : lanes_(lanes), targets_(targets) {}
+
+  void refill(std::span<const Refill> refills) override {
+    rows_.clear();
+    for (const Refill& refill : refills) {
+      const int64_t row = refill.row;
+      rows_.push_back(
+          {.refill = refill,
+           .id = targets_.id[row],
+           .image = targets_.image + row * lanes_.image_size,
+           .condition =
+               lanes_.condition_size ? targets_.condition + row * lanes_.condition_size : nullptr,
+           .initial = targets_.initial ? targets_.initial + row * lanes_.latent_size : nullptr});
+    }
+    refill_cpu(lanes_, rows_);
+  }
+
+ private:
+  const LaneArrays lanes_;
+  const Targets targets_;
+  std::vector<RefillRows> rows_;
+};
+
+// All work is done when a call returns.
+class CpuBackend : public Backend {
+ public:
+  DeviceKind kind() const override { return DeviceKind::cpu; }
+  int index() const override { return 0; }
+  void* stream() const override { return nullptr; }
+  void synchronize() const override {}
+  void use() const override {}
+
+  Memory allocate(size_t bytes) override {
+    void* memory = std::calloc(1, bytes ? bytes : 1);
+    if (!memory) {
+      throw OutOfMemory("there is no memory for " + std::to_string(bytes >> 20) +
+                        " MiB of lanes; give fewer lanes");
+    }
+    return Memory(memory, std::free);
+  }
+  Memory allocate_shared(size_t bytes) override { return allocate(bytes); }
+  void upload(void* device, const void* host, size_t bytes) override {
+    std::memcpy(device, host, bytes);
+  }
+  std::unique_ptr<Mark> make_mark() override { return std::make_unique<NoMark>(); }
+  std::unique_ptr<Recording> record(const std::function<void()>&) override { return nullptr; }
+  std::unique_lock<std::mutex> exclusive() override { return {}; }
+
+  int64_t reports_ahead() const override { return 0; }
+  int64_t rounded(int64_t count, int64_t) const override { return count; }
+
+  std::unique_ptr<Feed> make_feed(const LaneArrays& lanes, const Targets& targets) override {
+    return std::make_unique<CpuFeed>(lanes, targets);
+  }
+  void exchange(const LaneArrays& lanes, std::span<const LanePair> pairs) override {
+    exchange_cpu(lanes, pairs);
+  }
+  void reassign(const LaneArrays& lanes, std::span<const Reassignment> list) override {
+    reassign_cpu(lanes, list);
+  }
+  void observe(const LaneArrays& lanes, int64_t active) override { observe_cpu(lanes, active); }
+  void batch_moments(const LaneArrays& lanes, int64_t active) override {
+    batch_moments_cpu(lanes, active);
+  }
+  void decide_group(const LaneArrays& lanes, int64_t active) override {
+    decide_group_cpu(lanes, active);
+  }
+  void step(const LaneArrays& lanes, int64_t active) override { step_cpu(lanes, active); }
+  void abandon(const LaneArrays& lanes, int64_t active) override { abandon_cpu(lanes, active); }
+  void report(const LaneArrays& lanes, int64_t active, LaneReport* reports) override {
+    report_cpu(lanes, active, reports);
+  }
+};
+
+}  // namespace
+
+std::shared_ptr<Device> cpu_device() {
+  static const auto device = std::make_shared<CpuBackend>();
+  return device;
+}
+
+}  // namespace pyinv

@@ -1,0 +1,73 @@
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/kernels.h"
+#include "lane_rule.h"
+
+namespace pyinv {
+namespace {
+
+bool all_finite(const float* values, int64_t count) {
+  // x * 0 is 0 for a finite x and NaN otherwise; unlike a branch an element, the sum vectorises.
+  float sum = 0.0f;
+  for (int64_t i = 0; i < count; ++i) sum += values[i] * 0.0f;
+  return sum == 0.0f;
+}
+
+Moments moments_of(const float* values, int64_t count) {
+  double sum = 0.0;
+  for (int64_t i = 0; i < count; ++i) sum += values[i];
+  const double mean = sum / static_cast<double>(count);
+  double squares = 0.0;
+  for (int64_t i = 0; i < count; ++i) squares += (values[i] - mean) * (values[i] - mean);
+  return {mean, std::sqrt(squares / static_cast<double>(count))};
+}
+
+}  // namespace
+
+void observe_cpu(const LaneArrays& lanes, int64_t active) {
+  const RunRule& rule = *lanes.rule;
+  for (int64_t i = 0; i < active; ++i) {
+    LaneState& lane = lanes.state[i];
+    if (!at_work(lanes.stages, lane)) {
+      lane.action = 0;
+      continue;
+    }
+    const StageRule& stage = lanes.stages[lane.stage];
+    float* trace = lanes.trace_length ? lanes.trace + i * lanes.trace_length : nullptr;
+    if (trace && lane.attempt_steps == 0) std::fill_n(trace, lanes.trace_length, NAN);
+    observe(rule, stage, lanes.loss[i],
+            all_finite(lanes.gradient + i * lanes.latent_size, lanes.latent_size), trace, lane);
+    if (stage.penalties.moments == MomentScope::latent) {
+      lane.moments = moments_of(lanes.latent + i * lanes.latent_size, lanes.latent_size);
+    }
+    if (!rule.coupled) decide(rule, stage, lane);
+  }
+}
+
+void decide_group_cpu(const LaneArrays& lanes, int64_t active) {
+  if (!at_work(lanes.stages, lanes.state[0])) return;
+  const RunRule& rule = *lanes.rule;
+  GroupVotes votes{true, false, false};
+  for (int64_t i = 0; i < active; ++i) votes.join(vote(rule, lanes.state[i]));
+  for (int64_t i = 0; i < active; ++i) {
+    LaneState& lane = lanes.state[i];
+    decide_in_group(rule, lanes.stages[lane.stage], votes, *lanes.batch_moments, lane);
+  }
+}
+
+void batch_moments_cpu(const LaneArrays& lanes, int64_t active) {
+  *lanes.batch_moments = moments_of(lanes.latent, active * lanes.latent_size);
+}
+
+void abandon_cpu(const LaneArrays& lanes, int64_t active) {
+  for (int64_t i = 0; i < active; ++i) abandon(lanes.state[i]);
+}
+
+void report_cpu(const LaneArrays& lanes, int64_t active, LaneReport* reports) {
+  for (int64_t i = 0; i < active; ++i) {
+    reports[i] = report(lanes.stages, lanes.state[i], lanes.loss[i]);
+  }
+}
+
+}  // namespace pyinv

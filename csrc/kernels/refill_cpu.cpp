@@ -1,0 +1,33 @@
+#include <algorithm>
+
+#include "kernels/kernels.h"
+#include "lane_rule.h"
+
+namespace pyinv {
+
+void refill_cpu(const LaneArrays& lanes, std::span<const RefillRows> rows) {
+  const RunRule& rule = *lanes.rule;
+  const int64_t d = lanes.latent_size;
+  for (const RefillRows& row : rows) {
+    const int64_t lane = row.refill.lane;
+    lanes.state[lane] = begin_target(row.id, row.refill.row, lanes.stages[0].objective);
+    std::copy_n(row.image, lanes.image_size, lanes.image + lane * lanes.image_size);
+    if (row.condition) {
+      std::copy_n(row.condition, lanes.condition_size,
+                  lanes.condition + lane * lanes.condition_size);
+    }
+    float* latent = lanes.latent + lane * d;
+    for (int64_t i = 0; i < d; ++i) {
+      latent[i] = row.initial
+                      ? row.initial[i]
+                      : initial_draw(rule.prior, {rule.seed, row.id, 0}, static_cast<uint32_t>(i));
+    }
+    std::copy_n(latent, d, lanes.recorded + lane * d);
+    std::fill_n(lanes.first_moment + lane * d, d, 0.0f);
+    std::fill_n(lanes.second_moment + lane * d, d, 0.0f);
+    std::fill_n(lanes.born + lane * d, d, 0u);
+    std::fill_n(lanes.trace + lane * lanes.trace_length, lanes.trace_length, NAN);
+  }
+}
+
+}  // namespace pyinv

@@ -1,0 +1,281 @@
+// What becomes of a lane after an evaluation: which stop rule it meets, and what follows. The rule,
+// apart from the loops over lanes (kernels/), so that every device runs the same.
+#pragma once
+
+#include <cmath>
+
+#include "lanes.h"
+
+namespace pyinv {
+
+PYINV_HOST_DEVICE inline double learning_rate(const Solver& solver, int64_t k, int64_t max_steps) {
+  const Schedule& schedule = solver.schedule;
+  if (schedule.kind == ScheduleKind::step_decay) {
+    return solver.learning_rate * pow(schedule.factor, static_cast<double>(k / schedule.every));
+  }
+  if (schedule.kind == ScheduleKind::cosine) {
+    const double progress = static_cast<double>(k) / static_cast<double>(max_steps);
+    const double falling = 0.5 * (1.0 + cos(3.141592653589793 * progress));
+    return solver.learning_rate * (schedule.final + (1.0 - schedule.final) * falling);
+  }
+  return solver.learning_rate;
+}
+
+// Converged first, then the lower loss; a NaN loss is the worst.
+PYINV_HOST_DEVICE inline bool better(uint8_t status, float loss, uint8_t than, float than_loss) {
+  const bool converged = status == static_cast<uint8_t>(Status::converged);
+  if (converged != (than == static_cast<uint8_t>(Status::converged))) return converged;
+  return than_loss != than_loss ? loss == loss : loss < than_loss;
+}
+
+// A lane is at work unless its target is done or its stage wants another objective than it gets.
+PYINV_HOST_DEVICE inline bool at_work(const StageRule* stages, const LaneState& lane) {
+  return !lane.done && stages[lane.stage].objective == lane.objective;
+}
+
+PYINV_HOST_DEVICE inline void begin_stage(LaneState& lane, int32_t stage) {
+  lane.stage = stage;
+  lane.stage_steps = 0;
+  lane.unchanged = 0;
+  lane.previous_loss = lane.recorded_loss = NAN;
+  lane.met = kNoStop;
+  lane.action |= kClearMoments;
+}
+
+PYINV_HOST_DEVICE inline void begin_attempt(LaneState& lane, int32_t attempt) {
+  lane.attempt = attempt;
+  lane.attempt_steps = 0;
+  lane.over = false;
+  begin_stage(lane, 0);
+}
+
+PYINV_HOST_DEVICE inline LaneState begin_target(uint64_t id, int64_t row, int32_t objective) {
+  LaneState lane{};
+  lane.id = id;
+  lane.row = row;
+  lane.objective = objective;
+  lane.best_loss = NAN;
+  lane.best_status = static_cast<uint8_t>(Status::cancelled);
+  begin_attempt(lane, 0);
+  lane.action = 0;
+  return lane;
+}
+
+PYINV_HOST_DEVICE inline bool ends_attempt(const RunRule& rule, const LaneState& lane,
+                                           uint8_t stop) {
+  return stop == static_cast<uint8_t>(Status::converged) ||
+         stop == static_cast<uint8_t>(Status::non_finite) || lane.stage + 1 == rule.stages;
+}
+
+PYINV_HOST_DEVICE inline bool restarts(const RunRule& rule, const LaneState& lane) {
+  return lane.best_status != static_cast<uint8_t>(Status::converged) &&
+         lane.attempt < rule.restarts;
+}
+
+PYINV_HOST_DEVICE inline void end_attempt(LaneState& lane, uint8_t status) {
+  if (lane.over) return;
+  lane.over = true;
+  if (lane.attempts == 0 || better(status, lane.recorded_loss, lane.best_status, lane.best_loss)) {
+    lane.best_status = status;
+    lane.best_loss = lane.recorded_loss;
+    lane.action |= kKeep;
+  }
+  lane.attempts = lane.attempt + 1;
+}
+
+// Takes in an evaluation: records it and says which stop rule it meets. `trace` is the lane's, or
+// null.
+PYINV_HOST_DEVICE inline void observe(const RunRule& rule, const StageRule& stage, float loss,
+                                      bool finite, float* trace, LaneState& lane) {
+  lane.action = 0;
+  lane.stop = kNoStop;
+  lane.finite = finite && fabsf(loss) <= 3.402823466e38f;
+  if (trace && lane.attempt_steps % rule.trace_every == 0) {
+    trace[lane.attempt_steps / rule.trace_every] = loss;
+  }
+  if (!lane.finite) {
+    lane.stop = static_cast<uint8_t>(Status::non_finite);
+    return;
+  }
+  const bool first = lane.recorded_loss != lane.recorded_loss;
+  if (!rule.keep_best || first || loss < lane.recorded_loss) {
+    lane.recorded_loss = loss;
+    lane.action = kRecord;
+  }
+  if (stage.loss_tolerance > 0 && loss <= stage.loss_tolerance) {
+    lane.stop = static_cast<uint8_t>(Status::converged);
+    return;
+  }
+  if (lane.stage_steps > 0) {
+    const double previous = lane.previous_loss;
+    const double change = fabs(loss - previous);
+    const bool unchanged = (stage.change_tolerance > 0 && change <= stage.change_tolerance) ||
+                           (stage.relative_change_tolerance > 0 &&
+                            change <= stage.relative_change_tolerance * fabs(previous));
+    lane.unchanged = unchanged ? lane.unchanged + 1 : 0;
+    if (unchanged && lane.unchanged >= stage.patience) {
+      lane.stop = static_cast<uint8_t>(Status::stalled);
+      return;
+    }
+  }
+  lane.previous_loss = loss;
+  if (lane.stage_steps == stage.max_steps) lane.stop = static_cast<uint8_t>(Status::step_limit);
+}
+
+// Prepares the lane's next update.
+PYINV_HOST_DEVICE inline void plan_step(const RunRule& rule, const StageRule& stage,
+                                        const Moments& moments, LaneState& lane) {
+  const double d = static_cast<double>(rule.latent_size);
+  const double rate = learning_rate(stage.solver, lane.stage_steps, stage.max_steps);
+  double step_size = rate, second_root = 1.0;
+  if (stage.solver.kind == SolverKind::adam) {
+    const double t = static_cast<double>(lane.stage_steps + 1);
+    step_size /= 1.0 - pow(stage.solver.beta1, t);
+    second_root = sqrt(1.0 - pow(stage.solver.beta2, t));
+  }
+  LaneStep& step = lane.step;
+  step.key = {rule.seed, lane.id, static_cast<uint32_t>(lane.attempt)};
+  step.update = static_cast<uint32_t>(lane.attempt_steps + 1);
+  step.stage_update = static_cast<uint32_t>(lane.stage_steps + 1);
+  step.learning_rate = static_cast<float>(rate);
+  step.step_size = static_cast<float>(step_size);
+  step.second_root = static_cast<float>(second_root);
+  step.moment_center = step.moment_shift = step.moment_slope = step.prior_slope = 0.0f;
+  const Penalties& penalty = stage.penalties;
+  if (penalty.moments != MomentScope::none) {
+    const Moments& wanted = rule.prior_moments;
+    step.moment_center = static_cast<float>(moments.mean);
+    step.moment_shift =
+        static_cast<float>(2.0 * penalty.gamma_mean * (moments.mean - wanted.mean) / d);
+    if (moments.std > 0.0) {
+      step.moment_slope = static_cast<float>(2.0 * penalty.gamma_std * (moments.std - wanted.std) /
+                                             (d * moments.std));
+    }
+  }
+  if (penalty.prior_weight > 0.0f) {
+    const double left = static_cast<double>(lane.stage_steps) / stage.max_steps;
+    step.prior_slope =
+        static_cast<float>(penalty.prior_weight * (penalty.anneal_prior ? 1.0 - left : 1.0) /
+                           (double{rule.prior.std} * rule.prior.std * d));
+  }
+  ++lane.stage_steps;
+  ++lane.attempt_steps;
+  ++lane.total_steps;
+  lane.action |= kStep;
+}
+
+// What an observed lane that depends on no other does next.
+PYINV_HOST_DEVICE inline void decide(const RunRule& rule, const StageRule& stage, LaneState& lane) {
+  if (lane.stop == kNoStop) {
+    plan_step(rule, stage, lane.moments, lane);
+  } else if (!ends_attempt(rule, lane, lane.stop)) {
+    begin_stage(lane, lane.stage + 1);
+  } else {
+    end_attempt(lane, lane.stop);
+    if (restarts(rule, lane)) {
+      begin_attempt(lane, lane.attempt + 1);
+      lane.action |= kDraw;
+    } else {
+      lane.done = true;
+    }
+  }
+}
+
+// The lanes of a group tie each other's losses together: they start and end every stage as one.
+// What all of them do next hangs on three questions asked of every observed lane:
+struct GroupVotes {
+  bool all_met;   // a stop rule in this stage
+  bool any_left;  // with more stages before it
+  bool any_retry;
+
+  PYINV_HOST_DEVICE void join(const GroupVotes& other) {
+    all_met = all_met && other.all_met;
+    any_left = any_left || other.any_left;
+    any_retry = any_retry || other.any_retry;
+  }
+};
+
+PYINV_HOST_DEVICE inline GroupVotes vote(const RunRule& rule, LaneState& lane) {
+  // Of several rules met along the way, convergence is the one that counts.
+  if (lane.stop == static_cast<uint8_t>(Status::converged) || lane.met == kNoStop) {
+    lane.met = lane.stop;
+  }
+  if (lane.met == kNoStop) return {false, false, false};
+  // What the attempt will be, were it to end now.
+  LaneState ended = lane;
+  end_attempt(ended, lane.met);
+  return {true, !lane.over && !ends_attempt(rule, lane, lane.met), restarts(rule, ended)};
+}
+
+PYINV_HOST_DEVICE inline void decide_in_group(const RunRule& rule, const StageRule& stage,
+                                              const GroupVotes& votes, const Moments& batch,
+                                              LaneState& lane) {
+  if (!votes.all_met) {
+    if (!lane.finite) return;
+    const bool over_batch = stage.penalties.moments == MomentScope::batch;
+    plan_step(rule, stage, over_batch ? batch : lane.moments, lane);
+  } else if (lane.stage + 1 < rule.stages && votes.any_left) {
+    if (ends_attempt(rule, lane, lane.met)) end_attempt(lane, lane.met);
+    begin_stage(lane, lane.stage + 1);
+  } else {
+    end_attempt(lane, lane.met);
+    if (votes.any_retry) {
+      begin_attempt(lane, lane.attempt + 1);
+      lane.action |= kDraw;
+    } else {
+      lane.done = true;
+    }
+  }
+}
+
+// The run ends before the lane's target is finished.
+PYINV_HOST_DEVICE inline void abandon(LaneState& lane) {
+  lane.action = 0;
+  if (lane.done) return;
+  end_attempt(lane, static_cast<uint8_t>(Status::cancelled));
+  lane.best_status = static_cast<uint8_t>(Status::cancelled);
+  lane.done = true;
+}
+
+PYINV_HOST_DEVICE inline LaneReport report(const StageRule* stages, const LaneState& lane,
+                                           float loss) {
+  return {lane.row,         lane.total_steps, loss,
+          lane.best_loss,   lane.attempts,    stages[lane.stage].objective,
+          lane.best_status, lane.done};
+}
+
+// One component's part in what was decided. The outbox may lie in memory that is slow to reach.
+PYINV_HOST_DEVICE inline void act(const LaneArrays& lanes, int64_t lane, int64_t component) {
+  const LaneState& state = lanes.state[lane];
+  const uint8_t action = state.action;
+  if (!action) return;
+  const int64_t k = lane * lanes.latent_size + component;
+  const uint32_t number = static_cast<uint32_t>(component);
+  float z = lanes.latent[k];
+  if (action & kRecord) lanes.recorded[k] = z;
+  if (action & kKeep) lanes.outbox[k] = action & kRecord ? z : lanes.recorded[k];
+  if (action & kStep) {
+    float m = lanes.first_moment[k], v = lanes.second_moment[k];
+    uint32_t born = lanes.born[k];
+    const uint32_t was_born = born;
+    step_component(lanes.stages[state.stage].step, state.step, number, lanes.gradient[k], z, m, v,
+                   born);
+    lanes.latent[k] = z;
+    lanes.first_moment[k] = m;
+    lanes.second_moment[k] = v;
+    if (born != was_born) lanes.born[k] = born;
+  }
+  if (action & kDraw) {
+    const RunRule& rule = *lanes.rule;
+    z = initial_draw(rule.prior, {rule.seed, state.id, static_cast<uint32_t>(state.attempt)},
+                     number);
+    lanes.latent[k] = z;
+  }
+  if (action & kClearMoments) {
+    lanes.recorded[k] = z;
+    lanes.first_moment[k] = lanes.second_moment[k] = 0.0f;
+    lanes.born[k] = 0;
+  }
+}
+
+}  // namespace pyinv

@@ -1,0 +1,112 @@
+// The lanes of a run as every device keeps them: plain arrays and plain structs.
+#pragma once
+
+#include <cstdint>
+
+#include "pyinv/engine.h"
+#include "step_rule.h"
+
+namespace pyinv {
+
+// Mean and population standard deviation, in double: a batch of long latents has many terms.
+struct Moments {
+  double mean, std;
+};
+
+// One stage, resolved once per run.
+struct StageRule {
+  StepRule step;
+  Solver solver;
+  Penalties penalties;
+  int32_t objective;
+  int64_t max_steps, patience;
+  double loss_tolerance, change_tolerance, relative_change_tolerance;
+};
+
+// What all lanes share.
+struct RunRule {
+  Prior prior;
+  Moments prior_moments;
+  uint64_t seed;
+  int64_t latent_size, restarts;
+  int64_t trace_every, trace_length;  // trace_length 0: no trace
+  int32_t stages;
+  bool keep_best, coupled;
+};
+
+// What the step kernel has to do with a lane's components, in this order.
+enum LaneAction : uint8_t {
+  kRecord = 1,         // recorded <- latent
+  kKeep = 2,           // outbox <- recorded: the best attempt so far
+  kStep = 4,           // one update
+  kDraw = 8,           // latent <- a draw of the prior
+  kClearMoments = 16,  // and recorded <- latent: a stage or an attempt begins
+};
+
+constexpr uint8_t kNoStop = 255;  // beside the values of Status
+
+struct LaneState {
+  uint64_t id;  // the target's, for its random draws
+  int64_t row;  // the target's, of the run's targets
+  int64_t stage_steps, attempt_steps, total_steps;
+  int64_t unchanged;  // evaluations in a row whose loss hardly changed
+  int32_t attempt, stage;
+  int32_t objective;  // what this lane is evaluated with; it waits while its stage has another
+  float previous_loss;
+  float recorded_loss;  // of the latent that the attempt would return now
+  float best_loss;      // of the best attempt so far
+  int32_t attempts;     // that have ended
+  uint8_t best_status;  // a Status
+  uint8_t stop;         // the stop rule that this evaluation meets, a Status or kNoStop
+  uint8_t met;          // coupled lanes: the one met in this stage
+  uint8_t action;       // LaneActions
+  bool over;            // coupled lanes: the attempt; the lane stays for its group's sake
+  bool done;            // the target is finished, or the lane never had one
+  bool finite;          // loss and gradient
+  Moments moments;      // of the latent, where a penalty wants them
+  LaneStep step;
+};
+
+// What the host learns of a lane.
+struct LaneReport {
+  int64_t row, steps;
+  float loss;       // of the last evaluation
+  float best_loss;  // of the best attempt so far
+  int32_t attempts;
+  int32_t objective;  // that the lane wants
+  uint8_t status;
+  bool done;
+};
+
+// Everything of a run on its device. `outbox` and `trace` are read by the host as well.
+struct LaneArrays {
+  const RunRule* rule;
+  const StageRule* stages;
+  LaneState* state;                                         // [lanes]
+  float *latent, *first_moment, *second_moment, *recorded;  // [lanes, latent_size]
+  float* gradient;                                          // [lanes, latent_size]
+  uint32_t* born;  // [lanes, latent_size], the stage's update that reset a moment; 0: none
+  float* loss;     // [lanes]
+  float *image, *condition;  // [lanes, their size]
+  Moments* batch_moments;    // [1]
+  float* outbox;             // [lanes, latent_size]
+  float* trace;              // [lanes, trace_length]
+  int64_t latent_size, image_size, condition_size, trace_length;
+};
+
+// A lane takes the target `row`, and is evaluated with the first stage's objective.
+struct Refill {
+  int64_t lane, row;
+};
+
+struct LanePair {
+  int64_t first, second;
+};
+
+// A lane is evaluated with another objective from now on.
+struct Reassignment {
+  int64_t lane;
+  int32_t objective;
+};
+
+}  // namespace pyinv

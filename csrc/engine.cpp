@@ -140,6 +140,8 @@ class Run {
                                              arrays_.loss, arrays_.gradient, lanes_}));
     }
     first_objective_ = stages.front().objective;
+    progress_.targets = targets.count;
+    progress_.mean_loss = kNaN;
     feed_ = device_->make_feed(arrays_, targets);
   }
 
@@ -524,6 +526,35 @@ void draw_initial(const Prior& prior, uint64_t seed, uint64_t target, uint32_t r
   for (int64_t i = 0; i < size; ++i) {
     latent[i] = initial_draw(prior, {seed, target, restart}, static_cast<uint32_t>(i));
   }
+}
+
+double time_evaluation(const Objective& objective, int64_t lanes, int repeats) {
+  const std::shared_ptr<Backend> device = backend_of({&objective});
+  const auto exclusive = device->exclusive();
+  device->use();
+  std::vector<Backend::Memory> memory;
+  const auto allocate = [&](int64_t count) {
+    memory.push_back(device->allocate(static_cast<size_t>(count) * sizeof(float)));
+    return static_cast<float*>(memory.back().get());
+  };
+  const int64_t latents = lanes * objective.latent_size();
+  const int64_t conditions = lanes * objective.condition_size();
+  const LaneBuffers buffers{.latent = allocate(latents),
+                            .image = allocate(lanes * objective.image_size()),
+                            .condition = conditions ? allocate(conditions) : nullptr,
+                            .loss = allocate(lanes),
+                            .gradient = allocate(latents),
+                            .lanes = lanes};
+  const std::unique_ptr<Evaluator> evaluator = objective.bind(buffers);
+  double best = std::numeric_limits<double>::infinity();
+  for (int i = 0; i <= repeats; ++i) {
+    const auto start = Clock::now();
+    evaluator->evaluate(0, lanes);
+    device->synchronize();
+    // The first one prepares the runtime.
+    if (i > 0) best = std::min(best, seconds_since(start));
+  }
+  return best;
 }
 
 RunSummary run(const std::vector<const Objective*>& objectives, const Prior& prior,

@@ -61,6 +61,10 @@ int64_t trace_length(const Recipe& recipe, int64_t trace_every);
 void draw_initial(const Prior& prior, uint64_t seed, uint64_t target, uint32_t restart,
                   int64_t size, float* latent);
 
+// Seconds that an evaluation of so many lanes takes: the best of `repeats`, after one that prepares
+// the runtime. Throws what the objective throws; OutOfMemory where so many lanes don't fit.
+double time_evaluation(const Objective& objective, int64_t lanes, int repeats = 2);
+
 // Inverts every target. Stage::objective indexes `objectives`, which share their sizes.
 // Throws what an objective throws; results of targets finished before that are in place.
 RunSummary run(const std::vector<const Objective*>& objectives, const Prior& prior,

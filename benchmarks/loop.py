@@ -3,6 +3,7 @@
     python benchmarks/loop.py            # a table
     python benchmarks/loop.py --json     # one JSON object on standard output
     python benchmarks/loop.py --batches 1 64 --repeats 3 --threads 2 --peers eager channels_last
+    python benchmarks/loop.py --device cuda [--runtime torchscript]
 
 A 64x64 DCGAN, `batch` targets, Adam, clipping, mean squared error, no stopping rule. benchmarks/
 README.md says what is compared and why that is fair. Needs `pip install "pyinv[export]"`.
@@ -32,7 +33,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 import pyinv
 from pyinv import _core, cores, export
 
-PEERS = ("eager", "eager_folded", "channels_last", "compile")
+PEERS = {
+    "cpu": ("eager", "eager_folded", "channels_last", "compile"),
+    "cuda": ("eager", "eager_folded", "channels_last", "compile", "graph"),
+}
+BATCHES = {"cpu": (1, 16, 64, 256), "cuda": (1, 64, 1024, 8192)}
 LEARNING_RATE = 0.05
 # A pause after each measurement: thread pools spin for some milliseconds after their last work,
 # and would take cores from whoever is measured next.
@@ -109,29 +114,60 @@ Run = Callable[[int], None]
 
 
 def torch_run(
-    generator: nn.Module, targets: Tensor, latents: Tensor, *, compiled: bool = False
+    generator: nn.Module,
+    targets: Tensor,
+    latents: Tensor,
+    *,
+    compiled: bool = False,
+    graph: bool = False,
 ) -> Run:
     """The usual loop: autograd down to the latent, Adam, clip."""
+    on_gpu = latents.is_cuda
     latent = latents.clone().requires_grad_(True)
-    solver = torch.optim.Adam([latent], lr=LEARNING_RATE)
+    solver = torch.optim.Adam([latent], lr=LEARNING_RATE, capturable=graph)
 
     def total_loss(latent: Tensor, targets: Tensor) -> Tensor:
         return ((generator(latent) - targets) ** 2).mean(dim=(1, 2, 3)).sum()
 
-    objective = torch.compile(total_loss, dynamic=False) if compiled else total_loss
+    # A GPU's launches are what a small batch waits for: that mode puts them into CUDA graphs.
+    mode = "reduce-overhead" if on_gpu else None
+    objective = torch.compile(total_loss, dynamic=False, mode=mode) if compiled else total_loss
+
+    def step() -> None:
+        solver.zero_grad(set_to_none=True)
+        objective(latent, targets).backward()
+        solver.step()
+        with torch.no_grad():
+            latent.clamp_(-1.0, 1.0)
+
+    advance = cuda_graph_of(step) if graph else step
 
     def run(steps: int) -> None:
         for _ in range(steps):
-            solver.zero_grad(set_to_none=True)
-            objective(latent, targets).backward()
-            solver.step()
-            with torch.no_grad():
-                latent.clamp_(-1.0, 1.0)
+            advance()
+        if on_gpu:
+            torch.cuda.synchronize()
 
     return run
 
 
-def peer_run(name: str, generator: Dcgan, targets: Tensor, latents: Tensor) -> Run:
+def cuda_graph_of(step: Callable[[], None]) -> Callable[[], None]:
+    """The step as PyTorch's documentation captures one: warmed up on a side stream."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+def peer_run(name: str, generator: Dcgan, targets: Tensor, latents: Tensor, device: str) -> Run:
+    targets, latents = targets.to(device), latents.to(device)
+    generator = copy.deepcopy(generator).to(device)
     if name == "eager":
         return torch_run(generator, targets, latents)
     folded = fold(generator)
@@ -141,7 +177,7 @@ def peer_run(name: str, generator: Dcgan, targets: Tensor, latents: Tensor) -> R
             targets.to(memory_format=torch.channels_last),
             latents,
         )
-    return torch_run(folded, targets, latents, compiled=name == "compile")
+    return torch_run(folded, targets, latents, compiled=name == "compile", graph=name == "graph")
 
 
 def recipe_of(steps: int) -> pyinv.Recipe:
@@ -184,15 +220,15 @@ def measure_peak(threads: int) -> float:
 def outside_objective(
     bundle: Path, targets: np.ndarray, latents: np.ndarray, *, steps: int, threads: int
 ) -> float:
-    """Share of a run's time that the engine spends outside the objective."""
+    """Share of a run's time that the engine spends outside the objective, on the CPU."""
     batch = len(targets)
     recipe = recipe_of(steps).fit(pyinv.Uniform(-1.0, 1.0)).describe()
     for stage in recipe["stages"]:
         stage["objective"] = 0
     found = _core.invert(
         objectives=[_core.OnnxObjective(str(bundle / "objective_mse.onnx"), threads=threads)],
-        recipe=recipe,
-        prior=pyinv.Uniform(-1.0, 1.0).describe(),
+        recipe=json.dumps(recipe),
+        prior=json.dumps(pyinv.Uniform(-1.0, 1.0).describe()),
         images=targets.reshape(batch, -1),
         initial=latents,
         condition=None,
@@ -211,6 +247,8 @@ def measure_batch(
     *,
     generator: Dcgan,
     bundle: Path,
+    device: str,
+    runtime: str,
     peers: list[str],
     repeats: int,
     threads: int,
@@ -221,14 +259,14 @@ def measure_batch(
     latents = torch.rand(batch, generator.latent_size) * 2 - 1
     with torch.no_grad():
         targets = generator(torch.rand(batch, generator.latent_size) * 2 - 1)
-    inverter = pyinv.Inverter(bundle, lanes=batch, threads=threads)
+    inverter = pyinv.Inverter(bundle, device=device, runtime=runtime, lanes=batch, threads=threads)
     runs = {"pyinv": engine_run(inverter, targets.numpy(), latents.numpy())}
     failed: dict[str, str] = {}
     steps: dict[str, int] = {}
     for name in ["pyinv", *peers]:
         say(f"batch {batch}: warming up {name}")
         try:
-            run = runs.get(name) or peer_run(name, generator, targets, latents)
+            run = runs.get(name) or peer_run(name, generator, targets, latents, device)
             steps[name] = steps_for(run, seconds)
             runs[name] = run
         except Exception as error:  # torch.compile fails in many ways; the others still count
@@ -240,27 +278,33 @@ def measure_batch(
     order = list(runs)
     for repeat in range(repeats):
         say(f"batch {batch}: round {repeat + 1} of {repeats}")
-        peaks.append(measure_peak(threads))
+        if device == "cpu":
+            peaks.append(measure_peak(threads))
         # Another one goes first each round: a machine slows down as it warms up.
         for name in order[repeat % len(order) :] + order[: repeat % len(order)]:
             rates[name].append(batch / seconds_per_step(runs[name], steps[name]))
     medians = {name: statistics.median(values) for name, values in rates.items()}
     peer = max((name for name in medians if name != "pyinv"), key=medians.__getitem__)
     ratios = [own / other for own, other in zip(rates["pyinv"], rates[peer], strict=True)]
-    return {
+    result: dict[str, object] = {
         "batch": batch,
         "peer": peer,
         "ratio_min": min(ratios),
         "ratio_median": statistics.median(ratios),
         "ratio_max": max(ratios),
-        "peak_fraction": medians["pyinv"] * flops_per_image(generator) / (max(peaks) * 1e9),
-        "outside_objective": outside_objective(
-            bundle, targets.numpy(), latents.numpy(), steps=steps["pyinv"], threads=threads
-        ),
+        "ratio_to_eager": medians["pyinv"] / medians["eager"] if "eager" in medians else None,
+        "gflops": medians["pyinv"] * flops_per_image(generator) / 1e9,
         "image_steps_per_second": medians,
-        "peak_gflops": max(peaks),
         "failed_peers": failed,
     }
+    if device == "cpu":
+        result["peak_gflops"] = max(peaks)
+        result["peak_fraction"] = float(result["gflops"]) / max(peaks)  # type: ignore[arg-type]
+        if runtime == "onnx":
+            result["outside_objective"] = outside_objective(
+                bundle, targets.numpy(), latents.numpy(), steps=steps["pyinv"], threads=threads
+            )
+    return result
 
 
 def processor() -> str:
@@ -273,8 +317,8 @@ def processor() -> str:
 
 def print_table(report: dict) -> None:
     print(
-        f"{report['processor']}, {report['threads']} threads; torch {report['torch']}, "
-        f"onnxruntime {report['onnxruntime']}, pyinv {report['pyinv']}\n"
+        f"{report['processor']}, {report['runtime']}, {report['threads']} threads; "
+        f"torch {report['torch']}, onnxruntime {report['onnxruntime']}, pyinv {report['pyinv']}\n"
         f"64x64 DCGAN, {report['gflop_per_image_step']:.3f} GFLOP per image and step; median of "
         f"{report['repeats']} interleaved rounds\n"
     )
@@ -287,30 +331,45 @@ def print_table(report: dict) -> None:
             print(f"  {name:<15} {rate:>13.1f} {1e3 * result['batch'] / rate:>9.2f}")
         for name, reason in result["failed_peers"].items():
             print(f"  {name:<15} failed: {reason}")
-        print(
+        line = (
             f"  pyinv over {result['peer']}: {result['ratio_median']:.2f}x "
-            f"({result['ratio_min']:.2f} to {result['ratio_max']:.2f}); "
-            f"{100 * result['peak_fraction']:.0f} % of the measured peak of "
-            f"{result['peak_gflops']:.0f} GFLOP/s; "
-            f"{100 * result['outside_objective']:.2f} % of a step outside the objective\n"
+            f"({result['ratio_min']:.2f} to {result['ratio_max']:.2f})"
         )
+        if result["ratio_to_eager"]:
+            line += f", over eager {result['ratio_to_eager']:.2f}x"
+        line += f"; {result['gflops']:.0f} GFLOP/s"
+        if "peak_fraction" in result:
+            line += (
+                f", {100 * result['peak_fraction']:.0f} % of the measured peak of "
+                f"{result['peak_gflops']:.0f}"
+            )
+        if "outside_objective" in result:
+            line += f"; {100 * result['outside_objective']:.2f} % of a step outside the objective"
+        print(line + "\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 64, 256], metavar="B")
+    parser.add_argument("--device", choices=tuple(PEERS), default="cpu")
+    parser.add_argument("--runtime", choices=("onnx", "torchscript"), default="onnx")
+    parser.add_argument("--batches", type=int, nargs="+", metavar="B")
     parser.add_argument("--repeats", type=int, default=5, help="interleaved rounds [%(default)s]")
     parser.add_argument("--threads", type=int, help="threads for everybody [the cores there are]")
-    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS), metavar="PEER")
+    parser.add_argument("--peers", nargs="+", metavar="PEER", help=", ".join(PEERS["cuda"]))
     parser.add_argument(
         "--seconds", type=float, default=2.0, help="length of one measurement [%(default)s]"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
     arguments = parser.parse_args()
-    if min([arguments.repeats, *arguments.batches]) < 1:
+    device = arguments.device
+    batches = arguments.batches or BATCHES[device]
+    peers = arguments.peers or PEERS[device]
+    if unknown := set(peers) - set(PEERS[device]):
+        parser.error(f"no such peer on {device}: {', '.join(unknown)}")
+    if min([arguments.repeats, *batches]) < 1:
         parser.error("--batches and --repeats must be 1 or more")
 
     def say(text: str) -> None:
@@ -321,6 +380,8 @@ def main() -> None:
     if load > 0.5:
         say(f"other programs were running just now (load {load:.1f}): expect noise")
     torch.set_num_threads(threads)
+    # Everybody computes in float32: PyTorch's convolutions would take TF32 on a GPU.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     generator = make_generator(arguments.seed)
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder) / "dcgan64.bundle"
@@ -332,10 +393,12 @@ def main() -> None:
             prior=pyinv.Uniform(-1.0, 1.0),
             losses=("mse",),
             value_range=(-1.0, 1.0),
+            runtimes=(arguments.runtime,),
         )
         report = {
             "benchmark": "64x64 DCGAN, Adam, clip, mean squared error",
-            "processor": processor(),
+            "processor": processor() if device == "cpu" else torch.cuda.get_device_name(),
+            "runtime": arguments.runtime,
             "cpus": os.cpu_count(),
             "threads": threads,
             "load_before": load,
@@ -349,13 +412,15 @@ def main() -> None:
                     batch,
                     generator=generator,
                     bundle=bundle,
-                    peers=arguments.peers,
+                    device=device,
+                    runtime=arguments.runtime,
+                    peers=list(peers),
                     repeats=arguments.repeats,
                     threads=threads,
                     seconds=arguments.seconds,
                     say=say,
                 )
-                for batch in arguments.batches
+                for batch in batches
             ],
         }
     if arguments.json:

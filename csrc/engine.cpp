@@ -545,6 +545,8 @@ double time_evaluation(const Objective& objective, int64_t lanes, int repeats) {
                             .loss = allocate(lanes),
                             .gradient = allocate(latents),
                             .lanes = lanes};
+  // What a run keeps beside them: moments, the recorded latent, the counts of resets.
+  allocate(4 * latents + lanes * static_cast<int64_t>(sizeof(LaneState) / sizeof(float)));
   const std::unique_ptr<Evaluator> evaluator = objective.bind(buffers);
   double best = std::numeric_limits<double>::infinity();
   for (int i = 0; i <= repeats; ++i) {

@@ -4,8 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := PIP_CONSTRAINT=$(abspath constraints.txt) $(BIN)/python -m pip install -q
-SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc pyinv export -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.pyi' -o -name '*.json' -o -name '*.onnx' -o -name '*.bin' -o -name '*.npz' 2>/dev/null)
-CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' 2>/dev/null)
+SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell find cmake csrc pyinv export -type f -not -name '*.pyc' 2>/dev/null)
+CPP := $(shell find csrc benchmarks examples tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' 2>/dev/null)
 
 .PHONY: demo test lint format bench clean
 
@@ -13,7 +13,7 @@ demo: $(VENV)/installed-demo
 	$(BIN)/pyinv demo
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest
+	PATH="$(abspath $(BIN)):$$PATH" PYINV_REQUIRE_TORCHSCRIPT=1 $(BIN)/python -m pytest
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
@@ -39,6 +39,8 @@ $(VENV)/installed-demo: $(BIN)/python $(SOURCES)
 	$(PIP) '.[demo]'
 	touch $@
 
+# TorchScript is built for the torch that is there: so torch comes first, and no isolated build.
 $(VENV)/installed-test: $(BIN)/python $(SOURCES)
-	$(PIP) '.[dev]'
+	$(PIP) scikit-build-core pybind11 cmake ninja torch
+	$(PIP) --no-build-isolation '.[dev]'
 	touch $@ $(VENV)/installed-demo

@@ -35,6 +35,10 @@ class Feed {
   virtual void refill(std::span<const Refill> refills) = 0;
 };
 
+// Held while a stream's work is recorded, and by whoever calls what CUDA forbids meanwhile to every
+// thread, such as waiting for a whole GPU.
+inline std::mutex recording_mutex;
+
 class Backend : public Device {
  public:
   using Memory = std::unique_ptr<void, std::function<void(void*)>>;
@@ -49,9 +53,6 @@ class Backend : public Device {
   // Runs `work`, which puts work into the stream, and keeps that instead of doing it. Null where
   // this device or the work does not allow it.
   virtual std::unique_ptr<Recording> record(const std::function<void()>& work) = 0;
-  // A run's exclusive use of the stream, where one has to have it.
-  virtual std::unique_lock<std::mutex> exclusive() = 0;
-
   // How far the host lets the device run ahead of what it knows, in reports.
   virtual int64_t reports_ahead() const = 0;
   // How many lanes to evaluate when `count` have to be, of at most `limit`: runtimes prepare

@@ -47,7 +47,7 @@ class CpuBackend : public Backend {
   int index() const override { return 0; }
   void* stream() const override { return nullptr; }
   void synchronize() const override {}
-  void use() const override {}
+  std::shared_ptr<void> exclusive() override { return nullptr; }
 
   Memory allocate(size_t bytes) override {
     void* memory = std::calloc(1, bytes ? bytes : 1);
@@ -63,7 +63,6 @@ class CpuBackend : public Backend {
   }
   std::unique_ptr<Mark> make_mark() override { return std::make_unique<NoMark>(); }
   std::unique_ptr<Recording> record(const std::function<void()>&) override { return nullptr; }
-  std::unique_lock<std::mutex> exclusive() override { return {}; }
 
   int64_t reports_ahead() const override { return 0; }
   int64_t rounded(int64_t count, int64_t) const override { return count; }

@@ -8,6 +8,8 @@
 #include <map>
 #include <memory>
 #include <stdexcept>
+#include <string>
+#include <tuple>
 #include <utility>
 
 #include "backend.h"
@@ -23,6 +25,7 @@ constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 // A device that runs ahead is looked at about this often, and at least every so many steps.
 constexpr double kSecondsALook = 0.01;
 constexpr int64_t kMaxStepsALook = 64;
+constexpr int64_t kStepsBeforeRecording = 2;
 // Step shapes whose recordings are kept.
 constexpr size_t kMaxRecordings = 64;
 
@@ -70,7 +73,9 @@ std::shared_ptr<Backend> backend_of(const std::vector<const Objective*>& objecti
       throw std::invalid_argument("the objectives of a run must share their device");
     }
   }
-  return std::dynamic_pointer_cast<Backend>(device);
+  const auto backend = std::dynamic_pointer_cast<Backend>(device);
+  if (!backend) throw std::invalid_argument("a device comes from cpu_device() or cuda_device()");
+  return backend;
 }
 
 // The host's side of a run. It puts steps into the device's stream and looks now and then at what
@@ -82,7 +87,6 @@ class Run {
       const Targets& targets, const RunOptions& options, const Results& results)
       : device_(backend_of(objectives)),
         exclusive_(device_->exclusive()),
-        prior_(prior),
         targets_(targets),
         options_(options),
         results_(results),
@@ -91,7 +95,6 @@ class Run {
         coupled_(options.coupled),
         reports_ahead_(options.look_every > 0 ? 1 : device_->reports_ahead()),
         look_every_(std::max<int64_t>(1, options.look_every)) {
-    device_->use();
     std::vector<StageRule> stages;
     for (const Stage& stage : recipe.stages) {
       stages.push_back(resolve(stage, prior));
@@ -109,6 +112,7 @@ class Run {
         .stages = static_cast<int32_t>(stages.size()),
         .keep_best = recipe.keep_best,
         .coupled = coupled_};
+    arrays_.lanes = lanes_;
     arrays_.latent_size = latent_size_;
     arrays_.image_size = objectives.front()->image_size();
     arrays_.condition_size = targets.condition ? objectives.front()->condition_size() : 0;
@@ -117,7 +121,8 @@ class Run {
     arrays_.rule = upload(&rule, 1);
     arrays_.stages = upload(stages.data(), stages.size());
     const int64_t components = lanes_ * latent_size_;
-    arrays_.state = allocate<LaneState>(lanes_);
+    const std::vector<LaneState> idle(lanes_, LaneState{.done = true});
+    arrays_.state = upload(idle.data(), idle.size());
     arrays_.latent = allocate<float>(components);
     arrays_.first_moment = allocate<float>(components);
     arrays_.second_moment = allocate<float>(components);
@@ -134,6 +139,7 @@ class Run {
       free_looks_.push_back({allocate_shared<LaneReport>(lanes_), device_->make_mark(), 0, 0});
     }
     held_.resize(lanes_);
+    largest_.resize(objectives.size());
     for (const Objective* objective : objectives) {
       evaluators_.push_back(objective->bind({arrays_.latent, arrays_.image,
                                              arrays_.condition_size ? arrays_.condition : nullptr,
@@ -156,13 +162,6 @@ class Run {
 
   RunSummary operator()() {
     const auto start = Clock::now();
-    std::fill_n(results_.loss, targets_.count, kNaN);
-    std::fill_n(results_.status, targets_.count, Status::cancelled);
-    std::fill_n(results_.steps, targets_.count, 0);
-    std::fill_n(results_.attempts, targets_.count, 0);
-    if (arrays_.trace_length) {
-      std::fill_n(results_.trace, targets_.count * arrays_.trace_length, kNaN);
-    }
     while (refill()) {
       const auto round = Clock::now();
       for (int64_t i = 0; i < look_every_; ++i) step();
@@ -173,7 +172,7 @@ class Run {
       }
       if (reports_ahead_ && !options_.look_every) adapt(seconds_since(round));
     }
-    if (summary_.cancelled) give_up_unfinished();
+    if (summary_.cancelled) abandon();
     summary_.total_seconds = seconds_since(start);
     return summary_;
   }
@@ -183,14 +182,15 @@ class Run {
   struct Held {
     int64_t row = -1;  // of the target
     int32_t objective = 0;
+    int64_t since = 0;  // looks asked for before it came to this lane; they tell of another
   };
 
   // A report on its way.
   struct Look {
     LaneReport* reports;
     std::unique_ptr<Mark> mark;
-    int64_t active;       // lanes in it
-    int64_t arrangement;  // of the lanes when it was asked for
+    int64_t active;  // lanes in it
+    int64_t number;  // from 1
   };
 
   template <class T>
@@ -204,7 +204,7 @@ class Run {
     return static_cast<T*>(memory_.back().get());
   }
   template <class T>
-  const T* upload(const T* values, size_t count) {
+  T* upload(const T* values, size_t count) {
     T* memory = allocate<T>(static_cast<int64_t>(count));
     device_->upload(memory, values, count * sizeof(T));
     return memory;
@@ -234,34 +234,47 @@ class Run {
   }
 
   void step() {
-    if (arranged_) {
-      ranges_ = ranges();
-      arranged_ = false;
-    }
+    if (arranged_) arrange();
     summary_.evaluations += active_;
-    if (reports_ahead_ == 0) {
+    if (device_->kind() == DeviceKind::cpu) {
       const auto start = Clock::now();
       evaluate();
       summary_.objective_seconds += seconds_since(start);
       advance();
       return;
     }
-    // The first step of a shape lets the runtime prepare itself, the second is recorded.
-    Shape& shape = shapes_[{ranges_, active_}];
-    if (!shape.recording && shape.steps == 1 && capturable()) {
-      shape.recording = device_->record([this] {
+    // The first steps of a shape let the runtime prepare itself: ONNX Runtime allocates for the
+    // last time in its second one.
+    if (shape_->steps == kStepsBeforeRecording && capturable()) {
+      shape_->recording = device_->record([this] {
         evaluate();
         advance();
       });
     }
-    ++shape.steps;
-    if (shape.recording) {
-      shape.recording->launch();
+    ++shape_->steps;
+    if (shape_->recording) {
+      shape_->recording->launch();
     } else {
       evaluate();
       advance();
     }
-    if (shapes_.size() > kMaxRecordings) shapes_.clear();
+  }
+
+  // Takes in where lanes stand now.
+  void arrange() {
+    arranged_ = false;
+    std::vector<Range> now = ranges();
+    if (now == ranges_) return;
+    ranges_ = std::move(now);
+    // A runtime may move memory when a batch grows, and recordings know where it was.
+    bool grows = false;
+    for (const Range& range : ranges_) {
+      grows |= range.count > largest_[range.objective];
+      largest_[range.objective] = std::max(largest_[range.objective], range.count);
+    }
+    if (grows || shapes_.size() >= kMaxRecordings) shapes_.clear();
+    shape_ = &shapes_[ranges_];
+    if (!shape_->recording) shape_->steps = 0;  // only steps in a row prepare a runtime
   }
 
   bool capturable() const {
@@ -276,11 +289,13 @@ class Run {
     }
   }
 
+  // Lanes that were evaluated without need are done, and stay as they are.
   void advance() {
-    if (over_batch_) device_->batch_moments(arrays_, active_);
-    device_->observe(arrays_, active_);
-    if (coupled_) device_->decide_group(arrays_, active_);
-    device_->step(arrays_, active_);
+    const int64_t lanes = ranges_.back().first + ranges_.back().count;
+    if (over_batch_) device_->batch_moments(arrays_, lanes);
+    device_->observe(arrays_, lanes);
+    if (coupled_) device_->decide_group(arrays_, lanes);
+    device_->step(arrays_, lanes);
   }
 
   // Looks longer or less long, so that a look takes the time it should.
@@ -309,7 +324,7 @@ class Run {
     Look look = std::move(free_looks_.back());
     free_looks_.pop_back();
     look.active = active_;
-    look.arrangement = arrangement_;
+    look.number = ++looks_;
     device_->report(arrays_, active_, look.reports);
     look.mark->set();
     asked_.push_back(std::move(look));
@@ -325,8 +340,7 @@ class Run {
       sum += report.loss;
       ++finite;
     }
-    // An older arrangement's lanes are others by now; what it tells the next report tells again.
-    if (look.arrangement == arrangement_) handle(look);
+    handle(look);
     progress_ = {.finished = finished_,
                  .targets = targets_.count,
                  .active = at_work,
@@ -337,6 +351,7 @@ class Run {
   void handle(const Look& look) {
     for (int64_t lane = 0; lane < look.active; ++lane) {
       const LaneReport& report = look.reports[lane];
+      if (look.number <= held_[lane].since) continue;
       if (report.row != held_[lane].row) continue;  // collected before
       if (report.done) {
         collect(lane, report);
@@ -351,7 +366,6 @@ class Run {
     device_->reassign(arrays_, reassignments_);
     reassignments_.clear();
     arranged_ = true;
-    ++arrangement_;
   }
 
   void collect(int64_t lane, const LaneReport& report) {
@@ -374,7 +388,7 @@ class Run {
   bool refill() {
     std::vector<Refill> refills;
     const auto take = [&](int64_t lane) {
-      held_[lane] = {next_, first_objective_};
+      held_[lane] = {next_, first_objective_, looks_};
       refills.push_back({lane, next_++});
     };
     const auto is_free = [this](int64_t lane) { return held_[lane].row < 0; };
@@ -399,7 +413,6 @@ class Run {
     if (!refills.empty()) {
       feed_->refill(refills);
       arranged_ = true;
-      ++arrangement_;
     }
     if (!coupled_) {
       close_gaps();
@@ -446,11 +459,11 @@ class Run {
   void exchange(const std::vector<LanePair>& pairs) {
     if (pairs.empty()) return;
     device_->exchange(arrays_, pairs);
+    for (const auto& [a, b] : pairs) held_[a].since = held_[b].since = looks_;
     arranged_ = true;
-    ++arrangement_;
   }
 
-  void give_up_unfinished() {
+  void abandon() {
     device_->abandon(arrays_, active_);
     device_->step(arrays_, active_);
     // Newer than all that are on their way, and of the lanes as they are.
@@ -464,19 +477,10 @@ class Run {
     for (int64_t lane = 0; lane < active_; ++lane) {
       if (held_[lane].row >= 0) collect(lane, last.reports[lane]);
     }
-    for (int64_t row = next_; row < targets_.count; ++row) {
-      float* latent = results_.latent + row * latent_size_;
-      if (targets_.initial) {
-        std::copy_n(targets_.initial + row * latent_size_, latent_size_, latent);
-      } else {
-        draw_initial(prior_, options_.seed, targets_.id[row], 0, latent_size_, latent);
-      }
-    }
   }
 
   const std::shared_ptr<Backend> device_;
-  const std::unique_lock<std::mutex> exclusive_;
-  const Prior& prior_;
+  const std::shared_ptr<void> exclusive_;
   const Targets& targets_;
   const RunOptions& options_;
   const Results& results_;
@@ -496,10 +500,12 @@ class Run {
     int64_t steps = 0;
     std::unique_ptr<Recording> recording;
   };
-  std::map<std::pair<std::vector<Range>, int64_t>, Shape> shapes_;
+  std::map<std::vector<Range>, Shape> shapes_;
+  Shape* shape_ = nullptr;  // of ranges_
   std::vector<Range> ranges_;
-  bool arranged_ = true;     // since ranges_ was made
-  int64_t arrangement_ = 0;  // changes whenever a lane gets another content from the host
+  std::vector<int64_t> largest_;  // lanes evaluated at once so far, one an objective
+  bool arranged_ = true;          // since ranges_ was made
+  int64_t looks_ = 0;             // asked for
 
   std::vector<Held> held_;
   int64_t active_ = 0;    // lanes [0, active_) hold targets, as far as the host knows
@@ -512,6 +518,34 @@ class Run {
   Progress progress_;
   RunSummary summary_;
 };
+
+void expect(bool condition, const std::string& what) {
+  if (!condition) throw std::invalid_argument("run(): " + what);
+}
+
+void check(const std::vector<const Objective*>& objectives, const Recipe& recipe,
+           const Targets& targets, const RunOptions& options, const Results& results) {
+  expect(!objectives.empty(), "expected an objective or more, got none");
+  const auto sizes = [](const Objective& of) {
+    return std::tuple(of.latent_size(), of.image_size(), of.condition_size());
+  };
+  for (const Objective* objective : objectives) {
+    expect(objective != nullptr, "an objective is null");
+    expect(sizes(*objective) == sizes(*objectives.front()),
+           "the objectives' latents, images or conditions differ in size");
+  }
+  expect(objectives.front()->condition_size() == 0 || targets.condition,
+         "the objective takes a condition, and the targets have none");
+  expect(!recipe.stages.empty(), "expected a recipe with a stage or more, got none");
+  for (const Stage& stage : recipe.stages) {
+    expect(stage.objective >= 0 && stage.objective < static_cast<int64_t>(objectives.size()),
+           "a stage's objective is number " + std::to_string(stage.objective) + ", of " +
+               std::to_string(objectives.size()) + " that were given");
+  }
+  expect(options.lanes >= 1, "lanes should be at least 1, is " + std::to_string(options.lanes));
+  expect(!results.trace || options.trace_every >= 1,
+         "a trace needs trace_every of at least 1, got " + std::to_string(options.trace_every));
+}
 
 }  // namespace
 
@@ -528,41 +562,38 @@ void draw_initial(const Prior& prior, uint64_t seed, uint64_t target, uint32_t r
   }
 }
 
-double time_evaluation(const Objective& objective, int64_t lanes, int repeats) {
-  const std::shared_ptr<Backend> device = backend_of({&objective});
-  const auto exclusive = device->exclusive();
-  device->use();
-  std::vector<Backend::Memory> memory;
-  const auto allocate = [&](int64_t count) {
-    memory.push_back(device->allocate(static_cast<size_t>(count) * sizeof(float)));
-    return static_cast<float*>(memory.back().get());
-  };
-  const int64_t latents = lanes * objective.latent_size();
-  const int64_t conditions = lanes * objective.condition_size();
-  const LaneBuffers buffers{.latent = allocate(latents),
-                            .image = allocate(lanes * objective.image_size()),
-                            .condition = conditions ? allocate(conditions) : nullptr,
-                            .loss = allocate(lanes),
-                            .gradient = allocate(latents),
-                            .lanes = lanes};
-  // What a run keeps beside them: moments, the recorded latent, the counts of resets.
-  allocate(4 * latents + lanes * static_cast<int64_t>(sizeof(LaneState) / sizeof(float)));
-  const std::unique_ptr<Evaluator> evaluator = objective.bind(buffers);
-  double best = std::numeric_limits<double>::infinity();
-  for (int i = 0; i <= repeats; ++i) {
-    const auto start = Clock::now();
-    evaluator->evaluate(0, lanes);
-    device->synchronize();
-    // The first one prepares the runtime.
-    if (i > 0) best = std::min(best, seconds_since(start));
-  }
-  return best;
-}
-
 RunSummary run(const std::vector<const Objective*>& objectives, const Prior& prior,
                const Recipe& recipe, const Targets& targets, const RunOptions& options,
                const Results& results) {
-  return Run(objectives, prior, recipe, targets, options, results)();
+  check(objectives, recipe, targets, options, results);
+  std::fill_n(results.loss, targets.count, kNaN);
+  std::fill_n(results.status, targets.count, Status::cancelled);
+  std::fill_n(results.steps, targets.count, 0);
+  std::fill_n(results.attempts, targets.count, 0);
+  if (results.trace) {
+    std::fill_n(results.trace, targets.count * trace_length(recipe, options.trace_every), kNaN);
+  }
+  // Targets that no attempt ended for stay where they began.
+  const auto give_up_unfinished = [&] {
+    const int64_t size = objectives.front()->latent_size();
+    for (int64_t row = 0; row < targets.count; ++row) {
+      if (results.attempts[row] > 0) continue;
+      float* latent = results.latent + row * size;
+      if (targets.initial) {
+        std::copy_n(targets.initial + row * size, size, latent);
+      } else {
+        draw_initial(prior, options.seed, targets.id[row], 0, size, latent);
+      }
+    }
+  };
+  try {
+    const RunSummary summary = Run(objectives, prior, recipe, targets, options, results)();
+    if (summary.cancelled) give_up_unfinished();
+    return summary;
+  } catch (...) {
+    give_up_unfinished();
+    throw;
+  }
 }
 
 }  // namespace pyinv

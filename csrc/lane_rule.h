@@ -244,38 +244,74 @@ PYINV_HOST_DEVICE inline LaneReport report(const StageRule* stages, const LaneSt
           lane.best_status, lane.done};
 }
 
-// One component's part in what was decided. The outbox may lie in memory that is slow to reach.
+// Neighbours in memory, read and written at once; they start at a multiple of their size.
+template <class T, int kWidth>
+struct alignas(sizeof(T) * kWidth) Pack {
+  T at[kWidth];
+};
+
+template <int kWidth, class T>
+PYINV_HOST_DEVICE inline Pack<T, kWidth>& pack(T* values) {
+  return *reinterpret_cast<Pack<T, kWidth>*>(values);
+}
+
+// What was decided, done to the components [component, component + kWidth) of a lane. All that is
+// read is read before anything is written: a compiler does not know that no two arrays overlap, and
+// would have a GPU wait for every write. The outbox may lie in memory that is slow to reach.
+template <int kWidth>
 PYINV_HOST_DEVICE inline void act(const LaneArrays& lanes, int64_t lane, int64_t component) {
   const LaneState& state = lanes.state[lane];
   const uint8_t action = state.action;
   if (!action) return;
   const int64_t k = lane * lanes.latent_size + component;
   const uint32_t number = static_cast<uint32_t>(component);
-  float z = lanes.latent[k];
-  if (action & kRecord) lanes.recorded[k] = z;
-  if (action & kKeep) lanes.outbox[k] = action & kRecord ? z : lanes.recorded[k];
+
+  Pack<float, kWidth> z = pack<kWidth>(lanes.latent + k), m{}, v{}, gradient{}, recorded{};
+  Pack<uint32_t, kWidth> born{};
   if (action & kStep) {
-    float m = lanes.first_moment[k], v = lanes.second_moment[k];
-    uint32_t born = lanes.born[k];
-    const uint32_t was_born = born;
-    step_component(lanes.stages[state.stage].step, state.step, number, lanes.gradient[k], z, m, v,
-                   born);
-    lanes.latent[k] = z;
-    lanes.first_moment[k] = m;
-    lanes.second_moment[k] = v;
-    if (born != was_born) lanes.born[k] = born;
+    gradient = pack<kWidth>(lanes.gradient + k);
+    m = pack<kWidth>(lanes.first_moment + k);
+    v = pack<kWidth>(lanes.second_moment + k);
+    born = pack<kWidth>(lanes.born + k);
+  }
+  if (action & kRecord) {
+    recorded = z;
+  } else if (action & kKeep) {
+    recorded = pack<kWidth>(lanes.recorded + k);
+  }
+  const Pack<float, kWidth> kept = recorded;
+
+  bool reborn = false;
+  if (action & kStep) {
+    const StepRule& rule = lanes.stages[state.stage].step;
+    PYINV_UNROLL
+    for (int i = 0; i < kWidth; ++i) {
+      const uint32_t was_born = born.at[i];
+      step_component(rule, state.step, number + i, gradient.at[i], z.at[i], m.at[i], v.at[i],
+                     born.at[i]);
+      reborn |= born.at[i] != was_born;
+    }
   }
   if (action & kDraw) {
     const RunRule& rule = *lanes.rule;
-    z = initial_draw(rule.prior, {rule.seed, state.id, static_cast<uint32_t>(state.attempt)},
-                     number);
-    lanes.latent[k] = z;
+    const DrawKey key = {rule.seed, state.id, static_cast<uint32_t>(state.attempt)};
+    PYINV_UNROLL
+    for (int i = 0; i < kWidth; ++i) z.at[i] = initial_draw(rule.prior, key, number + i);
   }
   if (action & kClearMoments) {
-    lanes.recorded[k] = z;
-    lanes.first_moment[k] = lanes.second_moment[k] = 0.0f;
-    lanes.born[k] = 0;
+    recorded = z;
+    m = v = {};
+    born = {};
   }
+
+  if (action & (kStep | kDraw)) pack<kWidth>(lanes.latent + k) = z;
+  if (action & (kStep | kClearMoments)) {
+    pack<kWidth>(lanes.first_moment + k) = m;
+    pack<kWidth>(lanes.second_moment + k) = v;
+  }
+  if (reborn || action & kClearMoments) pack<kWidth>(lanes.born + k) = born;
+  if (action & (kRecord | kClearMoments)) pack<kWidth>(lanes.recorded + k) = recorded;
+  if (action & kKeep) pack<kWidth>(lanes.outbox + k) = kept;
 }
 
 }  // namespace pyinv

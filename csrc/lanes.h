@@ -91,7 +91,7 @@ struct LaneArrays {
   Moments* batch_moments;    // [1]
   float* outbox;             // [lanes, latent_size]
   float* trace;              // [lanes, trace_length]
-  int64_t latent_size, image_size, condition_size, trace_length;
+  int64_t lanes, latent_size, image_size, condition_size, trace_length;
 };
 
 // A lane takes the target `row`, and is evaluated with the first stage's objective.

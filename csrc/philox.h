@@ -15,6 +15,12 @@
 #else
 #define PYINV_HOST_DEVICE
 #endif
+// Before a loop over an array that a GPU has to keep in registers.
+#ifdef __CUDA_ARCH__
+#define PYINV_UNROLL _Pragma("unroll")
+#else
+#define PYINV_UNROLL
+#endif
 
 namespace pyinv {
 

@@ -20,6 +20,6 @@ if _missing:
     raise DependencyError(f"export needs {', '.join(_missing)}: run `pip install 'pyinv[export]'`")
 
 from .exporter import export  # noqa: E402
-from .factory import load_factory  # noqa: E402
+from .factory import load_factory, load_generator  # noqa: E402
 
-__all__ = ["ExportError", "export", "load_factory"]
+__all__ = ["ExportError", "export", "load_factory", "load_generator"]

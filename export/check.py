@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,20 @@ from pyinv.priors import Normal, Prior, Uniform
 
 from .failure import first_line
 from .losses import Loss
+from .quiet import quiet
 from .trace import Shapes
 
-__all__ = ["BATCHES", "Reference", "check_function", "draw_latents"]
+__all__ = [
+    "BATCHES",
+    "Reference",
+    "check_function",
+    "draw_latents",
+    "onnx_function",
+    "torchscript_function",
+]
+
+# Named inputs of a bundle's function to its named outputs.
+Run = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 BATCHES = (1, 3, 17)
 # Largest difference over largest magnitude, for images, losses and gradients.
@@ -51,7 +63,7 @@ class _LastActivation(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        name = str(resolve_name(func)).rpartition(".")[2]
+        name = str(resolve_name(func)).removesuffix(".default").rpartition(".")[2]
         if name in ("tanh", "sigmoid") and args and isinstance(result, Tensor):
             self.name, self.argument, self.result = name, args[0], result
         return result
@@ -120,19 +132,11 @@ class Reference:
         return Reference(generator, self.shapes, prior=self.prior, value_range=self.value_range)
 
 
-def check_function(
-    path: Path, reference: Reference, loss: Loss | None, *, batches: Sequence[int] = BATCHES
-) -> float:
-    """Compare one ONNX file with PyTorch and return the largest relative difference.
-
-    Args:
-        path: forward.onnx or an objective.
-        reference: the generator in PyTorch.
-        loss: the objective's loss; None for forward.
-        batches: batch sizes to try.
+def onnx_function(path: Path) -> Run:
+    """A function of a bundle, run by ONNX Runtime.
 
     Raises:
-        ExportError: the file cannot be run, or differs; names the function and the worst error.
+        ExportError: ONNX Runtime cannot load the file or, later, run it.
     """
     import onnxruntime
 
@@ -150,10 +154,7 @@ def check_function(
     wanted = [value.name for value in session.get_inputs()]
     outputs = [value.name for value in session.get_outputs()]
 
-    def expected(of: Reference, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        return of.forward(inputs) if loss is None else of.objective(loss, inputs)
-
-    def actual(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    def run(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         feed = {key: value.numpy() for key, value in inputs.items() if key in wanted}
         if len(feed) != len(wanted):
             raise ExportError(f"{name} has inputs {wanted}, expected {sorted(inputs)}")
@@ -166,9 +167,74 @@ def check_function(
             ) from error
         return {key: torch.from_numpy(value) for key, value in zip(outputs, results, strict=True)}
 
+    return run
+
+
+def torchscript_function(path: Path, method: str) -> Run:
+    """A function of a bundle, run by TorchScript; objectives with and without ``out``.
+
+    Raises:
+        ExportError: TorchScript cannot load the file or, later, run it, or what it writes into
+            ``out`` is not what it returns without.
+    """
+    name = f"{path.name}: {method}"
+    try:
+        with quiet():
+            called = getattr(torch.jit.load(str(path)), method)
+    except Exception as error:
+        raise ExportError(f"TorchScript cannot load {name}: {first_line(error)}") from error
+
+    def call(inputs: dict[str, Tensor], *out: tuple[Tensor, Tensor]) -> Any:
+        try:
+            # Compiling it for each batch takes longer than running it.
+            with quiet(), torch.no_grad(), torch.jit.optimized_execution(False):
+                return called(*inputs.values(), *out)
+        except Exception as error:
+            count = len(inputs["latent"])
+            raise ExportError(
+                f"{name} fails in TorchScript at batch {count}: {first_line(error)}"
+            ) from error
+
+    def run(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        if method == "forward":
+            return {"image": call({key: x for key, x in inputs.items() if key != "image"})}
+        loss, gradient = call(inputs)
+        out = (torch.full_like(loss, math.nan), torch.full_like(gradient, math.nan))
+        call(inputs, out)
+        if max(_difference(out[0], loss), _difference(out[1], gradient)) > TOLERANCE:
+            raise ExportError(f"{name} writes into out something else than it returns without")
+        return {"loss": loss, "gradient": gradient}
+
+    return run
+
+
+def check_function(
+    name: str,
+    run: Run,
+    reference: Reference,
+    loss: Loss | None,
+    *,
+    batches: Sequence[int] = BATCHES,
+) -> float:
+    """Compare one function of a bundle with PyTorch and return the largest relative difference.
+
+    Args:
+        name: what to call the function in errors.
+        run: runs it; what onnx_function or torchscript_function returned.
+        reference: the generator in PyTorch.
+        loss: the objective's loss; None for forward.
+        batches: batch sizes to try.
+
+    Raises:
+        ExportError: it cannot be run, or differs; names the function and the worst error.
+    """
+
+    def expected(of: Reference, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        return of.forward(inputs) if loss is None else of.objective(loss, inputs)
+
     worst = 0.0
     for batch in batches:
-        worst = max(worst, _agreement(name, batch, reference, expected, actual))
+        worst = max(worst, _agreement(name, batch, reference, expected, run))
     return worst
 
 

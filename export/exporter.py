@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import shutil
@@ -9,23 +10,28 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import pyinv
-from pyinv.bundle import FileRecord, Function, Manifest
+from pyinv.bundle import RUNTIMES, FileRecord, Function, Manifest
 from pyinv.errors import BundleError, ExportError, OutputError
 from pyinv.priors import Normal, Prior, Uniform
 
-from .check import Reference, check_function
+from .check import Reference, check_function, onnx_function, torchscript_function
 from .failure import first_line
+from .graph import Signature
 from .losses import Loss, LossFunction, resolve_losses
-from .onnx import OPSET, WEIGHTS_FILE, Signature, WeightsFile, to_onnx, write_onnx
+from .onnx import OPSET, WEIGHTS_FILE, WeightsFile, to_onnx, write_onnx
+from .quiet import quiet
+from .torchscript import FUNCTIONS_FILE, method_names, write_torchscript
 from .trace import Shapes, prepare, trace_functions, trace_generator
 
 __all__ = ["export"]
 
+_RUNTIME_NAMES = {"onnx": "ONNX", "torchscript": "TorchScript"}
 _BATCH_NORM_MODES = ("eval", "batch")
 _RANGE_SAMPLES = 8
 # Values this far outside, relative to the range's width, are rounding.
@@ -44,6 +50,7 @@ def export(
     value_range: tuple[float, float] = (-1.0, 1.0),
     batch_norm: str = "eval",
     condition_shape: int | Sequence[int] | None = None,
+    runtimes: str | Iterable[str] = ("onnx",),
     name: str | None = None,
     overwrite: bool = False,
     progress: Callable[[str], None] | None = None,
@@ -53,7 +60,7 @@ def export(
     The bundle's functions are ``forward``: latent [B, d] -> image [B, C, H, W], and for every loss
     an objective: latent [B, d], image [B, C, H, W] -> loss [B], gradient [B, d] = d loss_b / d
     latent_b; each takes condition [B, k] as well where there is one. Latents of any shape are
-    flattened to d. Before the bundle appears at ``path``, each function is run in ONNX Runtime and
+    flattened to d. Before the bundle appears at ``path``, each function is run in its runtime and
     compared with PyTorch at batches 1, 3 and 17: max |difference| <= 1e-5 max |value| (or PyTorch's
     own rounding error, where that is larger). A failed export leaves nothing behind.
 
@@ -61,7 +68,8 @@ def export(
     itself, and it may be on any device and in half precision.
 
     Args:
-        generator: maps [B, *latent_shape] (and a condition [B, k]) to images [B, C, H, W].
+        generator: maps [B, *latent_shape] (and a condition [B, k]) to images [B, C, H, W]. What
+            torch.jit.load, script or trace returned will do as well.
         path: the bundle's folder. Must not exist, or be empty, unless ``overwrite``.
         latent_shape: one latent's shape: 100, (100,) or (100, 1, 1).
         prior: what latents are drawn from, ``Uniform`` or ``Normal``.
@@ -74,6 +82,8 @@ def export(
             of each batch, and the gradient is then that of the summed loss.
         condition_shape: one condition's shape, 10 or (10,), when the generator takes a second
             argument.
+        runtimes: what is to run the bundle, one or both of "onnx" and "torchscript"; where the
+            bundle is opened and nothing else is said, the first is taken.
         name: the bundle's name; the generator's class name by default.
         overwrite: replace an existing bundle.
         progress: called with a line about each step.
@@ -104,6 +114,7 @@ def export(
     if not isinstance(prior, Uniform | Normal):
         raise ExportError(f"prior must be pyinv.Uniform or pyinv.Normal, got {prior!r}")
     resolved = resolve_losses(losses, value_range=(low, high))
+    wanted = _runtimes(runtimes)
     target = Path(path)
     _check_target(target, overwrite=overwrite)
 
@@ -111,13 +122,13 @@ def export(
     image_shape = _try(prepared, latent_sizes, condition_sizes, prior, (low, high), resolved)
     shapes = Shapes(latent_sizes, image_shape, condition_sizes)
     reference = Reference(prepared, shapes, prior=prior, value_range=(low, high))
+    if isinstance(generator, torch.jit.ScriptModule) and batch_norm == "eval":
+        _check_reading(generator, reference)
 
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        functions = _write_functions(staging, reference, resolved, batch_norm, say)
-        manifest = _manifest(
-            staging, functions, reference, batch_norm, name or type(generator).__name__
-        )
+        functions = _write_functions(staging, reference, resolved, wanted, batch_norm, say)
+        manifest = _manifest(staging, functions, reference, batch_norm, name or _name(generator))
         manifest.write(staging)
         _publish(staging, target)
     finally:
@@ -129,6 +140,7 @@ def _write_functions(
     folder: Path,
     reference: Reference,
     losses: Sequence[Loss],
+    runtimes: Sequence[str],
     batch_norm: str,
     say: Callable[[str], None],
 ) -> list[Function]:
@@ -137,37 +149,102 @@ def _write_functions(
     traced = trace_generator(reference.generator, shapes, batch_norm=batch_norm)
     say(f"tracing the gradient of {', '.join(loss.name for loss in losses)}")
     whole = trace_functions(traced, losses, shapes)
-    say("writing ONNX")
     inputs: dict[str, tuple[int, ...]] = {
         "latent": (shapes.latent_size,),
         "image": shapes.image,
     }
     if shapes.condition is not None:
         inputs["condition"] = shapes.condition
-    functions = [Function(name="forward", runtime="onnx", file="forward.onnx")]
     signatures = [
         Signature(tuple(name for name in inputs if name != "image"), {0: "image"}),
+        *(
+            Signature(tuple(inputs), {1 + 2 * i: "loss", 2 + 2 * i: "gradient"})
+            for i in range(len(losses))
+        ),
     ]
-    for i, loss in enumerate(losses):
+    functions: list[Function] = []
+    for runtime in runtimes:
+        say(f"writing {_RUNTIME_NAMES[runtime]}")
+        write = _write_onnx if runtime == "onnx" else _write_torchscript
+        written = write(folder, whole, losses, signatures, inputs)
+        for function, loss in zip(written, [None, *losses], strict=True):
+            path = folder / function.file
+            if function.method is None:
+                name, run = function.file, onnx_function(path)
+            else:
+                name = f"{function.file}: {function.method}"
+                run = torchscript_function(path, function.method)
+            worst = check_function(name, run, reference, loss)
+            say(f"{name} agrees with PyTorch to {worst:.1e}")
+        functions += written
+    return functions
+
+
+def _write_onnx(
+    folder: Path,
+    whole: fx.GraphModule,
+    losses: Sequence[Loss],
+    signatures: Sequence[Signature],
+    inputs: Mapping[str, tuple[int, ...]],
+) -> list[Function]:
+    functions = [Function(name="forward", runtime="onnx", file="forward.onnx")]
+    for loss in losses:
         file = f"objective_{loss.name}.onnx"
         functions.append(Function(name="objective", runtime="onnx", file=file, loss=loss.name))
-        signatures.append(Signature(tuple(inputs), {1 + 2 * i: "loss", 2 + 2 * i: "gradient"}))
     models = to_onnx(whole, signatures, inputs=inputs)
     with open(folder / WEIGHTS_FILE, "wb") as stream:
         weights = WeightsFile(stream)
         for function, model in zip(functions, models, strict=True):
             write_onnx(model, folder / function.file, weights)
-    for function, checked in zip(functions, [None, *losses], strict=True):
-        worst = check_function(folder / function.file, reference, checked)
-        say(f"{function.file} agrees with PyTorch to {worst:.1e}")
     return functions
+
+
+def _write_torchscript(
+    folder: Path,
+    whole: fx.GraphModule,
+    losses: Sequence[Loss],
+    signatures: Sequence[Signature],
+    inputs: Mapping[str, tuple[int, ...]],
+) -> list[Function]:
+    methods = ["forward", *method_names(loss.name for loss in losses)]
+    write_torchscript(
+        whole,
+        dict(zip(methods, signatures, strict=True)),
+        folder / FUNCTIONS_FILE,
+        inputs=tuple(inputs),
+    )
+    return [
+        Function(
+            name="forward" if loss is None else "objective",
+            runtime="torchscript",
+            file=FUNCTIONS_FILE,
+            loss=None if loss is None else loss.name,
+            method=method,
+        )
+        for method, loss in zip(methods, [None, *losses], strict=True)
+    ]
+
+
+def _name(generator: nn.Module) -> str:
+    """The generator's class, of TorchScript the one that it was made from."""
+    if isinstance(generator, torch.jit.ScriptModule):
+        return str(generator.original_name)
+    return type(generator).__name__
 
 
 def _manifest(
     folder: Path, functions: Sequence[Function], reference: Reference, batch_norm: str, name: str
 ) -> Manifest:
     shapes = reference.shapes
-    files = [*(function.file for function in functions), WEIGHTS_FILE]
+    files = list(dict.fromkeys(function.file for function in functions))
+    exporter: dict[str, Any] = {
+        "pyinv": pyinv.__version__,
+        # Without the build's label, so that a bundle does not depend on it.
+        "torch": torch.__version__.split("+")[0],
+    }
+    if any(function.runtime == "onnx" for function in functions):
+        files.append(WEIGHTS_FILE)
+        exporter["onnx_opset"] = OPSET
     try:
         return Manifest(
             latent_shape=shapes.latent,
@@ -179,12 +256,7 @@ def _manifest(
             batch_norm=batch_norm,
             condition_shape=shapes.condition,
             name=name,
-            exporter={
-                "pyinv": pyinv.__version__,
-                # Without the build's label, so that a bundle does not depend on it.
-                "torch": torch.__version__.split("+")[0],
-                "onnx_opset": OPSET,
-            },
+            exporter=exporter,
         )
     except BundleError as error:
         raise ExportError(str(error)) from error
@@ -198,6 +270,22 @@ def _shape(what: str, given: int | Sequence[int]) -> tuple[int, ...]:
     if not sizes or any(size < 1 for size in sizes):
         raise ExportError(f"{what} must be a number or a tuple of numbers >= 1, got {given!r}")
     return sizes
+
+
+def _runtimes(given: str | Iterable[str]) -> tuple[str, ...]:
+    known = f"any of {', '.join(map(repr, RUNTIMES))}"
+    try:
+        wanted = (given,) if isinstance(given, str) else tuple(given)
+    except TypeError:
+        raise ExportError(f"runtimes must be names, got {given!r}: give {known}") from None
+    if not wanted:
+        raise ExportError(f"runtimes is empty: give {known}")
+    for runtime in wanted:
+        if runtime not in RUNTIMES:
+            raise ExportError(f"unknown runtime {runtime!r}: give {known}")
+        if wanted.count(runtime) > 1:
+            raise ExportError(f"runtime {runtime!r} is given twice: give each once")
+    return wanted
 
 
 def _range(given: tuple[float, float]) -> tuple[float, float]:
@@ -274,6 +362,8 @@ def _try(
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             image = reference.image(inputs)
             again = reference.image(inputs)
+    except ExportError:
+        raise
     except Exception as error:
         raise ExportError(
             f"the generator does not take {given}: {first_line(error)}; "
@@ -301,6 +391,25 @@ def _try(
     _check_range(image, value_range, losses)
     _, channels, height, width = image.shape
     return channels, height, width
+
+
+def _check_reading(generator: torch.jit.ScriptModule, reference: Reference) -> None:
+    """Compare the images of a TorchScript module with those of its graph as it was read."""
+    inputs = reference.draw(_RANGE_SAMPLES, seed=1)
+    try:
+        with quiet(), torch.no_grad():
+            own = copy.deepcopy(generator).cpu().float().eval()
+            images = Reference(
+                own, reference.shapes, prior=reference.prior, value_range=reference.value_range
+            ).image(inputs)
+    except Exception:
+        # Made for a device or a precision that this machine has not: there is nothing to compare.
+        return
+    if not torch.allclose(images, reference.image(inputs), rtol=1e-4, atol=1e-5):
+        raise ExportError(
+            "the TorchScript module computes other images than its graph says: "
+            "export the torch.nn.Module that it was made from"
+        )
 
 
 def _check_range(image: Tensor, value_range: tuple[float, float], losses: Sequence[Loss]) -> None:

@@ -1,4 +1,4 @@
-"""Find and call the function that makes a generator, from its name on a command line."""
+"""Find a generator from its name on a command line: a function that makes it, or a file."""
 
 from __future__ import annotations
 
@@ -14,8 +14,23 @@ from torch import nn
 from pyinv.errors import ExportError
 
 from .failure import first_line
+from .scripted import load_torchscript
 
-__all__ = ["load_factory"]
+__all__ = ["load_factory", "load_generator"]
+
+_FILE_SUFFIXES = (".pt", ".pth", ".jit", ".ts", ".torchscript")
+
+
+def load_generator(target: str) -> nn.Module:
+    """Load what ``target`` names: a factory, as load_factory does, or a TorchScript file.
+
+    Raises:
+        ExportError: no such thing, or not a generator.
+    """
+    is_file = Path(target).is_file() and not target.endswith(".py")
+    if is_file or target.endswith(_FILE_SUFFIXES):
+        return load_torchscript(target)
+    return load_factory(target)
 
 
 def load_factory(target: str) -> nn.Module:
@@ -31,7 +46,8 @@ def load_factory(target: str) -> nn.Module:
     source, colon, name = target.rpartition(":")
     if not colon or not source or not name:
         raise ExportError(
-            f"generator {target!r} must be 'package.module:factory' or 'path/to/file.py:factory'"
+            f"generator {target!r} must be 'package.module:factory' or 'path/to/file.py:factory', "
+            "or a TorchScript file"
         )
     module = _load_file(source) if source.endswith(".py") else _load_module(source)
     found: object = module

@@ -7,12 +7,28 @@ asking for shapes.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-__all__ = ["add_constant", "constant", "insert", "is_op", "shape"]
+__all__ = ["Signature", "add_constant", "constant", "copied", "insert", "is_op", "shape"]
+
+
+@dataclass(frozen=True)
+class Signature:
+    """One function's part of a graph: its inputs, and outputs by position, with their names."""
+
+    inputs: tuple[str, ...]
+    outputs: Mapping[int, str]
+
+
+def copied(module: fx.GraphModule) -> fx.GraphModule:
+    """A module whose graph may be changed; it shares the constants, and nothing copies those."""
+    return fx.GraphModule(module, copy.deepcopy(module.graph))
 
 
 def is_op(node: Any, *names: str) -> bool:

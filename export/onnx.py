@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import os
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,9 +18,10 @@ from pyinv.errors import ExportError
 
 from .failure import first_line, named_operator
 from .fuse import fuse
-from .graph import is_op
+from .graph import Signature, copied, is_op
+from .quiet import quiet
 
-__all__ = ["OPSET", "WEIGHTS_FILE", "Signature", "WeightsFile", "to_onnx", "write_onnx"]
+__all__ = ["OPSET", "WEIGHTS_FILE", "WeightsFile", "to_onnx", "write_onnx"]
 
 OPSET = 20
 WEIGHTS_FILE = "weights.bin"
@@ -37,14 +33,6 @@ _SMALLEST_EXTERNAL_BYTES = 64
 # Elements; larger constants are weights, which are stored once and never precomputed.
 _LARGEST_FOLDED = 1024
 _EXAMPLE_BATCH = 3
-
-
-@dataclass(frozen=True)
-class Signature:
-    """One function's part of a graph: its inputs, and outputs by position, with their names."""
-
-    inputs: tuple[str, ...]
-    outputs: Mapping[int, str]
 
 
 def to_onnx(
@@ -59,13 +47,14 @@ def to_onnx(
     graph, and functions cut from one graph name their shared weights alike.
 
     Args:
-        module: a graph from trace.py.
+        module: a graph from trace.py, which stays as it is.
         functions: the functions to cut from it.
         inputs: name and shape, without the batch axis, of each of the graph's inputs.
 
     Raises:
         ExportError: an operator that ONNX has no counterpart for, named.
     """
+    module = copied(module)
     _as_torchlib_expects(module)
     batch = torch.export.Dim("batch")
     examples = tuple(torch.zeros(_EXAMPLE_BATCH, *sizes) for sizes in inputs.values())
@@ -108,26 +97,6 @@ def to_onnx(
     for fused in models:
         onnx.checker.check_model(fused)
     return models
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep what torch and onnxscript print, warn and log away from users."""
-    loggers = [logging.getLogger(name) for name in ("torch", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _as_torchlib_expects(module: fx.GraphModule) -> None:

@@ -40,6 +40,7 @@ from .fold import (
 )
 from .graph import insert, is_op
 from .losses import Loss
+from .scripted import Scripted
 from .simplify import simplify
 
 __all__ = ["Shapes", "prepare", "trace_functions", "trace_generator"]
@@ -70,10 +71,7 @@ def prepare(generator: nn.Module, *, batch_norm: str) -> nn.Module:
     each batch and keep none. The generator itself is not touched.
     """
     if isinstance(generator, torch.jit.ScriptModule):
-        raise ExportError(
-            "generator is a TorchScript module, which cannot be traced: "
-            "export the torch.nn.Module that it was made from"
-        )
+        generator = Scripted(generator)
     if not isinstance(generator, nn.Module):
         raise ExportError(f"generator must be a torch.nn.Module, got {type(generator).__name__}")
     tensors = [*generator.parameters(), *generator.buffers()]
@@ -97,6 +95,8 @@ def prepare(generator: nn.Module, *, batch_norm: str) -> nn.Module:
     copied = copied.cpu().float().eval().requires_grad_(False)
     if batch_norm == "batch":
         for module in copied.modules():
+            if isinstance(module, Scripted):
+                module.batch_statistics = True
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.train()
                 module.track_running_stats = False

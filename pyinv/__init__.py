@@ -4,13 +4,17 @@
 PyTorch. ``pyinv.export`` turns a PyTorch generator into a bundle.
 """
 
+from importlib.machinery import EXTENSION_SUFFIXES as _SUFFIXES
 from importlib.metadata import version as _version
+from pathlib import Path as _Path
 from pkgutil import extend_path as _extend_path
 
 # In a checkout Python finds this folder before the installed package, which alone has the extension
-# and pyinv.export: look for what is missing there.
-__path__ = _extend_path(__path__, __name__)
+# and pyinv.export: look for what is missing there. An installed one is whole, and keeps to itself.
+if not any((_Path(__file__).parent / f"_core{suffix}").exists() for suffix in _SUFFIXES):
+    __path__ = _extend_path(__path__, __name__)
 
+from pyinv import _core
 from pyinv.bundle import Bundle, Manifest
 from pyinv.constraints import (
     Clip,
@@ -29,6 +33,7 @@ from pyinv.errors import (
     OutputError,
     PyinvError,
     RuleError,
+    RunError,
 )
 from pyinv.images import load_images
 from pyinv.inverter import Inverter
@@ -65,11 +70,22 @@ __all__ = [
     "PyinvError",
     "Recipe",
     "RuleError",
+    "RunError",
     "Stage",
     "Status",
     "StepDecay",
     "StochasticClip",
     "TruncatedNormalCutoff",
     "Uniform",
+    "cmake_dir",
     "load_images",
 ]
+
+
+def cmake_dir() -> str:
+    """Return the folder of the C++ package, for CMake's ``find_package(pyinv)``.
+
+    Example:
+        ``cmake -B build -Dpyinv_DIR=$(python -c "import pyinv; print(pyinv.cmake_dir())")``
+    """
+    return str(_Path(_core.__file__).parent / "lib" / "cmake" / "pyinv")

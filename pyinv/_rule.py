@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import operator
 import re
@@ -37,8 +38,12 @@ class Rule:
         at_least: float | None = None,
         below: float | None = None,
         at_most: float | None = None,
+        single: bool = True,
     ) -> None:
-        """Make the field a finite Python float within its range, or raise."""
+        """Make the field a finite Python float within its range, or raise.
+
+        ``single``: the engine computes with it in float32, so that it has to be so there as well.
+        """
         value = getattr(self, name)
         bounds = [
             f"{sign} {bound:g}"
@@ -49,14 +54,18 @@ class Rule:
         number = math.nan
         if isinstance(value, SupportsFloat) and not isinstance(value, (bool, str)):
             number = float(value)
-        ok = (
-            math.isfinite(number)
-            and (above is None or number > above)
-            and (at_least is None or number >= at_least)
-            and (below is None or number < below)
-            and (at_most is None or number <= at_most)
-        )
-        if not ok:
+
+        def ok(number: float) -> bool:
+            return (
+                math.isfinite(number)
+                and (above is None or number > above)
+                and (at_least is None or number >= at_least)
+                and (below is None or number < below)
+                and (at_most is None or number <= at_most)
+            )
+
+        if not ok(number) or (single and not ok(float32(number))):
+            wanted += " in float32" if ok(number) else ""
             raise RuleError(f"{type(self).__name__}: {name} must be {wanted}, got {value!r}")
         object.__setattr__(self, name, number)
 
@@ -89,6 +98,11 @@ class Rule:
         if not isinstance(value, types):
             names = ", ".join(f"{cls.__name__}(...)" for cls in types)
             raise RuleError(f"{type(self).__name__}: {name} must be one of {names}; got {value!r}")
+
+
+def float32(number: float) -> float:
+    """Return what the engine makes of a number: the nearest float32, or an infinity."""
+    return ctypes.c_float(number).value
 
 
 def from_description(

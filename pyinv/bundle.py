@@ -19,8 +19,10 @@ __all__ = ["Bundle", "FileRecord", "Function", "Manifest"]
 FORMAT = "pyinv-bundle"
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
-RUNTIMES = ("onnx",)
+RUNTIMES = ("onnx", "torchscript")
 BATCH_NORM_MODES = ("eval", "batch")
+
+_MOST_VALUES = 2**31 - 1  # of one target's latent, image or condition
 
 
 @dataclass(frozen=True)
@@ -48,22 +50,27 @@ class Function:
 
     Args:
         name: "forward" or "objective".
-        runtime: what runs it: "onnx".
+        runtime: what runs it: "onnx" or "torchscript".
         file: the graph's file name in the bundle.
         loss: the loss of an objective; None for other functions.
+        method: the method of a TorchScript file; None for ONNX, where a file is one graph.
     """
 
     name: str
     runtime: str
     file: str
     loss: str | None = None
+    method: str | None = None
 
     def describe(self) -> dict[str, Any]:
         """Return the manifest's entry for this function."""
         described: dict[str, Any] = {"name": self.name}
         if self.loss is not None:
             described["loss"] = self.loss
-        return {**described, "runtime": self.runtime, "file": self.file}
+        described.update(runtime=self.runtime, file=self.file)
+        if self.method is not None:
+            described["method"] = self.method
+        return described
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,8 @@ class Manifest:
         image_shape: (C, H, W).
         value_range: the (lowest, highest) pixel value that the generator produces.
         prior: what the components of a latent are drawn from.
-        functions: the graphs; one "forward" and at least one "objective", each loss once.
+        functions: the graphs; for each runtime one "forward" and at least one "objective", each
+            loss once, and the same losses for all.
         files: every file of the bundle but the manifest, with its size and SHA-256.
         batch_norm: "eval" folds running statistics into the weights; "batch" uses the statistics
             of the images that run together.
@@ -118,14 +126,28 @@ class Manifest:
                 )
             if function.file not in self.files:
                 raise BundleError(f"function {function.name} names {function.file}, not in files")
+            _check_method(function)
         for name in self.files:
             if not name or name in (".", "..", MANIFEST_NAME) or "/" in name or "\\" in name:
                 raise BundleError(f"files must hold plain file names, got {name!r}")
-        if sum(function.name == "forward" for function in self.functions) != 1:
-            raise BundleError('functions must hold exactly one "forward"')
-        objectives = [function.loss for function in self.functions if function.name == "objective"]
-        if not objectives or None in objectives or len(set(objectives)) != len(objectives):
-            raise BundleError('functions must hold one "objective" or more, each with its own loss')
+        for runtime in self.runtimes or RUNTIMES[:1]:
+            self._check_functions(runtime)
+
+    def _check_functions(self, runtime: str) -> None:
+        held = [function for function in self.functions if function.runtime == runtime]
+        if sum(function.name == "forward" for function in held) != 1:
+            raise BundleError(f'functions must hold exactly one "forward" for {runtime}')
+        losses = [function.loss for function in held if function.name == "objective"]
+        if not losses or None in losses or len(set(losses)) != len(losses):
+            raise BundleError(
+                f'functions must hold one "objective" or more for {runtime}, each with its own loss'
+            )
+        missing = [loss for loss in self.losses if loss not in losses]
+        if missing:
+            raise BundleError(
+                f"functions must hold the same losses for each runtime; {runtime} lacks "
+                f"{', '.join(missing)}"
+            )
 
     @property
     def latent_size(self) -> int:
@@ -145,24 +167,55 @@ class Manifest:
     @property
     def losses(self) -> tuple[str, ...]:
         """The losses that this bundle can minimise, in the manifest's order."""
-        return tuple(f.loss for f in self.functions if f.name == "objective" and f.loss is not None)
+        objectives = (f for f in self.functions if f.name == "objective")
+        return tuple(dict.fromkeys(f.loss for f in objectives if f.loss is not None))
 
-    def forward(self) -> Function:
-        """Return the function that turns latents into images."""
-        return next(function for function in self.functions if function.name == "forward")
+    @property
+    def runtimes(self) -> tuple[str, ...]:
+        """What can run this bundle, in the manifest's order."""
+        return tuple(dict.fromkeys(function.runtime for function in self.functions))
 
-    def objective(self, loss: str) -> Function:
+    def forward(self, runtime: str | None = None) -> Function:
+        """Return the function that turns latents into images.
+
+        Args:
+            runtime: "onnx" or "torchscript"; the bundle's first by default.
+
+        Raises:
+            BundleError: the bundle has none for this runtime; the message says how to get one.
+        """
+        return next(f for f in self._functions_for(runtime) if f.name == "forward")
+
+    def objective(self, loss: str, runtime: str | None = None) -> Function:
         """Return the objective with this loss.
+
+        Args:
+            loss: one of ``losses``.
+            runtime: "onnx" or "torchscript"; the bundle's first by default.
 
         Raises:
             BundleError: the bundle has none; the message says how to get one.
         """
-        for function in self.functions:
+        for function in self._functions_for(runtime):
             if function.name == "objective" and function.loss == loss:
                 return function
         raise BundleError(
             f"this bundle has no loss {loss!r}, only {', '.join(self.losses)}; export it again "
             f'with losses=(..., "{loss}") or `pyinv export --loss {loss}`, or choose another loss'
+        )
+
+    def _functions_for(self, runtime: str | None) -> list[Function]:
+        wanted = self.runtimes[0] if runtime is None else runtime
+        found = [function for function in self.functions if function.runtime == wanted]
+        if found:
+            return found
+        known = ", ".join(RUNTIMES)
+        raise BundleError(
+            f"this bundle is for {', '.join(self.runtimes)}, not for {wanted}; export it again "
+            f'with runtimes=(..., "{wanted}") or `pyinv export --runtime {wanted}`, or choose '
+            "another runtime"
+            if wanted in RUNTIMES
+            else f"unknown runtime {wanted!r}; this pyinv has {known}"
         )
 
     def describe(self) -> dict[str, Any]:
@@ -215,6 +268,7 @@ class Manifest:
                         runtime=str(function["runtime"]),
                         file=str(function["file"]),
                         loss=function.get("loss"),
+                        method=function.get("method"),
                     )
                     for function in described["functions"]
                 ),
@@ -326,12 +380,29 @@ class Bundle:
                 raise BundleError(f"{path}: cannot be read ({error.strerror})") from None
 
 
+def _check_method(function: Function) -> None:
+    method = function.method
+    if function.runtime != "torchscript":
+        if method is not None:
+            raise BundleError(
+                f"function {function.name} has a method, {method!r}, and runtime "
+                f"{function.runtime!r}; only torchscript has methods"
+            )
+    elif not isinstance(method, str) or not method.isidentifier():
+        raise BundleError(
+            f"function {function.name} needs the name of a method of {function.file}, got "
+            f"{method!r}"
+        )
+
+
 def _check_shape(name: str, shape: Iterable[Any], *, axes: int | None = None) -> None:
     sizes = tuple(shape)
     wanted = "one axis or more" if axes is None else f"{axes} {'axis' if axes == 1 else 'axes'}"
     ok = all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes)
     if not ok or not sizes or (axes is not None and len(sizes) != axes):
         raise BundleError(f"{name} must be {wanted}, each a whole number >= 1; got {list(sizes)}")
+    if math.prod(sizes) > _MOST_VALUES:
+        raise BundleError(f"{name} must hold at most {_MOST_VALUES} values; got {list(sizes)}")
 
 
 def _pair(values: Any) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from pyinv._rule import Rule, from_description
+from pyinv._rule import Rule, float32, from_description
 from pyinv.errors import RuleError
 from pyinv.priors import Normal, Prior, Uniform
 
@@ -60,10 +60,13 @@ class _Bounds(Constraint):
         for name in ("low", "high"):
             if getattr(self, name) is not None:
                 self._number(name)
-        if self.low is not None and self.high is not None and self.low >= self.high:
-            raise RuleError(
-                f"{type(self).__name__}: low must be below high, got {self.low:g} and {self.high:g}"
-            )
+        if self.low is None or self.high is None or float32(self.low) < float32(self.high):
+            return
+        where = " in float32" if self.low < self.high else ""
+        raise RuleError(
+            f"{type(self).__name__}: low must be below high{where}, "
+            f"got {self.low:g} and {self.high:g}"
+        )
 
 
 @dataclass(frozen=True)

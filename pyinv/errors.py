@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pyinv.result import Inversion
+
 __all__ = [
     "BundleError",
     "DependencyError",
@@ -11,6 +16,7 @@ __all__ = [
     "OutputError",
     "PyinvError",
     "RuleError",
+    "RunError",
 ]
 
 
@@ -30,12 +36,28 @@ class RuleError(PyinvError, ValueError):
     """A prior, constraint, solver, penalty, stage or recipe is wrong, or does not fit the prior."""
 
 
+class RunError(PyinvError, RuntimeError):
+    """A run failed in the middle.
+
+    Attributes:
+        inversion: of ``invert``, the ``Inversion`` of the targets that were done, the others
+            ``cancelled``; else None.
+    """
+
+    def __init__(self, message: str, inversion: Inversion | None = None) -> None:
+        super().__init__(message, inversion)
+        self.inversion = inversion
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class OutputError(PyinvError):
     """A result cannot be written where it was asked for."""
 
 
 class DeviceError(PyinvError):
-    """The device asked for is not there, or this build has no code for it."""
+    """The device is not there, this build has no code for it, or its memory is too small."""
 
 
 class DependencyError(PyinvError, ImportError):

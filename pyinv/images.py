@@ -319,6 +319,8 @@ def _channels_last(array: NDArray[Any], path: Path, manifest: Manifest) -> NDArr
                 candidates.append(array[None])
     elif array.ndim == 2 and channels == 1:
         candidates.append(array[None, ..., None])
+    if manifest.pixels == 1:
+        candidates = candidates[:1]  # the layouts are the same
     if len(candidates) > 1:
         exact = [one for one in candidates if one.shape[1:3] == (height, width)]
         candidates = exact if len(exact) == 1 else candidates

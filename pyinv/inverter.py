@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import operator
 import os
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyinv import _core, recipes, runtimes
 from pyinv.arrays import as_numpy, check_rows
-from pyinv.bundle import Bundle, Manifest
+from pyinv.bundle import RUNTIMES, Bundle, Function, Manifest
 from pyinv.cores import usable_cores
-from pyinv.errors import BundleError, DeviceError, InputError
+from pyinv.devices import open_device, resolve_device
+from pyinv.errors import BundleError, DeviceError, InputError, RunError
 from pyinv.images import check_images
 from pyinv.progress import progress_reporter
-from pyinv.recipes import Recipe
+from pyinv.recipes import Recipe, Stage
 from pyinv.result import Inversion
+from pyinv.solvers import GradientDescent
 
 __all__ = ["Inverter"]
 
 FloatArray = NDArray[np.float32]
 Progress = Callable[[dict[str, Any]], None]
-LoadedT = TypeVar("LoadedT")
 
 DEFAULT_LANES = 64
-AUTO_LANES = (8, 16, 32, 64, 128)
+AUTO_LANES = {"cpu": (8, 16, 32, 64, 128), "cuda": (64, 256, 1024, 4096, 16384)}
 
 # The engine's counters hold 48 bits of target id. ``sample`` draws from the upper half and
 # ``invert`` from the lower, or inverting G(sample(n, seed)) with that seed would begin at the
@@ -42,22 +43,34 @@ class Inverter:
 
     Args:
         bundle: a bundle's folder, or an open ``Bundle``.
-        device: "cpu".
+        runtime: what runs the bundle's functions: "onnx" or "torchscript", if the bundle has it;
+            "auto" is the first that the bundle has. TorchScript needs PyTorch.
+        device: "cpu"; "cuda", which is "cuda:0"; another GPU as "cuda:1"; or "auto", the first GPU
+            if there is one and the runtime can use it, else the CPU.
         lanes: targets that run side by side, at least 1; never more than there are targets. More
-            lanes use more memory and, up to a point, make better use of the cores. "auto" times
-            the objective at 8, 16, 32, 64 and 128 lanes before the first run (about as long as
-            ten steps of 64) and takes the fewest lanes within 5 % of the best speed.
+            lanes use more memory and, up to a point, make better use of the device. "auto" times
+            the engine at 8, 16, 32, 64 and 128 lanes before the first run (about as long as 16
+            steps of 64), on a GPU at 64, 256, 1,024 and so on to 16,384, as far as memory and
+            targets go, and takes the fewest lanes within 5 % of the best speed.
             Results don't depend on lanes, except to rounding, unless targets are coupled (bundles
             with ``batch_norm="batch"``, ``MomentPenalty(over="batch")``): there they are the group
             size, and "auto" is 64.
         threads: CPU threads, at least 1. None takes every physical core this process may use. Give
             fewer where other programs keep cores busy: threads that wait for a core slow all down.
+        tf32: let a GPU round the inputs of its matrix products and convolutions to TF32's 10 bits
+            of mantissa: faster, with relative errors near 1e-3 in place of 1e-6. No effect on the
+            CPU.
+
+    Attributes:
+        runtime: the runtime in use, "onnx" or "torchscript".
+        device: the device in use, "cpu" or "cuda:0" and so on.
 
     Raises:
-        BundleError: the bundle is missing or damaged.
-        DependencyError: no ONNX Runtime, or two of them.
-        DeviceError: the device is not there.
-        InputError: lanes or threads out of range.
+        BundleError: the bundle is missing or damaged, or lacks the runtime asked for.
+        DependencyError: the runtime is missing, doubled or does not fit; the message has the
+            command that mends it.
+        DeviceError: the device is not there, or the runtime cannot use it.
+        InputError: another argument is out of range.
 
     Example:
         >>> inverter = pyinv.Inverter("faces.bundle")               # doctest: +SKIP
@@ -70,20 +83,45 @@ class Inverter:
         self,
         bundle: Bundle | str | os.PathLike[str],
         *,
+        runtime: str = "auto",
         device: str = "cpu",
         lanes: int | str = DEFAULT_LANES,
         threads: int | None = None,
+        tf32: bool = False,
     ) -> None:
-        _check_device(device)
+        if runtime not in ("auto", *RUNTIMES):
+            raise InputError(
+                f'runtime must be "auto", "onnx" or "torchscript", got {runtime!r}; '
+                "`pyinv info BUNDLE` lists a bundle's"
+            )
+        if not isinstance(tf32, bool):
+            raise InputError(f"tf32 must be True or False, got {tf32!r}")
+        # A wrong name or a missing GPU is told before the bundle is read.
+        resolve_device(device, runtime_has_cuda=False)
         if lanes != "auto":
             lanes = _whole("lanes", lanes, at_least=1, or_else='"auto"')
         self._lanes = lanes
         self.threads = usable_cores() if threads is None else _whole("threads", threads, at_least=1)
-        self.device = device
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-        runtimes.load_onnxruntime()
-        self._objectives: dict[str, _core.OnnxObjective] = {}
-        self._functions: dict[str, _core.OnnxFunction] = {}
+        self.runtime = self._choose(runtime)
+        loaded = runtimes.load(self.runtime)
+        self.device = resolve_device(device, runtime_has_cuda=loaded.has_cuda)
+        if self.device != "cpu" and not loaded.has_cuda:
+            wanted = "onnxruntime-gpu" if self.runtime == "onnx" else "a PyTorch with CUDA"
+            raise DeviceError(
+                f"{loaded} has no CUDA, got device={device!r}; install {wanted}, or use "
+                'device="cpu"'
+            )
+        if self.runtime == "onnx" and self.device != "cpu":
+            runtimes.preload_cuda()
+        # One for all, and so one stream: what the objectives and functions do is done in order.
+        self._options = {
+            "threads": self.threads,
+            "device": open_device(self.device),
+            "tf32": tf32,
+        }
+        self._objectives: dict[str, _core.Objective] = {}
+        self._functions: dict[Function, Any] = {}
 
     @property
     def manifest(self) -> Manifest:
@@ -96,7 +134,7 @@ class Inverter:
             f"<Inverter of {manifest.name or self.bundle.path.name}: "
             f"latent {list(manifest.latent_shape)}, {manifest.prior}, "
             f"image {list(manifest.image_shape)}, losses {', '.join(manifest.losses)}; "
-            f"{self.device}, {self._lanes} lanes, {self.threads} threads>"
+            f"{self.runtime} on {self.device}, {self._lanes} lanes, {self.threads} threads>"
         )
 
     def invert(
@@ -141,6 +179,9 @@ class Inverter:
             InputError: an argument of the wrong shape, type or range.
             RuleError: an unknown recipe, or rules that do not fit the bundle's prior.
             BundleError: the bundle has no objective for a loss of the recipe.
+            DeviceError: the GPU's memory does not hold the lanes; the message says how many fit.
+            RunError: the runtime failed in the middle; what was found is in the error's attribute
+                ``inversion``. What a progress function raises gets that attribute as well.
         """
         manifest = self.manifest
         recipe = self._resolve(recipe, restarts)
@@ -165,38 +206,52 @@ class Inverter:
         described = recipe.describe()
         for stage in described["stages"]:
             stage["objective"] = losses.index(stage["loss"])
-        with progress_reporter(progress, count, recipe.max_steps) as report:
-            found = _core.invert(
-                objectives=[self._objective(loss) for loss in losses],
-                recipe=described,
-                prior=manifest.prior.describe(),
-                images=targets.reshape(count, -1),
-                initial=initial,
-                condition=conditions,
-                target_ids=ids,
+
+        def inversion_of(found: dict[str, Any]) -> Inversion:
+            latents = found["latents"]
+            return Inversion(
+                latents=latents.reshape(count, *manifest.latent_shape),
+                loss=found["loss"],
+                status=found["status"],
+                steps=found["steps"],
+                attempts=found["attempts"],
                 seed=seed,
-                lanes=lanes,
-                coupled=coupled,
-                trace_every=trace_every,
-                progress=report,
+                recipe=recipe.describe(),
+                cancelled=found["cancelled"],
+                trace=found["trace"],
+                _images=lambda: self._generate(latents, conditions, lanes),
             )
-        latents = found["latents"]
 
-        def make_images() -> FloatArray:
-            return self._generate(latents, conditions, lanes)
-
-        return Inversion(
-            latents=latents.reshape(count, *manifest.latent_shape),
-            loss=found["loss"],
-            status=found["status"],
-            steps=found["steps"],
-            attempts=found["attempts"],
-            seed=seed,
-            recipe=recipe.describe(),
-            cancelled=found["cancelled"],
-            trace=found["trace"],
-            _images=make_images,
-        )
+        with progress_reporter(progress, count, recipe.max_steps) as report:
+            try:
+                found = self._run(
+                    losses,
+                    described,
+                    images=targets.reshape(count, -1),
+                    initial=initial,
+                    condition=conditions,
+                    target_ids=ids,
+                    seed=seed,
+                    lanes=lanes,
+                    coupled=coupled,
+                    trace_every=trace_every,
+                    progress=report,
+                )
+            except (_core.OutOfMemory, _core.RunFailed) as error:
+                inversion = inversion_of(error.partial)
+                done = count - inversion.counts()["cancelled"]
+                short = isinstance(error, _core.OutOfMemory)
+                failure = self._too_many(lanes, losses) if short else error
+                if short and not done:
+                    raise failure from None
+                raise RunError(
+                    f"{_one_line(failure)}; {done} of {count} targets were done before", inversion
+                ) from None
+            except Exception as error:  # of the progress function
+                if hasattr(error, "partial"):
+                    error.inversion = inversion_of(error.partial)  # type: ignore[attr-defined]
+                raise
+        return inversion_of(found)
 
     def generate(
         self, latents: Any, *, condition: Any = None, batch: int | None = None
@@ -247,7 +302,7 @@ class Inverter:
             BundleError: the bundle has no such loss.
         """
         manifest = self.manifest
-        function = self._function(self.bundle.file(manifest.objective(loss)).name)
+        function = self._function(manifest.objective(loss, self.runtime))
         targets = check_images(images, manifest)
         flat = check_rows(latents, "latents", manifest.latent_shape, len(targets))
         conditions = self._condition(condition, len(flat))
@@ -257,7 +312,7 @@ class Inverter:
             feeds = {"latent": flat[rows], "image": targets[rows]}
             if conditions is not None:
                 feeds["condition"] = conditions[rows]
-            found = function.run(feeds)
+            found = self._call(function, feeds)
             losses[rows], gradients[rows] = found["loss"], found["gradient"]
         return losses, gradients.reshape(len(flat), *manifest.latent_shape)
 
@@ -274,7 +329,7 @@ class Inverter:
         n = _whole("n", n, at_least=1)
         seed = _whole("seed", seed, at_least=0, at_most=2**64 - 1)
         ids = np.arange(n, dtype=np.uint64) + np.uint64(MAX_TARGET_IDS)
-        prior = self.manifest.prior.describe()
+        prior = json.dumps(self.manifest.prior.describe())
         latents: FloatArray = _core.draw_initial(prior, seed, ids, 0, self.manifest.latent_size)
         return latents.reshape(n, *self.manifest.latent_shape)
 
@@ -292,43 +347,90 @@ class Inverter:
         recipe = recipe.fit(prior)
         return recipe if restarts is None else recipe.replace(restarts=restarts)
 
-    def _objective(self, loss: str) -> _core.OnnxObjective:
+    def _choose(self, runtime: str) -> str:
+        """Return the runtime to use; "auto" is the bundle's first."""
+        present = self.manifest.runtimes
+        if runtime == "auto":
+            return present[0]
+        self.manifest.forward(runtime)
+        return runtime
+
+    def _run(self, losses: list[str], described: dict[str, Any], **arguments: Any) -> Any:
+        """Run the engine on the objectives of these losses."""
+        return _core.invert(
+            objectives=[self._objective(loss) for loss in losses],
+            recipe=json.dumps(described),
+            prior=json.dumps(self.manifest.prior.describe()),
+            **arguments,
+        )
+
+    def _objective(self, loss: str) -> _core.Objective:
         if loss not in self._objectives:
-            path = self.bundle.file(self.manifest.objective(loss))
-            objective = self._load(_core.OnnxObjective, path)
+            function = self.manifest.objective(loss, self.runtime)
+            objective: _core.Objective = self._load("Objective", function)
             sizes = (objective.latent_size, objective.image_size, objective.condition_size)
             manifest = self.manifest
             expected = (manifest.latent_size, manifest.pixels, manifest.condition_size)
             if sizes != expected:
                 raise BundleError(
-                    f"{path}: its latent, image and condition hold {sizes} numbers, but the "
-                    f"manifest says {expected}; export the bundle again"
+                    f"{self.bundle.file(function)}: its latent, image and condition hold {sizes} "
+                    f"numbers, but the manifest says {expected}; export the bundle again"
                 )
             self._objectives[loss] = objective
         return self._objectives[loss]
 
-    def _function(self, file: str) -> _core.OnnxFunction:
-        if file not in self._functions:
-            self._functions[file] = self._load(_core.OnnxFunction, self.bundle.path / file)
-        return self._functions[file]
+    def _function(self, function: Function) -> Any:
+        if function not in self._functions:
+            self._functions[function] = self._load("Function", function)
+        return self._functions[function]
 
-    def _load(self, kind: Callable[..., LoadedT], path: Path) -> LoadedT:
+    def _load(self, kind: str, function: Function) -> Any:
+        """Return an "Objective" or "Function" of the runtime in use."""
+        path = self.bundle.file(function)
+        if self.runtime == "onnx":
+            name = "ONNX Runtime"
+            make = partial(getattr(_core, f"Onnx{kind}"), str(path))
+        else:
+            from pyinv import _torch
+
+            name = "TorchScript"
+            make = partial(getattr(_torch, f"Torch{kind}"), str(path), function.method)
         try:
-            return kind(str(path), threads=self.threads)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())
-            raise BundleError(
-                f"{path}: ONNX Runtime cannot load it ({reason}); export the bundle again"
+            return make(**self._options)
+        except _core.DeviceError as error:
+            raise DeviceError(_one_line(error)) from None
+        except _core.OutOfMemory as error:
+            raise DeviceError(
+                f"{path}: {self.device} has no memory for it ({_one_line(error)}); "
+                'free some, or use device="cpu"'
             ) from None
+        except RuntimeError as error:
+            raise BundleError(
+                f"{path}: {name} cannot load it ({_one_line(error)}); export the bundle again"
+            ) from None
+
+    def _call(self, function: Any, feeds: dict[str, FloatArray]) -> dict[str, FloatArray]:
+        try:
+            found: dict[str, FloatArray] = function.run(feeds)
+        except _core.OutOfMemory as error:
+            raise DeviceError(
+                f"{self.device} has no memory for {len(feeds['latent'])} images at a time "
+                f"({_one_line(error)}); give a smaller batch"
+            ) from None
+        except ValueError as error:  # the file's sizes are not the manifest's
+            raise BundleError(f"{_one_line(error)}; export the bundle again") from None
+        except RuntimeError as error:
+            raise RunError(_one_line(error)) from None
+        return found
 
     def _generate(self, flat: FloatArray, condition: FloatArray | None, batch: int) -> FloatArray:
         images = np.empty((len(flat), *self.manifest.image_shape), dtype=np.float32)
-        function = self._function(self.manifest.forward().file)
+        function = self._function(self.manifest.forward(self.runtime))
         for rows in _groups(len(flat), batch):
             feeds = {"latent": flat[rows]}
             if condition is not None:
                 feeds["condition"] = condition[rows]
-            images[rows] = function.run(feeds)["image"]
+            images[rows] = self._call(function, feeds)["image"]
         return images
 
     def _condition(self, condition: Any, count: int) -> FloatArray | None:
@@ -353,42 +455,68 @@ class Inverter:
         if self._lanes == "auto":
             if coupled:
                 return min(DEFAULT_LANES, count)
-            self._lanes = self._fastest_lanes(loss)
+            candidates = AUTO_LANES[self.device.partition(":")[0]]
+            # More lanes than targets would stand empty; a call with more targets tries again.
+            lanes = self._fastest_lanes(loss, sorted({min(lanes, count) for lanes in candidates}))
+            if count >= max(candidates):
+                self._lanes = lanes
+            return lanes
         return min(int(self._lanes), count)
 
-    def _fastest_lanes(self, loss: str) -> int:
+    def _fastest_lanes(self, loss: str, candidates: Sequence[int]) -> int:
         """Return the fewest lanes within 5 % of the best images per second."""
+        speeds: dict[int, float] = {}
+        for lanes in candidates:
+            self._trial([loss], lanes)  # the first run at a size plans its memory
+            seconds = self._trial([loss], lanes)
+            if seconds is None:  # and so it is with more lanes
+                break
+            speeds[lanes] = lanes / seconds
+        if not speeds:
+            raise self._too_many(lanes, [loss])
+        best = max(speeds.values())
+        return next(lanes for lanes, speed in speeds.items() if speed >= 0.95 * best)
+
+    def _trial(self, losses: list[str], lanes: int) -> float | None:
+        """Return the seconds of two evaluations of each loss; None if memory is short of lanes."""
         manifest = self.manifest
-        function = self._function(manifest.objective(loss).file)
-        speeds = []
-        for lanes in AUTO_LANES:
-            feeds = {
-                "latent": self.sample(lanes).reshape(lanes, -1),
-                "image": np.full(
-                    (lanes, *manifest.image_shape), np.mean(manifest.value_range), dtype=np.float32
-                ),
-            }
-            if manifest.condition_size:
-                feeds["condition"] = np.zeros((lanes, manifest.condition_size), dtype=np.float32)
-            function.run(feeds)  # the first run at a size plans its memory
-            seconds = []
-            for _ in range(2):
-                start = time.perf_counter()
-                function.run(feeds)
-                seconds.append(time.perf_counter() - start)
-            speeds.append(lanes / min(seconds))
-        best = max(speeds)
-        return next(
-            lanes for lanes, speed in zip(AUTO_LANES, speeds, strict=True) if speed >= 0.95 * best
-        )
+        stages = tuple(Stage(GradientDescent(1e-6), max_steps=1, loss=loss) for loss in losses)
+        described = Recipe("trial", stages).fit(manifest.prior).describe()
+        for index, stage in enumerate(described["stages"]):
+            stage["objective"] = index
+        middle = np.float32(np.mean(manifest.value_range))
+        condition = None
+        if manifest.condition_size:
+            condition = np.zeros((lanes, manifest.condition_size), dtype=np.float32)
+        try:
+            found = self._run(
+                losses,
+                described,
+                images=np.full((lanes, manifest.pixels), middle),
+                condition=condition,
+                target_ids=np.arange(lanes, dtype=np.uint64),
+                seed=0,
+                lanes=lanes,
+            )
+        except (_core.OutOfMemory, MemoryError):
+            return None
+        except _core.RunFailed as error:
+            raise RunError(_one_line(error)) from None
+        if found["cancelled"]:
+            raise KeyboardInterrupt
+        return float(found["total_seconds"])
+
+    def _too_many(self, lanes: int, losses: list[str]) -> DeviceError:
+        """Return the error for lanes that the device's memory does not hold, with how many fit."""
+        fitting = lanes // 2
+        while fitting and self._trial(losses, fitting) is None:
+            fitting //= 2
+        mend = f"lanes={fitting} fits" if fitting else "one is too many; use another device"
+        return DeviceError(f"{self.device} has no memory for {lanes} lanes; {mend}")
 
 
-def _check_device(device: Any) -> None:
-    if device == "cpu":
-        return
-    if isinstance(device, str) and device.partition(":")[0] in ("cuda", "gpu"):
-        raise DeviceError(f'this build has no CUDA, got device={device!r}; use device="cpu"')
-    raise DeviceError(f'device must be "cpu", got {device!r}')
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _check_target_ids(target_ids: Any, count: int) -> NDArray[np.uint64]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pyinv._rule import Rule, from_description
+from pyinv._rule import Rule, float32, from_description
 from pyinv.errors import RuleError
 
 __all__ = ["Normal", "Prior", "Uniform", "prior_from_description"]
@@ -32,8 +32,11 @@ class Uniform(Rule):
     def __post_init__(self) -> None:
         self._number("low")
         self._number("high")
-        if self.low >= self.high:
-            raise RuleError(f"Uniform: low must be below high, got {self.low:g} and {self.high:g}")
+        if float32(self.low) >= float32(self.high):
+            where = " in float32" if self.low < self.high else ""
+            raise RuleError(
+                f"Uniform: low must be below high{where}, got {self.low:g} and {self.high:g}"
+            )
 
     @property
     def mean(self) -> float:

@@ -93,9 +93,9 @@ class Stage(Rule):
         if not isinstance(self.loss, str) or not self.loss:
             raise RuleError(f'Stage: loss must be a loss\'s name such as "mse", got {self.loss!r}')
         self._count("max_steps", at_least=1, at_most=MAX_UPDATES)
-        self._number("loss_tolerance", at_least=0.0)
-        self._number("change_tolerance", at_least=0.0)
-        self._number("relative_change_tolerance", at_least=0.0)
+        self._number("loss_tolerance", at_least=0.0, single=False)
+        self._number("change_tolerance", at_least=0.0, single=False)
+        self._number("relative_change_tolerance", at_least=0.0, single=False)
         self._count("patience", at_least=1, at_most=MAX_UPDATES)
         self._flag("reset_moments")
 

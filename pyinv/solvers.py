@@ -39,7 +39,7 @@ class StepDecay(Rule):
 
     def __post_init__(self) -> None:
         self._count("every", at_least=1)
-        self._number("factor", above=0.0, at_most=1.0)
+        self._number("factor", above=0.0, at_most=1.0, single=False)
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Cosine(Rule):
     final: float = 0.0
 
     def __post_init__(self) -> None:
-        self._number("final", at_least=0.0, at_most=1.0)
+        self._number("final", at_least=0.0, at_most=1.0, single=False)
 
 
 Schedule = Constant | StepDecay | Cosine

@@ -1,4 +1,4 @@
-"""Bundles that tests share. None of them needs torch."""
+"""What tests share: bundles, none of which needs torch, and the runtimes and devices to run on."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from computes import COMPUTES, Compute
 from tiny_bundle import TinyGenerator, write_tiny_bundle
 
 from pyinv.bundle import Bundle
@@ -20,6 +21,13 @@ def interrupts_arrive() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="session", params=COMPUTES)
+def compute(request: pytest.FixtureRequest) -> Compute:
+    """Every runtime on every device."""
+    request.param.require()
+    return request.param
 
 
 @pytest.fixture(scope="session")

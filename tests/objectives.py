@@ -1,11 +1,12 @@
-"""Small objectives, each twice: as NumPy (call it) and as an ONNX graph (``save`` it). No torch.
+"""Small objectives, each as NumPy (call it) and as a file for every runtime (``save`` it).
 
 Every one has latents [B, size] and images [B, *image_shape], and gives a loss [B] and a gradient
-[B, size], under the tensor names that a bundle uses.
+[B, size], under the tensor names that a bundle uses. Only TorchScript files need torch.
 """
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 Array = NDArray[np.float32]
+
+METHOD = "objective_toy"  # in TorchScript files
 
 
 class Graph:
@@ -58,6 +61,67 @@ class Graph:
         onnx.save(model, path)
         return str(path)
 
+    def save_torchscript(self, path: Path, sizes: dict[str, Any], inputs: list[str]) -> str:
+        """Write the same operations, in the same order, as the method ``METHOD`` of a module."""
+        import torch
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+
+            class Functions(torch.jit.ScriptModule):
+                def __init__(self, constants: dict[str, Any]) -> None:
+                    super().__init__()
+                    for name, size in sizes.items():
+                        setattr(self, name, size)
+                    for name, value in constants.items():
+                        self.register_buffer(name, torch.from_numpy(value))
+
+            constants = {c.name: numpy_helper.to_array(c).copy() for c in self.constants}
+            module = Functions(constants)
+            tensors = ", ".join(f"{name}: Tensor" for name in inputs)
+            pair = "Tuple[Tensor, Tensor]"
+            lines = [f"def {METHOD}(self, {tensors}, out: Optional[{pair}] = None) -> {pair}:"]
+            lines += [
+                f"{node.output[0]} = {_torch_expression(node, constants)}" for node in self.nodes
+            ]
+            lines += [
+                "if out is not None:",
+                "    out[0].copy_(loss)",
+                "    out[1].copy_(gradient)",
+                "    return out",
+                "return loss, gradient",
+            ]
+            module.define("\n    ".join(lines) + "\n")
+            torch.jit.save(module.eval(), str(path))
+        return str(path)
+
+
+def _torch_expression(node: onnx.NodeProto, constants: dict[str, Any]) -> str:
+    """What an ONNX node computes, as TorchScript source."""
+    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    first, *rest = (f"self.{name}" if name in constants else name for name in node.input)
+    # Whole numbers are shapes, positions and axes, and so part of the source.
+    numbers = [
+        list(map(int, constants[name])) for name in node.input[1:] if _whole(name, constants)
+    ]
+    if node.op_type == "Reshape":
+        return f"{first}.reshape({numbers[0]})"
+    if node.op_type == "Slice":
+        (start,), (end,), (axis,) = numbers
+        return f"{first}.slice({axis}, {start}, {end})"
+    if node.op_type == "Squeeze":
+        return f"{first}.squeeze({numbers[0][0]})"
+    if node.op_type == "ReduceMean":
+        return f"{first}.mean({attributes['axes']}, {bool(attributes['keepdims'])})"
+    if node.op_type in ("Tanh", "Sqrt"):
+        return f"{first}.{node.op_type.lower()}()"
+    sign = {"Add": "+", "Sub": "-", "Mul": "*", "Div": "/", "MatMul": "@"}[node.op_type]
+    return f"{first} {sign} {rest[0]}"
+
+
+def _whole(name: str, constants: dict[str, Any]) -> bool:
+    return name in constants and constants[name].dtype == np.int64
+
 
 class ToyObjective(ABC):
     size: int
@@ -78,14 +142,34 @@ class ToyObjective(ABC):
     def build(self, graph: Graph, image: str) -> None:
         """Append nodes from latent, image [B, pixels] (and condition) to loss and gradient."""
 
-    def save(self, path: Path) -> str:
+    def save(self, path: Path | str, *, runtime: str = "onnx") -> str:
         graph = Graph()
         flat = graph.Reshape("image", graph.constant([-1, self.pixels], np.int64))
         self.build(graph, flat)
         inputs: dict[str, list[Any]] = {"latent": [self.size], "image": list(self.image_shape)}
         if self.condition_size is not None:
             inputs["condition"] = [self.condition_size]
-        return graph.save(path, inputs, {"loss": [], "gradient": [self.size]})
+        if runtime == "torchscript":
+            sizes = {
+                "latent_size": self.size,
+                "image_shape": list(self.image_shape),
+                "condition_size": self.condition_size or 0,
+            }
+            return graph.save_torchscript(Path(path), sizes, list(inputs))
+        return graph.save(Path(path), inputs, {"loss": [], "gradient": [self.size]})
+
+    def load(
+        self, path: Path | str, *, runtime: str = "onnx", device: Any = None, threads: int = 1
+    ) -> Any:
+        """Save it to ``path`` and give the engine's objective in that file."""
+        file = self.save(path, runtime=runtime)
+        if runtime == "torchscript":
+            from pyinv import _torch
+
+            return _torch.TorchObjective(file, METHOD, threads=threads, device=device)
+        from pyinv import _core
+
+        return _core.OnnxObjective(file, threads=threads, device=device)
 
 
 class Quadratic(ToyObjective):

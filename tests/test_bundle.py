@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_bundle import write_tiny_bundle
@@ -44,6 +46,37 @@ def test_manifest_is_written_as_the_format_says(bundle_path):
         "objective_bce.onnx",
         "weights.bin",
     }
+
+
+def test_a_bundle_for_two_runtimes(changed_bundle):
+    manifest = Bundle.open(changed_bundle).manifest
+    assert manifest.runtimes == ("onnx",)
+    script(changed_bundle)
+    bundle = Bundle.open(changed_bundle)
+    manifest = bundle.manifest
+    assert manifest == Manifest.from_description(manifest.describe())
+    assert manifest.runtimes == ("onnx", "torchscript")
+    assert manifest.losses == ("mse",)
+    assert manifest.forward() == manifest.forward("onnx")
+    assert manifest.forward().method is None
+    assert manifest.forward("torchscript").method == "forward"
+    objective = manifest.objective("mse", runtime="torchscript")
+    assert objective.method == "objective_mse"
+    assert bundle.file(objective) == changed_bundle / "functions.pt"
+    assert manifest.objective("mse").file == "objective_mse.onnx"
+
+
+def test_missing_runtime_is_named_with_the_export_option(bundle):
+    for ask in (bundle.manifest.forward, lambda r: bundle.manifest.objective("mse", r)):
+        with pytest.raises(BundleError) as error:
+            ask("torchscript")
+        assert str(error.value) == (
+            "this bundle is for onnx, not for torchscript; export it again with "
+            'runtimes=(..., "torchscript") or `pyinv export --runtime torchscript`, or choose '
+            "another runtime"
+        )
+        with pytest.raises(BundleError, match="unknown runtime 'tvm'; this pyinv has onnx, torchs"):
+            ask("tvm")
 
 
 def test_file_record_is_the_sha256(tmp_path):
@@ -96,6 +129,26 @@ def replace_by_folder(path: Path) -> None:
     (path / "weights.bin").mkdir()
 
 
+def script(path: Path, **wrong: Any) -> None:
+    """Give the bundle a TorchScript forward and objective too, with what is wrong with them."""
+    described = json.loads((path / "manifest.json").read_text())
+    (path / "functions.pt").write_bytes(b"code")
+    described["files"]["functions.pt"] = {
+        "bytes": 4,
+        "sha256": FileRecord.of(path / "functions.pt").sha256,
+    }
+    common = {"runtime": "torchscript", "file": "functions.pt"}
+    forward = {"name": "forward", **common, "method": "forward"}
+    objective = {"name": "objective", "loss": "mse", **common, "method": "objective_mse"}
+    added = wrong.get("functions", [{**forward, **wrong}, objective])
+    described["functions"] += [{**common, **function} for function in added]
+    (path / "manifest.json").write_text(json.dumps(described))
+
+
+def scripted(**wrong: Any) -> Callable[[Path], None]:
+    return lambda path: script(path, **wrong)
+
+
 FORWARD = {"name": "forward", "runtime": "onnx", "file": "forward.onnx"}
 DAMAGES = [
     (flip_a_bit, "weights.bin: its SHA-256 is not the manifest's"),
@@ -111,6 +164,7 @@ DAMAGES = [
     (change_manifest(format_version="1"), "format_version must be a whole number"),
     (change_manifest(latent_shape=None), "the manifest lacks 'latent_shape'"),
     (change_manifest(latent_shape=[0]), "latent_shape must be"),
+    (change_manifest(latent_shape=[2**16, 2**15]), "latent_shape must hold at most 2147483647"),
     (change_manifest(image_shape=[8, 8]), "image_shape must be 3 axes"),
     (change_manifest(value_range=[1, 1]), "value_range must be"),
     (change_manifest(value_range=3), "an entry of the wrong type"),
@@ -118,6 +172,26 @@ DAMAGES = [
     (change_manifest(batch_norm="train"), 'batch_norm must be "eval" or "batch"'),
     (change_manifest(functions=[]), 'exactly one "forward"'),
     (change_manifest(functions=[FORWARD]), 'one "objective" or more'),
+    (change_manifest(functions=[{**FORWARD, "method": "m"}]), "only torchscript has methods"),
+    (scripted(method=None), "the name of a method of functions.pt, got None"),
+    (scripted(method="a b"), "the name of a method of functions.pt, got 'a b'"),
+    (
+        scripted(functions=[{"name": "forward", "method": "forward"}]),
+        'one "objective" or more for torchscript',
+    ),
+    (
+        scripted(functions=[{"name": "objective", "loss": "mse", "method": "m"}]),
+        'exactly one "forward" for torchscript',
+    ),
+    (
+        scripted(
+            functions=[
+                {"name": "forward", "method": "forward"},
+                {"name": "objective", "loss": "l1", "method": "objective_l1"},
+            ]
+        ),
+        "the same losses for each runtime; onnx lacks l1",
+    ),
     (change_manifest(functions=[{**FORWARD, "runtime": "tvm"}]), "needs runtime 'tvm'"),
     (change_manifest(functions=[{**FORWARD, "file": "x.onnx"}]), "names x.onnx, not in files"),
     (

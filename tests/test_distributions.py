@@ -8,6 +8,7 @@ between distribution functions, which holds for every sample size.
 
 from __future__ import annotations
 
+import json
 import math
 from itertools import pairwise
 from statistics import NormalDist
@@ -15,13 +16,13 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 import reference
+from computes import COMPUTES
 from objectives import Flat
 
 from pyinv import _core
 from pyinv.constraints import HardCutoff, LogisticCutoff, StochasticClip, TruncatedNormalCutoff
 from pyinv.priors import Normal, Uniform
 from pyinv.recipes import Recipe, Stage
-from pyinv.runtimes import load_onnxruntime
 from pyinv.solvers import GradientDescent
 
 FALSE_ALARM = 1e-6
@@ -62,7 +63,7 @@ PRIORS = [Uniform(), Uniform(0.25, 4.0), Normal(), Normal(-2.0, 0.3)]
 
 def initial_latents(prior):
     targets = np.arange(200, dtype=np.uint64)
-    return _core.draw_initial(prior.describe(), 1, targets, 0, 500).astype(np.float64)
+    return _core.draw_initial(json.dumps(prior.describe()), 1, targets, 0, 500).astype(np.float64)
 
 
 @pytest.mark.parametrize("prior", PRIORS, ids=str)
@@ -144,8 +145,7 @@ def test_draws_are_independent_of_their_decision_and_of_other_components():
 # Constraints, on a latent that nothing else moves
 
 
-def run_twin(recipe, prior, initial, tmp_path, seed):
-    images = np.zeros((len(initial), 1), dtype=np.float32)
+def run_twin(recipe, prior, initial, images, seed):
     return reference.invert(
         [Flat(initial.shape[1])],
         recipe,
@@ -157,35 +157,35 @@ def run_twin(recipe, prior, initial, tmp_path, seed):
     ).latents
 
 
-def run_engine(recipe, prior, initial, tmp_path, seed):
-    load_onnxruntime()
-    objective = _core.OnnxObjective(Flat(initial.shape[1]).save(tmp_path / "flat.onnx"), threads=1)
+def run_engine(objective, recipe, prior, initial, images, seed):
     return _core.invert(
         objectives=[objective],
-        recipe=recipe,
-        prior=prior.describe(),
-        images=np.zeros((len(initial), 1), dtype=np.float32),
+        recipe=json.dumps(recipe),
+        prior=json.dumps(prior.describe()),
+        images=images,
         initial=initial,
-        condition=None,
         target_ids=np.arange(len(initial), dtype=np.uint64),
         seed=seed,
         lanes=16,
-        coupled=False,
-        trace_every=0,
-        progress=None,
     )["latents"]
 
 
-@pytest.fixture(params=[run_twin, run_engine], ids=["twin", "engine"])
+@pytest.fixture(params=[pytest.param(None, id="twin"), *COMPUTES])
 def constrained(request, tmp_path):
     """What a constraint alone makes of latents in some steps."""
+    if request.param:
+        request.param.require()
 
     def run(constraint, prior, initial, steps, *, seed=21):
         stage = Stage(GradientDescent(1.0), constraint=constraint, max_steps=steps)
         recipe = Recipe("constraint", (stage,), keep="last").fit(prior).describe()
         recipe["stages"][0]["objective"] = 0
         initial = np.ascontiguousarray(initial, dtype=np.float32)
-        return request.param(recipe, prior, initial, tmp_path, seed)
+        images = np.zeros((len(initial), 1), dtype=np.float32)
+        if not request.param:
+            return run_twin(recipe, prior, initial, images, seed)
+        objective = request.param.load(Flat(initial.shape[1]), tmp_path / "flat")
+        return run_engine(objective, recipe, prior, initial, images, seed)
 
     return run
 

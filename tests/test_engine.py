@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -31,25 +32,22 @@ from pyinv.constraints import (
 from pyinv.penalties import MomentPenalty, PriorPenalty
 from pyinv.priors import Normal, Uniform
 from pyinv.recipes import Recipe, Stage
-from pyinv.runtimes import load_onnxruntime
 from pyinv.solvers import Adam, Cosine, GradientDescent, StepDecay
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _runtime():
-    load_onnxruntime()
-
-
 @pytest.fixture
-def engine(tmp_path):
-    """invert() of the engine, on objectives that it loads from ONNX files."""
+def engine(compute, tmp_path):
+    """invert() of the engine, on objectives that it loads from files, by each runtime and device.
+
+    ``engine.device`` is what tolerances depend on.
+    """
     loaded = {}
 
     def load(objective, threads):
         key = id(objective), threads
         if key not in loaded:
-            path = objective.save(tmp_path / f"{len(loaded)}.onnx")
-            loaded[key] = _core.OnnxObjective(path, threads=threads), objective
+            path = tmp_path / f"{len(loaded)}.file"
+            loaded[key] = compute.load(objective, path, threads=threads), objective
         return loaded[key][0]
 
     def invert(
@@ -66,14 +64,15 @@ def engine(tmp_path):
         lanes=4,
         coupled=False,
         trace_every=0,
+        look_every=0,
         progress=None,
         threads=1,
     ):
         ids = range(len(images)) if target_ids is None else target_ids
         return _core.invert(
             objectives=[load(objective, threads) for objective in objectives],
-            recipe=described(recipe.fit(prior), use),
-            prior=prior.describe(),
+            recipe=json.dumps(described(recipe.fit(prior), use)),
+            prior=json.dumps(prior.describe()),
             images=images,
             initial=initial,
             condition=condition,
@@ -82,9 +81,11 @@ def engine(tmp_path):
             lanes=lanes,
             coupled=coupled,
             trace_every=trace_every,
+            look_every=look_every,
             progress=progress,
         )
 
+    invert.device = compute.device
     return invert
 
 
@@ -107,20 +108,20 @@ def described(recipe, use):
     return description
 
 
-def assert_agree(result, expected):
+def assert_agree(result, expected, device):
     np.testing.assert_array_equal(result["status"], expected.status)
     np.testing.assert_array_equal(result["attempts"], expected.attempts)
     np.testing.assert_array_equal(result["steps"], expected.steps)
-    assert_close(result["latents"], expected.latents, "latent")
-    assert_close(result["loss"], expected.loss, "loss")
+    assert_close(result["latents"], expected.latents, "latent", device=device)
+    assert_close(result["loss"], expected.loss, "loss", device=device)
     if expected.trace is not None:
-        assert_close(result["trace"], expected.trace, "loss")
+        assert_close(result["trace"], expected.trace, "loss", device=device)
 
 
 def both(engine, *arguments, **options):
     """The engine's result, once it is seen to agree with the twin's; and the twin's."""
     result, expected = engine(*arguments, **options), twin(*arguments, **options)
-    assert_agree(result, expected)
+    assert_agree(result, expected, engine.device)
     assert not result["cancelled"]
     return result, expected
 
@@ -535,8 +536,10 @@ def test_a_given_initial_latent_serves_the_first_attempt_only(engine):
     initial = np.stack([np.full(4, 100.0), np.full(4, 1e-6)]).astype(np.float32)
     images = np.zeros((2, 1), dtype=np.float32)
     result, _ = both(engine, [flat], method, Normal(), images, initial=initial, seed=9)
-    drawn = _core.draw_initial(Normal().describe(), 9, np.arange(2, dtype=np.uint64), 1, 4)
-    np.testing.assert_array_equal(result["latents"], [drawn[0], initial[1]])
+    prior = json.dumps(Normal().describe())
+    drawn = _core.draw_initial(prior, 9, np.arange(2, dtype=np.uint64), 1, 4)
+    assert_close(result["latents"][0], drawn[0], "normal draw", device=engine.device)
+    np.testing.assert_array_equal(result["latents"][1], initial[1])
     np.testing.assert_array_equal(result["attempts"], 2)
     np.testing.assert_array_equal(result["steps"], 4)
 
@@ -759,8 +762,8 @@ def test_results_do_not_depend_on_how_the_call_is_made(engine, parts, changes):
         engine, parts, wide, METHOD, Uniform(), images, **{"lanes": 7, **changes}, seed=6
     )
     np.testing.assert_array_equal(other["status"], base["status"])
-    assert_close(other["latents"], base["latents"], "latent, other batch")
-    assert_close(other["loss"], base["loss"], "loss, other batch")
+    for key, quantity in (("latents", "latent"), ("loss", "loss")):
+        assert_close(other[key], base[key], f"{quantity}, other batch", device=engine.device)
 
 
 @pytest.mark.parametrize(
@@ -791,6 +794,58 @@ def test_two_runs_give_the_same_bits(engine):
     images = distant_images(9)
     first, second = (engine([PERCEPTRON], METHOD, Uniform(), images) for _ in range(2))
     np.testing.assert_array_equal(first["latents"], second["latents"])
+
+
+# Looking at the lanes seldom, as on a GPU: they wait, and nothing else
+
+
+@pytest.mark.parametrize("lanes", [1, 3, 4])
+@pytest.mark.parametrize("look_every", [1, 3, 40])
+def test_looking_seldom_changes_nothing(engine, look_every, lanes):
+    # Targets that converge, stall, change their objective, restart or run to the end.
+    stages = tuple(replace(stage, loss_tolerance=0.03) for stage in TWO_STAGES)
+    method = recipe(*stages, restarts=2, keep="best")
+    objectives, images = [PERCEPTRON, OTHER], distant_images(13)
+    options = {"use": (0, 1), "lanes": lanes, "trace_every": 5, "seed": 4}
+    looked = engine(objectives, method, Uniform(), images, look_every=look_every, **options)
+    expected = twin(objectives, method, Uniform(), images, **options)
+    assert_agree(looked, expected, engine.device)
+    assert len(set(expected.status)) > 1
+    assert len(set(expected.attempts)) > 1
+
+
+@pytest.mark.parametrize("look_every", [1, 3, 40])
+def test_looking_seldom_at_groups_changes_nothing(engine, look_every):
+    first = Stage(GENTLE_SOLVERS["adam"], max_steps=15, loss_tolerance=0.02)
+    second = replace(first, penalties=(MomentPenalty(0.2, 0.2),), max_steps=11)
+    method = recipe(first, second, restarts=1, keep="best")
+    arguments = [COUPLED, COUPLED], method, Uniform(), coupled_images(10)
+    options = {"use": (0, 1), "coupled": True, "trace_every": 4}
+    looked = engine(*arguments, look_every=look_every, **options)
+    assert_agree(looked, twin(*arguments, **options), engine.device)
+
+
+def test_cancelling_between_looks_keeps_what_was_found(engine):
+    quadratic = Quadratic(2)
+    images = quadratic.images(np.zeros((9, 2)))
+    calls = 0
+
+    def progress(report):
+        nonlocal calls
+        calls += 1
+        time.sleep(0.1)
+        if calls == 3:
+            raise KeyboardInterrupt
+
+    stage = replace(HALVING, max_steps=12)
+    options = {"lanes": 2, "seed": 8, "look_every": 10, "progress": progress}
+    result = engine([quadratic], recipe(stage), Uniform(), images, **options)
+    assert result["cancelled"]
+    done = result["status"] == STEP_LIMIT
+    assert 0 < done.sum() < len(images)
+    np.testing.assert_array_equal(result["status"][~done], CANCELLED)
+    np.testing.assert_array_equal(result["steps"][done], 12)
+    np.testing.assert_allclose(result["latents"][done], 0.0, atol=0.1)
 
 
 # Progress, cancelling, threads, memory
@@ -924,33 +979,36 @@ def test_other_python_threads_run_meanwhile(engine):
     assert finished == 50
 
 
-def test_two_threads_invert_with_one_objective(tmp_path):
+def test_two_threads_invert_with_one_objective(compute, tmp_path):
     # In a process of its own: what goes wrong here takes the interpreter with it.
     run_script(
         """
+        import json
         import sys
         import threading
         import numpy as np
         from objectives import Perceptron
-        from pyinv import _core
+        from pyinv import _core, runtimes
         from pyinv.constraints import StochasticClip
+        from pyinv.devices import open_device
         from pyinv.priors import Uniform
         from pyinv.recipes import Recipe, Stage
-        from pyinv.runtimes import load_onnxruntime
         from pyinv.solvers import Adam
 
-        load_onnxruntime()
+        path, runtime, device = sys.argv[1:]
+        runtimes.load(runtime)
         perceptron = Perceptron(5)
-        objective = _core.OnnxObjective(perceptron.save(sys.argv[1]), threads=1)
+        objective = perceptron.load(path, runtime=runtime, device=open_device(device))
         stage = Stage(Adam(0.1), StochasticClip(), max_steps=2000)
         recipe = Recipe("threads", (stage,)).fit(Uniform()).describe()
         recipe["stages"][0]["objective"] = 0
+        prior = json.dumps(Uniform().describe())
         latents = np.random.default_rng(0).uniform(-1, 1, (12, 5)).astype(np.float32)
 
         def invert(rows, lanes):
             ids = np.arange(12, dtype=np.uint64)[rows]
             return _core.invert(
-                objectives=[objective], recipe=recipe, prior=Uniform().describe(),
+                objectives=[objective], recipe=json.dumps(recipe), prior=prior,
                 images=perceptron.generate(latents[rows]), initial=None, condition=None,
                 target_ids=ids, seed=0, lanes=lanes, coupled=False, trace_every=0, progress=None,
             )["latents"]
@@ -970,7 +1028,9 @@ def test_two_threads_invert_with_one_objective(tmp_path):
         for result, right in zip(results, expected, strict=True):
             np.testing.assert_array_equal(result, right)
         """,
-        tmp_path / "perceptron.onnx",
+        tmp_path / "perceptron.file",
+        compute.runtime,
+        {"cpu": "cpu", "cuda": "cuda:0"}[compute.device],
     )
 
 
@@ -986,6 +1046,7 @@ def run_script(script, *arguments):
 def test_memory_is_inputs_and_outputs(tmp_path):
     # Every size runs in a fresh process, so that its peak is its own.
     script = """
+        import json
         import sys
         import numpy as np
         from objectives import Quadratic
@@ -1008,13 +1069,14 @@ def test_memory_is_inputs_and_outputs(tmp_path):
         stage = Stage(Adam(0.1), StochasticClip(), max_steps=3)
         recipe = Recipe("memory", (stage,), restarts=1).fit(Uniform()).describe()
         recipe["stages"][0]["objective"] = 0
+        prior = json.dumps(Uniform().describe())
 
         def invert(count):
             images = np.ones((count, size + 1), dtype=np.float32)
             ids = np.arange(count, dtype=np.uint64)
             before = kilobytes("VmRSS")
             result = _core.invert(
-                objectives=[objective], recipe=recipe, prior=Uniform().describe(), images=images,
+                objectives=[objective], recipe=json.dumps(recipe), prior=prior, images=images,
                 initial=None, condition=None, target_ids=ids, seed=0, lanes=64, coupled=False,
                 trace_every=0, progress=None,
             )

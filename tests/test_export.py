@@ -350,7 +350,7 @@ def test_layers_export(tmp_path: Path, name: str) -> None:
     torch.manual_seed(0)
     layers = LAYERS[name]()
     generator = Small(nn.Sequential(layers if "weight" in name else seeded(layers), nn.Tanh()))
-    path = export_small(generator, tmp_path / "b")
+    path = export_small(generator, tmp_path / "b", runtimes=("onnx", "torchscript"))
     operators = {node.op_type for node in onnx.load(path / "objective_mse.onnx").graph.node}
     assert not operators & {"BatchNormalization", "ScatterND", "GatherND", "ScatterElements"}
 
@@ -439,7 +439,7 @@ def test_manifest(exported: Callable[[str], Exported]) -> None:
 def test_the_same_generator_gives_the_same_bundle(tmp_path: Path) -> None:
     generator = seeded(Small())
     for name in "ab":
-        export_small(generator, tmp_path / name, name="small")
+        export_small(generator, tmp_path / name, name="small", runtimes=("torchscript", "onnx"))
     for file in sorted(os.listdir(tmp_path / "a")):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
 
@@ -458,7 +458,12 @@ def test_the_generator_is_left_alone(tmp_path: Path, capfd: pytest.CaptureFixtur
     hooks = len(generator._forward_hooks)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        export_small(generator, tmp_path / "b", latent_shape=(12, 1, 1))
+        export_small(
+            generator,
+            tmp_path / "b",
+            latent_shape=(12, 1, 1),
+            runtimes=("onnx", "torchscript"),
+        )
     assert all(torch.equal(before[key], value) for key, value in generator.state_dict().items())
     assert [module.training for module in generator.modules()] == modes
     assert all(parameter.requires_grad for parameter in generator.parameters())
@@ -505,10 +510,13 @@ def mean_of_all(image: Tensor, target: Tensor) -> Tensor:
 
 REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
     "not a module": (lambda: lambda z: z, {}, "must be a torch.nn.Module, got function"),
-    "TorchScript": (
-        lambda: torch.jit.trace(Small(), torch.zeros(1, 12)),
-        {},
-        "TorchScript module, which cannot be traced",
+    "unknown runtime": (Small, {"runtimes": "tvm"}, "unknown runtime 'tvm': give any of 'onnx'"),
+    "no runtime": (Small, {"runtimes": ()}, "runtimes is empty: give any of 'onnx', 'torchscript'"),
+    "runtimes of another type": (Small, {"runtimes": 1}, "runtimes must be names, got 1"),
+    "twice the same runtime": (
+        Small,
+        {"runtimes": ("onnx", "onnx")},
+        "runtime 'onnx' is given twice",
     ),
     "no weights": (lambda: Small().to("meta"), {}, "meta device and has no weights"),
     "complex weights": (

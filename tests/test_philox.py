@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import reference
@@ -68,14 +70,14 @@ RESTARTS = [0, 1, 4095]
 )
 def test_initial_latents_equal_the_twins(prior, seed, restart):
     drawn = _core.draw_initial(
-        prior.describe(), seed, np.array(TARGETS, dtype=np.uint64), restart, 33
+        json.dumps(prior.describe()), seed, np.array(TARGETS, dtype=np.uint64), restart, 33
     )
     expected = reference.draw_initial(prior.describe(), seed, TARGETS, restart, 33)
     assert_close(drawn, expected, f"{prior.kind()} draw")
 
 
 def test_initial_latents_differ_in_every_part_of_the_counter():
-    prior = Uniform().describe()
+    prior = json.dumps(Uniform().describe())
     rows = np.concatenate(
         [
             _core.draw_initial(prior, seed, np.array(TARGETS, dtype=np.uint64), restart, 16)
@@ -87,7 +89,7 @@ def test_initial_latents_differ_in_every_part_of_the_counter():
 
 
 def test_a_target_draws_the_same_in_any_company():
-    prior = Normal().describe()
+    prior = json.dumps(Normal().describe())
     together = _core.draw_initial(prior, 5, np.arange(50, dtype=np.uint64), 2, 7)
     alone = [_core.draw_initial(prior, 5, np.array([t], dtype=np.uint64), 2, 7) for t in range(50)]
     np.testing.assert_array_equal(together, np.concatenate(alone))

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import importlib.metadata
+import importlib.util
+import json
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pyinv import runtimes
+from pyinv import cli, runtimes
 from pyinv.errors import DependencyError, PyinvError
 
 onnx = pytest.importorskip("onnx")
@@ -139,6 +145,44 @@ def test_a_wheel_without_the_library_is_too_old(site: Site) -> None:
     assert "pip install --upgrade onnxruntime" in str(error.value)
 
 
+def test_cuda_of_pip_is_loaded_as_far_as_it_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = "bin" if sys.platform == "win32" else "lib"
+    name = "{}64_1.dll" if sys.platform == "win32" else "lib{}.so.1"
+    for package, library in [
+        ("cublas", "cublas"),
+        ("cublas", "cublasLt"),
+        ("cublas", "nvblas"),
+        ("cuda_runtime", "cudart"),
+        ("cu13", "cudart"),
+        ("cudnn", "cudnn"),
+    ]:
+        path = tmp_path / "nvidia" / package / folder / name.format(library)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("no library")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "nvidia", raising=False)
+    opened = []
+
+    class Library(ctypes.CDLL):
+        def __init__(self, name: str, *arguments: object, **more: object) -> None:
+            opened.append(Path(name).relative_to(tmp_path / "nvidia").parts)
+            super().__init__(name, *arguments, **more)
+
+    monkeypatch.setattr(ctypes, "CDLL", Library)
+    runtimes.preload_cuda.__wrapped__()
+    expected = [("cu13", "cudart"), ("cuda_runtime", "cudart"), ("cublas", "cublasLt")]
+    expected += [("cublas", "cublas"), ("cudnn", "cudnn")]
+    assert opened == [(package, folder, name.format(library)) for package, library in expected]
+
+
+def test_without_cuda_of_pip_there_is_nothing_to_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(ctypes, "CDLL", None)
+    runtimes.preload_cuda.__wrapped__()
+
+
 # ---- loading -------------------------------------------------------------------------------------
 
 
@@ -224,6 +268,106 @@ def test_using_a_graph_before_loading_says_what_to_call() -> None:
     run = [sys.executable, "-c", program, __file__]
     result = subprocess.run(run, capture_output=True, text=True, check=True)
     assert "pyinv.runtimes.load_onnxruntime()" in result.stdout
+
+
+# ---- TorchScript ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def torch_found(monkeypatch: pytest.MonkeyPatch):
+    """Pretend that pyinv was built with one torch and another one, or none, is installed."""
+
+    def pretend(built_with: str | None, installed: str | None) -> None:
+        torch = types.ModuleType("torch")
+        torch.__spec__ = importlib.util.spec_from_loader("torch", None)
+        torch.__version__ = installed
+        torch.version = types.SimpleNamespace(cuda="13.0" if "+cu" in str(installed) else None)
+        if installed is None:
+            torch = None  # which makes Python say that it is not there
+            found = importlib.util.find_spec
+            monkeypatch.setattr(
+                importlib.util, "find_spec", lambda name: None if name == "torch" else found(name)
+            )
+        monkeypatch.setitem(sys.modules, "torch", torch)
+        monkeypatch.setitem(sys.modules, "pyinv._torch", None)  # to load it is an error
+        build = None
+        if built_with is not None:
+            build = types.ModuleType("pyinv._torch_build")
+            build.VERSION = built_with
+        monkeypatch.setitem(sys.modules, "pyinv._torch_build", build)
+
+    return pretend
+
+
+load_torchscript_again = runtimes.load_torchscript.__wrapped__
+
+
+@pytest.mark.parametrize(
+    ("built_with", "installed", "problem", "mend"),
+    [
+        (None, None, "PyTorch, which is not installed", "'pip install torch && pip install "),
+        (None, "2.13.0+cpu", "pyinv was built without torch", "'pip install scikit-build-core"),
+        ("2.13.0", None, "PyTorch, which is not installed", "'pip install torch==2.13.0'"),
+        (
+            "2.13.0",
+            "2.12.1+cpu",
+            "was built with torch 2.13.0 and runs with that alone, but torch 2.12.1+cpu is",
+            "--no-build-isolation --force-reinstall --no-deps",
+        ),
+        ("2.13.0", "2.13.0+cpu", "runtime cannot be loaded", "--force-reinstall"),
+    ],
+)
+def test_torchscript_that_cannot_run_names_the_command_that_mends_it(
+    torch_found, built_with: str | None, installed: str | None, problem: str, mend: str
+) -> None:
+    torch_found(built_with, installed)
+    with pytest.raises(DependencyError) as error:
+        load_torchscript_again()
+    message = message_of(error)
+    assert problem in message
+    assert mend in message
+    assert message.endswith("'")
+
+
+@pytest.mark.parametrize(("flavour", "cuda"), [("+cpu", None), ("+cu130", "13.0"), ("", None)])
+def test_any_flavour_of_the_torch_of_the_build_will_do(
+    torch_found, monkeypatch: pytest.MonkeyPatch, flavour: str, cuda: str | None
+) -> None:
+    torch_found("2.13.0", f"2.13.0{flavour}")
+    monkeypatch.setitem(sys.modules, "pyinv._torch", types.ModuleType("pyinv._torch"))
+    loaded = load_torchscript_again()
+    assert loaded == runtimes.TorchScriptInfo(f"2.13.0{flavour}", cuda)
+    assert loaded.has_cuda == (cuda is not None)
+    assert str(loaded) == f"torch 2.13.0{flavour}"
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_command_builds_from_where_pyinv_came_from(
+    torch_found, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kept: bool
+) -> None:
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    if kept:
+        (folder / "pyproject.toml").touch()
+    recorded = f'{{"url": "{folder.as_uri()}", "dir_info": {{}}}}'
+    distribution = types.SimpleNamespace(read_text=lambda name: recorded)
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: distribution)
+    torch_found(None, "2.13.0")
+    with pytest.raises(DependencyError) as error:
+        load_torchscript_again()
+    assert (str(folder) if kept else "--no-binary pyinv pyinv") in message_of(error)
+
+
+def test_info_says_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["info", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["onnxruntime"].startswith(str(runtimes.load_onnxruntime()))
+    torchscript = "not usable: "
+    with contextlib.suppress(DependencyError):
+        torchscript = str(runtimes.load_torchscript())
+    assert found["torchscript"].startswith(torchscript)
+    assert found["cuda"].startswith("in this build") == _core.built_with_cuda()
+    assert found["devices"].count("cuda:") == _core.cuda_device_count()
 
 
 # ---- graphs --------------------------------------------------------------------------------------

@@ -4,17 +4,25 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <chrono>
+#include <exception>
+#include <limits>
+#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 #include "fma_peak.h"
-#include "onnxruntime/library.h"
+#include "json.h"
 #include "onnxruntime/objective.h"
+#include "onnxruntime/operators.h"
 #include "onnxruntime/session.h"
 #include "philox.h"
 #include "pyinv/engine.h"
+#include "pyinv/onnxruntime.h"
+#include "pyinv/rules.h"
 
 namespace py = pybind11;
 using namespace pyinv;
@@ -23,145 +31,6 @@ namespace {
 
 template <class T>
 using Array = py::array_t<T, py::array::c_style>;
-
-// Rules arrive as the dictionaries that the dataclasses' describe() gives ------------------------
-
-std::string kind_of(const py::dict& rule) { return rule["kind"].cast<std::string>(); }
-
-template <class T>
-T field(const py::dict& rule, const char* name) {
-  return rule[name].cast<T>();
-}
-
-template <class T>
-T field_or(const py::dict& rule, const char* name, T fallback) {
-  return rule.contains(name) && !rule[name].is_none() ? rule[name].cast<T>() : fallback;
-}
-
-[[noreturn]] void unknown(const char* what, const std::string& kind) {
-  throw py::value_error(std::string("unknown ") + what + " '" + kind + "'");
-}
-
-Prior to_prior(const py::dict& rule) {
-  Prior prior;
-  const std::string kind = kind_of(rule);
-  if (kind == "uniform") {
-    prior.kind = PriorKind::uniform;
-    prior.low = field<float>(rule, "low");
-    prior.high = field<float>(rule, "high");
-  } else if (kind == "normal") {
-    prior.kind = PriorKind::normal;
-    prior.mean = field<float>(rule, "mean");
-    prior.std = field<float>(rule, "std");
-  } else {
-    unknown("prior", kind);
-  }
-  return prior;
-}
-
-Constraint to_constraint(const py::dict& rule, const Prior& prior) {
-  Constraint constraint;
-  const std::string kind = kind_of(rule);
-  if (kind == "none" || kind == "no_constraint") {
-    constraint.kind = ConstraintKind::none;
-  } else if (kind == "clip" || kind == "stochastic_clip") {
-    constraint.kind = kind == "clip" ? ConstraintKind::clip : ConstraintKind::stochastic_clip;
-    constraint.low = field_or(rule, "low", prior.low);
-    constraint.high = field_or(rule, "high", prior.high);
-  } else if (kind == "hard_cutoff") {
-    constraint.kind = ConstraintKind::hard_cutoff;
-    constraint.a = field<float>(rule, "c");
-  } else if (kind == "logistic_cutoff") {
-    constraint.kind = ConstraintKind::logistic_cutoff;
-    constraint.a = field<float>(rule, "a");
-    constraint.b = field<float>(rule, "b");
-  } else if (kind == "truncated_normal_cutoff") {
-    constraint.kind = ConstraintKind::truncated_normal_cutoff;
-    constraint.a = field<float>(rule, "a");
-  } else {
-    unknown("constraint", kind);
-  }
-  constraint.horizon = field_or<int64_t>(rule, "horizon", 0);
-  return constraint;
-}
-
-Schedule to_schedule(const py::dict& rule) {
-  Schedule schedule;
-  const std::string kind = kind_of(rule);
-  if (kind == "constant") {
-    schedule.kind = ScheduleKind::constant;
-  } else if (kind == "step_decay") {
-    schedule.kind = ScheduleKind::step_decay;
-    schedule.every = field<int64_t>(rule, "every");
-    schedule.factor = field<double>(rule, "factor");
-  } else if (kind == "cosine") {
-    schedule.kind = ScheduleKind::cosine;
-    schedule.final = field<double>(rule, "final");
-  } else {
-    unknown("schedule", kind);
-  }
-  return schedule;
-}
-
-Solver to_solver(const py::dict& rule) {
-  Solver solver;
-  const std::string kind = kind_of(rule);
-  solver.learning_rate = field<double>(rule, "learning_rate");
-  if (kind == "gradient_descent") {
-    solver.kind = SolverKind::gradient_descent;
-    solver.momentum = field<double>(rule, "momentum");
-  } else if (kind == "adam") {
-    solver.kind = SolverKind::adam;
-    solver.beta1 = field<double>(rule, "beta1");
-    solver.beta2 = field<double>(rule, "beta2");
-    solver.epsilon = field<double>(rule, "epsilon");
-  } else {
-    unknown("solver", kind);
-  }
-  solver.schedule = to_schedule(field<py::dict>(rule, "schedule"));
-  return solver;
-}
-
-Penalties to_penalties(const py::sequence& rules) {
-  Penalties penalties;
-  for (const py::handle& item : rules) {
-    const auto rule = item.cast<py::dict>();
-    const std::string kind = kind_of(rule);
-    if (kind == "moment_penalty") {
-      penalties.moments =
-          field<std::string>(rule, "over") == "batch" ? MomentScope::batch : MomentScope::latent;
-      penalties.gamma_mean = field<float>(rule, "gamma_mean");
-      penalties.gamma_std = field<float>(rule, "gamma_std");
-    } else if (kind == "prior_penalty") {
-      penalties.prior_weight = field<float>(rule, "weight");
-      penalties.anneal_prior = field<bool>(rule, "anneal");
-    } else {
-      unknown("penalty", kind);
-    }
-  }
-  return penalties;
-}
-
-Recipe to_recipe(const py::dict& rule, const Prior& prior) {
-  Recipe recipe;
-  recipe.restarts = field<int64_t>(rule, "restarts");
-  recipe.keep_best = field<std::string>(rule, "keep") == "best";
-  for (const py::handle& item : rule["stages"].cast<py::sequence>()) {
-    const auto stage = item.cast<py::dict>();
-    recipe.stages.push_back(
-        {.solver = to_solver(field<py::dict>(stage, "solver")),
-         .constraint = to_constraint(field<py::dict>(stage, "constraint"), prior),
-         .penalties = to_penalties(stage["penalties"].cast<py::sequence>()),
-         .objective = field<int64_t>(stage, "objective"),
-         .max_steps = field<int64_t>(stage, "max_steps"),
-         .loss_tolerance = field<double>(stage, "loss_tolerance"),
-         .change_tolerance = field<double>(stage, "change_tolerance"),
-         .relative_change_tolerance = field<double>(stage, "relative_change_tolerance"),
-         .patience = field<int64_t>(stage, "patience"),
-         .reset_moments = field<bool>(stage, "reset_moments")});
-  }
-  return recipe;
-}
 
 // The run ----------------------------------------------------------------------------------------
 
@@ -203,22 +72,44 @@ class Ticker {
   std::chrono::steady_clock::time_point last_signal_check_, last_report_;
 };
 
-py::dict invert(const std::vector<const Objective*>& objectives, const py::dict& recipe_rule,
-                const py::dict& prior_rule, const Array<float>& images,
+// What Python gets to see when a run fails: for want of memory, or in any other way.
+PyObject* out_of_memory = nullptr;
+PyObject* run_failed = nullptr;
+
+// Raises the error with the attribute `partial`.
+[[noreturn]] void raise_with_partial(std::exception_ptr failure, const py::dict& partial) {
+  const auto raise = [&partial](py::handle type, const char* message) {
+    const py::object error = type(message);
+    error.attr("partial") = partial;
+    PyErr_SetObject(type.ptr(), error.ptr());
+    throw py::error_already_set();
+  };
+  try {
+    std::rethrow_exception(std::move(failure));
+  } catch (const py::error_already_set& error) {  // of the progress function
+    error.value().attr("partial") = partial;
+    throw;
+  } catch (const OutOfMemory& error) {
+    raise(out_of_memory, error.what());
+  } catch (const std::bad_alloc&) {
+    raise(run_failed, "the engine ran out of memory; fewer lanes need less");
+  } catch (const std::invalid_argument& error) {
+    raise(PyExc_ValueError, error.what());
+  } catch (const std::exception& error) {
+    raise(run_failed, error.what());
+  }
+  std::terminate();  // out of reach: each branch throws
+}
+
+py::dict invert(const std::vector<const Objective*>& objectives, const std::string& recipe_rule,
+                const std::string& prior_rule, const Array<float>& images,
                 const std::optional<Array<float>>& initial,
                 const std::optional<Array<float>>& condition, const Array<uint64_t>& target_ids,
                 uint64_t seed, int64_t lanes, bool coupled, int64_t trace_every, int64_t look_every,
                 const py::object& progress) {
-  const Prior prior = to_prior(prior_rule);
-  const Recipe recipe = to_recipe(recipe_rule, prior);
-  if (objectives.empty() || recipe.stages.empty() || lanes < 1) {
-    throw py::value_error("a run needs an objective, a stage and a lane");
-  }
-  for (const Stage& stage : recipe.stages) {
-    if (stage.objective < 0 || stage.objective >= static_cast<int64_t>(objectives.size())) {
-      throw py::value_error("a stage names an objective that was not given");
-    }
-  }
+  const Prior prior = parse_prior(prior_rule);
+  const Recipe recipe = parse_recipe(recipe_rule, prior).recipe;
+  if (objectives.empty()) throw py::value_error("a run needs an objective");
   const int64_t count = target_ids.size();
   const int64_t latent_size = objectives[0]->latent_size();
   expect_shape(images, "images", count, objectives[0]->image_size());
@@ -245,22 +136,31 @@ py::dict invert(const std::vector<const Objective*>& objectives, const py::dict&
                         .trace = trace ? trace->mutable_data() : nullptr};
   Ticker ticker(progress);
   RunSummary summary;
+  std::exception_ptr failure;
   {
     py::gil_scoped_release release;
-    summary = run(objectives, prior, recipe, targets,
-                  {.seed = seed,
-                   .lanes = lanes,
-                   .coupled = coupled,
-                   .trace_every = trace_every,
-                   .look_every = look_every,
-                   .keep_going = std::ref(ticker)},
-                  results);
+    try {
+      summary = run(objectives, prior, recipe, targets,
+                    {.seed = seed,
+                     .lanes = lanes,
+                     .coupled = coupled,
+                     .trace_every = trace_every,
+                     .look_every = look_every,
+                     .keep_going = std::ref(ticker)},
+                    results);
+    } catch (...) {
+      failure = std::current_exception();
+      summary.cancelled = true;
+    }
   }
   using namespace py::literals;
-  return py::dict("latents"_a = latents, "loss"_a = loss, "status"_a = status, "steps"_a = steps,
-                  "attempts"_a = attempts, "trace"_a = trace, "cancelled"_a = summary.cancelled,
-                  "evaluations"_a = summary.evaluations, "total_seconds"_a = summary.total_seconds,
-                  "objective_seconds"_a = summary.objective_seconds);
+  const py::dict found("latents"_a = latents, "loss"_a = loss, "status"_a = status,
+                       "steps"_a = steps, "attempts"_a = attempts, "trace"_a = trace,
+                       "cancelled"_a = summary.cancelled, "evaluations"_a = summary.evaluations,
+                       "total_seconds"_a = summary.total_seconds,
+                       "objective_seconds"_a = summary.objective_seconds);
+  if (failure) raise_with_partial(failure, found);
+  return found;
 }
 
 // Any ONNX graph ---------------------------------------------------------------------------------
@@ -300,6 +200,39 @@ py::dict run_function(const ort::Function& function, const py::dict& inputs) {
   return results;
 }
 
+std::string kind_of(const Device& device) {
+  return device.kind() == DeviceKind::cuda ? "cuda" : "cpu";
+}
+
+template <class Loaded>
+std::unique_ptr<Loaded> load(const std::string& path, int threads, std::shared_ptr<Device> device,
+                             bool tf32) {
+  if (!device) device = cpu_device();
+  return std::make_unique<Loaded>(
+      path, RuntimeOptions{.threads = threads, .device = std::move(device), .tf32 = tf32});
+}
+
+py::object to_python(const json::Value& value) {
+  return std::visit(
+      [](const auto& data) -> py::object {
+        using Data = std::decay_t<decltype(data)>;
+        if constexpr (std::is_same_v<Data, std::nullptr_t>) {
+          return py::none();
+        } else if constexpr (std::is_same_v<Data, json::Array>) {
+          py::list list;
+          for (const json::Value& item : data) list.append(to_python(item));
+          return list;
+        } else if constexpr (std::is_same_v<Data, json::Object>) {
+          py::dict dict;
+          for (const auto& [key, item] : data) dict[py::str(key)] = to_python(item);
+          return dict;
+        } else {
+          return py::cast(data);
+        }
+      },
+      value.data);
+}
+
 Array<uint32_t> philox(const Array<uint32_t>& counters, const Array<uint32_t>& keys) {
   const int64_t count = counters.ndim() == 2 ? counters.shape(0) : -1;
   expect_shape(counters, "counter", count, 4);
@@ -320,28 +253,44 @@ PYBIND11_MODULE(_core, module) {
   using namespace py::literals;
   module.doc() = "The engine of pyinv. Not a public interface: use pyinv.Inverter.";
   module.attr("__version__") = PYINV_VERSION;
-  module.attr("has_cuda") = false;
+
+  py::register_exception<DeviceError>(module, "DeviceError", PyExc_RuntimeError);
+  out_of_memory =
+      py::register_exception<OutOfMemory>(module, "OutOfMemory", PyExc_RuntimeError).ptr();
+  run_failed =
+      py::exception<std::runtime_error>(module, "RunFailed", PyExc_RuntimeError).release().ptr();
+
+  py::class_<Device, std::shared_ptr<Device>>(module, "Device")
+      .def_property_readonly("kind", &kind_of)
+      .def_property_readonly("index", &Device::index)
+      .def("synchronize", &Device::synchronize, py::call_guard<py::gil_scoped_release>())
+      .def("__repr__", [](const Device& device) {
+        return "<Device " + kind_of(device) + ":" + std::to_string(device.index()) + ">";
+      });
+  module.def("cpu_device", &cpu_device);
+  module.def("cuda_device", &cuda_device, "index"_a = 0, py::call_guard<py::gil_scoped_release>());
+  module.def("built_with_cuda", &built_with_cuda);
+  module.def("cuda_device_count", &cuda_device_count, py::call_guard<py::gil_scoped_release>());
+  module.def("cuda_device_name", &cuda_device_name, "index"_a,
+             py::call_guard<py::gil_scoped_release>());
 
   module.def(
-      "load_onnxruntime", [](const std::string& path) { return ort::load_library(path); }, "path"_a,
+      "load_onnxruntime", [](const std::string& path) { return load_onnxruntime(path); }, "path"_a,
       py::call_guard<py::gil_scoped_release>());
 
   py::class_<Objective>(module, "Objective")
       .def_property_readonly("latent_size", &Objective::latent_size)
       .def_property_readonly("image_size", &Objective::image_size)
-      .def_property_readonly("condition_size", &Objective::condition_size);
+      .def_property_readonly("condition_size", &Objective::condition_size)
+      .def_property_readonly("device", &Objective::device);
 
   py::class_<OnnxObjective, Objective>(module, "OnnxObjective")
-      .def(py::init([](const std::string& path, int threads) {
-             return std::make_unique<OnnxObjective>(path, threads);
-           }),
-           "path"_a, py::kw_only(), "threads"_a, py::call_guard<py::gil_scoped_release>());
+      .def(py::init(&load<OnnxObjective>), "path"_a, py::kw_only(), "threads"_a,
+           "device"_a = py::none(), "tf32"_a = false, py::call_guard<py::gil_scoped_release>());
 
   py::class_<ort::Function>(module, "OnnxFunction")
-      .def(py::init([](const std::string& path, int threads) {
-             return std::make_unique<ort::Function>(path, threads);
-           }),
-           "path"_a, py::kw_only(), "threads"_a, py::call_guard<py::gil_scoped_release>())
+      .def(py::init(&load<ort::Function>), "path"_a, py::kw_only(), "threads"_a,
+           "device"_a = py::none(), "tf32"_a = false, py::call_guard<py::gil_scoped_release>())
       .def("run", &run_function, "inputs"_a);
 
   module.def("invert", &invert, py::kw_only(), "objectives"_a, "recipe"_a, "prior"_a, "images"_a,
@@ -351,9 +300,9 @@ PYBIND11_MODULE(_core, module) {
 
   module.def(
       "draw_initial",
-      [](const py::dict& prior_rule, uint64_t seed, const Array<uint64_t>& target_ids,
+      [](const std::string& prior_rule, uint64_t seed, const Array<uint64_t>& target_ids,
          uint32_t restart, int64_t size) {
-        const Prior prior = to_prior(prior_rule);
+        const Prior prior = parse_prior(prior_rule);
         Array<float> latents({static_cast<int64_t>(target_ids.size()), size});
         for (int64_t row = 0; row < target_ids.size(); ++row) {
           draw_initial(prior, seed, target_ids.at(row), restart, size,
@@ -363,6 +312,16 @@ PYBIND11_MODULE(_core, module) {
       },
       "prior"_a, "seed"_a, "target_ids"_a, "restart"_a, "size"_a);
 
+  // For tests and benchmarks.
+  module.def(
+      "parse_json", [](const std::string& text) { return to_python(json::parse(text)); }, "text"_a);
+  module.def(
+      "onnx_operators", [](const std::string& path) { return ort::operators_in(path); }, "path"_a);
+  module.def(
+      "onnx_recordable", [](const std::string& path) { return ort::recordable(path); }, "path"_a);
+  module.def(
+      "onnx_readers_without_cuda",
+      [](const std::string& path) { return ort::readers_without_cuda(path); }, "path"_a);
   module.def("philox", &philox, "counter"_a, "key"_a);
   module.def("fma_peak", &measure_fma_peak, "threads"_a, "seconds"_a = 0.5,
              py::call_guard<py::gil_scoped_release>());

@@ -1,11 +1,39 @@
+#include <algorithm>
+
 #include "kernels/kernels.h"
 #include "lane_rule.h"
 
 namespace pyinv {
+namespace {
+
+// What nearly every lane does at nearly every step; `act` without its choices. The rules are
+// copies, which no write to a latent can change as far as a compiler knows.
+void step_lane(const LaneArrays& lanes, int64_t lane) {
+  const LaneState& state = lanes.state[lane];
+  const StepRule rule = lanes.stages[state.stage].step;
+  const LaneStep step = state.step;
+  const int64_t d = lanes.latent_size, first = lane * d;
+  float* latent = lanes.latent + first;
+  const float* gradient = lanes.gradient + first;
+  float *m = lanes.first_moment + first, *v = lanes.second_moment + first;
+  uint32_t* born = lanes.born + first;
+  if (state.action & kRecord) std::copy_n(latent, d, lanes.recorded + first);
+  for (int64_t i = 0; i < d; ++i) {
+    step_component(rule, step, static_cast<uint32_t>(i), gradient[i], latent[i], m[i], v[i],
+                   born[i]);
+  }
+}
+
+}  // namespace
 
 void step_cpu(const LaneArrays& lanes, int64_t active) {
   for (int64_t lane = 0; lane < active; ++lane) {
-    for (int64_t i = 0; i < lanes.latent_size; ++i) act(lanes, lane, i);
+    const uint8_t action = lanes.state[lane].action;
+    if ((action & ~kRecord) == kStep) {
+      step_lane(lanes, lane);
+    } else if (action) {
+      for (int64_t i = 0; i < lanes.latent_size; ++i) act<1>(lanes, lane, i);
+    }
   }
 }
 

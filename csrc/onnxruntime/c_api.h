@@ -30,6 +30,7 @@ inline constexpr std::uint32_t kApiVersion = 17;
 inline constexpr const char* kMinimumVersion = "1.17";
 
 struct OrtApi;
+struct OrtCUDAProviderOptionsV2;
 struct OrtCustomOpDomain;
 struct OrtEnv;
 struct OrtIoBinding;
@@ -155,6 +156,21 @@ inline constexpr Slot<130, OrtStatus*(OrtSessionOptions*, const char* key, const
     AddSessionConfigEntry;
 inline constexpr Slot<100, void(OrtSessionOptions*)> ReleaseSessionOptions;
 
+// The CUDA execution provider. UpdateCUDAProviderOptions starts from the defaults and takes texts;
+// a pointer goes in afterwards, with UpdateCUDAProviderOptionsWithValue. GetAvailableProviders
+// names what the library was built with; whether that loads, only appending it tells.
+inline constexpr Slot<125, OrtStatus*(char*** names, int* count)> GetAvailableProviders;
+inline constexpr Slot<126, OrtStatus*(char** names, int count)> ReleaseAvailableProviders;
+inline constexpr Slot<204, OrtStatus*(OrtSessionOptions*, const OrtCUDAProviderOptionsV2*)>
+    SessionOptionsAppendExecutionProvider_CUDA_V2;
+inline constexpr Slot<205, OrtStatus*(OrtCUDAProviderOptionsV2**)> CreateCUDAProviderOptions;
+inline constexpr Slot<206, OrtStatus*(OrtCUDAProviderOptionsV2*, const char* const* keys,
+                                      const char* const* values, std::size_t count)>
+    UpdateCUDAProviderOptions;
+inline constexpr Slot<263, OrtStatus*(OrtCUDAProviderOptionsV2*, const char* key, void* value)>
+    UpdateCUDAProviderOptionsWithValue;
+inline constexpr Slot<208, void(OrtCUDAProviderOptionsV2*)> ReleaseCUDAProviderOptions;
+
 // Sessions and what they declare. A name belongs to the allocator it was asked from.
 inline constexpr Slot<7, OrtStatus*(const OrtEnv*, const OrtPathChar* path,
                                     const OrtSessionOptions*, OrtSession**)>
@@ -201,9 +217,16 @@ inline constexpr Slot<51, OrtStatus*(OrtValue*, void**)> GetTensorMutableData;
 inline constexpr Slot<65, OrtStatus*(const OrtValue*, OrtTensorTypeAndShapeInfo**)>
     GetTensorTypeAndShape;
 inline constexpr Slot<96, void(OrtValue*)> ReleaseValue;
-inline constexpr Slot<69, OrtStatus*(OrtAllocatorType, OrtMemType, OrtMemoryInfo**)>
-    CreateCpuMemoryInfo;
+inline constexpr Slot<68, OrtStatus*(const char* name, OrtAllocatorType, int device, OrtMemType,
+                                     OrtMemoryInfo**)>
+    CreateMemoryInfo;
 inline constexpr Slot<94, void(OrtMemoryInfo*)> ReleaseMemoryInfo;
+
+// Run options.
+inline constexpr Slot<39, OrtStatus*(OrtRunOptions**)> CreateRunOptions;
+inline constexpr Slot<165, OrtStatus*(OrtRunOptions*, const char* key, const char* value)>
+    AddRunConfigEntry;
+inline constexpr Slot<97, void(OrtRunOptions*)> ReleaseRunOptions;
 
 // Bound runs: inputs and outputs named once, then run again and again.
 inline constexpr Slot<133, OrtStatus*(OrtSession*, const OrtRunOptions*, const OrtIoBinding*)>

@@ -1,8 +1,11 @@
 #include "onnxruntime/library.h"
 
+#include <algorithm>
 #include <mutex>
 #include <stdexcept>
 #include <system_error>
+
+#include "pyinv/device.h"
 
 #ifdef _WIN32
 #define WIN32_LEAN_AND_MEAN
@@ -70,11 +73,28 @@ std::string one_line(std::string text) {
   return line;
 }
 
+// ONNX Runtime has no error code for it: its arena and its allocators, CUDA, cuDNN and cuBLAS each
+// say it in words of their own.
+bool tells_of_memory(const std::string& message) {
+  constexpr std::string_view signs[] = {"Failed to allocate memory for requested buffer",
+                                        "Available memory of",
+                                        "out of memory",
+                                        "std::bad_alloc",
+                                        "CUDA failure 2:",
+                                        "CUBLAS_STATUS_ALLOC_FAILED",
+                                        "CUDNN_STATUS_ALLOC_FAILED"};
+  return std::any_of(std::begin(signs), std::end(signs), [&message](std::string_view sign) {
+    return message.find(sign) != std::string::npos;
+  });
+}
+
 void check(const OrtApi* table, OrtStatus* status, std::string_view subject) {
   if (!status) return;
-  std::string message = one_line(GetErrorMessage(table, status));
+  const std::string reason = one_line(GetErrorMessage(table, status));
   ReleaseStatus(table, status);
-  throw std::runtime_error(std::string(subject) + ": ONNX Runtime: " + message);
+  const std::string message = std::string(subject) + ": ONNX Runtime: " + reason;
+  if (tells_of_memory(reason)) throw OutOfMemory(message + "; fewer lanes need less");
+  throw std::runtime_error(message);
 }
 
 Library open(const fs::path& path) {
@@ -129,7 +149,7 @@ const OrtApi* api() {
   if (!loaded.api) {
     throw std::runtime_error(
         "no ONNX Runtime is loaded yet; call pyinv.runtimes.load_onnxruntime() in Python or "
-        "pyinv::ort::load_library(path) in C++ first");
+        "pyinv::load_onnxruntime(path) in C++ first");
   }
   return loaded.api;
 }
@@ -137,6 +157,15 @@ const OrtApi* api() {
 const OrtEnv* environment() {
   api();
   return loaded.environment;
+}
+
+bool has_provider(std::string_view name) {
+  char** names = nullptr;
+  int count = 0;
+  check(GetAvailableProviders(api(), &names, &count), "the execution providers");
+  const bool found = std::find(names, names + count, name) != names + count;
+  check(ReleaseAvailableProviders(api(), names, count), "the execution providers");
+  return found;
 }
 
 void check(OrtStatus* status, std::string_view subject) { check(api(), status, subject); }

@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "onnxruntime/c_api.h"
+#include "pyinv/api.h"
 
 namespace pyinv::ort {
 
@@ -16,14 +17,18 @@ namespace pyinv::ort {
 // Throws std::runtime_error: no such file, not an ONNX Runtime, older than kMinimumVersion.
 std::string load_library(const std::filesystem::path& path);
 
-// The table of the loaded library. Throws std::runtime_error before load_library.
-const OrtApi* api();
+// The table of the loaded library. Throws std::runtime_error before load_library. Exported for the
+// Python module, which holds ONNX Runtime's tensors.
+PYINV_API const OrtApi* api();
 
 // The one environment of the process: ONNX Runtime's logging, at severity error.
 const OrtEnv* environment();
 
+// Whether the loaded library was built with the execution provider of this name.
+bool has_provider(std::string_view name);
+
 // Turns a failed call into a std::runtime_error that names `subject` (a file) and gives ONNX
-// Runtime's own message, in one line.
+// Runtime's own message, in one line; OutOfMemory where the message says so.
 void check(OrtStatus* status, std::string_view subject);
 
 // Owns an object of ONNX Runtime, to be given back through the slot `release`.
@@ -40,6 +45,8 @@ using Handle = std::unique_ptr<Object, Release<release>>;
 using Session = Handle<OrtSession, ReleaseSession>;
 using SessionOptions = Handle<OrtSessionOptions, ReleaseSessionOptions>;
 using Value = Handle<OrtValue, ReleaseValue>;
+using RunOptions = Handle<OrtRunOptions, ReleaseRunOptions>;
+using CudaOptions = Handle<OrtCUDAProviderOptionsV2, ReleaseCUDAProviderOptions>;
 using IoBinding = Handle<OrtIoBinding, ReleaseIoBinding>;
 using MemoryInfo = Handle<OrtMemoryInfo, ReleaseMemoryInfo>;
 using TypeInfo = Handle<OrtTypeInfo, ReleaseTypeInfo>;

@@ -2,10 +2,13 @@
 
 #include <cassert>
 #include <map>
+#include <set>
 #include <span>
 #include <stdexcept>
 #include <string>
 #include <utility>
+
+#include "onnxruntime/operators.h"
 
 namespace pyinv {
 namespace {
@@ -66,6 +69,17 @@ void check_signature(const std::string& file, const char* kind,
   }
 }
 
+// A binding lasts for many steps, and what the CPU reads of it would be the first step's.
+void check_readers(const std::string& file, const std::filesystem::path& path) {
+  const std::set<std::string> readers = ort::readers_without_cuda(path);
+  if (readers.empty()) return;
+  std::string names;
+  for (const std::string& name : readers) names += (names.empty() ? "" : ", ") + name;
+  throw DeviceError(file + ": cannot run on a GPU: ONNX Runtime may compute " + names +
+                    " on the CPU, and " + (readers.size() == 1 ? "it reads" : "they read") +
+                    " an input of the graph directly; use the CPU, or the runtime torchscript");
+}
+
 // The size of one lane's row, which the graph must fix.
 int64_t row_size(const std::string& file, const TensorInfo& info) {
   int64_t size = 1;
@@ -82,12 +96,29 @@ struct Rows {
   std::vector<int64_t> latent, image, condition;  // condition: empty if the graph takes none
 };
 
+// On a GPU, a run returns once its work is in the stream.
+ort::RunOptions make_run_options(const ort::Model& model) {
+  if (model.device()->kind() == DeviceKind::cpu) return nullptr;
+  ort::OrtRunOptions* options = nullptr;
+  ort::check(ort::CreateRunOptions(ort::api(), &options), model.file());
+  ort::RunOptions owner(options);
+  ort::check(
+      ort::AddRunConfigEntry(ort::api(), options, "disable_synchronize_execution_providers", "1"),
+      model.file());
+  return owner;
+}
+
 class OnnxEvaluator : public Evaluator {
  public:
-  OnnxEvaluator(const ort::Model& model, const LaneBuffers& buffers, Rows rows)
-      : model_(model), buffers_(buffers), rows_(std::move(rows)) {}
+  OnnxEvaluator(const ort::Model& model, const LaneBuffers& buffers, Rows rows, bool recordable)
+      : model_(model),
+        buffers_(buffers),
+        rows_(std::move(rows)),
+        recordable_(recordable),
+        run_options_(make_run_options(model)) {}
 
   void evaluate(int64_t first, int64_t count) override;
+  bool capturable() const override { return recordable_; }
 
  private:
   using Lanes = std::pair<int64_t, int64_t>;  // first, count
@@ -97,6 +128,8 @@ class OnnxEvaluator : public Evaluator {
   const ort::Model& model_;
   const LaneBuffers buffers_;
   const Rows rows_;
+  const bool recordable_;
+  const ort::RunOptions run_options_;
   std::map<Lanes, ort::IoBinding> bindings_;
 };
 
@@ -111,7 +144,7 @@ ort::IoBinding OnnxEvaluator::make_binding(int64_t first, int64_t count) const {
     for (int64_t dimension : row) stride *= dimension;
     tensor.shape.insert(tensor.shape.end(), row.begin(), row.end());
     tensor.data = array + first * stride;
-    return ort::borrow_tensor(tensor, model_.file());
+    return ort::borrow_tensor(tensor, *model_.device(), model_.file());
   };
   // The binding counts its own reference to each tensor.
   const auto bind_input = [&](const char* name, const float* array,
@@ -139,14 +172,15 @@ void OnnxEvaluator::evaluate(int64_t first, int64_t count) {
     if (bindings_.size() == kMaxBindings) bindings_.clear();
     found = bindings_.emplace(Lanes{first, count}, make_binding(first, count)).first;
   }
-  ort::check(ort::RunWithBinding(ort::api(), model_.session(), nullptr, found->second.get()),
-             model_.file());
+  ort::check(
+      ort::RunWithBinding(ort::api(), model_.session(), run_options_.get(), found->second.get()),
+      model_.file());
 }
 
 }  // namespace
 
-OnnxObjective::OnnxObjective(const std::filesystem::path& file, int threads)
-    : model_(file, threads) {
+OnnxObjective::OnnxObjective(const std::filesystem::path& file, const RuntimeOptions& options)
+    : model_(file, options) {
   check_signature(model_.file(), "input", model_.inputs(), kInputs);
   check_signature(model_.file(), "output", model_.outputs(), kOutputs);
 
@@ -156,6 +190,10 @@ OnnxObjective::OnnxObjective(const std::filesystem::path& file, int threads)
   image_shape_.assign(image.shape.begin() + 1, image.shape.end());
   if (const TensorInfo* condition = find(model_.inputs(), "condition")) {
     condition_size_ = row_size(model_.file(), *condition);
+  }
+  if (options.device->kind() == DeviceKind::cuda) {
+    check_readers(model_.file(), file);
+    recordable_ = ort::recordable(file);
   }
   // A gradient of undeclared width is checked by ONNX Runtime when it writes the first one.
   const TensorInfo& gradient = *find(model_.outputs(), "gradient");
@@ -175,7 +213,7 @@ std::unique_ptr<Evaluator> OnnxObjective::bind(const LaneBuffers& buffers) const
   }
   Rows rows{.latent = {latent_size_}, .image = image_shape_, .condition = {}};
   if (condition_size_) rows.condition = {condition_size_};
-  return std::make_unique<OnnxEvaluator>(model_, buffers, std::move(rows));
+  return std::make_unique<OnnxEvaluator>(model_, buffers, std::move(rows), recordable_);
 }
 
 }  // namespace pyinv

@@ -13,14 +13,15 @@
 namespace pyinv {
 
 // The engine's arrays are bound to the graph as they are: a step copies and allocates nothing here.
-class OnnxObjective : public Objective {
+class PYINV_API OnnxObjective : public Objective {
  public:
-  // Throws std::runtime_error if the file is not such a graph.
-  OnnxObjective(const std::filesystem::path& file, int threads);
+  // Throws std::runtime_error if the file is not such a graph, DeviceError, OutOfMemory.
+  OnnxObjective(const std::filesystem::path& file, const RuntimeOptions& options);
 
   int64_t latent_size() const override { return latent_size_; }
   int64_t image_size() const override { return image_size_; }
   int64_t condition_size() const override { return condition_size_; }
+  std::shared_ptr<Device> device() const override { return model_.device(); }
 
   std::unique_ptr<Evaluator> bind(const LaneBuffers& buffers) const override;
 
@@ -28,6 +29,7 @@ class OnnxObjective : public Objective {
   ort::Model model_;
   std::vector<int64_t> image_shape_;  // C, H, W
   int64_t latent_size_ = 0, image_size_ = 0, condition_size_ = 0;
+  bool recordable_ = false;
 };
 
 }  // namespace pyinv

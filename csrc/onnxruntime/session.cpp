@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <stdexcept>
+#include <utility>
 
+#include "backend.h"
 #include "ops/custom_ops.h"
 
 namespace pyinv::ort {
@@ -88,7 +90,56 @@ std::vector<TensorInfo> read_signature(OrtSession* session, std::string_view sub
   return signature;
 }
 
-SessionOptions make_session_options(int threads, std::string_view subject) {
+// Puts the session's work on the device's GPU, into its stream.
+//
+// The custom operators of csrc/ops are the CPU's: a model carries each as a function of standard
+// operators too, which ONNX Runtime puts in its place where the domain is not registered.
+void add_cuda(OrtSessionOptions* options, const RuntimeOptions& runtime, std::string_view subject) {
+  const std::string mend =
+      "; 'pip install \"onnxruntime-gpu[cuda,cudnn]\"' has what it needs, or use the CPU";
+  if (!has_provider("CUDAExecutionProvider")) {
+    throw DeviceError(
+        "this ONNX Runtime was built without CUDA; 'pip uninstall -y onnxruntime && pip install "
+        "onnxruntime-gpu', or use the CPU");
+  }
+  try {
+    OrtCUDAProviderOptionsV2* cuda = nullptr;
+    check(CreateCUDAProviderOptions(api(), &cuda), subject);
+    const CudaOptions owner(cuda);
+
+    const std::string device = std::to_string(runtime.device->index());
+    const std::pair<const char*, const char*> settings[] = {
+        {"device_id", device.c_str()},
+        {"use_tf32", runtime.tf32 ? "1" : "0"},
+        // Once for each new shape, in the warm-up. It says how hard to look for a convolution's
+        // algorithm: where ONNX Runtime has cuDNN's frontend it chooses among its heuristics, in
+        // older ones algorithms are timed.
+        {"cudnn_conv_algo_search", "EXHAUSTIVE"},
+        {"cudnn_conv_use_max_workspace", "1"},
+        // Lanes' memory is the same from step to step; doubling the arena would waste up to half.
+        {"arena_extend_strategy", "kSameAsRequested"},
+        {"do_copy_in_default_stream", "1"},
+    };
+    std::vector<const char*> keys, values;
+    for (const auto& [key, value] : settings) {
+      keys.push_back(key);
+      values.push_back(value);
+    }
+    check(UpdateCUDAProviderOptions(api(), cuda, keys.data(), values.data(), keys.size()), subject);
+    // This sets has_user_compute_stream too.
+    check(UpdateCUDAProviderOptionsWithValue(api(), cuda, "user_compute_stream",
+                                             runtime.device->stream()),
+          subject);
+    check(SessionOptionsAppendExecutionProvider_CUDA_V2(api(), options, cuda), subject);
+  } catch (const OutOfMemory&) {
+    throw;
+  } catch (const std::runtime_error& error) {
+    // The provider is a library of its own, and CUDA's and cuDNN's have to be there for it.
+    throw DeviceError(error.what() + mend);
+  }
+}
+
+SessionOptions make_session_options(const RuntimeOptions& runtime, std::string_view subject) {
   OrtSessionOptions* options = nullptr;
   check(CreateSessionOptions(api(), &options), subject);
   SessionOptions owner(options);
@@ -97,7 +148,13 @@ SessionOptions make_session_options(int threads, std::string_view subject) {
   // One graph at a time, one operator at a time: all threads share the one operator.
   check(SetSessionExecutionMode(api(), options, ORT_SEQUENTIAL), subject);
   check(SetInterOpNumThreads(api(), options, 1), subject);
-  check(SetIntraOpNumThreads(api(), options, threads), subject);
+  if (runtime.device->kind() == DeviceKind::cuda) {
+    // The host computes shapes and no more; and a run that is recorded wants no other thread.
+    check(SetIntraOpNumThreads(api(), options, 1), subject);
+    add_cuda(options, runtime, subject);
+    return owner;
+  }
+  check(SetIntraOpNumThreads(api(), options, runtime.threads), subject);
   // Threads spin between the operators of a run, but not between runs. On two idle cores a step of
   // 16 images took 0.82 times as long as without spinning; on cores that other programs keep busy
   // it takes up to 2.3 times as long, and fewer threads are the cure.
@@ -107,14 +164,18 @@ SessionOptions make_session_options(int threads, std::string_view subject) {
   return owner;
 }
 
-Session make_session(const fs::path& file, int threads) {
+Session make_session(const fs::path& file, const RuntimeOptions& runtime) {
   const std::string subject = file.string();
-  if (threads < 1) {
+  if (runtime.threads < 1) {
     throw std::invalid_argument(subject + ": threads should be at least 1, is " +
-                                std::to_string(threads));
+                                std::to_string(runtime.threads));
   }
   if (!fs::is_regular_file(file)) throw std::runtime_error(subject + ": no such file");
-  const SessionOptions options = make_session_options(threads, subject);
+  const SessionOptions options = make_session_options(runtime, subject);
+  const auto exclusive = runtime.device->exclusive();
+  // Opening one waits for the whole GPU, which CUDA forbids while any stream's work is recorded.
+  std::unique_lock recording(recording_mutex, std::defer_lock);
+  if (runtime.device->kind() == DeviceKind::cuda) recording.lock();
   OrtSession* session = nullptr;
   check(CreateSession(api(), environment(), file.c_str(), options.get(), &session), subject);
   return Session(session);
@@ -142,9 +203,12 @@ std::string describe(ONNXTensorElementDataType type, const std::vector<int64_t>&
   return text + "]";
 }
 
-Value borrow_tensor(const TensorView& tensor, std::string_view subject) {
+Value borrow_tensor(const TensorView& tensor, const Device& device, std::string_view subject) {
   OrtMemoryInfo* memory = nullptr;
-  check(CreateCpuMemoryInfo(api(), OrtDeviceAllocator, OrtMemTypeDefault, &memory), subject);
+  const char* name = device.kind() == DeviceKind::cuda ? "Cuda" : "Cpu";
+  check(
+      CreateMemoryInfo(api(), name, OrtDeviceAllocator, device.index(), OrtMemTypeDefault, &memory),
+      subject);
   const MemoryInfo owner(memory);
   OrtValue* value = nullptr;
   check(CreateTensorWithDataAsOrtValue(
@@ -154,15 +218,16 @@ Value borrow_tensor(const TensorView& tensor, std::string_view subject) {
   return Value(value);
 }
 
-Model::Model(const fs::path& file, int threads)
+Model::Model(const fs::path& file, const RuntimeOptions& options)
     : file_(file.string()),
-      session_(make_session(file, threads)),
+      device_(options.device),
+      session_(make_session(file, options)),
       inputs_(read_signature(session_.get(), file_, SessionGetInputCount, SessionGetInputName,
                              SessionGetInputTypeInfo)),
       outputs_(read_signature(session_.get(), file_, SessionGetOutputCount, SessionGetOutputName,
                               SessionGetOutputTypeInfo)) {}
 
-Function::Function(const fs::path& file, int threads) : model_(file, threads) {
+Function::Function(const fs::path& file, const RuntimeOptions& options) : model_(file, options) {
   for (const auto* signature : {&model_.inputs(), &model_.outputs()}) {
     for (const TensorInfo& info : *signature) {
       if (element_size(info.type)) continue;
@@ -192,7 +257,7 @@ std::map<std::string, Function::Output> Function::run(
                                   describe(tensor.type, tensor.shape));
     }
     input_names.push_back(info.name.c_str());
-    owners.push_back(borrow_tensor(tensor, file));
+    owners.push_back(borrow_tensor(tensor, *cpu_device(), file));
     values.push_back(owners.back().get());
   }
   for (const auto& [name, tensor] : inputs) {
@@ -207,6 +272,7 @@ std::map<std::string, Function::Output> Function::run(
   for (const TensorInfo& info : model_.outputs()) output_names.push_back(info.name.c_str());
 
   std::vector<OrtValue*> results(output_names.size(), nullptr);
+  const auto exclusive = model_.device()->exclusive();
   check(Run(api(), model_.session(), nullptr, input_names.data(), values.data(), values.size(),
             output_names.data(), output_names.size(), results.data()),
         file);

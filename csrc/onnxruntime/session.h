@@ -1,13 +1,15 @@
-// A graph in an ONNX file, ready to run on the CPU.
+// A graph in an ONNX file, ready to run on a device.
 #pragma once
 
 #include <cstdint>
 #include <filesystem>
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "onnxruntime/library.h"
+#include "pyinv/objective.h"
 
 namespace pyinv::ort {
 
@@ -26,31 +28,37 @@ struct TensorView {
 };
 
 // "float32", as NumPy calls it; "unknown" for what TensorView cannot hold (strings, sequences).
-const char* type_name(ONNXTensorElementDataType type);
+PYINV_API const char* type_name(ONNXTensorElementDataType type);
 size_t element_size(ONNXTensorElementDataType type);  // bytes; 0 for an unknown type
 
 std::string describe(ONNXTensorElementDataType type, const std::vector<int64_t>& shape);
 
-Value borrow_tensor(const TensorView& tensor, std::string_view subject);
+// The tensor lies in `device`'s memory.
+Value borrow_tensor(const TensorView& tensor, const Device& device, std::string_view subject);
 
-// Loads the file, with external data from beside it. `threads` work inside an operator.
+// Loads the file, with external data from beside it.
 class Model {
  public:
-  Model(const std::filesystem::path& file, int threads);
+  // Throws std::runtime_error for what is no graph, DeviceError where this ONNX Runtime cannot use
+  // the device, OutOfMemory.
+  Model(const std::filesystem::path& file, const RuntimeOptions& options);
 
   const std::vector<TensorInfo>& inputs() const { return inputs_; }
   const std::vector<TensorInfo>& outputs() const { return outputs_; }
   const std::string& file() const { return file_; }
   OrtSession* session() const { return session_.get(); }
+  const std::shared_ptr<Device>& device() const { return device_; }
 
  private:
   std::string file_;
+  std::shared_ptr<Device> device_;  // the session's work goes to its stream
   Session session_;
   std::vector<TensorInfo> inputs_, outputs_;
 };
 
-// Any graph, called by name: what the Python class OnnxFunction wraps.
-class Function {
+// Any graph, called by name: what the Python class OnnxFunction wraps. Arrays lie in host memory,
+// whatever the device.
+class PYINV_API Function {
  public:
   // An output and the memory it lives in.
   struct Output {
@@ -59,7 +67,7 @@ class Function {
   };
 
   // Throws std::runtime_error for a graph with inputs or outputs other than tensors of numbers.
-  Function(const std::filesystem::path& file, int threads);
+  Function(const std::filesystem::path& file, const RuntimeOptions& options);
 
   const std::vector<TensorInfo>& inputs() const { return model_.inputs(); }
   const std::vector<TensorInfo>& outputs() const { return model_.outputs(); }

@@ -34,7 +34,8 @@ first steps:
 
 exit codes:
   0    done
-  1    something given or found is wrong; one line on standard error says what
+  1    something given or found is wrong, or failed; one line on standard error says what. `invert`
+       writes what was done before a runtime failed
   2    the command line is wrong
   3    done, but the loss of some targets became NaN or infinite
   130  interrupted; what was found so far is written

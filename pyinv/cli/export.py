@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from pyinv.bundle import Bundle
+from pyinv.bundle import RUNTIMES, Bundle
 from pyinv.cli.console import Console
 from pyinv.cli.exit_codes import DONE
 from pyinv.errors import DependencyError, InputError
@@ -18,6 +18,8 @@ examples:
   pyinv export my_models.py:make_generator -o faces.bundle --latent-shape 100
   pyinv export my.package:Decoder -o vae.bundle --latent-shape 64 --prior normal \\
       --value-range 0 1 --loss mse --loss bce
+  pyinv export generator.pt -o faces.bundle --latent-shape 100 \\
+      --runtime onnx --runtime torchscript
 """
 
 
@@ -38,7 +40,7 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         "generator",
         metavar="GENERATOR",
         help="package.module:factory or file.py:factory; the factory takes no arguments and "
-        "returns the torch.nn.Module with its weights",
+        "returns the torch.nn.Module with its weights. Or a TorchScript file, from torch.jit.save",
     )
     parser.add_argument(
         "-o", "--output", metavar="DIR", required=True, help="the bundle's folder, to be made"
@@ -62,6 +64,13 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         metavar="NAME",
         action="append",
         help="mse, l1 or bce; repeat it for several [mse]",
+    )
+    parser.add_argument(
+        "--runtime",
+        metavar="NAME",
+        action="append",
+        choices=RUNTIMES,
+        help=f"{' or '.join(RUNTIMES)}; repeat it for both, the preferred one first [onnx]",
     )
     parser.add_argument(
         "--value-range",
@@ -94,9 +103,9 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         import torch  # noqa: F401
     except ImportError:
         raise DependencyError('exporting needs PyTorch: pip install "pyinv[export]"') from None
-    from pyinv.export import export, load_factory
+    from pyinv.export import export, load_generator
 
-    generator = load_factory(arguments.generator)
+    generator = load_generator(arguments.generator)
     console.message("tracing, writing and checking; this takes a moment")
     export(
         generator,
@@ -107,13 +116,15 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         value_range=tuple(arguments.value_range),
         batch_norm=arguments.batch_norm,
         condition_shape=arguments.condition_shape,
+        runtimes=tuple(arguments.runtime or ("onnx",)),
         name=arguments.name,
         overwrite=arguments.overwrite,
     )
     bundle = Bundle.open(arguments.output)
     console.message(
         f"wrote {bundle.path}: latent {list(bundle.manifest.latent_shape)}, "
-        f"image {list(bundle.manifest.image_shape)}, losses {', '.join(bundle.manifest.losses)}"
+        f"image {list(bundle.manifest.image_shape)}, losses {', '.join(bundle.manifest.losses)}, "
+        f"for {' and '.join(bundle.manifest.runtimes)}"
     )
     console.result({"path": str(bundle.path), **bundle.manifest.describe()})
     return DONE

@@ -11,6 +11,7 @@ import numpy as np
 from pyinv.cli.arrays import read_array
 from pyinv.cli.console import Console
 from pyinv.cli.exit_codes import DONE
+from pyinv.cli.machine import add_machine_options, machine_options
 from pyinv.cli.outputs import OutputFile, OutputFolder
 from pyinv.errors import OutputError
 
@@ -41,7 +42,7 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the random latents [%(default)s]")
     parser.add_argument("--condition", metavar="FILE", help=".npy [N, k], if the bundle needs one")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads [all cores]")
+    add_machine_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -52,7 +53,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
 
     kind = _kind(arguments.output)
     with OutputFolder(arguments.output) if kind == "" else OutputFile(arguments.output) as output:
-        inverter = Inverter(arguments.bundle, threads=arguments.threads)
+        inverter = Inverter(arguments.bundle, **machine_options(arguments))
         if arguments.latents is None:
             latents = inverter.sample(arguments.n, seed=arguments.seed)
         else:

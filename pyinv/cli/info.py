@@ -53,21 +53,45 @@ def _installation() -> dict[str, Any]:
     return {
         "pyinv": __version__,
         "python": platform.python_version(),
-        "onnxruntime": _onnxruntime(),
-        "devices": "cpu",
+        "onnxruntime": _runtime("onnx"),
+        "torchscript": _runtime("torchscript"),
+        "cuda": _cuda(),
+        "devices": _devices(),
         "cores": usable_cores(),
         "export": "torch found" if util.find_spec("torch") else 'pip install "pyinv[export]"',
         "recipes": ", ".join(RECIPES),
     }
 
 
-def _onnxruntime() -> str:
+def _runtime(name: str) -> str:
     try:
         from pyinv import runtimes
 
-        return str(runtimes.load_onnxruntime())
+        loaded = runtimes.load(name)
+        return f"{loaded}, {'with' if loaded.has_cuda else 'without'} CUDA"
     except (PyinvError, ImportError) as error:
         return f"not usable: {' '.join(str(error).split())}"
+
+
+def _cuda() -> str:
+    try:
+        from pyinv import _core
+    except ImportError as error:
+        return f"not usable: {' '.join(str(error).split())}"
+    if not _core.built_with_cuda():
+        return "not in this build; build pyinv where a CUDA compiler is found"
+    return "in this build" if _core.cuda_device_count() else "in this build, but no GPU is found"
+
+
+def _devices() -> str:
+    try:
+        from pyinv import _core
+        from pyinv.devices import available_devices
+    except ImportError:
+        return "cpu"
+    names = available_devices()
+    gpus = (f"{name} ({_core.cuda_device_name(i)})" for i, name in enumerate(names[1:]))
+    return ", ".join((names[0], *gpus))
 
 
 def _bundle_rows(bundle: Bundle) -> dict[str, Any]:
@@ -81,6 +105,7 @@ def _bundle_rows(bundle: Bundle) -> dict[str, Any]:
         "image": f"{list(manifest.image_shape)}, values in [{low:g}, {high:g}]",
         "condition": "-" if manifest.condition_shape is None else list(manifest.condition_shape),
         "losses": ", ".join(manifest.losses),
+        "runtimes": ", ".join(manifest.runtimes),
         "batch_norm": manifest.batch_norm,
         "size": f"{size / 1e6:.2f} MB in {len(manifest.files)} files, checksums verified",
         "exported_by": ", ".join(f"{name} {value}" for name, value in manifest.exporter.items()),

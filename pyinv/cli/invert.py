@@ -15,9 +15,10 @@ from pyinv.bundle import Bundle
 from pyinv.cli.arrays import read_array
 from pyinv.cli.console import Console
 from pyinv.cli.exit_codes import DONE, INTERRUPTED, NON_FINITE
+from pyinv.cli.machine import add_machine_options, machine_options
 from pyinv.cli.outputs import OutputFile, OutputFolder
 from pyinv.constraints import CONSTRAINTS, parse_constraint
-from pyinv.errors import OutputError
+from pyinv.errors import OutputError, RunError
 from pyinv.images import FITS, load_named_images, save_images
 from pyinv.priors import Prior
 from pyinv.recipes import Recipe
@@ -97,15 +98,12 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         "--trace-every", type=int, default=0, metavar="N", help="record the loss every N updates"
     )
 
-    machine = parser.add_argument_group("machine")
-    machine.add_argument(
+    add_machine_options(parser).add_argument(
         "--lanes",
         default="64",
         metavar="N",
         help='targets run side by side, or "auto" [%(default)s]',
     )
-    machine.add_argument("--threads", type=int, metavar="N", help="CPU threads [all cores]")
-    machine.add_argument("--device", default="cpu", help="cpu [%(default)s]")
     parser.set_defaults(run=run)
 
 
@@ -124,26 +122,31 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         recipe = _recipe(arguments, bundle.manifest.prior)
         inverter = Inverter(
             bundle,
-            device=arguments.device,
             lanes=int(arguments.lanes) if arguments.lanes.isdecimal() else arguments.lanes,
-            threads=arguments.threads,
+            **machine_options(arguments),
         )
         images, sources = load_named_images(arguments.images, bundle.manifest, fit=arguments.fit)
         console.message(f"inverting {len(images)} images with recipe {recipe.name}")
         start = time.perf_counter()
-        inversion = inverter.invert(
-            images,
-            recipe=recipe,
-            seed=arguments.seed,
-            init=None if arguments.init is None else read_array(arguments.init, "latents"),
-            condition=(
-                None
-                if arguments.condition is None
-                else read_array(arguments.condition, "condition")
-            ),
-            trace_every=arguments.trace_every,
-            progress=console.shows_progress,
-        )
+        failure: RunError | None = None
+        try:
+            inversion = inverter.invert(
+                images,
+                recipe=recipe,
+                seed=arguments.seed,
+                init=None if arguments.init is None else read_array(arguments.init, "latents"),
+                condition=(
+                    None
+                    if arguments.condition is None
+                    else read_array(arguments.condition, "condition")
+                ),
+                trace_every=arguments.trace_every,
+                progress=console.shows_progress,
+            )
+        except RunError as error:
+            if error.inversion is None:
+                raise
+            inversion, failure = error.inversion, error
         seconds = time.perf_counter() - start
         output.write(lambda file: inversion.save(file, images=False, sources=sources))
         if folder is not None and not inversion.cancelled:
@@ -154,6 +157,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
                 names=_picture_names(sources),
             )
     _report(arguments, console, inversion, sources, seconds)
+    if failure is not None:
+        raise failure
     if inversion.cancelled:
         return INTERRUPTED
     return NON_FINITE if np.any(inversion.status == Status.NON_FINITE) else DONE
@@ -185,7 +190,7 @@ def _report(
     counts = inversion.counts()
     finished = len(inversion) - counts["cancelled"]
     if inversion.cancelled:
-        console.message(f"interrupted; {finished} of {len(inversion)} targets were done")
+        console.message(f"ended early; {finished} of {len(inversion)} targets were done")
     console.message(repr(inversion).strip("<>"))
     console.message(
         f"{seconds:.1f} s, {finished / max(seconds, 1e-9):.3g} images/s; wrote {arguments.output}"

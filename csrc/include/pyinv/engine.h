@@ -5,6 +5,7 @@
 #include <functional>
 #include <vector>
 
+#include "pyinv/api.h"
 #include "pyinv/objective.h"
 #include "pyinv/recipe.h"
 
@@ -55,20 +56,17 @@ struct RunSummary {
 };
 
 // Entries of one target's trace.
-int64_t trace_length(const Recipe& recipe, int64_t trace_every);
+PYINV_API int64_t trace_length(const Recipe& recipe, int64_t trace_every);
 
 // Writes `size` components of the prior's draw for (seed, target, restart).
-void draw_initial(const Prior& prior, uint64_t seed, uint64_t target, uint32_t restart,
-                  int64_t size, float* latent);
-
-// Seconds that an evaluation of so many lanes takes: the best of `repeats`, after one that prepares
-// the runtime. Throws what the objective throws; OutOfMemory where so many lanes don't fit.
-double time_evaluation(const Objective& objective, int64_t lanes, int repeats = 2);
+PYINV_API void draw_initial(const Prior& prior, uint64_t seed, uint64_t target, uint32_t restart,
+                            int64_t size, float* latent);
 
 // Inverts every target. Stage::objective indexes `objectives`, which share their sizes.
-// Throws what an objective throws; results of targets finished before that are in place.
-RunSummary run(const std::vector<const Objective*>& objectives, const Prior& prior,
-               const Recipe& recipe, const Targets& targets, const RunOptions& options,
-               const Results& results);
+// Throws what an objective or keep_going throws, OutOfMemory where so many lanes don't fit. The
+// results of targets finished before that are in place; the others are marked as cancelled.
+PYINV_API RunSummary run(const std::vector<const Objective*>& objectives, const Prior& prior,
+                         const Recipe& recipe, const Targets& targets, const RunOptions& options,
+                         const Results& results);
 
 }  // namespace pyinv

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "pyinv/api.h"
 #include "pyinv/device.h"
 
 namespace pyinv {
@@ -20,7 +21,7 @@ struct LaneBuffers {
 };
 
 // An objective at work on one run's buffers.
-class Evaluator {
+class PYINV_API Evaluator {
  public:
   virtual ~Evaluator() = default;
 
@@ -34,7 +35,7 @@ class Evaluator {
 };
 
 // May serve several runs at once, from several threads.
-class Objective {
+class PYINV_API Objective {
  public:
   virtual ~Objective() = default;
 

@@ -1,0 +1,472 @@
+#include <algorithm>
+#include <bit>
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "backend.h"
+#include "cuda_support.h"
+#include "kernels/kernels.h"
+
+namespace pyinv {
+namespace {
+
+// Memory for targets on their way to the lanes, on the host and once more on the GPU.
+constexpr size_t kStagingBytes = size_t{64} << 20;
+
+std::string mebibytes(size_t bytes) {
+  return bytes >> 20 ? std::to_string(bytes >> 20) + " MiB" : std::to_string(bytes) + " bytes";
+}
+
+void set_device(int index) { check_cuda(cudaSetDevice(index), "cudaSetDevice"); }
+
+// Makes the thread's current GPU current again: programs have others beside ours.
+class CurrentDevice {
+ public:
+  CurrentDevice() { cudaGetDevice(&index_); }
+  ~CurrentDevice() { cudaSetDevice(index_); }
+  CurrentDevice(const CurrentDevice&) = delete;
+  CurrentDevice& operator=(const CurrentDevice&) = delete;
+
+ private:
+  int index_ = 0;
+};
+
+// The clean-up of something that was made on GPU `index`. What fails here has failed before, in a
+// call that said so.
+template <class Clean>
+void quietly(int index, Clean clean) {
+  cudaSetDevice(index);
+  clean();
+  cudaGetLastError();
+}
+
+class Stream {
+ public:
+  explicit Stream(int index) : index_(index) {
+    set_device(index);
+    check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking),
+               "cudaStreamCreateWithFlags");
+  }
+  ~Stream() {
+    quietly(index_, [this] { cudaStreamDestroy(stream_); });
+  }
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+
+  cudaStream_t get() const { return stream_; }
+  void synchronize() const { check_cuda(cudaStreamSynchronize(stream_), "cudaStreamSynchronize"); }
+  void wait_for(cudaEvent_t event) const {
+    check_cuda(cudaStreamWaitEvent(stream_, event, 0), "cudaStreamWaitEvent");
+  }
+
+ private:
+  const int index_;
+  cudaStream_t stream_ = nullptr;
+};
+
+class Event {
+ public:
+  explicit Event(int index) : index_(index) {
+    set_device(index);
+    // The host sleeps while it waits: it has put enough into the stream to have the time.
+    check_cuda(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming | cudaEventBlockingSync),
+               "cudaEventCreateWithFlags");
+  }
+  ~Event() {
+    if (event_) quietly(index_, [this] { cudaEventDestroy(event_); });
+  }
+  Event(Event&& other) noexcept : index_(other.index_), event_(std::exchange(other.event_, {})) {}
+
+  cudaEvent_t get() const { return event_; }
+  void record(const Stream& stream) {
+    check_cuda(cudaEventRecord(event_, stream.get()), "cudaEventRecord");
+  }
+  void wait() const { check_cuda(cudaEventSynchronize(event_), "cudaEventSynchronize"); }
+
+ private:
+  const int index_;
+  cudaEvent_t event_ = nullptr;
+};
+
+class CudaMark : public Mark {
+ public:
+  CudaMark(int index, const Stream& stream) : index_(index), stream_(stream), event_(index) {}
+
+  void set() override {
+    set_device(index_);
+    event_.record(stream_);
+  }
+  void wait() const override {
+    set_device(index_);
+    event_.wait();
+  }
+
+ private:
+  const int index_;
+  const Stream& stream_;
+  Event event_;
+};
+
+// Takes over `graph`.
+class CudaRecording : public Recording {
+ public:
+  CudaRecording(int index, const Stream& stream, cudaGraphExec_t graph)
+      : index_(index), stream_(stream), graph_(graph) {}
+  ~CudaRecording() override {
+    quietly(index_, [this] {
+      cudaStreamSynchronize(stream_.get());  // it may be under way
+      cudaGraphExecDestroy(graph_);
+    });
+  }
+
+  void launch() const override {
+    set_device(index_);
+    check_cuda(cudaGraphLaunch(graph_, stream_.get()), "cudaGraphLaunch");
+  }
+
+ private:
+  const int index_;
+  const Stream& stream_;
+  const cudaGraphExec_t graph_;
+};
+
+class CudaBackend : public Backend {
+ public:
+  explicit CudaBackend(int index)
+      : index_(index),
+        stream_(index),
+        scratch_(allocate(kMomentsScratch * sizeof(PartialMoments))) {}
+
+  DeviceKind kind() const override { return DeviceKind::cuda; }
+  int index() const override { return index_; }
+  void* stream() const override { return stream_.get(); }
+  void synchronize() const override {
+    set_device(index_);
+    stream_.synchronize();
+  }
+  std::shared_ptr<void> exclusive() override {
+    struct Use {
+      explicit Use(std::recursive_mutex& mutex) : lock(mutex) {}
+      std::lock_guard<std::recursive_mutex> lock;
+      CurrentDevice before;
+    };
+    auto use = std::make_shared<Use>(mutex_);
+    set_device(index_);
+    return use;
+  }
+
+  Memory allocate(size_t bytes) override {
+    set_device(index_);
+    void* memory = nullptr;
+    const cudaError_t error = cudaMalloc(&memory, std::max<size_t>(1, bytes));
+    if (error == cudaErrorMemoryAllocation) {
+      cudaGetLastError();
+      size_t free = 0, total = 0;
+      cudaMemGetInfo(&free, &total);
+      throw OutOfMemory("GPU " + std::to_string(index_) + " has no room for another " +
+                        mebibytes(bytes) + ": " + mebibytes(free) + " of its " + mebibytes(total) +
+                        " are free; give fewer lanes");
+    }
+    check_cuda(error, "cudaMalloc");
+    Memory owner(memory, [index = index_](void* it) { quietly(index, [it] { cudaFree(it); }); });
+    check_cuda(cudaMemsetAsync(memory, 0, bytes, stream_.get()), "cudaMemsetAsync");
+    return owner;
+  }
+
+  // Pages that stay where they are, at one address for the host and all GPUs.
+  Memory allocate_shared(size_t bytes) override {
+    set_device(index_);
+    void* memory = nullptr;
+    const cudaError_t error = cudaHostAlloc(&memory, std::max<size_t>(1, bytes),
+                                            cudaHostAllocMapped | cudaHostAllocPortable);
+    if (error == cudaErrorMemoryAllocation) {
+      cudaGetLastError();
+      throw OutOfMemory("the host has no room for another " + mebibytes(bytes) +
+                        " of memory shared with the GPU; give fewer lanes");
+    }
+    check_cuda(error, "cudaHostAlloc");
+    std::memset(memory, 0, bytes);
+    return Memory(memory,
+                  [index = index_](void* it) { quietly(index, [it] { cudaFreeHost(it); }); });
+  }
+
+  void upload(void* device, const void* host, size_t bytes) override {
+    set_device(index_);
+    check_cuda(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream_.get()),
+               "cudaMemcpyAsync");
+    stream_.synchronize();
+  }
+
+  std::unique_ptr<Mark> make_mark() override { return std::make_unique<CudaMark>(index_, stream_); }
+  std::unique_ptr<Recording> record(const std::function<void()>& work) override;
+
+  int64_t reports_ahead() const override { return 1; }
+  int64_t rounded(int64_t count, int64_t limit) const override {
+    return std::min(limit, static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(count))));
+  }
+
+  std::unique_ptr<Feed> make_feed(const LaneArrays& lanes, const Targets& targets) override;
+  void exchange(const LaneArrays& lanes, std::span<const LanePair> pairs) override {
+    set_device(index_);
+    exchange_cuda(lanes, pairs, stream_.get());
+  }
+  void reassign(const LaneArrays& lanes, std::span<const Reassignment> list) override {
+    set_device(index_);
+    reassign_cuda(lanes, list, stream_.get());
+  }
+  void observe(const LaneArrays& lanes, int64_t active) override {
+    set_device(index_);
+    observe_cuda(lanes, active, stream_.get());
+  }
+  void batch_moments(const LaneArrays& lanes, int64_t active) override {
+    set_device(index_);
+    batch_moments_cuda(lanes, active, static_cast<PartialMoments*>(scratch_.get()), stream_.get());
+  }
+  void decide_group(const LaneArrays& lanes, int64_t active) override {
+    set_device(index_);
+    decide_group_cuda(lanes, active, stream_.get());
+  }
+  void step(const LaneArrays& lanes, int64_t active) override {
+    set_device(index_);
+    step_cuda(lanes, active, stream_.get());
+  }
+  void abandon(const LaneArrays& lanes, int64_t active) override {
+    set_device(index_);
+    abandon_cuda(lanes, active, stream_.get());
+  }
+  void report(const LaneArrays& lanes, int64_t active, LaneReport* reports) override {
+    set_device(index_);
+    report_cuda(lanes, active, reports, stream_.get());
+  }
+
+  const Stream& compute() const { return stream_; }
+
+ private:
+  const int index_;
+  const Stream stream_;
+  const Memory scratch_;
+  std::recursive_mutex mutex_;
+};
+
+// Whether a graph needs nothing of the host. A runtime that stages small arrays through memory of
+// the host frees or reuses that after the call: a replay would read what is there by then.
+bool stays_on_the_device(cudaGraph_t graph) {
+  size_t count = 0;
+  if (cudaGraphGetNodes(graph, nullptr, &count) != cudaSuccess) return false;
+  std::vector<cudaGraphNode_t> nodes(count);
+  if (cudaGraphGetNodes(graph, nodes.data(), &count) != cudaSuccess) return false;
+  return std::all_of(nodes.begin(), nodes.end(), [](cudaGraphNode_t node) {
+    cudaGraphNodeType type;
+    if (cudaGraphNodeGetType(node, &type) != cudaSuccess) return false;
+    if (type == cudaGraphNodeTypeHost) return false;
+    if (type != cudaGraphNodeTypeMemcpy) return true;
+    cudaMemcpy3DParms copy{};
+    return cudaGraphMemcpyNodeGetParams(node, &copy) == cudaSuccess &&
+           copy.kind == cudaMemcpyDeviceToDevice;
+  });
+}
+
+std::unique_ptr<Recording> CudaBackend::record(const std::function<void()>& work) {
+  // For whoever suspects a recording, or a runtime that cannot bear one.
+  const char* wanted = std::getenv("PYINV_CUDA_GRAPHS");
+  if (wanted && std::string_view(wanted) == "0") return nullptr;
+  const std::scoped_lock lock(recording_mutex);
+  set_device(index_);
+  check_cuda(cudaStreamBeginCapture(stream_.get(), cudaStreamCaptureModeThreadLocal),
+             "cudaStreamBeginCapture");
+  // Work that cannot be recorded says so here in one way or another. It is then done without: what
+  // is really wrong with it shows there.
+  bool recorded = true;
+  try {
+    work();
+  } catch (...) {
+    recorded = false;
+  }
+  cudaGraph_t graph = nullptr;
+  recorded &= cudaStreamEndCapture(stream_.get(), &graph) == cudaSuccess && graph;
+  cudaGraphExec_t executable = nullptr;
+  recorded = recorded && stays_on_the_device(graph);
+  recorded = recorded && cudaGraphInstantiate(&executable, graph, 0) == cudaSuccess;
+  if (graph) cudaGraphDestroy(graph);
+  cudaGetLastError();
+  if (!recorded) return nullptr;
+  return std::make_unique<CudaRecording>(index_, stream_, executable);
+}
+
+// Targets travel ahead of their lanes, on a stream of their own: the next rows lie in a ring on the
+// GPU before a lane is free for them. A row goes from the caller's memory to a slot in pinned
+// memory, from there to the same slot on the GPU, and from there to its lane.
+class CudaFeed : public Feed {
+ public:
+  CudaFeed(CudaBackend& device, const LaneArrays& lanes, const Targets& targets)
+      : device_(device),
+        lanes_(lanes),
+        targets_(targets),
+        row_size_(lanes.image_size + lanes.condition_size +
+                  (targets.initial ? lanes.latent_size : 0)),
+        slots_(ring_size(row_size_, lanes.lanes, targets.count)),
+        pinned_(device.allocate_shared(bytes(slots_))),
+        staged_(device.allocate(bytes(slots_))),
+        copies_(device.index()),
+        consumed_(device.index()) {
+    arrived_.reserve(static_cast<size_t>(slots_));
+    for (int64_t slot = 0; slot < slots_; ++slot) arrived_.emplace_back(device.index());
+    consumed_.record(device_.compute());  // after the zeros that came with the memory
+    copies_.wait_for(consumed_.get());
+    prefetch(0, slots_);
+  }
+
+  ~CudaFeed() override {
+    quietly(device_.index(), [this] {
+      cudaStreamSynchronize(copies_.get());
+      cudaStreamSynchronize(device_.compute().get());
+    });
+  }
+
+  void refill(std::span<const Refill> refills) override {
+    set_device(device_.index());
+    while (!refills.empty()) {
+      const auto now = refills.first(std::min<size_t>(refills.size(), static_cast<size_t>(slots_)));
+      refills = refills.subspan(now.size());
+      rows_.clear();
+      for (const Refill& refill : now) rows_.push_back(staged_row(refill));
+      // Copies arrive in order.
+      device_.compute().wait_for(arrived_[now.back().row % slots_].get());
+      refill_cuda(lanes_, rows_, device_.compute().get());
+      consumed_.record(device_.compute());
+      copies_.wait_for(consumed_.get());
+      prefetch(now.front().row + slots_, static_cast<int64_t>(now.size()));
+    }
+  }
+
+ private:
+  // While the lanes take one batch of rows, the next one arrives.
+  static int64_t ring_size(int64_t row_size, int64_t lanes, int64_t count) {
+    const int64_t fit = static_cast<int64_t>(kStagingBytes / sizeof(float)) / row_size;
+    return std::clamp<int64_t>(fit, 1, std::max<int64_t>(1, std::min(count, 2 * lanes)));
+  }
+
+  size_t bytes(int64_t rows) const { return static_cast<size_t>(rows * row_size_) * sizeof(float); }
+
+  RefillRows staged_row(const Refill& refill) const {
+    const float* row = static_cast<const float*>(staged_.get()) + refill.row % slots_ * row_size_;
+    const float* condition = row + lanes_.image_size;
+    return {.refill = refill,
+            .id = targets_.id[refill.row],
+            .image = row,
+            .condition = lanes_.condition_size ? condition : nullptr,
+            .initial = targets_.initial ? condition + lanes_.condition_size : nullptr};
+  }
+
+  // Puts the rows [first, first + count), as far as there are such, on their way. The copies wait
+  // for whoever read the slots before.
+  void prefetch(int64_t first, int64_t count) {
+    for (int64_t row = first; row < std::min(first + count, targets_.count); ++row) {
+      const int64_t slot = row % slots_;
+      arrived_[slot].wait();  // of the pinned slot's last row: it is then free
+      float* to = static_cast<float*>(pinned_.get()) + slot * row_size_;
+      float* end = std::copy_n(targets_.image + row * lanes_.image_size, lanes_.image_size, to);
+      if (lanes_.condition_size) {
+        end = std::copy_n(targets_.condition + row * lanes_.condition_size, lanes_.condition_size,
+                          end);
+      }
+      if (targets_.initial) {
+        std::copy_n(targets_.initial + row * lanes_.latent_size, lanes_.latent_size, end);
+      }
+      check_cuda(cudaMemcpyAsync(static_cast<float*>(staged_.get()) + slot * row_size_, to,
+                                 bytes(1), cudaMemcpyHostToDevice, copies_.get()),
+                 "cudaMemcpyAsync");
+      arrived_[slot].record(copies_);
+    }
+  }
+
+  CudaBackend& device_;
+  const LaneArrays lanes_;
+  const Targets targets_;
+  const int64_t row_size_, slots_;
+  const Backend::Memory pinned_, staged_;
+  const Stream copies_;
+  std::vector<Event> arrived_;  // one a slot
+  Event consumed_;
+  std::vector<RefillRows> rows_;
+};
+
+std::unique_ptr<Feed> CudaBackend::make_feed(const LaneArrays& lanes, const Targets& targets) {
+  return std::make_unique<CudaFeed>(*this, lanes, targets);
+}
+
+std::string compute_capability(const cudaDeviceProp& properties) {
+  return std::to_string(properties.major) + "." + std::to_string(properties.minor);
+}
+
+}  // namespace
+
+std::shared_ptr<Device> cuda_device(int index) {
+  const std::string wanted = "GPU " + std::to_string(index) + " cannot be used: ";
+  int driver = 0, count = 0;
+  const bool no_driver = cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0;
+  const cudaError_t counted = cudaGetDeviceCount(&count);
+  cudaGetLastError();
+  if (no_driver) {
+    throw DeviceError(wanted +
+                      "CUDA finds no NVIDIA driver on this machine; install one, or use "
+                      "the CPU");
+  }
+  if (counted == cudaErrorInsufficientDriver) {
+    throw DeviceError(wanted + "the NVIDIA driver is for CUDA " + std::to_string(driver / 1000) +
+                      "." + std::to_string(driver % 1000 / 10) + ", older than this build's " +
+                      std::to_string(CUDART_VERSION / 1000) + "." +
+                      std::to_string(CUDART_VERSION % 1000 / 10) + "; update it, or use the CPU");
+  }
+  if (counted != cudaSuccess && counted != cudaErrorNoDevice) {
+    throw DeviceError(wanted + cudaGetErrorString(counted));
+  }
+  if (count == 0) throw DeviceError(wanted + "CUDA finds no GPU on this machine; use the CPU");
+  if (index < 0 || index >= count) {
+    throw DeviceError(
+        wanted + "this machine has " +
+        (count == 1 ? "one GPU, number 0" : "GPUs 0 to " + std::to_string(count - 1)));
+  }
+  try {
+    set_device(index);
+    const cudaError_t found = kernels_run_here();
+    if (found == cudaErrorNoKernelImageForDevice || found == cudaErrorInvalidDeviceFunction) {
+      cudaGetLastError();
+      cudaDeviceProp properties{};
+      check_cuda(cudaGetDeviceProperties(&properties, index), "cudaGetDeviceProperties");
+      throw DeviceError(wanted + "it has compute capability " + compute_capability(properties) +
+                        ", and this build is for " PYINV_CUDA_ARCHITECTURES
+                        "; build pyinv with -DCMAKE_CUDA_ARCHITECTURES=native, or use the CPU");
+    }
+    check_cuda(found, "cudaFuncGetAttributes");
+    return std::make_shared<CudaBackend>(index);
+  } catch (const DeviceError&) {
+    throw;
+  } catch (const OutOfMemory&) {
+    throw;
+  } catch (const std::runtime_error& error) {
+    throw DeviceError(wanted + error.what());
+  }
+}
+
+bool built_with_cuda() { return true; }
+
+int cuda_device_count() {
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  cudaGetLastError();
+  return error == cudaSuccess ? count : 0;
+}
+
+std::string cuda_device_name(int index) {
+  cudaDeviceProp properties{};
+  const cudaError_t error = cudaGetDeviceProperties(&properties, index);
+  cudaGetLastError();
+  return error == cudaSuccess ? properties.name : std::string();
+}
+
+}  // namespace pyinv

@@ -1,0 +1,269 @@
+#include "pyinv/bundle.h"
+
+#include <algorithm>
+#include <fstream>
+#include <functional>
+#include <iterator>
+#include <limits>
+#include <numeric>
+#include <system_error>
+#include <utility>
+
+#include "json.h"
+#include "rules.h"
+
+namespace pyinv {
+namespace {
+
+namespace fs = std::filesystem;
+using json::Node;
+
+constexpr const char* kFormat = "pyinv-bundle";
+constexpr int64_t kFormatVersion = 1;
+constexpr const char* kManifest = "manifest.json";
+constexpr int64_t kMaxValues = std::numeric_limits<int32_t>::max();  // of one target
+constexpr const char* kMend = "; export or copy the bundle again";
+
+int64_t product(const std::vector<int64_t>& shape) {
+  return std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>());
+}
+
+void add_once(std::vector<std::string>& names, const std::string& name) {
+  if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
+}
+
+std::string listed(const std::vector<std::string>& names) {
+  std::string text;
+  for (const std::string& name : names) text += (text.empty() ? "" : ", ") + name;
+  return text;
+}
+
+std::vector<int64_t> read_shape(const Node& node, size_t axes = 0) {
+  std::vector<int64_t> shape;
+  int64_t values = 1;
+  for (const Node& size : node.items()) {
+    shape.push_back(size.whole());
+    if (shape.back() < 1) size.expected("a whole number >= 1");
+    if (shape.back() > kMaxValues / values) {
+      node.fail("must hold at most " + std::to_string(kMaxValues) + " values");
+    }
+    values *= shape.back();
+  }
+  if (shape.empty() || (axes && shape.size() != axes)) {
+    node.expected(axes ? std::to_string(axes) + " sizes" : "one size or more");
+  }
+  return shape;
+}
+
+// Out of the bundle's folder leads no file name.
+bool is_plain(const std::string& file) {
+  return !file.empty() && file != "." && file != ".." && file != kManifest &&
+         file.find_first_of("/\\") == std::string::npos;
+}
+
+BundleFunction read_function(const Node& node) {
+  BundleFunction function{.name = node["name"].text(),
+                          .loss = {},
+                          .runtime = node["runtime"].text(),
+                          .file = node["file"].text(),
+                          .method = {}};
+  if (const auto loss = node.find("loss")) function.loss = loss->text();
+  if (const auto method = node.find("method")) function.method = method->text();
+  if (function.runtime != "onnx" && function.runtime != "torchscript") {
+    node["runtime"].expected("onnx or torchscript, which is what this pyinv has");
+  }
+  if (function.name == "objective" && function.loss.empty()) node.fail("lacks its \"loss\"");
+  if (function.runtime == "torchscript" && function.method.empty()) {
+    node.fail("lacks its \"method\"");
+  }
+  return function;
+}
+
+void read_manifest(const Node& manifest, Bundle& bundle) {
+  if (const auto format = manifest.find("format"); !format || format->text() != kFormat) {
+    manifest.fail(std::string("is not a pyinv bundle's: it has no \"format\": \"") + kFormat +
+                  "\"");
+  }
+  const int64_t version = manifest["format_version"].whole();
+  if (version < 1) manifest["format_version"].expected("at least 1");
+  if (version > kFormatVersion) {
+    manifest.fail("has format_version " + std::to_string(version) + " and this pyinv reads up to " +
+                  std::to_string(kFormatVersion) + "; upgrade with `pip install --upgrade pyinv`");
+  }
+  if (const auto name = manifest.find("name")) bundle.name = name->text();
+  bundle.latent_shape = read_shape(manifest["latent_shape"]);
+  bundle.image_shape = read_shape(manifest["image_shape"], 3);
+  if (const auto shape = manifest.find("condition_shape")) {
+    bundle.condition_shape = read_shape(*shape, 1);
+  }
+  const Node range = manifest["value_range"];
+  const std::vector<Node> bounds = range.items();
+  if (bounds.size() != 2 || bounds[0].number() >= bounds[1].number()) {
+    range.fail("must be two numbers, low below high");
+  }
+  bundle.lowest = bounds[0].number();
+  bundle.highest = bounds[1].number();
+  bundle.prior = read_prior(manifest["prior"]);
+  const std::string& batch_norm = manifest["batch_norm"].text();
+  if (batch_norm != "eval" && batch_norm != "batch") {
+    manifest["batch_norm"].expected("\"eval\" or \"batch\"");
+  }
+  bundle.batch_norm = batch_norm == "batch" ? BatchNorm::batch : BatchNorm::eval;
+  for (const Node& function : manifest["functions"].items()) {
+    bundle.functions.push_back(read_function(function));
+    if (!manifest["files"].find(bundle.functions.back().file)) {
+      function.fail("names a file that is not in files: " + bundle.functions.back().file);
+    }
+  }
+}
+
+void check_functions(const Bundle& bundle) {
+  std::vector<std::string> losses;
+  for (const std::string& runtime : bundle.runtimes()) {
+    int64_t forwards = 0;
+    std::vector<std::string> found;
+    for (const BundleFunction& function : bundle.functions) {
+      if (function.runtime != runtime) continue;
+      forwards += function.name == "forward";
+      if (function.name == "objective") found.push_back(function.loss);
+    }
+    if (forwards != 1) throw BundleError("functions must hold one \"forward\" for " + runtime);
+    std::sort(found.begin(), found.end());
+    if (found.empty() || std::adjacent_find(found.begin(), found.end()) != found.end()) {
+      throw BundleError("functions must hold one \"objective\" or more for " + runtime +
+                        ", each with its own loss");
+    }
+    if (losses.empty()) losses = found;
+    if (losses != found) throw BundleError("functions must hold the same losses for each runtime");
+  }
+  if (losses.empty()) throw BundleError("functions must hold a \"forward\" and an \"objective\"");
+}
+
+// What lies at `path`; `what` names it in errors.
+fs::file_type type_of(const fs::path& path, const std::string& what) {
+  std::error_code error;
+  const fs::file_type type = fs::status(path, error).type();
+  if (type == fs::file_type::none) {
+    throw BundleError(what + " cannot be read (" + error.message() + ")");
+  }
+  return type;
+}
+
+void check_file(const fs::path& path, int64_t expected) {
+  const std::string name = path.string();
+  const fs::file_type type = type_of(path, name + ":");
+  if (type == fs::file_type::not_found)
+    throw BundleError(name + ": missing from the bundle" + kMend);
+  if (type != fs::file_type::regular) throw BundleError(name + ": expected a file" + kMend);
+  std::error_code error;
+  const uintmax_t size = fs::file_size(path, error);
+  if (error) throw BundleError(name + ": cannot be read (" + error.message() + ")");
+  if (size != static_cast<uintmax_t>(expected)) {
+    throw BundleError(name + ": expected " + std::to_string(expected) + " bytes, found " +
+                      std::to_string(size) + kMend);
+  }
+}
+
+std::string read_text(const fs::path& folder) {
+  const fs::file_type type = type_of(folder, "the folder");
+  if (type == fs::file_type::not_found) {
+    throw BundleError("no such bundle; expected the folder that export wrote");
+  }
+  if (type != fs::file_type::directory) {
+    throw BundleError("a bundle is a folder, and this is a file");
+  }
+  const fs::path path = folder / kManifest;
+  const fs::file_type manifest = type_of(path, kManifest);
+  if (manifest == fs::file_type::not_found) {
+    throw BundleError(std::string("not a pyinv bundle, it has no ") + kManifest +
+                      "; make one with `pyinv export`");
+  }
+  if (manifest != fs::file_type::regular) {
+    throw BundleError(std::string(kManifest) + " must be a file" + kMend);
+  }
+  std::string text;
+  std::ifstream file(path, std::ios::binary);
+  if (file) {
+    try {
+      text.assign(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>());
+    } catch (const std::ios_base::failure&) {  // libstdc++ throws it for errors of the disk
+      file.setstate(std::ios::badbit);
+    }
+  }
+  if (!file) throw BundleError(std::string(kManifest) + " cannot be read");
+  return text;
+}
+
+}  // namespace
+
+Bundle Bundle::open(const fs::path& folder) {
+  Bundle bundle;
+  bundle.path = folder;
+  std::vector<std::pair<std::string, int64_t>> sizes;
+  try {
+    json::Value document;
+    const std::string text = read_text(folder);
+    try {
+      document = json::parse(text);
+    } catch (const json::Error& error) {
+      throw BundleError(std::string(kManifest) + " is not valid JSON: " + error.what() + kMend);
+    }
+    const Node manifest(document, kManifest);
+    read_manifest(manifest, bundle);
+    check_functions(bundle);
+    for (const auto& [name, record] : manifest["files"].members()) {
+      if (!is_plain(name)) record.fail("is no plain file name");
+      sizes.emplace_back(name, record["bytes"].whole());
+    }
+  } catch (const json::Error& error) {
+    throw BundleError(folder.string() + ": " + error.what());
+  } catch (const BundleError& error) {
+    throw BundleError(folder.string() + ": " + error.what());
+  }
+  for (const auto& [name, bytes] : sizes) check_file(folder / name, bytes);
+  return bundle;
+}
+
+int64_t Bundle::latent_size() const { return product(latent_shape); }
+int64_t Bundle::image_size() const { return product(image_shape); }
+int64_t Bundle::condition_size() const {
+  return condition_shape.empty() ? 0 : product(condition_shape);
+}
+
+std::vector<std::string> Bundle::runtimes() const {
+  std::vector<std::string> found;
+  for (const BundleFunction& function : functions) add_once(found, function.runtime);
+  return found;
+}
+
+std::vector<std::string> Bundle::losses() const {
+  std::vector<std::string> found;
+  for (const BundleFunction& function : functions) {
+    if (function.name == "objective") add_once(found, function.loss);
+  }
+  return found;
+}
+
+const BundleFunction& Bundle::forward(std::string_view runtime) const {
+  for (const BundleFunction& function : functions) {
+    if (function.name == "forward" && (runtime.empty() || function.runtime == runtime)) {
+      return function;
+    }
+  }
+  throw BundleError(path.string() + ": this bundle has no functions for " + std::string(runtime) +
+                    ", only for " + listed(runtimes()) + "; export it again with that runtime");
+}
+
+const BundleFunction& Bundle::objective(std::string_view loss, std::string_view runtime) const {
+  const std::string& wanted = forward(runtime).runtime;
+  for (const BundleFunction& function : functions) {
+    if (function.name == "objective" && function.loss == loss && function.runtime == wanted) {
+      return function;
+    }
+  }
+  throw BundleError(path.string() + ": this bundle has no loss \"" + std::string(loss) +
+                    "\", only " + listed(losses()) + "; export it again with `--loss " +
+                    std::string(loss) + "`, or choose another loss");
+}
+
+}  // namespace pyinv

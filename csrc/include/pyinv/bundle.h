@@ -1,0 +1,60 @@
+// A bundle: the folder with an exported generator's functions, its weights and a manifest.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "pyinv/api.h"
+#include "pyinv/recipe.h"
+
+namespace pyinv {
+
+// A bundle that is missing, foreign, incomplete, or lacks what is asked of it.
+class PYINV_API BundleError : public std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+enum class BatchNorm : int32_t { eval, batch };
+
+struct BundleFunction {
+  std::string name;     // "forward" or "objective"
+  std::string loss;     // of an objective, else empty
+  std::string runtime;  // "onnx" or "torchscript"
+  std::string file;     // in the bundle's folder
+  std::string method;   // of a TorchScript module, else empty
+};
+
+struct PYINV_API Bundle {
+  std::filesystem::path path;
+  std::string name;
+  std::vector<int64_t> latent_shape;     // one target's, without the batch axis
+  std::vector<int64_t> image_shape;      // C, H, W
+  std::vector<int64_t> condition_shape;  // empty: takes none
+  double lowest = -1.0, highest = 1.0;   // pixel values
+  Prior prior;
+  BatchNorm batch_norm = BatchNorm::eval;  // batch: RunOptions::coupled must be true
+  std::vector<BundleFunction> functions;
+
+  // Reads the manifest and checks that every file is there and of its size; the contents are not
+  // compared with the manifest's SHA-256, as Python's Bundle.open does. Throws BundleError.
+  static Bundle open(const std::filesystem::path& folder);
+
+  int64_t latent_size() const;
+  int64_t image_size() const;
+  int64_t condition_size() const;  // 0: takes none
+
+  std::vector<std::string> runtimes() const;  // each once, in the manifest's order
+  std::vector<std::string> losses() const;    // the same
+
+  // An empty runtime is the first there is. Throw BundleError, and say what there is.
+  const BundleFunction& forward(std::string_view runtime = {}) const;
+  const BundleFunction& objective(std::string_view loss, std::string_view runtime = {}) const;
+
+  std::filesystem::path file(const BundleFunction& function) const { return path / function.file; }
+};
+
+}  // namespace pyinv

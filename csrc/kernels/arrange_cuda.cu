@@ -1,0 +1,87 @@
+#include <algorithm>
+
+#include "cuda_support.h"
+#include "kernels/kernels.h"
+#include "lane_rule.h"
+
+namespace pyinv {
+namespace {
+
+constexpr unsigned kThreads = 256;
+constexpr int64_t kMaxBlocksAPair = 16;
+
+struct PairsOfLaunch {
+  LanePair pair[kRowsALaunch];
+};
+
+struct ReassignmentsOfLaunch {
+  Reassignment lane[kRowsALaunch];
+};
+
+// Swaps what of two rows falls to this block.
+template <class T>
+__device__ void swap_rows(T* rows, int64_t size, const LanePair& pair) {
+  T* first = rows + pair.first * size;
+  T* second = rows + pair.second * size;
+  const int64_t stride = int64_t{gridDim.x} * kThreads;
+  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < size; i += stride) {
+    const T value = first[i];
+    first[i] = second[i];
+    second[i] = value;
+  }
+}
+
+// Block (x, y) does a part of pair y.
+__global__ void __launch_bounds__(kThreads)
+    exchange_kernel(const __grid_constant__ LaneArrays lanes,
+                    const __grid_constant__ PairsOfLaunch pairs) {
+  const LanePair& pair = pairs.pair[blockIdx.y];
+  swap_rows(lanes.state, 1, pair);
+  swap_rows(lanes.latent, lanes.latent_size, pair);
+  swap_rows(lanes.first_moment, lanes.latent_size, pair);
+  swap_rows(lanes.second_moment, lanes.latent_size, pair);
+  swap_rows(lanes.recorded, lanes.latent_size, pair);
+  swap_rows(lanes.outbox, lanes.latent_size, pair);
+  swap_rows(lanes.born, lanes.latent_size, pair);
+  swap_rows(lanes.image, lanes.image_size, pair);
+  swap_rows(lanes.condition, lanes.condition_size, pair);
+  swap_rows(lanes.trace, lanes.trace_length, pair);
+}
+
+__global__ void __launch_bounds__(kRowsALaunch)
+    reassign_kernel(const __grid_constant__ LaneArrays lanes,
+                    const __grid_constant__ ReassignmentsOfLaunch list) {
+  const Reassignment& change = list.lane[threadIdx.x];
+  lanes.state[change.lane].objective = change.objective;
+}
+
+}  // namespace
+
+void exchange_cuda(const LaneArrays& lanes, std::span<const LanePair> pairs, CudaStream stream) {
+  const int64_t longest =
+      std::max({lanes.image_size, lanes.condition_size, lanes.latent_size, lanes.trace_length});
+  const unsigned width =
+      blocks_for(std::min<int64_t>(longest, kMaxBlocksAPair * kThreads), kThreads);
+  while (!pairs.empty()) {
+    const auto now = pairs.first(std::min<size_t>(pairs.size(), kRowsALaunch));
+    pairs = pairs.subspan(now.size());
+    PairsOfLaunch list{};
+    std::copy(now.begin(), now.end(), list.pair);
+    launch("exchange kernel", exchange_kernel, dim3(width, static_cast<unsigned>(now.size())),
+           kThreads, stream, lanes, list);
+  }
+}
+
+void reassign_cuda(const LaneArrays& lanes, std::span<const Reassignment> reassignments,
+                   CudaStream stream) {
+  while (!reassignments.empty()) {
+    const auto now = reassignments.first(std::min<size_t>(reassignments.size(), kRowsALaunch));
+    reassignments = reassignments.subspan(now.size());
+    ReassignmentsOfLaunch list{};
+    std::copy(now.begin(), now.end(), list.lane);
+    launch("reassign kernel", reassign_kernel, dim3(1), static_cast<unsigned>(now.size()), stream,
+           lanes, list);
+  }
+}
+
+}  // namespace pyinv

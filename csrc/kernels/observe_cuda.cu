@@ -1,0 +1,127 @@
+#include <algorithm>
+
+#include "cuda_support.h"
+#include "kernels/kernels.h"
+#include "lane_rule.h"
+
+namespace pyinv {
+namespace {
+
+constexpr unsigned kMaxThreads = 256;  // of a block that does one lane; a power of two
+constexpr unsigned kThreads = 128;     // of a block whose threads do a lane each
+
+__device__ int64_t lane_of_thread() { return int64_t{blockIdx.x} * kThreads + threadIdx.x; }
+
+// The block's sum, to all its threads, in the same order every time.
+__device__ double block_sum(double value, double* shared) {
+  shared[threadIdx.x] = value;
+  for (unsigned half = blockDim.x / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (threadIdx.x < half) shared[threadIdx.x] += shared[threadIdx.x + half];
+  }
+  __syncthreads();
+  const double sum = shared[0];
+  __syncthreads();  // before `shared` is used again
+  return sum;
+}
+
+__device__ Moments moments_of(const float* values, int64_t count, double* shared) {
+  double sum = 0.0;
+  for (int64_t i = threadIdx.x; i < count; i += blockDim.x) sum += values[i];
+  const double mean = block_sum(sum, shared) / static_cast<double>(count);
+  double squares = 0.0;
+  for (int64_t i = threadIdx.x; i < count; i += blockDim.x) {
+    squares += (values[i] - mean) * (values[i] - mean);
+  }
+  return {mean, sqrt(block_sum(squares, shared) / static_cast<double>(count))};
+}
+
+// A block a lane. The threads share out its rows; the first one runs the rule.
+__global__ void __launch_bounds__(kMaxThreads)
+    observe_kernel(const __grid_constant__ LaneArrays lanes) {
+  __shared__ double shared[kMaxThreads];
+  const int64_t i = blockIdx.x;
+  const int64_t d = lanes.latent_size;
+  const RunRule& rule = *lanes.rule;
+  LaneState& lane = lanes.state[i];
+  const StageRule& stage = lanes.stages[lane.stage];
+  if (!at_work(lanes.stages, lane)) {
+    if (threadIdx.x == 0) lane.action = 0;
+    return;
+  }
+  float* trace = lanes.trace_length ? lanes.trace + i * lanes.trace_length : nullptr;
+  if (trace && lane.attempt_steps == 0) {
+    for (int64_t k = threadIdx.x; k < lanes.trace_length; k += blockDim.x) trace[k] = NAN;
+  }
+  bool finite = true;
+  for (int64_t k = threadIdx.x; k < d; k += blockDim.x) {
+    finite &= fabsf(lanes.gradient[i * d + k]) <= 3.402823466e38f;
+  }
+  Moments moments = {0.0, 0.0};
+  const bool wants_moments = stage.penalties.moments == MomentScope::latent;
+  if (wants_moments) moments = moments_of(lanes.latent + i * d, d, shared);
+  // From here on the state changes: all threads have read theirs, and cleared the trace.
+  finite = __syncthreads_and(finite);
+  if (threadIdx.x > 0) return;
+  if (wants_moments) lane.moments = moments;
+  observe(rule, stage, lanes.loss[i], finite, trace, lane);
+  if (!rule.coupled) decide(rule, stage, lane);
+}
+
+// One block: all lanes hear what all have voted.
+__global__ void __launch_bounds__(kMaxThreads)
+    decide_group_kernel(const __grid_constant__ LaneArrays lanes, int64_t active) {
+  if (!at_work(lanes.stages, lanes.state[0])) return;
+  const RunRule& rule = *lanes.rule;
+  GroupVotes votes{true, false, false};
+  for (int64_t i = threadIdx.x; i < active; i += blockDim.x) {
+    votes.join(vote(rule, lanes.state[i]));
+  }
+  votes.all_met = __syncthreads_and(votes.all_met);
+  votes.any_left = __syncthreads_or(votes.any_left);
+  votes.any_retry = __syncthreads_or(votes.any_retry);
+  for (int64_t i = threadIdx.x; i < active; i += blockDim.x) {
+    LaneState& lane = lanes.state[i];
+    decide_in_group(rule, lanes.stages[lane.stage], votes, *lanes.batch_moments, lane);
+  }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    abandon_kernel(const __grid_constant__ LaneArrays lanes, int64_t active) {
+  const int64_t i = lane_of_thread();
+  if (i < active) abandon(lanes.state[i]);
+}
+
+__global__ void __launch_bounds__(kThreads)
+    report_kernel(const __grid_constant__ LaneArrays lanes, int64_t active, LaneReport* reports) {
+  const int64_t i = lane_of_thread();
+  if (i < active) reports[i] = report(lanes.stages, lanes.state[i], lanes.loss[i]);
+}
+
+}  // namespace
+
+void observe_cuda(const LaneArrays& lanes, int64_t active, CudaStream stream) {
+  if (active == 0) return;
+  launch("observe kernel", observe_kernel, dim3(blocks_for(active, 1)),
+         threads_for(lanes.latent_size, kMaxThreads), stream, lanes);
+}
+
+void decide_group_cuda(const LaneArrays& lanes, int64_t active, CudaStream stream) {
+  if (active == 0) return;
+  launch("group kernel", decide_group_kernel, dim3(1), threads_for(active, kMaxThreads), stream,
+         lanes, active);
+}
+
+void abandon_cuda(const LaneArrays& lanes, int64_t active, CudaStream stream) {
+  if (active == 0) return;
+  launch("abandon kernel", abandon_kernel, dim3(blocks_for(active, kThreads)), kThreads, stream,
+         lanes, active);
+}
+
+void report_cuda(const LaneArrays& lanes, int64_t active, LaneReport* reports, CudaStream stream) {
+  if (active == 0) return;
+  launch("report kernel", report_kernel, dim3(blocks_for(active, kThreads)), kThreads, stream,
+         lanes, active, reports);
+}
+
+}  // namespace pyinv

@@ -1,0 +1,70 @@
+#include <algorithm>
+
+#include "cuda_support.h"
+#include "kernels/kernels.h"
+#include "lane_rule.h"
+
+namespace pyinv {
+namespace {
+
+constexpr unsigned kThreads = 256;
+// Blocks that share a row: long rows (images) want several, and all lanes may come at once.
+constexpr int64_t kMaxBlocksARow = 16;
+
+struct RowsOfLaunch {
+  RefillRows row[kRowsALaunch];
+};
+
+// Block (x, y) does a part of row y.
+__global__ void __launch_bounds__(kThreads)
+    refill_kernel(const __grid_constant__ LaneArrays lanes,
+                  const __grid_constant__ RowsOfLaunch rows) {
+  const RefillRows& row = rows.row[blockIdx.y];
+  const RunRule& rule = *lanes.rule;
+  const int64_t lane = row.refill.lane;
+  const int64_t start = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  const int64_t stride = int64_t{gridDim.x} * kThreads;
+
+  if (start == 0) {
+    lanes.state[lane] = begin_target(row.id, row.refill.row, lanes.stages[0].objective);
+  }
+  for (int64_t i = start; i < lanes.image_size; i += stride) {
+    lanes.image[lane * lanes.image_size + i] = row.image[i];
+  }
+  if (row.condition) {
+    for (int64_t i = start; i < lanes.condition_size; i += stride) {
+      lanes.condition[lane * lanes.condition_size + i] = row.condition[i];
+    }
+  }
+  for (int64_t i = start; i < lanes.latent_size; i += stride) {
+    const int64_t k = lane * lanes.latent_size + i;
+    const float z =
+        row.initial ? row.initial[i]
+                    : initial_draw(rule.prior, {rule.seed, row.id, 0}, static_cast<uint32_t>(i));
+    lanes.latent[k] = lanes.recorded[k] = z;
+    lanes.first_moment[k] = lanes.second_moment[k] = 0.0f;
+    lanes.born[k] = 0;
+  }
+  for (int64_t i = start; i < lanes.trace_length; i += stride) {
+    lanes.trace[lane * lanes.trace_length + i] = NAN;
+  }
+}
+
+}  // namespace
+
+void refill_cuda(const LaneArrays& lanes, std::span<const RefillRows> rows, CudaStream stream) {
+  const int64_t longest =
+      std::max({lanes.image_size, lanes.condition_size, lanes.latent_size, lanes.trace_length});
+  const unsigned width =
+      blocks_for(std::min<int64_t>(longest, kMaxBlocksARow * kThreads), kThreads);
+  while (!rows.empty()) {
+    const auto now = rows.first(std::min<size_t>(rows.size(), kRowsALaunch));
+    rows = rows.subspan(now.size());
+    RowsOfLaunch list{};
+    std::copy(now.begin(), now.end(), list.row);
+    launch("refill kernel", refill_kernel, dim3(width, static_cast<unsigned>(now.size())), kThreads,
+           stream, lanes, list);
+  }
+}
+
+}  // namespace pyinv

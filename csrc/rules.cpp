@@ -1,0 +1,346 @@
+#include "rules.h"
+
+#include <algorithm>
+#include <cmath>
+#include <initializer_list>
+#include <limits>
+#include <optional>
+
+namespace pyinv {
+namespace {
+
+using json::Node;
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+// As in Python: a draw's counter keeps 12 bits for the attempt and 32 for the update within it.
+constexpr int64_t kMaxRestarts = (int64_t{1} << 12) - 1;
+constexpr int64_t kMaxUpdates = (int64_t{1} << 32) - 1;
+
+struct Range {
+  double low = -kInfinity, high = kInfinity;
+  bool open_low = false, open_high = false;  // the bound itself is out of the range
+};
+
+constexpr Range kAny;
+constexpr Range kPositive{.low = 0.0, .open_low = true};
+constexpr Range kNotNegative{.low = 0.0};
+constexpr Range kDecay{.low = 0.0, .high = 1.0, .open_high = true};
+
+std::string shortest(double number) {
+  std::string text = std::to_string(number);
+  text.erase(text.find_last_not_of('0') + 1);
+  if (text.back() == '.') text.pop_back();
+  return text;
+}
+
+bool holds(const Range& range, double value) {
+  const bool above = range.open_low ? value > range.low : value >= range.low;
+  const bool below = range.open_high ? value < range.high : value <= range.high;
+  return above && below && std::isfinite(value);
+}
+
+// No fallback: the rule must have it. The same for the functions below. Number: the type that the
+// engine computes with, in which the value has to be finite and in its range as well.
+template <class Number = double>
+double number(const Node& rule, std::string_view key, const Range& range,
+              std::optional<double> fallback = std::nullopt) {
+  const std::optional<Node> found = rule.find(key);
+  if (!found && fallback) return *fallback;
+  const Node node = found ? *found : rule[key];
+  const double value = node.number();
+  const bool is_right = holds(range, value);
+  if (!is_right || !holds(range, static_cast<Number>(value))) {
+    std::string wanted = is_right ? "a finite number" : "a number";
+    if (range.low > -kInfinity) wanted += (range.open_low ? " > " : " >= ") + shortest(range.low);
+    if (range.high < kInfinity) {
+      wanted += (range.low > -kInfinity ? " and" : "");
+      wanted += (range.open_high ? " < " : " <= ") + shortest(range.high);
+    }
+    node.expected(wanted + (is_right ? " in float32" : ""));
+  }
+  return value;
+}
+
+float number32(const Node& rule, std::string_view key, const Range& range,
+               std::optional<double> fallback = std::nullopt) {
+  return static_cast<float>(number<float>(rule, key, range, fallback));
+}
+
+int64_t whole(const Node& rule, std::string_view key, int64_t low, int64_t high,
+              std::optional<int64_t> fallback = std::nullopt) {
+  const std::optional<Node> found = rule.find(key);
+  if (!found && fallback) return *fallback;
+  const Node node = found ? *found : rule[key];
+  const int64_t value = node.whole();
+  if (value < low || value > high) {
+    node.expected("a whole number from " + std::to_string(low) + " to " + std::to_string(high));
+  }
+  return value;
+}
+
+bool flag(const Node& rule, std::string_view key, bool fallback) {
+  const std::optional<Node> found = rule.find(key);
+  return found ? found->flag() : fallback;
+}
+
+// One of `choices`, by its place among them; the first where the rule is silent.
+size_t choice(const Node& rule, std::string_view key,
+              std::initializer_list<std::string_view> choices) {
+  const std::optional<Node> found = rule.find(key);
+  if (!found) return 0;
+  const auto at = std::find(choices.begin(), choices.end(), found->text());
+  if (at == choices.end()) {
+    std::string wanted;
+    for (std::string_view one : choices) {
+      wanted += (wanted.empty() ? "one of " : ", ") + std::string(one);
+    }
+    found->expected(wanted);
+  }
+  return static_cast<size_t>(at - choices.begin());
+}
+
+void only(const Node& rule, std::initializer_list<std::string_view> settings) {
+  for (const auto& [name, node] : rule.members()) {
+    if (name == "kind" || std::find(settings.begin(), settings.end(), name) != settings.end()) {
+      continue;
+    }
+    std::string known;
+    for (std::string_view setting : settings) {
+      known += (known.empty() ? "" : ", ") + std::string(setting);
+    }
+    rule.fail("has no setting \"" + name + "\", only " + (known.empty() ? "its kind" : known));
+  }
+}
+
+std::string kind_of(const Node& rule) { return rule["kind"].text(); }
+
+[[noreturn]] void unknown_kind(const Node& rule, const char* kinds) {
+  rule["kind"].expected(std::string("one of ") + kinds);
+}
+
+Constraint read_constraint(const Node& rule, const Prior& prior) {
+  const std::string kind = kind_of(rule);
+  const bool uniform = prior.kind == PriorKind::uniform;
+  const auto need_normal = [&] {
+    if (uniform)
+      rule.fail("must fit the prior: " + kind + " needs a normal one; use stochastic_clip or clip");
+  };
+  const auto horizon = [&] { return whole(rule, "horizon", 1, kMaxUpdates, 0); };
+  Constraint constraint;
+  if (kind == "no_constraint" || kind == "none") {
+    only(rule, {});
+  } else if (kind == "clip" || kind == "stochastic_clip") {
+    only(rule, {"low", "high"});
+    constraint.kind = kind == "clip" ? ConstraintKind::clip : ConstraintKind::stochastic_clip;
+    if (!uniform && constraint.kind == ConstraintKind::stochastic_clip) {
+      rule.fail("must fit the prior: stochastic_clip needs a uniform one; use one of the cutoffs");
+    }
+    std::optional<double> low, high;
+    if (uniform) low = prior.low, high = prior.high;
+    constraint.low = number32(rule, "low", kAny, low);
+    constraint.high = number32(rule, "high", kAny, high);
+    if (constraint.low >= constraint.high) rule.fail("must have its low below its high");
+  } else if (kind == "hard_cutoff") {
+    only(rule, {"c"});
+    need_normal();
+    constraint.kind = ConstraintKind::hard_cutoff;
+    constraint.a = number32(rule, "c", kPositive);
+  } else if (kind == "logistic_cutoff") {
+    only(rule, {"a", "b", "horizon"});
+    need_normal();
+    constraint.kind = ConstraintKind::logistic_cutoff;
+    constraint.a = number32(rule, "a", kPositive);
+    constraint.b = number32(rule, "b", kNotNegative);
+    constraint.horizon = horizon();
+  } else if (kind == "truncated_normal_cutoff") {
+    only(rule, {"a", "horizon"});
+    need_normal();
+    constraint.kind = ConstraintKind::truncated_normal_cutoff;
+    constraint.a = number32(rule, "a", kPositive);
+    constraint.horizon = horizon();
+  } else {
+    unknown_kind(rule,
+                 "no_constraint, clip, stochastic_clip, hard_cutoff, logistic_cutoff, "
+                 "truncated_normal_cutoff");
+  }
+  return constraint;
+}
+
+Schedule read_schedule(const Node& rule) {
+  const std::string kind = kind_of(rule);
+  Schedule schedule;
+  if (kind == "constant") {
+    only(rule, {});
+  } else if (kind == "step_decay") {
+    only(rule, {"every", "factor"});
+    schedule.kind = ScheduleKind::step_decay;
+    schedule.every = whole(rule, "every", 1, std::numeric_limits<int64_t>::max());
+    schedule.factor = number(rule, "factor", {.low = 0.0, .high = 1.0, .open_low = true});
+  } else if (kind == "cosine") {
+    only(rule, {"final"});
+    schedule.kind = ScheduleKind::cosine;
+    schedule.final = number(rule, "final", {.low = 0.0, .high = 1.0}, 0.0);
+  } else {
+    unknown_kind(rule, "constant, step_decay, cosine");
+  }
+  return schedule;
+}
+
+Solver read_solver(const Node& rule) {
+  const std::string kind = kind_of(rule);
+  Solver solver;
+  if (kind == "gradient_descent") {
+    only(rule, {"learning_rate", "momentum", "schedule"});
+    solver.kind = SolverKind::gradient_descent;
+    solver.momentum = number<float>(rule, "momentum", kDecay, 0.0);
+  } else if (kind == "adam") {
+    only(rule, {"learning_rate", "beta1", "beta2", "epsilon", "schedule"});
+    solver.kind = SolverKind::adam;
+    solver.beta1 = number<float>(rule, "beta1", kDecay, solver.beta1);
+    solver.beta2 = number<float>(rule, "beta2", kDecay, solver.beta2);
+    solver.epsilon = number<float>(rule, "epsilon", kPositive, solver.epsilon);
+  } else {
+    unknown_kind(rule, "gradient_descent, adam");
+  }
+  solver.learning_rate = number<float>(rule, "learning_rate", kPositive);
+  if (const auto schedule = rule.find("schedule")) solver.schedule = read_schedule(*schedule);
+  return solver;
+}
+
+Penalties read_penalties(const Node& rules, const Prior& prior) {
+  Penalties penalties;
+  std::vector<std::string> kinds;
+  for (const Node& rule : rules.items()) {
+    const std::string kind = kind_of(rule);
+    if (std::find(kinds.begin(), kinds.end(), kind) != kinds.end()) {
+      rules.fail("must hold each kind once, got " + kind + " twice; add up their weights");
+    }
+    kinds.push_back(kind);
+    if (kind == "moment_penalty") {
+      only(rule, {"gamma_mean", "gamma_std", "over"});
+      penalties.moments =
+          choice(rule, "over", {"batch", "latent"}) ? MomentScope::latent : MomentScope::batch;
+      penalties.gamma_mean = number32(rule, "gamma_mean", kNotNegative, 1.0);
+      penalties.gamma_std = number32(rule, "gamma_std", kNotNegative, 1.0);
+    } else if (kind == "prior_penalty") {
+      only(rule, {"weight", "anneal"});
+      if (prior.kind != PriorKind::normal) {
+        rule.fail(
+            "must fit the prior: prior_penalty needs a normal one; use stochastic_clip or clip");
+      }
+      penalties.prior_weight = number32(rule, "weight", kNotNegative);
+      penalties.anneal_prior = flag(rule, "anneal", false);
+    } else {
+      unknown_kind(rule, "moment_penalty, prior_penalty");
+    }
+  }
+  return penalties;
+}
+
+Stage read_stage(const Node& rule, const Prior& prior, std::vector<std::string>& losses) {
+  only(rule,
+       {"solver", "constraint", "penalties", "loss", "objective", "max_steps", "loss_tolerance",
+        "change_tolerance", "relative_change_tolerance", "patience", "reset_moments"});
+  const std::optional<Node> named = rule.find("loss");
+  const std::string loss = named ? named->text() : "mse";
+  auto at = std::find(losses.begin(), losses.end(), loss);
+  if (at == losses.end()) at = losses.insert(losses.end(), loss);
+
+  Stage stage;
+  stage.objective =
+      whole(rule, "objective", 0, std::numeric_limits<int64_t>::max(), at - losses.begin());
+  stage.solver = read_solver(rule["solver"]);
+  if (const auto constraint = rule.find("constraint")) {
+    stage.constraint = read_constraint(*constraint, prior);
+  }
+  if (const auto penalties = rule.find("penalties")) {
+    stage.penalties = read_penalties(*penalties, prior);
+  }
+  stage.max_steps = whole(rule, "max_steps", 1, kMaxUpdates, stage.max_steps);
+  stage.loss_tolerance = number(rule, "loss_tolerance", kNotNegative, 0.0);
+  stage.change_tolerance = number(rule, "change_tolerance", kNotNegative, 0.0);
+  stage.relative_change_tolerance = number(rule, "relative_change_tolerance", kNotNegative, 0.0);
+  stage.patience = whole(rule, "patience", 1, kMaxUpdates, stage.patience);
+  stage.reset_moments = flag(rule, "reset_moments", stage.reset_moments);
+  return stage;
+}
+
+ParsedRecipe read_recipe(const Node& rule, const Prior& prior) {
+  only(rule, {"name", "stages", "restarts", "keep"});
+  ParsedRecipe parsed;
+  if (const auto name = rule.find("name")) parsed.name = name->text();
+  int64_t updates = 0;
+  for (const Node& stage : rule["stages"].items()) {
+    parsed.recipe.stages.push_back(read_stage(stage, prior, parsed.losses));
+    updates += parsed.recipe.stages.back().max_steps;
+  }
+  if (parsed.recipe.stages.empty()) rule["stages"].fail("must hold a stage or more");
+  if (updates > kMaxUpdates) {
+    rule["stages"].fail("must make at most " + std::to_string(kMaxUpdates) + " updates, makes " +
+                        std::to_string(updates));
+  }
+  parsed.recipe.restarts = whole(rule, "restarts", 0, kMaxRestarts, 0);
+  parsed.recipe.keep_best = choice(rule, "keep", {"best", "last"}) == 0;
+  return parsed;
+}
+
+template <class Read>
+auto parse_rule(std::string_view text, const char* what, Read read) {
+  json::Value document;
+  try {
+    document = json::parse(text);
+  } catch (const json::Error& error) {
+    throw RuleError(std::string(what) + " is not JSON: " + error.what());
+  }
+  try {
+    return read(Node(document, what));
+  } catch (const json::Error& error) {
+    throw RuleError(error.what());
+  }
+}
+
+}  // namespace
+
+Prior read_prior(const Node& rule) {
+  const std::string kind = kind_of(rule);
+  Prior prior;
+  if (kind == "uniform") {
+    only(rule, {"low", "high"});
+    prior.kind = PriorKind::uniform;
+    prior.low = number32(rule, "low", kAny, -1.0);
+    prior.high = number32(rule, "high", kAny, 1.0);
+    if (prior.low >= prior.high) rule.fail("must have its low below its high");
+  } else if (kind == "normal") {
+    only(rule, {"mean", "std"});
+    prior.kind = PriorKind::normal;
+    prior.mean = number32(rule, "mean", kAny, 0.0);
+    prior.std = number32(rule, "std", kPositive, 1.0);
+  } else {
+    unknown_kind(rule, "uniform, normal");
+  }
+  return prior;
+}
+
+Prior parse_prior(std::string_view json) { return parse_rule(json, "prior", read_prior); }
+
+ParsedRecipe parse_recipe(std::string_view json, const Prior& prior) {
+  return parse_rule(json, "recipe", [&](const Node& rule) { return read_recipe(rule, prior); });
+}
+
+Recipe default_recipe(const Prior& prior) {
+  Stage stage;
+  stage.solver.learning_rate = 0.1;
+  stage.solver.beta2 = 0.99;
+  stage.solver.schedule = {.kind = ScheduleKind::cosine, .final = 0.1};
+  stage.max_steps = 1000;
+  stage.loss_tolerance = 1e-8;
+  if (prior.kind == PriorKind::uniform) {
+    stage.constraint = {.kind = ConstraintKind::clip, .low = prior.low, .high = prior.high};
+  } else {
+    stage.penalties.prior_weight = 0.001f;
+    stage.penalties.anneal_prior = true;
+  }
+  return {.stages = {stage}};
+}
+
+}  // namespace pyinv

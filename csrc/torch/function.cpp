@@ -1,0 +1,116 @@
+#include "torch/function.h"
+
+#include <ATen/ops/from_blob.h>
+
+#include <algorithm>
+#include <stdexcept>
+#include <utility>
+
+#include "torch/method.h"
+
+namespace pyinv {
+namespace {
+
+using torchscript::Method;
+
+std::string describe(const std::vector<int64_t>& row, const std::string& count) {
+  std::string text = "[" + count;
+  for (int64_t size : row) text += ", " + std::to_string(size);
+  return text + "]";
+}
+
+std::string describe(const std::vector<int64_t>& shape) {
+  if (shape.empty()) return "[]";
+  return describe({shape.begin() + 1, shape.end()}, std::to_string(shape[0]));
+}
+
+bool is_out(const c10::Argument& argument) { return argument.name() == "out"; }
+
+void check_input(const Method& method, const std::string& name, const HostArray* array) {
+  const std::vector<int64_t> row = method.sizes().row(name);
+  const std::string subject = method.file() + ": input '" + name + "' ";
+  if (!array) {
+    throw std::invalid_argument(subject + "is missing, expected float32 " + describe(row, "any"));
+  }
+  const auto& shape = array->shape;
+  if (shape.empty() || !std::equal(shape.begin() + 1, shape.end(), row.begin(), row.end())) {
+    throw std::invalid_argument(subject + "should be float32 " + describe(row, "any") + ", is " +
+                                describe(shape));
+  }
+}
+
+}  // namespace
+
+TorchFunction::TorchFunction(const std::filesystem::path& file, const std::string& method,
+                             const RuntimeOptions& options)
+    : method_(std::make_unique<Method>(file, method, options)) {
+  for (const c10::Argument& argument : method_->arguments()) {
+    if (is_out(argument)) continue;
+    try {
+      method_->sizes().row(argument.name());
+    } catch (const std::out_of_range&) {
+      method_->refuse(method + " takes '" + argument.name() +
+                      "', but only latent, image and condition can be given");
+    }
+  }
+}
+
+TorchFunction::~TorchFunction() = default;
+
+int64_t TorchFunction::latent_size() const { return method_->sizes().latent; }
+int64_t TorchFunction::image_size() const { return method_->sizes().pixels(); }
+int64_t TorchFunction::condition_size() const { return method_->sizes().condition; }
+
+std::map<std::string, HostArray> TorchFunction::run(
+    const std::map<std::string, HostArray>& inputs) const {
+  std::vector<std::pair<std::string, const HostArray*>> given;
+  std::string known;
+  for (const c10::Argument& argument : method_->arguments()) {
+    if (is_out(argument)) continue;
+    const auto found = inputs.find(argument.name());
+    given.emplace_back(argument.name(), found == inputs.end() ? nullptr : &found->second);
+    check_input(*method_, argument.name(), given.back().second);
+    known += (known.empty() ? "" : ", ") + argument.name();
+  }
+  for (const auto& [name, array] : inputs) {
+    const auto is_this = [&name = name](const auto& other) { return other.first == name; };
+    if (std::none_of(given.begin(), given.end(), is_this)) {
+      throw std::invalid_argument(method_->file() + ": there is no input '" + name + "', only " +
+                                  known);
+    }
+  }
+
+  return method_->within_call([&] {
+    const c10::Device device = torchscript::to_torch(*method_->options().device);
+    std::vector<c10::IValue> arguments;
+    for (const auto& [name, array] : given) {
+      auto* data = const_cast<float*>(array->data);  // torch has one type for tensors
+      arguments.emplace_back(at::from_blob(data, array->shape, at::kFloat).to(device));
+    }
+    if (arguments.size() < method_->arguments().size()) arguments.emplace_back();  // no `out`
+    const c10::IValue returned = method_->run(arguments);
+
+    std::vector<std::pair<const char*, at::Tensor>> results;
+    if (returned.isTensor()) {
+      results.emplace_back("image", returned.toTensor());
+    } else if (returned.isTuple() && returned.toTupleRef().size() == 2) {
+      const auto& elements = returned.toTupleRef().elements();
+      results.emplace_back("loss", elements[0].toTensor());
+      results.emplace_back("gradient", elements[1].toTensor());
+    } else {
+      method_->refuse(method_->name() + " should return an image, or a loss and a gradient");
+    }
+    std::map<std::string, HostArray> outputs;
+    for (const auto& [name, result] : results) {
+      at::Tensor host = result.to(at::kCPU).contiguous();
+      if (host.dtype() != at::kFloat) method_->refuse(std::string(name) + " is not float32");
+      // Not memory that someone else has: the caller's own array, or one of the weights.
+      if (host.storage().use_count() > 1) host = host.clone();
+      const auto tensor = std::make_shared<at::Tensor>(std::move(host));
+      outputs[name] = {tensor->sizes().vec(), tensor->const_data_ptr<float>(), tensor};
+    }
+    return outputs;
+  });
+}
+
+}  // namespace pyinv

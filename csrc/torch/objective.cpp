@@ -1,0 +1,157 @@
+#include "torch/objective.h"
+
+#include <ATen/ops/full.h>
+#include <ATen/ops/zeros.h>
+#include <torch/version.h>
+
+#include <cassert>
+#include <map>
+#include <stdexcept>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "pyinv/torchscript.h"
+#include "torch/method.h"
+
+namespace pyinv {
+namespace {
+
+using torchscript::Method;
+
+// Lane ranges whose tensors are kept; an engine that shrinks its batch towards the end of a run
+// uses one range a batch size.
+constexpr size_t kMaxRanges = 1024;
+
+std::vector<int64_t> batch_of(int64_t count, const std::vector<int64_t>& row) {
+  std::vector<int64_t> shape{count};
+  shape.insert(shape.end(), row.begin(), row.end());
+  return shape;
+}
+
+// Not capturable: torch would lend the memory of a recorded call to others between its replays.
+class TorchEvaluator : public Evaluator {
+ public:
+  TorchEvaluator(const Method& method, const LaneBuffers& buffers)
+      : method_(method), buffers_(buffers) {}
+
+  void evaluate(int64_t first, int64_t count) override {
+    assert(first >= 0 && count > 0 && first + count <= buffers_.lanes);
+    method_.within_call([&] {
+      auto found = ranges_.find({first, count});
+      if (found == ranges_.end()) {
+        if (ranges_.size() == kMaxRanges) ranges_.clear();
+        found = ranges_.emplace(Range{first, count}, arguments(first, count)).first;
+      }
+      method_.run(found->second);
+    });
+  }
+
+ private:
+  using Range = std::pair<int64_t, int64_t>;  // first, count
+
+  std::vector<c10::IValue> arguments(int64_t first, int64_t count) const {
+    const auto lanes = [&](const float* array, const std::vector<int64_t>& row) {
+      int64_t stride = 1;
+      for (int64_t size : row) stride *= size;
+      // torch has one type for tensors; the method writes to `out` only.
+      return method_.view(const_cast<float*>(array) + first * stride, batch_of(count, row));
+    };
+    const auto& sizes = method_.sizes();
+    std::vector<c10::IValue> values{lanes(buffers_.latent, {sizes.latent}),
+                                    lanes(buffers_.image, sizes.image)};
+    if (sizes.condition) values.emplace_back(lanes(buffers_.condition, {sizes.condition}));
+    values.emplace_back(
+        std::make_tuple(lanes(buffers_.loss, {}), lanes(buffers_.gradient, {sizes.latent})));
+    return values;
+  }
+
+  const Method& method_;
+  const LaneBuffers buffers_;
+  std::map<Range, std::vector<c10::IValue>> ranges_;
+};
+
+}  // namespace
+
+TorchObjective::TorchObjective(const std::filesystem::path& file, const std::string& method,
+                               const RuntimeOptions& options)
+    : method_(std::make_unique<Method>(file, method, options)) {
+  check_signature();
+  check_results();
+}
+
+TorchObjective::~TorchObjective() = default;
+
+int64_t TorchObjective::latent_size() const { return method_->sizes().latent; }
+int64_t TorchObjective::image_size() const { return method_->sizes().pixels(); }
+int64_t TorchObjective::condition_size() const { return method_->sizes().condition; }
+std::shared_ptr<Device> TorchObjective::device() const { return method_->options().device; }
+
+void TorchObjective::check_signature() const {
+  std::string expected = "latent: Tensor, image: Tensor, ";
+  if (condition_size()) expected += "condition: Tensor, ";
+  expected += "out: Optional[Tuple[Tensor, Tensor]]";
+  std::string found;
+  for (const c10::Argument& argument : method_->arguments()) {
+    found +=
+        (found.empty() ? "" : ", ") + argument.name() + ": " + argument.type()->annotation_str();
+  }
+  if (found != expected) {
+    method_->refuse(method_->name() + " should take (" + expected + "), takes (" + found + ")");
+  }
+}
+
+// TorchScript tells no shapes before it runs.
+void TorchObjective::check_results() const {
+  constexpr int64_t kCount = 2;
+  const auto& sizes = method_->sizes();
+  method_->within_call([&] {
+    const auto options = at::TensorOptions()
+                             .dtype(at::kFloat)
+                             .device(torchscript::to_torch(*method_->options().device));
+    const auto zeros = [&](const std::vector<int64_t>& row) {
+      return at::zeros(batch_of(kCount, row), options);
+    };
+    std::vector<c10::IValue> arguments{zeros({sizes.latent}), zeros(sizes.image)};
+    if (sizes.condition) arguments.emplace_back(zeros({sizes.condition}));
+    const at::Tensor results[] = {zeros({}), zeros({sizes.latent})};
+    const void* memory[] = {results[0].const_data_ptr(), results[1].const_data_ptr()};
+    arguments.emplace_back(std::make_tuple(results[0], results[1]));
+
+    const c10::IValue returned = method_->run(arguments);
+    const bool pair = returned.isTuple() && returned.toTupleRef().size() == 2;
+    for (size_t i = 0; i < 2; ++i) {
+      const bool same = pair && returned.toTupleRef().elements()[i].isTensor() &&
+                        returned.toTupleRef().elements()[i].toTensor().is_same(results[i]);
+      if (!same) method_->refuse(method_->name() + " does not return the tensors of 'out'");
+      // An operator gives a tensor of another shape that shape, and new memory if it needs more.
+      const auto shape =
+          batch_of(kCount, i == 0 ? std::vector<int64_t>{} : std::vector{sizes.latent});
+      if (results[i].sizes() != shape || results[i].const_data_ptr() != memory[i]) {
+        method_->refuse(method_->name() + ": " + (i == 0 ? "loss" : "gradient") + " should be " +
+                        c10::str(c10::IntArrayRef(shape)) + " for a batch of " +
+                        std::to_string(kCount) + ", is " + c10::str(results[i].sizes()));
+      }
+    }
+  });
+}
+
+std::unique_ptr<Evaluator> TorchObjective::bind(const LaneBuffers& buffers) const {
+  assert(buffers.latent && buffers.image && buffers.loss && buffers.gradient);
+  if (condition_size() && !buffers.condition) {
+    throw std::invalid_argument(method_->file() + ": this objective takes a condition of " +
+                                std::to_string(condition_size()) +
+                                " values for each target; none was given");
+  }
+  return std::make_unique<TorchEvaluator>(*method_, buffers);
+}
+
+std::unique_ptr<Objective> torch_objective(const std::filesystem::path& file,
+                                           const std::string& method,
+                                           const RuntimeOptions& options) {
+  return std::make_unique<TorchObjective>(file, method, options);
+}
+
+std::string torch_version() { return TORCH_VERSION; }
+
+}  // namespace pyinv

@@ -1,0 +1,42 @@
+// The objective that a method of a TorchScript module is:
+//   (latent [B, d], image [B, C, H, W], [condition [B, k]], out) -> (loss [B], gradient [B, d]),
+// all float32. It writes its results into the two tensors `out` and returns them.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <string>
+
+#include "pyinv/api.h"
+#include "pyinv/objective.h"
+
+namespace pyinv {
+
+namespace torchscript {
+class Method;
+}
+
+// The engine's arrays are the method's tensors: a step copies nothing here.
+class PYINV_API TorchObjective : public Objective {
+ public:
+  // Throws as torch_objective() does.
+  TorchObjective(const std::filesystem::path& file, const std::string& method,
+                 const RuntimeOptions& options);
+  ~TorchObjective() override;
+
+  int64_t latent_size() const override;
+  int64_t image_size() const override;
+  int64_t condition_size() const override;
+  std::shared_ptr<Device> device() const override;
+
+  std::unique_ptr<Evaluator> bind(const LaneBuffers& buffers) const override;
+
+ private:
+  void check_signature() const;
+  void check_results() const;
+
+  std::unique_ptr<torchscript::Method> method_;
+};
+
+}  // namespace pyinv

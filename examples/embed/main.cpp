@@ -1,0 +1,286 @@
+// Inverts images against a bundle, from a C++ program without Python. README.md says how to build
+// it.
+#include <pyinv/bundle.h>
+#include <pyinv/engine.h>
+#include <pyinv/onnxruntime.h>
+#include <pyinv/rules.h>
+#ifdef EMBED_TORCHSCRIPT
+#include <pyinv/torchscript.h>
+#endif
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
+#include <filesystem>
+#include <fstream>
+#include <iostream>
+#include <iterator>
+#include <memory>
+#include <numeric>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <vector>
+
+namespace {
+
+constexpr std::string_view kUsage =
+    "usage: embed BUNDLE IMAGES.f32 [options]\n"
+    "  BUNDLE            the folder that pyinv.export wrote\n"
+    "  IMAGES.f32        float32 [N, C, H, W] in the bundle's value range, nothing else\n"
+    "  --runtime NAME    onnx or torchscript; the bundle's first by default\n"
+    "  --onnxruntime LIB ONNX Runtime's shared library; $PYINV_ONNXRUNTIME by default\n"
+    "  --recipe FILE     a recipe as JSON; pyinv's default recipe by default\n"
+    "  --device NAME     cpu (the default), cuda or cuda:1\n"
+    "  --lanes N         targets that run side by side; 64 by default\n"
+    "  --threads N       CPU threads; all by default\n"
+    "  --seed N          what random draws depend on; 0 by default\n"
+    "  --latents FILE    also write the latents, float32 [N, d]\n"
+    "  --images FILE     also write the images of the latents, float32 [N, C, H, W]\n";
+
+struct UsageError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+struct Arguments {
+  std::filesystem::path bundle, images;
+  std::string runtime, onnxruntime, recipe, device = "cpu", latents_out, images_out;
+  uint64_t lanes = 64, threads = std::max(1u, std::thread::hardware_concurrency()), seed = 0;
+};
+
+uint64_t whole(const std::string& name, const std::string& text) {
+  try {
+    size_t end = 0;
+    const uint64_t number = std::stoull(text, &end);
+    if (end == text.size() && text[0] != '-') return number;
+  } catch (const std::logic_error&) {
+  }
+  throw UsageError(name + " must be a whole number, got '" + text + "'");
+}
+
+Arguments parse(int argc, char** argv) {
+  Arguments arguments;
+  std::vector<std::string> positional;
+  for (int i = 1; i < argc; ++i) {
+    const std::string name = argv[i];
+    if (!name.starts_with("--")) {
+      positional.push_back(name);
+      continue;
+    }
+    if (i + 1 == argc) throw UsageError(name + " needs a value, or is unknown");
+    const std::string value = argv[++i];
+    if (name == "--runtime") {
+      arguments.runtime = value;
+    } else if (name == "--onnxruntime") {
+      arguments.onnxruntime = value;
+    } else if (name == "--recipe") {
+      arguments.recipe = value;
+    } else if (name == "--device") {
+      arguments.device = value;
+    } else if (name == "--lanes") {
+      arguments.lanes = std::max<uint64_t>(1, whole(name, value));
+    } else if (name == "--threads") {
+      arguments.threads = std::max<uint64_t>(1, whole(name, value));
+    } else if (name == "--seed") {
+      arguments.seed = whole(name, value);
+    } else if (name == "--latents") {
+      arguments.latents_out = value;
+    } else if (name == "--images") {
+      arguments.images_out = value;
+    } else {
+      throw UsageError("there is no option " + name);
+    }
+  }
+  if (positional.size() != 2) throw UsageError("a bundle and a file of images are needed");
+  arguments.bundle = positional[0];
+  arguments.images = positional[1];
+  return arguments;
+}
+
+std::string read_file(const std::filesystem::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) throw std::runtime_error(path.string() + ": cannot be read");
+  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+}
+
+void write_floats(const std::string& path, const std::vector<float>& values) {
+  std::ofstream file(path, std::ios::binary);
+  file.write(reinterpret_cast<const char*>(values.data()),
+             static_cast<std::streamsize>(values.size() * sizeof(float)));
+  if (!file.flush()) throw std::runtime_error(path + ": cannot be written");
+}
+
+std::vector<float> read_images(const std::filesystem::path& path, const pyinv::Bundle& bundle) {
+  const std::string bytes = read_file(path);
+  const size_t image_bytes = static_cast<size_t>(bundle.image_size()) * sizeof(float);
+  if (bytes.empty() || bytes.size() % image_bytes) {
+    throw std::runtime_error(path.string() + ": expected images of " + std::to_string(image_bytes) +
+                             " bytes each, found " + std::to_string(bytes.size()) + " bytes");
+  }
+  std::vector<float> images(bytes.size() / sizeof(float));
+  std::copy(bytes.begin(), bytes.end(), reinterpret_cast<char*>(images.data()));
+  const double slack = 1e-3 * (bundle.highest - bundle.lowest);  // for rounding
+  const auto inside = [&](float value) {
+    return value >= bundle.lowest - slack && value <= bundle.highest + slack;
+  };
+  if (!std::all_of(images.begin(), images.end(), inside)) {
+    throw std::runtime_error(path.string() + ": expected values from " +
+                             std::to_string(bundle.lowest) + " to " +
+                             std::to_string(bundle.highest) + ", found others");
+  }
+  return images;
+}
+
+std::shared_ptr<pyinv::Device> open_device(const std::string& name) {
+  if (name == "cpu") return pyinv::cpu_device();
+  if (name == "cuda") return pyinv::cuda_device();
+  if (name.starts_with("cuda:")) {
+    return pyinv::cuda_device(static_cast<int>(whole("--device", name.substr(5))));
+  }
+  throw UsageError("--device must be cpu, cuda or cuda:N, got '" + name + "'");
+}
+
+// The bundle's functions in one runtime.
+class Runtime {
+ public:
+  Runtime(const pyinv::Bundle& bundle, const Arguments& arguments)
+      : bundle_(bundle), name_(bundle.forward(arguments.runtime).runtime) {
+    options_.threads = static_cast<int>(arguments.threads);
+    options_.device = open_device(arguments.device);
+#ifndef EMBED_TORCHSCRIPT
+    if (name_ == "torchscript") {
+      throw std::runtime_error("this program was built against a pyinv without TorchScript");
+    }
+#endif
+    if (name_ == "onnx") {
+      const char* fallback = std::getenv("PYINV_ONNXRUNTIME");
+      const std::string library =
+          arguments.onnxruntime.empty() && fallback ? fallback : arguments.onnxruntime;
+      if (library.empty()) {
+        throw UsageError("where is ONNX Runtime? Give --onnxruntime or set PYINV_ONNXRUNTIME");
+      }
+      pyinv::load_onnxruntime(library);
+    }
+  }
+
+  std::unique_ptr<pyinv::Objective> objective(const std::string& loss) const {
+    const pyinv::BundleFunction& function = bundle_.objective(loss, name_);
+#ifdef EMBED_TORCHSCRIPT
+    if (name_ == "torchscript") {
+      return pyinv::torch_objective(bundle_.file(function), function.method, options_);
+    }
+#endif
+    return pyinv::onnx_objective(bundle_.file(function), options_);
+  }
+
+  std::unique_ptr<pyinv::Generator> generator() const {
+    const pyinv::BundleFunction& function = bundle_.forward(name_);
+#ifdef EMBED_TORCHSCRIPT
+    if (name_ == "torchscript") {
+      return pyinv::torch_generator(bundle_.file(function), function.method, options_);
+    }
+#endif
+    return pyinv::onnx_generator(bundle_.file(function), options_);
+  }
+
+ private:
+  const pyinv::Bundle& bundle_;
+  const std::string name_;
+  pyinv::RuntimeOptions options_;
+};
+
+const char* name_of(pyinv::Status status) {
+  switch (status) {
+    case pyinv::Status::converged:
+      return "converged";
+    case pyinv::Status::stalled:
+      return "stalled";
+    case pyinv::Status::step_limit:
+      return "step_limit";
+    case pyinv::Status::non_finite:
+      return "non_finite";
+    case pyinv::Status::cancelled:
+      break;
+  }
+  return "cancelled";
+}
+
+void invert(const Arguments& arguments) {
+  const pyinv::Bundle bundle = pyinv::Bundle::open(arguments.bundle);
+  if (bundle.condition_size()) {
+    throw std::runtime_error(arguments.bundle.string() +
+                             ": this program has no conditions to give");
+  }
+  const std::vector<float> images = read_images(arguments.images, bundle);
+  const int64_t count = static_cast<int64_t>(images.size()) / bundle.image_size();
+  const int64_t size = bundle.latent_size();
+
+  pyinv::ParsedRecipe method{"default", pyinv::default_recipe(bundle.prior), {"mse"}};
+  if (!arguments.recipe.empty()) {
+    method = pyinv::parse_recipe(read_file(arguments.recipe), bundle.prior);
+  }
+
+  const Runtime runtime(bundle, arguments);
+  std::vector<std::unique_ptr<pyinv::Objective>> owned;
+  std::vector<const pyinv::Objective*> objectives;
+  for (const std::string& loss : method.losses) {
+    owned.push_back(runtime.objective(loss));
+    objectives.push_back(owned.back().get());
+  }
+
+  std::vector<uint64_t> ids(count);
+  std::iota(ids.begin(), ids.end(), 0);
+  std::vector<float> latents(count * size), losses(count);
+  std::vector<pyinv::Status> statuses(count);
+  std::vector<int64_t> steps(count);
+  std::vector<int32_t> attempts(count);
+
+  pyinv::Targets targets;
+  targets.count = count;
+  targets.image = images.data();
+  targets.id = ids.data();
+  pyinv::Results results;
+  results.latent = latents.data();
+  results.loss = losses.data();
+  results.status = statuses.data();
+  results.steps = steps.data();
+  results.attempts = attempts.data();
+  pyinv::RunOptions options;
+  options.seed = arguments.seed;
+  options.lanes = static_cast<int64_t>(arguments.lanes);
+  options.coupled = bundle.batch_norm == pyinv::BatchNorm::batch;
+  pyinv::run(objectives, bundle.prior, method.recipe, targets, options, results);
+
+  for (int64_t row = 0; row < count; ++row) {
+    std::printf("%lld %s steps=%lld loss=%.9g latent=", static_cast<long long>(row),
+                name_of(statuses[row]), static_cast<long long>(steps[row]), losses[row]);
+    for (int64_t i = 0; i < size; ++i) {
+      std::printf(i ? ",%.9g" : "%.9g", latents[row * size + i]);
+    }
+    std::printf("\n");
+  }
+  if (!arguments.latents_out.empty()) write_floats(arguments.latents_out, latents);
+  if (!arguments.images_out.empty()) {
+    std::vector<float> made(images.size());
+    runtime.generator()->generate(count, latents.data(), nullptr, made.data());
+    write_floats(arguments.images_out, made);
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    invert(parse(argc, argv));
+    return 0;
+  } catch (const UsageError& error) {
+    std::cerr << "embed: " << error.what() << "\n" << kUsage;
+    return 2;
+  } catch (const std::exception& error) {
+    std::cerr << "embed: " << error.what() << "\n";
+    return 1;
+  }
+}

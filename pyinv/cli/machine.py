@@ -1,0 +1,34 @@
+"""The options that say what a command computes with."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from pyinv.bundle import RUNTIMES
+
+__all__ = ["add_machine_options", "machine_options"]
+
+
+def add_machine_options(parser: argparse.ArgumentParser) -> Any:
+    """Add the options to a command, and return their group."""
+    machine = parser.add_argument_group("machine")
+    machine.add_argument(
+        "--runtime",
+        default="auto",
+        metavar="NAME",
+        help=f"{' or '.join(RUNTIMES)}, if the bundle has it [the first of these it has]",
+    )
+    machine.add_argument(
+        "--device", default="cpu", help="cpu, cuda, cuda:1 and so on, or auto [%(default)s]"
+    )
+    machine.add_argument(
+        "--tf32", action="store_true", help="let a GPU round to TF32: faster, errors near 1e-3"
+    )
+    machine.add_argument("--threads", type=int, metavar="N", help="CPU threads [all cores]")
+    return machine
+
+
+def machine_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the Inverter's arguments that the options give."""
+    return {name: getattr(arguments, name) for name in ("runtime", "device", "tf32", "threads")}

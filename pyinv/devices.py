@@ -1,0 +1,70 @@
+"""The devices that the engine can run on, by name: "cpu", "cuda:0", "cuda:1" and so on."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from pyinv import _core
+from pyinv.errors import DeviceError
+
+__all__ = ["available_devices", "open_device", "resolve_device"]
+
+
+def available_devices() -> list[str]:
+    """Return the names of the devices that this build finds here, the CPU first."""
+    return ["cpu", *(f"cuda:{index}" for index in range(_core.cuda_device_count()))]
+
+
+def resolve_device(device: Any, *, runtime_has_cuda: bool) -> str:
+    """Return the name of the device that a user asked for.
+
+    Args:
+        device: "cpu"; "cuda", which is "cuda:0"; another GPU as "cuda:1"; or "auto", the first GPU
+            where this build, this machine and the runtime have one, else the CPU.
+        runtime_has_cuda: whether the runtime in use can compute on a GPU.
+
+    Raises:
+        DeviceError: not a device's name, or the device is not there.
+    """
+    if device == "auto":
+        return "cuda:0" if runtime_has_cuda and _core.cuda_device_count() > 0 else "cpu"
+    if device == "cpu":
+        return "cpu"
+    named = re.fullmatch(r"cuda(?::(\d+))?", device) if isinstance(device, str) else None
+    if named is None:
+        raise DeviceError(
+            f'device must be "cpu", "cuda", "cuda:1" (a number) or "auto", got {device!r}'
+        )
+    if not _core.built_with_cuda():
+        raise DeviceError(
+            f'this build has no CUDA, got device={device!r}; use device="cpu", or build pyinv '
+            "where a CUDA compiler is found"
+        )
+    count = _core.cuda_device_count()
+    if count == 0:
+        raise DeviceError(
+            f'no GPU is to be seen, got device={device!r}; use device="cpu", or see that '
+            "`nvidia-smi` lists one and CUDA_VISIBLE_DEVICES does not hide it"
+        )
+    index = int(named[1] or 0)
+    if index >= count:
+        raise DeviceError(
+            f"there {'is 1 GPU' if count == 1 else f'are {count} GPUs'}, got device={device!r}; "
+            f"use {' or '.join(available_devices()[1:])}"
+        )
+    return f"cuda:{index}"
+
+
+def open_device(name: str) -> _core.Device:
+    """Return a device with a stream of its own, by its resolved name.
+
+    Raises:
+        DeviceError: the device refuses.
+    """
+    if name == "cpu":
+        return _core.cpu_device()
+    try:
+        return _core.cuda_device(int(name.partition(":")[2]))
+    except _core.DeviceError as error:
+        raise DeviceError(" ".join(str(error).split())) from None

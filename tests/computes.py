@@ -1,0 +1,67 @@
+"""The runtimes and devices that the engine's tests run on, each wherever it is to be had."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from pyinv import _core, runtimes
+from pyinv.devices import open_device
+from pyinv.errors import DependencyError
+
+
+@dataclass(frozen=True)
+class Compute:
+    """What runs an objective, and where."""
+
+    runtime: str
+    device: str  # "cpu" or "cuda"
+
+    @cached_property
+    def stream(self) -> _core.Device:
+        """The device as the engine knows it, one for all objectives of a run."""
+        return open_device(self.device if self.device == "cpu" else f"{self.device}:0")
+
+    def load(self, objective: Any, path: Path | str, *, threads: int = 1) -> _core.Objective:
+        """The objective of tests/objectives.py, written to ``path`` and loaded from there."""
+        return objective.load(path, runtime=self.runtime, device=self.stream, threads=threads)
+
+    def require(self) -> None:
+        """Skip the test where this is not to be had: the one place that says what is skipped.
+
+        PYINV_REQUIRE_TORCHSCRIPT=1 and PYINV_REQUIRE_CUDA=1 make it fail instead.
+        """
+        try:
+            loaded = runtimes.load(self.runtime)
+        except DependencyError as error:
+            if self.runtime == "onnx":
+                raise
+            _absent(str(error), "PYINV_REQUIRE_TORCHSCRIPT")
+        if self.device == "cuda":
+            if not _core.built_with_cuda():
+                _absent("this build has no CUDA", "PYINV_REQUIRE_CUDA")
+            if _core.cuda_device_count() == 0:
+                _absent("there is no GPU", "PYINV_REQUIRE_CUDA")
+            if not loaded.has_cuda:
+                _absent(f"{loaded} has no CUDA", "PYINV_REQUIRE_CUDA")
+            if self.runtime == "onnx":
+                runtimes.preload_cuda()
+
+
+def _absent(what: str, promise: str) -> NoReturn:
+    if os.environ.get(promise) == "1":
+        pytest.fail(f"{promise}=1, but {what}")
+    pytest.skip(what)
+
+
+COMPUTES = [
+    pytest.param(Compute("onnx", "cpu"), id="onnx-cpu"),
+    pytest.param(Compute("torchscript", "cpu"), id="torchscript-cpu"),
+    pytest.param(Compute("onnx", "cuda"), id="onnx-cuda", marks=pytest.mark.gpu),
+    pytest.param(Compute("torchscript", "cuda"), id="torchscript-cuda", marks=pytest.mark.gpu),
+]

@@ -1,0 +1,683 @@
+// The engine on a GPU against the engine on the CPU: the same targets, objectives and rules must
+// end the same way. Runs on the emulator (see CMakeLists.txt), where every rule that reduces
+// nothing must agree to the last bit, or on a GPU, where the elementary functions round otherwise.
+// What differs is printed, and the exit status says whether something did. Arguments name the tests
+// to run; without any, all are.
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "backend.h"
+#include "cuda_support.h"
+#include "kernels/kernels.h"
+#include "lane_rule.h"
+#include "pyinv/engine.h"
+
+#ifdef PYINV_EMULATED
+#include "emulator.h"
+constexpr bool kEmulated = true;
+#else
+constexpr bool kEmulated = false;
+#endif
+
+namespace {
+
+using namespace pyinv;
+
+constexpr int kNoGpu = 77;  // the exit status
+
+int failures = 0;
+
+void check(bool holds, const std::string& what) {
+  if (holds) return;
+  ++failures;
+  std::printf("FAILED %s\n", what.c_str());
+}
+
+// Objectives --------------------------------------------------------------------------------------
+
+enum class Loss { quadratic, quartic, fragile, tied };
+
+struct Sizes {
+  int64_t latent, image, condition;
+};
+
+// Loss and gradient of one lane of the `count` that `first` begins.
+PYINV_HOST_DEVICE inline void evaluate_lane(Loss kind, const Sizes& sizes, const LaneBuffers& lanes,
+                                            int64_t first, int64_t count, int64_t lane) {
+  const int64_t d = sizes.latent;
+  const float* latent = lanes.latent + lane * d;
+  const float* image = lanes.image + lane * sizes.image;
+  const float* condition = lanes.condition ? lanes.condition + lane * sizes.condition : nullptr;
+  float* gradient = lanes.gradient + lane * d;
+  const float share = 1.0f / static_cast<float>(d);
+  float loss = 0.0f;
+  for (int64_t i = 0; i < d; ++i) {
+    const float weight = 0.5f + 0.25f * static_cast<float>(i % 5);
+    const float shift = condition ? 0.25f * condition[i % sizes.condition] : 0.0f;
+    const float r = latent[i] - (image[i % sizes.image] + shift);
+    const float power = kind == Loss::quartic ? r * r : 1.0f;
+    loss += weight * (power * (r * r)) * share;
+    gradient[i] = weight * (power * r) * share * (kind == Loss::quartic ? 4.0f : 2.0f);
+  }
+  if (kind == Loss::fragile) {
+    if (latent[0] > 0.7f) loss = NAN;
+    if (latent[0] < -0.7f) gradient[d - 1] = INFINITY;
+  }
+  if (kind == Loss::tied) {
+    float sum = 0.0f;
+    for (int64_t other = first; other < first + count; ++other) sum += lanes.latent[other * d];
+    const float mean = sum / static_cast<float>(count);
+    loss += mean * mean;
+    gradient[0] += 2.0f * mean / static_cast<float>(count);
+  }
+  lanes.loss[lane] = loss;
+}
+
+constexpr unsigned kThreads = 64;
+
+__global__ void evaluate_kernel(Loss kind, Sizes sizes, LaneBuffers lanes, int64_t first,
+                                int64_t count) {
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (i < count) evaluate_lane(kind, sizes, lanes, first, count, first + i);
+}
+
+// How an evaluator behaves beyond its loss.
+struct Manner {
+  bool capturable = true;
+  bool waits = false;      // for the stream, which no graph can hold
+  int64_t throws_at = -1;  // this evaluation, from 0
+};
+
+class TestEvaluator : public Evaluator {
+ public:
+  TestEvaluator(Loss kind, const Sizes& sizes, const LaneBuffers& lanes, const Manner& manner,
+                std::shared_ptr<Device> device)
+      : kind_(kind), sizes_(sizes), lanes_(lanes), manner_(manner), device_(std::move(device)) {}
+
+  void evaluate(int64_t first, int64_t count) override {
+    if (first < 0 || count <= 0 || first + count > lanes_.lanes) {
+      throw std::logic_error("evaluate() beyond the lanes");
+    }
+    if (evaluations_++ == manner_.throws_at) throw std::runtime_error("the runtime broke");
+    if (device_->kind() == DeviceKind::cpu) {
+      for (int64_t i = first; i < first + count; ++i) {
+        evaluate_lane(kind_, sizes_, lanes_, first, count, i);
+      }
+      return;
+    }
+    const auto exclusive = device_->exclusive();
+    launch("evaluate kernel", evaluate_kernel, dim3(blocks_for(count, kThreads)), kThreads,
+           static_cast<cudaStream_t>(device_->stream()), kind_, sizes_, lanes_, first, count);
+    if (manner_.waits) device_->synchronize();
+  }
+  bool capturable() const override { return manner_.capturable; }
+
+ private:
+  const Loss kind_;
+  const Sizes sizes_;
+  const LaneBuffers lanes_;
+  const Manner manner_;
+  const std::shared_ptr<Device> device_;
+  int64_t evaluations_ = 0;
+};
+
+class TestObjective : public Objective {
+ public:
+  TestObjective(Loss kind, const Sizes& sizes, const Manner& manner, std::shared_ptr<Device> device)
+      : kind_(kind), sizes_(sizes), manner_(manner), device_(std::move(device)) {}
+
+  int64_t latent_size() const override { return sizes_.latent; }
+  int64_t image_size() const override { return sizes_.image; }
+  int64_t condition_size() const override { return sizes_.condition; }
+  std::shared_ptr<Device> device() const override { return device_; }
+  std::unique_ptr<Evaluator> bind(const LaneBuffers& lanes) const override {
+    return std::make_unique<TestEvaluator>(kind_, sizes_, lanes, manner_, device_);
+  }
+
+ private:
+  const Loss kind_;
+  const Sizes sizes_;
+  const Manner manner_;
+  const std::shared_ptr<Device> device_;
+};
+
+// Runs --------------------------------------------------------------------------------------------
+
+struct Case {
+  std::string name;
+  std::vector<Loss> losses = {Loss::quadratic};
+  Sizes sizes = {5, 7, 0};
+  int64_t count = 9;
+  bool initial = false;
+  Prior prior;
+  Recipe recipe;
+  RunOptions options;
+  Manner manner;
+};
+
+struct Outcome {
+  RunSummary summary;
+  std::vector<float> latent, loss, trace;
+  std::vector<Status> status;
+  std::vector<int64_t> steps;
+  std::vector<int32_t> attempts;
+};
+
+struct Data {
+  std::vector<float> image, initial, condition;
+  std::vector<uint64_t> id;
+
+  explicit Data(const Case& c) {
+    std::mt19937 random(7);
+    std::uniform_real_distribution<float> uniform(-1.0f, 1.0f);
+    const auto fill = [&](std::vector<float>& values, int64_t count) {
+      values.resize(static_cast<size_t>(count));
+      for (float& value : values) value = uniform(random);
+    };
+    fill(image, c.count * c.sizes.image);
+    fill(condition, c.count * c.sizes.condition);
+    if (c.initial) fill(initial, c.count * c.sizes.latent);
+    for (int64_t i = 0; i < c.count; ++i) id.push_back(static_cast<uint64_t>(i * i + 3));
+  }
+
+  Targets targets(const Case& c) const {
+    return {.count = c.count,
+            .image = image.data(),
+            .initial = c.initial ? initial.data() : nullptr,
+            .condition = c.sizes.condition ? condition.data() : nullptr,
+            .id = id.data()};
+  }
+};
+
+// What a run that threw had finished is in `outcome`.
+void run_on(const std::shared_ptr<Device>& device, const Case& c, Outcome& outcome) {
+  const Data data(c);
+  std::vector<std::unique_ptr<TestObjective>> owners;
+  std::vector<const Objective*> objectives;
+  for (const Loss loss : c.losses) {
+    owners.push_back(std::make_unique<TestObjective>(loss, c.sizes, c.manner, device));
+    objectives.push_back(owners.back().get());
+  }
+  const auto count = static_cast<size_t>(c.count);
+  outcome.latent.resize(count * static_cast<size_t>(c.sizes.latent));
+  outcome.loss.resize(count);
+  outcome.status.resize(count);
+  outcome.steps.resize(count);
+  outcome.attempts.resize(count);
+  if (c.options.trace_every) {
+    outcome.trace.resize(count *
+                         static_cast<size_t>(trace_length(c.recipe, c.options.trace_every)));
+  }
+  const Results results = {.latent = outcome.latent.data(),
+                           .loss = outcome.loss.data(),
+                           .status = outcome.status.data(),
+                           .steps = outcome.steps.data(),
+                           .attempts = outcome.attempts.data(),
+                           .trace = c.options.trace_every ? outcome.trace.data() : nullptr};
+  outcome.summary = run(objectives, c.prior, c.recipe, data.targets(c), c.options, results);
+}
+
+Outcome run_on(const std::shared_ptr<Device>& device, const Case& c) {
+  Outcome outcome;
+  run_on(device, c, outcome);
+  return outcome;
+}
+
+bool close(const std::vector<float>& a, const std::vector<float>& b, double tolerance) {
+  if (a.size() != b.size()) return false;
+  for (size_t i = 0; i < a.size(); ++i) {
+    if (std::isnan(a[i]) && std::isnan(b[i])) continue;
+    if (tolerance == 0.0 ? a[i] != b[i]
+                         : !(std::abs(a[i] - b[i]) <= tolerance * (1.0 + std::abs(b[i])))) {
+      return false;
+    }
+  }
+  return true;
+}
+
+bool reduces(const Case& c) {
+  return std::any_of(c.recipe.stages.begin(), c.recipe.stages.end(), [](const Stage& stage) {
+    return stage.penalties.moments != MomentScope::none;
+  });
+}
+
+void compare(const Case& c, const Outcome& gpu, const Outcome& cpu) {
+  const double tolerance = !kEmulated ? 1e-4 : reduces(c) ? 1e-6 : 0.0;
+  check(gpu.status == cpu.status, c.name + ": statuses");
+  check(gpu.steps == cpu.steps, c.name + ": steps");
+  check(gpu.attempts == cpu.attempts, c.name + ": attempts");
+  check(close(gpu.latent, cpu.latent, tolerance), c.name + ": latents");
+  check(close(gpu.loss, cpu.loss, tolerance), c.name + ": losses");
+  check(close(gpu.trace, cpu.trace, tolerance), c.name + ": traces");
+}
+
+void compare_devices(const std::shared_ptr<Device>& gpu, const Case& c) {
+  compare(c, run_on(gpu, c), run_on(cpu_device(), c));
+}
+
+void set_pace([[maybe_unused]] uint32_t number) {
+#ifdef PYINV_EMULATED
+  constexpr emulator::Pace paces[] = {emulator::Pace::late, emulator::Pace::random,
+                                      emulator::Pace::early};
+  emulator::set_pace(paces[number % 3], number);
+#endif
+}
+
+// Tests -------------------------------------------------------------------------------------------
+
+// Every solver, constraint, prior and penalty, the schedules in turn, and all else at random.
+void test_rules(const std::shared_ptr<Device>& gpu) {
+  std::mt19937 random(1);
+  const auto one_of = [&](auto... values) {
+    const std::common_type_t<decltype(values)...> list[] = {values...};
+    return list[random() % sizeof...(values)];
+  };
+  uint32_t number = 0;
+  for (const SolverKind solver : {SolverKind::gradient_descent, SolverKind::adam}) {
+    for (int constraint = 0; constraint < 6; ++constraint) {
+      for (const PriorKind prior : {PriorKind::uniform, PriorKind::normal}) {
+        for (int penalty = 0; penalty < 4; ++penalty) {
+          for (int again = 0; again < (penalty == 2 ? 1 : 3); ++again) {
+            const auto schedule = static_cast<ScheduleKind>(number % 3);
+            Case c;
+            c.name = "rules " + std::to_string(number);
+            set_pace(number++);
+            c.prior.kind = prior;
+            const int stages = one_of(1, 1, 2, 3);
+            for (int i = 0; i < stages; ++i) {
+              Stage stage;
+              stage.solver = {
+                  .kind = solver,
+                  .learning_rate = one_of(0.02, 0.1, 0.5),
+                  .momentum = one_of(0.0, 0.9),
+                  .schedule = {.kind = schedule, .every = 3, .factor = 0.5, .final = 0.1}};
+              stage.constraint = {.kind = static_cast<ConstraintKind>(constraint),
+                                  .low = -0.8f,
+                                  .high = 0.9f,
+                                  .horizon = one_of(0, 4)};
+              switch (stage.constraint.kind) {
+                case ConstraintKind::logistic_cutoff:
+                  stage.constraint.a = 6.0f;
+                  stage.constraint.b = 1.0f;
+                  break;
+                default:
+                  stage.constraint.a = 1.1f;
+              }
+              stage.max_steps = one_of(0, 6, 14);
+              if (penalty == 1 || penalty == 2) {
+                stage.penalties.moments = penalty == 1 ? MomentScope::latent : MomentScope::batch;
+                stage.penalties.gamma_mean = 0.3f;
+                stage.penalties.gamma_std = 0.2f;
+              }
+              if (penalty == 3 && prior == PriorKind::normal) {
+                stage.penalties.prior_weight = 0.1f;
+                stage.penalties.anneal_prior = one_of(false, true);
+              }
+              stage.loss_tolerance = one_of(0.0, 0.01, 0.1);
+              stage.change_tolerance = one_of(0.0, 0.0, 0.003);
+              stage.relative_change_tolerance = one_of(0.0, 0.0, 0.02);
+              stage.patience = one_of(1, 2);
+              stage.reset_moments = one_of(false, true);
+              stage.objective = one_of(0, 1);
+              c.recipe.stages.push_back(stage);
+            }
+            c.recipe.restarts = one_of(0, 0, 2);
+            c.recipe.keep_best = one_of(false, true);
+            c.losses = {one_of(Loss::quadratic, Loss::fragile), Loss::quartic};
+            if (penalty == 2) {
+              // Coupled lanes leave an objective together.
+              for (Stage& stage : c.recipe.stages) stage.objective = 0;
+            }
+            c.sizes = {one_of(1, 3, 4, 5, 8, 40), one_of(1, 7, 12), one_of(0, 3)};
+            c.count = one_of(1, 4, 13, 30);
+            c.initial = one_of(false, false, true);
+            c.options = {.seed = 1 + number,
+                         .lanes = one_of(1, 2, 3, 5, 8, 33),
+                         .trace_every = one_of(0, 1, 3),
+                         .look_every = one_of(0, 1, 3)};
+            c.manner.capturable = one_of(true, true, false);
+            compare_devices(gpu, c);
+          }
+        }
+      }
+    }
+  }
+}
+
+// Targets that come and go, each when it is its turn: two objectives, restarts, tolerances.
+Case uneven_case(int64_t lanes, int64_t count) {
+  Case c;
+  c.losses = {Loss::fragile, Loss::quartic};
+  c.sizes = {4, 6, 2};
+  c.count = count;
+  c.recipe.stages.resize(3);
+  for (int i = 0; i < 3; ++i) {
+    Stage& stage = c.recipe.stages[i];
+    stage.solver = {.learning_rate = 0.1};
+    stage.objective = i % 2;
+    stage.max_steps = 8;
+    stage.change_tolerance = i == 2 ? 0.0 : 0.004;
+    stage.loss_tolerance = i == 2 ? 0.02 : 0.0;
+  }
+  c.recipe.restarts = 2;
+  c.options = {.lanes = lanes, .trace_every = 2};
+  return c;
+}
+
+void test_lanes(const std::shared_ptr<Device>& gpu) {
+  for (int64_t lanes = 1; lanes <= 33; ++lanes) {
+    Case c = uneven_case(lanes, lanes % 3 ? 70 : lanes + 1);
+    c.options.look_every = lanes % 4;
+    c.name = std::to_string(lanes) + " lanes";
+    set_pace(static_cast<uint32_t>(lanes));
+    compare_devices(gpu, c);
+  }
+}
+
+void test_groups(const std::shared_ptr<Device>& gpu) {
+  for (const int64_t lanes : {1, 4, 7}) {
+    for (const bool tolerant : {false, true}) {
+      for (const bool over_batch : {false, true}) {
+        Case c = uneven_case(lanes, 17);
+        c.losses = {Loss::tied};
+        for (Stage& stage : c.recipe.stages) {
+          stage.objective = 0;
+          stage.loss_tolerance = tolerant ? 0.05 : 0.0;
+          stage.max_steps = 4;
+          if (over_batch) {
+            stage.penalties = {
+                .moments = MomentScope::batch, .gamma_mean = 0.5f, .gamma_std = 0.5f};
+          }
+        }
+        c.options.coupled = true;
+        c.name = "groups of " + std::to_string(lanes);
+        set_pace(static_cast<uint32_t>(lanes));
+        compare_devices(gpu, c);
+      }
+    }
+  }
+  Case large = uneven_case(300, 300);
+  large.name = "a group of 300";
+  large.losses = {Loss::tied};
+  for (Stage& stage : large.recipe.stages) stage.objective = 0;
+  large.recipe.restarts = 0;
+  large.options.coupled = true;
+  compare_devices(gpu, large);
+}
+
+void test_sizes(const std::shared_ptr<Device>& gpu) {
+  for (const int64_t size : {1, 32, 33, 256, 257, 100000, 100001}) {
+    for (const MomentScope scope : {MomentScope::latent, MomentScope::batch}) {
+      Case c;
+      c.name = "latents of " + std::to_string(size);
+      c.sizes.latent = size;
+      c.count = 3;
+      c.options.lanes = 2;
+      Stage stage;
+      stage.max_steps = 2;
+      stage.penalties = {.moments = scope, .gamma_mean = 10.0f, .gamma_std = 10.0f};
+      c.recipe.stages = {stage};
+      compare_devices(gpu, c);
+    }
+  }
+  Case nothing;
+  nothing.name = "no targets";
+  nothing.count = 0;
+  nothing.recipe.stages.resize(1);
+  compare_devices(gpu, nothing);
+}
+
+// Cancelled at any look, targets are either as if nothing had been or cancelled, and the latents
+// are those of the losses.
+void test_cancel(const std::shared_ptr<Device>& gpu) {
+  for (int looks = 1; looks < 12; ++looks) {
+    Case c = uneven_case(3, 12);
+    c.losses[0] = Loss::quadratic;
+    c.options.look_every = 1 + looks % 3;
+    c.options.trace_every = 0;
+    c.name = "cancelled at look " + std::to_string(looks);
+    set_pace(static_cast<uint32_t>(looks));
+    const Outcome cpu = run_on(cpu_device(), c);
+    int seen = 0;
+    c.options.keep_going = [&](const Progress&) { return ++seen < looks; };
+    const Outcome cut = run_on(gpu, c);
+    check(cut.summary.cancelled, c.name);
+    const Data data(c);
+    const int64_t d = c.sizes.latent;
+    for (int64_t row = 0; row < c.count; ++row) {
+      const auto i = static_cast<size_t>(row);
+      const float* latent = cut.latent.data() + row * d;
+      if (cut.status[i] != Status::cancelled) {
+        check(cut.status[i] == cpu.status[i] && cut.steps[i] == cpu.steps[i] &&
+                  std::abs(cut.loss[i] - cpu.loss[i]) <= (kEmulated ? 0.0f : 1e-5f),
+              c.name + ": a finished target");
+      } else if (cut.attempts[i] == 0) {
+        std::vector<float> first(static_cast<size_t>(d));
+        draw_initial(c.prior, c.options.seed, data.id[i], 0, d, first.data());
+        check(close(first, {latent, latent + d}, kEmulated ? 0.0 : 1e-6),
+              c.name + ": a target in the queue");
+      } else if (!std::isnan(cut.loss[i])) {
+        float least = INFINITY, gradient[4], loss = 0.0f;
+        for (const Loss kind : c.losses) {
+          evaluate_lane(kind, c.sizes,
+                        {latent, data.image.data() + row * c.sizes.image,
+                         data.condition.data() + row * c.sizes.condition, &loss, gradient, 1},
+                        0, 1, 0);
+          least = std::min(least, std::abs(loss - cut.loss[i]));
+        }
+        check(least <= 1e-6f, c.name + ": the loss of a target that was cut short");
+      }
+    }
+  }
+}
+
+void test_manners(const std::shared_ptr<Device>& gpu) {
+  Case c = uneven_case(5, 20);
+  c.name = "an objective that cannot be recorded but says it can";
+  c.manner.waits = true;
+  compare_devices(gpu, c);
+
+  const Outcome whole = run_on(cpu_device(), uneven_case(5, 20));
+  for (const int64_t at : {0, 1, 2, 20}) {
+    c = uneven_case(5, 20);
+    c.name = "an objective that throws at evaluation " + std::to_string(at);
+    c.manner.throws_at = at;
+    c.options.look_every = 1;
+    Outcome cut;
+    std::string what;
+    try {
+      run_on(gpu, c, cut);
+    } catch (const std::runtime_error& error) {
+      what = error.what();
+    }
+    // A recording may swallow it: the evaluation is then done once more.
+    if (what.empty()) {
+      compare(c, cut, whole);
+      continue;
+    }
+    check(what == "the runtime broke", c.name + ": " + what);
+    for (size_t i = 0; i < cut.status.size(); ++i) {
+      check(cut.status[i] == Status::cancelled ||
+                (cut.status[i] == whole.status[i] && cut.steps[i] == whole.steps[i]),
+            c.name + ": a target finished before");
+    }
+  }
+}
+
+// Runs of several threads on one device, and on another one.
+void test_threads(const std::shared_ptr<Device>& gpu) {
+  set_pace(1);
+  Case c = uneven_case(4, 30);
+  c.name = "several threads";
+  const Outcome cpu = run_on(cpu_device(), c);
+  std::vector<std::shared_ptr<Device>> devices = {gpu, gpu, cuda_device(0)};
+  if (cuda_device_count() > 1) devices.push_back(cuda_device(1));
+  std::vector<Outcome> outcomes(devices.size());
+  std::vector<std::thread> threads;
+  for (size_t i = 0; i < devices.size(); ++i) {
+    threads.emplace_back([&, i] {
+      for (int again = 0; again < 3; ++again) outcomes[i] = run_on(devices[i], c);
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (const Outcome& outcome : outcomes) compare(c, outcome, cpu);
+}
+
+__global__ void draw_kernel(Prior prior, DrawKey key, int64_t size, float* draws) {
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (i < size) draws[i] = initial_draw(prior, key, static_cast<uint32_t>(i));
+}
+
+void test_draws(const std::shared_ptr<Device>& device) {
+  const int64_t size = kEmulated ? 1000 : 10'000'000;
+  auto& gpu = dynamic_cast<Backend&>(*device);
+  for (const PriorKind kind : {PriorKind::uniform, PriorKind::normal}) {
+    const Prior prior{.kind = kind, .low = -0.7f, .high = 1.3f, .mean = 0.0f, .std = 1.0f};
+    std::vector<float> cpu(static_cast<size_t>(size));
+    draw_initial(prior, 5, 77, 2, size, cpu.data());
+    const auto bytes = cpu.size() * sizeof(float);
+    const Backend::Memory shared = gpu.allocate_shared(bytes);
+    const auto exclusive = gpu.exclusive();
+    launch("draw kernel", draw_kernel, dim3(blocks_for(size, kThreads)), kThreads,
+           static_cast<cudaStream_t>(gpu.stream()), prior, DrawKey{5, 77, 2}, size,
+           static_cast<float*>(shared.get()));
+    gpu.synchronize();
+    const auto* found = static_cast<const float*>(shared.get());
+    double most = 0.0;
+    for (size_t i = 0; i < cpu.size(); ++i) {
+      most = std::max(most, std::abs(double{found[i]} - cpu[i]));
+    }
+    const bool uniform = kind == PriorKind::uniform;
+    check(most <= (uniform ? 0.0 : 1e-6),
+          std::string(uniform ? "uniform" : "normal") + " draws differ by " + std::to_string(most));
+  }
+}
+
+__global__ void copy_kernel(const float* from, int64_t size, float* to) {
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (i < size) to[i] = from[i];
+}
+
+void test_memory(const std::shared_ptr<Device>& device) {
+  auto& gpu = dynamic_cast<Backend&>(*device);
+  std::vector<float> values(1000);
+  const auto size = static_cast<int64_t>(values.size());
+  const Backend::Memory memory = gpu.allocate(values.size() * sizeof(float));
+  const Backend::Memory shared = gpu.allocate_shared(values.size() * sizeof(float));
+  const auto* seen = static_cast<const float*>(shared.get());
+  check(std::equal(values.begin(), values.end(), seen), "shared memory begins as zeros");
+  for (const char* what : {"memory begins as zeros", "what was uploaded is there"}) {
+    const auto exclusive = gpu.exclusive();
+    launch("copy kernel", copy_kernel, dim3(blocks_for(size, kThreads)), kThreads,
+           static_cast<cudaStream_t>(gpu.stream()), static_cast<const float*>(memory.get()), size,
+           static_cast<float*>(shared.get()));
+    gpu.synchronize();
+    check(std::equal(values.begin(), values.end(), seen), what);
+    for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(i);
+    gpu.upload(memory.get(), values.data(), values.size() * sizeof(float));
+  }
+}
+
+#ifdef PYINV_EMULATED
+
+// With any amount of memory a run is done or says that there is too little, and leaves nothing.
+void test_out_of_memory(const std::shared_ptr<Device>& gpu) {
+  const Case c = uneven_case(8, 20);
+  const Outcome cpu = run_on(cpu_device(), c);
+  const size_t plenty = emulator::machine().memory;
+  int lacked = 0, done = 0;
+  for (size_t memory = 0; memory < 60'000; memory += 700) {
+    emulator::machine().memory = memory;
+    set_pace(static_cast<uint32_t>(memory));
+    const int64_t before = emulator::living_objects();
+    try {
+      compare(c, run_on(gpu, c), cpu);
+      ++done;
+    } catch (const OutOfMemory& error) {
+      if (!lacked++) std::printf("out of memory says: %s\n", error.what());
+      check(std::strstr(error.what(), "fewer lanes"), error.what());
+    }
+    check(emulator::living_objects() == before, "memory is given back");
+    check(cudaGetLastError() == cudaSuccess, "the error is cleared");
+  }
+  emulator::machine().memory = plenty;
+  check(lacked > 5 && done > 5, "too little memory and enough of it");
+}
+
+void test_opening() {
+  const auto says = [](const emulator::Machine& machine, int index, const char* expected) {
+    const emulator::Machine before = std::exchange(emulator::machine(), machine);
+    try {
+      cuda_device(index);
+      check(false, std::string("opened, but expected: ") + expected);
+    } catch (const DeviceError& error) {
+      check(std::strstr(error.what(), expected), error.what());
+    }
+    emulator::machine() = before;
+  };
+  says({.driver = 0}, 0, "no NVIDIA driver");
+  says({.driver = 12020}, 0, "for CUDA 12.2, older than this build's 13.0");
+  says({.gpus = 0}, 0, "no GPU");
+  says({.gpus = 1}, 1, "GPU 1 cannot be used: this machine has one GPU, number 0");
+  says({.gpus = 3}, -1, "this machine has GPUs 0 to 2");
+  says({.runs_kernels = false}, 0, "compute capability 7.0, and this build is for 8.0");
+  check(cuda_device_count() == 2 && cuda_device_name(1) == "Emulated GPU 1" &&
+            cuda_device_name(2).empty(),
+        "the GPUs' names");
+}
+
+#endif
+
+}  // namespace
+
+int main(int count, char** names) try {
+  {
+    const std::shared_ptr<Device> gpu = cuda_device(0);
+    const auto test = [&](const char* name, auto run) {
+      const auto is_wanted = [&](const char* wanted) { return !std::strcmp(wanted, name); };
+      if (count > 1 && std::none_of(names + 1, names + count, is_wanted)) return;
+      const auto start = std::chrono::steady_clock::now();
+      run(gpu);
+      const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
+      std::printf("%-10s %5.1f s\n", name, taken.count());
+      std::fflush(stdout);
+    };
+    test("memory", test_memory);
+    test("draws", test_draws);
+    test("rules", test_rules);
+    test("lanes", test_lanes);
+    test("groups", test_groups);
+    test("sizes", test_sizes);
+    test("cancel", test_cancel);
+    test("manners", test_manners);
+    test("threads", test_threads);
+#ifdef PYINV_EMULATED
+    check(count > 1 || emulator::graph_launches() > 1000, "steps run from recordings");
+    test("shortage", test_out_of_memory);
+    test("opening", [](const auto&) { test_opening(); });
+#endif
+  }
+#ifdef PYINV_EMULATED
+  check(emulator::living_objects() == 0, "everything is destroyed");
+#endif
+  std::printf(failures ? "%d failures\n" : "all well\n", failures);
+  return failures ? EXIT_FAILURE : EXIT_SUCCESS;
+} catch (const DeviceError& error) {
+  std::printf("%s\n", error.what());
+  return kNoGpu;
+} catch (const std::exception& error) {
+  std::printf("FAILED %s\n", error.what());
+  return EXIT_FAILURE;
+}

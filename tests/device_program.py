@@ -1,0 +1,34 @@
+"""Builds tests/cuda: the engine on CUDA against the engine on the CPU, as a program."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+NO_GPU = 77  # the program's exit status where there is none
+
+
+def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True)
+
+
+def build(folder: str, *definitions: str) -> Path:
+    """Returns the folder with the program. It is kept, so that the next run finds it built."""
+    if shutil.which("cmake") is None:
+        pytest.skip("cmake is not installed")
+    where = ROOT / "build" / folder
+    if shutil.which("ccache"):
+        os.environ.setdefault("CMAKE_CXX_COMPILER_LAUNCHER", "ccache")
+        os.environ.setdefault("CMAKE_CUDA_COMPILER_LAUNCHER", "ccache")
+    for step in (
+        ["cmake", "-S", ROOT / "tests" / "cuda", "-B", where, *definitions],
+        ["cmake", "--build", where, "--parallel", "2"],
+    ):
+        done = run(*step)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return where

@@ -1,0 +1,48 @@
+"""On a GPU: the engine does there what it does on the CPU, and sanitizers find nothing.
+
+What is compared is in tests/cuda/device_test.cpp: draws (uniforms bit for bit, normals to 1e-6),
+and runs over all rules.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from device_program import NO_GPU, build, run
+
+pytestmark = [pytest.mark.gpu, pytest.mark.slow]
+
+
+def _absent(reason: str) -> None:
+    if os.environ.get("PYINV_REQUIRE_CUDA") == "1":
+        pytest.fail(f"PYINV_REQUIRE_CUDA=1, but {reason}")
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="module")
+def program() -> Path:
+    if shutil.which("nvcc") is None:
+        _absent("there is no nvcc")
+    path = build("gpu", "-DPYINV_EMULATED=OFF", "-DCMAKE_CUDA_FLAGS=-Werror all-warnings")
+    if run(path / "device_test", "draws").returncode == NO_GPU:
+        _absent("there is no GPU")
+    return path / "device_test"
+
+
+def test_the_gpu_agrees_with_the_cpu(program: Path) -> None:
+    done = run(program)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck", "initcheck", "synccheck"])
+def test_the_sanitizer_finds_nothing(program: Path, tool: str) -> None:
+    if shutil.which("compute-sanitizer") is None:
+        pytest.skip("there is no compute-sanitizer")
+    done = run(
+        "compute-sanitizer", "--tool", tool, "--error-exitcode", "1",
+        program, "draws", "lanes", "groups", "cancel",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -41,19 +41,20 @@ class Compute:
         except DependencyError as error:
             if self.runtime == "onnx":
                 raise
-            _absent(str(error), "PYINV_REQUIRE_TORCHSCRIPT")
+            absent(str(error), "PYINV_REQUIRE_TORCHSCRIPT")
         if self.device == "cuda":
             if not _core.built_with_cuda():
-                _absent("this build has no CUDA", "PYINV_REQUIRE_CUDA")
+                absent("this build has no CUDA", "PYINV_REQUIRE_CUDA")
             if _core.cuda_device_count() == 0:
-                _absent("there is no GPU", "PYINV_REQUIRE_CUDA")
+                absent("there is no GPU", "PYINV_REQUIRE_CUDA")
             if not loaded.has_cuda:
-                _absent(f"{loaded} has no CUDA", "PYINV_REQUIRE_CUDA")
+                absent(f"{loaded} has no CUDA", "PYINV_REQUIRE_CUDA")
             if self.runtime == "onnx":
                 runtimes.preload_cuda()
 
 
-def _absent(what: str, promise: str) -> NoReturn:
+def absent(what: str, promise: str) -> NoReturn:
+    """Skip the test, unless whoever runs it has promised, in the environment, what it needs."""
     if os.environ.get(promise) == "1":
         pytest.fail(f"{promise}=1, but {what}")
     pytest.skip(what)

@@ -14,7 +14,12 @@ NO_GPU = 77  # the program's exit status where there is none
 
 
 def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    environment = dict(os.environ)
+    if launcher := shutil.which("ccache"):
+        environment |= {f"CMAKE_{name}_COMPILER_LAUNCHER": launcher for name in ("CXX", "CUDA")}
+    return subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, env=environment
+    )
 
 
 def build(folder: str, *definitions: str) -> Path:
@@ -22,9 +27,6 @@ def build(folder: str, *definitions: str) -> Path:
     if shutil.which("cmake") is None:
         pytest.skip("cmake is not installed")
     where = ROOT / "build" / folder
-    if shutil.which("ccache"):
-        os.environ.setdefault("CMAKE_CXX_COMPILER_LAUNCHER", "ccache")
-        os.environ.setdefault("CMAKE_CUDA_COMPILER_LAUNCHER", "ccache")
     for step in (
         ["cmake", "-S", ROOT / "tests" / "cuda", "-B", where, *definitions],
         ["cmake", "--build", where, "--parallel", "2"],

@@ -6,29 +6,23 @@ and runs over all rules.
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
 import pytest
+from computes import absent
 from device_program import NO_GPU, build, run
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 
 
-def _absent(reason: str) -> None:
-    if os.environ.get("PYINV_REQUIRE_CUDA") == "1":
-        pytest.fail(f"PYINV_REQUIRE_CUDA=1, but {reason}")
-    pytest.skip(reason)
-
-
 @pytest.fixture(scope="module")
 def program() -> Path:
     if shutil.which("nvcc") is None:
-        _absent("there is no nvcc")
+        absent("there is no nvcc", "PYINV_REQUIRE_CUDA")
     path = build("gpu", "-DPYINV_EMULATED=OFF", "-DCMAKE_CUDA_FLAGS=-Werror all-warnings")
     if run(path / "device_test", "draws").returncode == NO_GPU:
-        _absent("there is no GPU")
+        absent("there is no GPU", "PYINV_REQUIRE_CUDA")
     return path / "device_test"
 
 
@@ -40,7 +34,7 @@ def test_the_gpu_agrees_with_the_cpu(program: Path) -> None:
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck", "initcheck", "synccheck"])
 def test_the_sanitizer_finds_nothing(program: Path, tool: str) -> None:
     if shutil.which("compute-sanitizer") is None:
-        pytest.skip("there is no compute-sanitizer")
+        absent("there is no compute-sanitizer", "PYINV_REQUIRE_CUDA")
     done = run(
         "compute-sanitizer", "--tool", tool, "--error-exitcode", "1",
         program, "draws", "lanes", "groups", "cancel",

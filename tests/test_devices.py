@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from computes import Compute
 
 from pyinv import _core
 from pyinv.devices import available_devices, resolve_device
@@ -55,3 +56,13 @@ def test_what_is_not_there(gpus, device, problem):
         resolve_device(device, runtime_has_cuda=True)
     assert problem in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.skipif(_core.cuda_device_count() > 0, reason="there is a GPU")
+def test_a_promised_gpu_that_is_missing_fails_the_test(monkeypatch):
+    monkeypatch.delenv("PYINV_REQUIRE_CUDA", raising=False)
+    with pytest.raises(pytest.skip.Exception):
+        Compute("onnx", "cuda").require()
+    monkeypatch.setenv("PYINV_REQUIRE_CUDA", "1")
+    with pytest.raises(pytest.fail.Exception, match="PYINV_REQUIRE_CUDA=1, but "):
+        Compute("onnx", "cuda").require()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from computes import absent
 from tiny_bundle import write_tiny_bundle
 from tolerances import assert_close
 
@@ -283,8 +284,9 @@ def test_what_a_bundle_lacks(embed: Path, demo, changed_bundle: Path, tmp_path: 
 # ---- TorchScript, sanitizers ---------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not HAS_TORCHSCRIPT, reason="this pyinv was built without torch")
 def test_torchscript_gives_what_onnx_gives(embed: Path, tmp_path: Path) -> None:
+    if not HAS_TORCHSCRIPT:
+        absent("this pyinv was built without torch", "PYINV_REQUIRE_TORCHSCRIPT")
     pytest.importorskip("torch")
     from generators import Mlp, seeded
 

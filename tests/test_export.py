@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from computes import absent
 
 torch = pytest.importorskip("torch", reason="export needs torch")
 onnx = pytest.importorskip("onnx", reason="export needs onnx")
@@ -486,8 +487,10 @@ def test_half_precision_is_exported_as_float32(tmp_path: Path) -> None:
     assert relative_error(image, expected.numpy()) <= TOLERANCE
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_a_generator_on_the_gpu_stays_there(tmp_path: Path) -> None:
+    if not torch.cuda.is_available():
+        absent("torch finds no GPU", "PYINV_REQUIRE_CUDA")
     generator = seeded(BatchNormGenerator()).cuda()
     export_small(generator, tmp_path / "b", latent_shape=(12, 1, 1))
     assert all(parameter.is_cuda for parameter in generator.parameters())

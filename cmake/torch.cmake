@@ -35,7 +35,9 @@ target_include_directories(pyinv_torch SYSTEM PRIVATE
   ${PYINV_TORCH_ROOT}/include ${PYINV_TORCH_ROOT}/include/torch/csrc/api/include)
 target_compile_definitions(pyinv_torch PRIVATE
   _GLIBCXX_USE_CXX11_ABI=${PYINV_TORCH_CXX11_ABI} PYINV_BUILDING)
-target_compile_options(pyinv_torch PRIVATE -Wall -Wextra)
+# torch's checks name the file they stand in: no path of the building machine goes into ours.
+target_compile_options(pyinv_torch PRIVATE -Wall -Wextra
+  -fmacro-prefix-map=${PYINV_TORCH_ROOT}/= -fmacro-prefix-map=${CMAKE_CURRENT_SOURCE_DIR}/=)
 # libtorch.so is empty but for what it depends on, which with CUDA is the part that has the GPU's
 # operators; they register themselves when they are loaded.
 target_link_libraries(pyinv_torch PUBLIC pyinv PRIVATE

@@ -351,8 +351,8 @@ class Run {
   void handle(const Look& look) {
     for (int64_t lane = 0; lane < look.active; ++lane) {
       const LaneReport& report = look.reports[lane];
-      if (look.number <= held_[lane].since) continue;
-      if (report.row != held_[lane].row) continue;  // collected before
+      // Collected before, or asked for before the lane had what it has now.
+      if (held_[lane].row < 0 || look.number <= held_[lane].since) continue;
       if (report.done) {
         collect(lane, report);
         ++finished_;

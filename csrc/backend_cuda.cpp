@@ -306,8 +306,8 @@ class CudaFeed : public Feed {
       : device_(device),
         lanes_(lanes),
         targets_(targets),
-        row_size_(lanes.image_size + lanes.condition_size +
-                  (targets.initial ? lanes.latent_size : 0)),
+        initial_size_(targets.initial ? lanes.latent_size : 0),
+        row_size_(lanes.image_size + lanes.condition_size + initial_size_ + lanes.truth_size),
         slots_(ring_size(row_size_, lanes.lanes, targets.count)),
         pinned_(device.allocate_shared(bytes(slots_))),
         staged_(device.allocate(bytes(slots_))),
@@ -355,11 +355,13 @@ class CudaFeed : public Feed {
   RefillRows staged_row(const Refill& refill) const {
     const float* row = static_cast<const float*>(staged_.get()) + refill.row % slots_ * row_size_;
     const float* condition = row + lanes_.image_size;
+    const float* initial = condition + lanes_.condition_size;
     return {.refill = refill,
             .id = targets_.id[refill.row],
             .image = row,
             .condition = lanes_.condition_size ? condition : nullptr,
-            .initial = targets_.initial ? condition + lanes_.condition_size : nullptr};
+            .initial = initial_size_ ? initial : nullptr,
+            .truth = lanes_.truth_size ? initial + initial_size_ : nullptr};
   }
 
   // Puts the rows [first, first + count), as far as there are such, on their way. The copies wait
@@ -374,8 +376,11 @@ class CudaFeed : public Feed {
         end = std::copy_n(targets_.condition + row * lanes_.condition_size, lanes_.condition_size,
                           end);
       }
-      if (targets_.initial) {
-        std::copy_n(targets_.initial + row * lanes_.latent_size, lanes_.latent_size, end);
+      if (initial_size_) {
+        end = std::copy_n(targets_.initial + row * initial_size_, initial_size_, end);
+      }
+      if (lanes_.truth_size) {
+        std::copy_n(targets_.truth + row * lanes_.truth_size, lanes_.truth_size, end);
       }
       check_cuda(cudaMemcpyAsync(static_cast<float*>(staged_.get()) + slot * row_size_, to,
                                  bytes(1), cudaMemcpyHostToDevice, copies_.get()),
@@ -387,7 +392,7 @@ class CudaFeed : public Feed {
   CudaBackend& device_;
   const LaneArrays lanes_;
   const Targets targets_;
-  const int64_t row_size_, slots_;
+  const int64_t initial_size_, row_size_, slots_;
   const Backend::Memory pinned_, staged_;
   const Stream copies_;
   std::vector<Event> arrived_;  // one a slot

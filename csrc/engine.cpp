@@ -116,6 +116,7 @@ class Run {
     arrays_.latent_size = latent_size_;
     arrays_.image_size = objectives.front()->image_size();
     arrays_.condition_size = targets.condition ? objectives.front()->condition_size() : 0;
+    arrays_.truth_size = results.nearest ? latent_size_ : 0;
     arrays_.trace_length = rule.trace_length;
 
     arrays_.rule = upload(&rule, 1);
@@ -132,6 +133,7 @@ class Run {
     arrays_.loss = allocate<float>(lanes_);
     arrays_.image = allocate<float>(lanes_ * arrays_.image_size);
     arrays_.condition = allocate<float>(lanes_ * arrays_.condition_size);
+    arrays_.truth = allocate<float>(lanes_ * arrays_.truth_size);
     arrays_.batch_moments = allocate<Moments>(1);
     arrays_.outbox = allocate_shared<float>(components);
     arrays_.trace = allocate_shared<float>(lanes_ * rule.trace_length);
@@ -374,6 +376,7 @@ class Run {
     results_.loss[row] = report.best_loss;
     results_.steps[row] = report.steps;
     results_.attempts[row] = report.attempts;
+    if (results_.nearest) results_.nearest[row] = report.nearest;
     std::copy_n(arrays_.outbox + lane * latent_size_, latent_size_,
                 results_.latent + row * latent_size_);
     if (arrays_.trace_length) {
@@ -545,6 +548,7 @@ void check(const std::vector<const Objective*>& objectives, const Recipe& recipe
   expect(options.lanes >= 1, "lanes should be at least 1, is " + std::to_string(options.lanes));
   expect(!results.trace || options.trace_every >= 1,
          "a trace needs trace_every of at least 1, got " + std::to_string(options.trace_every));
+  expect(!results.nearest || targets.truth, "nearest needs the targets' truth, got none");
 }
 
 }  // namespace
@@ -573,6 +577,7 @@ RunSummary run(const std::vector<const Objective*>& objectives, const Prior& pri
   if (results.trace) {
     std::fill_n(results.trace, targets.count * trace_length(recipe, options.trace_every), kNaN);
   }
+  if (results.nearest) std::fill_n(results.nearest, targets.count, kNaN);
   // Targets that no attempt ended for stay where they began.
   const auto give_up_unfinished = [&] {
     const int64_t size = objectives.front()->latent_size();

@@ -54,7 +54,7 @@ PYINV_HOST_DEVICE inline LaneState begin_target(uint64_t id, int64_t row, int32_
   lane.id = id;
   lane.row = row;
   lane.objective = objective;
-  lane.best_loss = NAN;
+  lane.best_loss = lane.nearest = NAN;
   lane.best_status = static_cast<uint8_t>(Status::cancelled);
   begin_attempt(lane, 0);
   lane.action = 0;
@@ -81,6 +81,13 @@ PYINV_HOST_DEVICE inline void end_attempt(LaneState& lane, uint8_t status) {
     lane.action |= kKeep;
   }
   lane.attempts = lane.attempt + 1;
+}
+
+// Takes in the error of the latent that was evaluated, its mean squared difference from the truth.
+PYINV_HOST_DEVICE inline void observe_error(double error, LaneState& lane) {
+  if (!(error <= 3.402823466e38)) return;
+  const float rounded = static_cast<float>(error);
+  if (!(lane.nearest <= rounded)) lane.nearest = rounded;
 }
 
 // Takes in an evaluation: records it and says which stop rule it meets. `trace` is the lane's, or
@@ -239,9 +246,15 @@ PYINV_HOST_DEVICE inline void abandon(LaneState& lane) {
 
 PYINV_HOST_DEVICE inline LaneReport report(const StageRule* stages, const LaneState& lane,
                                            float loss) {
-  return {lane.row,         lane.total_steps, loss,
-          lane.best_loss,   lane.attempts,    stages[lane.stage].objective,
-          lane.best_status, lane.done};
+  return {lane.row,
+          lane.total_steps,
+          loss,
+          lane.best_loss,
+          lane.nearest,
+          lane.attempts,
+          stages[lane.stage].objective,
+          lane.best_status,
+          lane.done};
 }
 
 // Neighbours in memory, read and written at once; they start at a multiple of their size.

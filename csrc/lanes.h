@@ -63,6 +63,7 @@ struct LaneState {
   bool over;            // coupled lanes: the attempt; the lane stays for its group's sake
   bool done;            // the target is finished, or the lane never had one
   bool finite;          // loss and gradient
+  float nearest;        // the lowest error of a latent so far; NaN: of none
   Moments moments;      // of the latent, where a penalty wants them
   LaneStep step;
 };
@@ -72,6 +73,7 @@ struct LaneReport {
   int64_t row, steps;
   float loss;       // of the last evaluation
   float best_loss;  // of the best attempt so far
+  float nearest;
   int32_t attempts;
   int32_t objective;  // that the lane wants
   uint8_t status;
@@ -88,10 +90,12 @@ struct LaneArrays {
   uint32_t* born;  // [lanes, latent_size], the stage's update that reset a moment; 0: none
   float* loss;     // [lanes]
   float *image, *condition;  // [lanes, their size]
+  float* truth;              // [lanes, truth_size]
   Moments* batch_moments;    // [1]
   float* outbox;             // [lanes, latent_size]
   float* trace;              // [lanes, trace_length]
   int64_t lanes, latent_size, image_size, condition_size, trace_length;
+  int64_t truth_size;  // latent_size, or 0: nobody asks for `nearest`
 };
 
 // A lane takes the target `row`, and is evaluated with the first stage's objective.

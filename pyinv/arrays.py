@@ -1,7 +1,8 @@
-"""Arrays from outside: NumPy, PyTorch or anything with DLPack, seen as NumPy without a copy."""
+"""Arguments from outside: arrays (NumPy, PyTorch, DLPack) without a copy, and whole numbers."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from pyinv.errors import InputError
 
-__all__ = ["as_numpy", "check_rows", "first_bad_row", "shape_text"]
+__all__ = ["as_numpy", "check_rows", "first_bad_row", "shape_text", "whole_number"]
 
 _DLPACK_CPU = 1  # kDLCPU in dlpack.h
 
@@ -77,6 +78,30 @@ def first_bad_row(array: NDArray[Any]) -> int:
 def shape_text(shape: Iterable[int]) -> str:
     """Return a shape as text, without its brackets."""
     return ", ".join(str(size) for size in shape)
+
+
+def whole_number(
+    name: str, value: Any, *, at_least: int, at_most: int | None = None, or_else: str = ""
+) -> int:
+    """Return an argument as an int within its range, or raise InputError.
+
+    Args:
+        name: the argument's name, for errors.
+        value: anything.
+        at_least, at_most: the range.
+        or_else: what else it may be, for errors.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = at_least - 1
+    if isinstance(value, bool) or number < at_least or (at_most is not None and number > at_most):
+        upper = "" if at_most is None else f" and <= {at_most}"
+        choice = f" or {or_else}" if or_else else ""
+        raise InputError(
+            f"{name} must be a whole number >= {at_least}{upper}{choice}, got {value!r}"
+        )
+    return number
 
 
 def _from_dlpack(value: Any, name: str, expected: str) -> NDArray[Any]:

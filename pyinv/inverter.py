@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import operator
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyinv import _core, recipes, runtimes
-from pyinv.arrays import as_numpy, check_rows
+from pyinv.arrays import as_numpy, check_rows, whole_number
 from pyinv.bundle import RUNTIMES, Bundle, Function, Manifest
 from pyinv.cores import usable_cores
 from pyinv.devices import open_device, resolve_device
@@ -99,9 +98,11 @@ class Inverter:
         # A wrong name or a missing GPU is told before the bundle is read.
         resolve_device(device, runtime_has_cuda=False)
         if lanes != "auto":
-            lanes = _whole("lanes", lanes, at_least=1, or_else='"auto"')
+            lanes = whole_number("lanes", lanes, at_least=1, or_else='"auto"')
         self._lanes = lanes
-        self.threads = usable_cores() if threads is None else _whole("threads", threads, at_least=1)
+        self.threads = (
+            usable_cores() if threads is None else whole_number("threads", threads, at_least=1)
+        )
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self.runtime = self._choose(runtime)
         loaded = runtimes.load(self.runtime)
@@ -122,6 +123,11 @@ class Inverter:
         }
         self._objectives: dict[str, _core.Objective] = {}
         self._functions: dict[Function, Any] = {}
+
+    @property
+    def lanes(self) -> int | str:
+        """The lanes asked for, or "auto"."""
+        return self._lanes
 
     @property
     def manifest(self) -> Manifest:
@@ -148,6 +154,7 @@ class Inverter:
         condition: Any = None,
         target_ids: Any = None,
         trace_every: int = 0,
+        truth: Any = None,
         progress: bool | Progress | None = None,
     ) -> Inversion:
         """Find the latents behind images.
@@ -166,6 +173,9 @@ class Inverter:
                 default. To split a job over calls or machines, give each part its rows' numbers.
             trace_every: record the loss every so many updates; 0 for no trace. Takes N * (1 +
                 max_steps // trace_every) floats.
+            truth: the latents that made the images, [N, *latent_shape] or [N, d], where they are
+                known: to be told how near each target came to its own at any update, in the
+                Inversion's ``nearest``. Changes nothing else.
             progress: True for a bar on standard error, or a function that gets a dict at most ten
                 times a second: "finished" and "targets" count targets, "active" the lanes at work,
                 "evaluations" those of the objective so far, one a target and step; "mean_loss" is
@@ -189,9 +199,10 @@ class Inverter:
         count = len(targets)
         conditions = self._condition(condition, count)
         initial = None if init is None else check_rows(init, "init", manifest.latent_shape, count)
+        known = None if truth is None else check_rows(truth, "truth", manifest.latent_shape, count)
         ids = _check_target_ids(target_ids, count)
-        seed = _whole("seed", seed, at_least=0, at_most=2**64 - 1)
-        trace_every = _whole("trace_every", trace_every, at_least=0)
+        seed = whole_number("seed", seed, at_least=0, at_most=2**64 - 1)
+        trace_every = whole_number("trace_every", trace_every, at_least=0)
         coupled = manifest.batch_norm == "batch" or recipe.couples
 
         losses = list(dict.fromkeys(stage.loss for stage in recipe.stages))
@@ -219,6 +230,7 @@ class Inverter:
                 recipe=recipe.describe(),
                 cancelled=found["cancelled"],
                 trace=found["trace"],
+                nearest=found["nearest"],
                 _images=lambda: self._generate(latents, conditions, lanes),
             )
 
@@ -230,6 +242,7 @@ class Inverter:
                     images=targets.reshape(count, -1),
                     initial=initial,
                     condition=conditions,
+                    truth=known,
                     target_ids=ids,
                     seed=seed,
                     lanes=lanes,
@@ -326,8 +339,8 @@ class Inverter:
         Raises:
             InputError: an argument out of range.
         """
-        n = _whole("n", n, at_least=1)
-        seed = _whole("seed", seed, at_least=0, at_most=2**64 - 1)
+        n = whole_number("n", n, at_least=1)
+        seed = whole_number("seed", seed, at_least=0, at_most=2**64 - 1)
         ids = np.arange(n, dtype=np.uint64) + np.uint64(MAX_TARGET_IDS)
         prior = json.dumps(self.manifest.prior.describe())
         latents: FloatArray = _core.draw_initial(prior, seed, ids, 0, self.manifest.latent_size)
@@ -448,7 +461,7 @@ class Inverter:
 
     def _batch(self, batch: int | None) -> int:
         if batch is not None:
-            return _whole("batch", batch, at_least=1)
+            return whole_number("batch", batch, at_least=1)
         return DEFAULT_LANES if self._lanes == "auto" else int(self._lanes)
 
     def _lanes_for(self, loss: str, count: int, coupled: bool) -> int:
@@ -535,23 +548,6 @@ def _check_target_ids(target_ids: Any, count: int) -> NDArray[np.uint64]:
             "number the targets from 0"
         )
     return np.ascontiguousarray(ids, dtype=np.uint64)
-
-
-def _whole(
-    name: str, value: Any, *, at_least: int, at_most: int | None = None, or_else: str = ""
-) -> int:
-    """Return the argument as an int within its range, or raise InputError."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = at_least - 1
-    if isinstance(value, bool) or number < at_least or (at_most is not None and number > at_most):
-        upper = "" if at_most is None else f" and <= {at_most}"
-        choice = f" or {or_else}" if or_else else ""
-        raise InputError(
-            f"{name} must be a whole number >= {at_least}{upper}{choice}, got {value!r}"
-        )
-    return number
 
 
 def _group_sizes(count: int, lanes: int) -> list[int]:

@@ -53,6 +53,11 @@ class Inversion:
         cancelled: whether the run was ended early, by Ctrl-C.
         trace: float32 [N, T] or None: the loss at every ``trace_every``-th update of a target's
             last attempt, NaN where it did not get there.
+        nearest: float32 [N] or None: how near each target came at any update to the ``truth`` that
+            ``invert`` was given. The lowest mean squared error ||z - truth||²/d over all latents z
+            that were evaluated for it: each attempt's first, and one an update; so at most that of
+            ``latents``, to rounding. NaN where none was evaluated, or no error was finite. Lipton &
+            Tripathi's public code (2017) counts a latent as recovered by this error.
     """
 
     latents: FloatArray
@@ -64,6 +69,7 @@ class Inversion:
     recipe: dict[str, Any]
     cancelled: bool = False
     trace: FloatArray | None = None
+    nearest: FloatArray | None = None
     _images: Callable[[], FloatArray] | FloatArray | None = field(default=None, repr=False)
 
     @property
@@ -107,6 +113,7 @@ class Inversion:
             steps=self.steps[index],
             attempts=self.attempts[index],
             trace=None if self.trace is None else self.trace[index],
+            nearest=None if self.nearest is None else self.nearest[index],
             _images=images,
         )
 
@@ -152,8 +159,9 @@ class Inversion:
         The arrays have the names of the fields; the rest is JSON text under "run".
         """
         arrays: dict[str, Any] = {name: getattr(self, name) for name in _ARRAYS}
-        if self.trace is not None:
-            arrays["trace"] = self.trace
+        arrays |= {
+            name: getattr(self, name) for name in _ASKED_FOR if getattr(self, name) is not None
+        }
         if images and self._images is not None:
             arrays["images"] = self.images
         if sources is not None:
@@ -176,7 +184,7 @@ class Inversion:
                     seed=int(run["seed"]),
                     recipe=dict(run["recipe"]),
                     cancelled=bool(run["cancelled"]),
-                    trace=file.get("trace"),
+                    **{name: file.get(name) for name in _ASKED_FOR},
                     _images=file.get("images"),
                 )
         except FileNotFoundError:
@@ -189,7 +197,8 @@ class Inversion:
 
 
 _ARRAYS = ("latents", "loss", "status", "steps", "attempts")
-_FIELDS = (*_ARRAYS, "seed", "recipe", "cancelled", "trace")
+_ASKED_FOR = ("trace", "nearest")  # arrays too, or None
+_FIELDS = (*_ARRAYS, "seed", "recipe", "cancelled", *_ASKED_FOR)
 
 
 def _restore(values: dict[str, Any], images: FloatArray | None) -> Inversion:

@@ -286,12 +286,19 @@ class Progress:
         return Outcome(self.status, *kept)
 
 
+def latent_error(z: Array, truth: Array) -> Array:
+    """Each row's mean squared difference; NaN where float32 does not hold it."""
+    error = rounded(lambda a, b: np.mean((a - b) ** 2, axis=1), z, truth)
+    return np.where(np.isfinite(error), error, f32(np.nan))
+
+
 @dataclass
 class Attempt:
     outcomes: list[Outcome]
     updates: NDArray[np.int64]
     resampled: NDArray[np.int64]
     trace: Array
+    nearest: Array
 
 
 def run_attempt(
@@ -301,6 +308,7 @@ def run_attempt(
     images: Array,
     initial: Array,
     condition: Array | None,
+    truth: Array | None,
     target_ids: Sequence[int],
     seed: int,
     restart: int,
@@ -311,6 +319,7 @@ def run_attempt(
     stages = recipe["stages"]
     columns = 1 + sum(s["max_steps"] for s in stages) // trace_every if trace_every else 0
     trace = np.full((count, columns), np.nan, dtype=np.float32)
+    nearest = np.full(count, np.nan, dtype=np.float32)
     outcomes: list[Outcome | None] = [None] * count
     z = initial.copy()
     update = 0
@@ -324,6 +333,8 @@ def run_attempt(
         members = [Progress() for _ in range(count)]
         for step in range(max_steps + 1):
             loss, g = objective(z, images, condition)
+            if truth is not None:
+                nearest = np.fmin(nearest, latent_error(z, truth))
             for row, member in enumerate(members):
                 member.observe(stage, step, loss[row], g[row], z[row])
                 if trace_every and update % trace_every == 0:
@@ -356,7 +367,7 @@ def run_attempt(
         if all(outcome is not None for outcome in outcomes):
             break
 
-    return Attempt([o for o in outcomes if o is not None], updates, resampled, trace)
+    return Attempt([o for o in outcomes if o is not None], updates, resampled, trace, nearest)
 
 
 @dataclass
@@ -369,6 +380,7 @@ class Inversion:
     steps: NDArray[np.int64]
     attempts: NDArray[np.int32]
     trace: Array | None
+    nearest: Array | None
     resampled: NDArray[np.int64]
 
 
@@ -381,6 +393,7 @@ def invert(
     size: int,
     initial: Array | None = None,
     condition: Array | None = None,
+    truth: Array | None = None,
     target_ids: Sequence[int] | None = None,
     seed: int = 0,
     lanes: int = 64,
@@ -400,6 +413,7 @@ def invert(
         steps=np.zeros(count, dtype=np.int64),
         attempts=np.zeros(count, dtype=np.int32),
         trace=None,
+        nearest=None if truth is None else np.full(count, np.nan, dtype=np.float32),
         resampled=np.zeros(count, dtype=np.int64),
     )
     traces: list[Array] = []
@@ -421,6 +435,7 @@ def invert(
                     images[rows],
                     start,
                     None if condition is None else condition[rows],
+                    None if truth is None else truth[rows],
                     members,
                     seed,
                     restart,
@@ -433,6 +448,8 @@ def invert(
             result.steps[rows] += attempt.updates
             result.resampled[rows] += attempt.resampled
             result.attempts[rows] = restart + 1
+            if result.nearest is not None:
+                result.nearest[rows] = np.fmin(result.nearest[rows], attempt.nearest)
             if all(outcome.status == CONVERGED for outcome in best):
                 break
         for row, outcome in zip(rows, best, strict=True):

@@ -59,6 +59,7 @@ def engine(compute, tmp_path):
         use=None,
         initial=None,
         condition=None,
+        truth=None,
         target_ids=None,
         seed=0,
         lanes=4,
@@ -76,6 +77,7 @@ def engine(compute, tmp_path):
             images=images,
             initial=initial,
             condition=condition,
+            truth=truth,
             target_ids=np.array(ids, dtype=np.uint64),
             seed=seed,
             lanes=lanes,
@@ -116,10 +118,22 @@ def assert_agree(result, expected, device):
     assert_close(result["loss"], expected.loss, "loss", device=device)
     if expected.trace is not None:
         assert_close(result["trace"], expected.trace, "loss", device=device)
+    if expected.nearest is not None:
+        assert_close(result["nearest"], expected.nearest, "latent error", device=device)
 
 
-def both(engine, *arguments, **options):
-    """The engine's result, once it is seen to agree with the twin's; and the twin's."""
+def some_latents(count, size, *, reach=1.5, seed=9):
+    random = np.random.default_rng(seed)
+    return random.uniform(-reach, reach, (count, size)).astype(np.float32)
+
+
+def both(engine, objectives, recipe, prior, images, **options):
+    """The engine's result, once it is seen to agree with the twin's; and the twin's.
+
+    Each target is told how near it came to some latent on its way, wherever it went.
+    """
+    truth = some_latents(len(images), objectives[0].size)
+    arguments, options = (objectives, recipe, prior, images), {"truth": truth, **options}
     result, expected = engine(*arguments, **options), twin(*arguments, **options)
     assert_agree(result, expected, engine.device)
     assert not result["cancelled"]
@@ -608,6 +622,110 @@ def test_no_trace_unless_asked_for(engine):
     assert result["trace"] is None
 
 
+# How near a target came to the latent behind it. z = 2^-k after k updates; each truth is met, or
+# come nearest to, by the first latent, on the way, or by the last.
+
+NEAREST = {
+    "at the start": (3.0, 4.0),
+    "on the way": (2.0**-3, 0.0),
+    "on the way, between two updates": (0.375, 0.125**2),
+    "at the end": (2.0**-10, 0.0),
+    "at the end, from afar": (-1.0, (1 + 2.0**-10) ** 2),
+}
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+@pytest.mark.parametrize(("truth", "nearest"), NEAREST.values(), ids=NEAREST)
+def test_nearest_is_of_every_update(engine, truth, nearest, keep):
+    quadratic = Quadratic(1)
+    images, initial = quadratic.images([[0.0]]), np.ones((1, 1), dtype=np.float32)
+    options = {"initial": initial, "truth": np.array([[truth]], dtype=np.float32)}
+    method = recipe(HALVING, keep=keep)
+    result, _ = both(engine, [quadratic], method, Uniform(), images, **options)
+    assert result["nearest"].dtype == np.float32
+    np.testing.assert_array_equal(result["nearest"], np.float32([nearest]))
+
+
+def test_nearest_is_of_every_stage(engine):
+    quadratic = Quadratic(1)
+    # Down to 2^-10, from there out to (-2)^5, and halfway back.
+    climbing = Stage(GradientDescent(1.5), max_steps=15)
+    method = recipe(HALVING, climbing, replace(HALVING, max_steps=1))
+    truth = np.array([[2.0**-3], [2.0**-10], [-32.0], [-16.0]], dtype=np.float32)
+    images, initial = quadratic.images(np.zeros((4, 1))), np.ones((4, 1), dtype=np.float32)
+    options = {"initial": initial, "truth": truth}
+    result, _ = both(engine, [quadratic] * 2, method, Uniform(), images, use=(0, 1, 0), **options)
+    np.testing.assert_array_equal(result["latents"], -16)
+    np.testing.assert_array_equal(result["nearest"], 0)
+
+
+def test_nearest_is_a_mean_over_components(engine):
+    flat = Flat(4)
+    initial = np.arange(8, dtype=np.float32).reshape(2, 4)
+    truth = initial + np.array([[1.0, -1.0, 2.0, 0.0], [0.5, 0.5, 0.5, 0.5]], dtype=np.float32)
+    method, images = recipe(HALVING), np.zeros((2, 1), dtype=np.float32)
+    result, _ = both(engine, [flat], method, Normal(), images, initial=initial, truth=truth)
+    np.testing.assert_array_equal(result["nearest"], [1.5, 0.25])
+
+
+@pytest.mark.parametrize("coupled", [False, True])
+def test_nearest_is_of_every_attempt(engine, coupled):
+    # Nothing moves, so an attempt stays at its draw. Each truth is the draw of another attempt.
+    flat, prior = Flat(5), Uniform()
+    drawn = [
+        reference.draw_initial(prior.describe(), 4, range(3), (row + 1) % 3, 5)[row]
+        for row in range(3)
+    ]
+    method, images = recipe(HALVING, restarts=2), np.zeros((3, 1), dtype=np.float32)
+    options = {"truth": np.stack(drawn), "seed": 4, "lanes": 2, "coupled": coupled}
+    result, _ = both(engine, [flat], method, prior, images, **options)
+    np.testing.assert_array_equal(result["attempts"], 3)
+    np.testing.assert_array_equal(result["nearest"], 0)
+    # What is given back is of yet another attempt.
+    assert (reference.latent_error(result["latents"], options["truth"]) > 0.01).all()
+
+
+def test_nearest_is_no_number_where_no_error_is(engine):
+    flat = Flat(2)
+    initial = np.array([[-3e38, 0.0], [-3e38, 0.0], [1.0, 0.0]], dtype=np.float32)
+    truth = np.array([[3e38, 0.0], [-3e38, 0.0], [0.0, 0.0]], dtype=np.float32)
+    method, images = recipe(HALVING), np.zeros((3, 1), dtype=np.float32)
+    options = {"initial": initial, "truth": truth, "lanes": 1}
+    result, _ = both(engine, [flat], method, Normal(), images, **options)
+    np.testing.assert_array_equal(result["nearest"], [np.nan, 0.0, 0.5])
+
+
+def test_nearest_is_found_on_the_way(engine):
+    """It is the least error of all, and of a latent that is not given back."""
+    method = recipe(Stage(Adam(0.3), StochasticClip(), max_steps=40), restarts=1)
+    images, truth = distant_images(9, reach=1.0), some_latents(9, 5, reach=1.0)
+    result, _ = both(engine, [PERCEPTRON], method, Uniform(), images, truth=truth)
+    final = reference.latent_error(result["latents"], truth)
+    assert (result["nearest"] <= final).all()
+    assert (result["nearest"] < 0.5 * final).any()
+
+
+@pytest.mark.parametrize("coupled", [False, True])
+def test_a_truth_changes_nothing_else(engine, coupled):
+    stages = tuple(replace(stage, loss_tolerance=0.03) for stage in TWO_STAGES)
+    method = recipe(*stages, restarts=1, keep="best")
+    arguments = [PERCEPTRON, OTHER], method, Uniform(), distant_images(9)
+    options = {"use": (0, 0) if coupled else (0, 1), "coupled": coupled, "trace_every": 1}
+    told = engine(*arguments, truth=some_latents(9, 5), **options)
+    untold = engine(*arguments, **options)
+    assert untold["nearest"] is None
+    for name in ("latents", "loss", "status", "steps", "attempts", "trace"):
+        np.testing.assert_array_equal(told[name], untold[name])
+    assert told["evaluations"] == untold["evaluations"]
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (2, 5), (15,)], ids=str)
+def test_a_truth_of_another_shape_is_refused(engine, shape):
+    method, images = recipe(HALVING), distant_images(3)
+    with pytest.raises(ValueError, match=r"^truth must have shape \(3, 5\)$"):
+        engine([PERCEPTRON], method, Normal(), images, truth=np.zeros(shape, dtype=np.float32))
+
+
 # Coupled batches
 
 COUPLED = Perceptron(5, batch_norm=True)
@@ -666,10 +784,15 @@ def test_a_member_that_converged_keeps_what_it_had(engine):
     images = quadratic.images(np.zeros((2, 1)), floor=[0.0, 1.0])
     initial = np.ones((2, 1), dtype=np.float32)
     options = {"initial": initial, "coupled": True, "lanes": 2}
-    result, _ = both(engine, [quadratic], recipe(stage, stage), Uniform(), images, **options)
+    truth = np.array([[2.0**-9], [2.0**-4]], dtype=np.float32)
+    result, _ = both(
+        engine, [quadratic], recipe(stage, stage), Uniform(), images, truth=truth, **options
+    )
     np.testing.assert_array_equal(result["status"], [CONVERGED, STEP_LIMIT])
     np.testing.assert_array_equal(result["latents"][:, 0], [2.0**-5, 2.0**-10])
     np.testing.assert_array_equal(result["loss"], [4.0**-5, 1 + 4.0**-10])
+    # What it did for its group's sake was evaluated all the same.
+    np.testing.assert_array_equal(result["nearest"], 0)
 
 
 @pytest.mark.parametrize("keep", ["best", "last"])
@@ -807,6 +930,7 @@ def test_looking_seldom_changes_nothing(engine, look_every, lanes):
     method = recipe(*stages, restarts=2, keep="best")
     objectives, images = [PERCEPTRON, OTHER], distant_images(13)
     options = {"use": (0, 1), "lanes": lanes, "trace_every": 5, "seed": 4}
+    options["truth"] = some_latents(13, 5)
     looked = engine(objectives, method, Uniform(), images, look_every=look_every, **options)
     expected = twin(objectives, method, Uniform(), images, **options)
     assert_agree(looked, expected, engine.device)
@@ -820,7 +944,7 @@ def test_looking_seldom_at_groups_changes_nothing(engine, look_every):
     second = replace(first, penalties=(MomentPenalty(0.2, 0.2),), max_steps=11)
     method = recipe(first, second, restarts=1, keep="best")
     arguments = [COUPLED, COUPLED], method, Uniform(), coupled_images(10)
-    options = {"use": (0, 1), "coupled": True, "trace_every": 4}
+    options = {"use": (0, 1), "coupled": True, "trace_every": 4, "truth": some_latents(10, 5)}
     looked = engine(*arguments, look_every=look_every, **options)
     assert_agree(looked, twin(*arguments, **options), engine.device)
 
@@ -839,6 +963,7 @@ def test_cancelling_between_looks_keeps_what_was_found(engine):
 
     stage = replace(HALVING, max_steps=12)
     options = {"lanes": 2, "seed": 8, "look_every": 10, "progress": progress}
+    options["truth"] = reference.draw_initial(Uniform().describe(), 8, range(9), 0, 2)
     result = engine([quadratic], recipe(stage), Uniform(), images, **options)
     assert result["cancelled"]
     done = result["status"] == STEP_LIMIT
@@ -846,6 +971,9 @@ def test_cancelling_between_looks_keeps_what_was_found(engine):
     np.testing.assert_array_equal(result["status"][~done], CANCELLED)
     np.testing.assert_array_equal(result["steps"][done], 12)
     np.testing.assert_allclose(result["latents"][done], 0.0, atol=0.1)
+    # All that began are known to have begun at their first latent, the others to nothing.
+    np.testing.assert_array_equal(result["nearest"], np.where(result["attempts"] > 0, 0, np.nan))
+    assert np.isnan(result["nearest"]).any()
 
 
 # Progress, cancelling, threads, memory
@@ -876,6 +1004,10 @@ def assert_partial(result, quadratic, images, seed):
     np.testing.assert_array_equal(result["latents"][4:], drawn[4:])
     assert (result["steps"][:4] > 0).all()
     np.testing.assert_array_equal(result["steps"][4:], 0)
+    # The way to the optimum is straight: the last latent is the nearest.
+    error = reference.latent_error(result["latents"], images[:, :3])
+    np.testing.assert_allclose(result["nearest"][:4], error[:4], rtol=1e-5, atol=1e-6)
+    assert np.isnan(result["nearest"][4:]).all()
 
 
 @pytest.mark.parametrize("how", ["raise", "signal"])
@@ -890,7 +1022,8 @@ def test_progress_can_cancel(engine, how):
                 raise KeyboardInterrupt
             signal.raise_signal(signal.SIGINT)
 
-    result = engine([quadratic], method, Uniform(), images, lanes=2, seed=8, progress=progress)
+    options = {"lanes": 2, "seed": 8, "truth": images[:, :3], "progress": progress}
+    result = engine([quadratic], method, Uniform(), images, **options)
     assert_partial(result, quadratic, images, 8)
     assert len(seen) == 3
     assert all(report["targets"] == 6 for report in seen)
@@ -909,7 +1042,8 @@ def test_control_c_cancels_at_once(engine):
     timer = threading.Timer(0.3, interrupt)
     timer.start()
     try:
-        result = engine([quadratic], method, Uniform(), images, lanes=2, seed=8)
+        options = {"lanes": 2, "seed": 8, "truth": images[:, :3]}
+        result = engine([quadratic], method, Uniform(), images, **options)
     finally:
         timer.cancel()
     assert time.monotonic() - sent[0] < 0.5
@@ -925,10 +1059,11 @@ def test_a_cancelled_group_keeps_its_best(engine):
         if len(calls) == 2:
             raise KeyboardInterrupt
 
-    result = engine(
-        [quadratic], method, Uniform(), images, lanes=2, coupled=True, progress=progress
-    )
+    options = {"lanes": 2, "coupled": True, "truth": images[:, :3], "progress": progress}
+    result = engine([quadratic], method, Uniform(), images, **options)
     assert result["cancelled"]
+    assert (result["nearest"][:2] < 1e-3).all()
+    assert np.isnan(result["nearest"][2:]).all()
     np.testing.assert_allclose(result["loss"][1], 1.0, atol=1e-5)
     np.testing.assert_allclose(result["latents"][:2], images[:2, :3], atol=2e-2)
     np.testing.assert_array_equal(result["status"][1:], CANCELLED)

@@ -90,6 +90,7 @@ def invert(objective, images, *, initial=None, progress=None):
         prior=json.dumps(Uniform().describe()),
         images=np.array(images, np.float32)[:, None],
         initial=initial,
+        truth=np.array(images, np.float32)[:, None],
         target_ids=np.arange(len(images), dtype=np.uint64),
         seed=3,
         lanes=1,
@@ -112,6 +113,8 @@ def test_a_failing_runtime_loses_no_finished_target(tmp_path: Path, given: bool)
     # The others: as if cancelled before they began.
     np.testing.assert_array_equal(partial["attempts"], [1, 1, 0, 0])
     assert np.isnan(partial["loss"][2:]).all()
+    assert (partial["nearest"][:2] < 1e-9).all()
+    assert np.isnan(partial["nearest"][2:]).all()
     prior = json.dumps(Uniform().describe())
     drawn = _core.draw_initial(prior, 3, np.arange(4, dtype=np.uint64), 0, 1)
     np.testing.assert_array_equal(partial["latents"][2:], (initial if given else drawn)[2:])
@@ -122,11 +125,12 @@ def test_the_inverter_hands_on_what_was_done(tmp_path: Path) -> None:
     stage = Stage(GradientDescent(0.5), max_steps=100, loss_tolerance=1e-10)
     images = np.array([0.5, 1.0, 7.0, 0.5], np.float32).reshape(4, 1, 1, 1)
     with pytest.raises(RunError, match=r"Gather.*; 2 of 4 targets were done") as error:
-        inverter.invert(images, recipe=Recipe("r", (stage,)))
+        inverter.invert(images, recipe=Recipe("r", (stage,)), truth=images.reshape(4, 1))
     inversion = error.value.inversion
     assert inversion.cancelled
     np.testing.assert_array_equal(inversion.status, [CONVERGED] * 2 + [CANCELLED] * 2)
     np.testing.assert_allclose(inversion.images[:2, 0, 0, 0], [0.5, 1.0], atol=2e-5)
+    np.testing.assert_array_equal(np.isnan(inversion.nearest), [False, False, True, True])
 
     def progress(report):
         if report["finished"]:
@@ -176,8 +180,11 @@ def test_a_failing_progress_function_loses_no_finished_target(tmp_path: Path) ->
     # Far more than are done by the time that progress is asked.
     with pytest.raises(LookupError, match="from the callback") as error:
         invert(objective, [0.5, 1.0] * 50_000, progress=progress)
-    status = error.value.partial["status"]
+    partial = error.value.partial
+    status = partial["status"]
     np.testing.assert_array_equal(status[:2], CONVERGED)
+    assert (partial["nearest"][status == CONVERGED] < 1e-9).all()
+    assert np.isnan(partial["nearest"][-1])
     assert status[-1] == CANCELLED
 
 

@@ -110,6 +110,9 @@ def test_latents_keep_the_bundles_shape(tmp_path):
     found = inverter.invert(images, recipe=QUICK, init=flat)
     assert found.latents.shape == latents.shape
     np.testing.assert_allclose(found.latents, latents, atol=1e-6)  # it began at the answer
+    for truth in (latents, flat):
+        found = inverter.invert(images, recipe=QUICK, init=flat, truth=truth)
+        np.testing.assert_array_equal(found.nearest, 0)
 
 
 def test_sample_does_not_depend_on_how_many(inverter):
@@ -151,6 +154,20 @@ def test_trace_holds_the_loss_every_so_many_updates(inverter, images):
     first, _ = inverter.evaluate(np.zeros((5, LATENT), dtype=np.float32), images)
     np.testing.assert_allclose(found.trace[:, 0], first, rtol=1e-5)
     assert (found.trace[:, -1] < found.trace[:, 0]).all()
+
+
+def test_nearest_tells_how_near_a_target_came_to_its_truth(inverter, images):
+    truth = inverter.sample(5, seed=3)
+    told = inverter.invert(images, recipe=QUICK, seed=1, truth=truth)
+    assert told.nearest.shape == (5,)
+    assert told.nearest.dtype == np.float32
+    assert (told.nearest <= np.mean((told.latents - truth) ** 2, axis=1) * (1 + 1e-6)).all()
+    assert (told.nearest > 0).all()
+    begun = inverter.invert(images, recipe=QUICK, seed=1, init=truth, truth=truth)
+    np.testing.assert_array_equal(begun.nearest, 0)
+    untold = inverter.invert(images, recipe=QUICK, seed=1)
+    assert untold.nearest is None
+    np.testing.assert_array_equal(untold.latents, told.latents)
 
 
 def test_restarts_override_the_recipe(inverter, images):
@@ -285,11 +302,16 @@ def test_index_beyond_the_targets_is_an_index_error(inversion):
     assert len(list(inversion)) == 5
 
 
+ARRAYS = ("latents", "loss", "status", "steps", "attempts", "trace", "nearest")
+
+
 def test_inversion_comes_back_from_disk_and_pickle(inverter, images, tmp_path):
-    inversion = inverter.invert(images, recipe=QUICK, seed=2**64 - 1, trace_every=10)
+    truth = inverter.sample(5, seed=3)
+    inversion = inverter.invert(images, recipe=QUICK, seed=2**64 - 1, trace_every=10, truth=truth)
+    assert (inversion[1:3].nearest == inversion.nearest[1:3]).all()
     inversion.save(tmp_path / "a.npz", sources=list("abcde"))
     for again in (Inversion.load(tmp_path / "a.npz"), pickle.loads(pickle.dumps(inversion))):
-        for name in ("latents", "loss", "status", "steps", "attempts", "trace", "images"):
+        for name in (*ARRAYS, "images"):
             np.testing.assert_array_equal(getattr(again, name), getattr(inversion, name))
         assert (again.seed, again.recipe) == (inversion.seed, inversion.recipe)
     with np.load(tmp_path / "a.npz") as file:
@@ -302,6 +324,8 @@ def test_inversion_saved_without_images_says_how_to_make_them(inversion, tmp_pat
     with pytest.raises(InputError, match=r"inverter\.generate"):
         _ = loaded.images
     assert loaded[1:3].latents.shape == (2, LATENT)
+    assert loaded.trace is None
+    assert loaded.nearest is None
 
 
 def test_open_bundle_is_taken_as_it_is(bundle_path):

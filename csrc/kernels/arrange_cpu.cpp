@@ -18,6 +18,7 @@ void exchange_cpu(const LaneArrays& lanes, std::span<const LanePair> pairs) {
     swap_rows(lanes.born, d);
     swap_rows(lanes.image, lanes.image_size);
     swap_rows(lanes.condition, lanes.condition_size);
+    swap_rows(lanes.truth, lanes.truth_size);
     swap_rows(lanes.trace, lanes.trace_length);
   }
 }

@@ -21,6 +21,7 @@ struct RefillRows {
   const float* image;
   const float* condition;  // null: there is none
   const float* initial;    // null: drawn from the prior
+  const float* truth;      // null: there is none
 };
 
 // Rows that one launch may take: they travel with it.
@@ -38,8 +39,8 @@ void reassign_cpu(const LaneArrays& lanes, std::span<const Reassignment> reassig
 void reassign_cuda(const LaneArrays& lanes, std::span<const Reassignment> reassignments,
                    CudaStream stream);
 
-// observe: are loss and gradient finite, which stop rule is met, and, for lanes on their own, what
-// follows.
+// observe: how near the latent is to the truth, if that is known; are loss and gradient finite,
+// which stop rule is met, and, for lanes on their own, what follows.
 void observe_cpu(const LaneArrays& lanes, int64_t active);
 void observe_cuda(const LaneArrays& lanes, int64_t active, CudaStream stream);
 

@@ -23,6 +23,15 @@ Moments moments_of(const float* values, int64_t count) {
   return {mean, std::sqrt(squares / static_cast<double>(count))};
 }
 
+double mean_squared_difference(const float* a, const float* b, int64_t count) {
+  double squares = 0.0;
+  for (int64_t i = 0; i < count; ++i) {
+    const double difference = double{a[i]} - b[i];
+    squares += difference * difference;
+  }
+  return squares / static_cast<double>(count);
+}
+
 }  // namespace
 
 void observe_cpu(const LaneArrays& lanes, int64_t active) {
@@ -36,6 +45,12 @@ void observe_cpu(const LaneArrays& lanes, int64_t active) {
     const StageRule& stage = lanes.stages[lane.stage];
     float* trace = lanes.trace_length ? lanes.trace + i * lanes.trace_length : nullptr;
     if (trace && lane.attempt_steps == 0) std::fill_n(trace, lanes.trace_length, NAN);
+    if (lanes.truth_size) {
+      const int64_t first = i * lanes.latent_size;
+      observe_error(
+          mean_squared_difference(lanes.latent + first, lanes.truth + first, lanes.latent_size),
+          lane);
+    }
     observe(rule, stage, lanes.loss[i],
             all_finite(lanes.gradient + i * lanes.latent_size, lanes.latent_size), trace, lane);
     if (stage.penalties.moments == MomentScope::latent) {

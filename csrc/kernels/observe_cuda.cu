@@ -36,6 +36,16 @@ __device__ Moments moments_of(const float* values, int64_t count, double* shared
   return {mean, sqrt(block_sum(squares, shared) / static_cast<double>(count))};
 }
 
+__device__ double mean_squared_difference(const float* a, const float* b, int64_t count,
+                                          double* shared) {
+  double squares = 0.0;
+  for (int64_t i = threadIdx.x; i < count; i += blockDim.x) {
+    const double difference = double{a[i]} - b[i];
+    squares += difference * difference;
+  }
+  return block_sum(squares, shared) / static_cast<double>(count);
+}
+
 // A block a lane. The threads share out its rows; the first one runs the rule.
 __global__ void __launch_bounds__(kMaxThreads)
     observe_kernel(const __grid_constant__ LaneArrays lanes) {
@@ -60,10 +70,15 @@ __global__ void __launch_bounds__(kMaxThreads)
   Moments moments = {0.0, 0.0};
   const bool wants_moments = stage.penalties.moments == MomentScope::latent;
   if (wants_moments) moments = moments_of(lanes.latent + i * d, d, shared);
+  double error = 0.0;
+  if (lanes.truth_size) {
+    error = mean_squared_difference(lanes.latent + i * d, lanes.truth + i * d, d, shared);
+  }
   // From here on the state changes: all threads have read theirs, and cleared the trace.
   finite = __syncthreads_and(finite);
   if (threadIdx.x > 0) return;
   if (wants_moments) lane.moments = moments;
+  if (lanes.truth_size) observe_error(error, lane);
   observe(rule, stage, lanes.loss[i], finite, trace, lane);
   if (!rule.coupled) decide(rule, stage, lane);
 }

@@ -16,6 +16,7 @@ void refill_cpu(const LaneArrays& lanes, std::span<const RefillRows> rows) {
       std::copy_n(row.condition, lanes.condition_size,
                   lanes.condition + lane * lanes.condition_size);
     }
+    if (row.truth) std::copy_n(row.truth, lanes.truth_size, lanes.truth + lane * lanes.truth_size);
     float* latent = lanes.latent + lane * d;
     for (int64_t i = 0; i < d; ++i) {
       latent[i] = row.initial

@@ -36,6 +36,11 @@ __global__ void __launch_bounds__(kThreads)
       lanes.condition[lane * lanes.condition_size + i] = row.condition[i];
     }
   }
+  if (row.truth) {
+    for (int64_t i = start; i < lanes.truth_size; i += stride) {
+      lanes.truth[lane * lanes.truth_size + i] = row.truth[i];
+    }
+  }
   for (int64_t i = start; i < lanes.latent_size; i += stride) {
     const int64_t k = lane * lanes.latent_size + i;
     const float z =

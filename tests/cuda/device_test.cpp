@@ -160,7 +160,7 @@ struct Case {
   std::vector<Loss> losses = {Loss::quadratic};
   Sizes sizes = {5, 7, 0};
   int64_t count = 9;
-  bool initial = false;
+  bool initial = false, truth = false;
   Prior prior;
   Recipe recipe;
   RunOptions options;
@@ -169,14 +169,14 @@ struct Case {
 
 struct Outcome {
   RunSummary summary;
-  std::vector<float> latent, loss, trace;
+  std::vector<float> latent, loss, trace, nearest;
   std::vector<Status> status;
   std::vector<int64_t> steps;
   std::vector<int32_t> attempts;
 };
 
 struct Data {
-  std::vector<float> image, initial, condition;
+  std::vector<float> image, initial, condition, truth;
   std::vector<uint64_t> id;
 
   explicit Data(const Case& c) {
@@ -189,6 +189,7 @@ struct Data {
     fill(image, c.count * c.sizes.image);
     fill(condition, c.count * c.sizes.condition);
     if (c.initial) fill(initial, c.count * c.sizes.latent);
+    if (c.truth) fill(truth, c.count * c.sizes.latent);
     for (int64_t i = 0; i < c.count; ++i) id.push_back(static_cast<uint64_t>(i * i + 3));
   }
 
@@ -197,6 +198,7 @@ struct Data {
             .image = image.data(),
             .initial = c.initial ? initial.data() : nullptr,
             .condition = c.sizes.condition ? condition.data() : nullptr,
+            .truth = c.truth ? truth.data() : nullptr,
             .id = id.data()};
   }
 };
@@ -220,12 +222,14 @@ void run_on(const std::shared_ptr<Device>& device, const Case& c, Outcome& outco
     outcome.trace.resize(count *
                          static_cast<size_t>(trace_length(c.recipe, c.options.trace_every)));
   }
+  if (c.truth) outcome.nearest.resize(count);
   const Results results = {.latent = outcome.latent.data(),
                            .loss = outcome.loss.data(),
                            .status = outcome.status.data(),
                            .steps = outcome.steps.data(),
                            .attempts = outcome.attempts.data(),
-                           .trace = c.options.trace_every ? outcome.trace.data() : nullptr};
+                           .trace = c.options.trace_every ? outcome.trace.data() : nullptr,
+                           .nearest = c.truth ? outcome.nearest.data() : nullptr};
   outcome.summary = run(objectives, c.prior, c.recipe, data.targets(c), c.options, results);
 }
 
@@ -254,13 +258,15 @@ bool reduces(const Case& c) {
 }
 
 void compare(const Case& c, const Outcome& gpu, const Outcome& cpu) {
-  const double tolerance = !kEmulated ? 1e-4 : reduces(c) ? 1e-6 : 0.0;
+  const double sums = kEmulated ? 1e-6 : 1e-4;  // which each device takes in an order of its own
+  const double tolerance = !kEmulated || reduces(c) ? sums : 0.0;
   check(gpu.status == cpu.status, c.name + ": statuses");
   check(gpu.steps == cpu.steps, c.name + ": steps");
   check(gpu.attempts == cpu.attempts, c.name + ": attempts");
   check(close(gpu.latent, cpu.latent, tolerance), c.name + ": latents");
   check(close(gpu.loss, cpu.loss, tolerance), c.name + ": losses");
   check(close(gpu.trace, cpu.trace, tolerance), c.name + ": traces");
+  check(close(gpu.nearest, cpu.nearest, sums), c.name + ": how near they came to the truth");
 }
 
 void compare_devices(const std::shared_ptr<Device>& gpu, const Case& c) {
@@ -343,6 +349,7 @@ void test_rules(const std::shared_ptr<Device>& gpu) {
             c.sizes = {one_of(1, 3, 4, 5, 8, 40), one_of(1, 7, 12), one_of(0, 3)};
             c.count = one_of(1, 4, 13, 30);
             c.initial = one_of(false, false, true);
+            c.truth = number % 4 != 0;
             c.options = {.seed = 1 + number,
                          .lanes = one_of(1, 2, 3, 5, 8, 33),
                          .trace_every = one_of(0, 1, 3),
@@ -362,6 +369,7 @@ Case uneven_case(int64_t lanes, int64_t count) {
   c.losses = {Loss::fragile, Loss::quartic};
   c.sizes = {4, 6, 2};
   c.count = count;
+  c.truth = true;
   c.recipe.stages.resize(3);
   for (int i = 0; i < 3; ++i) {
     Stage& stage = c.recipe.stages[i];
@@ -424,6 +432,7 @@ void test_sizes(const std::shared_ptr<Device>& gpu) {
       c.name = "latents of " + std::to_string(size);
       c.sizes.latent = size;
       c.count = 3;
+      c.truth = true;
       c.options.lanes = 2;
       Stage stage;
       stage.max_steps = 2;
@@ -461,14 +470,23 @@ void test_cancel(const std::shared_ptr<Device>& gpu) {
       const float* latent = cut.latent.data() + row * d;
       if (cut.status[i] != Status::cancelled) {
         check(cut.status[i] == cpu.status[i] && cut.steps[i] == cpu.steps[i] &&
-                  std::abs(cut.loss[i] - cpu.loss[i]) <= (kEmulated ? 0.0f : 1e-5f),
+                  std::abs(cut.loss[i] - cpu.loss[i]) <= (kEmulated ? 0.0f : 1e-5f) &&
+                  std::abs(cut.nearest[i] - cpu.nearest[i]) <= 1e-5f,
               c.name + ": a finished target");
       } else if (cut.attempts[i] == 0) {
+        check(std::isnan(cut.nearest[i]), c.name + ": a target in the queue came near something");
         std::vector<float> first(static_cast<size_t>(d));
         draw_initial(c.prior, c.options.seed, data.id[i], 0, d, first.data());
         check(close(first, {latent, latent + d}, kEmulated ? 0.0 : 1e-6),
               c.name + ": a target in the queue");
       } else if (!std::isnan(cut.loss[i])) {
+        double error = 0.0;
+        for (int64_t k = 0; k < d; ++k) {
+          error += std::pow(double{latent[k]} - data.truth[row * d + k], 2.0) / d;
+        }
+        // Its way so far is a part of its whole way.
+        check(cut.nearest[i] <= error + 1e-6 && cut.nearest[i] >= cpu.nearest[i] - 1e-5f,
+              c.name + ": how near a target came that was cut short");
         float least = INFINITY, gradient[4], loss = 0.0f;
         for (const Loss kind : c.losses) {
           evaluate_lane(kind, c.sizes,
@@ -510,10 +528,29 @@ void test_manners(const std::shared_ptr<Device>& gpu) {
     check(what == "the runtime broke", c.name + ": " + what);
     for (size_t i = 0; i < cut.status.size(); ++i) {
       check(cut.status[i] == Status::cancelled ||
-                (cut.status[i] == whole.status[i] && cut.steps[i] == whole.steps[i]),
+                (cut.status[i] == whole.status[i] && cut.steps[i] == whole.steps[i] &&
+                 std::abs(cut.nearest[i] - whole.nearest[i]) <= 1e-5f),
             c.name + ": a target finished before");
+      check(cut.attempts[i] > 0 || std::isnan(cut.nearest[i]),
+            c.name + ": a target that was lost came near something");
     }
   }
+}
+
+void test_bad_arguments(const std::shared_ptr<Device>& gpu) {
+  Case c = uneven_case(2, 3);
+  const Data data(c);
+  const TestObjective objective(Loss::quadratic, c.sizes, c.manner, gpu);
+  Targets targets = data.targets(c);
+  targets.truth = nullptr;
+  float nearest[3];
+  std::string what;
+  try {
+    run({&objective, &objective}, c.prior, c.recipe, targets, c.options, {.nearest = nearest});
+  } catch (const std::invalid_argument& error) {
+    what = error.what();
+  }
+  check(what == "run(): nearest needs the targets' truth, got none", "no truth: " + what);
 }
 
 // Runs of several threads on one device, and on another one.
@@ -662,6 +699,7 @@ int main(int count, char** names) try {
     test("sizes", test_sizes);
     test("cancel", test_cancel);
     test("manners", test_manners);
+    test("arguments", test_bad_arguments);
     test("threads", test_threads);
 #ifdef PYINV_EMULATED
     check(count > 1 || emulator::graph_launches() > 1000, "steps run from recordings");

@@ -11,8 +11,8 @@ import re
 import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from pathlib import Path, PurePath
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".g
 
 ARRAY_SUFFIXES = (".npy", ".npz")
 FITS = ("crop", "stretch")
+FILE_CHANNELS = (1, 3, 4)  # gray, colour, colour and opacity: what image files hold
 RANGE_SLACK = 1e-4  # of the range's span: room for the rounding of a generator's last layer
 
 
@@ -149,8 +150,7 @@ def load_named_images(
     Returns:
         (images [N, C, H, W], N names: a file's path, with ``[i]`` behind it for an array's row).
     """
-    if fit not in FITS:
-        raise InputError(f"fit must be one of {', '.join(FITS)}; got {fit!r}")
+    check_fit(fit)
     if isinstance(paths, (str, os.PathLike)):
         paths = [paths]
     sources = [source for path in paths for source in _sources(Path(path), manifest)]
@@ -201,7 +201,7 @@ def save_images(
     for row in range(len(images)):
         stem = f"{row:0{digits}d}" if names is None else names[row]
         path = Path(directory) / f"{stem}.png"
-        _to_pillow(to_uint8(images[row : row + 1], value_range)[0]).save(path, format="PNG")
+        to_pillow(to_uint8(images[row : row + 1], value_range)[0]).save(path, format="PNG")
         paths.append(path)
     return paths
 
@@ -231,7 +231,136 @@ def save_grid(
     for index, image in enumerate(pixels):
         top, left = index // columns * (height + 1), index % columns * (width + 1)
         sheet[top : top + height, left : left + width] = image
-    _to_pillow(sheet).save(path, format="PNG")
+    to_pillow(sheet).save(path, format="PNG")
+
+
+def check_fit(fit: str) -> None:
+    """Raise InputError unless ``fit`` is one of the ways to resize an image."""
+    if fit not in FITS:
+        raise InputError(f"fit must be one of {', '.join(FITS)}; got {fit!r}")
+
+
+def check_value_range(value_range: Any) -> tuple[float, float]:
+    """Return (low, high), what black and white are, or raise InputError."""
+    try:
+        low, high = (float(bound) for bound in value_range)
+    except (TypeError, ValueError):
+        low = high = math.nan
+    if not (low < high and math.isfinite(high - low)):
+        raise InputError(f"value_range must be (low, high) with low < high, got {value_range!r}")
+    return low, high
+
+
+def image_names(path: Path, names: Iterable[PurePath] | None = None) -> list[PurePath]:
+    """Return the names of image files (``IMAGE_SUFFIXES``) in natural order: 2.png before 10.png.
+
+    Args:
+        path: a folder, searched recursively.
+        names: what to choose from instead, relative to ``path``: an archive's entries.
+
+    Returns:
+        names relative to ``path``. Hidden ones are left out, and the shadow files that macOS puts
+        into archives.
+    """
+    if names is None:
+        names = (file.relative_to(path) for file in path.rglob("*"))
+    return sorted(
+        (
+            name
+            for name in names
+            if name.suffix.lower() in IMAGE_SUFFIXES
+            and not any(part.startswith(".") or part == "__MACOSX" for part in name.parts)
+        ),
+        key=_natural,
+    )
+
+
+def read_pixels(file: PathLike | IO[bytes], name: str, channels: int) -> FloatArray:
+    """Read one image file as float32 [H, W, C] from 0 to 1.
+
+    Args:
+        file: a path or an open binary file.
+        name: what to call it in errors.
+        channels: C, one of ``FILE_CHANNELS``.
+
+    Raises:
+        InputError: no image, or a truncated or damaged one.
+    """
+    pillow = _pillow()
+    try:
+        with pillow.open(file) as image:
+            image.load()
+            return convert_pixels(image, channels)
+    except pillow.DecompressionBombError:
+        raise InputError(f"{name}: too large an image to be safe to open; shrink it") from None
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError) as error:
+        # Pillow's decoders raise all of these on damaged files.
+        raise InputError(
+            f"{name}: not a readable image, or truncated ({error_reason(error)}); mend or remove it"
+        ) from None
+
+
+def convert_pixels(image: Image.Image, channels: int) -> FloatArray:
+    """Return a Pillow image as float32 [H, W, C] from 0 to 1, C one of ``FILE_CHANNELS``."""
+    from PIL import Image, ImageOps
+
+    image = ImageOps.exif_transpose(image) or image
+    if image.mode.startswith("I") or image.mode == "F":
+        # 16-bit gray. Pillow has no conversion to 8 bits that scales.
+        gray = np.asarray(image, dtype=np.float32)
+        if image.mode == "F" or gray.min() < 0 or gray.max() > 65535:
+            raise ValueError("pixels of mode " + image.mode + " have no known range")
+        gray = gray[..., None] / np.float32(65535)
+        if channels == 4:
+            return np.concatenate([gray, gray, gray, np.ones_like(gray)], axis=2)
+        return np.repeat(gray, channels, axis=2)
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        if channels != 4:
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image)
+    mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
+    pixels = np.asarray(image.convert(mode), dtype=np.float32) / np.float32(255)
+    return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def resize_pixels(unit: FloatArray, height: int, width: int, fit: str) -> FloatArray:
+    """Return pixels from 0 to 1 at another height and width (antialiased bicubic).
+
+    Args:
+        unit: float32 [..., H, W, C] from 0 to 1.
+        height: the height wanted.
+        width: the width wanted.
+        fit: "crop" or "stretch", as in ``load_images``.
+
+    Returns:
+        float32 [..., height, width, C] from 0 to 1; ``unit`` itself where it has that size.
+    """
+    from_height, from_width = unit.shape[-3:-1]
+    if (from_height, from_width) == (height, width):
+        return unit
+    left = top = 0.0
+    if fit == "crop":
+        scale = min(from_width / width, from_height / height)
+        left = max((from_width - width * scale) / 2, 0.0)
+        top = max((from_height - height * scale) / 2, 0.0)
+    planes = np.moveaxis(unit, -1, -3)
+    planes = _resize_rows(planes, width, left).swapaxes(-1, -2)
+    planes = _resize_rows(planes, height, top).swapaxes(-1, -2)
+    return np.moveaxis(planes, -3, -1).clip(0, 1)  # bicubic overshoots at edges
+
+
+def _resize_rows(planes: FloatArray, size: int, margin: float) -> FloatArray:
+    """Return [..., L] as [..., size], without a margin at both ends, in one call of Pillow."""
+    pillow = _pillow()
+    # As an image of floats: Pillow would round 8-bit pixels between its two passes.
+    rows = pillow.fromarray(np.ascontiguousarray(planes.reshape(-1, planes.shape[-1])))
+    resized = rows.resize(
+        (size, rows.height),
+        resample=pillow.Resampling.BICUBIC,
+        box=(margin, 0.0, rows.width - margin, float(rows.height)),
+    )
+    return np.asarray(resized, dtype=np.float32).reshape(*planes.shape[:-1], size)
 
 
 @dataclass(frozen=True)
@@ -243,19 +372,13 @@ class _Source:
 
 def _sources(path: Path, manifest: Manifest) -> list[_Source]:
     if path.is_dir():
-        found = [
-            file
-            for file in path.rglob("*")
-            if file.suffix.lower() in IMAGE_SUFFIXES
-            and not any(part.startswith(".") for part in file.relative_to(path).parts)
-            and file.is_file()
-        ]
+        found = [name for name in image_names(path) if (path / name).is_file()]
         if not found:
             raise InputError(
                 f"{path}: no image files in this folder; "
                 f"expected some of {', '.join(IMAGE_SUFFIXES)}"
             )
-        return [_Source(file, 1) for file in sorted(found, key=_natural)]
+        return [_Source(path / name, 1) for name in found]
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     if path.suffix.lower() in ARRAY_SUFFIXES:
@@ -264,15 +387,17 @@ def _sources(path: Path, manifest: Manifest) -> list[_Source]:
     return [_Source(path, 1)]
 
 
-def _natural(path: Path) -> list[list[tuple[bool, int, str]]]:
-    # Numbers compare as numbers; a flag first keeps text and number from being compared.
-    return [
+def _natural(path: PurePath) -> tuple[list[list[tuple[bool, int, str]]], str]:
+    # Numbers compare as numbers; a flag first keeps text and number from being compared. The path
+    # itself tells a.png from A.png, which would else come in the order of the file system.
+    pieces = [
         [
             (piece.isdecimal(), int(piece) if piece.isdecimal() else 0, piece)
             for piece in re.split(r"(\d+)", part.lower())
         ]
         for part in path.parts
     ]
+    return pieces, str(path)
 
 
 def _read_array(path: Path) -> NDArray[Any]:
@@ -288,7 +413,7 @@ def _read_array(path: Path) -> NDArray[Any]:
                 return np.asarray(loaded[names[0]])
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         # NumPy takes whatever is not an array for a pickle, which would only mislead.
-        reason = "no NumPy array in it" if "pickle" in str(error) else _reason(error)
+        reason = "no NumPy array in it" if "pickle" in str(error) else error_reason(error)
         raise InputError(
             f"{path}: not a readable {path.suffix} file, or truncated ({reason}); "
             "save it again with numpy.save"
@@ -342,6 +467,7 @@ def _channels_last(array: NDArray[Any], path: Path, manifest: Manifest) -> NDArr
 def _convert_array(source: _Source, rows: FloatArray, manifest: Manifest, fit: str) -> None:
     """Write a source's images into ``rows`` [N, C, H, W], one at a time to bound memory."""
     assert source.array is not None
+    _, height, width = manifest.image_shape
     low, high = manifest.value_range
     span = high - low
     for index, image in enumerate(source.array):
@@ -359,80 +485,19 @@ def _convert_array(source: _Source, rows: FloatArray, manifest: Manifest, fit: s
             if image.shape[:2] == manifest.image_shape[1:]:
                 rows[index] = image.transpose(2, 0, 1)  # exact: no scaling there and back
                 continue
-        rows[index] = _to_range(_resize(unit, manifest, fit), manifest)
+        rows[index] = _to_range(resize_pixels(unit, height, width, fit), manifest)
 
 
 def _read_image(path: Path, manifest: Manifest, fit: str) -> FloatArray:
     """Return one file's image as [C, H, W] in the bundle's value range."""
-    pillow = _pillow()
-    channels = manifest.image_shape[0]
-    if channels not in (1, 3, 4):
+    channels, height, width = manifest.image_shape
+    if channels not in FILE_CHANNELS:
         raise InputError(
             f"{path}: this bundle's images have {channels} channels, which image files cannot "
             "hold; give a .npy file"
         )
-    try:
-        with pillow.open(path) as image:
-            image.load()
-            unit = _unit_pixels(image, channels)
-    except pillow.DecompressionBombError:
-        raise InputError(f"{path}: too large an image to be safe to open; shrink it") from None
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError) as error:
-        # Pillow's decoders raise all of these on damaged files.
-        raise InputError(
-            f"{path}: not a readable image, or truncated ({_reason(error)}); mend or remove it"
-        ) from None
-    return _to_range(_resize(unit, manifest, fit), manifest)
-
-
-def _unit_pixels(image: Image.Image, channels: int) -> FloatArray:
-    """Return a Pillow image as [H, W, C] from 0 to 1."""
-    from PIL import Image, ImageOps
-
-    image = ImageOps.exif_transpose(image) or image
-    if image.mode.startswith("I") or image.mode == "F":
-        # 16-bit gray. Pillow has no conversion to 8 bits that scales.
-        gray = np.asarray(image, dtype=np.float32)
-        if image.mode == "F" or gray.min() < 0 or gray.max() > 65535:
-            raise ValueError("pixels of mode " + image.mode + " have no known range")
-        gray = gray[..., None] / np.float32(65535)
-        if channels == 4:
-            return np.concatenate([gray, gray, gray, np.ones_like(gray)], axis=2)
-        return np.repeat(gray, channels, axis=2)
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        if channels != 4:
-            white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image)
-    mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
-    pixels = np.asarray(image.convert(mode), dtype=np.float32) / np.float32(255)
-    return pixels.reshape(*pixels.shape[:2], channels)
-
-
-def _resize(unit: FloatArray, manifest: Manifest, fit: str) -> FloatArray:
-    """Return [H, W, C] pixels from 0 to 1 at the bundle's height and width."""
-    _, height, width = manifest.image_shape
-    from_height, from_width = unit.shape[:2]
-    if (from_height, from_width) == (height, width):
-        return unit
-    pillow = _pillow()
-    box = (0.0, 0.0, float(from_width), float(from_height))
-    if fit == "crop":
-        scale = min(from_width / width, from_height / height)
-        left, top = (from_width - width * scale) / 2, (from_height - height * scale) / 2
-        box = (left, top, left + width * scale, top + height * scale)
-        box = (max(left, 0.0), max(top, 0.0), min(box[2], from_width), min(box[3], from_height))
-    # One float channel at a time: Pillow would round 8-bit pixels between its two passes.
-    resized = [
-        np.asarray(
-            pillow.fromarray(np.ascontiguousarray(unit[..., channel])).resize(
-                (width, height), resample=pillow.Resampling.BICUBIC, box=box
-            )
-        )
-        for channel in range(unit.shape[2])
-    ]
-    stacked: FloatArray = np.stack(resized, axis=2)
-    return stacked.clip(0, 1)  # bicubic overshoots at edges
+    unit = read_pixels(path, str(path), channels)
+    return _to_range(resize_pixels(unit, height, width, fit), manifest)
 
 
 def _to_range(unit: FloatArray, manifest: Manifest) -> FloatArray:
@@ -441,7 +506,7 @@ def _to_range(unit: FloatArray, manifest: Manifest) -> FloatArray:
     return scaled.clip(low, high)
 
 
-def _to_pillow(pixels: NDArray[np.uint8]) -> Image.Image:
+def to_pillow(pixels: NDArray[np.uint8]) -> Image.Image:
     """Return uint8 [H, W, C] as a Pillow image."""
     pillow = _pillow()
     if pixels.shape[2] not in (1, 3, 4):
@@ -463,6 +528,7 @@ def _pillow() -> Any:
     return Image
 
 
-def _reason(error: BaseException) -> str:
+def error_reason(error: BaseException) -> str:
+    """Return an error as one line, without what its class adds."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return " ".join(str(text).split())

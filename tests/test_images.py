@@ -15,6 +15,7 @@ from pyinv.images import (
     check_images,
     load_images,
     load_named_images,
+    resize_pixels,
     save_grid,
     save_images,
     to_uint8,
@@ -112,6 +113,17 @@ def test_shrinking_averages_rather_than_drops(tmp_path, gray):
     board = np.indices((64, 64)).sum(axis=0) % 2 * 255
     loaded = load_images(write(tmp_path / "board.png", board), gray)
     np.testing.assert_allclose(loaded, 0, atol=0.02)
+
+
+@pytest.mark.parametrize("size", [(9, 30), (80, 33)])
+def test_resizing_many_images_is_resizing_each_in_two_dimensions(size):
+    pixels = np.random.default_rng(0).random((3, 40, 23, 2), dtype=np.float32)
+    resized = resize_pixels(pixels, *size, "stretch")
+    for image, row in zip(pixels, resized, strict=True):
+        for channel in range(2):
+            plane = Image.fromarray(image[..., channel])
+            expected = plane.resize(size[::-1], Image.Resampling.BICUBIC)
+            np.testing.assert_allclose(row[..., channel], np.clip(expected, 0, 1), atol=1e-6)
 
 
 def test_folder_is_searched_in_natural_order(tmp_path, gray):

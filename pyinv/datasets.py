@@ -1,0 +1,591 @@
+"""Data sets: images to train on and to invert, from files in the formats that they come in.
+
+``load_dataset`` reads one split as uint8 [N, C, H, W] of the size asked for; ``to_range`` scales it
+to a generator's value range. Nothing is unpacked to disk, and nothing is fetched.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import operator
+import os
+import re
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath, PurePosixPath
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyinv.arrays import as_numpy, shape_text
+from pyinv.errors import InputError
+from pyinv.images import (
+    FILE_CHANNELS,
+    IMAGE_SUFFIXES,
+    RANGE_SLACK,
+    check_fit,
+    check_value_range,
+    convert_pixels,
+    error_reason,
+    image_names,
+    read_pixels,
+    resize_pixels,
+    to_pillow,
+)
+
+__all__ = ["DATASET_FORMATS", "SPLITS", "Dataset", "load_dataset", "to_range"]
+
+Pixels = NDArray[np.uint8]
+Shape = tuple[int, int, int]  # channels, height, width
+PathLike = str | os.PathLike[str]
+
+SPLITS = ("train", "test")
+
+DATASET_FORMATS = """\
+a folder of IDX files (MNIST: train-images-idx3-ubyte and t10k-images-idx3-ubyte, .gz or not), or \
+one such file; an Omniglot zip or its folder (alphabet/character/drawing.png), or a folder with \
+both (images_background and images_evaluation, or images_background_small1 and _small2); a folder \
+of image files, or one with the folders train and test; a .npy or .npz file (images, or \
+train_images and test_images)"""
+"""What ``load_dataset`` reads, for help texts."""
+
+EXPECTED = (
+    "expected a folder of IDX files, of Omniglot zips or of images, or one IDX, .zip, .npy or "
+    ".npz file"
+)
+
+# Where the training and the test images of one data set lie side by side, as a zip or a folder.
+PAIRS = (
+    ("images_background", "images_evaluation"),
+    ("images_background_small1", "images_background_small2"),
+    ("train", "test"),
+)
+VALIDATION = ("val", "valid", "validation")  # beside train and test, and never read
+IDX_IMAGES = re.compile(r"(?P<set>.*?)-?images[-.]idx3-ubyte(\.gz)?", re.IGNORECASE)
+IDX_SPLITS = {"train": "train", "t10k": "test", "test": "test"}
+NPZ_NAMES = {"train": ("train_images", "x_train"), "test": ("test_images", "x_test")}
+NPZ_LABELS = {"train": ("train_labels", "y_train"), "test": ("test_labels", "y_test")}
+CHUNK = 256  # images resized together: fast, and a few megabytes
+IDX_UBYTE = 0x08  # the only element type that images and labels come in
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """One split of a data set.
+
+    Attributes:
+        name: "omniglot" for Omniglot's files, else what the folder or file is called, in lower
+            case: "mnist".
+        images: uint8 [N, C, H, W], N >= 1, in the order of the files.
+        labels: one an image, or None where unknown: "7", or "Balinese/character01".
+        split: "train" or "test".
+        source: the files that the images came from.
+    """
+
+    name: str
+    images: Pixels
+    labels: tuple[str, ...] | None
+    split: str
+    source: str
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def load_dataset(
+    path: PathLike,
+    *,
+    split: str = "train",
+    image_shape: Sequence[int],
+    fit: str = "crop",
+) -> Dataset:
+    """Read one split of a data set, every image made to one shape.
+
+    Args:
+        path: one of
+
+            - a folder with IDX files, as MNIST comes: ``train-images-idx3-ubyte`` and
+              ``t10k-images-idx3-ubyte``, and the labels files where they are there, all with or
+              without ``.gz``; or one of the images files;
+            - an Omniglot zip, or its unpacked folder: ``alphabet/character/drawing.png``;
+            - a folder with two of them, as zips or unpacked: ``images_background`` (train) and
+              ``images_evaluation`` (test), else ``images_background_small1`` and ``_small2``. The
+              test images are those of alphabets that the training images lack;
+            - a folder of image files, searched recursively in natural order, or one with the
+              folders (or zips) ``train`` and ``test``. The folders that an image lies in are its
+              label, two levels at most;
+            - a .npy file, or a .npz file with ``images`` (and ``labels``), or with ``train_images``
+              and ``test_images`` (``x_train`` and ``x_test`` are understood). uint8, or floating in
+              [0, 1] or [-1, 1]. [N, C, H, W], [N, H, W, C] or, gray, [N, H, W].
+        split: "train" or "test". One file or one folder of images is a training set, unless its
+            name says that it is the test set (``t10k-…``, ``images_evaluation``).
+        image_shape: (C, H, W) of the result; C is 1, 3 or 4. An image of another size is resized
+            (antialiased bicubic, never padded), colour is turned to gray (Rec. 601), gray is
+            repeated, and transparency is laid on white.
+        fit: how an image of other proportions is resized: "crop" keeps the centre, "stretch" all.
+
+    Returns:
+        the split, in the same order on every machine.
+
+    Raises:
+        InputError: the path is missing, damaged, of no known format or of several; the split is not
+            there; a wrong argument.
+    """
+    shape = _check_shape(image_shape)
+    if split not in SPLITS:
+        raise InputError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
+    check_fit(fit)
+    root = Path(path)
+    try:
+        if root.is_dir():
+            return _load_folder(root, split, shape, fit)
+        if not root.exists():
+            raise InputError(f"{root}: no such file or folder; {EXPECTED}")
+        return _load_file(root, split, shape, fit)
+    except MemoryError:
+        raise InputError(
+            f"{root}: its images do not fit into memory as uint8 [N, {shape_text(shape)}]; "
+            "choose a smaller image_shape"
+        ) from None
+    except OSError as error:
+        raise InputError(f"{root}: cannot be read ({error_reason(error)})") from None
+
+
+def to_range(images: Any, value_range: tuple[float, float]) -> NDArray[np.float32]:
+    """Scale uint8 images to a value range.
+
+    Args:
+        images: uint8, any shape.
+        value_range: what 0 and 255 become: (0, 1) or (-1, 1), in general (low, high).
+
+    Returns:
+        float32 of the same shape: ``low + (high - low) * images / 255``, both ends exact.
+
+    Raises:
+        InputError: images of another type, or no such range.
+    """
+    array = as_numpy(images, "images", "uint8")
+    if array.dtype != np.uint8:
+        raise InputError(
+            f"images must be uint8, got {array.dtype}; only 0-255 pixels have a known range"
+        )
+    low, high = check_value_range(value_range)
+    # There are 256 values: looking them up makes no copy but the result.
+    levels = low + (high - low) * (np.arange(256) / 255)
+    scaled: NDArray[np.float32] = levels.astype(np.float32)[array]
+    return scaled
+
+
+def _check_shape(image_shape: Sequence[int]) -> Shape:
+    try:
+        sizes = tuple(operator.index(size) for size in image_shape)
+    except TypeError:
+        sizes = ()
+    if len(sizes) != 3 or min(sizes) < 1 or sizes[0] not in FILE_CHANNELS:
+        raise InputError(
+            "image_shape must be (channels, height, width), with 1, 3 or 4 channels and sizes from "
+            f"1, got {image_shape!r}; MNIST is (1, 28, 28)"
+        )
+    return sizes[0], sizes[1], sizes[2]
+
+
+def _load_folder(root: Path, split: str, shape: Shape, fit: str) -> Dataset:
+    idx_files = sorted(file for file in root.iterdir() if IDX_IMAGES.fullmatch(file.name))
+    pairs = [pair for pair in PAIRS if any(_part(root, name) for name in pair)]
+    if idx_files and pairs:
+        raise InputError(
+            f"{root}: holds IDX files and {_part(root, pairs[0][0]) or _part(root, pairs[0][1])}, "
+            "which are two data sets; name one of them"
+        )
+    if idx_files:
+        return _load_idx(_choose_idx(root, idx_files, split), _name(root), split, shape, fit)
+    if pairs:
+        return _load_pair(root, pairs, split, shape, fit)
+    return _load_lone_tree(root, split, shape, fit)
+
+
+def _load_file(path: Path, split: str, shape: Shape, fit: str) -> Dataset:
+    suffix = path.suffix.lower()
+    if suffix in (".npy", ".npz"):
+        return _load_arrays(path, split, shape, fit)
+    if suffix in IMAGE_SUFFIXES:
+        raise InputError(f"{path}: one image is no data set; give the folder it lies in")
+    if suffix == ".zip":
+        return _load_lone_tree(path, split, shape, fit)
+    _refuse_unless(split, _set_of(path), path)
+    return _load_idx(path, _name(path.absolute().parent), split, shape, fit)
+
+
+def _set_of(path: Path) -> str:
+    """Return the split that a single set is, by its name; training unless that says otherwise."""
+    if IDX_IMAGES.fullmatch(path.name):
+        return _idx_split(path)
+    return "test" if path.name.startswith("images_evaluation") else "train"
+
+
+def _refuse_unless(split: str, held: str, path: Path) -> None:
+    if split == held:
+        return
+    what = "training" if held == "train" else "test"
+    raise InputError(
+        f"{path}: this is one set of {what} images and has no {split} split; give a folder with "
+        "both IDX files, both Omniglot zips or the folders train and test, or a .npz file with "
+        "train_images and test_images"
+    )
+
+
+def _name(path: Path) -> str:
+    name = path.resolve().name if path.name in ("", "..") else path.name
+    for suffix in (".gz", ".zip", ".npy", ".npz"):
+        name = name.removesuffix(suffix)
+    return name.lower()
+
+
+# IDX: the format of MNIST's files (Y. LeCun, C. Cortes and C. Burges, "The MNIST database of
+# handwritten digits"). Big-endian: two zero bytes, the element type, the number of axes; one uint32
+# an axis; the elements.
+
+
+def _idx_split(file: Path) -> str:
+    match = IDX_IMAGES.fullmatch(file.name)
+    word = match["set"].lower().rpartition("-")[2] if match else ""
+    return IDX_SPLITS.get(word, "train")
+
+
+def _choose_idx(root: Path, files: list[Path], split: str) -> Path:
+    chosen = [file for file in files if _idx_split(file) == split]
+    # Unpacked before packed, where both are there: torchvision leaves both.
+    plain = {file.name.removesuffix(".gz"): file for file in reversed(chosen)}
+    if len(plain) > 1:
+        raise InputError(
+            f"{root}: expected one set of {split} images, found {', '.join(sorted(plain))}; "
+            "name the file"
+        )
+    if not plain:
+        wanted = "train-images-idx3-ubyte" if split == "train" else "t10k-images-idx3-ubyte"
+        raise InputError(
+            f"{root}: no {split} split, only {', '.join(file.name for file in files)}; "
+            f"add {wanted} or {wanted}.gz"
+        )
+    return next(iter(plain.values()))
+
+
+def _load_idx(path: Path, name: str, split: str, shape: Shape, fit: str) -> Dataset:
+    images = _read_idx(path, 3, "images")
+    labels = None
+    labels_path = _idx_labels(path)
+    if labels_path is not None:
+        numbers = _read_idx(labels_path, 1, "labels")
+        if len(numbers) != len(images):
+            raise InputError(
+                f"{labels_path}: {len(numbers)} labels for the {len(images)} images in "
+                f"{path.name}; one of the two belongs to another set"
+            )
+        labels = tuple(str(number) for number in numbers.tolist())
+    return Dataset(name, _fit_all(images[..., None], shape, fit), labels, split, str(path))
+
+
+def _idx_labels(images_path: Path) -> Path | None:
+    name = images_path.name.removesuffix(".gz")
+    plain = re.sub("images([-.])idx3", r"labels\1idx1", name, flags=re.IGNORECASE)
+    if plain == name:
+        return None
+    beside = (images_path.with_name(plain), images_path.with_name(plain + ".gz"))
+    return next((file for file in beside if file.is_file()), None)
+
+
+def _read_idx(path: Path, axes: int, what: str) -> Pixels:
+    try:
+        with open(path, "rb") as stream:
+            packed = stream.read(2) == b"\x1f\x8b"
+        with gzip.open(path, "rb") if packed else open(path, "rb") as stream:
+            data = stream.read()
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(
+            f"{path}: not readable, or truncated ({error_reason(error)}); fetch it again"
+        ) from None
+    header = 4 + 4 * axes
+    magic = bytes((0, 0, IDX_UBYTE, axes))
+    if len(data) < header or data[:4] != magic:
+        raise InputError(
+            f"{path}: no IDX file of {what}: expected it to begin with {magic.hex()}, got "
+            f"{data[:4].hex() or 'nothing'}; {EXPECTED}"
+        )
+    sizes = tuple(int(size) for size in np.frombuffer(data, ">u4", axes, 4))
+    expected, got = int(np.prod(sizes, dtype=object)), len(data) - header
+    if got != expected:
+        raise InputError(
+            f"{path}: an IDX header for [{shape_text(sizes)}], {expected} bytes, with {got} bytes "
+            "behind it; fetch it again"
+        )
+    if expected == 0:
+        raise InputError(f"{path}: an IDX file without {what}; give one that has some")
+    return np.frombuffer(data, np.uint8, offset=header).reshape(sizes)
+
+
+# Image files in folders and zips.
+
+
+@dataclass(frozen=True)
+class _Tree:
+    """Image files below a folder or in a zip; names relative to it, in natural order."""
+
+    path: Path
+    names: list[PurePath]
+    open: Callable[[PurePath], Any]  # what read_pixels takes
+
+
+@contextmanager
+def _open_tree(path: Path) -> Iterator[_Tree]:
+    if path.is_dir():
+        names = [name for name in image_names(path) if (path / name).is_file()]
+        if not names:
+            _refuse_empty(path, sorted(entry.name for entry in path.iterdir()))
+        yield _Tree(path, names, lambda name: path / name)
+        return
+    try:
+        archive = zipfile.ZipFile(path)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{path}: not a readable zip, or truncated ({error_reason(error)}); fetch it again"
+        ) from None
+    with archive:
+        # By path, which is tidier than the entry's own name: ./a.png is a.png.
+        entries: dict[PurePath, str] = {PurePosixPath(entry): entry for entry in archive.namelist()}
+        names = image_names(path, entries)
+        if not names:
+            _refuse_empty(path, sorted(archive.namelist()))
+        yield _Tree(path, names, lambda name: _open_entry(archive, path, entries[name]))
+
+
+def _open_entry(archive: zipfile.ZipFile, path: Path, entry: str) -> io.BytesIO:
+    try:
+        return io.BytesIO(archive.read(entry))
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError) as error:
+        # RuntimeError: it has a password, or is packed in a way that Python lacks.
+        raise InputError(
+            f"{path}: {entry} in it cannot be read ({error_reason(error)}); fetch the zip again"
+        ) from None
+
+
+def _refuse_empty(path: Path, found: list[str]) -> NoReturn:
+    got = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+    raise InputError(f"{path}: no images in it, found {got or 'nothing'}; {EXPECTED}")
+
+
+def _part(root: Path, name: str) -> Path | None:
+    """Return one half of a pair in ``root``, unpacked or as a zip."""
+    return next((part for part in (root / name, root / f"{name}.zip") if part.exists()), None)
+
+
+def _load_lone_tree(path: Path, split: str, shape: Shape, fit: str) -> Dataset:
+    if split != _set_of(path):
+        with _open_tree(path):  # that there are no images at all comes first
+            _refuse_unless(split, _set_of(path), path)
+    return _load_tree(path, split, shape, fit)
+
+
+def _load_pair(
+    root: Path, pairs: list[tuple[str, str]], split: str, shape: Shape, fit: str
+) -> Dataset:
+    # A whole pair before half of one, and the same one for both splits.
+    names = max(pairs, key=lambda pair: sum(_part(root, name) is not None for name in pair))
+    train, test = (_part(root, name) for name in names)
+    chosen = train if split == "train" else test
+    if names == SPLITS:
+        _refuse_others(root, train, test)
+    if chosen is None:
+        wanted = names[SPLITS.index(split)]
+        raise InputError(f"{root}: no {split} split; add {wanted}.zip or the folder {wanted}")
+    if names == SPLITS:
+        return replace(_load_tree(chosen, split, shape, fit), name=_name(root))
+    seen: set[str] = set()
+    if split == "test" and train is not None:
+        with _open_tree(train) as tree:
+            seen = {_alphabet(tree.path, name) for name in tree.names}
+    return _load_tree(chosen, split, shape, fit, without=seen)
+
+
+def _refuse_others(root: Path, train: Path | None, test: Path | None) -> None:
+    """Raise when images beside train or test make it doubtful that those are splits."""
+    part = train or test
+    assert part is not None
+    entries = sorted(root.iterdir())
+    others = [str(name) for name in image_names(root, [PurePath(entry.name) for entry in entries])]
+    if train is None or test is None:
+        # A lone one may be a class that is called so.
+        others += [
+            entry.name
+            for entry in entries
+            if entry != part
+            and entry.is_dir()
+            and not entry.name.startswith(".")
+            and entry.name.lower() not in VALIDATION
+            and image_names(entry)
+        ]
+    if others:
+        raise InputError(
+            f"{root}: holds {others[0]} beside {part.name}, which leaves open what its images are; "
+            "move one of them, or give a folder inside"
+        )
+
+
+def _alphabet(path: Path, name: PurePath) -> str:
+    if len(name.parts) < 3:
+        raise InputError(f"{path}: expected alphabet/character/drawing.png, found {name}")
+    return name.parts[-3]
+
+
+def _load_tree(
+    path: Path, split: str, shape: Shape, fit: str, *, without: set[str] | None = None
+) -> Dataset:
+    """Read all image files of a folder or zip, but those of some alphabets."""
+    with _open_tree(path) as tree:
+        names, source = tree.names, str(path)
+        if without:
+            names = [name for name in names if _alphabet(path, name) not in without]
+            left_out = sorted(without & {_alphabet(path, name) for name in tree.names})
+            source += f" without {', '.join(left_out)}" if left_out else ""
+        if not names:
+            raise InputError(
+                f"{path}: every alphabet in it is among the training images, so that none is "
+                "unseen; give another test set"
+            )
+        images = np.empty((len(names), *shape), dtype=np.uint8)
+        for row, name in enumerate(names):
+            unit = read_pixels(tree.open(name), str(path / name), shape[0])
+            images[row] = _quantised(resize_pixels(unit, shape[1], shape[2], fit))
+    labels = tuple("/".join(name.parts[-3:-1]) for name in names)
+    omniglot = all(re.fullmatch(r"character\d+", name.parent.name) for name in names)
+    return Dataset(
+        name="omniglot" if omniglot else _name(path),
+        images=images,
+        labels=labels if all(labels) else None,
+        split=split,
+        source=source,
+    )
+
+
+# NumPy files.
+
+
+def _load_arrays(path: Path, split: str, shape: Shape, fit: str) -> Dataset:
+    try:
+        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
+        if isinstance(loaded, np.lib.npyio.NpzFile):
+            with loaded:
+                images, labels = _choose_arrays(loaded, path, split)
+        else:
+            _refuse_unless(split, "train", path)
+            images, labels = np.asarray(loaded), None
+    except InputError:
+        raise
+    except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        # NumPy takes whatever is not an array for a pickle, which would only mislead.
+        reason = error_reason(error)
+        if "pickle" in reason or "Python objects" in reason:
+            reason = "no numeric array in it"
+        raise InputError(
+            f"{path}: not a readable {path.suffix} file, or truncated ({reason}); "
+            "save it again with NumPy"
+        ) from None
+    images = _channels_last(images, path)
+    texts = None
+    if labels is not None:
+        if labels.size != len(images):
+            raise InputError(
+                f"{path}: expected one label an image, [{len(images)}], got "
+                f"[{shape_text(labels.shape)}]"
+            )
+        texts = tuple(str(label) for label in labels.reshape(-1).tolist())
+    fitted = _fit_all(_bytes(images, path), shape, fit)
+    return Dataset(_name(path), fitted, texts, split, str(path))
+
+
+def _choose_arrays(loaded: Any, path: Path, split: str) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    names = loaded.files
+    images = next((name for name in NPZ_NAMES[split] if name in names), None)
+    labels = next((name for name in NPZ_LABELS[split] if name in names), None)
+    if images is None and not any(name in names for both in NPZ_NAMES.values() for name in both):
+        _refuse_unless(split, "train", path)
+        images = "images" if "images" in names else names[0] if len(names) == 1 else None
+        labels = "labels" if "labels" in names else None
+    if images is None:
+        raise InputError(
+            f"{path}: no {split} images; expected images or {split}_images, found "
+            f"{', '.join(names) or 'nothing'}"
+        )
+    return loaded[images], None if labels is None else loaded[labels]
+
+
+def _channels_last(array: NDArray[Any], path: Path) -> NDArray[Any]:
+    """Return the array as [N, H, W, C], or raise when its layout is wrong or in doubt."""
+    expected = f"{path}: expected images [N, C, H, W], [N, H, W, C] or, gray, [N, H, W]"
+    got = f"got [{shape_text(array.shape)}]"
+    if array.size == 0:
+        raise InputError(f"{expected}, {got}, which is empty")
+    if array.ndim == 3 and array.shape[2] not in FILE_CHANNELS[1:]:
+        return array[..., None]
+    if array.ndim == 4:
+        first, last = array.shape[1] in FILE_CHANNELS, array.shape[3] in FILE_CHANNELS
+        if first and last and array.shape[1:] != (1, 1, 1):
+            raise InputError(f"{expected}, {got}, which could be either")
+        if first:
+            return array.transpose(0, 2, 3, 1)
+        if last:
+            return array
+    raise InputError(f"{expected}, {got}; C is 1, 3 or 4")
+
+
+def _bytes(images: NDArray[Any], path: Path) -> Pixels:
+    """Return images 0 to 255, from uint8 or from floats whose range says what they are."""
+    if images.dtype == np.uint8:
+        return images
+    if images.dtype.kind != "f":
+        raise InputError(
+            f"{path}: expected uint8 (0-255) or floating images, got {images.dtype}; convert them"
+        )
+    lowest, highest = float(images.min()), float(images.max())
+    low = -1 if lowest < -RANGE_SLACK else 0
+    slack = RANGE_SLACK * (1 - low)
+    if not (lowest >= low - slack and highest <= 1 + slack):  # NaN too
+        raise InputError(
+            f"{path}: expected floating images in [0, 1] or [-1, 1], got [{lowest:.4g}, "
+            f"{highest:.4g}]; rescale them, or save them as uint8"
+        )
+    pixels = np.empty(images.shape, dtype=np.uint8)
+    for row, image in enumerate(images):  # one at a time, to bound memory
+        unit = (image - low) / (1 - low)
+        pixels[row] = np.rint(unit.clip(0, 1) * 255)
+    return pixels
+
+
+def _quantised(unit: NDArray[Any]) -> Pixels:
+    """Return [..., H, W, C] pixels from 0 to 1 as uint8 [..., C, H, W]."""
+    pixels: Pixels = np.rint(unit * np.float32(255)).astype(np.uint8)
+    return np.moveaxis(pixels, -1, -3)
+
+
+def _fit_all(images: Pixels, shape: Shape, fit: str) -> Pixels:
+    """Return uint8 [N, H, W, C] images as [N, *shape]."""
+    channels, height, width = shape
+    if images.shape[1:] == (height, width, channels):
+        # A copy of what is mapped or may not be written to, and of nothing else.
+        return np.require(images.transpose(0, 3, 1, 2), requirements=["C", "W"])
+    fitted = np.empty((len(images), *shape), dtype=np.uint8)
+    for start in range(0, len(images), CHUNK):
+        unit = _unit(images[start : start + CHUNK], channels)
+        fitted[start : start + CHUNK] = _quantised(resize_pixels(unit, height, width, fit))
+    return fitted
+
+
+def _unit(images: Pixels, channels: int) -> NDArray[np.float32]:
+    """Return uint8 [N, H, W, C] images as float32 from 0 to 1, of so many channels."""
+    if images.shape[3] == channels:
+        return images.astype(np.float32) / np.float32(255)
+    return np.stack([convert_pixels(to_pillow(image), channels) for image in images])

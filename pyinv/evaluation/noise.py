@@ -1,0 +1,50 @@
+"""Noise on targets, to see what it does to the latents recovered from them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyinv.arrays import whole_number
+from pyinv.evaluation._checks import check_inside, check_number, check_rows
+from pyinv.images import check_value_range
+
+
+def add_noise(
+    images: Any, variance: float, *, seed: int, value_range: tuple[float, float]
+) -> NDArray[np.float32]:
+    r"""Return images with white Gaussian noise, clipped to the value range.
+
+    .. math:: x' = \text{clip}(x + \eta, \text{low}, \text{high}), \quad
+              \eta \sim N(0, \text{variance})
+
+    Args:
+        images: [N, C, H, W] in ``value_range``.
+        variance: of the noise on a pixel, from 0, in the units of ``value_range``. The paper's are
+            for [-1, 1].
+        seed: 0 or above. The noise of an image depends on the seed and on its place alone, not on
+            how many there are; the same seed gives the same noise at every variance, scaled.
+        value_range: (low, high).
+
+    Returns:
+        float32, the same shape.
+
+    Raises:
+        InputError: no images, pixels outside of the range, or a wrong argument.
+
+    Source: Lipton & Tripathi 2017, section 3, Figure 2; that noisy images are clipped is in the
+        authors' code alone.
+    """
+    clean = check_rows(images, "images", "images [N, C, H, W]")
+    low, high = check_value_range(value_range)
+    check_inside(clean, "images", low, high)
+    spread = math.sqrt(check_number(variance, "variance", at_least=0))
+    seed = whole_number("seed", seed, at_least=0)
+    noisy = np.empty(clean.shape, dtype=np.float32)
+    for row, image in enumerate(clean):
+        noise = np.random.default_rng([row, seed]).standard_normal(image.shape)
+        noisy[row] = np.clip(image + spread * noise, low, high)
+    return noisy

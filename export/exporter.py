@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import os
 import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,7 @@ def export(
     condition_shape: int | Sequence[int] | None = None,
     runtimes: str | Iterable[str] = ("onnx",),
     name: str | None = None,
+    origin: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Path:
@@ -85,6 +88,8 @@ def export(
         runtimes: what is to run the bundle, one or both of "onnx" and "torchscript"; where the
             bundle is opened and nothing else is said, the first is taken.
         name: the bundle's name; the generator's class name by default.
+        origin: where the generator comes from, for people and reports: JSON values, such as
+            {"data": "mnist", "iterations": 2000}. Kept in the manifest.
         overwrite: replace an existing bundle.
         progress: called with a line about each step.
 
@@ -115,6 +120,7 @@ def export(
         raise ExportError(f"prior must be pyinv.Uniform or pyinv.Normal, got {prior!r}")
     resolved = resolve_losses(losses, value_range=(low, high))
     wanted = _runtimes(runtimes)
+    origin = _origin(origin)
     target = Path(path)
     _check_target(target, overwrite=overwrite)
 
@@ -128,7 +134,8 @@ def export(
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         functions = _write_functions(staging, reference, resolved, wanted, batch_norm, say)
-        manifest = _manifest(staging, functions, reference, batch_norm, name or _name(generator))
+        manifest = _manifest(staging, functions, reference, batch_norm)
+        manifest = replace(manifest, name=name or _name(generator), origin=origin)
         manifest.write(staging)
         _publish(staging, target)
     finally:
@@ -233,7 +240,7 @@ def _name(generator: nn.Module) -> str:
 
 
 def _manifest(
-    folder: Path, functions: Sequence[Function], reference: Reference, batch_norm: str, name: str
+    folder: Path, functions: Sequence[Function], reference: Reference, batch_norm: str
 ) -> Manifest:
     shapes = reference.shapes
     files = list(dict.fromkeys(function.file for function in functions))
@@ -255,7 +262,6 @@ def _manifest(
             files={file: FileRecord.of(folder / file) for file in files},
             batch_norm=batch_norm,
             condition_shape=shapes.condition,
-            name=name,
             exporter=exporter,
         )
     except BundleError as error:
@@ -286,6 +292,16 @@ def _runtimes(given: str | Iterable[str]) -> tuple[str, ...]:
         if wanted.count(runtime) > 1:
             raise ExportError(f"runtime {runtime!r} is given twice: give each once")
     return wanted
+
+
+def _origin(given: Mapping[str, Any] | None) -> dict[str, Any]:
+    try:
+        origin = json.loads(json.dumps({} if given is None else dict(given), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ExportError(
+            f"origin must be a mapping of JSON values, got {given!r} ({error})"
+        ) from None
+    return dict(origin)
 
 
 def _range(given: tuple[float, float]) -> tuple[float, float]:

@@ -90,6 +90,7 @@ class Manifest:
         condition_shape: one target's condition (k,), or None.
         name: what people call this generator.
         exporter: versions of what wrote the bundle.
+        origin: where the generator comes from, such as its training's settings; free JSON values.
 
     Raises:
         BundleError: a value that no bundle can have.
@@ -105,6 +106,7 @@ class Manifest:
     condition_shape: tuple[int, ...] | None = None
     name: str = ""
     exporter: Mapping[str, Any] = field(default_factory=dict)
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_shape("latent_shape", self.latent_shape)
@@ -225,6 +227,7 @@ class Manifest:
             "format_version": FORMAT_VERSION,
             "exporter": dict(self.exporter),
             "name": self.name,
+            **({"origin": dict(self.origin)} if self.origin else {}),
             "latent_shape": list(self.latent_shape),
             "image_shape": list(self.image_shape),
             "value_range": list(self.value_range),
@@ -280,6 +283,7 @@ class Manifest:
                 condition_shape=None if condition_shape is None else tuple(condition_shape),
                 name=str(described.get("name", "")),
                 exporter=dict(described.get("exporter", {})),
+                origin=dict(described.get("origin", {})),
             )
         except KeyError as error:
             raise BundleError(f"the manifest lacks {error.args[0]!r}") from None

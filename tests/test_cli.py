@@ -37,14 +37,26 @@ def run(capsys, *arguments: object) -> tuple[int, str, str]:
 def test_help_names_every_command_and_exit_code(capsys):
     code, out, _ = run(capsys, "--help")
     assert code == 0
-    for word in ("info", "export", "generate", "invert", "demo", "exit codes", "130"):
+    for word in (
+        "info",
+        "export",
+        "generate",
+        "invert",
+        "demo",
+        "train",
+        "reproduce",
+        "exit codes",
+        "130",
+    ):
         assert word in out
     assert max(map(len, out.splitlines())) <= 100
 
 
-@pytest.mark.parametrize("command", ["info", "export", "generate", "invert", "demo"])
+@pytest.mark.parametrize(
+    "command", ["info", "export", "generate", "invert", "demo", "train gan", "reproduce"]
+)
 def test_every_command_has_help(capsys, command):
-    code, out, _ = run(capsys, command, "--help")
+    code, out, _ = run(capsys, *command.split(), "--help")
     assert code == 0
     assert "--json" in out
 

@@ -445,6 +445,14 @@ def test_the_same_generator_gives_the_same_bundle(tmp_path: Path) -> None:
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
 
 
+def test_the_origin_is_kept(tmp_path: Path) -> None:
+    origin = {"data": "mnist", "iterations": 500, "labels": [0.7, 1.2]}
+    path = export_small(seeded(Small()), tmp_path / "b", origin=origin)
+    assert Bundle.open(path).manifest.origin == origin
+    plain = export_small(seeded(Small()), tmp_path / "c")
+    assert Bundle.open(plain).manifest.origin == {}
+
+
 # --------------------------------------------------------------------------- what is left alone
 
 
@@ -579,6 +587,12 @@ REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
     "value_range reversed": (Small, {"value_range": (1, -1)}, "value_range must be"),
     "value_range of one": (Small, {"value_range": 1}, "value_range must be"),
     "prior of words": (Small, {"prior": "normal"}, "prior must be pyinv.Uniform or pyinv.Normal"),
+    "origin of objects": (
+        Small,
+        {"origin": {"data": object()}},
+        "origin must be a mapping of JSON",
+    ),
+    "origin of words": (Small, {"origin": "mnist"}, "origin must be a mapping of JSON"),
     "batch_norm of words": (Small, {"batch_norm": "train"}, "batch_norm must be 'eval' or 'batch'"),
     "batch_norm without any": (Small, {"batch_norm": "batch"}, "batch norm, this one has none"),
     "batch norm without statistics": (

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from pyinv import __version__
-from pyinv.cli import demo, export, generate, info, invert
+from pyinv.cli import demo, export, generate, info, invert, reproduce, train
 from pyinv.cli.console import Console
 from pyinv.cli.exit_codes import FAILED, INTERRUPTED, USAGE
 from pyinv.errors import PyinvError
@@ -31,6 +31,10 @@ first steps:
   pyinv info faces.bundle
   pyinv generate faces.bundle -n 16 -o samples.png
   pyinv invert faces.bundle photos/ -o latents.npz --save-images reconstructions
+without a generator of your own:
+  pyinv train gan --data mnist/ -o digits             ends with digits/generator.bundle
+what the published methods do on a generator:
+  pyinv reproduce lipton --generator faces.bundle -o lipton
 
 exit codes:
   0    done
@@ -38,7 +42,7 @@ exit codes:
        writes what was done before a runtime failed
   2    the command line is wrong
   3    done, but the loss of some targets became NaN or infinite
-  130  interrupted; what was found so far is written
+  130  interrupted; what was found so far is written, and `train` and `reproduce` go on from there
 """
 
 
@@ -68,7 +72,7 @@ def _build_parser() -> _Parser:
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     commands = parser.add_subparsers(metavar="COMMAND", dest="command", title="commands")
-    for module in (demo, export, info, generate, invert):
+    for module in (demo, export, info, generate, invert, train, reproduce):
         module.add_parser(commands, shared)
     return parser
 

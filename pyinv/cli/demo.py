@@ -7,7 +7,7 @@ from typing import Any
 
 from pyinv.cli.console import Console
 from pyinv.cli.exit_codes import DONE
-from pyinv.cli.outputs import OutputFolder
+from pyinv.outputs import OutputFolder
 
 __all__ = ["add_parser", "run"]
 

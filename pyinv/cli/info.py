@@ -98,6 +98,7 @@ def _bundle_rows(bundle: Bundle) -> dict[str, Any]:
     manifest = bundle.manifest
     low, high = manifest.value_range
     size = sum(record.bytes for record in manifest.files.values())
+    origin = {f"origin_{name}": value for name, value in manifest.origin.items()}
     return {
         "bundle": bundle.path,
         "name": manifest.name or "-",
@@ -109,4 +110,5 @@ def _bundle_rows(bundle: Bundle) -> dict[str, Any]:
         "batch_norm": manifest.batch_norm,
         "size": f"{size / 1e6:.2f} MB in {len(manifest.files)} files, checksums verified",
         "exported_by": ", ".join(f"{name} {value}" for name, value in manifest.exporter.items()),
+        **origin,
     }

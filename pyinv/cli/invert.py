@@ -16,10 +16,10 @@ from pyinv.cli.arrays import read_array
 from pyinv.cli.console import Console
 from pyinv.cli.exit_codes import DONE, INTERRUPTED, NON_FINITE
 from pyinv.cli.machine import add_machine_options, machine_options
-from pyinv.cli.outputs import OutputFile, OutputFolder
 from pyinv.constraints import CONSTRAINTS, parse_constraint
 from pyinv.errors import OutputError, RunError
 from pyinv.images import FITS, load_named_images, save_images
+from pyinv.outputs import OutputFile, OutputFolder
 from pyinv.priors import Prior
 from pyinv.recipes import Recipe
 from pyinv.result import Status

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import BinaryIO
 
 from pyinv.errors import OutputError
 
-__all__ = ["OutputFile", "OutputFolder"]
+__all__ = ["OutputFile", "OutputFolder", "write_whole"]
 
 
 class OutputFile:
@@ -91,6 +92,30 @@ class OutputFolder:
             self.path.rmdir()
 
 
+def write_whole(path: Path, content: bytes | memoryview) -> None:
+    """Write a file that takes the place of the one at ``path`` once it is on the disk.
+
+    Raises:
+        OutputError: it cannot be written; what was at ``path`` is still there.
+    """
+    # In the same folder, so that replacing is one rename on one file system; and under one name,
+    # so that what a killed process left is overwritten.
+    draft = path.with_name(f".{path.name}.part")
+    try:
+        with open(draft, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        kept = "; the one before is kept" if path.exists() else ""
+        raise OutputError(f"{path}: cannot be written ({error.strerror}){kept}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+
+
 def _open_new(draft: Path, path: Path) -> BinaryIO:
     try:
         return open(draft, "wb")
@@ -102,3 +127,16 @@ def _open_new(draft: Path, path: Path) -> BinaryIO:
 
 def _no_parent(path: Path) -> OutputError:
     return OutputError(f"{path}: the folder {path.parent} does not exist; make it first")
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename last through a loss of power, where the system can."""
+    if os.name != "posix":
+        return
+    # Some file systems refuse it for a folder; and the file is in its place by now.
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,128 @@
+"""``pyinv reproduce``: a paper's tables and figures, ours beside the published ones."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from pyinv.cli.console import Console
+from pyinv.cli.exit_codes import DONE, INTERRUPTED
+from pyinv.cli.machine import add_machine_options, machine_options
+
+__all__ = ["add_parser", "run"]
+
+_EPILOG = """\
+papers:
+  creswell  Creswell & Bharath 2016: binary cross-entropy; clipping, or a penalty on the latents'
+            mean and spread. Inverts test images. Any prior; the bundles need the loss bce.
+            Here 100 images and 1,000 updates
+  lipton    Lipton & Tripathi 2017: gradient descent with no, standard and stochastic clipping.
+            Inverts generated images. Uniform priors. Paper: 1,000 images and 80,000 to 100,000
+            updates; here 100 and 2,000
+  egan      Egan et al. 2018: 18 criteria for drawing components anew. Inverts generated images.
+            Normal priors. Paper: 100 images and 20,000 updates; here 100 and 1,000
+
+Give the papers' own numbers with --targets and --steps. DIR/report.html is the report,
+DIR/numbers.json has all its numbers. Finished runs are kept in DIR/runs, and of a run that was
+stopped the targets that were done, where they do not share a batch: the same command goes on from
+there.
+
+examples:
+  pyinv reproduce lipton --generator faces.bundle -o lipton
+  pyinv reproduce creswell --data mnist/ --data omniglot/ -o creswell
+  pyinv reproduce egan --generator trained/ --targets 100 --steps 20000 -o egan
+"""
+
+
+def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
+    """Add this command's arguments."""
+    from pyinv.datasets import DATASET_FORMATS
+
+    parser = commands.add_parser(
+        "reproduce",
+        parents=[shared],
+        help="reproduce a paper's tables and figures as a report",
+        description="Reproduce a paper's tables and figures, and write them as a report.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("paper", metavar="PAPER", help="creswell, lipton or egan, see below")
+    parser.add_argument(
+        "-o", "--output", metavar="DIR", required=True, help="folder for the report and the runs"
+    )
+    parser.add_argument(
+        "--data",
+        metavar="PATH",
+        action="append",
+        default=[],
+        help=f"a data set; can be given several times: {DATASET_FORMATS}",
+    )
+    parser.add_argument(
+        "--generator",
+        metavar="PATH",
+        action="append",
+        default=[],
+        help="a bundle, or a folder that `pyinv train` wrote; can be given several times "
+        "[trained on the data, into DIR/generators]",
+    )
+    parser.add_argument(
+        "--config",
+        metavar="NAME",
+        help="training configuration, where a generator is trained [the paper's]",
+    )
+    parser.add_argument("--targets", type=int, metavar="N", help="images to invert [see below]")
+    parser.add_argument("--steps", type=int, metavar="N", help="updates of a run [see below]")
+    parser.add_argument(
+        "--learning-rate", type=float, metavar="X", help="of the paper's method [its own]"
+    )
+    parser.add_argument("--seed", type=int, metavar="N", help="of all random draws [0]")
+    add_machine_options(parser).add_argument(
+        "--lanes",
+        default="64",
+        metavar="N",
+        help='targets run side by side, or "auto" [%(default)s]',
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace, console: Console) -> int:
+    """Run the command; return its exit code."""
+    from pyinv.errors import InputError
+    from pyinv.papers import PAPERS
+
+    if arguments.paper not in PAPERS:
+        raise InputError(f"unknown paper {arguments.paper!r}; there are {', '.join(PAPERS)}")
+    options = {
+        "configuration": arguments.config,
+        "targets": arguments.targets,
+        "steps": arguments.steps,
+        "learning_rate": arguments.learning_rate,
+        "seed": arguments.seed,
+    }
+    lanes = int(arguments.lanes) if arguments.lanes.isdecimal() else arguments.lanes
+    try:
+        report = PAPERS[arguments.paper](
+            arguments.output,
+            data=arguments.data,
+            generators=arguments.generator,
+            machine={"lanes": lanes, **machine_options(arguments)},
+            say=console.message,
+            progress=console.shows_progress,
+            **{name: value for name, value in options.items() if value is not None},
+        )
+    except KeyboardInterrupt as interrupt:
+        reached = str(interrupt) or "what is finished is kept; the same command goes on"
+        console.error(f"interrupted; {reached}")
+        return INTERRUPTED
+    console.message(f"wrote {report}")
+    if console.json:
+        numbers = report.with_name("numbers.json")
+        console.result(
+            {
+                "report": str(report),
+                "numbers": str(numbers),
+                "settings": json.loads(numbers.read_text(encoding="utf-8"))["settings"],
+            }
+        )
+    return DONE

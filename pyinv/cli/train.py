@@ -1,0 +1,201 @@
+"""``pyinv train``: train the papers' networks on a user's images."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+from pyinv.cli.console import Console
+from pyinv.cli.exit_codes import DONE, INTERRUPTED
+from pyinv.datasets import DATASET_FORMATS, load_dataset
+from pyinv.errors import DependencyError
+from pyinv.models import MODELS, get_model
+from pyinv.priors import Normal, Uniform
+from pyinv.training import CONFIGURATIONS, GanConfiguration, get_configuration
+
+__all__ = ["add_parser", "run"]
+
+_DEFAULT = "lipton-32"
+_PRIORS = {"uniform": Uniform(), "normal": Normal()}
+
+
+def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
+    """Add this command's arguments."""
+    parser = commands.add_parser(
+        "train",
+        help="train a generator on your images (needs torch)",
+        description="Train networks. The next word says which; `pyinv train gan --help` has more.",
+    )
+    kinds = parser.add_subparsers(metavar="KIND", dest="kind", required=True, title="kinds")
+    _add_gan(kinds, shared)
+
+
+def _add_gan(kinds: Any, shared: argparse.ArgumentParser) -> None:
+    parser = kinds.add_parser(
+        "gan",
+        parents=[shared],
+        help="a generator, with a GAN",
+        description=(
+            "Train a generator of images like yours, and write it as a bundle for pyinv invert\n"
+            "and pyinv generate. A configuration has a paper's settings; options change some of\n"
+            'them. Needs PyTorch: pip install "pyinv[export]"'
+        ),
+        epilog=_epilog(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--data", metavar="PATH", required=True, help=f"images to train on: {DATASET_FORMATS}"
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="DIR",
+        required=True,
+        help="folder to write to; if it holds a part of this training, it is continued",
+    )
+    parser.add_argument(
+        "--config",
+        metavar="NAME",
+        default=_DEFAULT,
+        help="settings to start from, listed below [%(default)s]",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="begin anew in a folder that holds a training"
+    )
+
+    settings = parser.add_argument_group("settings", "each overrides the configuration's own")
+    settings.add_argument("--model", metavar="NAME", help=f"one of {', '.join(MODELS)}")
+    settings.add_argument(
+        "--prior", choices=tuple(_PRIORS), help="of latents: uniform on [-1, 1], or N(0, 1)"
+    )
+    settings.add_argument(
+        "--image-size", type=int, metavar="N", help="pixels of a side; images are resized to it"
+    )
+    settings.add_argument(
+        "--channels", type=int, metavar="N", choices=(1, 3), help="1 for gray, 3 for colour"
+    )
+    settings.add_argument(
+        "--iterations",
+        type=int,
+        metavar="N",
+        help="updates of each network; with more than before, a finished training is continued",
+    )
+    settings.add_argument("--batch-size", type=int, metavar="N", help="images in an iteration")
+    settings.add_argument("--learning-rate", type=float, metavar="X", help="of both networks")
+    settings.add_argument("--seed", type=int, metavar="N", help="of all random draws")
+
+    machine = parser.add_argument_group("machine")
+    machine.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... [%(default)s]")
+    machine.add_argument("--threads", type=int, metavar="N", help="CPU threads [all cores]")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace, console: Console) -> int:
+    """Run the command; return its exit code."""
+    configuration = _configuration(arguments)
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        raise DependencyError("training needs PyTorch: pip install 'pyinv[export]'") from None
+    from pyinv.training.gan import check_device, check_threads, train_gan
+
+    # Reading the images may take minutes.
+    check_device(arguments.device)
+    check_threads(arguments.threads)
+    console.message(f"reading {arguments.data}")
+    data = load_dataset(arguments.data, split="train", image_shape=configuration.image_shape)
+    count = min(len(data.images), configuration.training_images or len(data.images))
+    shape = "x".join(map(str, configuration.image_shape))
+    console.message(f"training {configuration.name} on {count} images of {data.name}, {shape}")
+    started = time.perf_counter()
+    try:
+        trained = train_gan(
+            configuration,
+            data.images,
+            arguments.output,
+            data_name=data.name,
+            device=arguments.device,
+            threads=arguments.threads,
+            progress=console.shows_progress,
+            say=console.message,
+            overwrite=arguments.overwrite,
+        )
+    except KeyboardInterrupt:
+        console.error(f"interrupted; the same command continues what is in {arguments.output}")
+        return INTERRUPTED
+    seconds = time.perf_counter() - started
+    bundle = trained.bundles.get("eval")
+    if bundle is not None:
+        console.message(f"try: pyinv generate {bundle} -n 64 -o samples.png")
+    console.result(
+        {
+            "folder": str(trained.folder),
+            "bundles": {mode: str(path) for mode, path in trained.bundles.items()},
+            "configuration": configuration.describe(),
+            "data": data.name,
+            "images": count,
+            "seconds": seconds,
+        }
+    )
+    return DONE
+
+
+def _configuration(arguments: argparse.Namespace) -> GanConfiguration:
+    """Return the named configuration with the command line's changes."""
+    configuration = get_configuration(arguments.config)
+    channels, size, _ = configuration.image_shape
+    changes: dict[str, Any] = {
+        "model": arguments.model,
+        "prior": None if arguments.prior is None else _PRIORS[arguments.prior],
+        "iterations": arguments.iterations,
+        "batch_size": arguments.batch_size,
+        "learning_rate": arguments.learning_rate,
+        "seed": arguments.seed,
+    }
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if arguments.image_size is not None or arguments.channels is not None:
+        side = size if arguments.image_size is None else arguments.image_size
+        changes["image_shape"] = (arguments.channels or channels, side, side)
+    options = dict(get_model(changes.get("model", configuration.model)).options)
+    if configuration.width is not None and "width" not in options:
+        changes["width"] = None
+    changed = [name for name, value in changes.items() if value != getattr(configuration, name)]
+    if changed:
+        changes["source"] = f"{configuration.source}; changed: {', '.join(changed)}"
+    return configuration.replace(**changes)
+
+
+def _epilog() -> str:
+    width = max(map(len, CONFIGURATIONS))
+    rows = []
+    for name, configuration in CONFIGURATIONS.items():
+        prior = configuration.prior.kind()
+        shape = "x".join(map(str, configuration.image_shape))
+        rows.append(
+            f"  {name:<{width}}  {shape:<8}  {prior:<7}  batch {configuration.batch_size:<4}"
+            f"{configuration.iterations:>6} iterations of {configuration.model}"
+        )
+    listed = "\n".join(rows)
+    return f"""\
+configurations (channels x height x width, prior):
+{listed}
+Those of up to 32 pixels take minutes on a CPU, those of 64 hours: give them a GPU.
+
+what DIR will hold:
+  generator.bundle        the generator, for pyinv invert, generate and info
+  generator-batch.bundle  the same with the statistics of each batch (creswell's only)
+  samples/                the images of 64 latents after each tenth of the iterations
+  losses.csv              of discriminator and generator, an iteration a line
+  configuration.json      all settings, and what the images were
+  checkpoint.pt           what a later run continues from; generator.pt, the weights alone
+
+Ctrl-C keeps what was done, and the same command continues. On a CPU, with as many threads, the
+weights at the end are the same to the last bit as if it had not been stopped.
+
+examples:
+  pyinv train gan --data mnist/ -o digits
+  pyinv train gan --data mnist/ --config creswell --prior normal -o digits-normal
+  pyinv train gan --data omniglot/ --config creswell-omniglot -o characters
+  pyinv train gan --data photos/ --config egan --device cuda -o photos-gan
+"""

@@ -1,0 +1,151 @@
+"""The papers' networks. What is said about them here needs no PyTorch; making them does."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pyinv.errors import DependencyError, InputError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["MODELS", "GanModel", "get_model"]
+
+ImageShape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class GanModel:
+    """A generator and the discriminator that it is trained against.
+
+    Args:
+        name: what the command line and a training's configuration call it.
+        source: the paper, and the table or section with the layers.
+        value_range: the lowest and highest pixel that the generator can produce.
+        image_shapes: the (C, H, W) it can make.
+        options: settings beyond the sizes, each with its default; ``width`` is the number of
+            channels of the layer next to the image.
+        latent_size: the paper's.
+    """
+
+    name: str
+    source: str
+    value_range: tuple[float, float]
+    image_shapes: tuple[ImageShape, ...]
+    options: tuple[tuple[str, int], ...] = ()
+    latent_size: int = 100
+
+    def generator(
+        self, latent_size: int | None = None, image_shape: ImageShape | None = None, **options: int
+    ) -> nn.Module:
+        """Return a generator: latent [B, d] -> image [B, C, H, W] in ``value_range``.
+
+        Args:
+            latent_size: d, by default the paper's.
+            image_shape: one of ``image_shapes``, by default the first.
+            options: some of ``options``.
+
+        Raises:
+            InputError: no such shape or option.
+            DependencyError: PyTorch is missing.
+        """
+        module, shape, options = self._ask(image_shape, options)
+        size = self.latent_size if latent_size is None else latent_size
+        if size < 1:
+            raise InputError(f"latent_size must be at least 1, got {size}; 100 is usual")
+        network: nn.Module = module.make_generator(self.name, size, shape, **options)
+        return network
+
+    def discriminator(self, image_shape: ImageShape | None = None, **options: int) -> nn.Module:
+        """Return a discriminator: image [B, C, H, W] -> logit [B], high for real images.
+
+        Arguments and errors are those of ``generator``.
+        """
+        module, shape, options = self._ask(image_shape, options)
+        network: nn.Module = module.make_discriminator(self.name, shape, **options)
+        return network
+
+    def check(self, image_shape: ImageShape, **options: int) -> None:
+        """Raise InputError when this model cannot make such images or has no such option."""
+        if image_shape not in self.image_shapes:
+            raise InputError(
+                f"model {self.name} makes images of {_shapes(self.image_shapes)}, got "
+                f"{_shapes([image_shape])}; choose one of these (--image-size, --channels), or "
+                "another model (--model)"
+            )
+        known = dict(self.options)
+        for option, value in options.items():
+            if option not in known:
+                raise InputError(
+                    f"model {self.name} has no option {option!r}; it has "
+                    f"{', '.join(known) or 'none'}"
+                )
+            if value < 1:
+                raise InputError(f"{option} must be at least 1, got {value}")
+
+    def _ask(
+        self, image_shape: ImageShape | None, options: dict[str, int]
+    ) -> tuple[Any, ImageShape, dict[str, int]]:
+        shape = self.image_shapes[0] if image_shape is None else image_shape
+        self.check(shape, **options)
+        try:
+            module = importlib.import_module(f"pyinv.models.{_FILES[self.name]}")
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.partition(".")[0] != "torch":
+                raise
+            raise DependencyError("the models need PyTorch: pip install 'pyinv[export]'") from None
+        return module, shape, {**dict(self.options), **options}
+
+
+def get_model(name: str) -> GanModel:
+    """Return the model of this name; raise InputError when there is none."""
+    if name not in MODELS:
+        raise InputError(f"model must be one of {', '.join(MODELS)}; got {name!r}")
+    return MODELS[name]
+
+
+def _shapes(shapes: Any) -> str:
+    return ", ".join("x".join(map(str, shape)) for shape in shapes)
+
+
+_DCGAN_SHAPES = ((3, 64, 64), (1, 64, 64), (3, 32, 32), (1, 32, 32))
+_ALL = (
+    GanModel(
+        "creswell",
+        "Creswell & Bharath 2016, table 1",
+        value_range=(0.0, 1.0),
+        image_shapes=((1, 28, 28),),
+    ),
+    GanModel(
+        "dcgan",
+        "Radford et al. 2016, figure 1 and section 3",
+        value_range=(-1.0, 1.0),
+        image_shapes=_DCGAN_SHAPES,
+        options=(("width", 64),),
+    ),
+    GanModel(
+        "egan",
+        "Egan et al. 2018, section 4.1.2",
+        value_range=(-1.0, 1.0),
+        image_shapes=_DCGAN_SHAPES,
+        options=(("width", 64),),
+    ),
+    GanModel(
+        "egan-pixel-shuffle",
+        "Egan et al. 2018, section 4.1.3",
+        value_range=(-1.0, 1.0),
+        image_shapes=_DCGAN_SHAPES,
+        options=(("width", 64),),
+    ),
+)
+MODELS: dict[str, GanModel] = {model.name: model for model in _ALL}
+"""Every model by its name."""
+
+_FILES = {
+    "creswell": "creswell",
+    "dcgan": "dcgan",
+    "egan": "egan",
+    "egan-pixel-shuffle": "egan",
+}

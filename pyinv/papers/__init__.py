@@ -1,0 +1,19 @@
+"""The papers: each module reproduces one paper's tables and figures on any fitting generator.
+
+``pyinv reproduce`` runs them. A reproduction writes a report: report.html, numbers.json with every
+number's origin, and its pictures.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from pyinv.papers import creswell, egan, lipton
+
+__all__ = ["PAPERS"]
+
+PAPERS: dict[str, Callable[..., Path]] = {
+    "creswell": creswell.reproduce,
+    "lipton": lipton.reproduce,
+    "egan": egan.reproduce,
+}
+"""Every paper by the name that the command line uses, and what reproduces it."""

@@ -1,0 +1,510 @@
+"""Creswell & Bharath 2016, "Inverting the generator of a generative adversarial network".
+
+Tables 2 and 3 and Figures 1 to 3, on generators of MNIST, of Omniglot or of other data: binary
+cross-entropy between test images and reconstructions, with clipping (uniform prior) or a penalty on
+the latents' moments (normal prior), and without.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyinv import evaluation, recipes
+from pyinv.constraints import NoConstraint
+from pyinv.datasets import Dataset, to_range
+from pyinv.errors import InputError
+from pyinv.inverter import DEFAULT_LANES
+from pyinv.papers import figures
+from pyinv.papers.differences import made_with, tell_shared_differences
+from pyinv.papers.folder import open_folder
+from pyinv.papers.generators import Generator, HeldOut, choose, free_key, obtain_generators
+from pyinv.papers.plan import Planned, carry_out
+from pyinv.papers.report import Cell, Column, Paper, Report, Row, literal, ref
+from pyinv.papers.request import Request, silent
+from pyinv.papers.runs import Runs
+from pyinv.priors import Normal, Prior, Uniform
+from pyinv.recipes import Recipe
+from pyinv.result import Inversion
+
+__all__ = ["PAPER", "creswell_recipe", "reproduce"]
+
+FloatArray = NDArray[np.float32]
+
+PAPER = Paper(
+    name="creswell",
+    title="Inverting the generator of a generative adversarial network",
+    authors="Antonia Creswell and Anil Anthony Bharath",
+    year=2016,
+    venue="preprint",
+    link="arXiv:1611.05644",
+)
+
+# The published mean absolute errors by data, prior and whether the latents are held back.
+TABLES = {
+    "mnist": (
+        2,
+        {
+            ("uniform", False): 0.027,
+            ("uniform", True): 0.032,
+            ("normal", False): 0.042,
+            ("normal", True): 0.044,
+        },
+    ),
+    "omniglot": (
+        3,
+        {
+            ("uniform", False): 0.023,
+            ("uniform", True): 0.045,
+            ("normal", False): 0.020,
+            ("normal", True): 0.020,
+        },
+    ),
+}
+METHODS = {
+    ("uniform", False): "without clipping",
+    ("uniform", True): "with clipping",
+    ("normal", False): "without regularisation",
+    ("normal", True): "with regularisation",
+}
+MODES = {"eval": "eval mode", "batch": "batch statistics"}
+PRIORS = ("uniform", "normal")
+SAMPLES = 100
+PAIRS = 20
+
+
+def creswell_recipe(prior: Prior, *, held: bool, steps: int, rate: float | None = None) -> Recipe:
+    """Return the paper's method for a prior.
+
+    Args:
+        prior: the generator's.
+        held: whether latents are held back: clipped (uniform prior) or under the moment penalty
+            (normal prior). The paper compares with and without.
+        steps: updates.
+        rate: Adam's learning rate; None takes the recipe's, 0.01.
+
+    Source: Creswell & Bharath 2016, section 5; see ``pyinv.recipes.creswell``.
+    """
+    recipe = recipes.creswell(prior).replace(max_steps=steps)
+    if not held:
+        recipe = recipe.replace(constraint=NoConstraint(), penalties=())
+    return recipe if rate is None else recipe.replace(learning_rate=rate)
+
+
+def reproduce(
+    folder: str | os.PathLike[str],
+    *,
+    data: Sequence[str | os.PathLike[str]] = (),
+    generators: Sequence[str | os.PathLike[str]] = (),
+    configuration: str | None = None,
+    targets: int = 100,
+    steps: int = 1000,
+    learning_rate: float | None = None,
+    seed: int = 0,
+    machine: Mapping[str, Any] | None = None,
+    say: Callable[[str], None] = silent,
+    progress: bool = False,
+) -> Path:
+    """Reproduce the paper's tables and figures, and write them as a report.
+
+    Args:
+        folder: where the report, its pictures and the finished runs go. Made if it is not there;
+            finished runs with the same settings are taken from it.
+        data: paths of data sets (``pyinv.datasets``), one or more; random test images of them are
+            inverted. A generator takes the data set of the name that its bundle says it was
+            trained on; where there is only one data set, it takes that.
+        generators: bundles with the loss "bce" or folders that ``pyinv train`` wrote. None trains
+            two on each data set, with a uniform and with a normal prior.
+        configuration: of that training; None takes "creswell", for Omniglot "creswell-omniglot".
+        targets: test images, at least 2. The paper does not give its number.
+        steps: updates, at least 1. The paper does not give their number.
+        learning_rate: Adam's; None takes 0.01.
+        seed: of all random draws.
+        machine: arguments of ``Inverter``: runtime, device, lanes, threads, tf32. With
+            ``batch_norm="batch"`` and under the moment penalty, ``lanes`` is the size of a batch.
+        say: gets each line for the user.
+        progress: show bars on standard error.
+
+    Returns:
+        the path of report.html; numbers.json and the pictures lie beside it.
+
+    Raises:
+        InputError: an argument out of its range, bad data, no data for a generator, or fewer test
+            images than targets.
+        BundleError: a bundle that is missing or damaged, or lacks the loss "bce".
+        OutputError: the folder cannot be written to.
+        DependencyError: torch, for training, is missing.
+        KeyboardInterrupt: Ctrl-C; its text says how many runs are done. Called again with the same
+            arguments, it goes on.
+
+    Source: Creswell & Bharath 2016, section 5.
+    """
+    request = Request(
+        folder=Path(folder),
+        data=data,
+        generators=generators,
+        configuration=configuration,
+        targets=targets,
+        steps=steps,
+        learning_rate=learning_rate,
+        seed=seed,
+        machine=machine or {},
+        say=say,
+        progress=progress,
+    )
+    if not request.data:
+        raise InputError(
+            "Creswell & Bharath invert test images, and no data was given: "
+            "give a data set's path (--data)"
+        )
+    open_folder(request.folder)
+    opened = obtain_generators(
+        request,
+        paper="Creswell & Bharath",
+        configuration=_configuration,
+        priors=(Uniform, Normal),
+        losses=("bce",),
+        modes=("eval", "batch"),
+        test_images=request.targets,
+    )
+    held_out = HeldOut(request, needed=True)
+    experiments = sorted(
+        (_Experiment(generator, request, held_out) for generator in opened),
+        key=_Experiment.place,
+    )
+    _tell_apart(experiments)
+    plan = [planned for experiment in experiments for planned in experiment.plan]
+    runs = Runs(request.folder)
+    done = carry_out(plan, runs, seed=seed, say=say, progress=progress)
+    report = Report(request.folder, PAPER, settings=request.describe(), made=made_with(runs))
+    _tell_differences(report, request, experiments)
+    names = list(dict.fromkeys(experiment.data for experiment in experiments))
+    about = {name: [one for one in experiments if one.data == name] for name in names}
+    for one in experiments:
+        one.add_runs(report, runs, done)
+    keys: dict[str, str] = {}
+    for name in names:
+        keys[name] = free_key(name, keys.values())
+        _add_table(report, request, keys[name], about[name])
+    _add_spread(report, experiments)
+    for one in experiments:
+        one.add_samples(report)
+    for name in names:
+        for one in about[name]:
+            one.add_pairs(report, done)
+    return report.write()
+
+
+@dataclass(frozen=True)
+class _Method:
+    """A column of the paper's tables on one generator."""
+
+    held: bool
+    name: str
+    recipe: Recipe
+
+
+class _Experiment:
+    """Two cells of a table: one generator, its latents held back or not."""
+
+    def __init__(self, generator: Generator, request: Request, held_out: HeldOut) -> None:
+        self.generator = generator
+        self.request = request
+        manifest = generator.manifest
+        dataset = _test_images(generator, held_out)
+        self.data = dataset.name
+        self.source = Path(dataset.source).name
+        chosen = choose(dataset, request.targets, seed=request.seed)
+        self.targets = to_range(dataset.images[chosen], manifest.value_range)
+        inverter = generator.inverter
+        self.made = inverter.generate(inverter.sample(request.targets, seed=request.seed + 1))
+        self.mode = manifest.batch_norm
+        self.prior = generator.prior_name
+        self.apart = ""  # what tells it from others of the same data, prior and mode
+        self.methods = [
+            _Method(
+                held,
+                METHODS[self.prior, held],
+                creswell_recipe(
+                    manifest.prior, held=held, steps=request.steps, rate=request.learning_rate
+                ),
+            )
+            for held in (False, True)
+        ]
+
+    def place(self) -> tuple[str, int, int]:
+        """Return where it comes in the report: by data, batch-norm mode and prior."""
+        return self.data, list(MODES).index(self.mode), PRIORS.index(self.prior)
+
+    @property
+    def label(self) -> str:
+        """What to call it beside others."""
+        parts = [self.data, f"{self.prior} prior", MODES[self.mode], self.apart]
+        if self.generator.data not in (None, self.data):
+            parts.append(f"generator trained on {self.generator.data}")
+        return ", ".join(filter(None, parts))
+
+    @cached_property
+    def plan(self) -> list[Planned]:
+        """Return the runs: two of the paper's cells, and one on images that can be made."""
+        runs = [
+            (self._id(method), f"{self.label}, {method.name}", self.targets, method.recipe)
+            for method in self.methods
+        ]
+        own = self.methods[-1]
+        runs.append(
+            (self._own_id, f"{self.label}, generated images, {own.name}", self.made, own.recipe)
+        )
+        return [
+            Planned(id, label, self.generator.inverter, images, recipe)
+            for id, label, images, recipe in runs
+        ]
+
+    def _id(self, method: _Method) -> str:
+        return f"{self.generator.key}-{'with' if method.held else 'without'}"
+
+    @property
+    def _own_id(self) -> str:
+        return f"{self.generator.key}-generated"
+
+    def add_runs(self, report: Report, runs: Runs, done: Mapping[str, Inversion]) -> None:
+        """Give the report what its numbers are computed from."""
+        manifest = self.generator.manifest
+        low, high = manifest.value_range
+        for planned in self.plan:
+            inversion = done[planned.id]
+            latents = inversion.latents.reshape(len(inversion), -1)
+            arrays = {
+                "absolute_error": evaluation.mean_absolute_error(
+                    planned.images, inversion.images, value_range=manifest.value_range
+                ),
+                "cross_entropy": inversion.loss,
+                "latent_spread": latents.std(axis=1),
+            }
+            if isinstance(manifest.prior, Uniform):
+                outside = (latents < manifest.prior.low) | (latents > manifest.prior.high)
+                arrays["share_outside"] = outside.mean(axis=1)
+            report.add_run(
+                planned.id,
+                planned.label,
+                recipe=inversion.recipe,
+                arrays=arrays,
+                facts=runs.facts(planned.id),
+            )
+        # White, where characters are black on white.
+        background = low if self.targets.mean() < (low + high) / 2 else high
+        blank = np.full_like(self.targets, background)
+        report.add_run(
+            f"{self.generator.key}-blank",
+            f"{self.label}: a blank image for every target",
+            arrays={
+                "absolute_error": evaluation.mean_absolute_error(
+                    self.targets, blank, value_range=manifest.value_range
+                )
+            },
+        )
+
+    def cells(self, report: Report, published: Mapping[tuple[str, bool], float]) -> list[Cell]:
+        """Return the mean absolute errors without and with the latents held back."""
+        return [
+            report.compute(
+                "mean",
+                values=ref(self._id(method), "absolute_error"),
+                published=published.get((self.prior, method.held)),
+            )
+            for method in self.methods
+        ]
+
+    def blank(self, report: Report) -> Cell:
+        """Return the error of a blank image."""
+        return report.compute("mean", values=ref(f"{self.generator.key}-blank", "absolute_error"))
+
+    def spread(self, report: Report) -> list[Row]:
+        """Return rows that tell more of each cell than its mean."""
+        runs = {self._id(method): method.name for method in self.methods}
+        runs[self._own_id] = f"generated images, {self.methods[-1].name}"
+        return [
+            Row(
+                name,
+                [
+                    report.compute("mean", values=ref(id, "absolute_error")),
+                    report.compute("median", values=ref(id, "absolute_error")),
+                    report.compute("quantile", values=ref(id, "absolute_error"), fraction=1.0),
+                    report.compute("mean", values=ref(id, "cross_entropy")),
+                    report.compute("mean", values=ref(id, "latent_spread")),
+                    report.compute("mean", values=ref(id, "share_outside"))
+                    if self.prior == "uniform"
+                    else None,
+                ],
+                group=self.label,
+            )
+            for id, name in runs.items()
+        ]
+
+    def add_samples(self, report: Report) -> None:
+        """Figure 1: what the generator makes."""
+        inverter = self.generator.inverter
+        images = inverter.generate(inverter.sample(SAMPLES, seed=self.request.seed))
+        path = report.folder / "figures" / f"figure-1-{self.generator.key}.png"
+        figures.image_grid(images, path, value_range=self.generator.manifest.value_range)
+        report.add_figure(
+            f"figure-1-{self.generator.key}",
+            f"Figure 1: Generations, {self.label}",
+            f"{SAMPLES} images of random latents. The generator: "
+            f"{literal(self.generator.describe_origin())}.",
+            path,
+            alt="A grid of generated images",
+        )
+
+    def add_pairs(self, report: Report, done: Mapping[str, Inversion]) -> None:
+        """Figures 2 and 3: targets and their reconstructions."""
+        number = {"mnist": 2, "omniglot": 3}.get(self.data)
+        shown = min(PAIRS, len(self.targets))
+        for method in self.methods:
+            path = report.folder / "figures" / f"pairs-{self._id(method)}.png"
+            figures.pairs(
+                self.targets[:shown],
+                done[self._id(method)].images[:shown],
+                path,
+                value_range=self.generator.manifest.value_range,
+            )
+            title = f"{self.label}, {method.name}"
+            report.add_figure(
+                f"pairs-{self._id(method)}",
+                f"Figure {number}: {title}" if number else f"Reconstructions, {title}",
+                f"Reconstructions of the first {shown} targets. The original is on the left, other "
+                "than in the paper, and its reconstruction on the right.",
+                path,
+                alt="Pairs of a test image and its reconstruction",
+            )
+
+
+def _configuration(data: str) -> str:
+    return "creswell-omniglot" if data == "omniglot" else "creswell"
+
+
+def _tell_apart(experiments: Sequence[_Experiment]) -> None:
+    """Name the generators of those that are of the same data, prior and mode."""
+    for place in {one.place() for one in experiments}:
+        alike = [one for one in experiments if one.place() == place]
+        titles = {one.generator.title for one in alike}
+        for one in alike if len(alike) > 1 else ():
+            named = len(titles) == len(alike)
+            one.apart = one.generator.title if named else one.generator.key
+
+
+def _test_images(generator: Generator, held_out: HeldOut) -> Dataset:
+    """Return the test images for a generator; where there is one data set, those of that."""
+    dataset = held_out.of(generator, any_data=True)
+    if dataset is None:
+        raise InputError(
+            f"{generator.title}: its bundle says that it was trained on "
+            f"{generator.data or 'unnamed data'}, and no data set that was given has that name; "
+            "give that data, or one data set for all generators"
+        )
+    return dataset
+
+
+def _add_table(
+    report: Report, request: Request, key: str, experiments: Sequence[_Experiment]
+) -> None:
+    """Add Table 2 (MNIST), Table 3 (Omniglot) or one of its kind."""
+    name = experiments[0].data
+    number, published = TABLES.get(name, (None, {}))
+    rows = []
+    for mode, heading in MODES.items():
+        of_mode = [one for one in experiments if one.mode == mode]
+        by_prior = [[one for one in of_mode if one.prior == prior] for prior in PRIORS]
+        for pair in zip_longest(*by_prior):
+            cells: list[Cell | None] = []
+            for one in pair:
+                cells += [None, None] if one is None else one.cells(report, published)
+            apart = dict.fromkeys(one.apart for one in pair if one is not None and one.apart)
+            rows.append(Row(": ".join(filter(None, [heading, "; ".join(apart)])), cells))
+    title = f"Reconstruction error, {name}"
+    report.add_table(
+        f"table-{key}",
+        f"Table {number}: {title}" if number else title,
+        "The mean absolute error of a pixel, its mean over "
+        f"{request.targets} random test images ({literal(experiments[0].source)}). The paper "
+        "publishes such a mean and does not give its scale, which is read as 0 to 1 for a pixel. "
+        f"{request.steps:,} updates. A blank image would have {{blank:.3f}}.",
+        columns=[
+            Column(METHODS[prior, held], "{:.4f}", group=f"{prior} prior")
+            for prior, held in METHODS
+        ],
+        rows=rows,
+        row_title="Batch norm",
+        cells={"blank": experiments[0].blank(report)},
+    )
+
+
+def _add_spread(report: Report, experiments: Sequence[_Experiment]) -> None:
+    report.add_table(
+        "spread",
+        "The errors behind the means",
+        "Mean, median and worst target; the cross-entropy that was minimised; the standard "
+        "deviation of a latent's components (1 under a standard normal prior, 0.577 under "
+        "a uniform one on [-1, 1]); and the share of components outside the uniform prior. "
+        "Generated images are some that the generator can make exactly: their error is what the "
+        "method leaves, and what test images have beyond it is mostly what the generator cannot "
+        "make.",
+        columns=[
+            Column("mean", "{:.4f}", group="absolute error"),
+            Column("median", "{:.4f}", group="absolute error"),
+            Column("worst", "{:.4f}", group="absolute error"),
+            Column("cross-entropy", "{:.4f}"),
+            Column("spread of z", "{:.3f}"),
+            Column("outside", "{:.1f}", percent=True),
+        ],
+        rows=[row for experiment in experiments for row in experiment.spread(report)],
+        row_title="Method",
+    )
+
+
+def _tell_differences(report: Report, request: Request, experiments: Sequence[_Experiment]) -> None:
+    rate = experiments[0].methods[0].recipe.stages[0].solver.learning_rate
+    lanes = experiments[0].generator.inverter.lanes
+    lanes = DEFAULT_LANES if lanes == "auto" else lanes
+    sources = dict.fromkeys(f"{one.source} ({one.data})" for one in experiments)
+    report.difference(
+        "Targets",
+        "a random batch of test images, of a size that is not given",
+        f"{request.targets:,} random test images of each data set: {'; '.join(sources)}",
+    )
+    report.difference(
+        "Optimiser and updates",
+        "not given; a later version of the authors' code has RMSprop, learning rate 0.01, 5,000 "
+        "to 10,000 updates",
+        f"Adam without a mean of gradients, learning rate {rate:g}, {request.steps:,} updates",
+    )
+    report.difference(
+        "Loss and weights",
+        "binary cross-entropy, not said whether summed or averaged over pixels; under a normal "
+        "prior, the penalty of equation 5 with its weights",
+        "the mean over pixels, against which those weights weigh",
+    )
+    report.difference(
+        "Batches",
+        "all targets in one batch",
+        f"batches of at most {lanes} for batch statistics and for the "
+        "moment penalty; else each target is on its own",
+    )
+    tell_shared_differences(
+        report,
+        [one.generator for one in experiments],
+        training="MNIST: 500 iterations on 50,000 images; Omniglot: 2,000 iterations on 30 "
+        "alphabets; batches of 128, Adam with learning rate 0.002",
+        image="28×28, 1 channel",
+        batch_norm="mixed batches, so statistics of the batch",
+        draws="not given",
+        seed=request.seed,
+    )

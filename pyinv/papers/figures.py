@@ -1,0 +1,342 @@
+"""The pictures of a report: images side by side and curves, as PNG on white.
+
+All have 192 dots an inch and are shown at half their size in pixels, so that they are sharp on
+dense screens; images are enlarged by whole factors, so that their pixels stay squares.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from pyinv.arrays import shape_text
+from pyinv.errors import DependencyError, InputError
+from pyinv.images import to_uint8
+from pyinv.outputs import OutputFile
+from pyinv.papers.folder import open_folder
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["Line", "curves", "image_grid", "image_rows", "pairs"]
+
+FloatArray = NDArray[np.float32]
+PathLike = str | os.PathLike[str]
+
+DOTS_PER_INCH = 192
+PAPER = (255, 255, 255)
+INK = (32, 35, 40)
+FAINT = (98, 104, 114)
+FRAME = (222, 225, 230)
+
+# Of images, in dots. The page's text is 800 CSS pixels wide, and a dot is half of one.
+WIDEST = 1600
+TILE = 128
+GAP = 6
+TEXT = 25
+MARGIN = 8
+
+# Okabe & Ito's colours ("Color Universal Design", 2008), which colour-blind readers can tell
+# apart, without the yellow, which is too faint on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D5561")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MOST_MARKED = 16  # points of a line that get a marker each
+MOST_INSIDE = 6  # entries of a legend that lies in the plot
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve.
+
+    Args:
+        label: in the legend.
+        x: [K] where.
+        y: [K] its values; NaN leaves a gap.
+    """
+
+    label: str
+    x: Any
+    y: Any
+
+
+def image_grid(
+    images: Any,
+    path: PathLike,
+    *,
+    value_range: tuple[float, float],
+) -> Path:
+    """Draw images row by row, about as many rows as columns, at most 16 columns.
+
+    Args:
+        images: [N, C, H, W] in ``value_range``, N >= 1, C of 1 or 3.
+        path: the PNG file; its folder is made if it is not there.
+        value_range: what black and white are.
+
+    Returns:
+        the path.
+
+    Raises:
+        InputError: images of another shape.
+        OutputError: the file cannot be written.
+    """
+    tiles = _tiles(images, "images", value_range)
+    columns = min(16, math.ceil(math.sqrt(len(tiles))))
+    rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
+    return _draw_rows([("", row) for row in rows], path)
+
+
+def image_rows(
+    rows: Mapping[str, Any],
+    path: PathLike,
+    *,
+    value_range: tuple[float, float],
+) -> Path:
+    """Draw a labelled row of images for each entry.
+
+    Args:
+        rows: label to images [N, C, H, W] in ``value_range``, such as targets, reconstructions
+            after 100 steps and so on. Rows may differ in N.
+        path: the PNG file; its folder is made if it is not there.
+        value_range: what black and white are.
+
+    Returns:
+        the path.
+
+    Raises:
+        InputError: no rows, or images of another shape.
+        OutputError: the file cannot be written.
+    """
+    if not rows:
+        raise InputError("rows must hold one row of images or more, got none")
+    tiles = [(label, _tiles(images, label, value_range)) for label, images in rows.items()]
+    return _draw_rows(tiles, path)
+
+
+def pairs(
+    targets: Any,
+    reconstructions: Any,
+    path: PathLike,
+    *,
+    value_range: tuple[float, float],
+    columns: int = 5,
+    titles: tuple[str, str] = ("x", "G(z*)"),
+) -> Path:
+    """Draw each target beside its reconstruction.
+
+    Args:
+        targets: [N, C, H, W] in ``value_range``, N >= 1, C of 1 or 3.
+        reconstructions: as many, of the same shape.
+        path: the PNG file; its folder is made if it is not there.
+        value_range: what black and white are.
+        columns: pairs in a row.
+        titles: what is written over the two images of each column of pairs.
+
+    Returns:
+        the path.
+
+    Raises:
+        InputError: images of another shape.
+        OutputError: the file cannot be written.
+    """
+    left = _tiles(targets, "targets", value_range)
+    right = _tiles(reconstructions, "reconstructions", value_range)
+    if left.shape != right.shape:
+        raise InputError(
+            f"reconstructions must be as the targets, {len(left)} of [{shape_text(left.shape[1:])}]"
+            f"; got {len(right)} of [{shape_text(right.shape[1:])}]"
+        )
+    both = np.stack([left, right], axis=1).reshape(-1, *left.shape[1:])
+    columns = min(columns, len(left))
+    rows = [both[start : start + 2 * columns] for start in range(0, len(both), 2 * columns)]
+    return _draw_rows([("", row) for row in rows], path, titles=titles * columns, together=2)
+
+
+def curves(
+    lines: Sequence[Line],
+    path: PathLike,
+    *,
+    x_label: str,
+    y_label: str,
+    x_log: bool = False,
+    y_log: bool = False,
+) -> Path:
+    """Draw lines over x.
+
+    Args:
+        lines: one or more.
+        path: the PNG file; its folder is made if it is not there.
+        x_label: of the horizontal axis, with its unit.
+        y_label: of the vertical axis, with its unit.
+        x_log: whether x is on a logarithmic scale; values of 0 and below are left out.
+        y_log: whether y is.
+
+    Returns:
+        the path.
+
+    Raises:
+        DependencyError: no matplotlib.
+        OutputError: the file cannot be written.
+    """
+    figure, axes = _plot(x_label, y_label, x_log, y_log)
+    for index, line in enumerate(lines):
+        x, y = _floats(line.x), _floats(line.y)
+        colour = COLOURS[index % len(COLOURS)]
+        few = len(x) <= MOST_MARKED
+        axes.plot(
+            x,
+            y,
+            color=colour,
+            label=line.label,
+            marker=MARKERS[index % len(MARKERS)] if few else None,
+            markersize=5,
+            linewidth=1.6,
+        )
+    _add_legend(axes)
+    return _save_plot(figure, path)
+
+
+# -- images
+
+
+def _tiles(images: Any, name: str, value_range: tuple[float, float]) -> NDArray[np.uint8]:
+    """Return images as uint8 [N, H, W, 3]."""
+    array = np.asarray(images, dtype=np.float32)
+    if array.ndim != 4 or array.shape[1] not in (1, 3) or array.size == 0:
+        raise InputError(
+            f"{name or 'images'} must be [N, C, H, W] with N >= 1 and C of 1 or 3, got "
+            f"[{shape_text(array.shape)}]"
+        )
+    pixels = to_uint8(np.nan_to_num(array, nan=value_range[0]), value_range)
+    return np.broadcast_to(pixels, (*pixels.shape[:3], 3))
+
+
+def _draw_rows(
+    rows: Sequence[tuple[str, NDArray[np.uint8]]],
+    path: PathLike,
+    *,
+    titles: Sequence[str] = (),
+    together: int = 1,
+) -> Path:
+    """Draw rows of tiles; ``together`` tiles touch, then comes a gap."""
+    font = _font()
+    measure = ImageDraw.Draw(Image.new("RGB", (1, 1), PAPER))
+    label_width = math.ceil(max(measure.textlength(label, font) for label, _ in rows))
+    left = MARGIN + (label_width + 2 * GAP if label_width else 0)
+    columns = max(len(tiles) for _, tiles in rows)
+    height, width = rows[0][1].shape[1:3]
+    gap = GAP if together == 1 else 4 * GAP
+    gaps = (columns - 1) // together * gap + (columns - 1)
+    zoom = max(1, round(TILE / max(height, width)))
+    while zoom > 1 and left + columns * width * zoom + gaps > WIDEST:
+        zoom -= 1
+    height, width = height * zoom, width * zoom
+
+    top = MARGIN + (TEXT + 2 * GAP if titles else 0)
+    sheet = Image.new(
+        "RGB",
+        (
+            left + columns * width + gaps + MARGIN,
+            top + len(rows) * (height + GAP) - GAP + MARGIN,
+        ),
+        PAPER,
+    )
+    draw = ImageDraw.Draw(sheet)
+    for row, (label, tiles) in enumerate(rows):
+        above = top + row * (height + GAP)
+        draw.text((left - 2 * GAP, above + height // 2), label, INK, font, anchor="rm")
+        for column, tile in enumerate(tiles):
+            place = (left + column * (width + 1) + column // together * (gap - 1), above)
+            picture = Image.fromarray(np.ascontiguousarray(tile))
+            sheet.paste(picture.resize((width, height), Image.Resampling.NEAREST), place)
+            # A frame outside the tile, without which a white image has no edge.
+            corner = (place[0] + width, place[1] + height)
+            draw.rectangle((place[0] - 1, place[1] - 1, *corner), outline=FRAME)
+            if row == 0 and column < len(titles):
+                middle = place[0] + width // 2
+                draw.text((middle, above - GAP), titles[column], FAINT, font, anchor="md")
+    content = io.BytesIO()
+    sheet.save(content, format="PNG", dpi=(DOTS_PER_INCH, DOTS_PER_INCH), optimize=True)
+    return _write(path, content)
+
+
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Return the plots' font, which has the letters of formulas; Pillow's own without it."""
+    try:
+        import matplotlib
+    except ImportError:
+        return ImageFont.load_default(TEXT)
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")), 22)
+
+
+# -- plots
+
+
+def _plot(x_label: str, y_label: str, x_log: bool, y_log: bool) -> tuple[Figure, Axes]:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise DependencyError(
+            "a report's curves need matplotlib; install it with pip install 'pyinv[demo]'"
+        ) from None
+    figure = Figure(figsize=(6.8, 4), dpi=DOTS_PER_INCH, layout="constrained", facecolor="white")
+    axes = figure.add_subplot()
+    axes.set_xscale("log" if x_log else "linear")
+    axes.set_yscale("log" if y_log else "linear")
+    ink, faint = _hex(INK), _hex(FAINT)
+    axes.set_xlabel(x_label, color=ink, fontsize=10.5)
+    axes.set_ylabel(y_label, color=ink, fontsize=10.5)
+    axes.tick_params(which="both", colors=faint, labelsize=9.5)
+    axes.grid(color=_hex(FRAME), linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_hex(FAINT))
+    return figure, axes
+
+
+def _floats(values: Any) -> NDArray[np.float64]:
+    return np.asarray(values, dtype=np.float64)
+
+
+def _add_legend(axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    named = [label for label in labels if label]
+    if len(named) > 1:
+        outside = len(named) > MOST_INSIDE
+        axes.legend(
+            handles,
+            labels,
+            frameon=False,
+            fontsize=9.5,
+            labelcolor=_hex(INK),
+            **({"loc": "upper left", "bbox_to_anchor": (1, 1)} if outside else {"loc": "best"}),
+        )
+
+
+def _save_plot(figure: Figure, path: PathLike) -> Path:
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+    return _write(path, content)
+
+
+def _write(path: PathLike, content: io.BytesIO) -> Path:
+    path = Path(path)
+    open_folder(path.parent)
+    content.seek(0)
+    with OutputFile(path) as output:
+        output.write(lambda file: shutil.copyfileobj(content, file))
+    return path
+
+
+def _hex(colour: tuple[int, int, int]) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*colour)

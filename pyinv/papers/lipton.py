@@ -1,0 +1,590 @@
+"""Lipton & Tripathi 2017, "Precise recovery of latent vectors from GANs".
+
+Tables 1 and 2 and Figures 1 and 2, on any generator with a uniform prior: gradient descent on the
+latent, with no, standard or stochastic clipping.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyinv import _core, evaluation, recipes
+from pyinv.datasets import to_range
+from pyinv.inverter import Inverter
+from pyinv.papers import figures
+from pyinv.papers.differences import made_with, tell_shared_differences
+from pyinv.papers.folder import open_folder
+from pyinv.papers.generators import Generator, HeldOut, choose, obtain_generators
+from pyinv.papers.plan import Planned, carry_out
+from pyinv.papers.report import Cell, Column, Paper, Report, Row, literal, ref
+from pyinv.papers.request import Request, check_plots, silent
+from pyinv.papers.runs import Runs
+from pyinv.priors import Uniform
+from pyinv.recipes import Recipe
+from pyinv.result import Inversion
+from pyinv.solvers import StepDecay
+
+__all__ = ["PAPER", "clipping_recipe", "reproduce"]
+
+FloatArray = NDArray[np.float32]
+
+PAPER = Paper(
+    name="lipton",
+    title="Precise recovery of latent vectors from generative adversarial networks",
+    authors="Zachary C. Lipton and Subarna Tripathi",
+    year=2017,
+    venue="ICLR 2017 workshop; arXiv:1702.04782",
+)
+
+CLIPPINGS = {
+    "none": "No clipping",
+    "standard": "Standard clipping",
+    "stochastic": "Stochastic clipping",
+}
+DEFAULT = "pyinv's default recipe"
+
+THRESHOLDS = (1e-4, 1e-3, 1e-2, 1e-1)
+TABLE_1 = {
+    "none": (0.98, 0.986, 0.998, 1.0),
+    "standard": (0.984, 0.99, 1.0, 1.0),
+    "stochastic": (1.0, 1.0, 1.0, 1.0),
+}
+TABLE_2 = {"none": 2.03e-4, "standard": 1.36e-4, "stochastic": 4.94e-5}
+TABLE_2_BASELINE = 0.0815
+
+# The authors' code: 80,000 updates at a learning rate of 1, halved after 50,000.
+PAPER_STEPS = 80_000
+PAPER_HALVED_AFTER = 50_000
+PAPER_LEARNING_RATE = 1.0
+# Plain gradient descent overshoots beyond: of 1, 5, 10, 20 and 40, for 400 updates of 16 images, 5
+# left the lowest loss on a generator of 32x32 faces and on the digits that come with pyinv, 10 as
+# much or more, and 20 ten times as much or more.
+LARGEST_LEARNING_RATE = 5.0
+
+# A mean over 50 images or over 4,950 pairs of latents is steady; more would take most of the time.
+UNSEEN_IMAGES = 4
+MOST_STARTS = 100
+MOST_NOISY = 50
+# The authors' code goes from 1e-3 to 1.
+NOISE_VARIANCES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
+SHOWN = 8
+EARLY_UPDATES = 100
+
+
+def clipping_recipe(
+    clipping: str,
+    steps: int,
+    learning_rate: float | None = None,
+    *,
+    value_range: tuple[float, float] = (-1.0, 1.0),
+) -> Recipe:
+    """Return the paper's method, cut to a number of updates.
+
+    Args:
+        clipping: "none", "standard" or "stochastic".
+        steps: updates; the authors' code makes 80,000.
+        learning_rate: of the first updates. None takes the authors' 1.0 and, in a shorter run,
+            more, so that learning rate times updates stays theirs, up to a rate of 5. These are
+            for pixels in [-1, 1]; for another range the rate is divided by what the range makes of
+            the squared error.
+        value_range: of the generator's images.
+
+    The learning rate is halved after five eighths of the updates, where the authors halve it, and
+    in a run of more than 80,000 after every 50,000.
+
+    Source: Lipton & Tripathi 2017, section 2; see ``pyinv.recipes.lipton``.
+    """
+    share = min(steps / PAPER_STEPS, 1.0)
+    if learning_rate is None:
+        learning_rate = min(PAPER_LEARNING_RATE / share, LARGEST_LEARNING_RATE)
+        learning_rate /= _pixel_scale(value_range) ** 2
+    return recipes.lipton(clipping).replace(
+        max_steps=steps,
+        learning_rate=learning_rate,
+        schedule=StepDecay(every=max(round(PAPER_HALVED_AFTER * share), 1), factor=0.5),
+    )
+
+
+def _pixel_scale(value_range: tuple[float, float]) -> float:
+    """Return what a pixel's difference in [-1, 1], as the paper's are, is in another range."""
+    low, high = value_range
+    return (high - low) / 2
+
+
+def reproduce(
+    folder: str | os.PathLike[str],
+    *,
+    data: Sequence[str | os.PathLike[str]] = (),
+    generators: Sequence[str | os.PathLike[str]] = (),
+    configuration: str | None = None,
+    targets: int = 100,
+    steps: int = 2000,
+    learning_rate: float | None = None,
+    seed: int = 0,
+    machine: Mapping[str, Any] | None = None,
+    say: Callable[[str], None] = silent,
+    progress: bool = False,
+) -> Path:
+    """Reproduce the paper's tables and figures, and write them as a report.
+
+    Args:
+        folder: where the report, its pictures and the finished runs go. Made if it is not there;
+            finished runs with the same settings are taken from it.
+        data: paths of data sets (``pyinv.datasets``). Their test images are Table 2's unseen
+            images; without any (of the name that the
+            bundle says it was trained on), those are means of two generated images.
+        generators: bundles or folders that ``pyinv train`` wrote, with a uniform prior. None
+            trains one on each data set.
+        configuration: of that training; None takes "lipton-32".
+        targets: images of Table 1, at least 2; the paper has 1,000.
+        steps: updates, at least 1; the paper has 100,000, the authors' code 80,000.
+        learning_rate: of the paper's method; None: see ``clipping_recipe``.
+        seed: of all random draws.
+        machine: arguments of ``Inverter``: runtime, device, lanes, threads, tf32.
+        say: gets each line for the user.
+        progress: show bars on standard error.
+
+    Returns:
+        the path of report.html; numbers.json and the pictures lie beside it.
+
+    Raises:
+        InputError: an argument out of its range, bad data, or a generator with another prior.
+        BundleError: a bundle that is missing or damaged.
+        OutputError: the folder cannot be written to.
+        DependencyError: torch, for training, or Matplotlib is missing.
+        KeyboardInterrupt: Ctrl-C; its text says how many runs are done. Called again with the same
+            arguments, it goes on.
+
+    Source: Lipton & Tripathi 2017; the authors' code for the learning rate, the number of updates,
+    and what counts as recovered.
+    """
+    request = Request(
+        folder=Path(folder),
+        data=data,
+        generators=generators,
+        configuration=configuration,
+        targets=targets,
+        steps=steps,
+        learning_rate=learning_rate,
+        seed=seed,
+        machine=machine or {},
+        say=say,
+        progress=progress,
+    )
+    check_plots()
+    open_folder(request.folder)
+    opened = obtain_generators(
+        request,
+        paper="Lipton & Tripathi",
+        configuration=lambda data: "lipton-32",
+        priors=(Uniform,),
+    )
+    held_out = HeldOut(request, needed=False)
+    experiments = [_Experiment(generator, request, held_out) for generator in opened]
+    plan = [planned for experiment in experiments for planned in experiment.plan]
+    runs = Runs(request.folder)
+    done = carry_out(plan, runs, seed=seed, say=say, progress=progress)
+    report = Report(request.folder, PAPER, settings=request.describe(), made=made_with(runs))
+    _tell_differences(report, request, experiments)
+    for experiment in experiments:
+        experiment.report(report, runs, done, alone=len(experiments) == 1)
+    return report.write()
+
+
+class _Experiment:
+    """Both tables and both figures on one generator."""
+
+    def __init__(self, generator: Generator, request: Request, held_out: HeldOut) -> None:
+        self.generator = generator
+        self.inverter = generator.inverter
+        self.request = request
+        self.recipes = {
+            clipping: clipping_recipe(
+                clipping,
+                request.steps,
+                request.learning_rate,
+                value_range=generator.manifest.value_range,
+            )
+            for clipping in CLIPPINGS
+        }
+        default = recipes.default(generator.manifest.prior)
+        self.default = default.replace(max_steps=min(default.max_steps, request.steps))
+        self.latents = self.inverter.sample(request.targets, seed=request.seed)
+        self.images = self.inverter.generate(self.latents)
+        self.unseen, self.unseen_source = self._unseen(held_out)
+        self.starts = min(max(request.targets // UNSEEN_IMAGES, 2), MOST_STARTS)
+        self.shown = min(SHOWN, request.targets)
+        self.noisy = min(max(request.targets // 5, 2), MOST_NOISY)
+        self.early = min(EARLY_UPDATES, max(request.steps // 2, 1))
+
+    @cached_property
+    def plan(self) -> list[Planned]:
+        """Return the runs, the paper's main result first."""
+        stochastic = self.recipes["stochastic"]
+        noisy = self._noisy_images()
+        return [
+            *(
+                self._planned(f"table-1-{clipping}", CLIPPINGS[clipping], self.images, recipe, True)
+                for clipping, recipe in self.recipes.items()
+            ),
+            self._planned("table-1-default", DEFAULT, self.images, self.default, True),
+            self._planned(
+                "figure-1-early",
+                f"stochastic clipping, {self.early} updates",
+                self.images[: self.shown],
+                stochastic.replace(max_steps=self.early),
+                True,
+            ),
+            *(
+                self._planned(
+                    f"table-2-{clipping}",
+                    f"unseen images, {CLIPPINGS[clipping].lower()}",
+                    np.repeat(self.unseen, self.starts, axis=0),
+                    recipe,
+                )
+                for clipping, recipe in self.recipes.items()
+            ),
+            *(
+                self._planned(
+                    f"figure-2-{clipping}", f"noise, {CLIPPINGS[clipping].lower()}", noisy, recipe
+                )
+                for clipping, recipe in self.recipes.items()
+            ),
+        ]
+
+    def _planned(
+        self, id: str, label: str, images: FloatArray, recipe: Recipe, known: bool = False
+    ) -> Planned:
+        return Planned(
+            id=f"{self.generator.key}-{id}",
+            label=f"{self.generator.title}: {label}",
+            inverter=self.inverter,
+            images=images,
+            recipe=recipe,
+            truth=self.latents[: len(images)] if known else None,
+        )
+
+    def _unseen(self, held_out: HeldOut) -> tuple[NDArray[Any], str]:
+        """Return images that the generator did not make, and what they are."""
+        manifest = self.generator.manifest
+        dataset = held_out.of(self.generator)
+        if dataset is None or len(dataset) < UNSEEN_IMAGES:
+            if self.request.data:
+                self.request.say(
+                    f"{self.generator.title}: no data with its data's name and {UNSEEN_IMAGES} "
+                    "test images was given; Table 2 takes means of two generated images"
+                )
+            pairs = self.inverter.generate(
+                self.inverter.sample(2 * UNSEEN_IMAGES, seed=self.request.seed + 1)
+            )
+            return (pairs[::2] + pairs[1::2]) / 2, "each the mean of two generated images"
+        chosen = np.sort(choose(dataset, UNSEEN_IMAGES, seed=self.request.seed))
+        images = to_range(dataset.images[chosen], manifest.value_range)
+        return images, f"test images of {dataset.name}"
+
+    def _noisy_images(self) -> FloatArray:
+        """Return some targets under noise of each variance, [variances * noisy, C, H, W]."""
+        value_range = self.generator.manifest.value_range
+        return np.concatenate(
+            [
+                evaluation.add_noise(
+                    self.images[: self.noisy],
+                    # The paper's variances are those of pixels in [-1, 1].
+                    variance * _pixel_scale(value_range) ** 2,
+                    seed=self.request.seed,
+                    value_range=value_range,
+                )
+                for variance in NOISE_VARIANCES
+            ]
+        )
+
+    def report(
+        self, report: Report, runs: Runs, done: Mapping[str, Inversion], *, alone: bool
+    ) -> None:
+        """Add the tables and figures; ``alone``: there is no other generator."""
+        about = "" if alone else f", {self.generator.title}"
+        self._add_runs(report, runs, done)
+        self._tell_result(report, about)
+        self._add_table_1(report, about)
+        self._add_table_2(report, about)
+        self._add_figure_1(report, done, about)
+        self._add_figure_2(report, about)
+
+    def _id(self, name: str) -> str:
+        return f"{self.generator.key}-{name}"
+
+    def _add_runs(self, report: Report, runs: Runs, done: Mapping[str, Inversion]) -> None:
+        """Give the report what its numbers are computed from."""
+        for planned in self.plan:
+            inversion = done[planned.id]
+            arrays: dict[str, Any] = {"image_error": inversion.loss}
+            if planned.truth is not None:
+                assert inversion.nearest is not None
+                arrays["latent_error"] = evaluation.latent_error(planned.truth, inversion.latents)
+                arrays["nearest"] = inversion.nearest
+            latents = inversion.latents.reshape(len(inversion), -1)
+            if planned.id.startswith(self._id("table-2")):
+                for image, rows in enumerate(self._blocks(UNSEEN_IMAGES, self.starts)):
+                    arrays[f"latents of image {image + 1}"] = latents[rows]
+            if planned.id.startswith(self._id("figure-2")):
+                truth = self.latents[: self.noisy]
+                blocks = self._blocks(len(NOISE_VARIANCES), self.noisy)
+                for variance, rows in zip(NOISE_VARIANCES, blocks, strict=True):
+                    errors = evaluation.latent_error(truth, inversion.latents[rows])
+                    arrays[f"latent error at noise variance {variance:g}"] = errors
+            report.add_run(
+                planned.id,
+                planned.label,
+                recipe=inversion.recipe,
+                arrays=arrays,
+                facts=runs.facts(planned.id),
+            )
+        baseline = self.inverter.sample(self.starts, seed=self.request.seed + 2)
+        report.add_run(
+            self._id("table-2-baseline"),
+            f"{self.generator.title}: latents drawn from the prior",
+            arrays={"latents": baseline.reshape(self.starts, -1)},
+        )
+
+    @staticmethod
+    def _blocks(count: int, size: int) -> list[slice]:
+        return [slice(start, start + size) for start in range(0, count * size, size)]
+
+    def _recovered(self, report: Report, method: str, threshold: float, array: str) -> Cell:
+        published = None
+        # The authors' code counts at any update.
+        if method in TABLE_1 and array == "nearest":
+            published = TABLE_1[method][THRESHOLDS.index(threshold)]
+        return report.compute(
+            "recovery_rate",
+            errors=ref(self._id(f"table-1-{method}"), array),
+            threshold=threshold,
+            published=published,
+        )
+
+    def _tell_result(self, report: Report, about: str) -> None:
+        strictest = THRESHOLDS[0]
+        cells = {
+            method: self._recovered(report, method, strictest, "nearest")
+            for method in (*CLIPPINGS, "default")
+        }
+        cells["default_end"] = self._recovered(report, "default", strictest, "latent_error")
+        report.add_text(
+            self._id("result"),
+            f"Result{about}",
+            [
+                f"Of {self.request.targets} latents, the share that came within a mean squared "
+                f"error of {strictest:g} at some update: {{none:.1%}} with no clipping, "
+                "{standard:.1%} with standard and {stochastic:.1%} with stochastic clipping. "
+                "pyinv's default recipe: {default:.1%}, and {default_end:.1%} at its end."
+            ],
+            cells=cells,
+        )
+
+    def _add_table_1(self, report: Report, about: str) -> None:
+        group = "share recovered, latent error below"
+        columns = [
+            *(
+                Column(f"{threshold:g}", "{:.1f}", percent=True, group=group, best="highest")
+                for threshold in THRESHOLDS
+            ),
+            Column("mean latent error", "{:.3g}", best="lowest"),
+        ]
+        rows = []
+        for array, heading in (
+            ("nearest", "at any update, as the authors' code counts"),
+            ("latent_error", "after the last update"),
+        ):
+            for method, name in (*CLIPPINGS.items(), ("default", DEFAULT)):
+                shares = [self._recovered(report, method, one, array) for one in THRESHOLDS]
+                error = report.compute("mean", values=ref(self._id(f"table-1-{method}"), array))
+                rows.append(
+                    Row(name, [*shares, error], group=heading, emphasis=method == "stochastic")
+                )
+        report.add_table(
+            self._id("table-1"),
+            f"Table 1: Latents recovered{about}",
+            f"{self.request.targets} generated images, {self.request.steps:,} updates. The latent "
+            "error is the squared distance to the true latent over the number of its components. "
+            f"{DEFAULT} made {self.default.max_steps:,} updates at most and is not in the paper. "
+            "All methods start from the same latents.",
+            columns=columns,
+            rows=rows,
+            row_title="Method",
+        )
+
+    def _add_table_2(self, report: Report, about: str) -> None:
+        def spread(clipping: str, image: int) -> Cell:
+            latents = ref(self._id(f"table-2-{clipping}"), f"latents of image {image}")
+            return report.compute("pairwise_distance", latents=latents)
+
+        images = range(1, UNSEEN_IMAGES + 1)
+        cells = {
+            (clipping, image): spread(clipping, image) for clipping in CLIPPINGS for image in images
+        }
+        means: list[Cell | None] = [
+            report.compute(
+                "mean",
+                values=[cells[clipping, image] for image in images],
+                published=TABLE_2[clipping],
+            )
+            for clipping in CLIPPINGS
+        ]
+        baseline = report.compute(
+            "pairwise_distance",
+            latents=ref(self._id("table-2-baseline"), "latents"),
+            published=TABLE_2_BASELINE,
+        )
+        rows = [Row(f"mean of {UNSEEN_IMAGES} images", [*means, baseline], emphasis=True)]
+        rows += [
+            Row(f"image {image}", [*(cells[clipping, image] for clipping in CLIPPINGS), None])
+            for image in images
+        ]
+        columns = [
+            Column(title, "{:.6f}") for title in ("None", "Standard", "Stochastic", "Baseline")
+        ]
+        errors = {
+            clipping: report.compute(
+                "mean", values=ref(self._id(f"table-2-{clipping}"), "image_error")
+            )
+            for clipping in CLIPPINGS
+        }
+        report.add_table(
+            self._id("table-2"),
+            f"Table 2: Distance between latents recovered from one unseen image{about}",
+            "The average distance of two latents found for one image from different starts, over "
+            f"the number of components; {self.starts} starts an image. The images: "
+            f"{literal(self.unseen_source)}. The baseline is the distance of random latents. The "
+            "reconstructions' mean squared pixel error is {none:.3g} with no clipping, "
+            "{standard:.3g} with standard and {stochastic:.3g} with stochastic clipping.",
+            columns=columns,
+            rows=rows,
+            row_title="Image",
+            cells=errors,
+        )
+
+    def _add_figure_1(self, report: Report, done: Mapping[str, Inversion], about: str) -> None:
+        first = starting_latents(self.inverter, self.shown, seed=self.request.seed)
+        rows = {
+            "target": self.images[: self.shown],
+            "after initialisation": self.inverter.generate(first),
+            f"after {self.early} updates": done[self._id("figure-1-early")].images,
+            f"after {self.request.steps:,} updates": self.inverter.generate(
+                done[self._id("table-1-stochastic")].latents[: self.shown]
+            ),
+        }
+        path = report.folder / "figures" / f"{self._id('figure-1')}.png"
+        figures.image_rows(rows, path, value_range=self.generator.manifest.value_range)
+        report.add_figure(
+            self._id("figure-1"),
+            f"Figure 1: Reconstructions on the way{about}",
+            "Targets that the generator made, and the images of the latent that stochastic "
+            "clipping is at. The paper shows it after initialisation, 100 and 20,000 updates.",
+            path,
+            alt="Rows of images: targets, and their reconstructions at three moments of a run",
+        )
+
+    def _add_figure_2(self, report: Report, about: str) -> None:
+        cells = {
+            clipping: [
+                report.compute(
+                    "mean",
+                    values=ref(
+                        self._id(f"figure-2-{clipping}"),
+                        f"latent error at noise variance {variance:g}",
+                    ),
+                )
+                for variance in NOISE_VARIANCES
+            ]
+            for clipping in CLIPPINGS
+        }
+        path = report.folder / "figures" / f"{self._id('figure-2')}.png"
+        figures.curves(
+            [
+                figures.Line(name, NOISE_VARIANCES, [cell.value for cell in cells[clipping]])
+                for clipping, name in CLIPPINGS.items()
+            ],
+            path,
+            x_label="variance of the noise on a pixel",
+            y_label="mean latent error",
+            x_log=True,
+            y_log=True,
+        )
+        report.add_figure(
+            self._id("figure-2"),
+            f"Figure 2: Latent error under noise{about}",
+            f"Gaussian noise on {self.noisy} of the targets, which are then clipped to the "
+            "generator's value range, as in the authors' code. The paper has a plot without "
+            "numbers, on which the error grows in proportion to the noise and is lowest with "
+            "stochastic clipping.",
+            path,
+            alt="Mean latent error against the variance of the noise, a line a clipping",
+        )
+        report.add_table(
+            self._id("figure-2-numbers"),
+            f"The numbers of Figure 2{about}",
+            "Mean latent error at the end of the run.",
+            columns=[
+                Column(f"{variance:g}", "{:.3g}", group="variance of the noise", best="lowest")
+                for variance in NOISE_VARIANCES
+            ],
+            rows=[Row(name, cells[clipping]) for clipping, name in CLIPPINGS.items()],
+            row_title="Method",
+        )
+
+
+def starting_latents(inverter: Inverter, count: int, *, seed: int) -> FloatArray:
+    """Return the latents that ``invert`` starts its first targets from, with this seed."""
+    manifest = inverter.manifest
+    prior = json.dumps(manifest.prior.describe())
+    ids = np.arange(count, dtype=np.uint64)
+    latents: FloatArray = _core.draw_initial(prior, seed, ids, 0, manifest.latent_size)
+    return latents.reshape(count, *manifest.latent_shape)
+
+
+def _tell_differences(report: Report, request: Request, experiments: Sequence[_Experiment]) -> None:
+    (stage,) = experiments[0].recipes["stochastic"].stages
+    assert isinstance(stage.solver.schedule, StepDecay)
+    rate, halved = stage.solver.learning_rate, stage.solver.schedule.every
+    scale = _pixel_scale(experiments[0].generator.manifest.value_range)
+    flow = scale**2 * rate * sum(0.5 ** (step // halved) for step in range(request.steps))
+    theirs = PAPER_HALVED_AFTER + (PAPER_STEPS - PAPER_HALVED_AFTER) / 2
+    report.difference("Targets", "1,000 generated images", f"{request.targets:,} generated images")
+    report.difference("Updates", "100,000; 80,000 in the authors' code", f"{request.steps:,}")
+    report.difference(
+        "Learning rate",
+        "attenuated over time; in the authors' code 1.0, halved after 50,000 updates",
+        f"{rate:g}, halved after {halved:,} updates; all updates together go "
+        f"{100 * flow / theirs:.0f} % as far along the gradient",
+    )
+    report.difference(
+        "What counts as recovered",
+        "in the authors' code, a latent that came near enough at any update",
+        "both: at any update, and after the last one",
+    )
+    report.difference(
+        "Table 2",
+        "one unseen image, 1,000 latents",
+        f"{UNSEEN_IMAGES} images, {experiments[0].starts} latents each: "
+        + "; ".join(dict.fromkeys(one.unseen_source for one in experiments)),
+    )
+    report.difference(
+        "Figure 2", "number of images not given", f"{experiments[0].noisy} images a variance"
+    )
+    tell_shared_differences(
+        report,
+        [experiment.generator for experiment in experiments],
+        training="a DCGAN as re-implemented by Amos (2016); its data is not named",
+        image="not given",
+        batch_norm="in the authors' code, statistics of the batch, for target and estimate alike",
+        draws="TensorFlow's; one for each component that leaves the range",
+        seed=request.seed,
+    )

@@ -1,0 +1,106 @@
+"""A plan: the runs that a reproduction makes in turn, and what its user hears meanwhile."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyinv.inverter import Inverter
+from pyinv.papers.runs import Runs
+from pyinv.recipes import Recipe
+from pyinv.result import Inversion
+
+__all__ = ["Planned", "carry_out"]
+
+FloatArray = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Planned:
+    """One run: some targets, inverted by one recipe.
+
+    Args:
+        id: its name in the folder and in the report.
+        label: what people call it.
+        inverter: the generator's.
+        images: the targets, float32 [N, C, H, W] in the bundle's value range.
+        recipe: how.
+        truth: float32 [N, *latent_shape], the latents that made the targets; None when unknown.
+    """
+
+    id: str
+    label: str
+    inverter: Inverter
+    images: FloatArray
+    recipe: Recipe
+    truth: FloatArray | None = None
+
+    @property
+    def work(self) -> int:
+        """The most evaluations of the objective that the first attempts make."""
+        return len(self.images) * self.recipe.max_steps
+
+
+def carry_out(
+    plan: Sequence[Planned],
+    runs: Runs,
+    *,
+    seed: int,
+    say: Callable[[str], None],
+    progress: bool = False,
+) -> dict[str, Inversion]:
+    """Make every run that is not kept yet, in turn.
+
+    Args:
+        plan: the runs; no two have the same id.
+        runs: where finished runs are kept.
+        seed: of all random draws. Targets of the same row draw alike in every run.
+        say: gets a line before each run, and an estimate of the rest once one was timed.
+        progress: show a bar for the run in progress.
+
+    Returns:
+        the inversions by their runs' ids, in the plan's order.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; its text says how many runs are done and kept.
+    """
+    done: dict[str, Inversion] = {}
+    estimated = False
+    for number, planned in enumerate(plan, start=1):
+        say(f"run {number} of {len(plan)}: {planned.label}")
+        start = time.perf_counter()
+        try:
+            done[planned.id] = runs.run(
+                planned.id,
+                planned.inverter,
+                planned.images,
+                recipe=planned.recipe,
+                seed=seed,
+                truth=planned.truth,
+                progress=progress,
+            )
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"{len(done)} of {len(plan)} runs are done; the same command goes on"
+            ) from None
+        elapsed = time.perf_counter() - start
+        ahead = sum(other.work for other in plan[number:])
+        if planned.id in runs.read_back:
+            say("  done before")
+        elif ahead and not estimated:
+            say(f"  {duration(elapsed / planned.work * ahead)} to go, if the others are as fast")
+            estimated = True
+    return done
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as people say it."""
+    if seconds < 90:
+        return f"about {max(round(seconds), 1)} s"
+    if seconds < 90 * 60:
+        return f"about {round(seconds / 60)} minutes"
+    return f"about {seconds / 3600:.1f} hours"

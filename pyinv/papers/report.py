@@ -1,0 +1,661 @@
+"""A paper's report: what was run, tables of our figures beside the published ones, and pictures.
+
+All of a report is plain data, numbers.json. The page, report.html, is a function of that data and
+of the PNG files that it names. Every figure of ours in its tables and texts is a ``Cell``: it
+carries the function of ``pyinv.evaluation`` and the arguments that gave it, so that ``recompute``
+can compute it again from the file alone.
+
+An array is written as its dtype and nested lists of numbers, the shortest that read back as the
+same floats. JSON has no NaN and no infinity: what is not finite is written as null, and null reads
+as NaN. Cells are computed from the arrays as they read back, so that this changes no number later.
+"""
+
+from __future__ import annotations
+
+import inspect
+import io
+import json
+import math
+import os
+import re
+import shutil
+import string
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyinv.errors import InputError
+from pyinv.outputs import OutputFile
+from pyinv.papers.folder import open_folder
+from pyinv.papers.page import PAGE_IDS, render
+
+__all__ = [
+    "Cell",
+    "Column",
+    "Paper",
+    "Ref",
+    "Report",
+    "Row",
+    "check",
+    "literal",
+    "recompute",
+    "ref",
+]
+
+FORMAT = "pyinv-report"
+FORMAT_VERSION = 1
+NUMBERS = "numbers.json"
+PAGE = "report.html"
+
+
+@dataclass(frozen=True)
+class Paper:
+    """The paper that a report reproduces.
+
+    Args:
+        name: what `pyinv reproduce` calls it.
+        title: the paper's.
+        authors: as the paper prints them, in one text.
+        year: of publication.
+        venue: where it was published.
+        link: its address on the web, or an identifier such as "arXiv:1611.05644".
+    """
+
+    name: str
+    title: str
+    authors: str
+    year: int
+    venue: str
+    link: str = ""
+
+
+@dataclass(frozen=True)
+class Ref:
+    """An array of a run, as an argument of ``Report.compute``; made by ``ref``."""
+
+    run: str
+    array: str
+
+
+def ref(run_id: str, array_name: str) -> Ref:
+    """Return an argument that stands for an array of a run.
+
+    Args:
+        run_id: the run's, as given to ``Report.add_run``.
+        array_name: one of that run's arrays.
+    """
+    return Ref(run_id, array_name)
+
+
+def literal(text: str) -> str:
+    """Return a text that a caption or paragraph shows as it is, braces and all."""
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of a report and where it comes from; made by ``Report.compute``.
+
+    Args:
+        value: our figure; NaN where there is none.
+        function: the name of the function of ``pyinv.evaluation`` that gave it.
+        arguments: its keyword arguments as JSON values; an array is ``{"run": ..., "array": ...}``.
+        published: the paper's figure, a number in the same unit or a text to be shown as it is.
+        note: a footnote.
+    """
+
+    value: float
+    function: str
+    arguments: Mapping[str, Any]
+    published: float | str | None = None
+    note: str | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """Return this cell as JSON values."""
+        return {
+            "value": _plain(self.value),
+            "published": self.published,
+            "note": self.note,
+            "function": self.function,
+            "arguments": dict(self.arguments),
+        }
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Args:
+        title: its heading.
+        format: how ``str.format`` writes its numbers; None is "{:.3f}", and "{:.0f}" for percent.
+        percent: its numbers, ours and the published ones, are shares that are shown in percent.
+        group: a heading over this column and its neighbours of the same group.
+        best: "lowest" or "highest": the best of our figures is marked; None marks none.
+    """
+
+    title: str
+    format: str | None = None
+    percent: bool = False
+    group: str = ""
+    best: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.best not in (None, "lowest", "highest"):
+            raise InputError(f'best must be "lowest", "highest" or None, got {self.best!r}')
+        if self.format is None:
+            object.__setattr__(self, "format", "{:.0f}" if self.percent else "{:.3f}")
+        try:
+            str(self.format).format(1.5)
+        except (ValueError, IndexError, KeyError):
+            raise InputError(
+                f'format must be a text for str.format such as "{{:.3f}}", got {self.format!r}'
+            ) from None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table.
+
+    Args:
+        label: its heading.
+        cells: one a column; None where there is nothing to state.
+        emphasis: whether it stands out.
+        group: a heading over this row and its neighbours of the same group.
+    """
+
+    label: str
+    cells: Sequence[Cell | None]
+    emphasis: bool = False
+    group: str = ""
+
+
+@dataclass
+class Report:
+    """What was run for a paper and what came of it, in the order in which it is added.
+
+    Args:
+        folder: where ``write`` puts numbers.json and report.html; made if it is not there.
+        paper: the paper.
+        settings: what was asked for: targets, steps, seed, generators, data and so on.
+        made: what it was made with: device, versions and so on.
+
+    Raises:
+        OutputError: the folder cannot be made or written to.
+    """
+
+    folder: Path
+    paper: Paper
+    settings: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
+    made: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
+
+    def __post_init__(self) -> None:
+        self.folder = open_folder(self.folder)
+        self._differences: list[dict[str, str]] = []
+        self._runs: dict[str, dict[str, Any]] = {}
+        self._content: list[dict[str, Any]] = []
+        self._arrays = _Arrays(self._runs)
+
+    def difference(self, what: str, paper: str, here: str) -> None:
+        """Add a row to "What differs from the paper".
+
+        Args:
+            what: the setting.
+            paper: what the paper has.
+            here: what this report has.
+        """
+        self._differences.append({"what": what, "paper": paper, "here": here})
+
+    def add_run(
+        self,
+        id: str,
+        label: str,
+        *,
+        recipe: Mapping[str, Any] | None = None,
+        arrays: Mapping[str, Any],
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Add the arrays that numbers are computed from, usually those of one inversion.
+
+        Args:
+            id: what ``ref`` calls it.
+            label: what people call it.
+            recipe: ``Inversion.recipe``, if it was one.
+            arrays: per-target arrays, of numbers or booleans and any shape. Values that are not
+                finite are kept as NaN.
+            facts: what else to tell of it; see ``Runs.facts``.
+
+        Raises:
+            InputError: a run of this name is there already, or an array of another type.
+        """
+        if id in self._runs:
+            raise InputError(f"run {id!r} is in the report already; give each run its own id")
+        self._runs[id] = {
+            "label": label,
+            "recipe": _plain(recipe),
+            "facts": _plain(facts or {}),
+            "arrays": {name: _describe_array(name, array) for name, array in arrays.items()},
+        }
+
+    def compute(
+        self,
+        function_name: str,
+        *,
+        published: float | str | None = None,
+        note: str | None = None,
+        **arguments: Any,
+    ) -> Cell:
+        """Return a number with its origin.
+
+        Args:
+            function_name: a function that ``pyinv.evaluation`` exports and that gives one number.
+            published: the paper's figure, in the same unit (a share for a percent column), or a
+                text to be shown as it is.
+            note: a footnote to the number.
+            arguments: the function's keyword arguments: ``ref(run_id, array_name)`` for an array
+                of a run, numbers, texts, other cells, and lists of these.
+
+        Raises:
+            InputError: no such function, run or array, or a result that is not one number.
+        """
+        described = {name: self._describe_argument(value) for name, value in arguments.items()}
+        value = _evaluate(function_name, described, self._arrays)
+        if isinstance(published, (np.floating, np.integer)):
+            published = published.item()
+        return Cell(value, function_name, described, published, note)
+
+    def add_table(
+        self,
+        id: str,
+        title: str,
+        caption: str,
+        *,
+        columns: Sequence[Column],
+        rows: Sequence[Row],
+        row_title: str = "",
+        cells: Mapping[str, Cell] | None = None,
+    ) -> None:
+        """Add a table of cells.
+
+        Args:
+            id: its anchor in the page.
+            title: "Table 1: what it shows" for a table of the paper; others get a letter.
+            caption: what one sees; ``{name}`` and ``{name:.3f}`` stand for ``cells``.
+            columns: the columns.
+            rows: the rows, with as many cells as there are columns.
+            row_title: the heading of the rows' labels.
+            cells: the numbers in the caption.
+
+        Raises:
+            InputError: an id that is taken, a row of another length, or a caption whose
+                placeholders are not in ``cells``.
+        """
+        for row in rows:
+            if len(row.cells) != len(columns):
+                raise InputError(
+                    f"table {id!r}: row {row.label!r} must have a cell for each of the "
+                    f"{len(columns)} columns, got {len(row.cells)}"
+                )
+        self._add(
+            "table",
+            id,
+            title,
+            caption=_check_text(caption, cells),
+            cells=_describe_cells(cells),
+            row_title=row_title,
+            columns=[asdict(column) for column in columns],
+            rows=[
+                {
+                    "label": row.label,
+                    "group": row.group,
+                    "emphasis": row.emphasis,
+                    "cells": [cell and cell.describe() for cell in row.cells],
+                }
+                for row in rows
+            ],
+        )
+
+    def add_figure(
+        self,
+        id: str,
+        title: str,
+        caption: str,
+        path_png: str | os.PathLike[str],
+        *,
+        alt: str,
+        cells: Mapping[str, Cell] | None = None,
+    ) -> None:
+        """Add a picture.
+
+        Args:
+            id: its anchor in the page.
+            title: "Figure 1: what it shows" for a figure of the paper; others get a letter.
+            caption: what one sees; ``{name}`` and ``{name:.3f}`` stand for ``cells``.
+            path_png: a PNG file inside the report's folder. It is shown at the size that its
+                resolution gives: one of 192 dots an inch, as those of ``pyinv.papers.figures``,
+                at half its size in pixels.
+            alt: what it shows, for those who cannot see it.
+            cells: the numbers in the caption.
+
+        Raises:
+            InputError: an id that is taken, a file that is not a PNG inside the folder, or a
+                caption whose placeholders are not in ``cells``.
+        """
+        self._add(
+            "figure",
+            id,
+            title,
+            caption=_check_text(caption, cells),
+            cells=_describe_cells(cells),
+            path=self._picture(path_png),
+            alt=alt,
+        )
+
+    def add_text(
+        self,
+        id: str,
+        title: str,
+        paragraphs: Sequence[str],
+        *,
+        cells: Mapping[str, Cell] | None = None,
+    ) -> None:
+        """Add a section of text.
+
+        Args:
+            id: its anchor in the page.
+            title: its heading.
+            paragraphs: texts in which ``{name}`` and ``{name:.3f}`` stand for ``cells``.
+            cells: the numbers in the paragraphs.
+
+        Raises:
+            InputError: an id that is taken, or placeholders that are not in ``cells``.
+        """
+        if isinstance(paragraphs, str):
+            paragraphs = [paragraphs]
+        self._add(
+            "text",
+            id,
+            title,
+            paragraphs=[_check_text(text, cells) for text in paragraphs],
+            cells=_describe_cells(cells),
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Return the content of numbers.json."""
+        return {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "paper": asdict(self.paper),
+            "settings": _plain(self.settings),
+            "made": _plain(self.made),
+            "differences": self._differences,
+            "content": self._content,
+            "runs": self._runs,
+        }
+
+    def write(self) -> Path:
+        """Write numbers.json and report.html, each whole or not at all.
+
+        Returns:
+            the path of report.html.
+
+        Raises:
+            InputError: a picture is missing or damaged.
+            OutputError: the disk is full, or the files cannot be written.
+        """
+        described = self.describe()
+        text = dump(described)
+        page = render(json.loads(text), self.folder)
+        _write(self.folder / NUMBERS, text)
+        return _write(self.folder / PAGE, page)
+
+    def _add(self, kind: str, id: str, title: str, **described: Any) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", id):
+            raise InputError(
+                f"a part's id must be letters, digits, dots, hyphens and underscores, got {id!r}"
+            )
+        if id in PAGE_IDS or any(entry["id"] == id for entry in self._content):
+            raise InputError(f"{id!r} is in the report already; give each part its own id")
+        self._content.append({"kind": kind, "id": id, "title": title, **described})
+
+    def _picture(self, path: str | os.PathLike[str]) -> str:
+        picture = Path(path).resolve()
+        folder = self.folder.resolve()
+        if not picture.is_relative_to(folder):
+            raise InputError(f"{path}: expected a picture inside {self.folder}; write it there")
+        if not picture.is_file():
+            raise InputError(f"{path}: no such picture; draw it before it is added")
+        return picture.relative_to(folder).as_posix()
+
+    def _describe_argument(self, value: Any) -> Any:
+        if isinstance(value, Ref):
+            self._arrays.get(value.run, value.array)
+            return asdict(value)
+        if isinstance(value, np.ndarray) and value.ndim:
+            raise InputError(
+                "an array must belong to a run, so that it is in numbers.json; "
+                "add it with add_run and give ref(run_id, array_name)"
+            )
+        if isinstance(value, (list, tuple)):
+            return [self._describe_argument(item) for item in value]
+        return _plain(value)
+
+
+def recompute(numbers: Mapping[str, Any]) -> list[tuple[str, float, float]]:
+    """Compute every number of a report again.
+
+    Args:
+        numbers: the content of its numbers.json.
+
+    Returns:
+        (where, stated, recomputed) for every cell. A number that is null in the file is NaN.
+
+    Raises:
+        InputError: not the content of a report's numbers.json.
+    """
+    if not isinstance(numbers, Mapping) or numbers.get("format") != FORMAT:
+        raise InputError(f'not a report\'s numbers: expected "format": "{FORMAT}"')
+    if numbers.get("format_version") != FORMAT_VERSION:
+        raise InputError(
+            f"format_version is {numbers.get('format_version')!r} and this pyinv reads "
+            f"{FORMAT_VERSION}; install the pyinv that wrote the report, or write it again"
+        )
+    try:
+        arrays = _Arrays(numbers["runs"])
+        return [
+            (
+                where,
+                _number(cell["value"]),
+                _evaluate(cell["function"], cell["arguments"], arrays),
+            )
+            for entry in numbers["content"]
+            for where, cell in _cells(entry)
+        ]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"not a report's numbers: a wrong or missing entry ({error})") from None
+
+
+def check(numbers: Mapping[str, Any], *, tolerance: float = 1e-6) -> int:
+    """Compute every number of a report again and compare.
+
+    Args:
+        numbers: the content of its numbers.json.
+        tolerance: the largest relative difference that is rounding.
+
+    Returns:
+        how many numbers were compared.
+
+    Raises:
+        InputError: a number is not what its arrays give; or not a report's numbers.
+    """
+    compared = recompute(numbers)
+    for where, stated, recomputed in compared:
+        same = math.isclose(stated, recomputed, rel_tol=tolerance)
+        if not same and not (math.isnan(stated) and math.isnan(recomputed)):
+            raise InputError(
+                f"{where}: the report states {stated:.9g}, and its arrays give {recomputed:.9g}; "
+                "write the report again"
+            )
+    return len(compared)
+
+
+def _write(path: Path, text: str) -> Path:
+    content = io.BytesIO(text.encode())
+    with OutputFile(path) as output:
+        output.write(lambda file: shutil.copyfileobj(content, file))
+    return path
+
+
+def dump(described: Mapping[str, Any]) -> str:
+    """Return JSON text with one line for each thing that a person might look for."""
+    return _dump(described, "") + "\n"
+
+
+class _Arrays:
+    """The arrays of described runs, decoded once."""
+
+    def __init__(self, runs: Mapping[str, Any]) -> None:
+        self._runs = runs
+        self._decoded: dict[tuple[str, str], NDArray[Any]] = {}
+
+    def get(self, run: str, array: str) -> NDArray[Any]:
+        if (run, array) not in self._decoded:
+            if run not in self._runs:
+                known = ", ".join(self._runs) or "none"
+                raise InputError(f"no run {run!r} in the report; its runs are {known}")
+            held = self._runs[run]["arrays"]
+            if array not in held:
+                known = ", ".join(held) or "none"
+                raise InputError(f"run {run!r} has no array {array!r}; it has {known}")
+            decoded = np.asarray(held[array]["values"], dtype=held[array]["dtype"])
+            decoded.flags.writeable = False
+            self._decoded[run, array] = decoded
+        return self._decoded[run, array]
+
+
+def _evaluate(function_name: str, arguments: Mapping[str, Any], arrays: _Arrays) -> float:
+    """Call the function of pyinv.evaluation with described arguments."""
+    from pyinv import evaluation
+
+    if function_name not in evaluation.__all__:
+        known = ", ".join(
+            name for name in evaluation.__all__ if inspect.isfunction(getattr(evaluation, name))
+        )
+        raise InputError(f"pyinv.evaluation has no function {function_name!r}; it has {known}")
+
+    def decode(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            if "run" in value:
+                return arrays.get(value["run"], value["array"])
+            return _evaluate(value["function"], value["arguments"], arrays)
+        if isinstance(value, list):
+            return [decode(item) for item in value]
+        return value
+
+    function = getattr(evaluation, function_name)
+    result = np.asarray(function(**{name: decode(value) for name, value in arguments.items()}))
+    if result.ndim or result.dtype.kind not in "fiub":
+        raise InputError(
+            f"{function_name} must give one number for a cell, got {result.dtype} "
+            f"{list(result.shape)}; add its result to a run and take a mean of that"
+        )
+    value = float(result)
+    return value if math.isfinite(value) else math.nan
+
+
+def _cells(entry: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield every cell of a part of the report, with where it is."""
+    for name, cell in entry["cells"].items():
+        yield f"{entry['id']}, {{{name}}}", cell
+    for row in entry.get("rows", ()):
+        for column, cell in zip(entry["columns"], row["cells"], strict=True):
+            if cell is not None:
+                labels = (row["group"], row["label"], column["group"], column["title"])
+                yield ", ".join([entry["id"], *filter(None, labels)]), cell
+
+
+def _check_text(text: str, cells: Mapping[str, Cell] | None) -> str:
+    """Return the text once each of its placeholders is known to have a cell."""
+    known = cells or {}
+    try:
+        for _, name, spec, conversion in string.Formatter().parse(text):
+            if name is None:
+                continue
+            if name not in known:
+                raise InputError(
+                    f"a text has {{{name}}}, which must be one of its cells: "
+                    f"{', '.join(known) or 'none'} (a brace itself is written twice); got {text!r}"
+                )
+            if conversion:
+                raise ValueError("a conversion with !")
+            format(0.5, spec or "")
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"a text has a wrong placeholder ({error}); got {text!r}") from None
+    return text
+
+
+def _describe_cells(cells: Mapping[str, Cell] | None) -> dict[str, Any]:
+    return {name: cell.describe() for name, cell in (cells or {}).items()}
+
+
+def _describe_array(name: str, values: Any) -> dict[str, Any]:
+    array = np.asarray(values)
+    if array.dtype.kind not in "fiub" or array.ndim == 0:
+        raise InputError(
+            f"array {name!r} must hold numbers, one or more a target; got {array.dtype} "
+            f"{list(array.shape)}"
+        )
+    return {"dtype": array.dtype.name, "values": _shortest(array)}
+
+
+def _shortest(array: NDArray[Any]) -> Any:
+    """Return nested lists of numbers, whose text is the shortest that reads back the same."""
+    if array.dtype.kind != "f":
+        return array.tolist()
+    finite = np.where(np.isfinite(array), array, np.zeros_like(array))
+    values = finite.astype(np.float64)
+    if array.dtype.itemsize < 8:
+        short = np.array([float(str(value)) for value in finite.ravel()]).reshape(array.shape)
+        # Reading rounds twice, to double and to float, which could in theory miss.
+        values = np.where(short.astype(array.dtype) == finite, short, values)
+    lists = values.astype(object)
+    lists[~np.isfinite(array)] = None
+    return lists.tolist()
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON values: cells and arrays described, NaN and infinity as None."""
+    if isinstance(value, Cell):
+        return value.describe()
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return _shortest(value) if value.ndim else _plain(value.item())
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = float(str(value)) if isinstance(value, np.floating) else value.item()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    return str(value)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _dump(value: Any, indent: str) -> str:
+    deeper = indent + " "
+    if isinstance(value, Mapping) and any(isinstance(v, (Mapping, list)) for v in value.values()):
+        items = [f"{deeper}{json.dumps(k)}: {_dump(v, deeper)}" for k, v in value.items()]
+        return "{\n" + ",\n".join(items) + f"\n{indent}}}"
+    if isinstance(value, list) and any(isinstance(item, (Mapping, list)) for item in value):
+        return "[\n" + ",\n".join(deeper + _dump(v, deeper) for v in value) + f"\n{indent}]"
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)

@@ -1,0 +1,97 @@
+"""What a reproduction is asked for: the same for every paper, and checked before any work."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from pyinv.arrays import whole_number
+from pyinv.errors import DependencyError, InputError
+
+__all__ = ["Request", "check_plots", "silent"]
+
+Paths = Sequence[str | os.PathLike[str]]
+
+
+def check_plots() -> None:
+    """Raise DependencyError where a report's curves could not be drawn at its end."""
+    if find_spec("matplotlib") is None:
+        raise DependencyError("this report's curves need matplotlib: pip install 'pyinv[demo]'")
+
+
+def silent(text: str) -> None:
+    """Say nothing."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a reproduction is asked for.
+
+    Args:
+        folder: where the report, its pictures and the finished runs go; made if it is not there.
+        data: paths of data sets, see ``pyinv.datasets``.
+        generators: bundles or folders that ``pyinv train`` wrote; none trains the paper's own.
+        configuration: name of the training configuration to use instead of the paper's.
+        targets: images a method inverts, at least 2.
+        steps: updates a method makes, at least 1.
+        learning_rate: of the paper's method, above 0; None takes the reproduction's.
+        seed: of all random draws, 0 to 2^63 - 1.
+        machine: arguments of ``Inverter``: runtime, device, lanes, threads, tf32.
+        say: gets each line for the user.
+        progress: show bars on standard error.
+
+    Raises:
+        InputError: a value out of its range.
+    """
+
+    folder: Path
+    data: Paths = ()
+    generators: Paths = ()
+    configuration: str | None = None
+    targets: int = 100
+    steps: int = 1000
+    learning_rate: float | None = None
+    seed: int = 0
+    machine: Mapping[str, Any] = field(default_factory=dict)
+    say: Callable[[str], None] = silent
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", Path(self.folder))
+        for name in ("data", "generators"):
+            paths = getattr(self, name)
+            if isinstance(paths, (str, os.PathLike)):
+                paths = (paths,)
+            object.__setattr__(self, name, tuple(paths))
+        whole_number("targets", self.targets, at_least=2)
+        whole_number("steps", self.steps, at_least=1, at_most=2**32 - 1)
+        # Some draws take the seed after this one.
+        whole_number("seed", self.seed, at_least=0, at_most=2**63 - 1)
+        rate = self.learning_rate
+        if rate is not None and not (math.isfinite(rate) and rate > 0):
+            raise InputError(f"learning_rate must be a finite number > 0, got {rate!r}")
+        if not self.data and not self.generators:
+            raise InputError(
+                "neither data nor a generator was given: give a generator's bundle (--generator), "
+                "or data to train one on (--data), or both"
+            )
+
+    def describe(self) -> dict[str, Any]:
+        """Return the settings as a report has them, JSON values only.
+
+        The machine's are told of each run, which may have been made on another.
+        """
+        return {
+            "data": [Path(path).name for path in self.data],
+            "generators": [Path(path).name for path in self.generators],
+            "configuration": self.configuration,
+            "targets": self.targets,
+            "steps": self.steps,
+            "learning_rate": self.learning_rate,
+            "seed": self.seed,
+        }

@@ -1,0 +1,267 @@
+"""Inversions that are kept on disk, so that a long reproduction can be stopped and gone on with."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import re
+import time
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+import pyinv
+from pyinv import runtimes
+from pyinv.arrays import as_numpy
+from pyinv.errors import InputError, OutputError
+from pyinv.inverter import Inverter
+from pyinv.outputs import OutputFile
+from pyinv.papers.folder import open_folder
+from pyinv.recipes import Recipe
+from pyinv.result import Inversion, Status
+
+__all__ = ["Runs"]
+
+RUNTIMES = {"onnx": "ONNX Runtime", "torchscript": "TorchScript of"}
+
+Progress = Callable[[dict[str, Any]], None]
+
+
+class Runs:
+    """The inversions of one reproduction, each kept as ``folder/runs/<id>.npz`` once it is done.
+
+    A run that is asked for again with the same settings is read back. Its settings are the recipe,
+    the seed, the images, the bundle's files and whatever else the draws and the results depend on.
+    A run with other settings, or whose file is damaged, runs again and replaces the file.
+
+    Of a run that was stopped or failed, the targets that were done are kept in
+    ``folder/runs/<id>.npz.part``, and the next call inverts the others: a target's result depends
+    on its own number and not on when it runs. Where targets depend on one another, by batch-norm
+    statistics or a moment penalty, a run is kept whole or not at all.
+
+    Args:
+        folder: the reproduction's folder; made if it is not there.
+
+    Attributes:
+        read_back: the ids of those that were there already.
+
+    Raises:
+        OutputError: the folder cannot be made or written to.
+    """
+
+    def __init__(self, folder: Any) -> None:
+        self.folder = open_folder(Path(folder) / "runs")
+        self._fingerprints: dict[str, str] = {}
+        self._facts: dict[str, dict[str, Any]] = {}
+        self.read_back: set[str] = set()
+
+    def made_with(self) -> dict[str, Any]:
+        """Return the versions and machines of all runs that are done, each thing once."""
+        names = ("pyinv", "runtime", "device", "threads", "lanes")
+        return {
+            name: ", ".join(dict.fromkeys(str(facts[name]) for facts in self._facts.values()))
+            for name in names
+        }
+
+    def facts(self, id: str) -> dict[str, Any]:
+        """Return what a report tells of a run that is done, as JSON values.
+
+        Args:
+            id: the run's.
+
+        Returns:
+            bundle, targets, seed, lanes, runtime, device, threads, seconds, status (how many ended
+            with each), mean_steps, and pyinv (the version), as they were when it ran.
+
+        Raises:
+            InputError: no such run.
+        """
+        if id not in self._facts:
+            known = ", ".join(self._facts) or "none"
+            raise InputError(f"run {id!r} is not done; those done are {known}")
+        return dict(self._facts[id])
+
+    def run(
+        self,
+        id: str,
+        inverter: Inverter,
+        images: Any,
+        *,
+        recipe: Recipe,
+        seed: int,
+        truth: Any = None,
+        progress: bool | Progress | None = None,
+    ) -> Inversion:
+        """Return the inversion of these images: the kept one, or a new one, which is then kept.
+
+        Args:
+            id: letters, digits, dots, hyphens and underscores; its own for each run.
+            truth: the latents that made the images, where they are known.
+            inverter, images, recipe, seed, progress: as ``Inverter.invert`` has them.
+
+        Returns:
+            the Inversion, of all targets. Its images are made by ``inverter`` when first asked for.
+
+        Raises:
+            InputError: an id of other characters, or one that was run with other settings before.
+            KeyboardInterrupt: Ctrl-C. Finished runs stay, and this one's targets as said above.
+            OutputError: the run cannot be written.
+            All that ``Inverter.invert`` raises.
+        """
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", id):
+            raise InputError(
+                f"a run's id must be letters, digits, dots, hyphens and underscores, got {id!r}"
+            )
+        manifest = inverter.manifest
+        # With all that the run will have, so that its description tells it apart.
+        recipe = recipe.fit(manifest.prior)
+        images = as_numpy(images, "images", "floats [N, C, H, W]")
+        settings: dict[str, Any] = {
+            "recipe": recipe.describe(),
+            "seed": int(seed),
+            "trace_every": 0,  # kept runs have it in their fingerprint
+            "images": _hash(images),
+            "bundle": {name: record.sha256 for name, record in manifest.files.items()},
+            "prior": manifest.prior.describe(),
+            "batch_norm": manifest.batch_norm,
+        }
+        if truth is not None:
+            truth = as_numpy(truth, "truth", "numbers")
+            settings["truth"] = _hash(truth)
+        coupled = manifest.batch_norm == "batch" or recipe.couples
+        if coupled:
+            settings["lanes"] = inverter.lanes
+        fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        if self._fingerprints.setdefault(id, fingerprint) != fingerprint:
+            raise InputError(
+                f"run {id!r} was run with other settings before; give each run its own id"
+            )
+
+        path = self.folder / f"{id}.npz"
+        kept = _read(path, fingerprint, len(images))
+        if kept is not None and not kept[0].cancelled:
+            inversion, self._facts[id] = kept
+            self.read_back.add(id)
+        else:
+            part = path.with_name(f"{path.name}.part")
+            before = None if coupled else _read(part, fingerprint, len(images))
+            lacking = _lacks(before[0]) if before else np.ones(len(images), dtype=bool)
+            rows = np.flatnonzero(lacking)
+
+            def write(output: OutputFile, inversion: Inversion) -> dict[str, Any]:
+                seconds = time.perf_counter() - started + (before[1]["seconds"] if before else 0)
+                facts = _facts(inverter, inversion, seconds)
+                output.write(lambda file: _write(file, inversion, settings, fingerprint, facts))
+                return facts
+
+            # The draft is opened before the work, so that a folder gone bad is told at once.
+            with OutputFile(path) as output:
+                started = time.perf_counter()
+                stopped: BaseException | None = None
+                try:
+                    found = inverter.invert(
+                        images[rows],
+                        recipe=recipe,
+                        seed=seed,
+                        target_ids=rows,
+                        truth=None if truth is None else truth[rows],
+                        progress=progress,
+                    )
+                    if found.cancelled:
+                        stopped = KeyboardInterrupt()
+                except Exception as error:
+                    if getattr(error, "inversion", None) is None:
+                        raise
+                    stopped, found = error, error.inversion  # type: ignore[attr-defined]
+                inversion = _joined(before[0] if before else None, found)
+                if not inversion.cancelled:
+                    self._facts[id] = write(output, inversion)
+                    part.unlink(missing_ok=True)
+                elif not coupled and not _lacks(inversion).all():
+                    # Of two errors, the one that stopped the run is told.
+                    failed = not isinstance(stopped, KeyboardInterrupt)
+                    with contextlib.suppress(*[OutputError] * failed), OutputFile(part) as output:
+                        write(output, inversion)
+                if stopped is not None:
+                    raise stopped
+        latents = inversion.latents
+        return replace(inversion, _images=lambda: inverter.generate(latents))
+
+
+def _lacks(inversion: Inversion) -> NDArray[np.bool_]:
+    """Return which targets are not done."""
+    lacks: NDArray[np.bool_] = inversion.status == Status.CANCELLED
+    return lacks
+
+
+def _joined(before: Inversion | None, found: Inversion) -> Inversion:
+    """Return what was kept of a run with what was now found for the targets that it lacked."""
+    if before is None:
+        return replace(found, cancelled=bool(_lacks(found).any()))
+    joined = {}
+    for name in ("latents", "loss", "status", "steps", "attempts", "nearest"):
+        if getattr(before, name) is not None:
+            joined[name] = getattr(before, name).copy()
+            joined[name][_lacks(before)] = getattr(found, name)
+    return replace(before, **joined, cancelled=bool(_lacks(found).any()))
+
+
+def _hash(array: NDArray[Any]) -> str:
+    digest = hashlib.sha256(f"{array.dtype.str} {array.shape} ".encode())
+    digest.update(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
+    return digest.hexdigest()
+
+
+def _facts(inverter: Inverter, inversion: Inversion, seconds: float) -> dict[str, Any]:
+    return {
+        "bundle": inverter.manifest.name or inverter.bundle.path.name,
+        "batch_norm": inverter.manifest.batch_norm,
+        "targets": len(inversion),
+        "seed": inversion.seed,
+        "runtime": f"{RUNTIMES[inverter.runtime]} {runtimes.load(inverter.runtime)}",
+        "device": inverter.device,
+        "threads": inverter.threads,
+        "lanes": inverter.lanes,
+        "seconds": round(seconds, 2),
+        "status": {name: count for name, count in inversion.counts().items() if count},
+        "mean_steps": float(np.mean(inversion.steps)),
+        "pyinv": pyinv.__version__,
+    }
+
+
+def _write(
+    file: BinaryIO,
+    inversion: Inversion,
+    settings: dict[str, Any],
+    fingerprint: str,
+    facts: dict[str, Any],
+) -> None:
+    """Write what ``Inversion.load`` reads, with one more text in it: the settings."""
+    archived = io.BytesIO()  # which can be read back, as adding to an archive needs
+    inversion.save(archived, images=False)
+    text = json.dumps({"fingerprint": fingerprint, "settings": settings, "facts": facts})
+    with zipfile.ZipFile(archived, "a") as archive, archive.open("settings.npy", "w") as member:
+        np.lib.format.write_array(member, np.asarray(text), allow_pickle=False)
+    file.write(archived.getbuffer())
+
+
+def _read(path: Path, fingerprint: str, count: int) -> tuple[Inversion, dict[str, Any]] | None:
+    """Return what was kept of a run and its facts; None where there is none of these settings."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            kept = json.loads(str(file["settings"]))
+        if kept["fingerprint"] != fingerprint:
+            return None
+        inversion = Inversion.load(path)
+        if len(inversion) != count:
+            return None
+        return inversion, dict(kept["facts"])
+    except Exception:  # whatever is wrong with a kept run, running it again mends it
+        return None

@@ -1,0 +1,221 @@
+"""A generator and a discriminator in training: one iteration, and the state between two."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pyinv.models import get_model
+from pyinv.training.configurations import GanConfiguration
+from pyinv.training.draws import Purpose, draw_labels, draw_latents, random
+
+__all__ = ["Adversaries"]
+
+GRID_IMAGES = 64
+# Generated batches whose mean statistics become those of the sampler's batch norm.
+STATISTICS_BATCHES = 32
+# Radford et al. 2016, section 3, says it of weights; that batch norm's factors are spread as much
+# is from PyTorch's example of a DCGAN.
+WEIGHT_STD = 0.02
+
+
+class Adversaries:
+    """Both networks, their solvers, and the average over the generator's weights.
+
+    Args:
+        configuration: the settings.
+        pixels: uint8 [N, C, H, W], what the discriminator learns to tell from generated images.
+        device: where to compute.
+
+    Attributes:
+        iteration: how many are done.
+        whole: False in the middle of an iteration, when nothing of this is worth keeping.
+        losses: the discriminator's and the generator's of each iteration, before its update.
+    """
+
+    def __init__(
+        self, configuration: GanConfiguration, pixels: NDArray[np.uint8], device: torch.device
+    ) -> None:
+        self.configuration = configuration
+        self.iteration = 0
+        self.whole = True
+        self.losses: list[tuple[float, float]] = []
+        self._pixels = pixels
+        self._device = device
+        self._order: tuple[int, NDArray[np.int64]] | None = None
+        model = get_model(configuration.model)
+        self.value_range = model.value_range
+        # Making a layer draws weights from PyTorch's own random state, which is the caller's.
+        with torch.random.fork_rng(devices=[]):
+            generator = model.generator(
+                configuration.latent_size, configuration.image_shape, **configuration.options
+            )
+            discriminator = model.discriminator(configuration.image_shape, **configuration.options)
+        _draw_weights(generator, random(configuration.seed, Purpose.GENERATOR))
+        _draw_weights(discriminator, random(configuration.seed, Purpose.DISCRIMINATOR))
+        self.networks = {"generator": generator, "discriminator": discriminator}
+        for network in self.networks.values():
+            network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.solvers = {
+            name: torch.optim.Adam(
+                network.parameters(),
+                lr=configuration.learning_rate,
+                betas=(configuration.beta1, 0.999),
+                fused=True,
+            )
+            for name, network in self.networks.items()
+        }
+        if configuration.averaging:
+            self.networks["averaged"] = copy.deepcopy(generator)
+
+    def step(self) -> tuple[float, float]:
+        """Make one iteration; return the discriminator's and the generator's loss."""
+        self.whole = False
+        configuration, number = self.configuration, self.iteration
+        generator, discriminator = self.networks["generator"], self.networks["discriminator"]
+        size = configuration.batch_size
+        labels = random(configuration.seed, Purpose.LABELS, number)
+        real_labels = draw_labels(configuration.real_labels, size, labels).to(self._device)
+        fake_labels = draw_labels(configuration.fake_labels, size, labels).to(self._device)
+        real = self._real(number)
+        fake = generator(self._latents(Purpose.LATENTS, number))
+
+        loss = functional.binary_cross_entropy_with_logits
+        # Two batches and not one, so that batch norm sees real or generated images alone.
+        on_real = loss(discriminator(real), real_labels)
+        on_fake = loss(discriminator(fake.detach()), fake_labels)
+        discriminator_loss = on_real + on_fake
+        self._update("discriminator", discriminator_loss)
+
+        # The generator needs the gradient through the discriminator, not that of its weights.
+        discriminator.requires_grad_(False)
+        generator_loss = functional.softplus(-discriminator(fake)).mean()
+        self._update("generator", generator_loss)
+        discriminator.requires_grad_(True)
+        self._average(number)
+
+        losses = (discriminator_loss.item(), generator_loss.item())
+        self.losses.append(losses)
+        self.iteration += 1
+        self.whole = True
+        return losses
+
+    def sampler(self) -> nn.Module:
+        """Return a copy of the generator as it would be exported now, in eval mode.
+
+        Batch norm gets the mean statistics of generated batches: the running ones lag behind the
+        weights, and belong to no averaged weights at all.
+        """
+        networks = self.networks
+        sampler = copy.deepcopy(networks.get("averaged", networks["generator"]))
+        for module in sampler.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.reset_running_stats()
+                module.momentum = None  # every batch counts the same
+        sampler.train()
+        with torch.no_grad():
+            for number in range(STATISTICS_BATCHES):
+                sampler(self._latents(Purpose.STATISTICS, number))
+        return sampler.eval()
+
+    def samples(self) -> NDArray[np.float32]:
+        """Return the images of 64 latents, the same ones each time, [64, C, H, W]."""
+        configuration = self.configuration
+        source = random(configuration.seed, Purpose.SAMPLES)
+        latents = draw_latents(
+            configuration.prior, GRID_IMAGES, configuration.latent_size, source
+        ).to(self._device)
+        with torch.no_grad():
+            images: NDArray[np.float32] = self.sampler()(latents).cpu().numpy()
+        return images
+
+    @property
+    def finite(self) -> bool:
+        """Whether every loss of the last iteration and every weight is finite."""
+        return all(map(math.isfinite, self.losses[-1] if self.losses else ())) and all(
+            bool(torch.isfinite(tensor).all())
+            for network in self.networks.values()
+            for tensor in network.state_dict().values()
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Return everything that the next iteration depends on, and the losses so far."""
+        return {
+            "iteration": self.iteration,
+            "losses": torch.tensor(self.losses, dtype=torch.float64),
+            "networks": {name: network.state_dict() for name, network in self.networks.items()},
+            "solvers": {name: solver.state_dict() for name, solver in self.solvers.items()},
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take over what ``state`` returned, of the same configuration.
+
+        Raises:
+            AttributeError, KeyError, RuntimeError, TypeError, ValueError: it is no such state.
+        """
+        self.iteration = int(state["iteration"])
+        self.losses = [(pair[0], pair[1]) for pair in state["losses"].tolist()]
+        if len(self.losses) != self.iteration:
+            raise ValueError(f"{self.iteration} iterations with {len(self.losses)} losses")
+        for name, network in self.networks.items():
+            network.load_state_dict(state["networks"][name])
+        for name, solver in self.solvers.items():
+            solver.load_state_dict(state["solvers"][name])
+
+    def _update(self, name: str, loss: Tensor) -> None:
+        solver = self.solvers[name]
+        solver.zero_grad()
+        loss.backward()
+        solver.step()
+
+    def _average(self, number: int) -> None:
+        averaged = self.networks.get("averaged")
+        if averaged is None:
+            return
+        # The first weights are noise: the average begins short and grows to its full length.
+        decay = min(self.configuration.averaging, (1 + number) / (10 + number))
+        latest = self.networks["generator"].parameters()
+        with torch.no_grad():
+            for mean, now in zip(averaged.parameters(), latest, strict=True):
+                mean.lerp_(now, 1 - decay)
+
+    def _latents(self, purpose: Purpose, number: int) -> Tensor:
+        configuration = self.configuration
+        return draw_latents(
+            configuration.prior,
+            configuration.batch_size,
+            configuration.latent_size,
+            random(configuration.seed, purpose, number),
+        ).to(self._device)
+
+    def _real(self, number: int) -> Tensor:
+        """Return an iteration's real images: each once an epoch, what fills no batch left out."""
+        size = self.configuration.batch_size
+        epoch, batch = divmod(number, len(self._pixels) // size)
+        if self._order is None or self._order[0] != epoch:
+            source = random(self.configuration.seed, Purpose.ORDER, epoch)
+            self._order = (epoch, torch.randperm(len(self._pixels), generator=source).numpy())
+        chosen = self._pixels[self._order[1][batch * size : (batch + 1) * size]]
+        low, high = self.value_range
+        real = torch.from_numpy(chosen).to(self._device).float()
+        return (real * ((high - low) / 255) + low).contiguous(memory_format=torch.channels_last)
+
+
+def _draw_weights(network: nn.Module, source: torch.Generator) -> None:
+    with torch.no_grad():
+        for module in network.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                if name == "bias":
+                    parameter.zero_()
+                    continue
+                mean = 1.0 if isinstance(module, nn.modules.batchnorm._BatchNorm) else 0.0
+                drawn = torch.randn(parameter.shape, generator=source)
+                parameter.copy_(mean + WEIGHT_STD * drawn)

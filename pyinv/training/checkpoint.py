@@ -1,0 +1,68 @@
+"""Checkpoints: a training's state, on disk whole or not at all."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pyinv.errors import InputError
+from pyinv.outputs import write_whole
+
+__all__ = ["is_out_of_memory", "read_checkpoint", "write_checkpoint"]
+
+_FORMAT = 1
+
+
+def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a training's state: tensors, numbers and text in dicts and lists.
+
+    Raises:
+        OutputError: it cannot be written; the checkpoint before is still there.
+    """
+    # PyTorch turns the system's error (a full disk) into one of its own, so it gets no file.
+    buffer = io.BytesIO()
+    torch.save({"format": _FORMAT, **state}, buffer)
+    write_whole(path, buffer.getbuffer())
+
+
+def read_checkpoint(path: Path) -> dict[str, Any] | None:
+    """Return what ``write_checkpoint`` wrote, its tensors on the CPU; None without a file.
+
+    Raises:
+        InputError: no checkpoint, a damaged or unreadable one, or one that a later pyinv wrote.
+    """
+    # First the file: for damage, torch.load raises OSError too.
+    try:
+        content = io.BytesIO(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    try:
+        state = torch.load(content, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load documents none, and raises a dozen types for damage
+        if is_out_of_memory(error):
+            raise
+        state = None
+    if not isinstance(state, dict) or "format" not in state:
+        raise InputError(
+            f"{path}: damaged, or not a checkpoint; to train from the beginning, delete it or "
+            "overwrite the folder (--overwrite)"
+        )
+    if state["format"] != _FORMAT:
+        raise InputError(
+            f"{path}: format is {state['format']!r}, and this pyinv reads {_FORMAT}; "
+            "continue with the pyinv that wrote it"
+        )
+    return state
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is short, and nothing about what was read."""
+    # PyTorch has no type for it on a CPU.
+    short = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return short or "allocate memory" in str(error)

@@ -1,0 +1,259 @@
+"""A training's folder: what lies in it, and whose it is."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyinv.bundle import Bundle
+from pyinv.errors import BundleError, InputError, OutputError
+from pyinv.images import save_grid
+from pyinv.outputs import write_whole
+from pyinv.training.configurations import GanConfiguration
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["BUNDLES", "TrainingData", "TrainingFolder"]
+
+BUNDLES = {"eval": "generator.bundle", "batch": "generator-batch.bundle"}
+"""The bundles' names by their batch-norm mode."""
+
+# A training may become longer, and the others decide how it is called and exported.
+_FREE = ("iterations", "source", "name", "losses", "batch_norm")
+_CONFIGURATION = "configuration.json"
+_LOCK = ".lock"
+_MEND = "use another folder, or overwrite this one (--overwrite)"
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The images of a training, told from others.
+
+    Args:
+        name: what they are called.
+        images: how many.
+        sha256: of their pixels.
+    """
+
+    name: str
+    images: int
+    sha256: str
+
+
+class TrainingFolder:
+    """A folder for one training. Entering it makes it if it is not there, and keeps others out.
+
+    Args:
+        path: where.
+        configuration: the training's.
+        data: the training's.
+        overwrite: take away another training's files that lie there.
+
+    Raises:
+        InputError: when entered: it holds another training.
+        OutputError: when entered: it holds anything else, cannot be written to, or another
+            training runs in it.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        configuration: GanConfiguration,
+        data: TrainingData,
+        *,
+        overwrite: bool = False,
+    ) -> None:
+        self.path = path
+        self.configuration = configuration
+        self.data = data
+        self.checkpoint = path / "checkpoint.pt"
+        self.weights = path / "generator.pt"
+        self.bundles = {mode: path / BUNDLES[mode] for mode in configuration.batch_norm}
+        self._losses = path / "losses.csv"
+        self._samples = path / "samples"
+        self._overwrite = overwrite
+        self._lock: int | None = None
+
+    def __enter__(self) -> TrainingFolder:
+        path = self.path
+        if path.exists() and not path.is_dir():
+            raise OutputError(f"{path}: expected a folder, and this is a file")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            held = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
+            if held and not (path / _CONFIGURATION).is_file():
+                raise OutputError(
+                    f"{path}: holds files, and no training; give a folder that is new or empty"
+                )
+            self._keep_others_out()
+            if (path / _CONFIGURATION).is_file():
+                if self._overwrite:
+                    self._empty()
+                else:
+                    self._refuse_another()
+        except BaseException as error:
+            self._let_others_in()
+            if isinstance(error, OSError):
+                raise OutputError(f"{path}: cannot be written ({error.strerror})") from None
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._let_others_in()
+
+    def write_configuration(self) -> None:
+        """Say whose the folder is; raise OutputError when it cannot be written."""
+        content = {"configuration": self.configuration.describe(), "data": asdict(self.data)}
+        write_whole(self.path / _CONFIGURATION, (json.dumps(content, indent=2) + "\n").encode())
+
+    def write_losses(self, losses: list[tuple[float, float]]) -> None:
+        """Write losses.csv, a line an iteration; raise OutputError when that fails."""
+        # Nine digits tell every float32 from the next.
+        lines = [f"{row},{pair[0]:.9g},{pair[1]:.9g}\n" for row, pair in enumerate(losses, 1)]
+        header = "iteration,discriminator,generator\n"
+        write_whole(self._losses, "".join([header, *lines]).encode())
+
+    def write_samples(
+        self, images: NDArray[np.float32], value_range: tuple[float, float], iteration: int
+    ) -> Path:
+        """Write generated images into samples/ as one picture, and return its path.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        picture = io.BytesIO()
+        save_grid(images, picture, value_range, columns=8)
+        try:
+            self._samples.mkdir(exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{self._samples}: cannot be made ({error.strerror})") from None
+        path = self._samples / f"{iteration:08d}.png"
+        write_whole(path, picture.getbuffer())
+        return path
+
+    def refuse_lost_checkpoint(self) -> None:
+        """Raise InputError when a training was here that cannot go on without its checkpoint."""
+        if self.weights.exists() or self._losses.exists():
+            raise InputError(
+                f"{self.checkpoint}: missing, so this training cannot go on; put it back, or begin "
+                "anew (--overwrite)"
+            )
+
+    def refuse_another(
+        self, path: Path, configuration: GanConfiguration, data: TrainingData
+    ) -> None:
+        """Raise InputError that names the first field in which ``path`` is not this training's.
+
+        A training may become longer, and be exported in another way.
+        """
+        field = configuration.difference(self.configuration, ignore=_FREE)
+        if field is not None:
+            theirs, ours = getattr(configuration, field), getattr(self.configuration, field)
+            raise InputError(
+                f"{path}: from another training, whose {field} is {_text(theirs)} and not "
+                f"{_text(ours)}; {_MEND}"
+            )
+        if (data.images, data.sha256) != (self.data.images, self.data.sha256):
+            raise InputError(
+                f"{path}: from another training, whose data are {data.images} other images "
+                f"({data.name}) and not these {self.data.images} ({self.data.name}); {_MEND}"
+            )
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What the bundles say of where their generator comes from."""
+        return {
+            "configuration": self.configuration.describe(),
+            "data": self.data.name,
+            "images": self.data.images,
+            "iterations": self.configuration.iterations,
+        }
+
+    def missing(self) -> list[str]:
+        """Return the batch-norm modes whose bundle is not there, damaged or another training's.
+
+        All of them, if the weights are not there.
+        """
+        if not self.weights.is_file():
+            return list(self.bundles)
+        return [mode for mode, path in self.bundles.items() if not self._is_exported(path)]
+
+    def _is_exported(self, path: Path) -> bool:
+        try:
+            origin = Bundle.open(path).manifest.origin
+        except BundleError:
+            return False
+        return _decisive(origin) == _decisive(self.origin)
+
+    def _keep_others_out(self) -> None:
+        if fcntl is None:
+            return
+        # What takes no lock file takes no checkpoint either; and some file systems know no locks.
+        with contextlib.suppress(OSError):
+            self._lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                # The system gives it back when the process ends, however it ends.
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise OutputError(
+                    f"{self.path}: another training is running in this folder; wait for it, or "
+                    "use another folder"
+                ) from None
+
+    def _let_others_in(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _refuse_another(self) -> None:
+        path = self.path / _CONFIGURATION
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            configuration = GanConfiguration.from_description(content["configuration"])
+            data = TrainingData(**content["data"])
+        except (ValueError, KeyError, TypeError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"{path}: damaged ({reason}); {_MEND}") from None
+        self.refuse_another(path, configuration, data)
+
+    def _empty(self) -> None:
+        """Take away what a training wrote, and nothing else."""
+        bundles = [self.path / name for name in BUNDLES.values()]
+        for path in (self.checkpoint, self._losses, self.weights, self._samples, *bundles):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        # Last and in its place, so that the folder is known as a training's all the time.
+        self.write_configuration()
+
+
+def _decisive(origin: Mapping[str, Any]) -> list[Any]:
+    """Return what decides a bundle, and not what its settings and its data are called."""
+    settings = origin.get("configuration")
+    if isinstance(settings, Mapping):
+        settings = {name: value for name, value in settings.items() if name != "source"}
+    return [settings, origin.get("images"), origin.get("iterations")]
+
+
+def _text(value: Any) -> str:
+    return str(list(value)) if isinstance(value, tuple) else str(value)

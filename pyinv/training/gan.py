@@ -1,0 +1,372 @@
+"""Training a GAN: one loop for all configurations, which can be stopped and goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyinv.arrays import as_numpy, shape_text, whole_number
+from pyinv.cores import usable_cores
+from pyinv.errors import DependencyError, DeviceError, InputError, OutputError, RunError
+from pyinv.outputs import write_whole
+from pyinv.training.configurations import GanConfiguration
+from pyinv.training.progress import Progress, beside_bar, check_progress, iteration_reporter
+
+try:
+    import torch
+except ImportError:
+    raise DependencyError("training needs PyTorch: pip install 'pyinv[export]'") from None
+
+from pyinv.training.adversaries import Adversaries
+from pyinv.training.checkpoint import is_out_of_memory, read_checkpoint, write_checkpoint
+from pyinv.training.folder import TrainingData, TrainingFolder
+from pyinv.training.interrupt import Interrupt
+
+__all__ = ["TrainedGan", "check_device", "check_threads", "train_gan"]
+
+GRIDS = 10
+
+
+@dataclass(frozen=True)
+class TrainedGan:
+    """A finished training.
+
+    Attributes:
+        folder: what the training wrote.
+        configuration: what it was trained with.
+        bundles: the bundle of each batch-norm mode, "eval", "batch" or both.
+        weights: the exported generator's state dict, for ``pyinv.models``.
+    """
+
+    folder: Path
+    configuration: GanConfiguration
+    bundles: dict[str, Path]
+    weights: Path
+
+
+def train_gan(
+    configuration: GanConfiguration,
+    images: Any,
+    folder: str | os.PathLike[str],
+    *,
+    data_name: str,
+    device: str = "cpu",
+    threads: int | None = None,
+    progress: bool | Progress | None = None,
+    say: Callable[[str], None] | None = None,
+    overwrite: bool = False,
+    checkpoint_seconds: float = 60.0,
+) -> TrainedGan:
+    r"""Train a generator against a discriminator, and export it.
+
+    In each iteration the discriminator D and then the generator G make one step of Adam, on the
+    same latents z. D minimises the binary cross-entropy of its logits for real images x and for
+    G(z), against labels that are drawn for each image anew from the configuration's intervals. G
+    minimises :math:`-\log \sigma(D(G(z)))`, the loss that does not saturate (Goodfellow et al.
+    2014, section 3).
+
+    What is exported is the average over G's weights, if the configuration asks for one:
+    :math:`\bar w \leftarrow a_t \bar w + (1 - a_t) w` with :math:`a_t = \min(a, (1 + t) / (10 +
+    t))`; and with it the batch-norm statistics of generated batches, measured for these weights.
+
+    The folder then holds ``configuration.json``; ``checkpoint.pt``; ``losses.csv``; in
+    ``samples``, the images of 64 latents, after each tenth of the iterations; ``generator.pt``, the
+    exported state dict; ``generator.bundle`` and, if the configuration asks for batch statistics,
+    ``generator-batch.bundle``.
+
+    The same call on a folder that holds a part of the training goes on from its checkpoint, and
+    ends with the weights of a training that was never stopped: on a CPU to the last bit, where the
+    number of threads and PyTorch are the same, else to rounding, which training amplifies. When
+    checkpoints are written makes no difference. A finished folder is returned as it is.
+    ``iterations`` may be raised, to train longer. One training at a time can run in a folder.
+
+    Args:
+        configuration: the settings.
+        images: uint8 [N, C, H, W] of the configuration's ``image_shape``, N at least a batch.
+        folder: for everything that is written; made if it is not there.
+        data_name: what the images are, for the bundle's manifest.
+        device: "cpu", "cuda", "cuda:1" and so on. The bits of a run on a GPU are not promised.
+        threads: CPU threads; None for every core this process may use.
+        progress: None or False for silence, True for a bar on standard error, or a function that
+            gets {"iteration", "iterations", "discriminator_loss", "generator_loss", "seconds"}.
+        say: called with a line about each thing that is not an iteration; without ``progress``,
+            also with the losses and the time left whenever samples are written.
+        overwrite: begin anew in a folder that holds another training.
+        checkpoint_seconds: from one checkpoint to the next.
+
+    Raises:
+        InputError: wrong images; a folder with another training, or whose checkpoint is damaged or
+            missing.
+        OutputError: the folder is taken, by files or by a training that runs, or cannot be written
+            to. The last checkpoint is kept.
+        RunError: a loss or a weight is no longer finite. The last checkpoint is kept.
+        DeviceError: no such device.
+        KeyboardInterrupt: Ctrl-C, after the iteration under way and a checkpoint. A second Ctrl-C
+            does not wait.
+
+    Example:
+        >>> digits = load_dataset("mnist/", image_shape=(1, 28, 28))
+        >>> train_gan(CONFIGURATIONS["creswell"], digits.images, "digits", data_name="mnist")
+    """
+    pixels = _check_images(images, configuration)
+    where = check_device(device)
+    count = check_threads(threads)
+    check_progress(progress)
+    digest = hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest()
+    data = TrainingData(data_name, len(pixels), digest)
+    say = say or (lambda line: None)
+    with (
+        TrainingFolder(Path(folder), configuration, data, overwrite=overwrite) as opened,
+        _torch_threads(count),
+    ):
+        trained = TrainedGan(opened.path, configuration, opened.bundles, opened.weights)
+        if not opened.missing():
+            there = " and ".join(path.name for path in opened.bundles.values())
+            verb = "is" if len(opened.bundles) == 1 else "are"
+            say(
+                f"{opened.path}: all {configuration.iterations} iterations were done before; "
+                f"{there} {verb} there already"
+            )
+            return trained
+        state = read_checkpoint(opened.checkpoint)
+        if state is None:
+            opened.refuse_lost_checkpoint()
+        adversaries = Adversaries(configuration, pixels, where)
+        if state is not None:
+            _load(adversaries, state, opened)
+        opened.write_configuration()
+        if adversaries.iteration:
+            say(f"continuing after iteration {adversaries.iteration} of {configuration.iterations}")
+            # A crash may have come between the checkpoint and these.
+            opened.write_losses(adversaries.losses)
+        _run(adversaries, opened, progress, say, checkpoint_seconds)
+        _export(adversaries, opened, say)
+    return trained
+
+
+def _run(
+    adversaries: Adversaries,
+    folder: TrainingFolder,
+    progress: bool | Progress | None,
+    say: Callable[[str], None],
+    checkpoint_seconds: float,
+) -> None:
+    """Make the iterations that are left."""
+    iterations = adversaries.configuration.iterations
+    began = saved = adversaries.iteration
+    started = saved_at = time.monotonic()
+
+    def save() -> None:
+        nonlocal saved, saved_at
+        if saved == adversaries.iteration:
+            return
+        # A checkpoint that cannot be gone on from must not replace one that can.
+        if not adversaries.finite:
+            raise _diverged(adversaries, folder.checkpoint)
+        write_checkpoint(
+            folder.checkpoint,
+            {
+                "configuration": folder.configuration.describe(),
+                "data": asdict(folder.data),
+                **adversaries.state(),
+            },
+        )
+        folder.write_losses(adversaries.losses)
+        saved, saved_at = adversaries.iteration, time.monotonic()
+
+    def iterate(interrupt: Interrupt, report: Progress | None) -> None:
+        while adversaries.iteration < iterations:
+            losses = adversaries.step()
+            if not all(map(math.isfinite, losses)):
+                raise _diverged(adversaries, folder.checkpoint)
+            iteration = adversaries.iteration
+            if _grid_due(iteration, iterations):
+                picture = folder.write_samples(
+                    adversaries.samples(), adversaries.value_range, iteration
+                )
+                if report is None:
+                    left = (time.monotonic() - started) / (iteration - began)
+                    say(
+                        f"iteration {iteration} of {iterations}: losses: discriminator "
+                        f"{losses[0]:.2f}, generator {losses[1]:.2f}; "
+                        f"{_minutes(left * (iterations - iteration))} left; {picture}"
+                    )
+            if interrupt.asked:
+                raise KeyboardInterrupt
+            if report is not None:
+                report(
+                    {
+                        "iteration": iteration,
+                        "iterations": iterations,
+                        "discriminator_loss": losses[0],
+                        "generator_loss": losses[1],
+                        "seconds": time.monotonic() - started,
+                    }
+                )
+            if time.monotonic() - saved_at >= checkpoint_seconds:
+                save()
+
+    def note() -> None:
+        with beside_bar(progress):
+            say("stopping after this iteration")
+
+    reporter = iteration_reporter(progress, began, iterations)
+    try:
+        with Interrupt(note) as interrupt, reporter as report:
+            try:
+                iterate(interrupt, report)
+            except BaseException as error:
+                # What has diverged is of no use, and a full disk takes no other file either.
+                if adversaries.whole and not isinstance(error, RunError | OutputError):
+                    save()
+                raise
+            save()
+    except KeyboardInterrupt:
+        say(
+            f"the checkpoint holds {saved} of {iterations} iterations"
+            if saved
+            else "no checkpoint was written"
+        )
+        raise
+
+
+def _grid_due(iteration: int, iterations: int) -> bool:
+    """Whether another tenth of the iterations is done."""
+    return iteration * GRIDS // iterations > (iteration - 1) * GRIDS // iterations
+
+
+def _minutes(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _diverged(adversaries: Adversaries, checkpoint: Path) -> RunError:
+    kept = f"{checkpoint} is from before" if checkpoint.exists() else "no checkpoint was written"
+    return RunError(
+        f"the training has diverged: after iteration {adversaries.iteration} a loss or a weight is "
+        f"NaN or infinite; {kept}. Train with a lower learning rate (--learning-rate), or another "
+        "seed (--seed), in another folder"
+    )
+
+
+def _load(adversaries: Adversaries, state: dict[str, Any], folder: TrainingFolder) -> None:
+    """Take over a checkpoint, or say in one line why not."""
+    path = folder.checkpoint
+    with _damage_named(path):
+        theirs = GanConfiguration.from_description(state["configuration"])
+        trained_on = TrainingData(**state["data"])
+    folder.refuse_another(path, theirs, trained_on)
+    with _damage_named(path):
+        adversaries.load(state)
+    asked = folder.configuration.iterations
+    if adversaries.iteration > asked:
+        raise InputError(
+            f"{path}: {adversaries.iteration} iterations are done, got iterations={asked}; ask for "
+            f"{adversaries.iteration} or more, or use another folder"
+        )
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
+        what = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise InputError(
+            f"{path}: damaged ({what}); to train from the beginning, delete it or overwrite the "
+            "folder (--overwrite)"
+        ) from None
+
+
+def _export(adversaries: Adversaries, folder: TrainingFolder, say: Callable[[str], None]) -> None:
+    from pyinv.export import export
+
+    configuration = folder.configuration
+    sampler = adversaries.sampler().cpu()
+    sampler.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    content = io.BytesIO()
+    torch.save(sampler.state_dict(), content)
+    write_whole(folder.weights, content.getbuffer())
+    for mode in folder.missing():
+        say(f"exporting {folder.bundles[mode]}")
+        export(
+            sampler,
+            folder.bundles[mode],
+            latent_shape=(configuration.latent_size,),
+            prior=configuration.prior,
+            losses=configuration.losses,
+            value_range=adversaries.value_range,
+            batch_norm=mode,
+            name=configuration.name,
+            overwrite=True,
+            origin=folder.origin,
+        )
+        say(f"wrote {folder.bundles[mode]}")
+
+
+def _check_images(images: Any, configuration: GanConfiguration) -> NDArray[np.uint8]:
+    """Return the images to train on."""
+    shape = configuration.image_shape
+    wanted = f"uint8 [N, {shape_text(shape)}]"
+    array = as_numpy(images, "images", wanted)
+    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1:] != shape:
+        raise InputError(
+            f"images must be {wanted}, got {array.dtype} [{shape_text(array.shape)}]; "
+            "pyinv.datasets.load_dataset makes them so"
+        )
+    pixels: NDArray[np.uint8] = array[: configuration.training_images]
+    if len(pixels) < configuration.batch_size:
+        raise InputError(
+            f"images must fill a batch of {configuration.batch_size}, got {len(pixels)} to train "
+            "on; give more, or a smaller batch_size (--batch-size)"
+        )
+    return pixels
+
+
+def check_device(name: str) -> torch.device:
+    """Return the device of this name; raise DeviceError when there is none."""
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise DeviceError(f'device must be "cpu", "cuda" or "cuda:1" (a number), got {name!r}')
+    count = torch.cuda.device_count() if device.type == "cuda" else 0
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise DeviceError(
+            f'PyTorch sees {count} GPUs, got device={name!r}; use device="cpu"'
+            + (", or a lower number" if count else ", or a PyTorch with CUDA")
+        )
+    return device
+
+
+def check_threads(threads: int | None) -> int:
+    """Return the number of threads to use; raise InputError for no number of any."""
+    if threads is None:
+        return usable_cores()
+    return whole_number("threads", threads, at_least=1, or_else="None")
+
+
+@contextmanager
+def _torch_threads(count: int) -> Iterator[None]:
+    """PyTorch has one number of threads for the whole process, which is the caller's."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

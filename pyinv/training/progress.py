@@ -1,0 +1,73 @@
+"""What a training tells its user while it lasts."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib.util import find_spec
+from typing import Any
+
+from pyinv.errors import DependencyError, InputError
+
+__all__ = ["Progress", "beside_bar", "check_progress", "iteration_reporter"]
+
+Progress = Callable[[dict[str, Any]], None]
+
+
+def check_progress(progress: bool | Progress | None) -> None:
+    """See that ``iteration_reporter`` can do with it.
+
+    Raises:
+        InputError: not None, a bool or a function.
+        DependencyError: a bar was asked for and tqdm is missing.
+    """
+    if progress is True:
+        if find_spec("tqdm") is None:
+            raise DependencyError("progress=True needs tqdm: pip install tqdm")
+    elif progress is not None and progress is not False and not callable(progress):
+        raise InputError(f"progress must be None, True or a function, got {progress!r}")
+
+
+@contextmanager
+def iteration_reporter(
+    progress: bool | Progress | None, done: int, iterations: int
+) -> Iterator[Progress | None]:
+    """Give the function that is told of every iteration; a bar is closed at the end.
+
+    Args:
+        progress: None or False for silence, True for a bar on standard error, or a function.
+        done: iterations that an earlier run made.
+        iterations: how many there will be.
+
+    """
+    if progress is None or progress is False:
+        yield None
+        return
+    if progress is not True:
+        yield progress
+        return
+    from tqdm import tqdm
+
+    layout = "{percentage:3.0f}% |{bar:24}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+    with tqdm(total=iterations, initial=done, bar_format=layout, file=sys.stderr) as bar:
+
+        def report(now: dict[str, Any]) -> None:
+            bar.set_postfix_str(
+                f"losses: discriminator {now['discriminator_loss']:.2f}, "
+                f"generator {now['generator_loss']:.2f}",
+                refresh=False,
+            )
+            bar.update()
+
+        yield report
+
+
+def beside_bar(progress: bool | Progress | None) -> AbstractContextManager[None]:
+    """While this is entered, a line can be printed: a bar is taken away, and drawn again after."""
+    if progress is not True:
+        return nullcontext()
+    from tqdm import tqdm
+
+    mode: AbstractContextManager[None] = tqdm.external_write_mode(file=sys.stderr)
+    return mode

@@ -19,7 +19,7 @@ from tiny_bundle import write_tiny_bundle
 import pyinv
 from pyinv import demo, evaluation, recipes
 from pyinv.cli import main
-from pyinv.papers import PAPERS, creswell, egan, lipton
+from pyinv.papers import PAPERS, Request, creswell, egan, lipton
 from pyinv.papers.generators import Generator
 from pyinv.papers.report import check, recompute
 
@@ -86,11 +86,13 @@ def reports(bundles, mnist, tmp_path_factory) -> dict[str, Path]:
     }
     return {
         paper: PAPERS[paper](
-            tmp_path_factory.mktemp(paper),
-            targets=TARGETS,
-            steps=STEPS,
-            machine={"threads": 1, "lanes": 3},
-            **arguments[paper],
+            Request(
+                tmp_path_factory.mktemp(paper),
+                targets=TARGETS,
+                steps=STEPS,
+                machine={"threads": 1, "lanes": 3},
+                **arguments[paper],
+            )
         )
         for paper in PAPERS
     }
@@ -191,7 +193,9 @@ def test_lipton_counts_at_any_update_and_at_the_end(reports):
 
 def test_lipton_without_data_takes_means_of_two_images(bundles, tmp_path):
     report = lipton.reproduce(
-        tmp_path, generators=[bundles["uniform"]], targets=2, steps=2, machine={"threads": 1}
+        Request(
+            tmp_path, generators=[bundles["uniform"]], targets=2, steps=2, machine={"threads": 1}
+        )
     )
     assert "mean of two generated images" in part(numbers_of(report), "table-2")["caption"]
 
@@ -317,7 +321,9 @@ def test_paths_lie_about_the_priors_mean(tmp_path, monkeypatch):
 
     monkeypatch.setattr(pyinv.Inverter, "generate", generate)
     machine = {"threads": 1}
-    egan.reproduce(tmp_path / "out", generators=[bundle], targets=2, steps=1, machine=machine)
+    egan.reproduce(
+        Request(tmp_path / "out", generators=[bundle], targets=2, steps=1, machine=machine)
+    )
     linear, slerp, half, other = made[-4:]
     np.testing.assert_allclose(slerp[[0, -1]], linear[[0, -1]], rtol=1e-5)
     radii = np.linalg.norm((np.concatenate([half, other]) - 3).reshape(25, -1), axis=1)
@@ -389,12 +395,14 @@ def test_creswell_publishes_omniglot_beside_omniglot_alone(bundles, tmp_path):
     for name in ("omniglot", "omniglot {of} mine"):
         np.savez(tmp_path / f"{name}.npz", **arrays)
         report = creswell.reproduce(
-            tmp_path / "out",
-            data=[tmp_path / f"{name}.npz"],
-            generators=[bundles["uniform"], bundles["normal"]],
-            targets=2,
-            steps=1,
-            machine={"threads": 1},
+            Request(
+                tmp_path / "out",
+                data=[tmp_path / f"{name}.npz"],
+                generators=[bundles["uniform"], bundles["normal"]],
+                targets=2,
+                steps=1,
+                machine={"threads": 1},
+            )
         )
         tables = [one for one in numbers_of(report)["content"] if one["kind"] == "table"]
         rows[name] = [cell["published"] for cell in tables[0]["rows"][0]["cells"]]
@@ -405,12 +413,14 @@ def test_creswell_publishes_omniglot_beside_omniglot_alone(bundles, tmp_path):
 def test_generators_of_the_same_kind_are_told_apart(bundles, mnist, tmp_path):
     other = copy_bundle(tmp_path / "other.bundle", name="other", origin={"data": "faces"})
     report = creswell.reproduce(
-        tmp_path / "out",
-        data=[mnist],
-        generators=[bundles["uniform"], other],
-        targets=2,
-        steps=1,
-        machine={"threads": 1},
+        Request(
+            tmp_path / "out",
+            data=[mnist],
+            generators=[bundles["uniform"], other],
+            targets=2,
+            steps=1,
+            machine={"threads": 1},
+        )
     )
     numbers = numbers_of(report)
     first, second = part(numbers, "table-mnist")["rows"]
@@ -426,19 +436,23 @@ def test_creswell_matches_generators_to_their_data(bundles, mnist, tmp_path):
         np.savez(other, train_images=file["images"], test_images=file["images"][:8])
     with pytest.raises(pyinv.InputError, match="no data set that was given has that name"):
         creswell.reproduce(
-            tmp_path / "out",
-            data=[mnist, other],
-            generators=[bundles["normal"]],
-            targets=2,
-            steps=1,
+            Request(
+                tmp_path / "out",
+                data=[mnist, other],
+                generators=[bundles["normal"]],
+                targets=2,
+                steps=1,
+            )
         )
     report = creswell.reproduce(
-        tmp_path / "out",
-        data=[mnist, other],
-        generators=[bundles["trained"]],
-        targets=2,
-        steps=1,
-        machine={"threads": 1},
+        Request(
+            tmp_path / "out",
+            data=[mnist, other],
+            generators=[bundles["trained"]],
+            targets=2,
+            steps=1,
+            machine={"threads": 1},
+        )
     )
     assert part(numbers_of(report), "table-mnist")
 
@@ -611,18 +625,20 @@ def test_a_folder_that_is_a_file_is_told_at_once(capsys, command, tmp_path):
 def test_without_matplotlib_no_run_is_made(bundles, tmp_path, monkeypatch, paper):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(pyinv.DependencyError, match=r"pyinv\[demo\]"):
-        PAPERS[paper](tmp_path / "out", generators=[bundles["uniform"]])
+        PAPERS[paper](Request(tmp_path / "out", generators=[bundles["uniform"]]))
     assert not (tmp_path / "out").exists()
 
 
 def test_runs_that_fly_off_are_reported(bundles, tmp_path):
     report = lipton.reproduce(
-        tmp_path,
-        generators=[bundles["uniform"]],
-        targets=4,
-        steps=3,
-        learning_rate=3e38,
-        machine={"threads": 1},
+        Request(
+            tmp_path,
+            generators=[bundles["uniform"]],
+            targets=4,
+            steps=3,
+            learning_rate=3e38,
+            machine={"threads": 1},
+        )
     )
     numbers = numbers_of(report)
     check(numbers)
@@ -654,7 +670,9 @@ def trained(bundles, monkeypatch) -> list[dict]:
 
 
 def test_without_a_generator_the_papers_own_are_trained(trained, mnist, tmp_path):
-    report = creswell.reproduce(tmp_path, data=[mnist], targets=2, steps=1, machine={"threads": 1})
+    report = creswell.reproduce(
+        Request(tmp_path, data=[mnist], targets=2, steps=1, machine={"threads": 1})
+    )
     assert [call["configuration"].name for call in trained] == ["creswell", "creswell"]
     assert [call["configuration"].prior.kind() for call in trained] == ["uniform", "normal"]
     assert trained[0]["images"].shape == (40, 1, 28, 28)
@@ -666,18 +684,18 @@ def test_without_a_generator_the_papers_own_are_trained(trained, mnist, tmp_path
 
 @pytest.mark.parametrize(("paper", "prior"), [("lipton", "uniform"), ("egan", "normal")])
 def test_a_paper_trains_its_prior(trained, mnist, tmp_path, paper, prior):
-    PAPERS[paper](tmp_path, data=[mnist], targets=2, steps=1, machine={"threads": 1})
+    PAPERS[paper](Request(tmp_path, data=[mnist], targets=2, steps=1, machine={"threads": 1}))
     assert [call["configuration"].name for call in trained] == [f"{paper}-32"]
     assert trained[0]["configuration"].prior.kind() == prior
 
 
 def test_what_training_cannot_mend_is_told_before_it(trained, mnist, tmp_path):
     with pytest.raises(pyinv.InputError, match="25 targets were asked for"):
-        creswell.reproduce(tmp_path / "out", data=[mnist], targets=25)
+        creswell.reproduce(Request(tmp_path / "out", data=[mnist], targets=25))
     (tmp_path / "again").mkdir()
     shutil.copytree(mnist, tmp_path / "again" / "mnist")
     with pytest.raises(pyinv.InputError, match="two data sets are called mnist"):
-        lipton.reproduce(tmp_path / "out", data=[mnist, tmp_path / "again" / "mnist"])
+        lipton.reproduce(Request(tmp_path / "out", data=[mnist, tmp_path / "again" / "mnist"]))
     assert trained == []
 
 
@@ -687,13 +705,15 @@ def test_lipton_does_without_test_images(trained, mnist, tmp_path):
     (data / "t10k-images-idx3-ubyte").unlink()
     said = []
     report = lipton.reproduce(
-        tmp_path / "out",
-        data=[data],
-        targets=2,
-        steps=1,
-        seed=7,
-        machine={"threads": 1},
-        say=said.append,
+        Request(
+            tmp_path / "out",
+            data=[data],
+            targets=2,
+            steps=1,
+            seed=7,
+            machine={"threads": 1},
+            say=said.append,
+        )
     )
     assert trained[0]["configuration"].seed == 7
     assert any("no test split" in text for text in said)

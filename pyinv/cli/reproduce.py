@@ -19,7 +19,7 @@ papers:
             Here 100 images and 1,000 updates
   lipton    Lipton & Tripathi 2017: gradient descent with no, standard and stochastic clipping.
             Inverts generated images. Uniform priors. Paper: 1,000 images and 80,000 to 100,000
-            updates; here 100 and 2,000
+            updates; here 100 and 1,000
   egan      Egan et al. 2018: 18 criteria for drawing components anew. Inverts generated images.
             Normal priors. Paper: 100 images and 20,000 updates; here 100 and 1,000
 
@@ -89,7 +89,7 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Run the command; return its exit code."""
     from pyinv.errors import InputError
-    from pyinv.papers import PAPERS
+    from pyinv.papers import PAPERS, Request
 
     if arguments.paper not in PAPERS:
         raise InputError(f"unknown paper {arguments.paper!r}; there are {', '.join(PAPERS)}")
@@ -101,16 +101,17 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         "seed": arguments.seed,
     }
     lanes = int(arguments.lanes) if arguments.lanes.isdecimal() else arguments.lanes
+    request = Request(
+        arguments.output,
+        data=arguments.data,
+        generators=arguments.generator,
+        machine={"lanes": lanes, **machine_options(arguments)},
+        say=console.message,
+        progress=console.shows_progress,
+        **{name: value for name, value in options.items() if value is not None},
+    )
     try:
-        report = PAPERS[arguments.paper](
-            arguments.output,
-            data=arguments.data,
-            generators=arguments.generator,
-            machine={"lanes": lanes, **machine_options(arguments)},
-            say=console.message,
-            progress=console.shows_progress,
-            **{name: value for name, value in options.items() if value is not None},
-        )
+        report = PAPERS[arguments.paper](request)
     except KeyboardInterrupt as interrupt:
         reached = str(interrupt) or "what is finished is kept; the same command goes on"
         console.error(f"interrupted; {reached}")

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pyinv.papers import creswell, egan, lipton
+from pyinv.papers.request import Request
 
-__all__ = ["PAPERS"]
+__all__ = ["PAPERS", "Request"]
 
-PAPERS: dict[str, Callable[..., Path]] = {
+PAPERS: dict[str, Callable[[Request], Path]] = {
     "creswell": creswell.reproduce,
     "lipton": lipton.reproduce,
     "egan": egan.reproduce,

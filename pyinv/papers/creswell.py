@@ -7,13 +7,11 @@ the latents' moments (normal prior), and without.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +27,7 @@ from pyinv.papers.folder import open_folder
 from pyinv.papers.generators import Generator, HeldOut, choose, free_key, obtain_generators
 from pyinv.papers.plan import Planned, carry_out
 from pyinv.papers.report import Cell, Column, Paper, Report, Row, literal, ref
-from pyinv.papers.request import Request, silent
+from pyinv.papers.request import Request
 from pyinv.papers.runs import Runs
 from pyinv.priors import Normal, Prior, Uniform
 from pyinv.recipes import Recipe
@@ -99,67 +97,32 @@ def creswell_recipe(prior: Prior, *, held: bool, steps: int, rate: float | None 
     return recipe if rate is None else recipe.replace(learning_rate=rate)
 
 
-def reproduce(
-    folder: str | os.PathLike[str],
-    *,
-    data: Sequence[str | os.PathLike[str]] = (),
-    generators: Sequence[str | os.PathLike[str]] = (),
-    configuration: str | None = None,
-    targets: int = 100,
-    steps: int = 1000,
-    learning_rate: float | None = None,
-    seed: int = 0,
-    machine: Mapping[str, Any] | None = None,
-    say: Callable[[str], None] = silent,
-    progress: bool = False,
-) -> Path:
+def reproduce(request: Request) -> Path:
     """Reproduce the paper's tables and figures, and write them as a report.
 
     Args:
-        folder: where the report, its pictures and the finished runs go. Made if it is not there;
-            finished runs with the same settings are taken from it.
-        data: paths of data sets (``pyinv.datasets``), one or more; random test images of them are
-            inverted. A generator takes the data set of the name that its bundle says it was
-            trained on; where there is only one data set, it takes that.
-        generators: bundles with the loss "bce" or folders that ``pyinv train`` wrote. None trains
-            two on each data set, with a uniform and with a normal prior.
-        configuration: of that training; None takes "creswell", for Omniglot "creswell-omniglot".
-        targets: test images, at least 2. The paper does not give its number.
-        steps: updates, at least 1. The paper does not give their number.
-        learning_rate: Adam's; None takes 0.01.
-        seed: of all random draws.
-        machine: arguments of ``Inverter``: runtime, device, lanes, threads, tf32. With
-            ``batch_norm="batch"`` and under the moment penalty, ``lanes`` is the size of a batch.
-        say: gets each line for the user.
-        progress: show bars on standard error.
+        request: data sets, one or more, whose random test images are inverted, and generators with
+            the loss "bce". A generator takes the data set of the name that its bundle says it was
+            trained on; where there is only one data set, it takes that. Without generators, two
+            are trained on each data set, with a uniform and with a normal prior, with the
+            configuration "creswell", for Omniglot "creswell-omniglot". The paper gives neither the
+            number of targets nor that of updates. The learning rate is Adam's, by default 0.01. The
+            machine's ``lanes`` are the size of a batch where targets depend on one another: with
+            ``batch_norm="batch"`` and under the moment penalty.
 
     Returns:
         the path of report.html; numbers.json and the pictures lie beside it.
 
     Raises:
-        InputError: an argument out of its range, bad data, no data for a generator, or fewer test
-            images than targets.
+        InputError: bad data, no data for a generator, or fewer test images than targets.
         BundleError: a bundle that is missing or damaged, or lacks the loss "bce".
         OutputError: the folder cannot be written to.
         DependencyError: torch, for training, is missing.
         KeyboardInterrupt: Ctrl-C; its text says how many runs are done. Called again with the same
-            arguments, it goes on.
+            request, it goes on.
 
     Source: Creswell & Bharath 2016, section 5.
     """
-    request = Request(
-        folder=Path(folder),
-        data=data,
-        generators=generators,
-        configuration=configuration,
-        targets=targets,
-        steps=steps,
-        learning_rate=learning_rate,
-        seed=seed,
-        machine=machine or {},
-        say=say,
-        progress=progress,
-    )
     if not request.data:
         raise InputError(
             "Creswell & Bharath invert test images, and no data was given: "
@@ -183,7 +146,7 @@ def reproduce(
     _tell_apart(experiments)
     plan = [planned for experiment in experiments for planned in experiment.plan]
     runs = Runs(request.folder)
-    done = carry_out(plan, runs, seed=seed, say=say, progress=progress)
+    done = carry_out(plan, runs, request)
     report = Report(request.folder, PAPER, settings=request.describe(), made=made_with(runs))
     _tell_differences(report, request, experiments)
     names = list(dict.fromkeys(experiment.data for experiment in experiments))

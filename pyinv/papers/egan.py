@@ -7,8 +7,7 @@ Adam on the latent, with components drawn anew where a criterion finds them impr
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -32,7 +31,7 @@ from pyinv.papers.folder import open_folder
 from pyinv.papers.generators import Generator, obtain_generators
 from pyinv.papers.plan import Planned, carry_out
 from pyinv.papers.report import Cell, Column, Paper, Report, Row, literal, ref
-from pyinv.papers.request import Request, check_plots, silent
+from pyinv.papers.request import Request, check_plots
 from pyinv.papers.runs import Runs
 from pyinv.priors import Normal
 from pyinv.recipes import Recipe
@@ -154,64 +153,29 @@ def resampling_probability(criterion: Constraint, distance: NDArray[Any]) -> NDA
     raise TypeError(f"{criterion!r} is not a criterion of Egan et al.")
 
 
-def reproduce(
-    folder: str | os.PathLike[str],
-    *,
-    data: Sequence[str | os.PathLike[str]] = (),
-    generators: Sequence[str | os.PathLike[str]] = (),
-    configuration: str | None = None,
-    targets: int = 100,
-    steps: int = 1000,
-    learning_rate: float | None = None,
-    seed: int = 0,
-    machine: Mapping[str, Any] | None = None,
-    say: Callable[[str], None] = silent,
-    progress: bool = False,
-) -> Path:
+def reproduce(request: Request) -> Path:
     """Reproduce the paper's table and figures, and write them as a report.
 
     Args:
-        folder: where the report, its pictures and the finished runs go. Made if it is not there;
-            finished runs with the same settings are taken from it.
-        data: paths of data sets (``pyinv.datasets``) to train on when no generator is given.
-        generators: bundles or folders that ``pyinv train`` wrote, with a normal prior. None trains
-            one on each data set.
-        configuration: of that training; None takes "egan-32".
-        targets: images, at least 2; the paper has 100.
-        steps: updates, at least 1, and the criteria's horizon E; the paper has 20,000.
-        learning_rate: Adam's; None takes the authors' 0.01.
-        seed: of all random draws.
-        machine: arguments of ``Inverter``: runtime, device, lanes, threads, tf32.
-        say: gets each line for the user.
-        progress: show bars on standard error.
+        request: generators with a normal prior; without any, one is trained on each data set with
+            the configuration "egan-32". ``steps`` are the criteria's horizon E as well. The paper
+            has 100 targets and 20,000 updates; the learning rate is Adam's, 0.01 in the authors'
+            code and here.
 
     Returns:
         the path of report.html; numbers.json and the pictures lie beside it.
 
     Raises:
-        InputError: an argument out of its range, bad data, or a generator with another prior.
+        InputError: bad data, or a generator with another prior.
         BundleError: a bundle that is missing or damaged.
         OutputError: the folder cannot be written to.
         DependencyError: torch, for training, or Matplotlib is missing.
         KeyboardInterrupt: Ctrl-C; its text says how many runs are done. Called again with the same
-            arguments, it goes on.
+            request, it goes on.
 
     Source: Egan et al. 2018, sections 4.2 and 5; the authors' code for Adam's settings and the end
     of a run.
     """
-    request = Request(
-        folder=Path(folder),
-        data=data,
-        generators=generators,
-        configuration=configuration,
-        targets=targets,
-        steps=steps,
-        learning_rate=learning_rate,
-        seed=seed,
-        machine=machine or {},
-        say=say,
-        progress=progress,
-    )
     check_plots()
     open_folder(request.folder)
     opened = obtain_generators(
@@ -223,7 +187,7 @@ def reproduce(
     experiments = [_Experiment(generator, request) for generator in opened]
     plan = [planned for experiment in experiments for planned in experiment.plan]
     runs = Runs(request.folder)
-    done = carry_out(plan, runs, seed=seed, say=say, progress=progress)
+    done = carry_out(plan, runs, request)
     report = Report(request.folder, PAPER, settings=request.describe(), made=made_with(runs))
     _tell_differences(report, request, experiments)
     several = len(experiments) > 1

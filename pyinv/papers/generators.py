@@ -21,6 +21,7 @@ from pyinv.images import RANGE_SLACK
 from pyinv.inverter import Inverter
 from pyinv.papers.request import Request
 from pyinv.priors import Normal, Uniform
+from pyinv.training.folder import BUNDLES
 
 __all__ = [
     "Generator",
@@ -37,9 +38,6 @@ CHANNELS = (1, 3)
 """Those of images that a figure can show."""
 PROBES = 16
 """Images that are made to see whether a generator keeps to its value range."""
-
-BUNDLE_NAMES = {"eval": "generator.bundle", "batch": "generator-batch.bundle"}
-"""What a training folder calls its bundles, by their batch-norm mode."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,11 +118,11 @@ def find_bundles(path: str | os.PathLike[str], modes: Iterable[str] = ("eval",))
     path = Path(path)
     if (path / MANIFEST_NAME).is_file() or not path.is_dir():
         return [path]
-    found = [path / BUNDLE_NAMES[mode] for mode in modes if (path / BUNDLE_NAMES[mode]).is_dir()]
+    found = [path / BUNDLES[mode] for mode in modes if (path / BUNDLES[mode]).is_dir()]
     if not found:
         raise BundleError(
             f"{path}: expected a bundle or the folder of a finished training, but it has neither "
-            f"{MANIFEST_NAME} nor {BUNDLE_NAMES['eval']}"
+            f"{MANIFEST_NAME} nor {BUNDLES['eval']}"
         )
     return found
 

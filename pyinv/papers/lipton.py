@@ -7,8 +7,7 @@ latent, with no, standard or stochastic clipping.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from pyinv.papers.folder import open_folder
 from pyinv.papers.generators import Generator, HeldOut, choose, obtain_generators
 from pyinv.papers.plan import Planned, carry_out
 from pyinv.papers.report import Cell, Column, Paper, Report, Row, literal, ref
-from pyinv.papers.request import Request, check_plots, silent
+from pyinv.papers.request import Request, check_plots
 from pyinv.papers.runs import Runs
 from pyinv.priors import Uniform
 from pyinv.recipes import Recipe
@@ -119,66 +118,30 @@ def _pixel_scale(value_range: tuple[float, float]) -> float:
     return (high - low) / 2
 
 
-def reproduce(
-    folder: str | os.PathLike[str],
-    *,
-    data: Sequence[str | os.PathLike[str]] = (),
-    generators: Sequence[str | os.PathLike[str]] = (),
-    configuration: str | None = None,
-    targets: int = 100,
-    steps: int = 2000,
-    learning_rate: float | None = None,
-    seed: int = 0,
-    machine: Mapping[str, Any] | None = None,
-    say: Callable[[str], None] = silent,
-    progress: bool = False,
-) -> Path:
+def reproduce(request: Request) -> Path:
     """Reproduce the paper's tables and figures, and write them as a report.
 
     Args:
-        folder: where the report, its pictures and the finished runs go. Made if it is not there;
-            finished runs with the same settings are taken from it.
-        data: paths of data sets (``pyinv.datasets``). Their test images are Table 2's unseen
-            images; without any (of the name that the
-            bundle says it was trained on), those are means of two generated images.
-        generators: bundles or folders that ``pyinv train`` wrote, with a uniform prior. None
-            trains one on each data set.
-        configuration: of that training; None takes "lipton-32".
-        targets: images of Table 1, at least 2; the paper has 1,000.
-        steps: updates, at least 1; the paper has 100,000, the authors' code 80,000.
-        learning_rate: of the paper's method; None: see ``clipping_recipe``.
-        seed: of all random draws.
-        machine: arguments of ``Inverter``: runtime, device, lanes, threads, tf32.
-        say: gets each line for the user.
-        progress: show bars on standard error.
+        request: generators with a uniform prior; without any, one is trained on each data set with
+            the configuration "lipton-32". The data's test images, of a generator that was trained
+            on it, are Table 2's unseen images; without such data, those are means of two generated
+            images. The paper has 1,000 targets and 100,000 updates, the authors' code 80,000; for
+            the learning rate see ``clipping_recipe``.
 
     Returns:
         the path of report.html; numbers.json and the pictures lie beside it.
 
     Raises:
-        InputError: an argument out of its range, bad data, or a generator with another prior.
+        InputError: bad data, or a generator with another prior.
         BundleError: a bundle that is missing or damaged.
         OutputError: the folder cannot be written to.
         DependencyError: torch, for training, or Matplotlib is missing.
         KeyboardInterrupt: Ctrl-C; its text says how many runs are done. Called again with the same
-            arguments, it goes on.
+            request, it goes on.
 
     Source: Lipton & Tripathi 2017; the authors' code for the learning rate, the number of updates,
     and what counts as recovered.
     """
-    request = Request(
-        folder=Path(folder),
-        data=data,
-        generators=generators,
-        configuration=configuration,
-        targets=targets,
-        steps=steps,
-        learning_rate=learning_rate,
-        seed=seed,
-        machine=machine or {},
-        say=say,
-        progress=progress,
-    )
     check_plots()
     open_folder(request.folder)
     opened = obtain_generators(
@@ -191,7 +154,7 @@ def reproduce(
     experiments = [_Experiment(generator, request, held_out) for generator in opened]
     plan = [planned for experiment in experiments for planned in experiment.plan]
     runs = Runs(request.folder)
-    done = carry_out(plan, runs, seed=seed, say=say, progress=progress)
+    done = carry_out(plan, runs, request)
     report = Report(request.folder, PAPER, settings=request.describe(), made=made_with(runs))
     _tell_differences(report, request, experiments)
     for experiment in experiments:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyinv.inverter import Inverter
+from pyinv.papers.request import Request
 from pyinv.papers.runs import Runs
 from pyinv.recipes import Recipe
 from pyinv.result import Inversion
@@ -48,19 +49,15 @@ class Planned:
 def carry_out(
     plan: Sequence[Planned],
     runs: Runs,
-    *,
-    seed: int,
-    say: Callable[[str], None],
-    progress: bool = False,
+    request: Request,
 ) -> dict[str, Inversion]:
     """Make every run that is not kept yet, in turn.
 
     Args:
         plan: the runs; no two have the same id.
         runs: where finished runs are kept.
-        seed: of all random draws. Targets of the same row draw alike in every run.
-        say: gets a line before each run, and an estimate of the rest once one was timed.
-        progress: show a bar for the run in progress.
+        request: gives the seed of all random draws (targets of the same row draw alike in every
+            run), who is told of each run and of the time left, and whether a bar is shown.
 
     Returns:
         the inversions by their runs' ids, in the plan's order.
@@ -71,7 +68,7 @@ def carry_out(
     done: dict[str, Inversion] = {}
     estimated = False
     for number, planned in enumerate(plan, start=1):
-        say(f"run {number} of {len(plan)}: {planned.label}")
+        request.say(f"run {number} of {len(plan)}: {planned.label}")
         start = time.perf_counter()
         try:
             done[planned.id] = runs.run(
@@ -79,9 +76,9 @@ def carry_out(
                 planned.inverter,
                 planned.images,
                 recipe=planned.recipe,
-                seed=seed,
+                seed=request.seed,
                 truth=planned.truth,
-                progress=progress,
+                progress=request.progress,
             )
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
@@ -90,9 +87,11 @@ def carry_out(
         elapsed = time.perf_counter() - start
         ahead = sum(other.work for other in plan[number:])
         if planned.id in runs.read_back:
-            say("  done before")
+            request.say("  done before")
         elif ahead and not estimated:
-            say(f"  {duration(elapsed / planned.work * ahead)} to go, if the others are as fast")
+            request.say(
+                f"  {duration(elapsed / planned.work * ahead)} to go, if the others are as fast"
+            )
             estimated = True
     return done
 

@@ -115,6 +115,7 @@ def main() -> None:
             latent_shape=(100,),
             prior=pyinv.Uniform(-1.0, 1.0),
             losses=("mse",),
+            normal_equations=False,
             value_range=(-1.0, 1.0),
         )
         inverter = pyinv.Inverter(bundle, lanes=BATCH, threads=threads)

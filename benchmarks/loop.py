@@ -392,6 +392,7 @@ def main() -> None:
             latent_shape=(generator.latent_size,),
             prior=pyinv.Uniform(-1.0, 1.0),
             losses=("mse",),
+            normal_equations=False,
             value_range=(-1.0, 1.0),
             runtimes=(arguments.runtime,),
         )

@@ -139,7 +139,8 @@ class CudaBackend : public Backend {
   explicit CudaBackend(int index)
       : index_(index),
         stream_(index),
-        scratch_(allocate(kMomentsScratch * sizeof(PartialMoments))) {}
+        scratch_(allocate(kMomentsScratch * sizeof(PartialMoments))),
+        solve_memory_(prepare_solve_cuda()) {}
 
   DeviceKind kind() const override { return DeviceKind::cuda; }
   int index() const override { return index_; }
@@ -209,6 +210,13 @@ class CudaBackend : public Backend {
     return std::min(limit, static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(count))));
   }
 
+  int64_t solve_scratch(int64_t latent_size, int64_t lanes) const override {
+    return solve_scratch_cuda(latent_size, lanes, solve_memory_);
+  }
+  int64_t lbfgs_scratch(int64_t latent_size, int64_t lanes) const override {
+    return lbfgs_scratch_cuda(latent_size, lanes);
+  }
+
   std::unique_ptr<Feed> make_feed(const LaneArrays& lanes, const Targets& targets) override;
   void exchange(const LaneArrays& lanes, std::span<const LanePair> pairs) override {
     set_device(index_);
@@ -230,6 +238,14 @@ class CudaBackend : public Backend {
     set_device(index_);
     decide_group_cuda(lanes, active, stream_.get());
   }
+  void solve(const LaneArrays& lanes, int64_t active) override {
+    set_device(index_);
+    solve_cuda(lanes, active, stream_.get());
+  }
+  void lbfgs(const LaneArrays& lanes, int64_t active) override {
+    set_device(index_);
+    lbfgs_cuda(lanes, active, stream_.get());
+  }
   void step(const LaneArrays& lanes, int64_t active) override {
     set_device(index_);
     step_cuda(lanes, active, stream_.get());
@@ -249,6 +265,7 @@ class CudaBackend : public Backend {
   const int index_;
   const Stream stream_;
   const Memory scratch_;
+  const size_t solve_memory_;  // bytes that a block may share
   std::recursive_mutex mutex_;
 };
 

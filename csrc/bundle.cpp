@@ -66,13 +66,24 @@ BundleFunction read_function(const Node& node) {
                           .loss = {},
                           .runtime = node["runtime"].text(),
                           .file = node["file"].text(),
-                          .method = {}};
+                          .method = {},
+                          .bytes_per_target = 0};
   if (const auto loss = node.find("loss")) function.loss = loss->text();
   if (const auto method = node.find("method")) function.method = method->text();
+  if (const auto bytes = node.find("bytes_per_target")) {
+    function.bytes_per_target = bytes->whole();
+    if (function.bytes_per_target < 1) bytes->expected("a whole number >= 1");
+  }
   if (function.runtime != "onnx" && function.runtime != "torchscript") {
     node["runtime"].expected("onnx or torchscript, which is what this pyinv has");
   }
-  if (function.name == "objective" && function.loss.empty()) node.fail("lacks its \"loss\"");
+  const bool is_normal_equations = function.name == "normal_equations";
+  if ((function.name == "objective" || is_normal_equations) && function.loss.empty()) {
+    node.fail("lacks its \"loss\"");
+  }
+  if (is_normal_equations && !function.bytes_per_target) {
+    node.fail("lacks its \"bytes_per_target\"");
+  }
   if (function.runtime == "torchscript" && function.method.empty()) {
     node.fail("lacks its \"method\"");
   }
@@ -117,13 +128,41 @@ void read_manifest(const Node& manifest, Bundle& bundle) {
   }
 }
 
+// `solved`: this runtime's losses with normal equations; `all_solved`: those of any runtime.
+void check_normal_equations(const Bundle& bundle, const std::string& runtime,
+                            const std::vector<std::string>& losses, std::vector<std::string> solved,
+                            std::vector<std::string> all_solved) {
+  std::sort(solved.begin(), solved.end());
+  std::sort(all_solved.begin(), all_solved.end());
+  for (const std::string& loss : solved) {
+    if (!std::binary_search(losses.begin(), losses.end(), loss)) {
+      throw BundleError("functions hold normal equations for " + runtime + " of the loss \"" +
+                        loss + "\", which has no objective");
+    }
+  }
+  if (std::adjacent_find(solved.begin(), solved.end()) != solved.end()) {
+    throw BundleError("functions must hold a loss's normal equations for " + runtime + " once");
+  }
+  if (!solved.empty() && bundle.batch_norm != BatchNorm::eval) {
+    throw BundleError(
+        "normal equations are of each image alone, and with batch_norm \"batch\" images depend on "
+        "one another");
+  }
+  if (solved != all_solved) {
+    throw BundleError("functions must hold the same normal equations for each runtime");
+  }
+}
+
 void check_functions(const Bundle& bundle) {
   std::vector<std::string> losses;
+  std::vector<std::string> all_solved;  // the losses with normal equations
   for (const std::string& runtime : bundle.runtimes()) {
     int64_t forwards = 0;
-    std::vector<std::string> found;
+    std::vector<std::string> found, solved;
     for (const BundleFunction& function : bundle.functions) {
+      if (function.name == "normal_equations") add_once(all_solved, function.loss);
       if (function.runtime != runtime) continue;
+      if (function.name == "normal_equations") solved.push_back(function.loss);
       forwards += function.name == "forward";
       if (function.name == "objective") found.push_back(function.loss);
     }
@@ -135,6 +174,7 @@ void check_functions(const Bundle& bundle) {
     }
     if (losses.empty()) losses = found;
     if (losses != found) throw BundleError("functions must hold the same losses for each runtime");
+    check_normal_equations(bundle, runtime, losses, std::move(solved), all_solved);
   }
   if (losses.empty()) throw BundleError("functions must hold a \"forward\" and an \"objective\"");
 }
@@ -192,6 +232,18 @@ std::string read_text(const fs::path& folder) {
   }
   if (!file) throw BundleError(std::string(kManifest) + " cannot be read");
   return text;
+}
+
+const BundleFunction* find_normal_equations(const Bundle& bundle, std::string_view loss,
+                                            std::string_view runtime) {
+  for (const BundleFunction& function : bundle.functions) {
+    if (runtime.empty()) runtime = function.runtime;
+    if (function.name == "normal_equations" && function.loss == loss &&
+        function.runtime == runtime) {
+      return &function;
+    }
+  }
+  return nullptr;
 }
 
 }  // namespace
@@ -264,6 +316,25 @@ const BundleFunction& Bundle::objective(std::string_view loss, std::string_view 
   throw BundleError(path.string() + ": this bundle has no loss \"" + std::string(loss) +
                     "\", only " + listed(losses()) + "; export it again with `--loss " +
                     std::string(loss) + "`, or choose another loss");
+}
+
+bool Bundle::has_normal_equations(std::string_view loss, std::string_view runtime) const {
+  return find_normal_equations(*this, loss, runtime) != nullptr;
+}
+
+const BundleFunction& Bundle::normal_equations(std::string_view loss,
+                                               std::string_view runtime) const {
+  if (const BundleFunction* found = find_normal_equations(*this, loss, runtime)) return *found;
+  objective(loss, runtime);  // throws, and says what there is, without the loss or the runtime
+  std::vector<std::string> others;
+  for (const std::string& other : losses()) {
+    if (has_normal_equations(other, runtime)) others.push_back(other);
+  }
+  throw BundleError(path.string() + ": this bundle has no normal equations of the loss \"" +
+                    std::string(loss) + "\", " +
+                    (others.empty() ? "nor of any other" : "only of " + listed(others)) +
+                    "; export it again with `--loss " + std::string(loss) +
+                    " --normal-equations`, or choose a recipe without Levenberg-Marquardt");
 }
 
 }  // namespace pyinv

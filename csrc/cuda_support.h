@@ -17,13 +17,29 @@ inline void check_cuda(cudaError_t error, const char* call) {
                            cudaGetErrorName(error) + ")");
 }
 
+// A block's threads, and bytes of shared memory beside what its kernel declares.
+struct Block {
+  Block(unsigned threads, size_t shared_memory = 0)
+      : threads(threads), shared_memory(shared_memory) {}
+  unsigned threads;
+  size_t shared_memory;
+};
+
+#ifdef __CUDACC__
+__device__ inline double* dynamic_shared_memory() {
+  extern __shared__ double memory[];
+  return memory;
+}
+#endif
+
 // Puts a kernel into a stream. The arguments travel with it.
 template <class... Parameters, class... Arguments>
-void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, unsigned threads,
+void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, const Block& block,
             cudaStream_t stream, const Arguments&... arguments) {
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
-  config.blockDim = dim3(threads);
+  config.blockDim = dim3(block.threads);
+  config.dynamicSmemBytes = block.shared_memory;
   config.stream = stream;
   check_cuda(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...), name);
 }

@@ -13,7 +13,9 @@
 #include <utility>
 
 #include "backend.h"
-#include "lanes.h"
+#include "lane_rule.h"
+#include "lbfgs_rule.h"
+#include "solve_rule.h"
 
 namespace pyinv {
 namespace {
@@ -39,6 +41,27 @@ Moments moments_of(const Prior& prior) {
           (double{prior.high} - prior.low) / std::sqrt(12.0)};
 }
 
+// What a penalty takes for the prior's density: a uniform one counts as the normal one of its mean
+// and deviation.
+Prior with_moments(Prior prior) {
+  const Moments moments = moments_of(prior);
+  prior.mean = static_cast<float>(moments.mean);
+  prior.std = static_cast<float>(moments.std);
+  return prior;
+}
+
+bool solves(const Stage& stage) { return stage.solver.kind == SolverKind::levenberg_marquardt; }
+
+bool searches(const Stage& stage) { return stage.solver.kind == SolverKind::lbfgs; }
+
+bool makes_trials(const Stage& stage) { return solves(stage) || searches(stage); }
+
+std::string name_of(const Stage& stage) { return solves(stage) ? "levenberg_marquardt" : "lbfgs"; }
+
+bool has_stage(const Recipe& recipe, bool (*of_kind)(const Stage&)) {
+  return std::any_of(recipe.stages.begin(), recipe.stages.end(), of_kind);
+}
+
 StageRule resolve(const Stage& stage, const Prior& prior) {
   const int64_t horizon = std::max<int64_t>(
       1, stage.constraint.horizon > 0 ? stage.constraint.horizon : stage.max_steps);
@@ -59,6 +82,7 @@ StageRule resolve(const Stage& stage, const Prior& prior) {
           .solver = stage.solver,
           .penalties = stage.penalties,
           .objective = static_cast<int32_t>(stage.objective),
+          .normal_equations = static_cast<int32_t>(solves(stage) ? stage.normal_equations : -1),
           .max_steps = stage.max_steps,
           .patience = stage.patience,
           .loss_tolerance = stage.loss_tolerance,
@@ -93,16 +117,21 @@ class Run {
         latent_size_(objectives.front()->latent_size()),
         lanes_(std::min(options.lanes, std::max<int64_t>(1, targets.count))),
         coupled_(options.coupled),
-        reports_ahead_(options.look_every > 0 ? 1 : device_->reports_ahead()),
-        look_every_(std::max<int64_t>(1, options.look_every)) {
+        solves_(has_stage(recipe, solves)),
+        searches_(has_stage(recipe, searches)),
+        reports_ahead_(solves_                  ? 0
+                       : options.look_every > 0 ? 1
+                                                : device_->reports_ahead()),
+        look_every_(solves_ ? 1 : std::max<int64_t>(1, options.look_every)) {
     std::vector<StageRule> stages;
     for (const Stage& stage : recipe.stages) {
-      stages.push_back(resolve(stage, prior));
+      stages.push_back(resolve(stage, with_moments(prior)));
       over_batch_ |= stage.penalties.moments == MomentScope::batch;
+      if (searches(stage)) arrays_.history = std::max(arrays_.history, stage.solver.history);
     }
     coupled_ |= over_batch_;
     const RunRule rule{
-        .prior = prior,
+        .prior = with_moments(prior),
         .prior_moments = moments_of(prior),
         .seed = options.seed,
         .latent_size = latent_size_,
@@ -111,13 +140,18 @@ class Run {
         .trace_length = results.trace ? trace_length(recipe, options.trace_every) : 0,
         .stages = static_cast<int32_t>(stages.size()),
         .keep_best = recipe.keep_best,
-        .coupled = coupled_};
+        .coupled = coupled_,
+        .start = recipe.start};
     arrays_.lanes = lanes_;
     arrays_.latent_size = latent_size_;
     arrays_.image_size = objectives.front()->image_size();
     arrays_.condition_size = targets.condition ? objectives.front()->condition_size() : 0;
     arrays_.truth_size = results.nearest ? latent_size_ : 0;
     arrays_.trace_length = rule.trace_length;
+    for (const Objective* objective : objectives) {
+      has_gram_.push_back(objective->has_gram());
+      if (has_gram_.back()) arrays_.gram_size = latent_size_ * latent_size_;
+    }
 
     arrays_.rule = upload(&rule, 1);
     arrays_.stages = upload(stages.data(), stages.size());
@@ -129,6 +163,14 @@ class Run {
     arrays_.second_moment = allocate<float>(components);
     arrays_.recorded = allocate<float>(components);
     arrays_.gradient = allocate<float>(components);
+    arrays_.gram = allocate<float>(lanes_ * arrays_.gram_size);
+    const int64_t scratch = solves_ ? device_->solve_scratch(latent_size_, lanes_) : 0;
+    if (scratch > 0) arrays_.factors = allocate<double>(scratch);
+    arrays_.pairs = allocate<float>(2 * components * arrays_.history);
+    arrays_.products = allocate<double>(2 * lanes_ * arrays_.history);
+    if (searches_) {
+      arrays_.direction = allocate<double>(device_->lbfgs_scratch(latent_size_, lanes_));
+    }
     arrays_.born = allocate<uint32_t>(components);
     arrays_.loss = allocate<float>(lanes_);
     arrays_.image = allocate<float>(lanes_ * arrays_.image_size);
@@ -143,11 +185,11 @@ class Run {
     held_.resize(lanes_);
     largest_.resize(objectives.size());
     for (const Objective* objective : objectives) {
-      evaluators_.push_back(objective->bind({arrays_.latent, arrays_.image,
-                                             arrays_.condition_size ? arrays_.condition : nullptr,
-                                             arrays_.loss, arrays_.gradient, lanes_}));
+      evaluators_.push_back(objective->bind(
+          {arrays_.latent, arrays_.image, arrays_.condition_size ? arrays_.condition : nullptr,
+           arrays_.loss, arrays_.gradient, arrays_.gram_size ? arrays_.gram : nullptr, lanes_}));
     }
-    first_objective_ = stages.front().objective;
+    first_objective_ = first_objective(stages.front());
     progress_.targets = targets.count;
     progress_.mean_loss = kNaN;
     feed_ = device_->make_feed(arrays_, targets);
@@ -226,18 +268,37 @@ class Run {
     for (int64_t first = 0; first < active_;) {
       int64_t last = first + 1;
       while (last < active_ && held_[last].objective == held_[first].objective) ++last;
+      const int32_t objective = held_[first].objective;
+      if (has_gram_[objective]) {
+        // None too many: each costs as much as a hundred others, and lanes nearby keep their grams.
+        while (first < last) {
+          const int64_t count = rounded_down(last - first);
+          found.push_back({objective, first, count});
+          first += count;
+        }
+        continue;
+      }
       // What is evaluated beyond the range is overwritten by the next one, or nobody's.
       const int64_t count =
           coupled_ ? last - first : device_->rounded(last - first, lanes_ - first);
-      found.push_back({held_[first].objective, first, count});
+      found.push_back({objective, first, count});
       first = last;
     }
     return found;
   }
 
+  // The most of `count` lanes that the device likes to evaluate at once.
+  int64_t rounded_down(int64_t count) const {
+    const int64_t up = device_->rounded(count, 2 * count);
+    return up > count ? up / 2 : count;
+  }
+
   void step() {
     if (arranged_) arrange();
     summary_.evaluations += active_;
+    for (const Range& range : ranges_) {
+      if (has_gram_[range.objective]) summary_.normal_equations += range.count;
+    }
     if (device_->kind() == DeviceKind::cpu) {
       const auto start = Clock::now();
       evaluate();
@@ -297,6 +358,8 @@ class Run {
     if (over_batch_) device_->batch_moments(arrays_, lanes);
     device_->observe(arrays_, lanes);
     if (coupled_) device_->decide_group(arrays_, lanes);
+    if (solves_) device_->solve(arrays_, lanes);
+    if (searches_) device_->lbfgs(arrays_, lanes);
     device_->step(arrays_, lanes);
   }
 
@@ -376,6 +439,7 @@ class Run {
     results_.loss[row] = report.best_loss;
     results_.steps[row] = report.steps;
     results_.attempts[row] = report.attempts;
+    if (results_.normal_equations) results_.normal_equations[row] = report.normal_equations;
     if (results_.nearest) results_.nearest[row] = report.nearest;
     std::copy_n(arrays_.outbox + lane * latent_size_, latent_size_,
                 results_.latent + row * latent_size_);
@@ -489,12 +553,17 @@ class Run {
   const Results& results_;
   const int64_t latent_size_, lanes_;
   bool coupled_ = false, over_batch_ = false;
+  // Trials and normal equations take turns, and what a lane's turn is wants to be known at once: an
+  // evaluation by the other function would cost it its gram.
+  const bool solves_;
+  const bool searches_;
   const int64_t reports_ahead_;
   int64_t look_every_;  // steps
 
   std::vector<Backend::Memory> memory_;
   LaneArrays arrays_{};
   std::vector<std::unique_ptr<Evaluator>> evaluators_;  // one an objective
+  std::vector<bool> has_gram_;                          // one an objective
   std::unique_ptr<Feed> feed_;
   int32_t first_objective_ = 0;
 
@@ -540,11 +609,42 @@ void check(const std::vector<const Objective*>& objectives, const Recipe& recipe
   expect(objectives.front()->condition_size() == 0 || targets.condition,
          "the objective takes a condition, and the targets have none");
   expect(!recipe.stages.empty(), "expected a recipe with a stage or more, got none");
+  const auto count = static_cast<int64_t>(objectives.size());
+  const auto expect_number = [&](int64_t number, const char* what) {
+    expect(number >= 0 && number < count, std::string("a stage's ") + what + " number " +
+                                              std::to_string(number) + ", of " +
+                                              std::to_string(count) + " that were given");
+  };
   for (const Stage& stage : recipe.stages) {
-    expect(stage.objective >= 0 && stage.objective < static_cast<int64_t>(objectives.size()),
-           "a stage's objective is number " + std::to_string(stage.objective) + ", of " +
-               std::to_string(objectives.size()) + " that were given");
+    expect_number(stage.objective, "objective is");
+    expect(!objectives[stage.objective]->has_gram(),
+           "a stage's objective, number " + std::to_string(stage.objective) +
+               ", gives normal equations; name it as normal_equations");
+    if (searches(stage)) {
+      expect(stage.solver.history >= 1 && stage.solver.history <= kMostPairs,
+             "lbfgs takes a history of 1 to " + std::to_string(kMostPairs) + " pairs, got " +
+                 std::to_string(stage.solver.history));
+    }
+    expect(!makes_trials(stage) || stage.penalties.moments == MomentScope::none,
+           name_of(stage) + " takes no moment penalty; use the prior's");
+    if (!solves(stage)) continue;
+    expect_number(stage.normal_equations, "normal equations are");
+    expect(objectives[stage.normal_equations]->has_gram(),
+           "a stage's normal equations, number " + std::to_string(stage.normal_equations) +
+               ", have no gram; give an objective with has_gram()");
+    expect(objectives.front()->latent_size() <= kMostSolvedComponents,
+           "levenberg_marquardt takes latents of at most " + std::to_string(kMostSolvedComponents) +
+               " components, got " + std::to_string(objectives.front()->latent_size()) +
+               "; use lbfgs");
   }
+  const bool over_batch =
+      std::any_of(recipe.stages.begin(), recipe.stages.end(),
+                  [](const Stage& stage) { return stage.penalties.moments == MomentScope::batch; });
+  const auto trying = std::find_if(recipe.stages.begin(), recipe.stages.end(), makes_trials);
+  expect(trying == recipe.stages.end() || (!options.coupled && !over_batch),
+         name_of(*trying) +
+             " takes each target on its own, and here targets depend on each other (batch norm on "
+             "batch statistics, or a moment penalty over the batch); use adam");
   expect(options.lanes >= 1, "lanes should be at least 1, is " + std::to_string(options.lanes));
   expect(!results.trace || options.trace_every >= 1,
          "a trace needs trace_every of at least 1, got " + std::to_string(options.trace_every));
@@ -574,6 +674,7 @@ RunSummary run(const std::vector<const Objective*>& objectives, const Prior& pri
   std::fill_n(results.status, targets.count, Status::cancelled);
   std::fill_n(results.steps, targets.count, 0);
   std::fill_n(results.attempts, targets.count, 0);
+  if (results.normal_equations) std::fill_n(results.normal_equations, targets.count, 0);
   if (results.trace) {
     std::fill_n(results.trace, targets.count * trace_length(recipe, options.trace_every), kNaN);
   }
@@ -586,6 +687,8 @@ RunSummary run(const std::vector<const Objective*>& objectives, const Prior& pri
       float* latent = results.latent + row * size;
       if (targets.initial) {
         std::copy_n(targets.initial + row * size, size, latent);
+      } else if (recipe.start == Start::mean) {
+        std::fill_n(latent, size, static_cast<float>(moments_of(prior).mean));
       } else {
         draw_initial(prior, options.seed, targets.id[row], 0, size, latent);
       }

@@ -21,6 +21,10 @@ PYINV_HOST_DEVICE inline double learning_rate(const Solver& solver, int64_t k, i
   return solver.learning_rate;
 }
 
+// Of Levenberg and Marquardt's parameter, in units of the gram's mean diagonal. A step beyond the
+// last one is so short that, once rejected, none is worth another evaluation.
+constexpr double kLeastDamping = 1e-8, kMostDamping = 1e8, kHopelessDamping = 1e5;
+
 // Converged first, then the lower loss; a NaN loss is the worst.
 PYINV_HOST_DEVICE inline bool better(uint8_t status, float loss, uint8_t than, float than_loss) {
   const bool converged = status == static_cast<uint8_t>(Status::converged);
@@ -28,9 +32,52 @@ PYINV_HOST_DEVICE inline bool better(uint8_t status, float loss, uint8_t than, f
   return than_loss != than_loss ? loss == loss : loss < than_loss;
 }
 
-// A lane is at work unless its target is done or its stage wants another objective than it gets.
+// Of Nocedal and Wright's algorithm 3.1: the share of a step's promise that its fall has to keep,
+// and what a rejected one is cut to.
+constexpr double kEnoughFall = 1e-4, kCut = 0.3;
+// Cut by more than a million, a step of float32 hardly is one.
+constexpr int32_t kMostRejected = 12;
+
+PYINV_HOST_DEVICE inline bool solves(const StageRule& stage) { return stage.normal_equations >= 0; }
+
+PYINV_HOST_DEVICE inline bool searches(const StageRule& stage) {
+  return stage.solver.kind == SolverKind::lbfgs;
+}
+
+PYINV_HOST_DEVICE inline bool makes_trials(const StageRule& stage) {
+  return solves(stage) || searches(stage);
+}
+
+// What a stage evaluates first.
+PYINV_HOST_DEVICE inline int32_t first_objective(const StageRule& stage) {
+  return solves(stage) ? stage.normal_equations : stage.objective;
+}
+
+PYINV_HOST_DEVICE inline int32_t wanted_objective(const StageRule* stages, const LaneState& lane) {
+  const StageRule& stage = stages[lane.stage];
+  return lane.trust.trial ? stage.objective : first_objective(stage);
+}
+
+// A lane is at work unless its target is done or it wants another objective than it gets.
 PYINV_HOST_DEVICE inline bool at_work(const StageRule* stages, const LaneState& lane) {
-  return !lane.done && stages[lane.stage].objective == lane.objective;
+  return !lane.done && wanted_objective(stages, lane) == lane.objective;
+}
+
+// Whether what is evaluated are normal equations.
+PYINV_HOST_DEVICE inline bool at_normal_equations(const StageRule& stage, const LaneState& lane) {
+  return solves(stage) && !lane.trust.trial;
+}
+
+// A component of a target's first latent.
+PYINV_HOST_DEVICE inline float first_latent(const RunRule& rule, uint64_t id, uint32_t component) {
+  if (rule.start == Start::mean) return static_cast<float>(rule.prior_moments.mean);
+  return initial_draw(rule.prior, {rule.seed, id, 0}, component);
+}
+
+PYINV_HOST_DEVICE inline void forget_pairs(Search& search) {
+  search.pairs = 0;
+  search.length = 1.0;
+  search.rejected = 0;
 }
 
 PYINV_HOST_DEVICE inline void begin_stage(LaneState& lane, int32_t stage) {
@@ -39,6 +86,8 @@ PYINV_HOST_DEVICE inline void begin_stage(LaneState& lane, int32_t stage) {
   lane.unchanged = 0;
   lane.previous_loss = lane.recorded_loss = NAN;
   lane.met = kNoStop;
+  lane.trust.trial = false;
+  forget_pairs(lane.search);
   lane.action |= kClearMoments;
 }
 
@@ -129,9 +178,134 @@ PYINV_HOST_DEVICE inline void observe(const RunRule& rule, const StageRule& stag
   if (lane.stage_steps == stage.max_steps) lane.stop = static_cast<uint8_t>(Status::step_limit);
 }
 
-// Prepares the lane's next update.
+// The trial is not taken; another follows, or the stage ends where it was accepted last.
+PYINV_HOST_DEVICE inline void reject(const RunRule& rule, const StageRule& stage, bool hopeless,
+                                     float* trace, LaneState& lane) {
+  lane.stop = kNoStop;
+  lane.finite = true;
+  if (trace && lane.attempt_steps % rule.trace_every == 0) {
+    trace[lane.attempt_steps / rule.trace_every] = lane.previous_loss;
+  }
+  if (hopeless) {
+    lane.stop = static_cast<uint8_t>(Status::stalled);
+  } else if (lane.stage_steps == stage.max_steps) {
+    lane.stop = static_cast<uint8_t>(Status::step_limit);
+  }
+  lane.action = lane.stop == kNoStop ? kSolve : kReturn;
+}
+
+// Takes in an evaluation of a lane that solves normal equations. `finite`: gradient and gram, where
+// those are the equations; of a trial the loss counts alone.
+PYINV_HOST_DEVICE inline void observe_solving(const RunRule& rule, const StageRule& stage,
+                                              float loss, bool finite, float* trace,
+                                              LaneState& lane) {
+  Trust& trust = lane.trust;
+  const double accepted_loss = lane.previous_loss;
+  if (!trust.trial) {
+    ++trust.normal_equations;
+    if (accepted_loss != accepted_loss) {
+      trust.damping = stage.solver.damping;
+      observe(rule, stage, loss, finite, trace, lane);
+    } else {
+      // The latent is known: as a trial it was accepted, and its loss, from the same function that
+      // the next trial's comes from, stays.
+      lane.action = 0;
+      lane.finite = finite && fabsf(loss) <= 3.402823466e38f;
+      lane.stop = lane.finite ? kNoStop : static_cast<uint8_t>(Status::non_finite);
+    }
+    if (lane.stop == kNoStop) lane.action |= kAccept | kSolve;
+    return;
+  }
+  const double fall = accepted_loss - loss + trust.penalty_fall;
+  // Not so for a loss that is not finite.
+  if (fabsf(loss) <= 3.402823466e38f && fall > 0.0 && fall > 1e-3 * trust.predicted) {
+    if (fall > 0.75 * trust.predicted) {
+      trust.damping *= stage.solver.damping_down;
+    } else if (fall < 0.25 * trust.predicted) {
+      trust.damping *= 2.0;
+    }
+    trust.damping = fmin(fmax(trust.damping, kLeastDamping), kMostDamping);
+    trust.trial = false;
+    observe(rule, stage, loss, true, trace, lane);
+    return;
+  }
+  trust.damping = fmin(fmax(trust.damping * stage.solver.damping_up, kLeastDamping), kMostDamping);
+  reject(rule, stage, trust.damping > kHopelessDamping, trace, lane);
+}
+
+// Takes in an evaluation of an lbfgs stage's lane. `finite`: the gradient.
+PYINV_HOST_DEVICE inline void observe_searching(const RunRule& rule, const StageRule& stage,
+                                                float loss, bool finite, float* trace,
+                                                LaneState& lane) {
+  const double fall = double{lane.previous_loss} - loss + lane.trust.penalty_fall;
+  const bool falls = fall > 0.0 && fall >= kEnoughFall * lane.trust.predicted;
+  if (!lane.trust.trial || (finite && fabsf(loss) <= 3.402823466e38f && falls)) {
+    lane.search.length = 1.0;
+    lane.search.rejected = 0;
+    observe(rule, stage, loss, finite, trace, lane);
+    if (lane.stop == kNoStop) lane.action |= kAccept | kSolve;
+    return;
+  }
+  Search& search = lane.search;
+  search.length *= kCut;
+  bool hopeless = false;
+  if (++search.rejected == kMostRejected) {
+    hopeless = search.pairs == 0;
+    forget_pairs(search);
+  }
+  reject(rule, stage, hopeless, trace, lane);
+}
+
+// Takes in an evaluation of a lane on its own or in a group, whatever its stage does. `finite`: all
+// that was evaluated but the loss.
+PYINV_HOST_DEVICE inline void observe_any(const RunRule& rule, const StageRule& stage, float loss,
+                                          bool finite, float* trace, LaneState& lane) {
+  if (solves(stage)) {
+    observe_solving(rule, stage, loss, finite, trace, lane);
+  } else if (searches(stage)) {
+    observe_searching(rule, stage, loss, finite, trace, lane);
+  } else {
+    observe(rule, stage, loss, finite, trace, lane);
+  }
+}
+
+// The factor of the prior penalty at a latent of this loss.
+PYINV_HOST_DEVICE inline double prior_slope(const RunRule& rule, const StageRule& stage, float loss,
+                                            const LaneState& lane) {
+  const Penalties& penalty = stage.penalties;
+  if (!(penalty.prior_weight > 0.0f)) return 0.0;
+  const double left = static_cast<double>(lane.stage_steps) / static_cast<double>(stage.max_steps);
+  return double{penalty.prior_weight} * (penalty.anneal_prior ? 1.0 - left : 1.0) *
+         (penalty.relative_prior ? loss : 1.0) /
+         (double{rule.prior.std} * rule.prior.std * static_cast<double>(rule.latent_size));
+}
+
+// What the random draws of the lane's next update depend on.
+PYINV_HOST_DEVICE inline void name_update(const RunRule& rule, LaneState& lane) {
+  lane.step.key = {rule.seed, lane.id, static_cast<uint32_t>(lane.attempt)};
+  lane.step.update = static_cast<uint32_t>(lane.attempt_steps + 1);
+  lane.step.stage_update = static_cast<uint32_t>(lane.stage_steps + 1);
+}
+
+PYINV_HOST_DEVICE inline void count_update(LaneState& lane) {
+  ++lane.stage_steps;
+  ++lane.attempt_steps;
+  ++lane.total_steps;
+}
+
+// Prepares the lane's next trial, if it is to make one. The kernel that makes it counts it.
+PYINV_HOST_DEVICE inline void plan_trial(const RunRule& rule, const StageRule& stage,
+                                         LaneState& lane) {
+  if (lane.action & kAccept) {
+    lane.trust.former_slope = lane.trust.prior_slope;
+    lane.trust.prior_slope = prior_slope(rule, stage, lane.previous_loss, lane);
+  }
+  name_update(rule, lane);
+}
+
+// Prepares the lane's next update. `loss` is that of its latent.
 PYINV_HOST_DEVICE inline void plan_step(const RunRule& rule, const StageRule& stage,
-                                        const Moments& moments, LaneState& lane) {
+                                        const Moments& moments, float loss, LaneState& lane) {
   const double d = static_cast<double>(rule.latent_size);
   const double rate = learning_rate(stage.solver, lane.stage_steps, stage.max_steps);
   double step_size = rate, second_root = 1.0;
@@ -141,13 +315,11 @@ PYINV_HOST_DEVICE inline void plan_step(const RunRule& rule, const StageRule& st
     second_root = sqrt(1.0 - pow(stage.solver.beta2, t));
   }
   LaneStep& step = lane.step;
-  step.key = {rule.seed, lane.id, static_cast<uint32_t>(lane.attempt)};
-  step.update = static_cast<uint32_t>(lane.attempt_steps + 1);
-  step.stage_update = static_cast<uint32_t>(lane.stage_steps + 1);
+  name_update(rule, lane);
   step.learning_rate = static_cast<float>(rate);
   step.step_size = static_cast<float>(step_size);
   step.second_root = static_cast<float>(second_root);
-  step.moment_center = step.moment_shift = step.moment_slope = step.prior_slope = 0.0f;
+  step.moment_center = step.moment_shift = step.moment_slope = 0.0f;
   const Penalties& penalty = stage.penalties;
   if (penalty.moments != MomentScope::none) {
     const Moments& wanted = rule.prior_moments;
@@ -159,22 +331,19 @@ PYINV_HOST_DEVICE inline void plan_step(const RunRule& rule, const StageRule& st
                                              (d * moments.std));
     }
   }
-  if (penalty.prior_weight > 0.0f) {
-    const double left = static_cast<double>(lane.stage_steps) / stage.max_steps;
-    step.prior_slope =
-        static_cast<float>(penalty.prior_weight * (penalty.anneal_prior ? 1.0 - left : 1.0) /
-                           (double{rule.prior.std} * rule.prior.std * d));
-  }
-  ++lane.stage_steps;
-  ++lane.attempt_steps;
-  ++lane.total_steps;
+  step.prior_slope = static_cast<float>(prior_slope(rule, stage, loss, lane));
+  count_update(lane);
   lane.action |= kStep;
 }
 
 // What an observed lane that depends on no other does next.
-PYINV_HOST_DEVICE inline void decide(const RunRule& rule, const StageRule& stage, LaneState& lane) {
-  if (lane.stop == kNoStop) {
-    plan_step(rule, stage, lane.moments, lane);
+// `loss` is that of the evaluation.
+PYINV_HOST_DEVICE inline void decide(const RunRule& rule, const StageRule& stage, float loss,
+                                     LaneState& lane) {
+  if (lane.stop == kNoStop && makes_trials(stage)) {
+    plan_trial(rule, stage, lane);
+  } else if (lane.stop == kNoStop) {
+    plan_step(rule, stage, lane.moments, loss, lane);
   } else if (!ends_attempt(rule, lane, lane.stop)) {
     begin_stage(lane, lane.stage + 1);
   } else {
@@ -216,11 +385,11 @@ PYINV_HOST_DEVICE inline GroupVotes vote(const RunRule& rule, LaneState& lane) {
 
 PYINV_HOST_DEVICE inline void decide_in_group(const RunRule& rule, const StageRule& stage,
                                               const GroupVotes& votes, const Moments& batch,
-                                              LaneState& lane) {
+                                              float loss, LaneState& lane) {
   if (!votes.all_met) {
     if (!lane.finite) return;
     const bool over_batch = stage.penalties.moments == MomentScope::batch;
-    plan_step(rule, stage, over_batch ? batch : lane.moments, lane);
+    plan_step(rule, stage, over_batch ? batch : lane.moments, loss, lane);
   } else if (lane.stage + 1 < rule.stages && votes.any_left) {
     if (ends_attempt(rule, lane, lane.met)) end_attempt(lane, lane.met);
     begin_stage(lane, lane.stage + 1);
@@ -246,13 +415,17 @@ PYINV_HOST_DEVICE inline void abandon(LaneState& lane) {
 
 PYINV_HOST_DEVICE inline LaneReport report(const StageRule* stages, const LaneState& lane,
                                            float loss) {
+  // A trial says nothing yet of how the lane fares.
+  const bool accepted =
+      makes_trials(stages[lane.stage]) && lane.previous_loss == lane.previous_loss;
   return {lane.row,
           lane.total_steps,
-          loss,
+          lane.trust.normal_equations,
+          accepted ? lane.previous_loss : loss,
           lane.best_loss,
           lane.nearest,
           lane.attempts,
-          stages[lane.stage].objective,
+          wanted_objective(stages, lane),
           lane.best_status,
           lane.done};
 }
@@ -281,6 +454,7 @@ PYINV_HOST_DEVICE inline void act(const LaneArrays& lanes, int64_t lane, int64_t
 
   Pack<float, kWidth> z = pack<kWidth>(lanes.latent + k), m{}, v{}, gradient{}, recorded{};
   Pack<uint32_t, kWidth> born{};
+  if (action & kReturn) z = pack<kWidth>(lanes.second_moment + k);
   if (action & kStep) {
     gradient = pack<kWidth>(lanes.gradient + k);
     m = pack<kWidth>(lanes.first_moment + k);
@@ -317,7 +491,7 @@ PYINV_HOST_DEVICE inline void act(const LaneArrays& lanes, int64_t lane, int64_t
     born = {};
   }
 
-  if (action & (kStep | kDraw)) pack<kWidth>(lanes.latent + k) = z;
+  if (action & (kReturn | kStep | kDraw)) pack<kWidth>(lanes.latent + k) = z;
   if (action & (kStep | kClearMoments)) {
     pack<kWidth>(lanes.first_moment + k) = m;
     pack<kWidth>(lanes.second_moment + k) = v;

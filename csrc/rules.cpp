@@ -6,6 +6,8 @@
 #include <limits>
 #include <optional>
 
+#include "lbfgs_rule.h"
+
 namespace pyinv {
 namespace {
 
@@ -25,6 +27,8 @@ constexpr Range kAny;
 constexpr Range kPositive{.low = 0.0, .open_low = true};
 constexpr Range kNotNegative{.low = 0.0};
 constexpr Range kDecay{.low = 0.0, .high = 1.0, .open_high = true};
+constexpr Range kRise{.low = 1.0, .open_low = true};
+constexpr Range kFall{.low = 0.0, .high = 1.0, .open_low = true, .open_high = true};
 
 std::string shortest(double number) {
   std::string text = std::to_string(number);
@@ -199,15 +203,28 @@ Solver read_solver(const Node& rule) {
     solver.beta1 = number<float>(rule, "beta1", kDecay, solver.beta1);
     solver.beta2 = number<float>(rule, "beta2", kDecay, solver.beta2);
     solver.epsilon = number<float>(rule, "epsilon", kPositive, solver.epsilon);
+  } else if (kind == "levenberg_marquardt") {
+    only(rule, {"damping", "up", "down"});
+    solver.kind = SolverKind::levenberg_marquardt;
+    solver.damping = number(rule, "damping", kPositive, solver.damping);
+    solver.damping_up = number(rule, "up", kRise, solver.damping_up);
+    solver.damping_down = number(rule, "down", kFall, solver.damping_down);
+    return solver;
+  } else if (kind == "lbfgs") {
+    only(rule, {"history", "first_step"});
+    solver.kind = SolverKind::lbfgs;
+    solver.history = whole(rule, "history", 1, kMostPairs, solver.history);
+    solver.first_step = number<float>(rule, "first_step", kPositive, solver.first_step);
+    return solver;
   } else {
-    unknown_kind(rule, "gradient_descent, adam");
+    unknown_kind(rule, "gradient_descent, adam, levenberg_marquardt, lbfgs");
   }
   solver.learning_rate = number<float>(rule, "learning_rate", kPositive);
   if (const auto schedule = rule.find("schedule")) solver.schedule = read_schedule(*schedule);
   return solver;
 }
 
-Penalties read_penalties(const Node& rules, const Prior& prior) {
+Penalties read_penalties(const Node& rules) {
   Penalties penalties;
   std::vector<std::string> kinds;
   for (const Node& rule : rules.items()) {
@@ -223,13 +240,10 @@ Penalties read_penalties(const Node& rules, const Prior& prior) {
       penalties.gamma_mean = number32(rule, "gamma_mean", kNotNegative, 1.0);
       penalties.gamma_std = number32(rule, "gamma_std", kNotNegative, 1.0);
     } else if (kind == "prior_penalty") {
-      only(rule, {"weight", "anneal"});
-      if (prior.kind != PriorKind::normal) {
-        rule.fail(
-            "must fit the prior: prior_penalty needs a normal one; use stochastic_clip or clip");
-      }
+      only(rule, {"weight", "anneal", "relative"});
       penalties.prior_weight = number32(rule, "weight", kNotNegative);
       penalties.anneal_prior = flag(rule, "anneal", false);
+      penalties.relative_prior = flag(rule, "relative", false);
     } else {
       unknown_kind(rule, "moment_penalty, prior_penalty");
     }
@@ -237,24 +251,44 @@ Penalties read_penalties(const Node& rules, const Prior& prior) {
   return penalties;
 }
 
-Stage read_stage(const Node& rule, const Prior& prior, std::vector<std::string>& losses) {
-  only(rule,
-       {"solver", "constraint", "penalties", "loss", "objective", "max_steps", "loss_tolerance",
-        "change_tolerance", "relative_change_tolerance", "patience", "reset_moments"});
-  const std::optional<Node> named = rule.find("loss");
-  const std::string loss = named ? named->text() : "mse";
-  auto at = std::find(losses.begin(), losses.end(), loss);
-  if (at == losses.end()) at = losses.insert(losses.end(), loss);
+// The name's place among `names`, at their end if it is new.
+int64_t place_of(const std::string& name, std::vector<std::string>& names) {
+  const auto at = std::find(names.begin(), names.end(), name);
+  const int64_t place = at - names.begin();
+  if (at == names.end()) names.push_back(name);
+  return place;
+}
 
+std::string loss_of(const Node& stage) {
+  const std::optional<Node> named = stage.find("loss");
+  return named ? named->text() : "mse";
+}
+
+int64_t index(const Node& stage, std::string_view key, int64_t fallback) {
+  return whole(stage, key, 0, std::numeric_limits<int64_t>::max(), fallback);
+}
+
+Stage read_stage(const Node& rule, const Prior& prior, std::vector<std::string>& losses) {
+  only(rule, {"solver", "constraint", "penalties", "loss", "objective", "normal_equations",
+              "max_steps", "loss_tolerance", "change_tolerance", "relative_change_tolerance",
+              "patience", "reset_moments"});
   Stage stage;
-  stage.objective =
-      whole(rule, "objective", 0, std::numeric_limits<int64_t>::max(), at - losses.begin());
   stage.solver = read_solver(rule["solver"]);
+  const bool solves = stage.solver.kind == SolverKind::levenberg_marquardt;
+  if (!solves && rule.find("normal_equations")) {
+    rule.fail("has no setting \"normal_equations\" without levenberg_marquardt");
+  }
+  stage.objective = index(rule, "objective", place_of(loss_of(rule), losses));
   if (const auto constraint = rule.find("constraint")) {
     stage.constraint = read_constraint(*constraint, prior);
   }
   if (const auto penalties = rule.find("penalties")) {
-    stage.penalties = read_penalties(*penalties, prior);
+    stage.penalties = read_penalties(*penalties);
+    const bool searches = stage.solver.kind == SolverKind::lbfgs;
+    if ((solves || searches) && stage.penalties.moments != MomentScope::none) {
+      penalties->fail(std::string("must hold no moment_penalty with ") +
+                      (solves ? "levenberg_marquardt" : "lbfgs") + "; use prior_penalty");
+    }
   }
   stage.max_steps = whole(rule, "max_steps", 1, kMaxUpdates, stage.max_steps);
   stage.loss_tolerance = number(rule, "loss_tolerance", kNotNegative, 0.0);
@@ -266,21 +300,39 @@ Stage read_stage(const Node& rule, const Prior& prior, std::vector<std::string>&
 }
 
 ParsedRecipe read_recipe(const Node& rule, const Prior& prior) {
-  only(rule, {"name", "stages", "restarts", "keep"});
+  only(rule, {"name", "stages", "restarts", "keep", "start"});
   ParsedRecipe parsed;
   if (const auto name = rule.find("name")) parsed.name = name->text();
+  const std::vector<Node> rules = rule["stages"].items();
+  std::vector<Stage>& stages = parsed.recipe.stages;
   int64_t updates = 0;
-  for (const Node& stage : rule["stages"].items()) {
-    parsed.recipe.stages.push_back(read_stage(stage, prior, parsed.losses));
-    updates += parsed.recipe.stages.back().max_steps;
+  for (const Node& stage : rules) {
+    stages.push_back(read_stage(stage, prior, parsed.losses));
+    updates += stages.back().max_steps;
   }
-  if (parsed.recipe.stages.empty()) rule["stages"].fail("must hold a stage or more");
+  if (stages.empty()) rule["stages"].fail("must hold a stage or more");
+  bool over_batch = false;
+  std::string alone;  // a solver that takes each target on its own
+  for (size_t i = 0; i < stages.size(); ++i) {
+    over_batch |= stages[i].penalties.moments == MomentScope::batch;
+    if (stages[i].solver.kind == SolverKind::lbfgs) alone = "lbfgs";
+    if (stages[i].solver.kind != SolverKind::levenberg_marquardt) continue;
+    alone = "levenberg_marquardt";
+    const int64_t place = place_of(loss_of(rules[i]), parsed.normal_equations);
+    stages[i].normal_equations =
+        index(rules[i], "normal_equations", static_cast<int64_t>(parsed.losses.size()) + place);
+  }
+  if (!alone.empty() && over_batch) {
+    rule["stages"].fail("must take each target on its own with " + alone +
+                        "; give moment_penalty over \"latent\"");
+  }
   if (updates > kMaxUpdates) {
     rule["stages"].fail("must make at most " + std::to_string(kMaxUpdates) + " updates, makes " +
                         std::to_string(updates));
   }
   parsed.recipe.restarts = whole(rule, "restarts", 0, kMaxRestarts, 0);
   parsed.recipe.keep_best = choice(rule, "keep", {"best", "last"}) == 0;
+  parsed.recipe.start = choice(rule, "start", {"prior", "mean"}) ? Start::mean : Start::prior;
   return parsed;
 }
 

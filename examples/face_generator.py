@@ -65,7 +65,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("weights", type=Path, help="the state dict, a .pt file")
     parser.add_argument("-o", "--output", type=Path, default=Path("face.bundle"))
-    parser.add_argument("--loss", action="append", help="mse, l1 or bce; repeatable [mse]")
+    parser.add_argument(
+        "--loss", action="append", help="mse, l1, bce or whitened; repeatable [mse and whitened]"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the bundle")
     arguments = parser.parse_args()
     try:
@@ -79,7 +81,7 @@ def main() -> int:
             arguments.output,
             latent_shape=LATENT_SIZE,
             prior=Uniform(-1.0, 1.0),
-            losses=arguments.loss or ["mse"],
+            losses=arguments.loss,
             name="faces 32x32",
             overwrite=arguments.overwrite,
             progress=lambda line: print(line, file=sys.stderr),

@@ -235,7 +235,7 @@ def main() -> None:
         arguments.output / "digits.bundle",
         latent_shape=(LATENT_SIZE,),
         prior=Uniform(-1.0, 1.0),
-        losses=("mse", "l1", "bce"),
+        losses=("mse", "whitened", "l1", "bce"),
         value_range=(-1.0, 1.0),
         name="digits 16x16",
         overwrite=True,

@@ -21,5 +21,6 @@ if _missing:
 
 from .exporter import export  # noqa: E402
 from .factory import load_factory, load_generator  # noqa: E402
+from .losses import whitened  # noqa: E402
 
-__all__ = ["ExportError", "export", "load_factory", "load_generator"]
+__all__ = ["ExportError", "export", "load_factory", "load_generator", "whitened"]

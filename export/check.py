@@ -34,6 +34,8 @@ __all__ = [
 Run = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 BATCHES = (1, 3, 17)
+# For what takes as long as hundreds of images for each.
+FEW_BATCHES = (1, 3, 5)
 # Largest difference over largest magnitude, for images, losses and gradients.
 TOLERANCE = 1e-5
 # A latent close to a kink of the generator (a ReLU's zero) may fall on either side of it by
@@ -68,10 +70,17 @@ class _LastActivation(TorchFunctionMode):
             self.name, self.argument, self.result = name, args[0], result
         return result
 
-    def gave(self, image: Tensor) -> bool:
-        """Whether the image is what that activation computed, but for its shape."""
-        same_size = self.result.numel() == image.numel()
-        return same_size and torch.equal(self.result.reshape(image.shape), image)
+    def gave(self, image: Tensor, value_range: tuple[float, float]) -> bool:
+        """Whether the image is what that activation computed, in the value range and a shape."""
+        if self.result.numel() != image.numel():
+            return False
+        low, high = value_range
+        least = -1.0 if self.name == "tanh" else 0.0
+        scale = (high - low) / (1.0 - least)
+        result = self.result.detach().reshape(image.shape)
+        if (least, 1.0) != (low, high):
+            result = low + (result - least) * scale
+        return torch.allclose(result, image.detach(), rtol=0.0, atol=1e-6 * (high - low))
 
 
 class Reference:
@@ -116,15 +125,48 @@ class Reference:
     def objective(self, loss: Loss, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """The losses [B] and the gradient of their sum in the latents [B, d]."""
         latent = inputs["latent"].detach().clone().requires_grad_(True)
-        with _LastActivation() as last:
-            image = self.image({**inputs, "latent": latent})
+        image, last = self._image_and_activation({**inputs, "latent": latent})
         value_before = loss.value_before_activation.get(last.name)
-        if value_before is not None and last.gave(image):
+        if value_before is not None and last.gave(image, self.value_range):
             value = value_before(last.argument.reshape(image.shape), inputs["image"])
         else:
             value = loss.value(image, inputs["image"])
         (gradient,) = torch.autograd.grad(value.sum(), latent)
         return {"loss": value.detach(), "gradient": gradient}
+
+    def _image_and_activation(self, inputs: dict[str, Tensor]) -> tuple[Tensor, _LastActivation]:
+        with _LastActivation() as last:
+            return self.image(inputs), last
+
+    def normal_equations(self, loss: Loss, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """An objective, and the Gauss-Newton matrices [B, d, d] of its loss.
+
+        The Jacobian comes from forward-mode differentiation, one latent for every direction.
+        """
+        image, last = self._image_and_activation(inputs)
+        before = loss.residual_before_activation.get(last.name)
+        if before is not None and not last.gave(image, self.value_range):
+            before = None
+
+        def residual(latent: Tensor) -> Tensor:
+            image, last = self._image_and_activation({**repeated, "latent": latent})
+            if before is not None:
+                return before(last.argument.reshape(image.shape), repeated["image"])[0]
+            assert loss.residual is not None
+            return loss.residual(image, repeated["image"])[0]
+
+        size = self.shapes.latent_size
+        grams = []
+        for i in range(len(image)):
+            repeated = {key: x[i : i + 1].expand(size, *x.shape[1:]) for key, x in inputs.items()}
+            directions = torch.eye(size, dtype=image.dtype)
+            latent = repeated["latent"].clone()
+            # Its first call compiles with what PyTorch itself calls deprecated.
+            with quiet():
+                _, derivatives, *_ = torch.func.jvp(residual, (latent,), (directions,))
+            jacobian = derivatives.flatten(1)
+            grams.append(jacobian @ jacobian.t() * (2.0 / jacobian.shape[1]))
+        return {**self.objective(loss, inputs), "gram": torch.stack(grams)}
 
     def double(self) -> Reference:
         """The same in float64."""
@@ -171,7 +213,7 @@ def onnx_function(path: Path) -> Run:
 
 
 def torchscript_function(path: Path, method: str) -> Run:
-    """A function of a bundle, run by TorchScript; objectives with and without ``out``.
+    """A function of a bundle, run by TorchScript; with and without ``out`` where there is one.
 
     Raises:
         ExportError: TorchScript cannot load the file or, later, run it, or what it writes into
@@ -184,7 +226,7 @@ def torchscript_function(path: Path, method: str) -> Run:
     except Exception as error:
         raise ExportError(f"TorchScript cannot load {name}: {first_line(error)}") from error
 
-    def call(inputs: dict[str, Tensor], *out: tuple[Tensor, Tensor]) -> Any:
+    def call(inputs: dict[str, Tensor], *out: Sequence[Tensor]) -> Any:
         try:
             # Compiling it for each batch takes longer than running it.
             with quiet(), torch.no_grad(), torch.jit.optimized_execution(False):
@@ -198,12 +240,12 @@ def torchscript_function(path: Path, method: str) -> Run:
     def run(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         if method == "forward":
             return {"image": call({key: x for key, x in inputs.items() if key != "image"})}
-        loss, gradient = call(inputs)
-        out = (torch.full_like(loss, math.nan), torch.full_like(gradient, math.nan))
+        results = call(inputs)
+        out = tuple(torch.full_like(result, math.nan) for result in results)
         call(inputs, out)
-        if max(_difference(out[0], loss), _difference(out[1], gradient)) > TOLERANCE:
+        if max(map(_difference, out, results)) > TOLERANCE:
             raise ExportError(f"{name} writes into out something else than it returns without")
-        return {"loss": loss, "gradient": gradient}
+        return dict(zip(("loss", "gradient", "gram"), results, strict=False))
 
     return run
 
@@ -212,9 +254,8 @@ def check_function(
     name: str,
     run: Run,
     reference: Reference,
+    function: str,
     loss: Loss | None,
-    *,
-    batches: Sequence[int] = BATCHES,
 ) -> float:
     """Compare one function of a bundle with PyTorch and return the largest relative difference.
 
@@ -222,18 +263,22 @@ def check_function(
         name: what to call the function in errors.
         run: runs it; what onnx_function or torchscript_function returned.
         reference: the generator in PyTorch.
-        loss: the objective's loss; None for forward.
-        batches: batch sizes to try.
+        function: "forward", "objective" or "normal_equations".
+        loss: the function's loss; None for forward.
 
     Raises:
         ExportError: it cannot be run, or differs; names the function and the worst error.
     """
 
     def expected(of: Reference, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        return of.forward(inputs) if loss is None else of.objective(loss, inputs)
+        if loss is None:
+            return of.forward(inputs)
+        if function == "objective":
+            return of.objective(loss, inputs)
+        return of.normal_equations(loss, inputs)
 
     worst = 0.0
-    for batch in batches:
+    for batch in BATCHES if function != "normal_equations" else FEW_BATCHES:
         worst = max(worst, _agreement(name, batch, reference, expected, run))
     return worst
 

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +23,24 @@ from pyinv.errors import BundleError, ExportError, OutputError
 from pyinv.priors import Normal, Prior, Uniform
 
 from .check import Reference, check_function, onnx_function, torchscript_function
+from .ending import Ending
 from .failure import first_line
 from .graph import Signature
-from .losses import Loss, LossFunction, resolve_losses
+from .losses import GivenLosses, Loss, resolve_losses
+from .memory import bytes_per_target
+from .normal_equations import MOST_DIRECTIONS
 from .onnx import OPSET, WEIGHTS_FILE, WeightsFile, to_onnx, write_onnx
 from .quiet import quiet
 from .torchscript import FUNCTIONS_FILE, method_names, write_torchscript
-from .trace import Shapes, prepare, trace_functions, trace_generator
+from .trace import Shapes, TracedGenerator, prepare, trace_functions, trace_generator
 
 __all__ = ["export"]
 
 _RUNTIME_NAMES = {"onnx": "ONNX", "torchscript": "TorchScript"}
 _BATCH_NORM_MODES = ("eval", "batch")
 _RANGE_SAMPLES = 8
+# What normal equations may take for one target before their directions are split up.
+_MOST_BYTES_PER_TARGET = 1 << 28
 # Values this far outside, relative to the range's width, are rounding.
 _RANGE_SLACK = 1e-5
 
@@ -46,9 +51,8 @@ def export(
     *,
     latent_shape: int | Sequence[int],
     prior: Prior,
-    losses: str | LossFunction | Mapping[str, str | LossFunction] | Iterable[str | LossFunction] = (
-        "mse",
-    ),
+    losses: GivenLosses | None = None,
+    normal_equations: bool | None = None,
     value_range: tuple[float, float] = (-1.0, 1.0),
     batch_norm: str = "eval",
     condition_shape: int | Sequence[int] | None = None,
@@ -60,12 +64,14 @@ def export(
 ) -> Path:
     """Write a generator, and one objective with its gradient per loss, as a bundle.
 
-    The bundle's functions are ``forward``: latent [B, d] -> image [B, C, H, W], and for every loss
-    an objective: latent [B, d], image [B, C, H, W] -> loss [B], gradient [B, d] = d loss_b / d
-    latent_b; each takes condition [B, k] as well where there is one. Latents of any shape are
-    flattened to d. Before the bundle appears at ``path``, each function is run in its runtime and
-    compared with PyTorch at batches 1, 3 and 17: max |difference| <= 1e-5 max |value| (or PyTorch's
-    own rounding error, where that is larger). A failed export leaves nothing behind.
+    The bundle's functions are ``forward``: latent [B, d] -> image [B, C, H, W]; for every loss an
+    objective: latent [B, d], image [B, C, H, W] -> loss [B], gradient [B, d] = d loss_b / d
+    latent_b; and for losses that are a mean of squares its normal equations: the same and gram
+    [B, d, d] = 2 / P J^T J, with J the derivative of what is squared and P the number of pixels.
+    Each takes condition [B, k] as well where there is one. Latents of any shape are flattened to
+    d. Before the bundle appears at ``path``, each function is run in its runtime and compared with
+    PyTorch at several batches: max |difference| <= 1e-5 max |value| (or PyTorch's own rounding
+    error, where that is larger). A failed export leaves nothing behind.
 
     The generator is copied to float32 on the CPU and put in eval mode there; it is not changed
     itself, and it may be on any device and in half precision.
@@ -76,9 +82,13 @@ def export(
         path: the bundle's folder. Must not exist, or be empty, unless ``overwrite``.
         latent_shape: one latent's shape: 100, (100,) or (100, 1, 1).
         prior: what latents are drawn from, ``Uniform`` or ``Normal``.
-        losses: any of "mse", "l1", "bce" and torch callables (image, target) -> [B]; a mapping
-            gives names. bce maps ``value_range`` to [0, 1]. Each image's loss must depend on that
-            image alone.
+        losses: any of "mse", "l1", "bce", "whitened", ``whitened(...)`` and torch callables
+            (image, target) -> [B]; a mapping gives names. bce maps ``value_range`` to [0, 1];
+            whitened needs a generator that ends in a tanh or sigmoid that fills it. Each image's
+            loss must depend on that image alone. By default mse, and whitened where it can be.
+        normal_equations: whether to write the normal equations of mse and whitened, which
+            Levenberg-Marquardt needs. None: where they exist, which is for batch_norm="eval" and
+            at most 512 latent components. True: insist.
         value_range: lowest and highest pixel value. An output outside draws a warning, as some
             generators overshoot a little; for bce it is an error, as bce has no value there.
         batch_norm: "eval" folds running statistics into the weights; "batch" keeps the statistics
@@ -118,7 +128,8 @@ def export(
         raise ExportError(f"batch_norm must be 'eval' or 'batch', got {batch_norm!r}")
     if not isinstance(prior, Uniform | Normal):
         raise ExportError(f"prior must be pyinv.Uniform or pyinv.Normal, got {prior!r}")
-    resolved = resolve_losses(losses, value_range=(low, high))
+    resolved = resolve_losses("mse" if losses is None else losses, value_range=(low, high))
+    solve = _wants_normal_equations(normal_equations, resolved, latent_sizes, batch_norm)
     wanted = _runtimes(runtimes)
     origin = _origin(origin)
     target = Path(path)
@@ -131,9 +142,21 @@ def export(
     if isinstance(generator, torch.jit.ScriptModule) and batch_norm == "eval":
         _check_reading(generator, reference)
 
+    say("tracing the generator")
+    traced = trace_generator(prepared, shapes, batch_norm=batch_norm)
+    if losses is None and traced.ending.fits((low, high)):
+        resolved += resolve_losses("whitened", value_range=(low, high))
+    _check_ending(traced.ending, (low, high), resolved)
+    say(f"tracing the gradient of {', '.join(loss.name for loss in resolved)}")
+    least_squares = [loss for loss in resolved if loss.is_least_squares] if solve else []
+    whole, solved = _trace(
+        traced, resolved, least_squares, reference, insist=bool(normal_equations)
+    )
+    planned = _plan(whole, resolved, solved, shapes)
+
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        functions = _write_functions(staging, reference, resolved, wanted, batch_norm, say)
+        functions = _write_functions(staging, reference, whole, planned, wanted, say)
         manifest = _manifest(staging, functions, reference, batch_norm)
         manifest = replace(manifest, name=name or _name(generator), origin=origin)
         manifest.write(staging)
@@ -143,45 +166,132 @@ def export(
     return target
 
 
+@dataclass(frozen=True)
+class _Planned:
+    """A function that is to be written, whatever the runtime.
+
+    bytes_per_target: of normal equations, else None.
+    """
+
+    name: str
+    loss: Loss | None
+    signature: Signature
+    bytes_per_target: int | None = None
+
+
+def _wants_normal_equations(
+    given: bool | None, losses: Sequence[Loss], latent_shape: Sequence[int], batch_norm: str
+) -> bool:
+    if given is not None and not isinstance(given, bool):
+        raise ExportError(f"normal_equations must be True, False or None, got {given!r}")
+    size = math.prod(latent_shape)
+    lacking = ""
+    if batch_norm != "eval":
+        lacking = "images do not depend on one another: export with batch_norm='eval'"
+    elif size > MOST_DIRECTIONS:
+        lacking = (
+            f"a latent has at most {MOST_DIRECTIONS} components, and this one has {size}: leave "
+            "them out, and use a recipe of first order, such as pyinv.recipes.default"
+        )
+    elif not any(loss.is_least_squares for loss in losses):
+        lacking = "a loss is a mean of squares: add 'mse' or 'whitened' to losses"
+    if given and lacking:
+        raise ExportError(f"normal_equations=True, which there are only where {lacking}")
+    return given is not False and not lacking
+
+
+def _check_ending(ending: Ending, value_range: tuple[float, float], losses: Sequence[Loss]) -> None:
+    for loss in losses:
+        if loss.needs_activation and not ending.fits(value_range):
+            low, high = value_range
+            raise ExportError(
+                f"loss {loss.name!r} needs a generator that ends in tanh or sigmoid with values in "
+                f"value_range [{low:g}, {high:g}], this one ends in {ending.describe()}: use "
+                "another loss"
+            )
+
+
+def _trace(
+    traced: TracedGenerator,
+    losses: Sequence[Loss],
+    solved: Sequence[Loss],
+    reference: Reference,
+    *,
+    insist: bool,
+) -> tuple[fx.GraphModule, Sequence[Loss]]:
+    """The functions' graph, and the losses whose normal equations it has."""
+
+    def trace(solved: Sequence[Loss]) -> fx.GraphModule:
+        return trace_functions(
+            traced,
+            losses,
+            reference.shapes,
+            value_range=reference.value_range,
+            solved=solved,
+            most_bytes_per_target=_MOST_BYTES_PER_TARGET,
+        )
+
+    try:
+        return trace(solved), solved
+    except ExportError as error:
+        if insist or not solved:
+            raise
+        whole = trace(())
+        warnings.warn(f"the bundle gets no normal equations: {error}", stacklevel=3)
+        return whole, ()
+
+
+def _plan(
+    whole: fx.GraphModule, losses: Sequence[Loss], solved: Sequence[Loss], shapes: Shapes
+) -> list[_Planned]:
+    """The functions, with their places among the graph's outputs."""
+    names = ["latent", "image", *(["condition"] if shapes.condition is not None else [])]
+    forward = Signature(tuple(name for name in names if name != "image"), {0: "image"})
+    planned = [_Planned("forward", None, forward)]
+    places = {}
+    for i, loss in enumerate(losses):
+        places[loss.name] = 1 + 2 * i
+        outputs = {1 + 2 * i: "loss", 2 + 2 * i: "gradient"}
+        planned.append(_Planned("objective", loss, Signature(tuple(names), outputs)))
+    for i, loss in enumerate(solved):
+        first = 1 + 2 * len(losses) + 2 * i
+        outputs = {places[loss.name]: "loss", first: "gradient", first + 1: "gram"}
+        planned.append(
+            _Planned(
+                "normal_equations",
+                loss,
+                Signature(tuple(names), outputs),
+                bytes_per_target(whole, outputs),
+            )
+        )
+    return planned
+
+
 def _write_functions(
     folder: Path,
     reference: Reference,
-    losses: Sequence[Loss],
+    whole: fx.GraphModule,
+    planned: Sequence[_Planned],
     runtimes: Sequence[str],
-    batch_norm: str,
     say: Callable[[str], None],
 ) -> list[Function]:
     shapes = reference.shapes
-    say("tracing the generator")
-    traced = trace_generator(reference.generator, shapes, batch_norm=batch_norm)
-    say(f"tracing the gradient of {', '.join(loss.name for loss in losses)}")
-    whole = trace_functions(traced, losses, shapes)
-    inputs: dict[str, tuple[int, ...]] = {
-        "latent": (shapes.latent_size,),
-        "image": shapes.image,
-    }
+    inputs: dict[str, tuple[int, ...]] = {"latent": (shapes.latent_size,), "image": shapes.image}
     if shapes.condition is not None:
         inputs["condition"] = shapes.condition
-    signatures = [
-        Signature(tuple(name for name in inputs if name != "image"), {0: "image"}),
-        *(
-            Signature(tuple(inputs), {1 + 2 * i: "loss", 2 + 2 * i: "gradient"})
-            for i in range(len(losses))
-        ),
-    ]
     functions: list[Function] = []
     for runtime in runtimes:
         say(f"writing {_RUNTIME_NAMES[runtime]}")
         write = _write_onnx if runtime == "onnx" else _write_torchscript
-        written = write(folder, whole, losses, signatures, inputs)
-        for function, loss in zip(written, [None, *losses], strict=True):
+        written = write(folder, whole, planned, inputs)
+        for function, plan in zip(written, planned, strict=True):
             path = folder / function.file
             if function.method is None:
                 name, run = function.file, onnx_function(path)
             else:
                 name = f"{function.file}: {function.method}"
                 run = torchscript_function(path, function.method)
-            worst = check_function(name, run, reference, loss)
+            worst = check_function(name, run, reference, plan.name, plan.loss)
             say(f"{name} agrees with PyTorch to {worst:.1e}")
         functions += written
     return functions
@@ -190,15 +300,14 @@ def _write_functions(
 def _write_onnx(
     folder: Path,
     whole: fx.GraphModule,
-    losses: Sequence[Loss],
-    signatures: Sequence[Signature],
+    planned: Sequence[_Planned],
     inputs: Mapping[str, tuple[int, ...]],
 ) -> list[Function]:
-    functions = [Function(name="forward", runtime="onnx", file="forward.onnx")]
-    for loss in losses:
-        file = f"objective_{loss.name}.onnx"
-        functions.append(Function(name="objective", runtime="onnx", file=file, loss=loss.name))
-    models = to_onnx(whole, signatures, inputs=inputs)
+    functions = []
+    for plan in planned:
+        file = f"{plan.name}.onnx" if plan.loss is None else f"{plan.name}_{plan.loss.name}.onnx"
+        functions.append(_function(plan, "onnx", file))
+    models = to_onnx(whole, [plan.signature for plan in planned], inputs=inputs)
     with open(folder / WEIGHTS_FILE, "wb") as stream:
         weights = WeightsFile(stream)
         for function, model in zip(functions, models, strict=True):
@@ -209,27 +318,31 @@ def _write_onnx(
 def _write_torchscript(
     folder: Path,
     whole: fx.GraphModule,
-    losses: Sequence[Loss],
-    signatures: Sequence[Signature],
+    planned: Sequence[_Planned],
     inputs: Mapping[str, tuple[int, ...]],
 ) -> list[Function]:
-    methods = ["forward", *method_names(loss.name for loss in losses)]
+    methods = method_names((plan.name, plan.loss.name if plan.loss else "") for plan in planned)
     write_torchscript(
         whole,
-        dict(zip(methods, signatures, strict=True)),
+        {method: plan.signature for method, plan in zip(methods, planned, strict=True)},
         folder / FUNCTIONS_FILE,
         inputs=tuple(inputs),
     )
     return [
-        Function(
-            name="forward" if loss is None else "objective",
-            runtime="torchscript",
-            file=FUNCTIONS_FILE,
-            loss=None if loss is None else loss.name,
-            method=method,
-        )
-        for method, loss in zip(methods, [None, *losses], strict=True)
+        _function(plan, "torchscript", FUNCTIONS_FILE, method)
+        for method, plan in zip(methods, planned, strict=True)
     ]
+
+
+def _function(plan: _Planned, runtime: str, file: str, method: str | None = None) -> Function:
+    return Function(
+        name=plan.name,
+        runtime=runtime,
+        file=file,
+        loss=None if plan.loss is None else plan.loss.name,
+        method=method,
+        bytes_per_target=plan.bytes_per_target,
+    )
 
 
 def _name(generator: nn.Module) -> str:

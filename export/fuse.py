@@ -1,10 +1,11 @@
 """Rewrite an ONNX graph's convolutions as the operators that the engine has kernels for (csrc/ops).
 
 A convolution becomes one operator together with its bias and activation, or, in a backward pass,
-together with the product by the activation's derivative. The operators work on images with channels
-last. Between them, and through what is computed element by element, images keep that layout;
-elsewhere a Transpose stands. Near the latent, where a dense layer's features are reshaped to an
-image or back, the order of the layer's features is changed instead.
+together with the product by the activation's derivative, or, of tangents, with the product by a
+factor that all tangents of a target share. The operators work on images with channels last. Between
+them, and through what is computed element by element, images keep that layout; elsewhere a
+Transpose stands. Near the latent, where a dense layer's features are reshaped to an image or back,
+the order of the layer's features is changed instead.
 
 A kernel-3 convolution of an image doubled in size by repeating pixels is a kernel-4, stride-2
 transposed convolution of the image itself, whose weights are sums of the other's: 4 products for
@@ -18,11 +19,14 @@ operator                             inputs          output
 Conv2d, ConvTranspose2d              X, W, (B)       y, the convolution plus bias
 ...LeakyRelu                         X, W, (B)       y where y > 0, slope * y elsewhere
 ...LeakyReluGradient                 X, W, A         y where A > 0, slope * y elsewhere
+...Scaled                            X, W, F         y * F, an image of F for several of y
 ===================================  ==============  ==========================================
 
 W, B, ``strides``, ``pads`` and ``output_padding`` are as in ONNX's Conv and ConvTranspose.
 ``input_perm`` brings X to [batch, channels, height, width], ``output_perm`` brings that to the
-output's layout (A's is the same); either may be [0, 1, 2, 3].
+output's layout (A's and F's is the same); either may be [0, 1, 2, 3]. ``split`` is the output's
+shape with the images that share one of F on an axis of their own, [-1, images, ...], and ``joined``
+is it without, [-1, ...].
 
 The model also defines every operator as a function in standard operators. A runtime that knows no
 "pyinv" operators inlines those: the same file runs anywhere, with the same results to rounding.
@@ -90,8 +94,10 @@ def operator_function(name: str, opsets: Iterable[Any]) -> FunctionProto:
     """Define one of the operators in standard operators of the given versions."""
     transposed = name.startswith("ConvTranspose2d")
     after = name.removeprefix("ConvTranspose2d").removeprefix("Conv2d")
-    gradient = after == "LeakyReluGradient"
+    gradient, scaled = after == "LeakyReluGradient", after == "Scaled"
+    third = "A" if gradient else "F" if scaled else "B"
     settings = ["strides", "pads", *(["output_padding"] if transposed else [])]
+    others = {"": (), "Scaled": ("split", "joined")}.get(after, ("slope",))
 
     def node(op: str, inputs: list[str], output: str, **attributes: str) -> NodeProto:
         made = helper.make_node(op, inputs, [output])
@@ -104,7 +110,7 @@ def operator_function(name: str, opsets: Iterable[Any]) -> FunctionProto:
         node("Transpose", ["X"], "x", perm="input_perm"),
         node(
             "ConvTranspose" if transposed else "Conv",
-            ["x", "W"] if gradient else ["x", "W", "B"],
+            ["x", "W", "B"] if third == "B" else ["x", "W"],
             "convolved",
             **{setting: setting for setting in settings},
         ),
@@ -123,16 +129,27 @@ def operator_function(name: str, opsets: Iterable[Any]) -> FunctionProto:
             node("Mul", ["y", "slope"], "sloped"),
             node("Where", ["positive", "y", "sloped"], "Y"),
         ]
+    elif scaled:
+        nodes += [
+            node("Transpose", ["convolved"], "y", perm="output_perm"),
+            node("Constant", [], "split_shape", value_ints="split"),
+            node("Constant", [], "joined_shape", value_ints="joined"),
+            helper.make_node("Constant", [], ["images"], value_ints=[1]),
+            node("Reshape", ["y", "split_shape"], "by_factor"),
+            node("Unsqueeze", ["F", "images"], "factor"),
+            node("Mul", ["by_factor", "factor"], "scaled"),
+            node("Reshape", ["scaled", "joined_shape"], "Y"),
+        ]
     else:
         nodes.append(node("Transpose", ["convolved"], "Y", perm="output_perm"))
     return helper.make_function(
         DOMAIN,
         name,
-        ["X", "W", "A" if gradient else "B"],
+        ["X", "W", third],
         ["Y"],
         nodes,
         [opset for opset in opsets if opset.domain == ""],
-        [*settings, *(["slope"] if after else []), "input_perm", "output_perm"],
+        [*settings, *others, "input_perm", "output_perm"],
     )
 
 
@@ -165,6 +182,14 @@ def _only_user(value: ir.Value) -> ir.Node | None:
     return users.pop() if len(users) == 1 and not value.is_graph_output() else None
 
 
+def _transposed_matrix(value: ir.Value | None) -> ir.Value | None:
+    """W where a value is the transpose of a stored matrix W."""
+    node = value.producer() if value is not None else None
+    if node is None or node.op_type != "Transpose" or len(_sizes(value) or ()) != 2:
+        return None
+    return node.inputs[0] if _array(node.inputs[0]) is not None else None
+
+
 class _Fusion:
     """One graph's rewriting. ``last`` knows the channels-last twins of channels-first images."""
 
@@ -182,14 +207,31 @@ class _Fusion:
             elif node.op_type == "AveragePool":
                 self.upsampling_gradient(node)
         for node in list(self.graph):
-            if node in self.done or node.domain != "":
-                continue
-            if node.op_type in ("Conv", "ConvTranspose"):
-                self.convolution(node)
-            elif node.op_type == "Reshape":
-                self.image_from_features(node) or self.features_from_image(node)
-            elif node.op_type in _ELEMENTWISE:
-                self.elementwise(node)
+            self.visit(node)
+
+    def visit(self, node: ir.Node) -> None:
+        if node in self.done or node.domain != "":
+            return
+        if node.op_type in ("Conv", "ConvTranspose"):
+            self.convolution(node)
+        elif node.op_type == "Reshape":
+            (
+                self.image_from_features(node)
+                or self.features_from_image(node)
+                or self.joined_images(node)
+            )
+        elif node.op_type in _ELEMENTWISE:
+            self.elementwise(node)
+        self.done.add(node)
+
+    def visit_source(self, value: ir.Value | None) -> None:
+        """Visit what a value is computed from element by element, which may stand further on."""
+        node = value.producer() if value is not None else None
+        if node is None or node in self.done or node.op_type not in _ELEMENTWISE:
+            return
+        for source in list(node.inputs):
+            self.visit_source(source)
+        self.visit(node)
 
     # -- Building ------------------------------------------------------------------------------
 
@@ -326,6 +368,7 @@ class _Fusion:
         name, third, end = node.op_type + "2d", bias, node
         activation = self.activation(node.outputs[0])
         derivative = None if bias is not None else self.derivative(node.outputs[0])
+        scaled = None if bias is not None else self.scaled(node.outputs[0])
         if activation is not None:
             end, settings["slope"] = activation
             name += "LeakyRelu"
@@ -334,6 +377,13 @@ class _Fusion:
             name += "LeakyReluGradient"
             if not first:
                 third = self.channels_last(end, third)
+        elif scaled is not None:
+            end, third, images = scaled
+            name += "Scaled"
+            if not first:
+                third = self.channels_last(end, third)
+            each = _sizes(third)[1:]  # type: ignore[index]
+            settings["split"], settings["joined"] = (-1, images, *each), (-1, *each)
         if few_in and source not in self.last:
             settings["input_perm"] = _SAME
         else:
@@ -341,7 +391,14 @@ class _Fusion:
             source = self.channels_last(end, source)
         settings["output_perm"] = _SAME if first else _TO_LAST
         made = self.add(end, name, [source, weight, third], attributes=settings, domain=DOMAIN)
-        if first:
+        sizes = _sizes(node.outputs[0])
+        if _sizes(end.outputs[0])[1:] != sizes[1:]:  # type: ignore[index]
+            # The images of each factor stay together.
+            if not first:
+                _declare(made, [sizes[axis] for axis in _TO_LAST], node.outputs[0])  # type: ignore[index]
+                made = self.transposed(end, made, _TO_FIRST)
+            self.replace(end, self.add(end, "Reshape", [made, end.inputs[1]]))
+        elif first:
             self.replace(end, made)
         else:
             self.replace_by_last(end, made)
@@ -416,6 +473,34 @@ class _Fusion:
             return None
         return select, activated, slope
 
+    def scaled(self, value: ir.Value) -> tuple[ir.Node, ir.Value, int] | None:
+        """The product with a factor that several images share, if nothing else uses the value.
+
+        That is Reshape(Mul(Reshape(value, [-1, images, ...]), Reshape(factor, [-1, 1, ...])), any).
+        Returns the last Reshape, the factor, and how many images share it.
+        """
+        split, sizes = _only_user(value), _sizes(value)
+        if split is None or split.op_type != "Reshape" or sizes is None:
+            return None
+        split_sizes, product = _sizes(split.outputs[0]), _only_user(split.outputs[0])
+        if split_sizes is None or len(split_sizes) != 5 or split_sizes[2:] != sizes[1:]:
+            return None
+        if product is None or product.op_type != "Mul" or not isinstance(split_sizes[1], int):
+            return None
+        other = next((side for side in product.inputs if side is not split.outputs[0]), None)
+        reshape = other.producer() if other is not None else None
+        if reshape is None or reshape.op_type != "Reshape":
+            return None
+        self.visit_source(reshape.inputs[0])
+        factor = reshape.inputs[0]
+        if (_sizes(other) or ())[1:] != (1, *sizes[1:]) or (_sizes(factor) or ())[1:] != sizes[1:]:
+            return None
+        joined = _only_user(product.outputs[0])
+        if joined is None or joined.op_type != "Reshape" or _sizes(joined.outputs[0]) is None:
+            return None
+        assert factor is not None
+        return joined, factor, split_sizes[1]
+
     # -- What lies between ---------------------------------------------------------------------
 
     def elementwise(self, node: ir.Node) -> None:
@@ -442,6 +527,60 @@ class _Fusion:
             node, self.add(node, node.op_type, inputs, attributes=dict(node.attributes))
         )
 
+    def joined_images(self, node: ir.Node) -> bool:
+        """Reshape of images that were computed with an axis more, as [targets, directions, ...]."""
+        source, sizes = node.inputs[0], _sizes(node.outputs[0])
+        split = _sizes(source)
+        if sizes is None or split is None or (len(sizes), len(split)) != (4, 5):
+            return False
+        if split[2:] != sizes[1:] or not self.wanted_last(node.outputs[0]):
+            return False
+        last = self.split_last(node, source)
+        if last is None:
+            return False
+        self.replace_by_last(node, self.image(node, last, sizes))
+        return True
+
+    def split_last(self, before: ir.Node, value: ir.Value | None) -> ir.Value | None:
+        """Images with an axis more, [targets, directions, channels, height, width], channels last.
+
+        None where there is no way but to transpose them.
+        """
+        sizes = _sizes(value)
+        if value is None or sizes is None:
+            return None
+        if _scalar(value) is not None and len(sizes) < 5:
+            return value
+        if len(sizes) != 5 or not all(isinstance(n, int) for n in sizes[1:]):
+            return None
+        array = _array(value)
+        if array is not None:
+            return self.constant((value.name, "last"), array.transpose(0, 1, 3, 4, 2))
+        node = value.producer()
+        if node is None:
+            return None
+        if node.op_type == "Reshape":
+            source = node.inputs[0]
+            targets = -1 if not isinstance(sizes[0], int) else sizes[0]
+            shape = np.array([targets, sizes[1], *sizes[3:], sizes[2]], np.int64)
+            last = None
+            if (_sizes(source) or ())[1:] == sizes[2:]:
+                last = self.channels_last(before, source)  # type: ignore[arg-type]
+            elif (weight := _transposed_matrix(source)) is not None:
+                # A dense layer's weights, whose order is changed for the layer as well.
+                reordered = self.reordered_array(weight, 0, sizes[2:])
+                if reordered is not None:
+                    last = self.add(before, "Transpose", [reordered], attributes={"perm": (1, 0)})
+            if last is None:
+                return None
+            return self.add(before, "Reshape", [last, self.constant(("shape", *shape), shape)])
+        if node.domain != "" or node.op_type not in _ELEMENTWISE:
+            return None
+        inputs = [self.split_last(before, side) for side in node.inputs]
+        if any(side is None for side in inputs):
+            return None
+        return self.add(before, node.op_type, inputs, attributes=dict(node.attributes))
+
     def wanted_last(self, value: ir.Value) -> bool:
         """Whether a convolution takes the value, perhaps after element-by-element work."""
         return any(
@@ -455,7 +594,11 @@ class _Fusion:
         self, gemm: ir.Node, index: int, axis: int, sizes: Sequence[int]
     ) -> ir.Value | None:
         """A Gemm's matrix or bias with features in the order height, width, channels on an axis."""
-        value = gemm.inputs[index]
+        return self.reordered_array(gemm.inputs[index], axis, sizes)
+
+    def reordered_array(
+        self, value: ir.Value | None, axis: int, sizes: Sequence[int]
+    ) -> ir.Value | None:
         array = _array(value)
         if value is None or array is None or array.ndim > 2:
             return None

@@ -36,6 +36,7 @@ def simplify(module: fx.GraphModule) -> None:
         _merge_reshapes,
         _drop_expand,
         _fill_scalar,
+        _plain_where,
         _drop_neutral,
         _plain_power,
         _activation_gradient,
@@ -151,6 +152,21 @@ def _fill_scalar(module: fx.GraphModule, node: fx.Node) -> bool:
             value = _scalar(module, operand)
             if value is not None and operand.meta["val"].dtype == node.meta["val"].dtype:
                 node.update_arg(i, value)
+                return True
+    return False
+
+
+def _plain_where(module: fx.GraphModule, node: fx.Node) -> bool:
+    """A choice between numbers, not between tensors full of them."""
+    if not is_op(node, "where") or len(node.args) != 3 or shape(node.args[0]) != shape(node):  # type: ignore[arg-type]
+        return False
+    for i in (1, 2):
+        operand = node.args[i]
+        if isinstance(operand, fx.Node) and operand.op != "get_attr":
+            value = _scalar(module, operand)
+            if value is not None and operand.meta["val"].dtype == node.meta["val"].dtype:
+                with module.graph.inserting_before(node):
+                    node.update_arg(i, add_constant(module, torch.tensor(value)))
                 return True
     return False
 
@@ -296,7 +312,11 @@ def _fold_constant(module: fx.GraphModule, node: fx.Node) -> bool:
 
     # A transposed weight stays a view of the one that is stored.
     is_matrix = is_op(node, *_TRANSPOSES) and len(sizes) == 2
-    if is_matrix and all(is_op(user, "mm", "addmm", "t") for user in node.users):
+    if is_matrix and any(is_op(user, "mm", "addmm", "t") for user in node.users):
+        return False
+    # So do rows of one that is no layer's weights; normal equations take some rows at a time.
+    is_rows = is_op(node, "slice") and len(sizes) == 2 and (node.args[1:2] or (0,)) == (0,)
+    if is_rows and not any(is_op(user, "mm", "addmm", "t") for user in node.users):
         return False
     try:
         args, kwargs = fx.node.map_arg(node.args, known), fx.node.map_arg(node.kwargs, known)

@@ -45,11 +45,14 @@ _DROPPED = ("layout", "pin_memory")
 _DATE = (1980, 1, 1, 0, 0, 0)
 
 
-def method_names(losses: Iterable[str]) -> list[str]:
-    """The method of each loss's objective: a loss may have any name, a method only some."""
+def method_names(functions: Iterable[tuple[str, str]]) -> list[str]:
+    """The method of each function, given as its name and loss or as its name and nothing.
+
+    A loss may have any name, a method only some.
+    """
     names: list[str] = []
-    for loss in losses:
-        name = plain = "objective_" + re.sub(r"[^A-Za-z0-9_]", "_", loss)
+    for function, loss in functions:
+        name = plain = re.sub(r"[^A-Za-z0-9_]", "_", f"{function}_{loss}" if loss else function)
         number = 2
         while name in names:
             name = f"{plain}_{number}"

@@ -30,6 +30,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from pyinv.errors import ExportError
 
 from .decompose import decomposition_table
+from .ending import Ending, expose_ending
 from .failure import first_line, named_operator
 from .fold import (
     fold_batch_norm,
@@ -38,16 +39,20 @@ from .fold import (
     one_pixel_convolution_as_dense,
     unit_stride_transposed_as_convolution,
 )
-from .graph import insert, is_op
 from .losses import Loss
+from .memory import bytes_per_target
+from .normal_equations import normal_equations
 from .scripted import Scripted
 from .simplify import simplify
+from .tangents import Tangents
 
-__all__ = ["Shapes", "prepare", "trace_functions", "trace_generator"]
+__all__ = ["Shapes", "TracedGenerator", "prepare", "trace_functions", "trace_generator"]
 
 # A size that layers do not have, so that no other size is mistaken for the batch. Tracing computes
 # nothing, and the examples' memory is never touched.
 _EXAMPLE_BATCH = 97
+# Of directions: each is a copy of the generator in the graph.
+_MOST_CHUNKS = 16
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,14 @@ class Shapes:
     def latent_size(self) -> int:
         """The number of components of a latent, d."""
         return math.prod(self.latent)
+
+
+@dataclass(frozen=True)
+class TracedGenerator:
+    """A generator's graph, which returns its image and what goes into its last activation."""
+
+    module: fx.GraphModule
+    ending: Ending
 
 
 def prepare(generator: nn.Module, *, batch_norm: str) -> nn.Module:
@@ -206,7 +219,7 @@ def _explained(tracing: Callable[[], str]) -> Iterator[None]:
         ) from error
 
 
-def trace_generator(generator: nn.Module, shapes: Shapes, *, batch_norm: str) -> fx.GraphModule:
+def trace_generator(generator: nn.Module, shapes: Shapes, *, batch_norm: str) -> TracedGenerator:
     """Trace a prepared generator to a graph from latent [B, d] (and condition) to image."""
     inputs: list[tuple[int, ...]] = [(shapes.latent_size,)]
     if shapes.condition is not None:
@@ -240,36 +253,58 @@ def trace_generator(generator: nn.Module, shapes: Shapes, *, batch_norm: str) ->
         one_pixel_convolution_as_dense(module)
         unit_stride_transposed_as_convolution(module)
         simplify(module)
-    return module
+    return TracedGenerator(module, expose_ending(module))
 
 
 def trace_functions(
-    traced: fx.GraphModule, losses: Sequence[Loss], shapes: Shapes
+    traced: TracedGenerator,
+    losses: Sequence[Loss],
+    shapes: Shapes,
+    *,
+    value_range: tuple[float, float],
+    solved: Sequence[Loss] = (),
+    most_bytes_per_target: int = 1 << 28,
 ) -> fx.GraphModule:
     """Trace the bundle's functions as one graph, with the operators that ONNX has.
 
     Inputs are latent, image and, where there is one, condition; outputs the generated image, then
-    loss [B] and d loss / d latent [B, d] for every loss.
+    loss [B] and d loss / d latent [B, d] for every loss, then for every one of ``solved`` the
+    gradient [B, d] and the Gauss-Newton matrix [B, d, d] of its normal equations.
+
+    Args:
+        traced: what trace_generator returned.
+        losses: the losses of the objectives.
+        shapes: one target's shapes.
+        value_range: of the images.
+        solved: those losses whose normal equations are wanted; least-squares losses.
+        most_bytes_per_target: push tangents in as many chunks of directions as it takes to need
+            about no more memory than this for one target, within reason.
     """
     tracing = "the generator"
-    ends = _expose_activation(traced)
+    generator = traced.module
+    activation = traced.ending.operator if traced.ending.fits(value_range) else ""
+    inputs: list[tuple[int, ...]] = [(shapes.latent_size,), shapes.image]
+    if shapes.condition is not None:
+        inputs.append(shapes.condition)
+    basic = _basic_operators(generator, [inputs[0], *inputs[2:]]) if solved else None
 
     def functions(latent: Tensor, target: Tensor, *condition: Tensor) -> list[Tensor]:
         nonlocal tracing
         latent = latent.detach().requires_grad_(True)
         with torch.enable_grad():
-            image, *before = traced(latent, *condition)
+            image, *before = generator(latent, *condition)
+            ends = {activation: before[0]} if activation else {}
             outputs = [image.detach()]
             for loss in losses:
                 tracing = f"the objective with loss {loss.name!r}"
-                outputs += _value_and_gradient(
-                    loss, image, target, latent, dict(zip(ends, before, strict=True))
-                )
+                outputs += _value_and_gradient(loss, image, target, latent, ends)
+        if basic is not None:
+            tracing = "the generator's tangents"
+            tangents = Tangents(basic, (latent.detach(), *condition))
+            chunks = _chunks(basic, shapes, most_bytes_per_target)
+            outputs += normal_equations(solved, tangents, target, activation, chunks)
         return outputs
 
-    inputs: list[tuple[int, ...]] = [(shapes.latent_size,), shapes.image]
-    if shapes.condition is not None:
-        inputs.append(shapes.condition)
     with _explained(lambda: tracing):
         mode, fakes = _fakes(inputs)
         with mode, enable_python_dispatcher(), _Watch():
@@ -277,6 +312,28 @@ def trace_functions(
         simplify(module)
     _refuse_randomness(module.graph, "a loss")
     return module
+
+
+def _basic_operators(
+    generator: fx.GraphModule, inputs: Sequence[tuple[int, ...]]
+) -> fx.GraphModule:
+    """The generator with normalisations and the like written out."""
+    with _explained(lambda: "the generator"):
+        mode, fakes = _fakes(inputs)
+        with mode, enable_python_dispatcher(), torch.no_grad(), _Watch():
+            basic = make_fx(generator, decomposition_table=decomposition_table())(*fakes)
+        simplify(basic)
+    return basic
+
+
+def _chunks(basic: fx.GraphModule, shapes: Shapes, most_bytes: int) -> list[tuple[int, int]]:
+    """The first direction of each chunk, and how many it has."""
+    size = shapes.latent_size
+    jacobian = 4 * size * math.prod(shapes.image)
+    # Tangents in one direction take what the images take on the way.
+    count = max(1, (most_bytes - jacobian) // max(1, bytes_per_target(basic)))
+    count = max(count, -(-size // _MOST_CHUNKS))
+    return [(first, min(count, size - first)) for first in range(0, size, count)]
 
 
 def _value_and_gradient(
@@ -298,31 +355,6 @@ def _value_and_gradient(
         value, direction, factor = loss.cotangent(image, target)
     (gradient,) = torch.autograd.grad(image, latent, direction, retain_graph=True)
     return value, gradient * factor
-
-
-def _expose_activation(traced: fx.GraphModule) -> tuple[str, ...]:
-    """Make a traced generator return its image and, if it ends in tanh or sigmoid, their input.
-
-    Returns the names of the activations whose input is returned. Safe to call again.
-    """
-    graph = traced.graph
-    output = next(node for node in graph.nodes if node.op == "output")
-    image = output.args[0]
-    if isinstance(image, tuple | list):
-        return tuple(name for name in ("tanh", "sigmoid") if is_op(image[0], name))
-    if is_op(image, "view", "reshape") and is_op(image.args[0], "tanh", "sigmoid"):
-        # A reshape commutes with what is done to each pixel.
-        activation = image.args[0]
-        with graph.inserting_before(image):
-            moved = insert(graph, image.target, activation.args[0], *image.args[1:])
-            last = insert(graph, activation.target, moved)
-        image.replace_all_uses_with(last)
-        image = last
-    ends = tuple(name for name in ("tanh", "sigmoid") if is_op(image, name))
-    output.args = ([image, *(image.args[:1] if ends else ())],)
-    graph.eliminate_dead_code()
-    traced.recompile()
-    return ends
 
 
 def _check_loss(value: object, latent: Tensor, name: str) -> None:

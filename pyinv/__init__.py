@@ -41,11 +41,20 @@ from pyinv.penalties import MomentPenalty, PriorPenalty
 from pyinv.priors import Normal, Uniform
 from pyinv.recipes import Recipe, Stage
 from pyinv.result import Inversion, Status
-from pyinv.solvers import Adam, Constant, Cosine, GradientDescent, StepDecay
+from pyinv.solvers import (
+    LBFGS,
+    Adam,
+    Constant,
+    Cosine,
+    GradientDescent,
+    LevenbergMarquardt,
+    StepDecay,
+)
 
 __version__ = _version("pyinv")
 
 __all__ = [
+    "LBFGS",
     "Adam",
     "Bundle",
     "BundleError",
@@ -60,6 +69,7 @@ __all__ = [
     "InputError",
     "Inversion",
     "Inverter",
+    "LevenbergMarquardt",
     "LogisticCutoff",
     "Manifest",
     "MomentPenalty",

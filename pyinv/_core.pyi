@@ -37,11 +37,19 @@ class Objective:
     @property
     def condition_size(self) -> int: ...
     @property
+    def has_gram(self) -> bool: ...
+    @property
     def device(self) -> Device: ...
 
 class OnnxObjective(Objective):
     def __init__(
-        self, path: str, *, threads: int, device: Device | None = None, tf32: bool = False
+        self,
+        path: str,
+        *,
+        threads: int,
+        device: Device | None = None,
+        tf32: bool = False,
+        most_at_once: int = 0,
     ) -> None: ...
 
 class OnnxFunction:

@@ -18,6 +18,7 @@ class TorchObjective(_core.Objective):
         threads: int,
         device: _core.Device | None = None,
         tf32: bool = False,
+        most_at_once: int = 0,
     ) -> None: ...
 
 class TorchFunction:

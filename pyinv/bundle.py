@@ -49,11 +49,13 @@ class Function:
     """One graph of a bundle.
 
     Args:
-        name: "forward" or "objective".
+        name: "forward", "objective" or "normal_equations".
         runtime: what runs it: "onnx" or "torchscript".
         file: the graph's file name in the bundle.
-        loss: the loss of an objective; None for other functions.
+        loss: the loss of an objective or of normal equations; None for forward.
         method: the method of a TorchScript file; None for ONNX, where a file is one graph.
+        bytes_per_target: for normal equations, an upper bound of the memory that one more target
+            in a batch takes while they run; None for other functions.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Function:
     file: str
     loss: str | None = None
     method: str | None = None
+    bytes_per_target: int | None = None
 
     def describe(self) -> dict[str, Any]:
         """Return the manifest's entry for this function."""
@@ -70,6 +73,8 @@ class Function:
         described.update(runtime=self.runtime, file=self.file)
         if self.method is not None:
             described["method"] = self.method
+        if self.bytes_per_target is not None:
+            described["bytes_per_target"] = self.bytes_per_target
         return described
 
 
@@ -83,7 +88,8 @@ class Manifest:
         value_range: the (lowest, highest) pixel value that the generator produces.
         prior: what the components of a latent are drawn from.
         functions: the graphs; for each runtime one "forward" and at least one "objective", each
-            loss once, and the same losses for all.
+            loss once, and the same losses for all. A loss may have "normal_equations" as well, for
+            all runtimes or for none.
         files: every file of the bundle but the manifest, with its size and SHA-256.
         batch_norm: "eval" folds running statistics into the weights; "batch" uses the statistics
             of the images that run together.
@@ -129,6 +135,7 @@ class Manifest:
             if function.file not in self.files:
                 raise BundleError(f"function {function.name} names {function.file}, not in files")
             _check_method(function)
+            _check_bytes(function)
         for name in self.files:
             if not name or name in (".", "..", MANIFEST_NAME) or "/" in name or "\\" in name:
                 raise BundleError(f"files must hold plain file names, got {name!r}")
@@ -149,6 +156,30 @@ class Manifest:
             raise BundleError(
                 f"functions must hold the same losses for each runtime; {runtime} lacks "
                 f"{', '.join(missing)}"
+            )
+        self._check_normal_equations(runtime, held)
+
+    def _check_normal_equations(self, runtime: str, held: list[Function]) -> None:
+        losses = [function.loss for function in held if function.name == "normal_equations"]
+        unknown = [loss for loss in losses if loss not in self.losses]
+        if unknown:
+            raise BundleError(
+                f"functions hold normal equations for {runtime} of the loss {unknown[0]!r}, which "
+                "has no objective"
+            )
+        if len(set(losses)) != len(losses):
+            raise BundleError(f"functions must hold a loss's normal equations for {runtime} once")
+        if losses and self.batch_norm != "eval":
+            raise BundleError(
+                'normal equations are of each image alone, and with batch_norm "batch" images '
+                "depend on one another"
+            )
+        every = (f.loss for f in self.functions if f.name == "normal_equations")
+        missing = [str(loss) for loss in dict.fromkeys(every) if loss not in losses]
+        if missing:
+            raise BundleError(
+                f"functions must hold the same normal equations for each runtime; {runtime} lacks "
+                f"those of {', '.join(missing)}"
             )
 
     @property
@@ -204,6 +235,45 @@ class Manifest:
         raise BundleError(
             f"this bundle has no loss {loss!r}, only {', '.join(self.losses)}; export it again "
             f'with losses=(..., "{loss}") or `pyinv export --loss {loss}`, or choose another loss'
+        )
+
+    def normal_equations(self, loss: str, runtime: str | None = None) -> Function:
+        """Return the normal equations of this loss.
+
+        Args:
+            loss: one of ``losses``.
+            runtime: "onnx" or "torchscript"; the bundle's first by default.
+
+        Raises:
+            BundleError: the bundle has none; the message says how to get them.
+        """
+        for function in self._functions_for(runtime):
+            if function.name == "normal_equations" and function.loss == loss:
+                return function
+        if self.batch_norm != "eval":
+            raise BundleError(
+                "this bundle takes batch-norm statistics over the batch, and normal equations are "
+                'of each image alone; export it again with batch_norm="eval", or choose a recipe '
+                "without Levenberg-Marquardt"
+            )
+        if loss not in self.losses:
+            self.objective(loss, runtime)  # says what losses there are
+        others = ", ".join(other for other in self.losses if self.has_normal_equations(other))
+        raise BundleError(
+            f"this bundle has no normal equations of the loss {loss!r}, "
+            f"{f'only of {others}' if others else 'nor of any other'}; export it again with "
+            f'losses=(..., "{loss}"), normal_equations=True or `pyinv export --loss {loss} '
+            "--normal-equations`, or choose a recipe without Levenberg-Marquardt"
+        )
+
+    def has_normal_equations(self, loss: str, runtime: str | None = None) -> bool:
+        """Whether the bundle has normal equations of this loss, for this runtime or its first."""
+        wanted = self.runtimes[0] if runtime is None else runtime
+        return any(
+            function.name == "normal_equations"
+            and function.loss == loss
+            and function.runtime == wanted
+            for function in self.functions
         )
 
     def _functions_for(self, runtime: str | None) -> list[Function]:
@@ -272,6 +342,7 @@ class Manifest:
                         file=str(function["file"]),
                         loss=function.get("loss"),
                         method=function.get("method"),
+                        bytes_per_target=function.get("bytes_per_target"),
                     )
                     for function in described["functions"]
                 ),
@@ -396,6 +467,16 @@ def _check_method(function: Function) -> None:
         raise BundleError(
             f"function {function.name} needs the name of a method of {function.file}, got "
             f"{method!r}"
+        )
+
+
+def _check_bytes(function: Function) -> None:
+    count = function.bytes_per_target
+    if count is None and function.name != "normal_equations":
+        return
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise BundleError(
+            f"function {function.name} needs bytes_per_target, a whole number >= 1, got {count!r}"
         )
 
 

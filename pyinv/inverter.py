@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +18,18 @@ from pyinv.arrays import as_numpy, check_rows, whole_number
 from pyinv.bundle import RUNTIMES, Bundle, Function, Manifest
 from pyinv.cores import usable_cores
 from pyinv.devices import open_device, resolve_device
-from pyinv.errors import BundleError, DeviceError, InputError, RunError
+from pyinv.errors import BundleError, DeviceError, InputError, RuleError, RunError
 from pyinv.images import check_images
 from pyinv.progress import progress_reporter
 from pyinv.recipes import Recipe, Stage
 from pyinv.result import Inversion
-from pyinv.solvers import GradientDescent
+from pyinv.solvers import GradientDescent, LevenbergMarquardt
+from pyinv.uncertainty import (
+    FLOAT32_ROUNDING,
+    TF32_ROUNDING,
+    Uncertainty,
+    laplace_uncertainty,
+)
 
 __all__ = ["Inverter"]
 
@@ -30,6 +38,12 @@ Progress = Callable[[dict[str, Any]], None]
 
 DEFAULT_LANES = 64
 AUTO_LANES = {"cpu": (8, 16, 32, 64, 128), "cuda": (64, 256, 1024, 4096, 16384)}
+
+# Memory for the Jacobians of the targets whose normal equations are evaluated at a time. On the
+# CPU they gain nothing from larger batches than this holds.
+NORMAL_EQUATIONS_BYTES = {"cpu": 2**27, "cuda": 2**33}
+# Memory for one copy of their matrices in double, of which uncertainty needs a few.
+MATRIX_BYTES = 2**26
 
 # The engine's counters hold 48 bits of target id. ``sample`` draws from the upper half and
 # ``invert`` from the lower, or inverting G(sample(n, seed)) with that seed would begin at the
@@ -51,6 +65,9 @@ class Inverter:
             the engine at 8, 16, 32, 64 and 128 lanes before the first run (about as long as 16
             steps of 64), on a GPU at 64, 256, 1,024 and so on to 16,384, as far as memory and
             targets go, and takes the fewest lanes within 5 % of the best speed.
+            The normal equations of ``LevenbergMarquardt`` take far more memory a lane than a loss;
+            they are evaluated for as many lanes at a time as 128 MiB hold (8 GiB on a GPU), by the
+            bundle's own figure.
             Results don't depend on lanes, except to rounding, unless targets are coupled (bundles
             with ``batch_norm="batch"``, ``MomentPenalty(over="batch")``): there they are the group
             size, and "auto" is 64.
@@ -121,7 +138,8 @@ class Inverter:
             "device": open_device(self.device),
             "tf32": tf32,
         }
-        self._objectives: dict[str, _core.Objective] = {}
+        self._tf32 = tf32
+        self._objectives: dict[Function, _core.Objective] = {}
         self._functions: dict[Function, Any] = {}
 
     @property
@@ -155,6 +173,8 @@ class Inverter:
         target_ids: Any = None,
         trace_every: int = 0,
         truth: Any = None,
+        uncertainty: bool = False,
+        noise: float | None = None,
         progress: bool | Progress | None = None,
     ) -> Inversion:
         """Find the latents behind images.
@@ -162,7 +182,8 @@ class Inverter:
         Args:
             images: the targets, [N, C, H, W] floats in the bundle's value range, N >= 1: NumPy,
                 PyTorch (CPU) or anything with DLPack. Not copied when C-contiguous float32.
-            recipe: a name in ``pyinv.recipes.RECIPES`` or a ``Recipe``.
+            recipe: a name in ``pyinv.recipes.RECIPES`` or a ``Recipe``. "precise" and
+                "reconstruct" need a bundle with normal equations.
             restarts: attempts after the first for targets that have not converged; None takes the
                 recipe's. It needs a recipe with a loss tolerance to mean anything but "always".
             seed: 0 to 2^64 - 1. All draws depend on it and on the target's id alone.
@@ -176,10 +197,16 @@ class Inverter:
             truth: the latents that made the images, [N, *latent_shape] or [N, d], where they are
                 known: to be told how near each target came to its own at any update, in the
                 Inversion's ``nearest``. Changes nothing else.
+            uncertainty: also tell how far each latent may be from the true one, in the Inversion's
+                ``standard_error``, ``condition_number``, ``identifiable`` and ``noise``; see the
+                method ``uncertainty``. The bundle must hold the normal equations of "mse". A run
+                that is ended early leaves them NaN where they were not reached.
+            noise: for ``uncertainty`` and the recipe "reconstruct": the standard deviation of the
+                noise on a pixel, where it is known.
             progress: True for a bar on standard error, or a function that gets a dict at most ten
                 times a second: "finished" and "targets" count targets, "active" the lanes at work,
-                "evaluations" those of the objective so far, one a target and step; "mean_loss" is
-                that of the lanes.
+                "evaluations" those of the objective so far, one a target and step, and those of
+                normal equations; "mean_loss" is that of the lanes.
 
         Returns:
             the Inversion. After Ctrl-C it comes within a step's time, with what was found so far
@@ -188,13 +215,25 @@ class Inverter:
         Raises:
             InputError: an argument of the wrong shape, type or range.
             RuleError: an unknown recipe, or rules that do not fit the bundle's prior.
-            BundleError: the bundle has no objective for a loss of the recipe.
+            BundleError: the bundle has no objective for a loss of the recipe, or no normal
+                equations where they are needed.
             DeviceError: the GPU's memory does not hold the lanes; the message says how many fit.
             RunError: the runtime failed in the middle; what was found is in the error's attribute
                 ``inversion``. What a progress function raises gets that attribute as well.
         """
         manifest = self.manifest
-        recipe = self._resolve(recipe, restarts)
+        if not isinstance(uncertainty, bool):
+            raise InputError(f"uncertainty must be True or False, got {uncertainty!r}")
+        _check_noise(noise)
+        if noise is not None and not uncertainty and recipe != "reconstruct":
+            raise InputError(
+                'noise is for uncertainty=True and for recipe="reconstruct"; leave it out, or ask '
+                "for one of them"
+            )
+        recipe = self._resolve(recipe, restarts, noise)
+        described, functions = self._plan(recipe)
+        if uncertainty:
+            self._check_uncertainty(noise)
         targets = check_images(images, manifest)
         count = len(targets)
         conditions = self._condition(condition, count)
@@ -205,8 +244,7 @@ class Inverter:
         trace_every = whole_number("trace_every", trace_every, at_least=0)
         coupled = manifest.batch_norm == "batch" or recipe.couples
 
-        losses = list(dict.fromkeys(stage.loss for stage in recipe.stages))
-        lanes = self._lanes_for(losses[0], count, coupled)
+        lanes = self._lanes_for(recipe, count, coupled)
         if manifest.batch_norm == "batch" and min(_group_sizes(count, lanes)) < 2:
             raise InputError(
                 f"this bundle takes batch-norm statistics over the batch and needs groups of 2 or "
@@ -214,9 +252,7 @@ class Inverter:
                 f"lane{'' if lanes == 1 else 's'}; give more, or export with "
                 'batch_norm="eval"'
             )
-        described = recipe.describe()
-        for stage in described["stages"]:
-            stage["objective"] = losses.index(stage["loss"])
+        measured = Uncertainty.unknown(count, manifest.latent_shape) if uncertainty else None
 
         def inversion_of(found: dict[str, Any]) -> Inversion:
             latents = found["latents"]
@@ -226,18 +262,20 @@ class Inverter:
                 status=found["status"],
                 steps=found["steps"],
                 attempts=found["attempts"],
+                normal_equations=found["normal_equations"],
                 seed=seed,
                 recipe=recipe.describe(),
                 cancelled=found["cancelled"],
                 trace=found["trace"],
                 nearest=found["nearest"],
+                **({} if measured is None else vars(measured)),
                 _images=lambda: self._generate(latents, conditions, lanes),
             )
 
         with progress_reporter(progress, count, recipe.max_steps) as report:
             try:
                 found = self._run(
-                    losses,
+                    functions,
                     described,
                     images=targets.reshape(count, -1),
                     initial=initial,
@@ -254,7 +292,7 @@ class Inverter:
                 inversion = inversion_of(error.partial)
                 done = count - inversion.counts()["cancelled"]
                 short = isinstance(error, _core.OutOfMemory)
-                failure = self._too_many(lanes, losses) if short else error
+                failure = self._too_many(lanes, recipe) if short else error
                 if short and not done:
                     raise failure from None
                 raise RunError(
@@ -264,7 +302,21 @@ class Inverter:
                 if hasattr(error, "partial"):
                     error.inversion = inversion_of(error.partial)  # type: ignore[attr-defined]
                 raise
-        return inversion_of(found)
+        inversion = inversion_of(found)
+        if measured is None or inversion.cancelled:
+            return inversion
+        try:
+            self._measure(measured, found["latents"], targets, conditions, noise, None)
+        except KeyboardInterrupt:
+            return replace(inversion, cancelled=True)
+        except (DeviceError, RunError) as error:
+            done = int(np.isfinite(measured.noise).sum())
+            raise RunError(
+                f"{_one_line(error)}; every target was inverted, and the uncertainty of {done} of "
+                f"{count} is known",
+                inversion,
+            ) from None
+        return inversion
 
     def generate(
         self, latents: Any, *, condition: Any = None, batch: int | None = None
@@ -315,19 +367,106 @@ class Inverter:
             BundleError: the bundle has no such loss.
         """
         manifest = self.manifest
-        function = self._function(manifest.objective(loss, self.runtime))
+        function = manifest.objective(loss, self.runtime)
         targets = check_images(images, manifest)
         flat = check_rows(latents, "latents", manifest.latent_shape, len(targets))
         conditions = self._condition(condition, len(flat))
         losses = np.empty(len(flat), dtype=np.float32)
         gradients = np.empty_like(flat)
         for rows in _groups(len(flat), self._batch(batch)):
-            feeds = {"latent": flat[rows], "image": targets[rows]}
-            if conditions is not None:
-                feeds["condition"] = conditions[rows]
-            found = self._call(function, feeds)
+            found = self._evaluate(function, rows, flat, targets, conditions)
             losses[rows], gradients[rows] = found["loss"], found["gradient"]
         return losses, gradients.reshape(len(flat), *manifest.latent_shape)
+
+    def normal_equations(
+        self,
+        latents: Any,
+        images: Any,
+        *,
+        loss: str = "mse",
+        condition: Any = None,
+        batch: int | None = None,
+    ) -> tuple[FloatArray, FloatArray, FloatArray]:
+        r"""Return the loss between G(latents) and images, its gradient, and its gram matrix.
+
+        For the loss's residual r over P pixels and its Jacobian J at the latent: the loss is
+        :math:`\frac{1}{P} \lVert r \rVert^2`, the gradient :math:`\frac{2}{P} J^T r`, and the gram
+        matrix :math:`\frac{2}{P} J^T J`. So a Gauss-Newton step solves gram · step = -gradient.
+
+        Args:
+            latents: [N, *latent_shape] or [N, d], N >= 1.
+            images: [N, C, H, W], as for ``invert``.
+            loss: one of the bundle's losses with normal equations: "mse" or "whitened".
+            condition: [N, k], for bundles that have a condition.
+            batch: the most images evaluated at a time, at least 1; None takes the lanes, or fewer
+                where 128 MiB (8 GiB on a GPU) do not hold their Jacobians.
+
+        Returns:
+            (loss [N], gradient [N, *latent_shape], gram [N, d, d]), float32.
+
+        Raises:
+            InputError: an argument of the wrong shape, type or range.
+            BundleError: the bundle has no normal equations of this loss.
+            DeviceError: the GPU's memory does not hold the batch.
+        """
+        manifest = self.manifest
+        function = manifest.normal_equations(loss, self.runtime)
+        targets = check_images(images, manifest)
+        flat = check_rows(latents, "latents", manifest.latent_shape, len(targets))
+        conditions = self._condition(condition, len(flat))
+        count, size = flat.shape
+        losses = np.empty(count, dtype=np.float32)
+        gradients = np.empty_like(flat)
+        grams = np.empty((count, size, size), dtype=np.float32)
+        for rows in _groups(count, self._batch(batch, function)):
+            found = self._evaluate(function, rows, flat, targets, conditions)
+            losses[rows], gradients[rows] = found["loss"], found["gradient"]
+            grams[rows] = found["gram"]
+        return losses, gradients.reshape(count, *manifest.latent_shape), grams
+
+    def uncertainty(
+        self,
+        latents: Any,
+        images: Any,
+        *,
+        noise: float | None = None,
+        condition: Any = None,
+        batch: int | None = None,
+    ) -> Uncertainty:
+        """Return how far the latents behind images may be from those that were found.
+
+        The figures hold near the given latents: they know nothing of other latents, far away, that
+        make the same image. docs/uncertainty.md has the method, and when its intervals can be
+        trusted.
+
+        Args:
+            latents: [N, *latent_shape] or [N, d], N >= 1: what ``invert`` found.
+            images: [N, C, H, W], what it found them for.
+            noise: the standard deviation of the noise on a pixel, in the bundle's value range,
+                above 0; None estimates each image's from what G(latent) leaves of it. That takes
+                more pixels than the latent has components.
+            condition: [N, k], for bundles that have a condition.
+            batch: the most images taken at a time, at least 1; None takes the lanes, or fewer where
+                128 MiB (8 GiB on a GPU) do not hold their Jacobians.
+
+        Returns:
+            the Uncertainty: standard errors, condition numbers, which latents the images determine,
+            and the noise.
+
+        Raises:
+            InputError: an argument of the wrong shape, type or range.
+            BundleError: the bundle has no normal equations of "mse".
+            DeviceError: the GPU's memory does not hold a single image's Jacobian, or not the batch.
+        """
+        _check_noise(noise)
+        self._check_uncertainty(noise)
+        manifest = self.manifest
+        targets = check_images(images, manifest)
+        flat = check_rows(latents, "latents", manifest.latent_shape, len(targets))
+        conditions = self._condition(condition, len(flat))
+        measured = Uncertainty.unknown(len(flat), manifest.latent_shape)
+        self._measure(measured, flat, targets, conditions, noise, batch)
+        return measured
 
     def sample(self, n: int, *, seed: int = 0) -> FloatArray:
         """Return n latents drawn from the prior, float32 [n, *latent_shape].
@@ -346,19 +485,51 @@ class Inverter:
         latents: FloatArray = _core.draw_initial(prior, seed, ids, 0, self.manifest.latent_size)
         return latents.reshape(n, *self.manifest.latent_shape)
 
-    def _resolve(self, recipe: str | Recipe, restarts: int | None) -> Recipe:
-        prior = self.manifest.prior
-        if isinstance(recipe, str):
-            recipe = recipes.get(recipe, prior)
+    def _resolve(self, recipe: str | Recipe, restarts: int | None, noise: float | None) -> Recipe:
+        manifest = self.manifest
+        if recipe == "reconstruct":
+            recipe = recipes.reconstruct(manifest, noise)
+        elif isinstance(recipe, str):
+            recipe = recipes.get(recipe, manifest)
         elif not isinstance(recipe, Recipe):
             raise InputError(
                 "recipe must be a name or a pyinv.Recipe, got "
                 f"{type(recipe).__name__}; the names are {', '.join(recipes.RECIPES)}"
             )
-        for stage in recipe.stages:
-            self.manifest.objective(stage.loss)
-        recipe = recipe.fit(prior)
+        if recipe.couples and any(map(_is_second_order, recipe.stages)):
+            raise RuleError(
+                f"recipe {recipe.name}: LevenbergMarquardt needs targets that do not affect one "
+                'another, and MomentPenalty(over="batch") ties them together; give it over="latent"'
+            )
+        recipe = recipe.fit(manifest.prior)
         return recipe if restarts is None else recipe.replace(restarts=restarts)
+
+    def _plan(self, recipe: Recipe) -> tuple[dict[str, Any], list[Function]]:
+        """Return the recipe for the engine, and the functions that its stages name by number."""
+        described = recipe.describe()
+        functions: list[Function] = []
+
+        def number(function: Function) -> int:
+            if function not in functions:
+                functions.append(function)
+            return functions.index(function)
+
+        for stage, entry in zip(recipe.stages, described["stages"], strict=True):
+            entry["objective"] = number(self.manifest.objective(stage.loss, self.runtime))
+            if _is_second_order(stage):
+                function = self.manifest.normal_equations(stage.loss, self.runtime)
+                entry["normal_equations"] = number(function)
+        return described, functions
+
+    def _check_uncertainty(self, noise: float | None) -> None:
+        """Raise what can be known before any work to prevent an uncertainty."""
+        manifest = self.manifest
+        manifest.normal_equations("mse", self.runtime)
+        if noise is None and manifest.pixels <= manifest.latent_size:
+            raise InputError(
+                f"noise must be given: {manifest.pixels} pixels are too few to estimate it beside "
+                f"{manifest.latent_size} latent components"
+            )
 
     def _choose(self, runtime: str) -> str:
         """Return the runtime to use; "auto" is the bundle's first."""
@@ -368,36 +539,45 @@ class Inverter:
         self.manifest.forward(runtime)
         return runtime
 
-    def _run(self, losses: list[str], described: dict[str, Any], **arguments: Any) -> Any:
-        """Run the engine on the objectives of these losses."""
+    def _run(
+        self, functions: Sequence[Function], described: dict[str, Any], **arguments: Any
+    ) -> Any:
+        """Run the engine on these functions, by whose numbers the stages name them."""
         return _core.invert(
-            objectives=[self._objective(loss) for loss in losses],
+            objectives=[self._objective(function) for function in functions],
             recipe=json.dumps(described),
             prior=json.dumps(self.manifest.prior.describe()),
             **arguments,
         )
 
-    def _objective(self, loss: str) -> _core.Objective:
-        if loss not in self._objectives:
-            function = self.manifest.objective(loss, self.runtime)
-            objective: _core.Objective = self._load("Objective", function)
+    def _objective(self, function: Function) -> _core.Objective:
+        if function not in self._objectives:
+            second_order = function.bytes_per_target is not None
+            limit = {"most_at_once": self._most_at_once(function)} if second_order else {}
+            objective: _core.Objective = self._load("Objective", function, **limit)
+            path = self.bundle.file(function)
             sizes = (objective.latent_size, objective.image_size, objective.condition_size)
             manifest = self.manifest
             expected = (manifest.latent_size, manifest.pixels, manifest.condition_size)
             if sizes != expected:
                 raise BundleError(
-                    f"{self.bundle.file(function)}: its latent, image and condition hold {sizes} "
+                    f"{path}: its latent, image and condition hold {sizes} "
                     f"numbers, but the manifest says {expected}; export the bundle again"
                 )
-            self._objectives[loss] = objective
-        return self._objectives[loss]
+            if objective.has_gram != second_order:
+                raise BundleError(
+                    f"{path}: {'lacks' if second_order else 'has'} a gram matrix, but the manifest "
+                    f"says {function.name}; export the bundle again"
+                )
+            self._objectives[function] = objective
+        return self._objectives[function]
 
     def _function(self, function: Function) -> Any:
         if function not in self._functions:
             self._functions[function] = self._load("Function", function)
         return self._functions[function]
 
-    def _load(self, kind: str, function: Function) -> Any:
+    def _load(self, kind: str, function: Function, **options: Any) -> Any:
         """Return an "Objective" or "Function" of the runtime in use."""
         path = self.bundle.file(function)
         if self.runtime == "onnx":
@@ -409,7 +589,7 @@ class Inverter:
             name = "TorchScript"
             make = partial(getattr(_torch, f"Torch{kind}"), str(path), function.method)
         try:
-            return make(**self._options)
+            return make(**self._options, **options)
         except _core.DeviceError as error:
             raise DeviceError(_one_line(error)) from None
         except _core.OutOfMemory as error:
@@ -436,6 +616,66 @@ class Inverter:
             raise RunError(_one_line(error)) from None
         return found
 
+    def _evaluate(
+        self,
+        function: Function,
+        rows: slice,
+        flat: FloatArray,
+        targets: FloatArray,
+        conditions: FloatArray | None,
+    ) -> dict[str, FloatArray]:
+        """Return what an objective or normal equations give for these rows."""
+        feeds = {"latent": flat[rows], "image": targets[rows]}
+        if conditions is not None:
+            feeds["condition"] = conditions[rows]
+        return self._call(self._function(function), feeds)
+
+    def _measure(
+        self,
+        measured: Uncertainty,
+        flat: FloatArray,
+        targets: FloatArray,
+        conditions: FloatArray | None,
+        noise: float | None,
+        batch: int | None,
+    ) -> None:
+        """Fill in the uncertainty, some rows at a time."""
+        manifest = self.manifest
+        function = manifest.normal_equations("mse", self.runtime)
+        most = self._batch(batch, function)
+        if batch is None:
+            most = min(most, max(1, MATRIX_BYTES // (8 * manifest.latent_size**2)))
+        tf32 = self._tf32 and self.device != "cpu"
+        start = 0
+        while start < len(flat):
+            rows = slice(start, start + most)
+            try:
+                found = self._evaluate(function, rows, flat, targets, conditions)
+                generated = None
+                if noise is None:
+                    some = None if conditions is None else conditions[rows]
+                    generated = self._generate(flat[rows], some, most)
+            except DeviceError:
+                if batch is not None or most == 1:
+                    raise
+                most //= 2
+                continue
+            part = laplace_uncertainty(
+                flat[rows],
+                targets[rows],
+                generated,
+                found["gradient"],
+                found["gram"],
+                prior=manifest.prior,
+                value_range=manifest.value_range,
+                noise=noise,
+                rounding=TF32_ROUNDING if tf32 else FLOAT32_ROUNDING,
+            )
+            for name, values in vars(part).items():
+                whole = getattr(measured, name)
+                whole[rows] = values.reshape(whole[rows].shape)
+            start += most
+
     def _generate(self, flat: FloatArray, condition: FloatArray | None, batch: int) -> FloatArray:
         images = np.empty((len(flat), *self.manifest.image_shape), dtype=np.float32)
         function = self._function(self.manifest.forward(self.runtime))
@@ -459,19 +699,34 @@ class Inverter:
             )
         return check_rows(condition, "condition", shape, count)
 
-    def _batch(self, batch: int | None) -> int:
+    def _batch(self, batch: int | None, function: Function | None = None) -> int:
+        """Return the most rows at a time: as asked for, or the lanes, as far as memory goes."""
         if batch is not None:
             return whole_number("batch", batch, at_least=1)
-        return DEFAULT_LANES if self._lanes == "auto" else int(self._lanes)
+        lanes = DEFAULT_LANES if self._lanes == "auto" else int(self._lanes)
+        return lanes if function is None else min(lanes, self._most_at_once(function))
 
-    def _lanes_for(self, loss: str, count: int, coupled: bool) -> int:
+    def _most_at_once(self, function: Function) -> int:
+        """Return how many targets' normal equations the memory set aside for them holds."""
+        assert function.bytes_per_target is not None
+        kind = self.device.partition(":")[0]
+        return max(1, NORMAL_EQUATIONS_BYTES[kind] // function.bytes_per_target)
+
+    def _lanes_for(self, recipe: Recipe, count: int, coupled: bool) -> int:
         if self._lanes == "auto":
             if coupled:
                 return min(DEFAULT_LANES, count)
-            candidates = AUTO_LANES[self.device.partition(":")[0]]
+            kind = self.device.partition(":")[0]
             # More lanes than targets would stand empty; a call with more targets tries again.
-            lanes = self._fastest_lanes(loss, sorted({min(lanes, count) for lanes in candidates}))
-            if count >= max(candidates):
+            candidates = sorted({min(lanes, count) for lanes in AUTO_LANES[kind]})
+            lanes = self._fastest_lanes(recipe.stages[0].loss, candidates)
+            # A lane also holds a gram matrix, which matters to a GPU's memory and not to speed.
+            if kind != "cpu" and any(map(_is_second_order, recipe.stages)):
+                while self._trial(_short(recipe), lanes) is None:
+                    if lanes == 1:
+                        raise self._too_many(lanes, recipe)
+                    lanes //= 2
+            if count >= max(AUTO_LANES[kind]):
                 self._lanes = lanes
             return lanes
         return min(int(self._lanes), count)
@@ -479,31 +734,29 @@ class Inverter:
     def _fastest_lanes(self, loss: str, candidates: Sequence[int]) -> int:
         """Return the fewest lanes within 5 % of the best images per second."""
         speeds: dict[int, float] = {}
+        recipe = Recipe("trial", (Stage(GradientDescent(1e-6), max_steps=1, loss=loss),))
         for lanes in candidates:
-            self._trial([loss], lanes)  # the first run at a size plans its memory
-            seconds = self._trial([loss], lanes)
+            self._trial(recipe, lanes)  # the first run at a size plans its memory
+            seconds = self._trial(recipe, lanes)
             if seconds is None:  # and so it is with more lanes
                 break
             speeds[lanes] = lanes / seconds
         if not speeds:
-            raise self._too_many(lanes, [loss])
+            raise self._too_many(lanes, recipe)
         best = max(speeds.values())
         return next(lanes for lanes, speed in speeds.items() if speed >= 0.95 * best)
 
-    def _trial(self, losses: list[str], lanes: int) -> float | None:
-        """Return the seconds of two evaluations of each loss; None if memory is short of lanes."""
+    def _trial(self, recipe: Recipe, lanes: int) -> float | None:
+        """Return the seconds that a recipe takes on blank images; None if memory is short."""
         manifest = self.manifest
-        stages = tuple(Stage(GradientDescent(1e-6), max_steps=1, loss=loss) for loss in losses)
-        described = Recipe("trial", stages).fit(manifest.prior).describe()
-        for index, stage in enumerate(described["stages"]):
-            stage["objective"] = index
+        described, functions = self._plan(recipe)
         middle = np.float32(np.mean(manifest.value_range))
         condition = None
         if manifest.condition_size:
             condition = np.zeros((lanes, manifest.condition_size), dtype=np.float32)
         try:
             found = self._run(
-                losses,
+                functions,
                 described,
                 images=np.full((lanes, manifest.pixels), middle),
                 condition=condition,
@@ -519,17 +772,40 @@ class Inverter:
             raise KeyboardInterrupt
         return float(found["total_seconds"])
 
-    def _too_many(self, lanes: int, losses: list[str]) -> DeviceError:
+    def _too_many(self, lanes: int, recipe: Recipe) -> DeviceError:
         """Return the error for lanes that the device's memory does not hold, with how many fit."""
         fitting = lanes // 2
-        while fitting and self._trial(losses, fitting) is None:
+        while fitting and self._trial(_short(recipe), fitting) is None:
             fitting //= 2
         mend = f"lanes={fitting} fits" if fitting else "one is too many; use another device"
         return DeviceError(f"{self.device} has no memory for {lanes} lanes; {mend}")
 
 
+def _is_second_order(stage: Stage) -> bool:
+    return isinstance(stage.solver, LevenbergMarquardt)
+
+
+def _short(recipe: Recipe) -> Recipe:
+    """Return a recipe that evaluates what this one does, once or twice each."""
+    pairs = dict.fromkeys((stage.loss, _is_second_order(stage)) for stage in recipe.stages)
+    stages = tuple(
+        Stage(LevenbergMarquardt() if second else GradientDescent(1e-6), max_steps=1, loss=loss)
+        for loss, second in pairs
+    )
+    return Recipe("trial", stages)
+
+
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
+
+
+def _check_noise(noise: Any) -> None:
+    number = isinstance(noise, SupportsFloat) and not isinstance(noise, (bool, str))
+    if noise is not None and not (number and 0 < float(noise) < math.inf):
+        raise InputError(
+            "noise must be a finite number > 0, the standard deviation of the noise on a pixel in "
+            f"the bundle's value range, or None, got {noise!r}"
+        )
 
 
 def _check_target_ids(target_ids: Any, count: int) -> NDArray[np.uint64]:

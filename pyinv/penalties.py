@@ -8,8 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pyinv._rule import Rule
-from pyinv.errors import RuleError
-from pyinv.priors import Normal, Prior
+from pyinv.priors import Prior
 
 __all__ = ["MomentPenalty", "Penalty", "PriorPenalty"]
 
@@ -57,32 +56,44 @@ class PriorPenalty(Rule):
 
     .. math:: w_k \frac{1}{d} \sum_i \frac{(z_i - \text{mean})^2}{2\,\text{std}^2}, \qquad
         w_k = \text{weight} \cdot (1 - k / \text{max\_steps}) \text{ if annealed}
+        \cdot \text{loss}(z_k) \text{ if relative}
 
     Args:
         weight: at least 0.
         anneal: lower the weight to zero over the stage, so that the end of the run minimises the
             loss alone.
+        relative: multiply the weight by the loss at the latent that the update starts from, a
+            constant for that update. The penalty is then as strong early on and as weak near an
+            exact latent as the loss itself, whatever its unit. ``LevenbergMarquardt`` and ``LBFGS``
+            take weight and loss at the last step that was taken.
 
-    Needs a normal prior: a uniform density has no gradient.
+    A relative penalty is at rest where :math:`\nabla \log \text{loss}(z)` and weight times the
+    gradient of the mean above cancel: it minimises
+    :math:`\log \text{loss}(z) + \text{weight} \cdot \frac{1}{d} \sum_i (\dots)`.
+
+    A uniform prior counts as the normal one of its mean and standard deviation,
+    :math:`(\text{high} - \text{low}) / \sqrt{12}`: its own density has no gradient, and with few
+    data a latent would drift to the bounds. For a linear generator this gives the latent of least
+    expected squared error among those linear in the image.
 
     Source: the term -log p(z) in the later public code of Creswell & Bharath (weight 0.01, not
-    annealed; the paper has equation 5 instead). Annealing is ours.
+    annealed; the paper has equation 5 instead). Annealing is ours; in Gauss-Newton steps, a pull to
+    a fixed latent that fades from step to step is the iteratively regularised Gauss-Newton method
+    of Bakushinskii 1992. A regularisation in proportion to the residual: the damping of Yamashita &
+    Fukushima 2001, which keeps the steps' convergence quadratic.
     """
 
     weight: float
     anneal: bool = False
+    relative: bool = False
 
     def __post_init__(self) -> None:
         self._number("weight", at_least=0.0)
         self._flag("anneal")
+        self._flag("relative")
 
     def fit(self, prior: Prior) -> PriorPenalty:
-        """Return this penalty, or raise RuleError for a prior that is not normal."""
-        if not isinstance(prior, Normal):
-            raise RuleError(
-                "PriorPenalty needs a normal prior: a uniform one has no gradient; "
-                "use StochasticClip or Clip"
-            )
+        """Return this penalty, which fits every prior."""
         return self
 
 

@@ -48,6 +48,8 @@ class Inversion:
         status: uint8 [N], the codes of ``Status``.
         steps: int64 [N], updates made, over all attempts.
         attempts: int32 [N], attempts made.
+        normal_equations: int64 [N], evaluations of the normal equations, over all attempts; 0 in
+            first-order runs.
         seed: the seed of the run.
         recipe: the recipe as ``Recipe.describe()`` gives it.
         cancelled: whether the run was ended early, by Ctrl-C.
@@ -58,6 +60,13 @@ class Inversion:
             that were evaluated for it: each attempt's first, and one an update; so at most that of
             ``latents``, to rounding. NaN where none was evaluated, or no error was finite. Lipton &
             Tripathi's public code (2017) counts a latent as recovered by this error.
+        standard_error: float32 [N, *latent_shape] or None: how far each component may be from the
+            true one, if ``invert`` was asked for the uncertainty. NaN where the run was ended
+            before it was known. See docs/uncertainty.md for this and the next three.
+        condition_number: float32 [N] or None: how much less the image tells of the latent in its
+            worst direction than in its best; infinity where it tells nothing.
+        identifiable: bool [N] or None: whether the image determines the latent.
+        noise: float32 [N] or None: the standard deviation of the noise on a pixel that was taken.
     """
 
     latents: FloatArray
@@ -65,11 +74,16 @@ class Inversion:
     status: NDArray[np.uint8]
     steps: NDArray[np.int64]
     attempts: NDArray[np.int32]
+    normal_equations: NDArray[np.int64]
     seed: int
     recipe: dict[str, Any]
     cancelled: bool = False
     trace: FloatArray | None = None
     nearest: FloatArray | None = None
+    standard_error: FloatArray | None = None
+    condition_number: FloatArray | None = None
+    identifiable: NDArray[np.bool_] | None = None
+    noise: FloatArray | None = None
     _images: Callable[[], FloatArray] | FloatArray | None = field(default=None, repr=False)
 
     @property
@@ -105,17 +119,9 @@ class Inversion:
             # The whole is made first: with batch-norm over the batch, an image depends on its
             # neighbours.
             images = lambda: self.images[index]  # noqa: E731
-        return replace(
-            self,
-            latents=self.latents[index],
-            loss=self.loss[index],
-            status=self.status[index],
-            steps=self.steps[index],
-            attempts=self.attempts[index],
-            trace=None if self.trace is None else self.trace[index],
-            nearest=None if self.nearest is None else self.nearest[index],
-            _images=images,
-        )
+        rows: dict[str, Any] = {name: getattr(self, name) for name in (*_ARRAYS, *_ASKED_FOR)}
+        rows = {name: None if array is None else array[index] for name, array in rows.items()}
+        return replace(self, **rows, _images=images)
 
     def __repr__(self) -> str:
         shape = ", ".join(map(str, self.latents.shape))
@@ -129,10 +135,18 @@ class Inversion:
             quantiles = f"min {low:.3g}, median {middle:.3g}, max {high:.3g}"
         steps = f"{self.steps.mean():.0f} a target" if len(self) else "0"
         restarted = int(np.sum(self.attempts > 1))
+        measured = ""
+        if self.standard_error is not None and self.identifiable is not None:
+            errors = self.standard_error[np.isfinite(self.standard_error)]
+            median = np.median(errors) if len(errors) else np.nan
+            measured = (
+                f"{int(np.sum(self.identifiable))} identifiable, "
+                f"median standard error {median:.2g}; "
+            )
         return (
             f"<Inversion of {len(self)} target{'' if len(self) == 1 else 's'}"
             f"{', cancelled' if self.cancelled else ''}: latents [{shape}]; {ended or 'none'}; "
-            f"loss {quantiles}; steps {steps}"
+            f"loss {quantiles}; {measured}steps {steps}"
             f"{f'; {restarted} restarted' if restarted else ''}; "
             f"recipe {self.recipe.get('name')}, seed {self.seed}>"
         )
@@ -179,8 +193,12 @@ class Inversion:
         try:
             with np.load(Path(path), allow_pickle=False) as file:
                 run = json.loads(str(file["run"]))
+                arrays = {name: file[name] for name in _ARRAYS if name != "normal_equations"}
+                # Files of before there were normal equations have none.
+                none = np.zeros(len(arrays["latents"]), dtype=np.int64)
                 return cls(
-                    **{name: file[name] for name in _ARRAYS},
+                    **arrays,
+                    normal_equations=file.get("normal_equations", none),
                     seed=int(run["seed"]),
                     recipe=dict(run["recipe"]),
                     cancelled=bool(run["cancelled"]),
@@ -196,8 +214,15 @@ class Inversion:
             ) from None
 
 
-_ARRAYS = ("latents", "loss", "status", "steps", "attempts")
-_ASKED_FOR = ("trace", "nearest")  # arrays too, or None
+_ARRAYS = ("latents", "loss", "status", "steps", "attempts", "normal_equations")
+_ASKED_FOR = (  # arrays too, or None
+    "trace",
+    "nearest",
+    "standard_error",
+    "condition_number",
+    "identifiable",
+    "noise",
+)
 _FIELDS = (*_ARRAYS, "seed", "recipe", "cancelled", *_ASKED_FOR)
 
 

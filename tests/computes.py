@@ -27,9 +27,9 @@ class Compute:
         """The device as the engine knows it, one for all objectives of a run."""
         return open_device(self.device if self.device == "cpu" else f"{self.device}:0")
 
-    def load(self, objective: Any, path: Path | str, *, threads: int = 1) -> _core.Objective:
+    def load(self, objective: Any, path: Path | str, **options: Any) -> _core.Objective:
         """The objective of tests/objectives.py, written to ``path`` and loaded from there."""
-        return objective.load(path, runtime=self.runtime, device=self.stream, threads=threads)
+        return objective.load(path, runtime=self.runtime, device=self.stream, **options)
 
     def require(self) -> None:
         """Skip the test where this is not to be had: the one place that says what is skipped.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from computes import COMPUTES, Compute
+from side_by_side import Engine
 from tiny_bundle import TinyGenerator, write_tiny_bundle
 
 from pyinv.bundle import Bundle
@@ -28,6 +29,12 @@ def compute(request: pytest.FixtureRequest) -> Compute:
     """Every runtime on every device."""
     request.param.require()
     return request.param
+
+
+@pytest.fixture
+def engine(compute: Compute, tmp_path: Path) -> Engine:
+    """The engine's invert(), on every runtime and device."""
+    return Engine(compute, tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,8 @@
 """Small objectives, each as NumPy (call it) and as a file for every runtime (``save`` it).
 
 Every one has latents [B, size] and images [B, *image_shape], and gives a loss [B] and a gradient
-[B, size], under the tensor names that a bundle uses. Only TorchScript files need torch.
+[B, size], under the tensor names that a bundle uses. Those with a residual give their normal
+equations as well: loss, gradient and gram [B, size, size]. Only TorchScript files need torch.
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ class Graph:
         onnx.save(model, path)
         return str(path)
 
-    def save_torchscript(self, path: Path, sizes: dict[str, Any], inputs: list[str]) -> str:
+    def save_torchscript(
+        self, path: Path, sizes: dict[str, Any], inputs: list[str], outputs: list[str]
+    ) -> str:
         """Write the same operations, in the same order, as the method ``METHOD`` of a module."""
         import torch
 
@@ -79,18 +82,16 @@ class Graph:
             constants = {c.name: numpy_helper.to_array(c).copy() for c in self.constants}
             module = Functions(constants)
             tensors = ", ".join(f"{name}: Tensor" for name in inputs)
-            pair = "Tuple[Tensor, Tensor]"
-            lines = [f"def {METHOD}(self, {tensors}, out: Optional[{pair}] = None) -> {pair}:"]
+            results = f"Tuple[{', '.join(['Tensor'] * len(outputs))}]"
+            lines = [
+                f"def {METHOD}(self, {tensors}, out: Optional[{results}] = None) -> {results}:"
+            ]
             lines += [
                 f"{node.output[0]} = {_torch_expression(node, constants)}" for node in self.nodes
             ]
-            lines += [
-                "if out is not None:",
-                "    out[0].copy_(loss)",
-                "    out[1].copy_(gradient)",
-                "    return out",
-                "return loss, gradient",
-            ]
+            copies = [f"    out[{i}].copy_({name})" for i, name in enumerate(outputs)]
+            lines += ["if out is not None:", *copies, "    return out"]
+            lines += [f"return {', '.join(outputs)}"]
             module.define("\n    ".join(lines) + "\n")
             torch.jit.save(module.eval(), str(path))
         return str(path)
@@ -113,10 +114,14 @@ def _torch_expression(node: onnx.NodeProto, constants: dict[str, Any]) -> str:
         return f"{first}.squeeze({numbers[0][0]})"
     if node.op_type == "ReduceMean":
         return f"{first}.mean({attributes['axes']}, {bool(attributes['keepdims'])})"
-    if node.op_type in ("Tanh", "Sqrt"):
+    if node.op_type == "Transpose":
+        return f"{first}.permute({list(attributes['perm'])})"
+    if node.op_type == "Where":
+        return f"torch.where({first}, {rest[0]}, {rest[1]})"
+    if node.op_type in ("Tanh", "Sqrt", "Sign"):
         return f"{first}.{node.op_type.lower()}()"
-    sign = {"Add": "+", "Sub": "-", "Mul": "*", "Div": "/", "MatMul": "@"}[node.op_type]
-    return f"{first} {sign} {rest[0]}"
+    signs = {"Add": "+", "Sub": "-", "Mul": "*", "Div": "/", "MatMul": "@", "Greater": ">"}
+    return f"{first} {signs[node.op_type]} {rest[0]}"
 
 
 def _whole(name: str, constants: dict[str, Any]) -> bool:
@@ -132,11 +137,16 @@ class ToyObjective(ABC):
     def pixels(self) -> int:
         return int(np.prod(self.image_shape))
 
+    @property
+    def outputs(self) -> dict[str, list[int]]:
+        """What it gives, in order: names, and shapes without the batch axis."""
+        return {"loss": [], "gradient": [self.size]}
+
     @abstractmethod
     def __call__(
         self, latent: Array, image: Array, condition: Array | None = None
-    ) -> tuple[Array, Array]:
-        """Return loss [B] and gradient [B, d]."""
+    ) -> tuple[Array, ...]:
+        """Return loss [B] and gradient [B, d], or what else ``outputs`` says."""
 
     @abstractmethod
     def build(self, graph: Graph, image: str) -> None:
@@ -155,21 +165,29 @@ class ToyObjective(ABC):
                 "image_shape": list(self.image_shape),
                 "condition_size": self.condition_size or 0,
             }
-            return graph.save_torchscript(Path(path), sizes, list(inputs))
-        return graph.save(Path(path), inputs, {"loss": [], "gradient": [self.size]})
+            return graph.save_torchscript(Path(path), sizes, list(inputs), list(self.outputs))
+        return graph.save(Path(path), inputs, self.outputs)
 
     def load(
-        self, path: Path | str, *, runtime: str = "onnx", device: Any = None, threads: int = 1
+        self,
+        path: Path | str,
+        *,
+        runtime: str = "onnx",
+        device: Any = None,
+        threads: int = 1,
+        most_at_once: int = 0,
     ) -> Any:
         """Save it to ``path`` and give the engine's objective in that file."""
+        options: dict[str, Any] = {"threads": threads, "device": device}
+        options["most_at_once"] = most_at_once
         file = self.save(path, runtime=runtime)
         if runtime == "torchscript":
             from pyinv import _torch
 
-            return _torch.TorchObjective(file, METHOD, threads=threads, device=device)
+            return _torch.TorchObjective(file, METHOD, **options)
         from pyinv import _core
 
-        return _core.OnnxObjective(file, threads=threads, device=device)
+        return _core.OnnxObjective(file, **options)
 
 
 class Quadratic(ToyObjective):
@@ -208,6 +226,37 @@ class Quadratic(ToyObjective):
         mean = graph.ReduceMean(graph.Mul(difference, slope), axes=[1], keepdims=0)
         graph.Add(mean, floor, output=loss)
         graph.Mul(slope, graph.constant(2 / self.size), output=gradient)
+
+
+class Valley(ToyObjective):
+    """(z_0 - x_0)^2 + 10 (z_1 - z_0^2)^2, after Rosenbrock: a bent valley towards its optimum."""
+
+    size = 2
+    image_shape = (1, 1, 1)
+
+    def __call__(
+        self, latent: Array, image: Array, condition: Array | None = None
+    ) -> tuple[Array, Array]:
+        a, b = latent[:, :1], latent[:, 1:]
+        off, above = a - image, b - a * a
+        loss = off * off + np.float32(10) * (above * above)
+        along = np.float32(2) * off - np.float32(40) * (a * above)
+        return loss[:, 0], np.concatenate([along, np.float32(20) * above], axis=1)
+
+    def build(self, graph: Graph, image: str) -> None:
+        zero, one, two = (graph.constant([i], np.int64) for i in range(3))
+        a, b = graph.Slice("latent", zero, one, one), graph.Slice("latent", one, two, one)
+        off, above = graph.Sub(a, image), graph.Sub(b, graph.Mul(a, a))
+        walls = graph.Mul(graph.Mul(above, above), graph.constant(10))
+        graph.Squeeze(graph.Add(graph.Mul(off, off), walls), one, output="loss")
+        bend = graph.Mul(graph.Mul(a, above), graph.constant(40))
+        along = graph.Sub(graph.Mul(off, graph.constant(2)), bend)
+        across = graph.Mul(above, graph.constant(20))
+        graph.Add(
+            graph.MatMul(along, graph.constant([[1, 0]])),
+            graph.MatMul(across, graph.constant([[0, 1]])),
+            output="gradient",
+        )
 
 
 class NotANumberBeyond(Quadratic):
@@ -356,3 +405,181 @@ class Perceptron(ToyObjective):
             along = graph.Mul(normalised, mean(graph.Mul(slope, normalised)))
             slope = graph.Div(graph.Sub(graph.Sub(slope, mean(slope)), along), deviation)
         graph.MatMul(slope, first_t, output="gradient")
+
+
+class LeastSquares(ToyObjective):
+    """mean r^2, r = F(z) - x: z A + c C, its tanh, or tanh(f(z A + c C + a) B), f a leaky ReLU.
+
+    ``first`` is A [d, P] or [d, h], ``second`` B [h, P], ``label`` C [k, P] or [k, h] for a
+    condition c; a is drawn.
+    """
+
+    slope = np.float32(0.2)  # of the leaky ReLU below zero
+
+    def __init__(
+        self, first: Any, second: Any = None, *, label: Any = None, squash: bool = True
+    ) -> None:
+        self.first = np.asarray(first, dtype=np.float32)
+        self.second = None if second is None else np.asarray(second, dtype=np.float32)
+        self.label = None if label is None else np.asarray(label, dtype=np.float32)
+        self.condition_size = None if self.label is None else len(self.label)
+        self.squash = squash
+        self.size, hidden = self.first.shape
+        self.image_shape = (1, 1, hidden if self.second is None else self.second.shape[1])
+        random = np.random.default_rng(hidden)
+        self.shift = (0.3 * random.standard_normal(hidden)).astype(np.float32)
+
+    @property
+    def normal_equations(self) -> NormalEquations:
+        return NormalEquations(self)
+
+    def _tangents(self, latent: Array, condition: Array | None) -> tuple[Array, Array]:
+        """F(z) [B, P] and its Jacobian, transposed: [B, d, P]."""
+        tangents = np.broadcast_to(self.first, (len(latent), *self.first.shape))
+        output = latent @ self.first
+        if self.label is not None:
+            output = output + condition @ self.label
+        if self.second is not None:
+            output = output + self.shift
+            bend = (1 + self.slope) / 2 + np.sign(output) * ((1 - self.slope) / 2)
+            output = (output * bend) @ self.second
+            tangents = (tangents * bend[:, None]) @ self.second
+        if self.squash:
+            output = np.tanh(output)
+            tangents = tangents * (1 - output * output)[:, None]
+        return output, tangents
+
+    def generate(self, latent: Array, condition: Array | None = None) -> Array:
+        return self._tangents(latent, condition)[0]
+
+    def solve(
+        self, latent: Array, image: Array, condition: Array | None = None
+    ) -> tuple[Array, Array, Array]:
+        """Loss, gradient and gram."""
+        output, tangents = self._tangents(latent, condition)
+        residual = output - image
+        scale = np.float32(2 / self.pixels)
+        loss = np.mean(residual * residual, axis=1, dtype=np.float32)
+        gradient = (tangents @ residual[:, :, None])[:, :, 0] * scale
+        return loss, gradient, (tangents @ tangents.transpose(0, 2, 1)) * scale
+
+    def __call__(
+        self, latent: Array, image: Array, condition: Array | None = None
+    ) -> tuple[Array, ...]:
+        return self.solve(latent, image, condition)[:2]
+
+    def build(self, graph: Graph, image: str) -> None:
+        self.build_outputs(graph, image, {name: name for name in self.outputs})
+
+    def build_outputs(self, graph: Graph, image: str, names: dict[str, str]) -> None:
+        """``names``: what each output is called, of those that are wanted."""
+        one = graph.constant(1.0)
+        first = graph.constant(self.first)
+        output, tangents = graph.MatMul("latent", first), None
+        if self.label is not None:
+            output = graph.Add(output, graph.MatMul("condition", graph.constant(self.label)))
+
+        def along(tangents: str | None, factor: str) -> str:
+            rows = graph.Reshape(factor, graph.constant([-1, 1, width], np.int64))
+            return graph.Mul(tangents or first, rows)
+
+        width = self.first.shape[1]
+        if self.second is not None:
+            second = graph.constant(self.second)
+            output = graph.Add(output, graph.constant(self.shift))
+            bend = graph.Mul(graph.Sign(output), graph.constant((1 - self.slope) / 2))
+            bend = graph.Add(bend, graph.constant((1 + self.slope) / 2))
+            tangents = graph.MatMul(along(tangents, bend), second)
+            output, width = graph.MatMul(graph.Mul(output, bend), second), self.pixels
+        if self.squash:
+            output = graph.Tanh(output)
+            tangents = along(tangents, graph.Sub(one, graph.Mul(output, output)))
+        if tangents is None:
+            # The same for every latent; the product gives it the batch's size.
+            ones = graph.Add(graph.Mul(output, graph.constant(0.0)), one)
+            tangents = along(tangents, ones)
+
+        residual = graph.Sub(output, image)
+        scale = graph.constant(2 / self.pixels)
+        squares = graph.Mul(residual, residual)
+        graph.ReduceMean(squares, axes=[1], keepdims=0, output=names["loss"])
+        column = graph.Reshape(residual, graph.constant([-1, self.pixels, 1], np.int64))
+        gradient = graph.Reshape(
+            graph.MatMul(tangents, column), graph.constant([-1, self.size], np.int64)
+        )
+        graph.Mul(gradient, scale, output=names["gradient"])
+        if "gram" in names:
+            gram = graph.MatMul(tangents, graph.Transpose(tangents, perm=[0, 2, 1]))
+            graph.Mul(gram, scale, output=names["gram"])
+
+
+class NormalEquations(ToyObjective):
+    """A least-squares objective's loss, gradient and gram."""
+
+    def __init__(self, of: LeastSquares) -> None:
+        self.of, self.size = of, of.size
+        self.image_shape, self.condition_size = of.image_shape, of.condition_size
+
+    @property
+    def outputs(self) -> dict[str, list[int]]:
+        return {**self.of.outputs, "gram": [self.size, self.size]}
+
+    def __call__(
+        self, latent: Array, image: Array, condition: Array | None = None
+    ) -> tuple[Array, ...]:
+        return self.of.solve(latent, image, condition)
+
+    def build(self, graph: Graph, image: str) -> None:
+        self.build_outputs(graph, image, {name: name for name in self.outputs})
+
+    def build_outputs(self, graph: Graph, image: str, names: dict[str, str]) -> None:
+        self.of.build_outputs(graph, image, names)
+
+
+class Spoiled(ToyObjective):
+    """Another objective, of whose ``output`` one element is spoiled where z_0 is beyond a limit.
+
+    ``place`` is the element's index in one latent's output, () for a loss; or those of several.
+    """
+
+    def __init__(
+        self,
+        of: LeastSquares | NormalEquations,
+        limit: float,
+        *,
+        output: str,
+        place: tuple[Any, ...] = (),
+        value: float = np.nan,
+    ) -> None:
+        self.of, self.output, self.size = of, output, of.size
+        self.image_shape, self.condition_size = of.image_shape, of.condition_size
+        self.limit = np.float32(limit)
+        # Added, a zero changes nothing, and whatever is not finite stays so.
+        self.spoil = np.zeros(of.outputs[output], dtype=np.float32)
+        self.spoil[place] = value
+
+    @property
+    def outputs(self) -> dict[str, list[int]]:
+        return self.of.outputs
+
+    def __call__(
+        self, latent: Array, image: Array, condition: Array | None = None
+    ) -> tuple[Array, ...]:
+        beyond = latent[:, 0] > self.limit
+        beyond = beyond.reshape(-1, *[1] * self.spoil.ndim)
+        spoil = np.where(beyond, self.spoil, np.float32(0))
+        found = zip(self.outputs, self.of(latent, image, condition), strict=True)
+        return tuple(value + spoil if name == self.output else value for name, value in found)
+
+    def build(self, graph: Graph, image: str) -> None:
+        names = {name: name for name in self.outputs}
+        names[self.output] = "clean"
+        self.of.build_outputs(graph, image, names)
+        axis = graph.constant([1], np.int64)
+        z0 = graph.Slice(
+            "latent", graph.constant([0], np.int64), graph.constant([1], np.int64), axis
+        )
+        beyond = graph.Greater(z0, graph.constant(self.limit))
+        beyond = graph.Reshape(beyond, graph.constant([-1, *[1] * self.spoil.ndim], np.int64))
+        spoil = graph.Where(beyond, graph.constant(self.spoil), graph.constant(0.0))
+        graph.Add("clean", spoil, output=self.output)

@@ -5,7 +5,8 @@ one row a target) and a plain Python objective. There are no lanes and no queue 
 result must not depend on them, so every target runs alone; only a coupled batch runs in groups.
 
 Arithmetic is float32, one rounding an operation. Transcendental functions are computed in float64
-and rounded, which is what a correctly rounded float32 function gives.
+and rounded, which is what a correctly rounded float32 function gives. Levenberg-Marquardt and
+L-BFGS go from float32 latents to float32 latents in float64; L-BFGS keeps float32 pairs.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 Bits = NDArray[np.uint32]
-Objective = Callable[[Array, Array, "Array | None"], tuple[Array, Array]]
+# Latents, images and conditions to loss and gradient; normal equations give the gram matrix too.
+Objective = Callable[[Array, Array, "Array | None"], tuple[Array, ...]]
 Description = dict[str, Any]
 
 CONVERGED, STALLED, STEP_LIMIT, NON_FINITE, CANCELLED = range(5)
@@ -167,10 +169,20 @@ def constrain(
 # Penalties
 
 
+def prior_curvature(
+    penalty: Description, prior: Description, loss: Any, step: int, max_steps: int, size: int
+) -> Any:
+    """A prior penalty's second derivative in any component, at a latent with this loss."""
+    weight = penalty["weight"] * (1 - step / max_steps if penalty["anneal"] else 1)
+    if penalty["relative"]:
+        weight = weight * np.float64(loss)
+    return weight / (f32(prior_moments(prior)[1]).astype(np.float64) ** 2 * size)
+
+
 def penalty_gradient(
-    penalty: Description, prior: Description, z: Array, step: int, max_steps: int
+    penalty: Description, prior: Description, z: Array, loss: Array, step: int, max_steps: int
 ) -> Array:
-    """What a penalty adds to the gradients of a group's latents [N, d]."""
+    """What a penalty adds to the gradients of a group's latents [N, d], with losses [N]."""
     size = z.shape[1]
     mean, std = prior_moments(prior)
     if penalty["kind"] == "moment_penalty":
@@ -180,8 +192,8 @@ def penalty_gradient(
         shift = f32(2 * penalty["gamma_mean"] / size) * (mu - f32(mean))
         spread = np.where(sd == 0, f32(0), (z - mu) / np.where(sd == 0, f32(1), sd))
         return shift + f32(2 * penalty["gamma_std"] / size) * (sd - f32(std)) * spread
-    weight = penalty["weight"] * (1 - step / max_steps if penalty["anneal"] else 1)
-    return f32(weight / (std * std * size)) * (z - f32(mean))
+    curvature = prior_curvature(penalty, prior, loss[:, None], step, max_steps, size)
+    return f32(curvature) * (z - f32(mean))
 
 
 # Solvers
@@ -292,82 +304,301 @@ def latent_error(z: Array, truth: Array) -> Array:
     return np.where(np.isfinite(error), error, f32(np.nan))
 
 
+# Levenberg-Marquardt
+
+
+def cholesky(matrix: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """The lower triangle L with L L^T = matrix, or None where a pivot is not positive."""
+    lower = np.zeros_like(matrix)
+    for j in range(len(matrix)):
+        column = matrix[j:, j] - lower[j:, :j] @ lower[j, :j]
+        if not 0 < column[0] < np.inf:
+            return None
+        lower[j:, j] = column / np.sqrt(column[0])
+    return lower
+
+
+def outward(constraint: Description, prior: Description, z: Array, step: Any) -> NDArray[np.bool_]:
+    """Which components are at a bound of a clip, and would be stepped out of it."""
+    if constraint["kind"] != "clip":
+        return np.zeros(z.shape, dtype=bool)
+    low = f32(prior["low"] if constraint["low"] is None else constraint["low"])
+    high = f32(prior["high"] if constraint["high"] is None else constraint["high"])
+    return ((z <= low) & (step < 0)) | ((z >= high) & (step > 0))
+
+
+def damped_step(
+    gram: NDArray[np.float64],
+    slope: NDArray[np.float64],
+    curvature: float,
+    fixed: NDArray[np.bool_],
+    z: Array,
+    damping: float,
+    up: float,
+) -> tuple[Array | None, float]:
+    """Where a step of (gram + curvature + damping) goes from z [d], and the damping it took.
+
+    No latent when no damping helped.
+    """
+    m = np.mean(np.diag(gram))
+    m = m if m > 0 else 1.0
+    for _ in range(31):
+        matrix = gram + (curvature + damping * m) * np.eye(len(gram))
+        matrix[fixed, :] = matrix[:, fixed] = 0
+        matrix[fixed, fixed] = 1
+        lower = cholesky(matrix)
+        if lower is not None:
+            half = np.linalg.solve(lower, np.where(fixed, 0, -slope))
+            stepped = f32(z + np.linalg.solve(lower.T, half))
+            if np.isfinite(stepped).all():
+                return stepped, damping
+        damping *= up
+    return None, damping
+
+
+# L-BFGS
+
+Pair = tuple[NDArray[np.float64], NDArray[np.float64]]  # step s and difference of gradients y
+
+
+def inverse_hessian_product(pairs: list[Pair], q: NDArray[np.float64]) -> NDArray[np.float64]:
+    """H q by the two-loop recursion; the oldest pair comes first."""
+    q, weights = q.copy(), []
+    for s, y in reversed(pairs):
+        weights.append(s @ q / (s @ y))
+        q -= weights[-1] * y
+    s, y = pairs[-1]
+    q *= (s @ y) / (y @ y)
+    for (s, y), weight in zip(pairs, reversed(weights), strict=True):
+        q += (weight - y @ q / (s @ y)) * s
+    return q
+
+
+# Attempts
+
+
 @dataclass
 class Attempt:
-    outcomes: list[Outcome]
-    updates: NDArray[np.int64]
-    resampled: NDArray[np.int64]
-    trace: Array
-    nearest: Array
-
-
-def run_attempt(
-    objectives: Sequence[Objective],
-    recipe: Description,
-    prior: Description,
-    images: Array,
-    initial: Array,
-    condition: Array | None,
-    truth: Array | None,
-    target_ids: Sequence[int],
-    seed: int,
-    restart: int,
-    trace_every: int,
-) -> Attempt:
     """One attempt at a group of targets that start and end together (most often a group of one)."""
-    count, size = initial.shape
-    stages = recipe["stages"]
-    columns = 1 + sum(s["max_steps"] for s in stages) // trace_every if trace_every else 0
-    trace = np.full((count, columns), np.nan, dtype=np.float32)
-    nearest = np.full(count, np.nan, dtype=np.float32)
-    outcomes: list[Outcome | None] = [None] * count
-    z = initial.copy()
-    update = 0
-    updates, resampled = np.zeros((2, count), dtype=np.int64)
 
-    for index, stage in enumerate(stages):
-        objective = objectives[stage["objective"]]
-        max_steps = stage["max_steps"]
+    objectives: Sequence[Objective]
+    recipe: Description
+    prior: Description
+    images: Array
+    latents: Array
+    condition: Array | None
+    truth: Array | None
+    target_ids: Sequence[int]
+    seed: int
+    restart: int
+    trace_every: int
+
+    def __post_init__(self) -> None:
+        count, stages = len(self.latents), self.recipe["stages"]
+        every, updates = self.trace_every, sum(stage["max_steps"] for stage in stages)
+        self.trace = np.full((count, 1 + updates // every if every else 0), np.nan, np.float32)
+        self.nearest = np.full(count, np.nan, dtype=np.float32)
+        self.outcomes: list[Outcome | None] = [None] * count
+        self.update = 0
+        self.updates, self.resampled, self.normal_equations = np.zeros((3, count), dtype=np.int64)
+
+        for index, stage in enumerate(stages):
+            start = self.latents.copy()
+            kind = stage["solver"]["kind"]
+            run = {"levenberg_marquardt": self.run_damped_stage, "lbfgs": self.run_lbfgs_stage}
+            members = run.get(kind, self.run_stage)(stage)
+            for row, member in enumerate(members):
+                ends = index == len(stages) - 1 or member.status in (CONVERGED, NON_FINITE)
+                if self.outcomes[row] is None and ends:
+                    self.outcomes[row] = member.outcome(self.recipe["keep"], start[row])
+            if all(outcome is not None for outcome in self.outcomes):
+                break
+
+    def evaluate(self, stage: Description, which: str, latents: Array) -> tuple[Array, ...]:
+        if self.truth is not None:
+            self.nearest = np.fmin(self.nearest, latent_error(latents, self.truth))
+        return self.objectives[stage[which]](latents, self.images, self.condition)
+
+    def traced(self, losses: Any) -> None:
+        if self.trace_every and self.update % self.trace_every == 0:
+            self.trace[:, self.update // self.trace_every] = losses
+
+    def constrained(self, stage: Description, latents: Array) -> tuple[Array, NDArray[np.bool_]]:
+        size = latents.shape[1]
+        words = random_words(
+            self.seed, self.target_ids, self.restart, self.update, RESAMPLING, size
+        )
+        return constrain(stage["constraint"], self.prior, stage["max_steps"], latents, words)
+
+    def run_stage(self, stage: Description) -> list[Progress]:
+        """A stage of updates along the gradient."""
+        z, max_steps = self.latents, stage["max_steps"]
         m, v, ages = np.zeros_like(z), np.zeros_like(z), np.zeros(z.shape)
-        start = z.copy()
-        members = [Progress() for _ in range(count)]
+        members = [Progress() for _ in z]
         for step in range(max_steps + 1):
-            loss, g = objective(z, images, condition)
-            if truth is not None:
-                nearest = np.fmin(nearest, latent_error(z, truth))
+            loss, g = self.evaluate(stage, "objective", z)
+            self.traced(loss)
             for row, member in enumerate(members):
                 member.observe(stage, step, loss[row], g[row], z[row])
-                if trace_every and update % trace_every == 0:
-                    trace[row, update // trace_every] = loss[row]
             if all(member.status is not None for member in members):
                 break
 
             g = g.copy()
             finite = np.isfinite(loss) & np.isfinite(g).all(axis=1)
             for penalty in stage["penalties"]:
-                g += penalty_gradient(penalty, prior, z, step, max_steps)
+                g += penalty_gradient(penalty, self.prior, z, loss, step, max_steps)
             ages += 1
             moved, m, v = solver_update(stage["solver"], z, m, v, g, step, max_steps, ages)
-            update += 1
-            words = random_words(seed, target_ids, restart, update, RESAMPLING, size)
-            moved, fresh = constrain(stage["constraint"], prior, max_steps, moved, words)
+            self.update += 1
+            moved, fresh = self.constrained(stage, moved)
             if stage["reset_moments"]:
                 m, v = np.where(fresh, f32(0), m), np.where(fresh, f32(0), v)
                 ages = np.where(fresh, 0, ages)
             # A member without a finite gradient has nowhere to go. It stays, for the statistics of
             # the others, which a latent that is not finite would spoil.
             z = np.where(finite[:, None], moved, z)
-            updates += finite
-            resampled += np.where(finite, fresh.sum(axis=1), 0)
+            self.updates += finite
+            self.resampled += np.where(finite, fresh.sum(axis=1), 0)
+        self.latents = z
+        return members
 
-        for row, member in enumerate(members):
-            ends = index == len(stages) - 1 or member.status in (CONVERGED, NON_FINITE)
-            if outcomes[row] is None and ends:
-                outcomes[row] = member.outcome(recipe["keep"], start[row])
-        if all(outcome is not None for outcome in outcomes):
-            break
+    def run_damped_stage(self, stage: Description) -> list[Progress]:
+        """A stage of Levenberg-Marquardt steps, of one target."""
+        (z,) = self.latents
+        solver, max_steps, size = stage["solver"], stage["max_steps"], len(z)
+        mean = prior_moments(self.prior)[0]
+        damping = solver["damping"]
+        progress = Progress()
+        step = 0
 
-    return Attempt([o for o in outcomes if o is not None], updates, resampled, trace, nearest)
+        def solved() -> list[Any]:
+            self.normal_equations += 1
+            outputs = self.evaluate(stage, "normal_equations", z[None])
+            return [output[0].astype(np.float64) for output in outputs]
+
+        def penalty() -> float:
+            return sum(
+                prior_curvature(p, self.prior, loss, step, max_steps, size)
+                for p in stage["penalties"]
+            )
+
+        def distance(latent: Array) -> float:
+            return float(np.sum((latent.astype(np.float64) - mean) ** 2)) / 2
+
+        loss, g, gram = solved()
+        self.traced(loss)
+        progress.observe(stage, step, f32(loss), np.append(g, gram), z)
+        c = penalty()
+        while progress.status is None:
+            slope = g + c * (z.astype(np.float64) - mean)
+            fixed = outward(stage["constraint"], self.prior, z, -slope)
+            stepped, damping = damped_step(gram, slope, c, fixed, z, damping, solver["up"])
+            if stepped is None:
+                progress.stop(STALLED)
+                break
+            step += 1
+            self.update += 1
+            self.updates += 1
+            (tried,), fresh = self.constrained(stage, stepped[None])
+            self.resampled += fresh.sum()
+            delta = tried.astype(np.float64) - z
+            predicted = -slope @ delta - delta @ (gram + c * np.eye(size)) @ delta / 2
+            tried_loss = self.evaluate(stage, "objective", tried[None])[0][0]
+            reduction = loss - float(tried_loss) + c * (distance(z) - distance(tried))
+
+            if np.isfinite(tried_loss) and reduction > 0 and reduction > 1e-3 * predicted:
+                # As products: of a step that a bound cut short, the prediction may be below zero.
+                if reduction > 0.75 * predicted:
+                    damping *= solver["down"]
+                elif reduction < 0.25 * predicted:
+                    damping *= 2
+                damping = min(max(damping, 1e-8), 1e8)
+                loss, z = float(tried_loss), tried
+                progress.observe(stage, step, tried_loss, g, z)
+                if progress.status is None:
+                    other_loss, g, gram = solved()
+                    if not np.isfinite([other_loss, *g, *gram.flat]).all():
+                        progress.stop(NON_FINITE)
+                    c = penalty()
+            else:
+                damping = min(max(damping * solver["up"], 1e-8), 1e8)
+                if damping > 1e5:
+                    progress.stop(STALLED)
+                elif step == max_steps:
+                    progress.stop(STEP_LIMIT)
+            self.traced(loss)
+        self.latents = z[None]
+        return [progress]
+
+    def run_lbfgs_stage(self, stage: Description) -> list[Progress]:
+        """A stage of quasi-Newton steps, of one target."""
+        (z,) = self.latents
+        solver, max_steps, size = stage["solver"], stage["max_steps"], len(z)
+        mean, std = prior_moments(self.prior)
+        progress = Progress()
+        pairs: list[Pair] = []
+        step, rejected, length = 0, 0, 1.0
+
+        def penalty() -> float:
+            return sum(
+                prior_curvature(p, self.prior, loss, step, max_steps, size)
+                for p in stage["penalties"]
+            )
+
+        def distance(latent: Array) -> float:
+            return float(np.sum((latent.astype(np.float64) - mean) ** 2)) / 2
+
+        outputs = self.evaluate(stage, "objective", z[None])
+        loss, g = (output[0].astype(np.float64) for output in outputs)
+        self.traced(loss)
+        progress.observe(stage, step, f32(loss), g, z)
+        c = penalty()
+        while progress.status is None:
+            slope = g + c * (z.astype(np.float64) - mean)
+            fixed = outward(stage["constraint"], self.prior, z, -slope)
+            free = np.where(fixed, 0, slope)
+            direction = -free
+            if pairs:
+                direction = np.where(fixed, 0, -inverse_hessian_product(pairs, free))
+            elif free.any():
+                direction = -free * (solver["first_step"] * std / np.sqrt(free @ free))
+            stepped = f32(z + length * direction)
+            if not (-np.inf < direction @ slope < 0 and np.isfinite(stepped).all()):
+                if not pairs:
+                    progress.stop(STALLED)
+                    break
+                pairs, rejected, length = [], 0, 1.0
+                continue
+
+            step += 1
+            self.update += 1
+            self.updates += 1
+            (tried,), fresh = self.constrained(stage, stepped[None])
+            self.resampled += fresh.sum()
+            moved = tried.astype(np.float64) - z
+            outputs = self.evaluate(stage, "objective", tried[None])
+            tried_loss, tried_g = (output[0].astype(np.float64) for output in outputs)
+            fall = loss - tried_loss + c * (distance(z) - distance(tried))
+            finite = np.isfinite(tried_loss) and np.isfinite(tried_g).all()
+            if finite and fall > 0 and fall >= -1e-4 * (slope @ moved):
+                bent = f32(tried_g - g + c * moved).astype(np.float64)
+                moved = f32(moved).astype(np.float64)
+                if moved @ bent > 1e-10 * (bent @ bent):
+                    pairs = [*pairs, (moved, bent)][-solver["history"] :]
+                loss, g, z, rejected, length = float(tried_loss), tried_g, tried, 0, 1.0
+                progress.observe(stage, step, f32(loss), g, z)
+                c = penalty()
+            else:
+                rejected, length = rejected + 1, length * 0.3
+                if rejected == 12 and not pairs:
+                    progress.stop(STALLED)
+                elif step == max_steps:
+                    progress.stop(STEP_LIMIT)
+                if rejected == 12:
+                    pairs, rejected, length = [], 0, 1.0
+            self.traced(loss)
+        self.latents = z[None]
+        return [progress]
 
 
 @dataclass
@@ -378,6 +609,7 @@ class Inversion:
     loss: Array
     status: NDArray[np.uint8]
     steps: NDArray[np.int64]
+    normal_equations: NDArray[np.int64]
     attempts: NDArray[np.int32]
     trace: Array | None
     nearest: Array | None
@@ -411,6 +643,7 @@ def invert(
         loss=np.zeros(count, dtype=np.float32),
         status=np.zeros(count, dtype=np.uint8),
         steps=np.zeros(count, dtype=np.int64),
+        normal_equations=np.zeros(count, dtype=np.int64),
         attempts=np.zeros(count, dtype=np.int32),
         trace=None,
         nearest=None if truth is None else np.full(count, np.nan, dtype=np.float32),
@@ -425,10 +658,12 @@ def invert(
         for restart in range(recipe["restarts"] + 1):
             if restart == 0 and initial is not None:
                 start = np.asarray(initial[rows], dtype=np.float32)
+            elif restart == 0 and recipe["start"] == "mean":
+                start = np.full((len(rows), size), prior_moments(prior)[0], dtype=np.float32)
             else:
                 start = draw_initial(prior, seed, members, restart, size)
             with np.errstate(all="ignore"):
-                attempt = run_attempt(
+                attempt = Attempt(
                     objectives,
                     recipe,
                     prior,
@@ -442,11 +677,13 @@ def invert(
                     trace_every,
                 )
             # min takes the first of equals, and so the earliest attempt.
-            best = best or attempt.outcomes
-            pairs = zip(best, attempt.outcomes, strict=True)
+            outcomes = [outcome for outcome in attempt.outcomes if outcome is not None]
+            best = best or outcomes
+            pairs = zip(best, outcomes, strict=True)
             best = [min(pair, key=Outcome.rank) for pair in pairs]
             result.steps[rows] += attempt.updates
             result.resampled[rows] += attempt.resampled
+            result.normal_equations[rows] += attempt.normal_equations
             result.attempts[rows] = restart + 1
             if result.nearest is not None:
                 result.nearest[rows] = np.fmin(result.nearest[rows], attempt.nearest)

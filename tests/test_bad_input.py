@@ -23,11 +23,11 @@ from pyinv.errors import (
 )
 from pyinv.images import load_images
 from pyinv.inverter import Inverter
-from pyinv.penalties import PriorPenalty
+from pyinv.penalties import MomentPenalty, PriorPenalty
 from pyinv.priors import Normal
 from pyinv.recipes import Recipe, Stage
 from pyinv.result import Inversion
-from pyinv.solvers import Adam
+from pyinv.solvers import Adam, LevenbergMarquardt
 
 GOOD = np.zeros((2, 1, 8, 8), dtype=np.float32)
 
@@ -77,6 +77,8 @@ def test_bad_images_are_refused(inverter, images, message):
 
 
 PENALISED = Recipe("penalised", Stage(Adam(0.1), penalties=(PriorPenalty(1),)))
+SECOND_ORDER = Recipe("second", Stage(LevenbergMarquardt()))
+NEEDS_EXPORT = 'export it again with losses=(..., "mse"), normal_equations=True or `pyinv export '
 BAD_CALLS: list[tuple[Callable[[Inverter], Any], type[PyinvError], str]] = [
     (
         lambda i: i.invert(GOOD, recipe="adam"),
@@ -85,7 +87,6 @@ BAD_CALLS: list[tuple[Callable[[Inverter], Any], type[PyinvError], str]] = [
     ),
     (lambda i: i.invert(GOOD, recipe=Adam(0.1)), InputError, "must be a name or a pyinv.Recipe"),
     (lambda i: i.invert(GOOD, recipe="egan"), RuleError, "draws from a normal prior, but this one"),
-    (lambda i: i.invert(GOOD, recipe=PENALISED), RuleError, "PriorPenalty needs a normal prior"),
     (
         lambda i: i.invert(GOOD, recipe=Recipe("x", Stage(Adam(0.1), loss="lpips"))),
         BundleError,
@@ -116,6 +117,25 @@ BAD_CALLS: list[tuple[Callable[[Inverter], Any], type[PyinvError], str]] = [
     (lambda i: i.generate(np.full((1, 6), np.inf)), InputError, "row 0 is not"),
     (lambda i: i.generate(np.zeros((1, 6)), batch=0), InputError, "batch must be"),
     (lambda i: i.evaluate(np.zeros((3, 6)), GOOD), InputError, "got 3 rows; give one row a target"),
+    (lambda i: i.invert(GOOD, recipe="precise"), BundleError, NEEDS_EXPORT),
+    (lambda i: i.invert(GOOD, recipe="reconstruct"), BundleError, NEEDS_EXPORT),
+    (lambda i: i.invert(GOOD, recipe=SECOND_ORDER), BundleError, NEEDS_EXPORT),
+    (
+        lambda i: i.invert(GOOD, recipe=SECOND_ORDER.replace(loss="ssim")),
+        BundleError,
+        "no loss 'ssim'",
+    ),
+    (lambda i: i.invert(GOOD, uncertainty=True), BundleError, NEEDS_EXPORT),
+    (lambda i: i.invert(GOOD, uncertainty="yes"), InputError, "uncertainty must be True or False"),
+    (lambda i: i.invert(GOOD, noise=0.1), InputError, "noise is for uncertainty=True and for"),
+    (lambda i: i.invert(GOOD, uncertainty=True, noise=-1), InputError, "noise must be a finite"),
+    (lambda i: i.uncertainty(np.zeros((2, 6)), GOOD), BundleError, NEEDS_EXPORT),
+    (lambda i: i.uncertainty(np.zeros((2, 6)), GOOD, noise=0), InputError, "noise must be a fin"),
+    (
+        lambda i: i.normal_equations(np.zeros((2, 6)), GOOD, loss="l1"),
+        BundleError,
+        "no normal equations of the loss 'l1'",
+    ),
     (lambda i: i.sample(0), InputError, "n must be a whole number >= 1, got 0"),
 ]
 
@@ -160,6 +180,43 @@ def test_batch_norm_over_a_batch_of_one_is_refused(tmp_path, count, lanes):
     inverter = Inverter(tmp_path / "b", lanes=lanes)
     with pytest.raises(InputError, match="needs groups of 2 or more targets"):
         inverter.invert(np.zeros((count, 1, 8, 8), np.float32))
+
+
+@pytest.mark.parametrize("recipe", ["precise", "reconstruct", SECOND_ORDER])
+def test_coupled_targets_have_no_normal_equations(tmp_path, recipe):
+    write_tiny_bundle(tmp_path / "b", batch_norm="batch", prior=Normal())
+    inverter = Inverter(tmp_path / "b", threads=1)
+    with pytest.raises(BundleError, match='batch_norm="eval"'):
+        inverter.invert(GOOD, recipe=recipe)
+    with pytest.raises(BundleError, match='batch_norm="eval"'):
+        inverter.invert(GOOD, uncertainty=True)
+
+
+def test_stages_that_couple_targets_do_not_go_with_normal_equations(tmp_path):
+    write_tiny_bundle(tmp_path / "b", prior=Normal(), normal_equations=("mse",))
+    coupled = Stage(Adam(0.1), penalties=(MomentPenalty(over="batch"),))
+    recipe = Recipe("both", (coupled, *SECOND_ORDER.stages))
+    with pytest.raises(RuleError, match=r'affect one another, .*; give it over="latent"'):
+        Inverter(tmp_path / "b", threads=1).invert(GOOD, recipe=recipe)
+
+
+def test_arguments_of_normal_equations_are_checked_like_others(tmp_path):
+    write_tiny_bundle(tmp_path / "b", normal_equations=("mse",))
+    inverter = Inverter(tmp_path / "b", threads=1)
+    latents = np.zeros((2, LATENT))
+    for call in (inverter.normal_equations, inverter.uncertainty):
+        for images, message in BAD_IMAGES:
+            with pytest.raises(InputError) as error:
+                call(latents, images)
+            assert message in str(error.value)
+        with pytest.raises(InputError, match="got 3 rows; give one row a target"):
+            call(np.zeros((3, LATENT)), GOOD)
+        with pytest.raises(InputError, match="latents must be finite"):
+            call(np.full((2, LATENT), np.nan), GOOD)
+        with pytest.raises(InputError, match="batch must be a whole number >= 1"):
+            call(latents, GOOD, batch=0)
+        with pytest.raises(InputError, match="takes no condition"):
+            call(latents, GOOD, condition=latents)
 
 
 @pytest.mark.parametrize(
@@ -296,6 +353,11 @@ def image(tmp_path: Path) -> Path:
     ("options", "message"),
     [
         (["--recipe", "adam"], "unknown recipe 'adam'; there are default, lipton, creswell, egan"),
+        (["--recipe", "precise"], NEEDS_EXPORT),
+        (["--recipe", "reconstruct", "--noise", "0.1"], NEEDS_EXPORT),
+        (["--uncertainty"], NEEDS_EXPORT),
+        (["--noise", "0.1"], "--noise is for --uncertainty and --recipe reconstruct"),
+        (["--uncertainty", "--noise", "0"], "noise must be a finite number > 0"),
         (["--constraint", "soft"], "unknown constraint 'soft'"),
         (["--constraint", "hard_cutoff:c=3"], "HardCutoff draws from a normal prior"),
         (["--constraint", "clip:low=2,high=1"], "low must be below high"),

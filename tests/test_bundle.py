@@ -79,6 +79,70 @@ def test_missing_runtime_is_named_with_the_export_option(bundle):
             ask("tvm")
 
 
+def solved(path: Path, *losses: str, runtime: str = "onnx", **wrong: Any) -> None:
+    """Give the bundle normal equations of some losses, with what is wrong with them."""
+    described = json.loads((path / "manifest.json").read_text())
+    for loss in losses:
+        function = {"name": "normal_equations", "loss": loss, "runtime": runtime}
+        if runtime == "onnx":
+            function["file"] = file = f"normal_equations_{loss}.onnx"
+            (path / file).write_bytes(b"graph")
+            described["files"][file] = {
+                "bytes": 5,
+                "sha256": FileRecord.of(path / file).sha256,
+            }
+        else:
+            function.update(file="functions.pt", method=f"normal_equations_{loss}")
+        described["functions"].append({**function, "bytes_per_target": 4096, **wrong})
+    (path / "manifest.json").write_text(json.dumps(described))
+
+
+def test_normal_equations_are_found_by_their_loss(changed_bundle):
+    script(changed_bundle)
+    solved(changed_bundle, "mse")
+    solved(changed_bundle, "mse", runtime="torchscript", bytes_per_target=2**40)
+    bundle = Bundle.open(changed_bundle)
+    manifest = bundle.manifest
+    assert manifest == Manifest.from_description(manifest.describe())
+    assert manifest.losses == ("mse",)
+    assert bundle.file(manifest.normal_equations("mse")).name == "normal_equations_mse.onnx"
+    assert manifest.normal_equations("mse").bytes_per_target == 4096
+    function = manifest.normal_equations("mse", "torchscript")
+    assert (function.method, function.bytes_per_target) == ("normal_equations_mse", 2**40)
+    assert manifest.objective("mse").bytes_per_target is None
+    assert "bytes_per_target" not in manifest.objective("mse").describe()
+    assert manifest.has_normal_equations("mse")
+    assert manifest.has_normal_equations("mse", "torchscript")
+    assert not manifest.has_normal_equations("mse", "tvm")
+
+
+def test_missing_normal_equations_are_named_with_the_export_option(tmp_path):
+    write_tiny_bundle(tmp_path / "b", losses=("mse", "l1"))
+    manifest = Bundle.open(tmp_path / "b").manifest
+    assert not manifest.has_normal_equations("mse")
+    mend = (
+        'export it again with losses=(..., "{0}"), normal_equations=True or `pyinv export '
+        "--loss {0} --normal-equations`, or choose a recipe without Levenberg-Marquardt"
+    )
+    with pytest.raises(BundleError) as error:
+        manifest.normal_equations("mse")
+    assert str(error.value) == (
+        "this bundle has no normal equations of the loss 'mse', nor of any other; "
+        + mend.format("mse")
+    )
+    solved(tmp_path / "b", "mse")
+    manifest = Bundle.open(tmp_path / "b").manifest
+    with pytest.raises(BundleError) as error:
+        manifest.normal_equations("l1")
+    assert str(error.value) == (
+        "this bundle has no normal equations of the loss 'l1', only of mse; " + mend.format("l1")
+    )
+    with pytest.raises(BundleError, match="no loss 'whitened', only mse, l1; export"):
+        manifest.normal_equations("whitened")
+    with pytest.raises(BundleError, match="not for torchscript; export it again with"):
+        manifest.normal_equations("mse", "torchscript")
+
+
 def test_file_record_is_the_sha256(tmp_path):
     (tmp_path / "abc").write_bytes(b"abc")
     digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
@@ -149,6 +213,18 @@ def scripted(**wrong: Any) -> Callable[[Path], None]:
     return lambda path: script(path, **wrong)
 
 
+def solving(*losses: str, **wrong: Any) -> Callable[[Path], None]:
+    return lambda path: solved(path, *losses, **wrong)
+
+
+def both(*changes: Callable[[Path], None]) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        for each in changes:
+            each(path)
+
+    return change
+
+
 FORWARD = {"name": "forward", "runtime": "onnx", "file": "forward.onnx"}
 DAMAGES = [
     (flip_a_bit, "weights.bin: its SHA-256 is not the manifest's"),
@@ -191,6 +267,17 @@ DAMAGES = [
             ]
         ),
         "the same losses for each runtime; onnx lacks l1",
+    ),
+    (solving("l1"), "normal equations for onnx of the loss 'l1', which has no objective"),
+    (solving("mse", "mse"), "a loss's normal equations for onnx once"),
+    (solving("mse", loss=None), "normal equations for onnx of the loss None"),
+    (solving("mse", bytes_per_target=None), "needs bytes_per_target, a whole number >= 1, got Non"),
+    (solving("mse", bytes_per_target=0), "needs bytes_per_target, a whole number >= 1, got 0"),
+    (solving("mse", bytes_per_target=1.5), "needs bytes_per_target, a whole number >= 1, got 1.5"),
+    (both(scripted(), solving("mse")), "for each runtime; torchscript lacks those of mse"),
+    (
+        both(solving("mse"), change_manifest(batch_norm="batch")),
+        'with batch_norm "batch" images depend on one another',
     ),
     (change_manifest(functions=[{**FORWARD, "runtime": "tvm"}]), "needs runtime 'tvm'"),
     (change_manifest(functions=[{**FORWARD, "file": "x.onnx"}]), "names x.onnx, not in files"),

@@ -15,8 +15,11 @@ import pytest
 from PIL import Image
 from tiny_bundle import write_tiny_bundle
 
+from pyinv import recipes
+from pyinv.bundle import Bundle
 from pyinv.cli import main
 from pyinv.images import save_images
+from pyinv.priors import Normal
 from pyinv.result import Inversion
 
 
@@ -93,6 +96,7 @@ def test_info_describes_a_bundle(capsys, bundle_path):
     found = json.loads(run(capsys, "info", bundle_path, "--json")[1])
     assert found["latent_shape"] == [6]
     assert found["losses"] == ["mse", "l1", "bce"]
+    assert found["normal_equations"] == []
 
 
 def test_invert_writes_an_inversion(capsys, bundle_path, pictures, tmp_path):
@@ -180,6 +184,70 @@ def test_invert_says_when_a_loss_was_not_finite(capsys, bundle_path, pictures, t
     assert code == 3
     assert json.loads(out)["counts"]["non_finite"] == 3
     assert (tmp_path / "a.npz").is_file()
+
+
+@pytest.fixture(scope="module")
+def second_order_path(tmp_path_factory) -> Path:
+    """The bundle of the pictures' generator, with normal equations."""
+    path = tmp_path_factory.mktemp("second order") / "b"
+    losses = ("mse", "whitened")
+    write_tiny_bundle(path, losses=losses, normal_equations=losses)
+    return path
+
+
+def test_invert_tells_the_uncertainty(capsys, second_order_path, pictures, tmp_path):
+    code, out, err = run(
+        capsys,
+        *("invert", second_order_path, pictures, "-o", tmp_path / "a.npz", "--json"),
+        *("--recipe", "reconstruct", "--uncertainty", "--noise", 0.01),
+    )
+    assert code == 0
+    inversion = Inversion.load(tmp_path / "a.npz")
+    np.testing.assert_allclose(inversion.noise, 0.01)
+    count, median = int(inversion.identifiable.sum()), np.median(inversion.standard_error)
+    assert f"{count} identifiable, median standard error {median:.2g}" in err
+    for row, target in enumerate(json.loads(out)["targets"]):
+        assert target["identifiable"] == inversion.identifiable[row]
+        assert target["normal_equations"] == inversion.normal_equations[row] > 0
+        np.testing.assert_allclose(target["condition_number"], inversion.condition_number[row])
+        np.testing.assert_allclose(
+            target["median_standard_error"], np.median(inversion.standard_error[row])
+        )
+
+
+def test_noise_reaches_reconstruct(capsys, pictures, tmp_path):
+    write_tiny_bundle(tmp_path / "b", prior=Normal(), normal_equations=("mse",))
+    _, out, _ = run(
+        capsys,
+        *("invert", tmp_path / "b", pictures, "-o", tmp_path / "a.npz", "--json"),
+        *("--recipe", "reconstruct", "--noise", 0.25),
+    )
+    manifest = Bundle.open(tmp_path / "b").manifest
+    expected = recipes.reconstruct(manifest, noise=0.25).fit(manifest.prior)
+    assert json.loads(out)["recipe"] == expected.describe()
+
+
+def test_invert_without_uncertainty_does_not_mention_it(capsys, bundle_path, pictures, tmp_path):
+    _, out, err = run(
+        capsys,
+        *("invert", bundle_path, pictures, "-o", tmp_path / "a.npz", "--steps", 5, "--json"),
+    )
+    assert "identifiable" not in out + err
+    assert "standard_error" not in np.load(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("name", ["precise", "reconstruct"])
+def test_second_order_recipes_run_by_name(capsys, second_order_path, pictures, tmp_path, name):
+    code, out, _ = run(
+        capsys,
+        *("invert", second_order_path, pictures, "-o", tmp_path / "a.npz"),
+        *("--recipe", name, "--steps", 30, "--restarts", 1, "--json"),
+    )
+    assert code == 0
+    recipe = json.loads(out)["recipe"]
+    assert (recipe["name"], recipe["restarts"]) == (name, 1)
+    assert {stage["max_steps"] for stage in recipe["stages"]} == {30}
+    assert {stage["solver"]["kind"] for stage in recipe["stages"]} == {"levenberg_marquardt"}
 
 
 def test_invert_takes_a_condition(capsys, tmp_path, generator):
@@ -274,10 +342,14 @@ def test_export_makes_a_bundle_that_inverts(capsys, tmp_path):
         capsys,
         *("export", f"{tmp_path / 'factory.py'}:make", "-o", bundle, "--latent-shape", "4"),
         *("--prior", "normal", "--loss", "mse", "--loss", "l1", "--value-range", "-1", "1"),
-        "--json",
+        *("--normal-equations", "--json"),
     )
     assert code == 0, err
     assert json.loads(out)["prior"]["kind"] == "normal"
+    assert Bundle.open(bundle).manifest.has_normal_equations("mse")
+    code, out, err = run(capsys, "info", bundle)
+    assert code == 0, err
+    assert "normal equations  mse\n" in out
     np.save(tmp_path / "images.npy", np.zeros((2, 1, 4, 4), dtype=np.float32))
     code, _, err = run(
         capsys,

@@ -132,6 +132,36 @@ def test_the_default_recipe_of_a_normal_prior(embed: Path, tmp_path: Path) -> No
     assert_close(found, expected.latents, "latent")
 
 
+def test_a_recipe_that_solves_normal_equations(embed: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from generators import Mlp, seeded
+
+    from pyinv.export import export
+
+    bundle, file, latents = (tmp_path / name for name in ("b.bundle", "images.f32", "latents.f32"))
+    export(
+        seeded(Mlp(latent=8, width=24)),
+        bundle,
+        latent_shape=(8,),
+        prior=Normal(),
+        value_range=(0, 1),
+    )
+    inverter = pyinv.Inverter(bundle, threads=1)
+    truth = inverter.sample(5)
+    images = inverter.generate(truth)
+    images.tofile(file)
+    recipe = pyinv.recipes.precise(inverter.manifest)
+    first = pyinv.Stage(pyinv.LevenbergMarquardt(), loss="mse", max_steps=2)
+    recipe = recipe.replace(stages=(first, *recipe.stages))
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe.describe()))
+    options = ("--threads", 1, "--recipe", tmp_path / "recipe.json", "--latents", latents)
+    done = run(embed, bundle, file, *options)
+    assert statuses_in(done.stdout) == ["converged"] * 5
+    found = np.fromfile(latents, np.float32).reshape(truth.shape)
+    np.testing.assert_allclose(found, truth, atol=1e-3)
+    assert_close(found, inverter.invert(images, recipe=recipe).latents, "latent")
+
+
 def test_no_python_is_in_the_process(embed: Path) -> None:
     libraries = run("ldd", embed).stdout
     assert "not found" not in libraries
@@ -195,6 +225,15 @@ def with_functions(path: Path, *keep: int, **entries: object) -> None:
     change(path, functions=[*functions[:-1], {**functions[-1], **entries}])
 
 
+SOLVED = {"bytes_per_target": 4096}
+
+
+def with_normal_equations(path: Path, times: int) -> None:
+    manifest = json.loads(path.read_text())
+    added = {**manifest["functions"][1], "name": "normal_equations", **SOLVED}
+    change(path, functions=manifest["functions"] + times * [added])
+
+
 BROKEN_BUNDLES = {
     "no manifest": (lambda m: m.unlink(), "not a pyinv bundle, it has no manifest.json"),
     "no JSON": (lambda m: m.write_text("{,"), "manifest.json is not valid JSON: line 1, column 2"),
@@ -242,6 +281,22 @@ BROKEN_BUNDLES = {
     "method": (
         lambda m: with_functions(m, 0, 1, runtime="torchscript"),
         'functions[1] lacks its "method"',
+    ),
+    "normal equations of no loss": (
+        lambda m: with_functions(m, 0, 1, 1, name="normal_equations", loss="l1", **SOLVED),
+        'normal equations for onnx of the loss "l1", which has no objective',
+    ),
+    "normal equations twice": (
+        lambda m: with_normal_equations(m, 2),
+        "functions must hold a loss's normal equations for onnx once",
+    ),
+    "normal equations' memory": (
+        lambda m: with_functions(m, 0, 1, 1, name="normal_equations"),
+        'functions[2] lacks its "bytes_per_target"',
+    ),
+    "normal equations of a batch": (
+        lambda m: (with_normal_equations(m, 1), change(m, batch_norm="batch")),
+        'with batch_norm "batch" images depend on one another',
     ),
     "unlisted": (
         lambda m: with_functions(m, 0, 1, file="other.onnx"),
@@ -298,6 +353,8 @@ def test_torchscript_gives_what_onnx_gives(embed: Path, tmp_path: Path) -> None:
         bundle,
         latent_shape=(20,),
         prior=pyinv.Uniform(),
+        losses="mse",
+        normal_equations=False,
         value_range=(-1, 1),
         runtimes=("onnx", "torchscript"),
     )

@@ -18,6 +18,7 @@ import pytest
 import reference
 from objectives import Flat, NotANumberBeyond, Perceptron, Quadratic
 from reference import CANCELLED, CONVERGED, NON_FINITE, STALLED, STEP_LIMIT
+from side_by_side import assert_agree, both, recipe, some_latents, twin
 from tolerances import assert_close
 
 from pyinv import _core
@@ -31,118 +32,8 @@ from pyinv.constraints import (
 )
 from pyinv.penalties import MomentPenalty, PriorPenalty
 from pyinv.priors import Normal, Uniform
-from pyinv.recipes import Recipe, Stage
+from pyinv.recipes import Stage
 from pyinv.solvers import Adam, Cosine, GradientDescent, StepDecay
-
-
-@pytest.fixture
-def engine(compute, tmp_path):
-    """invert() of the engine, on objectives that it loads from files, by each runtime and device.
-
-    ``engine.device`` is what tolerances depend on.
-    """
-    loaded = {}
-
-    def load(objective, threads):
-        key = id(objective), threads
-        if key not in loaded:
-            path = tmp_path / f"{len(loaded)}.file"
-            loaded[key] = compute.load(objective, path, threads=threads), objective
-        return loaded[key][0]
-
-    def invert(
-        objectives,
-        recipe,
-        prior,
-        images,
-        *,
-        use=None,
-        initial=None,
-        condition=None,
-        truth=None,
-        target_ids=None,
-        seed=0,
-        lanes=4,
-        coupled=False,
-        trace_every=0,
-        look_every=0,
-        progress=None,
-        threads=1,
-    ):
-        ids = range(len(images)) if target_ids is None else target_ids
-        return _core.invert(
-            objectives=[load(objective, threads) for objective in objectives],
-            recipe=json.dumps(described(recipe.fit(prior), use)),
-            prior=json.dumps(prior.describe()),
-            images=images,
-            initial=initial,
-            condition=condition,
-            truth=truth,
-            target_ids=np.array(ids, dtype=np.uint64),
-            seed=seed,
-            lanes=lanes,
-            coupled=coupled,
-            trace_every=trace_every,
-            look_every=look_every,
-            progress=progress,
-        )
-
-    invert.device = compute.device
-    return invert
-
-
-def twin(objectives, recipe, prior, images, *, use=None, **options):
-    return reference.invert(
-        objectives,
-        described(recipe, use),
-        prior.describe(),
-        images,
-        size=objectives[0].size,
-        **{"lanes": 4, **options},
-    )
-
-
-def described(recipe, use):
-    """``use`` gives the index of each stage's objective; without it, all use the first."""
-    description = recipe.describe()
-    for index, stage in enumerate(description["stages"]):
-        stage["objective"] = 0 if use is None else use[index]
-    return description
-
-
-def assert_agree(result, expected, device):
-    np.testing.assert_array_equal(result["status"], expected.status)
-    np.testing.assert_array_equal(result["attempts"], expected.attempts)
-    np.testing.assert_array_equal(result["steps"], expected.steps)
-    assert_close(result["latents"], expected.latents, "latent", device=device)
-    assert_close(result["loss"], expected.loss, "loss", device=device)
-    if expected.trace is not None:
-        assert_close(result["trace"], expected.trace, "loss", device=device)
-    if expected.nearest is not None:
-        assert_close(result["nearest"], expected.nearest, "latent error", device=device)
-
-
-def some_latents(count, size, *, reach=1.5, seed=9):
-    random = np.random.default_rng(seed)
-    return random.uniform(-reach, reach, (count, size)).astype(np.float32)
-
-
-def both(engine, objectives, recipe, prior, images, **options):
-    """The engine's result, once it is seen to agree with the twin's; and the twin's.
-
-    Each target is told how near it came to some latent on its way, wherever it went.
-    """
-    truth = some_latents(len(images), objectives[0].size)
-    arguments, options = (objectives, recipe, prior, images), {"truth": truth, **options}
-    result, expected = engine(*arguments, **options), twin(*arguments, **options)
-    assert_agree(result, expected, engine.device)
-    assert not result["cancelled"]
-    return result, expected
-
-
-def recipe(*stages, restarts=0, keep="last"):
-    return Recipe("test", stages, restarts=restarts, keep=keep)
-
 
 PERCEPTRON = Perceptron(5)
 
@@ -248,6 +139,8 @@ LATENT_PENALTIES = {
     "moments": (MomentPenalty(0.5, 0.25, over="latent"),),
     "prior": (PriorPenalty(0.3),),
     "prior, annealed": (PriorPenalty(0.3, anneal=True),),
+    "prior, relative": (PriorPenalty(2.0, relative=True),),
+    "prior, annealed and relative": (PriorPenalty(2.0, anneal=True, relative=True),),
     "two": (MomentPenalty(0.5, 0.25, over="latent"), PriorPenalty(0.3, anneal=True)),
 }
 
@@ -262,8 +155,10 @@ def test_penalties(engine, penalties, solver):
     assert np.abs(result["latents"] - free.latents).max() > 0.1
 
 
-def test_moment_penalty_of_a_uniform_prior(engine):
-    penalty = MomentPenalty(0.5, 0.25, over="latent")
+@pytest.mark.parametrize(
+    "penalty", [MomentPenalty(0.5, 0.25, over="latent"), PriorPenalty(0.2)], ids=str
+)
+def test_penalties_of_a_uniform_prior(engine, penalty):
     stage = Stage(SOLVERS["momentum"], StochasticClip(), (penalty,), max_steps=50)
     both(engine, [PERCEPTRON], recipe(stage), Uniform(-0.5, 1.5), distant_images(6))
 
@@ -288,6 +183,18 @@ def test_penalties_are_no_part_of_the_loss(engine):
     # (z - 2)^2 + z^2 / 2 is least at 4/3, where the first term is 4/9.
     np.testing.assert_allclose(result["latents"], 4 / 3, rtol=1e-5)
     np.testing.assert_allclose(result["loss"], 4 / 9, rtol=1e-5)
+
+
+def test_a_relative_penalty_minimises_the_logarithm_of_the_loss(engine):
+    quadratic = Quadratic(1)
+    penalty = PriorPenalty(4.0, relative=True)
+    method = recipe(Stage(GradientDescent(0.1), penalties=(penalty,), max_steps=100))
+    initial = np.array([[0.5], [3.0]], dtype=np.float32)
+    images = quadratic.images([[2.0], [2.0]])
+    result, _ = both(engine, [quadratic], method, Normal(), images, initial=initial)
+    # log (z - 2)^2 + 4 z^2 / 2 has the slope zero at z (2 - z) = 1/2, and at 2 no bottom.
+    np.testing.assert_allclose(result["latents"][0], 1 - np.sqrt(0.5), rtol=1e-5)
+    np.testing.assert_allclose(result["latents"][1], 2.0, rtol=1e-5)
 
 
 # When to stop. With one component, curvature 1, optimum 0, start 1 and this learning rate, z halves

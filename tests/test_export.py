@@ -86,6 +86,7 @@ class Exported:
             latent_shape=case.latent_shape,
             prior=case.prior,
             losses=LOSSES,
+            normal_equations=False,
             value_range=case.value_range,
             **case.options,
         )
@@ -169,7 +170,13 @@ def relative_error(got: np.ndarray, right: np.ndarray) -> float:
 
 def export_small(generator: nn.Module, path: Path, **options: Any) -> Path:
     """Export a generator of 12 latents without saying the obvious."""
-    return export(generator, path, **{"latent_shape": 12, "prior": Normal(), **options})
+    defaults = {
+        "latent_shape": 12,
+        "prior": Normal(),
+        "losses": "mse",
+        "normal_equations": False,
+    }
+    return export(generator, path, **{**defaults, **options})
 
 
 class Small(nn.Module):
@@ -347,11 +354,13 @@ class Attention(nn.Module):
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers_export(tmp_path: Path, name: str) -> None:
-    """Export itself compares value and gradient at batches 1, 3 and 17."""
+    """Export itself compares value, gradient and normal equations at several batches."""
     torch.manual_seed(0)
     layers = LAYERS[name]()
     generator = Small(nn.Sequential(layers if "weight" in name else seeded(layers), nn.Tanh()))
-    path = export_small(generator, tmp_path / "b", runtimes=("onnx", "torchscript"))
+    path = export_small(
+        generator, tmp_path / "b", runtimes=("onnx", "torchscript"), normal_equations=True
+    )
     operators = {node.op_type for node in onnx.load(path / "objective_mse.onnx").graph.node}
     assert not operators & {"BatchNormalization", "ScatterND", "GatherND", "ScatterElements"}
 
@@ -440,7 +449,13 @@ def test_manifest(exported: Callable[[str], Exported]) -> None:
 def test_the_same_generator_gives_the_same_bundle(tmp_path: Path) -> None:
     generator = seeded(Small())
     for name in "ab":
-        export_small(generator, tmp_path / name, name="small", runtimes=("torchscript", "onnx"))
+        export_small(
+            generator,
+            tmp_path / name,
+            name="small",
+            runtimes=("torchscript", "onnx"),
+            normal_equations=True,
+        )
     for file in sorted(os.listdir(tmp_path / "a")):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
 
@@ -785,3 +800,5 @@ def test_the_face_generator_example(tmp_path: Path) -> None:
     assert manifest.latent_shape == (100,)
     assert manifest.image_shape == (3, 32, 32)
     assert manifest.prior == Uniform(-1.0, 1.0)
+    assert manifest.losses == ("mse", "whitened")
+    assert all(map(manifest.has_normal_equations, manifest.losses))

@@ -123,6 +123,7 @@ class Exported:
                 latent_shape=case.latent_shape,
                 prior=Normal(),
                 losses={name: LOSSES[name] for name in case.losses},
+                normal_equations=False,
                 value_range=case.value_range,
                 runtimes=case.runtimes,
                 **case.options,
@@ -218,7 +219,13 @@ class Small(nn.Module):
 
 
 def export_small(generator: nn.Module, path: Path, **options: Any) -> Path:
-    defaults = {"latent_shape": 12, "prior": Normal(), "runtimes": "torchscript"}
+    defaults = {
+        "latent_shape": 12,
+        "prior": Normal(),
+        "losses": "mse",
+        "normal_equations": False,
+        "runtimes": "torchscript",
+    }
     return export(generator, path, **{**defaults, **options})
 
 
@@ -463,6 +470,8 @@ def test_a_file_gives_what_its_module_gives(
         tmp_path / "b",
         latent_shape=case.case.latent_shape,
         prior=Normal(),
+        losses="mse",
+        normal_equations=False,
         value_range=case.case.value_range,
         runtimes="torchscript",
         **case.case.options,

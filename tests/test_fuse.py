@@ -55,6 +55,31 @@ class Gradient(nn.Module):
         return g.reshape(-1, 256) @ self.dense.weight
 
 
+class Tangents(nn.Module):
+    """Images in seven directions, each target's times a factor of its own after every layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = nn.Linear(7, 16 * 4 * 4)
+        self.first = nn.ConvTranspose2d(16, 24, 4, 2, 1)
+        self.second = nn.Conv2d(24, 3, 3, 1, 1)
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        functional = nn.functional
+        a = functional.leaky_relu(self.dense(z).view(-1, 16, 4, 4), 0.2)
+        b = torch.tanh(self.first(a))
+        c = torch.tanh(self.second(b))
+        factors = [torch.where(a > 0, 1.0, 0.2), 1 - b * b, 1 - c * c]
+        t = self.dense.weight.t().reshape(1, 7, 16, 4, 4) * factors[0].reshape(-1, 1, 16, 4, 4)
+        t = functional.conv_transpose2d(
+            t.reshape(-1, 16, 4, 4), self.first.weight, stride=2, padding=1
+        )
+        t = t.reshape(-1, 7, 24, 8, 8) * factors[1].reshape(-1, 1, 24, 8, 8)
+        t = functional.conv2d(t.reshape(-1, 24, 8, 8), self.second.weight, padding=1)
+        t = t.reshape(-1, 7, 3, 8, 8) * factors[2].reshape(-1, 1, 3, 8, 8)
+        return t.reshape(-1, 7, 192)
+
+
 class Grouped(nn.Module):
     """A convolution that no operator computes, between two that one does."""
 
@@ -135,6 +160,8 @@ CASES = {
         "ConvTranspose2dLeakyRelu": 1, "ConvTranspose2d": 1, "Conv2dLeakyReluGradient": 2}),
     "plain": (Gradient(False, 0.1), (12,), {
         "Conv2dLeakyRelu": 1, "Conv2d": 1, "ConvTranspose2dLeakyReluGradient": 2}),
+    "tangents": (Tangents(), (7,), {
+        "ConvTranspose2d": 1, "Conv2d": 1, "ConvTranspose2dScaled": 1, "Conv2dScaled": 1}),
     "grouped": (Grouped(), (9, 11, 7), {"Conv2dLeakyRelu": 1, "Conv2d": 1, "Conv": 2}),
     "residual": (Residual(), (16, 9, 9), {"Conv2d": 2, "Transpose": 2}),
     "upsampled": (Upsampled(), (16, 4, 5), {
@@ -172,10 +199,11 @@ def test_fused_graph_gives_the_same(name: str, tmp_path: Path) -> None:
             assert np.abs(actual - right).max() <= TOLERANCE * np.abs(right).max()
 
 
-def test_layouts_meet_without_transposing() -> None:
-    module, shape, _ = CASES["transposed"]
+@pytest.mark.parametrize("name", ["transposed", "tangents"])
+def test_layouts_meet_without_transposing(name: str) -> None:
+    module, shape, _ = CASES[name]
     fused = fuse(exported(module, *shape))
-    assert not [node for node in fused.graph.node if node.op_type == "Transpose"]
+    assert "Transpose" not in [node.op_type for node in fused.graph.node]
 
 
 def test_a_model_without_convolutions_is_left_alone() -> None:

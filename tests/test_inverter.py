@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pickle
 import signal
@@ -12,14 +13,16 @@ import numpy as np
 import pytest
 from tiny_bundle import LATENT, write_tiny_bundle
 
+from pyinv import inverter as inverter_module
 from pyinv import recipes
 from pyinv.bundle import Bundle
-from pyinv.constraints import StochasticClip
-from pyinv.errors import InputError
+from pyinv.constraints import Clip, StochasticClip
+from pyinv.errors import BundleError, DeviceError, InputError
 from pyinv.inverter import Inverter
+from pyinv.priors import Normal, Uniform
 from pyinv.recipes import Recipe, Stage
 from pyinv.result import Inversion, Status
-from pyinv.solvers import Adam
+from pyinv.solvers import Adam, LevenbergMarquardt
 
 QUICK = Recipe("quick", Stage(Adam(0.05), constraint=StochasticClip(), max_steps=20))
 
@@ -207,6 +210,143 @@ def test_named_recipes_run_on_a_uniform_prior(inverter, images, name):
     assert np.isfinite(inverter.invert(images, recipe=recipe).loss).all()
 
 
+@pytest.fixture(scope="module", params=[Uniform(), Normal()], ids=["uniform", "normal"])
+def second_order(request, tmp_path_factory):
+    """A bundle with normal equations, opened."""
+    path = tmp_path_factory.mktemp("second order")
+    losses = ("mse", "whitened")
+    write_tiny_bundle(path, prior=request.param, losses=(*losses, "l1"), normal_equations=losses)
+    return Inverter(path, threads=1)
+
+
+@pytest.mark.parametrize("name", ["precise", "reconstruct"])
+def test_second_order_recipes_recover_latents_exactly(second_order, name):
+    latents = second_order.sample(20, seed=3)
+    found = second_order.invert(second_order.generate(latents), recipe=name)
+    errors = np.mean((found.latents - latents) ** 2, axis=1)
+    assert np.mean(errors < 1e-6) >= 0.9  # this generator has other latents for some images
+    assert found.recipe["name"] == name
+    assert (found.normal_equations >= found.attempts).all()
+    assert (found.normal_equations <= found.steps + 2 * found.attempts).all()
+
+
+def test_normal_equations_come_back_from_disk_and_are_indexed(second_order, tmp_path):
+    found = second_order.invert(second_order.generate(second_order.sample(3)), recipe="precise")
+    found.save(tmp_path / "a.npz")
+    for again in (Inversion.load(tmp_path / "a.npz"), pickle.loads(pickle.dumps(found))):
+        np.testing.assert_array_equal(again.normal_equations, found.normal_equations)
+    np.testing.assert_array_equal(found[1:].normal_equations, found.normal_equations[1:])
+
+
+def test_first_order_runs_evaluate_no_normal_equations(inversion):
+    assert inversion.normal_equations.dtype == np.int64
+    np.testing.assert_array_equal(inversion.normal_equations, 0)
+
+
+def test_reconstruct_takes_the_noise(tmp_path):
+    write_tiny_bundle(tmp_path / "b", prior=Normal(), normal_equations=("mse",))
+    inverter = Inverter(tmp_path / "b", threads=1)
+    images = inverter.generate(inverter.sample(2))
+    found = inverter.invert(images, recipe="reconstruct", noise=0.5)
+    expected = recipes.reconstruct(inverter.manifest, noise=0.5).fit(Normal())
+    assert found.recipe == expected.describe()
+    assert inverter.invert(images, recipe="reconstruct").recipe != found.recipe
+
+
+FIRST = Stage(Adam(0.05), constraint=Clip(), loss="l1", max_steps=5)
+SECOND = Stage(LevenbergMarquardt(), constraint=Clip(), max_steps=20)
+
+
+@pytest.mark.parametrize("loss", ["mse", "whitened"])
+def test_first_and_second_order_stages_follow_one_another(second_order, loss):
+    latents = second_order.sample(6, seed=3)
+    images = second_order.generate(latents)
+    stages = (FIRST, dataclasses.replace(SECOND, loss=loss), dataclasses.replace(FIRST, loss="mse"))
+    constraint = Clip(low=-3.0, high=3.0)
+    stages = tuple(dataclasses.replace(stage, constraint=constraint) for stage in stages)
+    found = second_order.invert(images, recipe=Recipe("three", stages, keep="last"))
+    np.testing.assert_array_equal(found.status, Status.STEP_LIMIT)
+    assert (found.normal_equations > 0).all()
+    loss_at_the_end, _ = second_order.evaluate(found.latents, images)
+    np.testing.assert_allclose(found.loss, loss_at_the_end, rtol=1e-3)
+
+
+def test_normal_equations_are_evaluated_as_memory_allows(second_order, monkeypatch):
+    images = second_order.generate(second_order.sample(5, seed=3))
+    latents = second_order.sample(5, seed=4)
+    expected = second_order.normal_equations(latents, images, loss="whitened")
+    whole = second_order.invert(images, recipe="precise")
+    function = second_order.manifest.normal_equations("mse")
+    monkeypatch.setitem(
+        inverter_module.NORMAL_EQUATIONS_BYTES, "cpu", 2 * function.bytes_per_target
+    )
+    split = Inverter(second_order.bundle, threads=1)
+    call, batches = split._call, []
+
+    def record(function, feeds):
+        batches.append(len(feeds["latent"]))
+        return call(function, feeds)
+
+    monkeypatch.setattr(split, "_call", record)
+    for one, other in zip(
+        split.normal_equations(latents, images, loss="whitened"), expected, strict=True
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+    assert batches == [2, 2, 1]
+    load, limits = split._load, []
+
+    def record_limit(kind, function, **options):
+        limits.append((function.name, options))
+        return load(kind, function, **options)
+
+    monkeypatch.setattr(split, "_load", record_limit)
+    found = split.invert(images, recipe="precise")
+    np.testing.assert_allclose(found.latents, whole.latents, atol=1e-4)
+    np.testing.assert_array_equal(found.attempts, whole.attempts)
+    assert limits == [("objective", {}), ("normal_equations", {"most_at_once": 2})]
+
+
+def test_automatic_lanes_take_second_order_recipes(second_order):
+    images = second_order.generate(second_order.sample(5, seed=3))
+    automatic = Inverter(second_order.bundle, lanes="auto", threads=1)
+    found = automatic.invert(images, recipe="precise")
+    expected = second_order.invert(images, recipe="precise")
+    np.testing.assert_allclose(found.latents, expected.latents, atol=1e-4)
+
+
+def test_lanes_that_do_not_fit_name_those_that_do(second_order, monkeypatch):
+    images = second_order.generate(second_order.sample(5, seed=3))
+    whole = inverter_module._core.invert
+
+    def small(*, objectives, lanes, **arguments):
+        if lanes > 2:
+            error = inverter_module._core.OutOfMemory("gone")
+            found = whole(objectives=objectives, lanes=1, **arguments)
+            found["status"][:] = Status.CANCELLED
+            error.partial = found
+            raise error
+        assert any(objective.has_gram for objective in objectives)  # as the run has
+        return whole(objectives=objectives, lanes=lanes, **arguments)
+
+    monkeypatch.setattr(inverter_module._core, "invert", small)
+    with pytest.raises(DeviceError, match="no memory for 5 lanes; lanes=2 fits"):
+        second_order.invert(images, recipe="precise")
+
+
+def test_normal_equations_without_a_gram_are_refused(second_order, tmp_path):
+    def objective_for_normal_equations(function):
+        file = function.file.replace("normal_equations", "objective")
+        return dataclasses.replace(function, file=file)
+
+    manifest = second_order.manifest
+    functions = tuple(map(objective_for_normal_equations, manifest.functions))
+    bundle = second_order.bundle
+    wrong = dataclasses.replace(bundle, manifest=dataclasses.replace(manifest, functions=functions))
+    images = second_order.generate(second_order.sample(2))
+    with pytest.raises(BundleError, match=r"lacks a gram matrix.*export the bundle again"):
+        Inverter(wrong, threads=1).invert(images, recipe="precise")
+
+
 def test_condition_reaches_the_generator(tmp_path):
     generator = write_tiny_bundle(tmp_path / "b", condition_size=2)
     inverter = Inverter(tmp_path / "b", threads=1)
@@ -241,6 +381,16 @@ def test_progress_goes_to_a_function(inverter, images):
     assert seen
     assert seen[-1]["targets"] == 5
     assert {"finished", "active", "evaluations", "mean_loss"} <= set(seen[-1])
+
+
+def test_progress_counts_targets_of_second_order_runs(second_order):
+    images = second_order.generate(second_order.sample(300, seed=3))
+    seen = []
+    second_order.invert(images, recipe="precise", progress=seen.append)
+    assert seen
+    finished = [now["finished"] for now in seen]
+    assert finished == sorted(finished)
+    assert all(now["finished"] + now["active"] <= 300 for now in seen)
 
 
 def test_progress_bar_goes_to_standard_error(inverter, images, capsys):
@@ -302,7 +452,10 @@ def test_index_beyond_the_targets_is_an_index_error(inversion):
     assert len(list(inversion)) == 5
 
 
-ARRAYS = ("latents", "loss", "status", "steps", "attempts", "trace", "nearest")
+ARRAYS = (
+    *("latents", "loss", "status", "steps", "attempts", "normal_equations"),
+    *("trace", "nearest"),
+)
 
 
 def test_inversion_comes_back_from_disk_and_pickle(inverter, images, tmp_path):
@@ -326,6 +479,14 @@ def test_inversion_saved_without_images_says_how_to_make_them(inversion, tmp_pat
     assert loaded[1:3].latents.shape == (2, LATENT)
     assert loaded.trace is None
     assert loaded.nearest is None
+
+
+def test_inversion_of_before_normal_equations_is_read(inversion, tmp_path):
+    inversion.save(tmp_path / "a.npz")
+    with np.load(tmp_path / "a.npz") as file:
+        older = {name: file[name] for name in file if name != "normal_equations"}
+    np.savez(tmp_path / "b.npz", **older)
+    np.testing.assert_array_equal(Inversion.load(tmp_path / "b.npz").normal_equations, 0)
 
 
 def test_open_bundle_is_taken_as_it_is(bundle_path):

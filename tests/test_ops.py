@@ -42,15 +42,18 @@ class Case:
     bias: bool = True
     input_first: bool = False
     output_first: bool = False
+    sharing: int = 1
 
     def __str__(self) -> str:
         name = "transposed" if self.transposed else "plain"
         parts = [name, *self.channels, *self.size, *self.kernel, self.stride, *self.pads]
-        return "-".join(map(str, [*parts, self.output_padding, self.batch, self.after]))
+        after = [self.output_padding, self.batch, self.after, *[self.sharing][: self.sharing > 1]]
+        return "-".join(map(str, [*parts, *after]))
 
 
 CONV = Case(False, (16, 24), (9, 7), (3, 3), pads=(1, 1, 1, 1))
 TRANSPOSED = Case(True, (24, 16), (5, 6), (4, 4), stride=2, pads=(1, 1, 1, 1), batch=3)
+WITH_OPERAND = {"LeakyReluGradient": "A", "Scaled": "F"}
 PADS = [(0, 0, 0, 0), (1, 1, 1, 1), (2, 2, 2, 2), (0, 1, 1, 0)]
 
 CASES = [
@@ -95,9 +98,20 @@ CASES = [
         ]
         for after, slope in [
             ("LeakyRelu", 0.0), ("LeakyRelu", 0.2),
-            ("LeakyReluGradient", 0.0), ("LeakyReluGradient", 0.1),
+            ("LeakyReluGradient", 0.0), ("LeakyReluGradient", 0.1), ("Scaled", 0.0),
         ]
-        for bias in ([False] if after == "LeakyReluGradient" else [False, True])
+        for bias in ([False] if after in WITH_OPERAND else [False, True])
+    ],
+    # A factor for several images, in each algorithm.
+    *[
+        replace(case, after="Scaled", sharing=sharing, batch=batch, output_first=output_first)
+        for case in [
+            CONV, TRANSPOSED, replace(CONV, kernel=(5, 5)),
+            replace(CONV, channels=(16, 3)), replace(TRANSPOSED, channels=(16, 3)),
+            replace(CONV, channels=(3, 16)), replace(CONV, channels=(9, 11)),
+        ]
+        for sharing, batch in [(6, 12), (7, 7), (50, 100)]
+        for output_first in [False, True]
     ],
     # Channels first, in any algorithm.
     *[
@@ -106,7 +120,7 @@ CASES = [
         for channels in [(16, 24), (3, 24), (24, 3)]
         for case in [replace(case, channels=channels)]
         for input_first, output_first in [(True, False), (False, True), (True, True)]
-        for after in ["LeakyRelu", "LeakyReluGradient"]
+        for after in ["LeakyRelu", "LeakyReluGradient", "Scaled"]
     ],
 ]  # fmt: skip
 
@@ -116,7 +130,7 @@ def name_of(case: Case) -> str:
 
 
 def arrays_of(case: Case) -> dict[str, np.ndarray]:
-    """Image, weights, and bias or activation, with channels first."""
+    """Image, weights, and bias, activation or factor, with channels first."""
     random = np.random.default_rng(0)
 
     def normal(*shape: int) -> np.ndarray:
@@ -127,11 +141,13 @@ def arrays_of(case: Case) -> dict[str, np.ndarray]:
         "X": normal(case.batch, inputs, *case.size),
         "W": normal(*((inputs, outputs) if case.transposed else (outputs, inputs)), *case.kernel),
     }
-    if case.bias and case.after != "LeakyReluGradient":
+    operand = WITH_OPERAND.get(case.after)
+    if operand is not None:
+        images, *rest = convolved(case, made).shape
+        made[operand] = normal(images // case.sharing, *rest)
+        made[operand][::2, :, ::2] = 0.0
+    elif case.bias:
         made["B"] = normal(outputs)
-    if case.after == "LeakyReluGradient":
-        made["A"] = normal(*convolved(case, made).shape)
-        made["A"][::2, :, ::2] = 0.0
     return made
 
 
@@ -152,6 +168,8 @@ def expected(case: Case, arrays: dict[str, np.ndarray]) -> np.ndarray:
         y = functional.leaky_relu(y, case.slope)
     elif case.after == "LeakyReluGradient":
         y = torch.where(torch.from_numpy(arrays["A"]) > 0, y, case.slope * y)
+    elif case.after == "Scaled":
+        y = y * torch.from_numpy(arrays["F"]).repeat_interleave(case.sharing, 0)
     return y.numpy()
 
 
@@ -165,11 +183,15 @@ def model_of(case: Case, arrays: dict[str, np.ndarray]) -> onnx.ModelProto:
     }
     if case.transposed:
         settings["output_padding"] = [case.output_padding] * 2
-    if case.after:
+    if case.after == "Scaled":
+        _, *sizes = convolved(case, arrays).shape
+        sizes = sizes if case.output_first else [*sizes[1:], sizes[0]]
+        settings["split"], settings["joined"] = [-1, case.sharing, *sizes], [-1, *sizes]
+    elif case.after:
         settings["slope"] = case.slope
-    third = next((name for name in "AB" if name in arrays), "")
+    third = next((name for name in "ABF" if name in arrays), "")
     node = helper.make_node(name_of(case), ["X", "W", third], ["Y"], domain=DOMAIN, **settings)
-    images = [name for name in "XA" if name in arrays]
+    images = [name for name in "XAF" if name in arrays]
     graph = helper.make_graph(
         [node],
         "case",
@@ -205,7 +227,7 @@ def test_operator_gives_what_torch_gives(case: Case, run, tmp_path: Path) -> Non
     onnx.save(model_of(case, arrays), path)
     feeds = {
         name: arrays[name] if first else np.ascontiguousarray(arrays[name].transpose(0, 2, 3, 1))
-        for name, first in [("X", case.input_first), ("A", case.output_first)]
+        for name, first in [(name, case.output_first) for name in "AF"] + [("X", case.input_first)]
         if name in arrays
     }
     actual = run(path, feeds)
@@ -234,3 +256,14 @@ def test_wrong_number_of_channels_is_named(tmp_path: Path) -> None:
     onnx.save(model_of(CONV, arrays_of(CONV)), path)
     with pytest.raises(RuntimeError, match="should have 16 channels, has 5"):
         run_kernel(path, {"X": np.zeros((1, 9, 7, 5), np.float32)})
+
+
+def test_a_factor_for_a_part_of_the_images_is_refused(tmp_path: Path) -> None:
+    case = replace(CONV, after="Scaled", sharing=6, batch=12)
+    arrays = arrays_of(case)
+    path = tmp_path / "case.onnx"
+    onnx.save(model_of(case, arrays), path)
+    feeds = {name: np.ascontiguousarray(arrays[name].transpose(0, 2, 3, 1)) for name in "XF"}
+    for images, factors in ((11, 2), (12, 1), (6, 2)):
+        with pytest.raises(RuntimeError, match="with an image for every 6"):
+            run_kernel(path, {"X": feeds["X"][:images], "F": feeds["F"][:factors]})

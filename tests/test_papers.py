@@ -21,6 +21,7 @@ from pyinv import demo, evaluation, recipes
 from pyinv.cli import main
 from pyinv.papers import PAPERS, Request, creswell, egan, lipton
 from pyinv.papers.generators import Generator
+from pyinv.papers.precise import PRECISE
 from pyinv.papers.report import check, recompute
 
 pytest.importorskip("matplotlib")
@@ -40,6 +41,7 @@ def copy_bundle(folder: Path, **changes: object) -> Path:
 
 NORMAL = {"kind": "normal", "mean": 0.0, "std": 1.0}
 ORIGIN = {"data": "mnist", "iterations": 2000}
+TRAINED = {"data": "mnist", "configuration": {"name": "egan"}}
 
 
 @pytest.fixture(scope="module")
@@ -49,17 +51,25 @@ def bundles(tmp_path_factory) -> dict[str, Path]:
     trained = folder / "trained"
     trained.mkdir()
     copy_bundle(trained / "generator.bundle", name="gan", origin=ORIGIN)
-    copy_bundle(trained / "generator-batch.bundle", name="gan", batch_norm="batch", origin=ORIGIN)
-    functions = [
-        function
-        for function in json.loads((demo.BUNDLE / "manifest.json").read_text())["functions"]
-        if function.get("loss") != "bce"
-    ]
+    functions = json.loads((demo.BUNDLE / "manifest.json").read_text())["functions"]
+    without_bce = [one for one in functions if one.get("loss") != "bce"]
+    first_order = [one for one in functions if one["name"] != "normal_equations"]
+    copy_bundle(
+        trained / "generator-batch.bundle",
+        name="gan",
+        batch_norm="batch",
+        functions=first_order,
+        origin=ORIGIN,
+    )
     return {
         "uniform": demo.BUNDLE,
         "normal": copy_bundle(folder / "normal.bundle", name="normal", prior=NORMAL),
         "trained": trained,
-        "without bce": copy_bundle(folder / "without.bundle", functions=functions),
+        "without bce": copy_bundle(folder / "without.bundle", functions=without_bce),
+        "first order": copy_bundle(folder / "first.bundle", functions=first_order),
+        "first order, normal": copy_bundle(
+            folder / "first-normal.bundle", functions=first_order, prior=NORMAL, origin=TRAINED
+        ),
     }
 
 
@@ -128,6 +138,9 @@ def test_the_page_states_the_numbers_of_the_json(reports, paper):
         shown = [re.findall(r"<td.*?</td>", row) for row in body.split("<tr") if "<td" in row]
         assert len(shown) == len(entry["rows"])
         for row, cells in zip(entry["rows"], shown, strict=True):
+            if row["text"]:
+                assert len(cells) == 1
+                continue
             for column, cell, text in zip(entry["columns"], row["cells"], cells, strict=True):
                 if cell is None or cell["value"] is None:
                     assert "–" in text
@@ -148,7 +161,9 @@ def test_a_report_says_what_differs_and_how_it_ran(reports, paper):
     assert numbers["settings"]["targets"] == TARGETS
     inversions = [run for run in numbers["runs"].values() if run["recipe"]]
     assert all(run["facts"]["seconds"] >= 0 for run in inversions)
-    assert all(run["recipe"]["stages"][0]["max_steps"] <= STEPS for run in inversions)
+    # These two end when they have arrived.
+    cut = [run for run in inversions if run["recipe"]["name"] not in ("precise", "reconstruct")]
+    assert all(run["recipe"]["stages"][0]["max_steps"] <= STEPS for run in cut)
 
 
 @pytest.mark.parametrize("paper", PAPERS)
@@ -165,19 +180,23 @@ def test_a_report_needs_no_other_file(reports, paper):
 def test_lipton_has_its_tables_and_figures(reports):
     numbers = numbers_of(reports["lipton"])
     table = part(numbers, "table-1")
-    methods = [*lipton.CLIPPINGS.values(), lipton.DEFAULT]
+    methods = [*lipton.CLIPPINGS.values(), lipton.DEFAULT, PRECISE]
     assert [row["label"] for row in table["rows"]] == methods * 2
     published = [[cell["published"] for cell in row["cells"]] for row in table["rows"]]
     assert published[0] == [0.98, 0.986, 0.998, 1.0, None]
     assert published[1] == [0.984, 0.99, 1.0, 1.0, None]
     assert published[2] == [1.0, 1.0, 1.0, 1.0, None]
     # The authors' code counts at any update, not after the last one.
-    assert published[3:] == [[None] * 5] * 5
+    assert published[3:] == [[None] * 5] * 7
+    ours = [bool(row["tag"]) for row in table["rows"]]
+    assert ours == [False, False, False, True, True] * 2
 
     spread = part(numbers, "table-2")["rows"]
-    assert [cell["published"] for cell in spread[0]["cells"]] == [2.03e-4, 1.36e-4, 4.94e-5, 0.0815]
-    means = [np.mean([row["cells"][column]["value"] for row in spread[1:]]) for column in range(3)]
-    assert [cell["value"] for cell in spread[0]["cells"][:3]] == pytest.approx(means)
+    published = [2.03e-4, 1.36e-4, 4.94e-5, 0.0815, None]
+    assert [cell["published"] for cell in spread[0]["cells"]] == published
+    columns = [0, 1, 2, 4]  # all but the baseline
+    means = [np.mean([row["cells"][one]["value"] for row in spread[1:]]) for one in columns]
+    assert [spread[0]["cells"][one]["value"] for one in columns] == pytest.approx(means)
     assert "test images of mnist" in part(numbers, "table-2")["caption"]
     assert {"figure-1", "figure-2"} <= {entry["id"][-8:] for entry in numbers["content"]}
 
@@ -242,14 +261,14 @@ def test_egan_has_all_rows_and_columns(reports):
         assert sum(name.startswith("hard(") for name in names) == 3
         assert sum(name.startswith("trunc_normal(") for name in names) == 5
         assert sum(name.startswith("logistic(") for name in names) == 9
-        assert names[18:] == [egan.DEFAULT]
+        assert names[18:] == [egan.DEFAULT, PRECISE]
         assert [column["title"] for column in table["columns"]] == [
             *("0.0001", "0.001", "0.01", "0.1", "1", "wins", "sig wins", "avg err")
         ]
-    first, *others, default = part(numbers, "table-1")["rows"]
+    first, *others, default, precise = part(numbers, "table-1")["rows"]
     assert first["cells"][5:7] == [None, None]
     assert all(cell["published"] is not None for row in others for cell in row["cells"])
-    assert all(cell["published"] is None for cell in default["cells"])
+    assert all(cell["published"] is None for cell in default["cells"] + precise["cells"])
 
 
 def test_egan_compares_all_criteria_from_the_same_start(reports):
@@ -336,6 +355,93 @@ def test_equal_errors_share_a_rank():
     assert ranked == [["b"], ["a", "c"]]
     assert egan._told(ranked) == "b; a = c"
     assert egan._told([["a", "b"]]) == "all are equal"
+
+
+# -- pyinv's own precise recipe
+
+
+@pytest.mark.parametrize(
+    ("paper", "run", "table"),
+    [
+        ("lipton", "digits-16x16-uniform-table-1-precise", "table-1"),
+        ("egan", "normal-normal-precise", "table-1"),
+    ],
+)
+def test_precise_recovers_the_latents_and_says_what_they_cost(reports, paper, run, table):
+    numbers = numbers_of(reports[paper])
+    arrays = {
+        name: np.array(array["values"]) for name, array in numbers["runs"][run]["arrays"].items()
+    }
+    assert (arrays["latent_error"] < 1e-4).all()
+    row = part(numbers, table)["rows"][-1]
+    assert row["label"] == PRECISE
+    assert row["cells"][0]["value"] == 1
+
+    objective, equations = arrays["objective_evaluations"], arrays["normal_equations"]
+    assert (equations >= 2).all()
+    forwards = 2 * objective + (1 + 16) * equations
+    np.testing.assert_array_equal(arrays["forward_equivalents"], forwards)
+    costs = {row["label"]: row["cells"][1:] for row in part(numbers, "costs")["rows"]}
+    found = [cell["value"] for cell in costs[PRECISE]]
+    assert found == pytest.approx([objective.mean(), equations.mean(), forwards.mean()])
+    told = part(numbers, "result")
+    assert "assumes that this very generator made" in told["paragraphs"][-1]
+    assert told["cells"]["precise"]["value"] == 1
+    assert told["cells"]["cost"]["value"] == pytest.approx(forwards.mean())
+
+
+@pytest.mark.parametrize(
+    ("paper", "name", "updates"), [("lipton", "No clipping", 100_000), ("egan", "disabled", 20_000)]
+)
+def test_a_first_order_method_costs_two_passes_an_evaluation(reports, paper, name, updates):
+    costs = {
+        row["label"]: row["cells"][1:] for row in part(numbers_of(reports[paper]), "costs")["rows"]
+    }
+    objective, equations, forwards = costs[name]
+    # One at the start, and one an update.
+    assert (objective["value"], objective["published"]) == (STEPS + 1, updates)
+    assert equations is None
+    assert (forwards["value"], forwards["published"]) == (2 * STEPS + 2, 2 * updates)
+
+
+@pytest.mark.parametrize(
+    ("paper", "bundle", "mends"),
+    [
+        (
+            "lipton",
+            "first order",
+            "`pyinv export GENERATOR -o BUNDLE --latent-shape 16 --prior uniform:-1,1 "
+            "--value-range -1 1 --normal-equations`",
+        ),
+        ("egan", "first order, normal", "`pyinv train gan`"),
+    ],
+)
+def test_without_normal_equations_a_report_says_how_to_get_them(
+    bundles, tmp_path, paper, bundle, mends
+):
+    report = PAPERS[paper](
+        Request(tmp_path, generators=[bundles[bundle]], targets=2, steps=1, machine={"threads": 1})
+    )
+    numbers = numbers_of(report)
+    assert check(numbers) > 20
+    row = next(row for row in part(numbers, "table-1")["rows"] if row["label"] == PRECISE)
+    assert set(row["cells"]) == {None}
+    assert row["text"].startswith("not run: this bundle has no normal equations")
+    assert mends in row["text"]
+    assert not [key for key in numbers["runs"] if key.endswith(("precise", "reconstruct"))]
+
+
+def test_a_report_is_rendered_again_from_its_kept_runs(bundles, tmp_path, monkeypatch):
+    def render():
+        machine = {"threads": 1}
+        report = egan.reproduce(
+            Request(tmp_path, generators=[bundles["normal"]], targets=2, steps=1, machine=machine)
+        )
+        return numbers_of(report)
+
+    before = render()
+    monkeypatch.setattr(pyinv.Inverter, "invert", lambda *a, **b: pytest.fail("ran again"))
+    assert render() == before
 
 
 # -- Creswell & Bharath
@@ -468,7 +574,7 @@ def run(capsys, *arguments: object) -> tuple[int, str, str]:
 
 @pytest.fixture
 def command(bundles, tmp_path) -> list[object]:
-    """A reproduction of eleven runs."""
+    """A reproduction of thirteen runs."""
     return [
         *("reproduce", "lipton", "--generator", bundles["uniform"], "-o", tmp_path / "out"),
         *("--targets", 4, "--steps", 5, "--threads", 1),
@@ -478,8 +584,8 @@ def command(bundles, tmp_path) -> list[object]:
 def test_the_command_says_each_run_and_where_the_report_is(capsys, command, tmp_path):
     code, out, err = run(capsys, *command)
     assert (code, out) == (0, "")
-    assert "run 1 of 11: digits 16x16: No clipping" in err
-    assert "run 11 of 11" in err
+    assert "run 1 of 13: digits 16x16: No clipping" in err
+    assert "run 11 of 13" in err
     assert err.count("to go, if the others are as fast") == 1
     assert err.splitlines()[-1] == f"wrote {tmp_path / 'out' / 'report.html'}"
 
@@ -507,16 +613,16 @@ def test_an_interrupted_command_goes_on_with_what_is_missing(capsys, command, mo
     monkeypatch.setattr(pyinv.Inverter, "invert", invert)
     code, out, err = run(capsys, *command)
     assert (code, out) == (130, "")
-    assert "2 of 11 runs are done; the same command goes on" in err.splitlines()[-1]
+    assert "2 of 13 runs are done; the same command goes on" in err.splitlines()[-1]
 
     ran[:] = [None] * 3
     code, _, err = run(capsys, *command)
-    assert (code, len(ran) - 3) == (0, 9)
+    assert (code, len(ran) - 3) == (0, 11)
     assert err.count("done before") == 2
 
     # Other settings are other runs.
     code, _, _ = run(capsys, *command, "--seed", 1)
-    assert (code, len(ran) - 3) == (0, 9 + 11)
+    assert (code, len(ran) - 3) == (0, 11 + 13)
 
 
 PROBLEMS = {
@@ -530,7 +636,7 @@ PROBLEMS = {
     ),
     "no bce": (
         ["creswell", "--generator", "without bce", "--data", "mnist"],
-        "minimises the loss 'bce', and this bundle has only mse, l1",
+        "minimises the loss 'bce', and this bundle has only mse, whitened, l1",
     ),
     "neither data nor generator": (["egan"], "neither data nor a generator was given"),
     "no data": (["creswell", "--generator", "uniform"], "no data was given"),
@@ -642,7 +748,8 @@ def test_runs_that_fly_off_are_reported(bundles, tmp_path):
     )
     numbers = numbers_of(report)
     check(numbers)
-    after_the_last = part(numbers, "table-1")["rows"][4]
+    after_the_last = part(numbers, "table-1")["rows"][5]
+    assert after_the_last["label"] == "No clipping"
     assert after_the_last["cells"][0]["value"] == 0
     error = after_the_last["cells"][-1]["value"]
     assert error is None or error > 1e30

@@ -273,7 +273,13 @@ def test_what_are_no_numbers_of_a_report(report, change, message):
         (lambda r: r.add_run("new", "", arrays={"a": np.float32(1)}), "array 'a' must hold"),
         (
             lambda r: r.add_table("t", "", "", columns=[Column("a")], rows=[Row("b", [])]),
-            "row 'b' must have a cell for each of the 1 columns, got 0",
+            "row 'b' must have a cell for each column, got 0 for 1 columns",
+        ),
+        (
+            lambda r: r.add_table(
+                "t", "", "", columns=[Column("a")], rows=[Row("b", [None], text="x")]
+            ),
+            "row 'b' must have no cell beside its text, got 1",
         ),
         (lambda r: r.add_text("t", "", ["{rate}"]), "{rate}, which must be one of its cells: none"),
         (lambda r: r.add_text("t", "", ["{"]), "wrong placeholder"),
@@ -356,7 +362,7 @@ def test_all_text_is_escaped(tmp_path):
     )
     number = report.compute("mean", values=ref("run", evil), published=evil, note=evil)
     columns = [Column(evil, group=evil)]
-    rows = [Row(evil, [number], group=evil)]
+    rows = [Row(evil, [number], group=evil, tag=evil), Row(evil, text=f"{evil} `{evil}`")]
     report.add_table("t", evil, evil, columns=columns, rows=rows, row_title=evil)
     report.add_text("p", evil, [evil + "{mean}"], cells={"mean": number})
     image = np.zeros((1, 1, 8, 8), dtype=np.float32)
@@ -441,6 +447,27 @@ def test_rows_columns_and_notes_are_laid_out(report):
     assert re.findall(r"<sup>(\d)</sup>", page) == ["1", "1", "2"] * 2
     assert '<ol class="notes"><li>a note</li><li>2nd</li></ol>' in page
     assert '<span class="label">Table 7</span> Some &lt;cells&gt;' in page
+
+
+def test_a_row_may_have_a_tag_or_a_text_in_place_of_its_figures(report):
+    rows = [
+        Row("one", [cell(report), cell(report)], tag="not theirs"),
+        Row("two", group="others", text="not run: `pyinv export --normal-equations` <helps>"),
+    ]
+    report.add_table("t", "T", "", columns=[Column("a", best="lowest"), Column("b")], rows=rows)
+    numbers, page = written(report)
+    assert '<th scope="row">one<span class="tag">not theirs</span></th>' in page
+    (told,) = re.findall(r'<td class="text" colspan="2"><p>(.*?)</p></td>', page)
+    assert "<code><span>pyinv</span> <span>export</span>" in told
+    assert re.sub("<[^>]*>", "", told) == "not run: pyinv export --normal-equations &lt;helps&gt;"
+    assert check(numbers) == 2
+
+
+def test_numbers_of_an_older_report_are_rendered(report):
+    numbers, page = table(report, [cell(report)])
+    for row in numbers["content"][0]["rows"]:
+        del row["tag"], row["text"]
+    assert render(numbers, report.folder) == page
 
 
 def test_what_is_not_of_the_paper_gets_a_letter(report, picture):
@@ -652,6 +679,7 @@ CHANGES = {
     "recipe": {"recipe": QUICK.replace(max_steps=21)},
     "learning rate": {"recipe": QUICK.replace(learning_rate=0.05)},
     "restarts": {"recipe": QUICK.replace(restarts=1)},
+    "start": {"recipe": QUICK.replace(start="mean")},
     "seed": {"seed": 2},
     "truth": {"truth": np.zeros((5, LATENT), dtype=np.float32)},
     "other truth": {"truth": np.ones((5, LATENT), dtype=np.float32)},
@@ -836,6 +864,17 @@ def test_an_older_pyinv_made_the_same_fingerprint(tmp_path, inverter, images, la
     names = ["recipe", "seed", "trace_every", "images", "bundle", "prior", "batch_norm", "truth"]
     assert list(settings) == names
     assert settings["trace_every"] == 0
+
+
+def test_recipes_of_an_older_pyinv_are_told_as_it_did(tmp_path, normal_bundle_path, images):
+    recipe = recipes.default(Normal()).replace(max_steps=2)
+    Runs(tmp_path).run("run", Inverter(normal_bundle_path), images, recipe=recipe, seed=1)
+    with np.load(tmp_path / "runs" / "run.npz") as file:
+        told = json.loads(str(file["settings"]))["settings"]["recipe"]
+    assert set(told) == {"kind", "name", "stages", "restarts", "keep"}
+    assert told["stages"][0]["penalties"] == [
+        {"kind": "prior_penalty", "weight": 0.001, "anneal": True}
+    ]
 
 
 def test_a_full_disk_is_told_and_keeps_what_was_there(tmp_path, inverter, images, monkeypatch):

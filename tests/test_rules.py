@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+from manifests import manifest
 
 from pyinv import recipes
+from pyinv._rule import from_description
 from pyinv.constraints import (
     CONSTRAINTS,
     Clip,
@@ -17,11 +19,20 @@ from pyinv.constraints import (
     TruncatedNormalCutoff,
     parse_constraint,
 )
-from pyinv.errors import PyinvError, RuleError
+from pyinv.errors import BundleError, PyinvError, RuleError
 from pyinv.penalties import MomentPenalty, PriorPenalty
 from pyinv.priors import Normal, Uniform, prior_from_description
 from pyinv.recipes import Recipe, Stage
-from pyinv.solvers import Adam, Constant, Cosine, GradientDescent, StepDecay
+from pyinv.solvers import (
+    LBFGS,
+    SOLVERS,
+    Adam,
+    Constant,
+    Cosine,
+    GradientDescent,
+    LevenbergMarquardt,
+    StepDecay,
+)
 
 ADAM = {"kind": "adam", "learning_rate": 0.1, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}
 CONSTANT = {"kind": "constant"}
@@ -45,19 +56,33 @@ DESCRIPTIONS = [
         },
     ),
     (Adam(0.1), {**ADAM, "schedule": CONSTANT}),
+    (
+        LevenbergMarquardt(),
+        {"kind": "levenberg_marquardt", "damping": 1e-3, "up": 4.0, "down": 0.25},
+    ),
+    (LBFGS(), {"kind": "lbfgs", "history": 20, "first_step": 0.3}),
     (Cosine(), {"kind": "cosine", "final": 0.0}),
     (
         MomentPenalty(),
         {"kind": "moment_penalty", "gamma_mean": 1.0, "gamma_std": 1.0, "over": "batch"},
     ),
-    (PriorPenalty(1, anneal=True), {"kind": "prior_penalty", "weight": 1.0, "anneal": True}),
+    (
+        PriorPenalty(1, anneal=True),
+        {"kind": "prior_penalty", "weight": 1.0, "anneal": True, "relative": False},
+    ),
+    (
+        PriorPenalty(2, relative=True),
+        {"kind": "prior_penalty", "weight": 2.0, "anneal": False, "relative": True},
+    ),
     (
         Stage(Adam(0.1), penalties=[PriorPenalty(0.5)]),
         {
             "kind": "stage",
             "solver": {**ADAM, "schedule": CONSTANT},
             "constraint": {"kind": "no_constraint"},
-            "penalties": [{"kind": "prior_penalty", "weight": 0.5, "anneal": False}],
+            "penalties": [
+                {"kind": "prior_penalty", "weight": 0.5, "anneal": False, "relative": False}
+            ],
             "loss": "mse",
             "max_steps": 1000,
             "loss_tolerance": 0.0,
@@ -65,6 +90,17 @@ DESCRIPTIONS = [
             "relative_change_tolerance": 0.0,
             "patience": 1,
             "reset_moments": True,
+        },
+    ),
+    (
+        Recipe("mine", Stage(LevenbergMarquardt(0.1, 2, 0.5)), start="mean"),
+        {
+            "kind": "recipe",
+            "name": "mine",
+            "stages": [Stage(LevenbergMarquardt(0.1, 2, 0.5)).describe()],
+            "restarts": 0,
+            "keep": "best",
+            "start": "mean",
         },
     ),
 ]
@@ -79,6 +115,16 @@ def test_rule_describes_itself_as_json(rule, described):
 @pytest.mark.parametrize("prior", [Uniform(0, 2), Normal(1, 3)])
 def test_prior_comes_back_from_its_description(prior):
     assert prior_from_description(prior.describe()) == prior
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [GradientDescent(0.1), Adam(0.1), LevenbergMarquardt(0.5, 3, 0.1), LBFGS(7, 0.2)],
+    ids=str,
+)
+def test_solver_comes_back_from_its_description(solver):
+    described = {k: v for k, v in solver.describe().items() if k != "schedule"}
+    assert from_description(described, SOLVERS, "solver") == solver
 
 
 WRONG = [
@@ -109,10 +155,32 @@ WRONG = [
     (lambda: StepDecay(1.5, 0.5), "every must be a whole number >= 1, got 1.5"),
     (lambda: StepDecay(1, 2), "factor must be"),
     (lambda: Cosine(2), "final must be"),
+    (lambda: LevenbergMarquardt(0), "damping must be a finite number and > 0, got 0"),
+    (lambda: LevenbergMarquardt(up=1), "up must be a finite number and > 1, got 1"),
+    (lambda: LevenbergMarquardt(up=float("inf")), "up must be a finite number and > 1, got inf"),
+    (lambda: LevenbergMarquardt(down=0), "down must be a finite number and > 0 and < 1, got 0"),
+    (lambda: LevenbergMarquardt(down=1), "down must be a finite number and > 0 and < 1, got 1"),
+    (lambda: LBFGS(0), "history must be a whole number >= 1 and <= 1000, got 0"),
+    (lambda: LBFGS(1001), "history must be a whole number >= 1 and <= 1000, got 1001"),
+    (lambda: LBFGS(2.5), "history must be a whole number >= 1 and <= 1000, got 2.5"),
+    (lambda: LBFGS(first_step=0), "first_step must be a finite number and > 0, got 0"),
     (lambda: MomentPenalty(over="lane"), "over must be one of batch, latent"),
     (lambda: PriorPenalty(-1), "weight must be"),
     (lambda: PriorPenalty(1, anneal=1), "anneal must be True or False"),
-    (lambda: Stage(Clip()), "solver must be one of GradientDescent(...), Adam(...)"),
+    (lambda: PriorPenalty(1, relative=1), "relative must be True or False, got 1"),
+    (
+        lambda: Stage(Clip()),
+        "solver must be one of GradientDescent(...), Adam(...), LevenbergMarquardt(...), "
+        "LBFGS(...); got",
+    ),
+    (
+        lambda: Stage(LevenbergMarquardt(), penalties=(MomentPenalty(over="latent"),)),
+        "LevenbergMarquardt takes no MomentPenalty",
+    ),
+    (
+        lambda: Stage(LBFGS(), penalties=(MomentPenalty(over="latent"),)),
+        "LBFGS takes no MomentPenalty",
+    ),
     (lambda: Stage(Adam(0.1), constraint="clip"), "constraint must be a constraint"),
     (lambda: Stage(Adam(0.1), penalties=(Clip(),)), "penalties must be a tuple"),
     (lambda: Stage(Adam(0.1), penalties=(PriorPenalty(1),) * 2), "each kind once"),
@@ -123,11 +191,15 @@ WRONG = [
     (lambda: Recipe("mine", (Stage(Adam(0.1)),), restarts=4096), "restarts must be"),
     (lambda: Recipe("mine", (Stage(Adam(0.1)),), keep="first"), "keep must be one of best, last"),
     (lambda: Recipe("mine", (Stage(Adam(0.1), max_steps=2**31),) * 2), "must add up to"),
+    (lambda: Recipe("mine", Stage(Adam(0.1)), start="zero"), "start must be one of prior, mean"),
     (lambda: prior_from_description({"kind": "cauchy"}), "unknown prior 'cauchy'"),
     (lambda: prior_from_description({"kind": "normal", "scale": 1}), "no setting 'scale'"),
     (lambda: recipes.lipton("soft"), "clipping must be one of stochastic, standard, none"),
     (lambda: recipes.get("lipton", Uniform()).replace(beta1=0), "has no field 'beta1'"),
     (lambda: recipes.get("lipton", Uniform()).replace(learning_rate=-1), "learning_rate must be"),
+    (lambda: recipes.get("precise", Normal()), 'recipes.get("precise", bundle.manifest)'),
+    (lambda: recipes.reconstruct(manifest(), noise=0), "noise must be a finite number > 0 or None"),
+    (lambda: recipes.reconstruct(manifest(), noise="1"), "> 0 or None, got '1'"),
 ]
 
 
@@ -170,11 +242,10 @@ def test_constraint_takes_what_it_needs_from_the_prior_or_refuses(constraint, pr
         assert recipe.fit(prior).stages[0].constraint == expected
 
 
-def test_prior_penalty_refuses_a_uniform_prior():
+@pytest.mark.parametrize("prior", [Normal(), Uniform()], ids=str)
+def test_prior_penalty_fits_every_prior(prior):
     recipe = Recipe("mine", Stage(Adam(0.1), penalties=(PriorPenalty(1),)))
-    assert recipe.fit(Normal()) == recipe
-    with pytest.raises(RuleError, match="needs a normal prior"):
-        recipe.fit(Uniform())
+    assert recipe.fit(prior) == recipe
 
 
 def test_lipton_has_the_papers_settings():
@@ -206,13 +277,68 @@ def test_egan_has_the_papers_settings():
     assert fitted.constraint.horizon == 20_000
 
 
+def test_precise_takes_what_it_can_from_the_bundle():
+    for prior, constraint in ((Uniform(), Clip()), (Normal(), NoConstraint())):
+        recipe = recipes.get("precise", manifest(prior))
+        seek, tell = recipe.stages
+        assert recipe.start == "mean"
+        assert seek.penalties == (PriorPenalty(1.0, relative=True),)
+        # The last stage tells an exact latent from another, by the loss alone.
+        assert (tell.penalties, tell.max_steps) == ((), 1)
+        assert seek.loss_tolerance < tell.loss_tolerance
+        for stage in (seek, tell):
+            assert (stage.solver, stage.loss) == (LevenbergMarquardt(), "whitened")
+            assert stage.constraint == constraint
+    (seek, tell) = recipes.precise(manifest(solved=("mse",))).stages
+    assert seek.loss == tell.loss == "mse"
+    with pytest.raises(BundleError, match="pyinv export"):
+        recipes.precise(manifest(solved=()))
+
+
+@pytest.mark.parametrize("latent_shape", [(513,), (8, 8, 8, 3)])
+def test_precise_does_without_normal_equations_where_the_latent_is_long(latent_shape):
+    whitened = manifest(solved=(), losses=("whitened",), latent_shape=latent_shape)
+    seek, tell = recipes.get("precise", whitened).stages
+    assert (seek.solver, seek.loss, seek.max_steps) == (LBFGS(), "whitened", 1500)
+    assert seek.penalties == (PriorPenalty(1.0, relative=True),)
+    assert (tell.solver, tell.max_steps) == (LBFGS(), 1)
+    seek, _ = recipes.precise(manifest(Uniform(), (), latent_shape=latent_shape)).stages
+    assert (seek.solver, seek.loss, seek.constraint) == (LBFGS(), "mse", Clip())
+    # Not where they are merely missing.
+    with pytest.raises(BundleError, match="pyinv export"):
+        recipes.precise(manifest(solved=(), losses=("whitened",), latent_shape=(512,)))
+
+
+def test_reconstruct_weighs_the_prior_by_the_noise():
+    for prior, constraint in ((Uniform(), Clip()), (Normal(), NoConstraint())):
+        early, final = recipes.get("reconstruct", manifest(prior)).stages
+        assert (early.constraint, final.constraint) == (constraint, constraint)
+        assert (early.loss, final.loss) == ("mse", "mse")
+        assert early.penalties == (PriorPenalty(1.0, relative=True),)
+        assert final.penalties == (PriorPenalty(2 * 10 / 48, relative=True),)
+    known = recipes.reconstruct(manifest(Normal()), noise=0.5)
+    assert known.stages[0] == early
+    assert known.stages[1].penalties == (PriorPenalty(2 * 0.25 * 10 / 48),)
+    assert known.keep == "last", "the best loss is not the most probable latent"
+    with pytest.raises(BundleError, match="pyinv export"):
+        recipes.reconstruct(manifest(solved=("whitened",)))
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_every_recipe_is_made_for_a_manifest(name):
+    for_manifest = recipes.get(name, manifest(Normal()))
+    assert for_manifest.name == name
+    if name not in ("precise", "reconstruct"):
+        assert recipes.get(name, Normal()) == for_manifest
+
+
 @pytest.mark.parametrize("prior", [Uniform(), Normal()])
 def test_default_recipe_fits_every_prior(prior):
     assert recipes.get("default", prior).fit(prior).max_steps <= 2000
 
 
 def test_unknown_recipe_lists_those_there_are():
-    with pytest.raises(RuleError, match="'adam'; there are default, lipton, creswell, egan"):
+    with pytest.raises(RuleError, match=r"'adam'; there are default, .*, egan, precise"):
         recipes.get("adam", Uniform())
 
 
@@ -228,6 +354,16 @@ def test_replace_reaches_recipe_stages_and_solvers():
     assert {stage.solver for stage in changed.stages} == {Adam(0.5, beta1=0.0)}
     assert two.stages[0] == Stage(Adam(0.1))
     assert two.replace() == two
+
+
+def test_replace_reaches_the_solvers_that_have_the_field():
+    mixed = Recipe("mixed", (Stage(Adam(0.1)), Stage(LevenbergMarquardt())))
+    changed = mixed.replace(learning_rate=0.5, damping=0.1, max_steps=9, start="mean")
+    assert [stage.solver for stage in changed.stages] == [Adam(0.5), LevenbergMarquardt(0.1)]
+    assert [stage.max_steps for stage in changed.stages] == [9, 9]
+    assert changed.start == "mean"
+    with pytest.raises(RuleError, match=r"has no field 'momentum'.* beta1, .* damping, up, down$"):
+        mixed.replace(momentum=0.5)
 
 
 PARSED = [

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -400,8 +401,8 @@ INPUTS = {"latent": (FLOAT, ["B", 2]), "image": (FLOAT, ["B", 1, 1, 2])}
 OUTPUTS = {"loss": (FLOAT, ["B"]), "gradient": (FLOAT, ["B", 2])}
 
 
-def write_objective(path: Path, inputs=INPUTS, outputs=OUTPUTS) -> Path:
-    """gradient = first input - second input, loss = sum of its squares."""
+def write_objective(path: Path, inputs=INPUTS, outputs=OUTPUTS, gram_shape=(0, 2, 2)) -> Path:
+    """gradient = first input - second input, loss = sum of its squares, gram = 0."""
     node = onnx.helper.make_node
     latent, image, *_ = inputs
     nodes = [
@@ -411,12 +412,30 @@ def write_objective(path: Path, inputs=INPUTS, outputs=OUTPUTS) -> Path:
         node("Sub", [latent, "target"], ["gradient"]),
         node("ReduceSumSquare", ["gradient", "axis"], ["loss"], keepdims=0),
     ]
+    if "gram" in outputs:
+        nodes += [
+            node("Sub", ["target", "target"], ["nothing"]),
+            node("Constant", [], ["counts"], value_ints=[1, int(np.prod(gram_shape[1:])) // 2]),
+            node("Tile", ["nothing", "counts"], ["zeros"]),
+            node("Constant", [], ["shape"], value_ints=list(gram_shape)),
+            node("Reshape", ["zeros", "shape"], ["gram"]),
+        ]
     return write_graph(path, inputs, outputs, nodes)
 
 
 def test_an_objective_tells_its_sizes(loaded: runtimes.OnnxRuntimeInfo, tmp_path: Path) -> None:
     objective = _core.OnnxObjective(str(write_objective(tmp_path / "o.onnx")), threads=1)
     assert (objective.latent_size, objective.image_size, objective.condition_size) == (2, 2, 0)
+    assert not objective.has_gram
+
+
+@pytest.mark.parametrize("sizes", [[2, 2], ["d", "d"]], ids=str)
+def test_normal_equations_have_a_gram(
+    loaded: runtimes.OnnxRuntimeInfo, tmp_path: Path, sizes: list[Any]
+) -> None:
+    outputs = {**OUTPUTS, "gram": (FLOAT, ["B", *sizes])}
+    path = write_objective(tmp_path / "o.onnx", outputs=outputs)
+    assert _core.OnnxObjective(str(path), threads=1).has_gram
 
 
 DOUBLES = {
@@ -447,6 +466,14 @@ FOREIGN = {
             "outputs": {"loss": (FLOAT, [4]), "gradient": (FLOAT, [4, 2])},
         },
         "input 'latent' should be float32 [any, d], is float32 [4, 2]",
+    ),
+    "a gram of another rank": (
+        {"outputs": {**OUTPUTS, "gram": (FLOAT, ["B", 4])}, "gram_shape": (0, 4)},
+        "output 'gram' should be float32 [any, d, d], is float32 [any, 4]",
+    ),
+    "a gram of another width": (
+        {"outputs": {**OUTPUTS, "gram": (FLOAT, ["B", 2, 4])}, "gram_shape": (0, 2, 4)},
+        "output 'gram' should be as wide and high as 'latent', 2, is float32 [any, 2, 4]",
     ),
     "an open image size": (
         {"inputs": {**INPUTS, "image": (FLOAT, ["B", 1, 1, "W"])}},

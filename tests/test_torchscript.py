@@ -71,6 +71,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             latent_shape=LATENT,
             prior=prior,
             losses=("mse", "l1"),
+            normal_equations=False,
             runtimes=("onnx", "torchscript"),
         )
     return paths
@@ -245,6 +246,18 @@ def objective(self, ARGUMENTS) -> Tuple[Tensor, Tensor]:
         return out
     return (difference * difference).sum([1]), difference * 2.0
 """.replace("ARGUMENTS", ARGUMENTS)
+WITH_GRAM = """
+def objective(self, ARGUMENTS) -> Tuple[Tensor, Tensor, Tensor]:
+    difference = latent - image.reshape([-1, 2])
+    gram = latent.reshape([-1, 2, 1]) * latent.reshape([-1, 1, 2])
+    loss = (difference * difference).sum([1])
+    if out is not None:
+        out[0].copy_(loss)
+        out[1].copy_(difference * 2.0)
+        torch.mul(gram, 1.0, out=out[2])
+        return out
+    return loss, difference * 2.0, gram
+""".replace("ARGUMENTS", ARGUMENTS.replace("Tensor]]", "Tensor, Tensor]]"))
 NO_OUT = """
 def objective(self, latent: Tensor, image: Tensor) -> Tuple[Tensor, Tensor]:
     return latent.sum([1]), latent
@@ -311,6 +324,11 @@ REFUSED = {
         SIZES,
         "gradient should be [2, 2] for a batch of 2, is [2, 1]",
     ),
+    "a gram of another width": (
+        WITH_GRAM.replace("torch.mul(gram,", "torch.mul(gram[:, :, :1],"),
+        SIZES,
+        "gram should be [2, 2, 2] for a batch of 2, is [2, 2, 1]",
+    ),
     "other sizes than it says": (
         good(),
         {**SIZES, "latent_size": 3},
@@ -327,6 +345,19 @@ def test_a_method_that_is_no_objective_is_refused(tmp_path, source, sizes, probl
     message = one_line(error)
     assert message.startswith(str(path))
     assert problem in message
+
+
+def test_normal_equations_are_a_function_too(tmp_path):
+    path = str(write(tmp_path / "functions.pt", WITH_GRAM))
+    assert _torch.TorchObjective(path, "objective", threads=1).has_gram
+    latent = np.array([[1, 2], [3, 4], [0, 5]], np.float32)
+    image = np.zeros((3, 1, 1, 2), np.float32)
+    results = _torch.TorchFunction(path, "objective", threads=1).run(
+        {"latent": latent, "image": image}
+    )
+    np.testing.assert_array_equal(results["loss"], [5, 25, 25])
+    np.testing.assert_array_equal(results["gradient"], 2 * latent)
+    np.testing.assert_array_equal(results["gram"], latent[:, :, None] * latent[:, None])
 
 
 def test_files_that_are_no_modules_are_named(tmp_path):

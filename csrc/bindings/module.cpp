@@ -122,6 +122,7 @@ py::dict invert(const std::vector<const Objective*>& objectives, const std::stri
   Array<uint8_t> status(count);
   Array<int64_t> steps(count);
   Array<int32_t> attempts(count);
+  Array<int64_t> normal_equations(count);
   std::optional<Array<float>> trace;
   if (trace_every > 0) trace.emplace(Array<float>({count, trace_length(recipe, trace_every)}));
   std::optional<Array<float>> nearest;
@@ -139,6 +140,7 @@ py::dict invert(const std::vector<const Objective*>& objectives, const std::stri
                         .steps = steps.mutable_data(),
                         .attempts = attempts.mutable_data(),
                         .trace = trace ? trace->mutable_data() : nullptr,
+                        .normal_equations = normal_equations.mutable_data(),
                         .nearest = nearest ? nearest->mutable_data() : nullptr};
   Ticker ticker(progress);
   RunSummary summary;
@@ -162,9 +164,10 @@ py::dict invert(const std::vector<const Objective*>& objectives, const std::stri
   using namespace py::literals;
   const py::dict found(
       "latents"_a = latents, "loss"_a = loss, "status"_a = status, "steps"_a = steps,
-      "attempts"_a = attempts, "trace"_a = trace, "nearest"_a = nearest,
-      "cancelled"_a = summary.cancelled, "evaluations"_a = summary.evaluations,
-      "total_seconds"_a = summary.total_seconds, "objective_seconds"_a = summary.objective_seconds);
+      "attempts"_a = attempts, "normal_equations"_a = normal_equations, "trace"_a = trace,
+      "nearest"_a = nearest, "cancelled"_a = summary.cancelled,
+      "evaluations"_a = summary.evaluations, "total_seconds"_a = summary.total_seconds,
+      "objective_seconds"_a = summary.objective_seconds);
   if (failure) raise_with_partial(failure, found);
   return found;
 }
@@ -212,10 +215,12 @@ std::string kind_of(const Device& device) {
 
 template <class Loaded>
 std::unique_ptr<Loaded> load(const std::string& path, int threads, std::shared_ptr<Device> device,
-                             bool tf32) {
+                             bool tf32, int64_t most_at_once) {
   if (!device) device = cpu_device();
-  return std::make_unique<Loaded>(
-      path, RuntimeOptions{.threads = threads, .device = std::move(device), .tf32 = tf32});
+  return std::make_unique<Loaded>(path, RuntimeOptions{.threads = threads,
+                                                       .device = std::move(device),
+                                                       .tf32 = tf32,
+                                                       .most_at_once = most_at_once});
 }
 
 py::object to_python(const json::Value& value) {
@@ -288,15 +293,21 @@ PYBIND11_MODULE(_core, module) {
       .def_property_readonly("latent_size", &Objective::latent_size)
       .def_property_readonly("image_size", &Objective::image_size)
       .def_property_readonly("condition_size", &Objective::condition_size)
+      .def_property_readonly("has_gram", &Objective::has_gram)
       .def_property_readonly("device", &Objective::device);
 
   py::class_<OnnxObjective, Objective>(module, "OnnxObjective")
       .def(py::init(&load<OnnxObjective>), "path"_a, py::kw_only(), "threads"_a,
-           "device"_a = py::none(), "tf32"_a = false, py::call_guard<py::gil_scoped_release>());
+           "device"_a = py::none(), "tf32"_a = false, "most_at_once"_a = 0,
+           py::call_guard<py::gil_scoped_release>());
 
   py::class_<ort::Function>(module, "OnnxFunction")
-      .def(py::init(&load<ort::Function>), "path"_a, py::kw_only(), "threads"_a,
-           "device"_a = py::none(), "tf32"_a = false, py::call_guard<py::gil_scoped_release>())
+      .def(py::init(
+               [](const std::string& path, int threads, std::shared_ptr<Device> device, bool tf32) {
+                 return load<ort::Function>(path, threads, std::move(device), tf32, 0);
+               }),
+           "path"_a, py::kw_only(), "threads"_a, "device"_a = py::none(), "tf32"_a = false,
+           py::call_guard<py::gil_scoped_release>())
       .def("run", &run_function, "inputs"_a);
 
   module.def("invert", &invert, py::kw_only(), "objectives"_a, "recipe"_a, "prior"_a, "images"_a,

@@ -19,8 +19,8 @@ namespace {
 
 template <class Made>
 std::unique_ptr<Made> make(const std::string& path, const std::string& method, int threads,
-                           std::shared_ptr<Device> device, bool tf32) {
-  RuntimeOptions options{.threads = threads, .tf32 = tf32};
+                           std::shared_ptr<Device> device, bool tf32, int64_t most_at_once) {
+  RuntimeOptions options{.threads = threads, .tf32 = tf32, .most_at_once = most_at_once};
   if (device) options.device = std::move(device);
   return std::make_unique<Made>(path, method, options);
 }
@@ -66,10 +66,15 @@ PYBIND11_MODULE(_torch, module) {
 
   py::class_<TorchObjective, Objective>(module, "TorchObjective")
       .def(py::init(&make<TorchObjective>), "path"_a, "method"_a, py::kw_only(), "threads"_a,
-           "device"_a = py::none(), "tf32"_a = false, py::call_guard<py::gil_scoped_release>());
+           "device"_a = py::none(), "tf32"_a = false, "most_at_once"_a = 0,
+           py::call_guard<py::gil_scoped_release>());
 
   py::class_<TorchFunction>(module, "TorchFunction")
-      .def(py::init(&make<TorchFunction>), "path"_a, "method"_a, py::kw_only(), "threads"_a,
-           "device"_a = py::none(), "tf32"_a = false, py::call_guard<py::gil_scoped_release>())
+      .def(py::init([](const std::string& path, const std::string& method, int threads,
+                       std::shared_ptr<Device> device, bool tf32) {
+             return make<TorchFunction>(path, method, threads, std::move(device), tf32, 0);
+           }),
+           "path"_a, "method"_a, py::kw_only(), "threads"_a, "device"_a = py::none(),
+           "tf32"_a = false, py::call_guard<py::gil_scoped_release>())
       .def("run", &run_function, "inputs"_a);
 }

@@ -16,6 +16,9 @@ void exchange_cpu(const LaneArrays& lanes, std::span<const LanePair> pairs) {
       swap_rows(rows, d);
     }
     swap_rows(lanes.born, d);
+    swap_rows(lanes.gram, lanes.gram_size);
+    swap_rows(lanes.pairs, 2 * d * lanes.history);
+    swap_rows(lanes.products, 2 * lanes.history);
     swap_rows(lanes.image, lanes.image_size);
     swap_rows(lanes.condition, lanes.condition_size);
     swap_rows(lanes.truth, lanes.truth_size);

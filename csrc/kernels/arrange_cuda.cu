@@ -43,6 +43,9 @@ __global__ void __launch_bounds__(kThreads)
   swap_rows(lanes.recorded, lanes.latent_size, pair);
   swap_rows(lanes.outbox, lanes.latent_size, pair);
   swap_rows(lanes.born, lanes.latent_size, pair);
+  swap_rows(lanes.gram, lanes.gram_size, pair);
+  swap_rows(lanes.pairs, 2 * lanes.latent_size * lanes.history, pair);
+  swap_rows(lanes.products, 2 * lanes.history, pair);
   swap_rows(lanes.image, lanes.image_size, pair);
   swap_rows(lanes.condition, lanes.condition_size, pair);
   swap_rows(lanes.truth, lanes.truth_size, pair);
@@ -60,7 +63,8 @@ __global__ void __launch_bounds__(kRowsALaunch)
 
 void exchange_cuda(const LaneArrays& lanes, std::span<const LanePair> pairs, CudaStream stream) {
   const int64_t longest =
-      std::max({lanes.image_size, lanes.condition_size, lanes.latent_size, lanes.trace_length});
+      std::max({lanes.image_size, lanes.condition_size, lanes.latent_size, lanes.trace_length,
+                lanes.gram_size, 2 * lanes.latent_size * lanes.history});
   const unsigned width =
       blocks_for(std::min<int64_t>(longest, kMaxBlocksAPair * kThreads), kThreads);
   while (!pairs.empty()) {

@@ -3,6 +3,7 @@
 // component is written once, in lane_rule.h and step_rule.h.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
 
@@ -58,7 +59,24 @@ void batch_moments_cpu(const LaneArrays& lanes, int64_t active);
 void batch_moments_cuda(const LaneArrays& lanes, int64_t active, PartialMoments* scratch,
                         CudaStream stream);
 
-// step: does to every component what was decided: record, keep, update and constrain, draw.
+// solve: for lanes that solve normal equations. Takes over the latent that was accepted, and makes
+// the next trial out of it; or stays there, when nothing gives a trial. It wants so many
+// values in lanes.factors; on a GPU they may be 0, as it has `shared_memory` bytes of its own a
+// lane, which prepare_solve_cuda() finds out, once for the current device.
+int64_t solve_scratch_cpu(int64_t latent_size);
+int64_t solve_scratch_cuda(int64_t latent_size, int64_t lanes, size_t shared_memory);
+size_t prepare_solve_cuda();
+void solve_cpu(const LaneArrays& lanes, int64_t active);
+void solve_cuda(const LaneArrays& lanes, int64_t active, CudaStream stream);
+
+// lbfgs: the same for lanes of an lbfgs stage. It wants so many values in lanes.direction.
+int64_t lbfgs_scratch_cpu(int64_t latent_size);
+int64_t lbfgs_scratch_cuda(int64_t latent_size, int64_t lanes);
+void lbfgs_cpu(const LaneArrays& lanes, int64_t active);
+void lbfgs_cuda(const LaneArrays& lanes, int64_t active, CudaStream stream);
+
+// step: does to every component what was decided: go back to what was accepted, record, keep,
+// update and constrain, draw.
 void step_cpu(const LaneArrays& lanes, int64_t active);
 void step_cuda(const LaneArrays& lanes, int64_t active, CudaStream stream);
 

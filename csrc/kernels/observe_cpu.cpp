@@ -51,12 +51,16 @@ void observe_cpu(const LaneArrays& lanes, int64_t active) {
           mean_squared_difference(lanes.latent + first, lanes.truth + first, lanes.latent_size),
           lane);
     }
-    observe(rule, stage, lanes.loss[i],
-            all_finite(lanes.gradient + i * lanes.latent_size, lanes.latent_size), trace, lane);
+    const float loss = lanes.loss[i];
+    bool finite = all_finite(lanes.gradient + i * lanes.latent_size, lanes.latent_size);
+    if (at_normal_equations(stage, lane)) {
+      finite = finite && all_finite(lanes.gram + i * lanes.gram_size, lanes.gram_size);
+    }
+    observe_any(rule, stage, loss, finite, trace, lane);
     if (stage.penalties.moments == MomentScope::latent) {
       lane.moments = moments_of(lanes.latent + i * lanes.latent_size, lanes.latent_size);
     }
-    if (!rule.coupled) decide(rule, stage, lane);
+    if (!rule.coupled) decide(rule, stage, loss, lane);
   }
 }
 
@@ -67,7 +71,8 @@ void decide_group_cpu(const LaneArrays& lanes, int64_t active) {
   for (int64_t i = 0; i < active; ++i) votes.join(vote(rule, lanes.state[i]));
   for (int64_t i = 0; i < active; ++i) {
     LaneState& lane = lanes.state[i];
-    decide_in_group(rule, lanes.stages[lane.stage], votes, *lanes.batch_moments, lane);
+    decide_in_group(rule, lanes.stages[lane.stage], votes, *lanes.batch_moments, lanes.loss[i],
+                    lane);
   }
 }
 

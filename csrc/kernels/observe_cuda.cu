@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "cuda_support.h"
+#include "kernels/block_sum.h"
 #include "kernels/kernels.h"
 #include "lane_rule.h"
 
@@ -11,19 +12,6 @@ constexpr unsigned kMaxThreads = 256;  // of a block that does one lane; a power
 constexpr unsigned kThreads = 128;     // of a block whose threads do a lane each
 
 __device__ int64_t lane_of_thread() { return int64_t{blockIdx.x} * kThreads + threadIdx.x; }
-
-// The block's sum, to all its threads, in the same order every time.
-__device__ double block_sum(double value, double* shared) {
-  shared[threadIdx.x] = value;
-  for (unsigned half = blockDim.x / 2; half > 0; half /= 2) {
-    __syncthreads();
-    if (threadIdx.x < half) shared[threadIdx.x] += shared[threadIdx.x + half];
-  }
-  __syncthreads();
-  const double sum = shared[0];
-  __syncthreads();  // before `shared` is used again
-  return sum;
-}
 
 __device__ Moments moments_of(const float* values, int64_t count, double* shared) {
   double sum = 0.0;
@@ -67,6 +55,12 @@ __global__ void __launch_bounds__(kMaxThreads)
   for (int64_t k = threadIdx.x; k < d; k += blockDim.x) {
     finite &= fabsf(lanes.gradient[i * d + k]) <= 3.402823466e38f;
   }
+  if (at_normal_equations(stage, lane)) {
+    const float* gram = lanes.gram + i * lanes.gram_size;
+    for (int64_t k = threadIdx.x; k < lanes.gram_size; k += blockDim.x) {
+      finite &= fabsf(gram[k]) <= 3.402823466e38f;
+    }
+  }
   Moments moments = {0.0, 0.0};
   const bool wants_moments = stage.penalties.moments == MomentScope::latent;
   if (wants_moments) moments = moments_of(lanes.latent + i * d, d, shared);
@@ -79,8 +73,8 @@ __global__ void __launch_bounds__(kMaxThreads)
   if (threadIdx.x > 0) return;
   if (wants_moments) lane.moments = moments;
   if (lanes.truth_size) observe_error(error, lane);
-  observe(rule, stage, lanes.loss[i], finite, trace, lane);
-  if (!rule.coupled) decide(rule, stage, lane);
+  observe_any(rule, stage, lanes.loss[i], finite, trace, lane);
+  if (!rule.coupled) decide(rule, stage, lanes.loss[i], lane);
 }
 
 // One block: all lanes hear what all have voted.
@@ -97,7 +91,8 @@ __global__ void __launch_bounds__(kMaxThreads)
   votes.any_retry = __syncthreads_or(votes.any_retry);
   for (int64_t i = threadIdx.x; i < active; i += blockDim.x) {
     LaneState& lane = lanes.state[i];
-    decide_in_group(rule, lanes.stages[lane.stage], votes, *lanes.batch_moments, lane);
+    decide_in_group(rule, lanes.stages[lane.stage], votes, *lanes.batch_moments, lanes.loss[i],
+                    lane);
   }
 }
 

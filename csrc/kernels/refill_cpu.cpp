@@ -10,7 +10,7 @@ void refill_cpu(const LaneArrays& lanes, std::span<const RefillRows> rows) {
   const int64_t d = lanes.latent_size;
   for (const RefillRows& row : rows) {
     const int64_t lane = row.refill.lane;
-    lanes.state[lane] = begin_target(row.id, row.refill.row, lanes.stages[0].objective);
+    lanes.state[lane] = begin_target(row.id, row.refill.row, first_objective(lanes.stages[0]));
     std::copy_n(row.image, lanes.image_size, lanes.image + lane * lanes.image_size);
     if (row.condition) {
       std::copy_n(row.condition, lanes.condition_size,
@@ -19,9 +19,8 @@ void refill_cpu(const LaneArrays& lanes, std::span<const RefillRows> rows) {
     if (row.truth) std::copy_n(row.truth, lanes.truth_size, lanes.truth + lane * lanes.truth_size);
     float* latent = lanes.latent + lane * d;
     for (int64_t i = 0; i < d; ++i) {
-      latent[i] = row.initial
-                      ? row.initial[i]
-                      : initial_draw(rule.prior, {rule.seed, row.id, 0}, static_cast<uint32_t>(i));
+      latent[i] =
+          row.initial ? row.initial[i] : first_latent(rule, row.id, static_cast<uint32_t>(i));
     }
     std::copy_n(latent, d, lanes.recorded + lane * d);
     std::fill_n(lanes.first_moment + lane * d, d, 0.0f);

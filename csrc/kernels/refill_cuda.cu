@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t stride = int64_t{gridDim.x} * kThreads;
 
   if (start == 0) {
-    lanes.state[lane] = begin_target(row.id, row.refill.row, lanes.stages[0].objective);
+    lanes.state[lane] = begin_target(row.id, row.refill.row, first_objective(lanes.stages[0]));
   }
   for (int64_t i = start; i < lanes.image_size; i += stride) {
     lanes.image[lane * lanes.image_size + i] = row.image[i];
@@ -44,8 +44,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t i = start; i < lanes.latent_size; i += stride) {
     const int64_t k = lane * lanes.latent_size + i;
     const float z =
-        row.initial ? row.initial[i]
-                    : initial_draw(rule.prior, {rule.seed, row.id, 0}, static_cast<uint32_t>(i));
+        row.initial ? row.initial[i] : first_latent(rule, row.id, static_cast<uint32_t>(i));
     lanes.latent[k] = lanes.recorded[k] = z;
     lanes.first_moment[k] = lanes.second_moment[k] = 0.0f;
     lanes.born[k] = 0;

@@ -1,5 +1,6 @@
 #include "onnxruntime/objective.h"
 
+#include <algorithm>
 #include <cassert>
 #include <map>
 #include <set>
@@ -30,7 +31,9 @@ struct Expected {
 constexpr Expected kInputs[] = {{"latent", "[any, d]", 2, true},
                                 {"image", "[any, C, H, W]", 4, true},
                                 {"condition", "[any, k]", 2, false}};
-constexpr Expected kOutputs[] = {{"loss", "[any]", 1, true}, {"gradient", "[any, d]", 2, true}};
+constexpr Expected kOutputs[] = {{"loss", "[any]", 1, true},
+                                 {"gradient", "[any, d]", 2, true},
+                                 {"gram", "[any, d, d]", 3, false}};
 
 [[noreturn]] void refuse(const std::string& file, const std::string& problem) {
   throw std::runtime_error(file + ": not an objective that the engine can run: " + problem +
@@ -110,10 +113,13 @@ ort::RunOptions make_run_options(const ort::Model& model) {
 
 class OnnxEvaluator : public Evaluator {
  public:
-  OnnxEvaluator(const ort::Model& model, const LaneBuffers& buffers, Rows rows, bool recordable)
+  // `buffers` have a gram if the graph gives one.
+  OnnxEvaluator(const ort::Model& model, const LaneBuffers& buffers, Rows rows,
+                int64_t most_at_once, bool recordable)
       : model_(model),
         buffers_(buffers),
         rows_(std::move(rows)),
+        most_at_once_(most_at_once > 0 ? most_at_once : buffers.lanes),
         recordable_(recordable),
         run_options_(make_run_options(model)) {}
 
@@ -123,11 +129,13 @@ class OnnxEvaluator : public Evaluator {
  private:
   using Lanes = std::pair<int64_t, int64_t>;  // first, count
 
+  void run(int64_t first, int64_t count);
   ort::IoBinding make_binding(int64_t first, int64_t count) const;
 
   const ort::Model& model_;
   const LaneBuffers buffers_;
   const Rows rows_;
+  const int64_t most_at_once_;
   const bool recordable_;
   const ort::RunOptions run_options_;
   std::map<Lanes, ort::IoBinding> bindings_;
@@ -162,11 +170,20 @@ ort::IoBinding OnnxEvaluator::make_binding(int64_t first, int64_t count) const {
   if (!rows_.condition.empty()) bind_input("condition", buffers_.condition, rows_.condition);
   bind_output("loss", buffers_.loss, {});
   bind_output("gradient", buffers_.gradient, rows_.latent);
+  if (buffers_.gram) {
+    bind_output("gram", buffers_.gram, {rows_.latent.front(), rows_.latent.front()});
+  }
   return binding;
 }
 
 void OnnxEvaluator::evaluate(int64_t first, int64_t count) {
   assert(first >= 0 && count > 0 && first + count <= buffers_.lanes);
+  for (const int64_t end = first + count; first < end; first += most_at_once_) {
+    run(first, std::min(most_at_once_, end - first));
+  }
+}
+
+void OnnxEvaluator::run(int64_t first, int64_t count) {
   auto found = bindings_.find({first, count});
   if (found == bindings_.end()) {
     if (bindings_.size() == kMaxBindings) bindings_.clear();
@@ -180,7 +197,7 @@ void OnnxEvaluator::evaluate(int64_t first, int64_t count) {
 }  // namespace
 
 OnnxObjective::OnnxObjective(const std::filesystem::path& file, const RuntimeOptions& options)
-    : model_(file, options) {
+    : model_(file, options), most_at_once_(options.most_at_once) {
   check_signature(model_.file(), "input", model_.inputs(), kInputs);
   check_signature(model_.file(), "output", model_.outputs(), kOutputs);
 
@@ -202,6 +219,14 @@ OnnxObjective::OnnxObjective(const std::filesystem::path& file, const RuntimeOpt
                               std::to_string(latent_size_) + ", is " +
                               ort::describe(gradient.type, gradient.shape));
   }
+  const TensorInfo* gram = find(model_.outputs(), "gram");
+  has_gram_ = gram != nullptr;
+  const auto is_width = [&](int64_t size) { return size < 0 || size == latent_size_; };
+  if (gram && !(is_width(gram->shape[1]) && is_width(gram->shape[2]))) {
+    refuse(model_.file(), "output 'gram' should be as wide and high as 'latent', " +
+                              std::to_string(latent_size_) + ", is " +
+                              ort::describe(gram->type, gram->shape));
+  }
 }
 
 std::unique_ptr<Evaluator> OnnxObjective::bind(const LaneBuffers& buffers) const {
@@ -211,9 +236,16 @@ std::unique_ptr<Evaluator> OnnxObjective::bind(const LaneBuffers& buffers) const
                                 std::to_string(condition_size_) +
                                 " values for each target; none was given");
   }
+  if (has_gram_ && !buffers.gram) {
+    throw std::invalid_argument(model_.file() +
+                                ": these are normal equations, and there is no gram "
+                                "to write");
+  }
+  LaneBuffers used = buffers;
+  if (!has_gram_) used.gram = nullptr;
   Rows rows{.latent = {latent_size_}, .image = image_shape_, .condition = {}};
   if (condition_size_) rows.condition = {condition_size_};
-  return std::make_unique<OnnxEvaluator>(model_, buffers, std::move(rows), recordable_);
+  return std::make_unique<OnnxEvaluator>(model_, used, std::move(rows), most_at_once_, recordable_);
 }
 
 }  // namespace pyinv

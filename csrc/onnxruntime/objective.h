@@ -1,5 +1,5 @@
 // The objective in an ONNX file: graph inputs latent, image and perhaps condition; outputs loss and
-// gradient; all float32 with the lanes first.
+// gradient, and of normal equations gram; all float32 with the lanes first.
 #pragma once
 
 #include <cstdint>
@@ -21,6 +21,7 @@ class PYINV_API OnnxObjective : public Objective {
   int64_t latent_size() const override { return latent_size_; }
   int64_t image_size() const override { return image_size_; }
   int64_t condition_size() const override { return condition_size_; }
+  bool has_gram() const override { return has_gram_; }
   std::shared_ptr<Device> device() const override { return model_.device(); }
 
   std::unique_ptr<Evaluator> bind(const LaneBuffers& buffers) const override;
@@ -29,7 +30,8 @@ class PYINV_API OnnxObjective : public Objective {
   ort::Model model_;
   std::vector<int64_t> image_shape_;  // C, H, W
   int64_t latent_size_ = 0, image_size_ = 0, condition_size_ = 0;
-  bool recordable_ = false;
+  int64_t most_at_once_ = 0;
+  bool has_gram_ = false, recordable_ = false;
 };
 
 }  // namespace pyinv

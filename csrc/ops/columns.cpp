@@ -125,11 +125,15 @@ class Columns : public Algorithm {
         for (std::size_t x = 0; x < out.width; ++x) to[x * step] = bias;
       }
       for (std::size_t x = first_x; x < last_x; ++x) to[x * step] = from[x * channels] + bias;
-      if (epilogue.activation == Activation::none && !epilogue.activated) continue;
-      const float* activated = epilogue.activated ? epilogue.activated + (to - out.data) : nullptr;
+      if (epilogue.activation == Activation::none && !epilogue.operand) continue;
+      const float* operand = epilogue.operand_at(image, start + channel * stride);
+      if (operand && epilogue.is_factor) {
+        for (std::size_t x = 0; x < out.width; ++x) to[x * step] *= operand[x * step];
+        continue;
+      }
       for (std::size_t x = 0; x < out.width; ++x) {
         const float sum = to[x * step];
-        const bool keep = activated ? activated[x * step] > 0.0f : !(sum < 0.0f);
+        const bool keep = operand ? operand[x * step] > 0.0f : !(sum < 0.0f);
         if (!keep) to[x * step] = epilogue.slope == 0.0f ? 0.0f : sum * epilogue.slope;
       }
     }

@@ -62,8 +62,8 @@ Convolution::Choice Convolution::choose(const Images<const float>& in,
   return direct;
 }
 
-void Convolution::run(const Images<const float>& in, const float* activated,
-                      const Images<float>& out, const Parallel& parallel) {
+void Convolution::run(const Images<const float>& in, const float* operand, const Images<float>& out,
+                      const Parallel& parallel) {
   if (out.batch * out.height * out.width == 0) return;
   const Choice choice = choose(in, out);
   std::call_once(made_[choice], [&] {
@@ -72,8 +72,13 @@ void Convolution::run(const Images<const float>& in, const float* activated,
                           : choice == patches ? make_patches(attributes_, weights_)
                                               : make_direct(attributes_, weights_);
   });
-  Epilogue epilogue{bias_.empty() ? nullptr : bias_.data(), activated, attributes_.activation,
-                    attributes_.slope};
+  const Epilogue epilogue{.bias = bias_.empty() ? nullptr : bias_.data(),
+                          .operand = operand,
+                          .activation = attributes_.activation,
+                          .slope = attributes_.slope,
+                          .is_factor = attributes_.operand_is_factor,
+                          .images_sharing = attributes_.images_sharing,
+                          .image_size = out.height * out.width * out.channels};
   algorithms_[choice]->run(in, out, epilogue, parallel);
 }
 

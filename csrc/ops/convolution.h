@@ -37,6 +37,8 @@ struct ConvolutionAttributes {
   std::size_t output_padding_height = 0, output_padding_width = 0;
   Activation activation = Activation::none;
   float slope = 0.0f;
+  bool operand_is_factor = false;
+  std::size_t images_sharing = 1;
 
   std::size_t out_height(std::size_t height) const;
   std::size_t out_width(std::size_t width) const;
@@ -81,8 +83,9 @@ class Convolution {
   ~Convolution();
 
   const ConvolutionAttributes& attributes() const { return attributes_; }
-  // `activated`, or null, has the layout and size of `out`.
-  void run(const Images<const float>& in, const float* activated, const Images<float>& out,
+  // `operand`, or null, has the layout of `out`; see Epilogue. Where it is a factor, it has one
+  // image for every `images_sharing` of `out`.
+  void run(const Images<const float>& in, const float* operand, const Images<float>& out,
            const Parallel& parallel);
 
  private:

@@ -11,7 +11,9 @@
 namespace pyinv::ort {
 namespace {
 
-enum class After { nothing, activation, gradient };
+enum class After { nothing, activation, gradient, factor };
+
+bool takes_operand(After after) { return after == After::gradient || after == After::factor; }
 
 struct Operator : OrtCustomOp {
   const char* name;
@@ -122,11 +124,17 @@ class Kernel {
       a.output_padding_height = static_cast<std::size_t>(padding[0]);
       a.output_padding_width = static_cast<std::size_t>(padding[1]);
     }
-    if (op.after != After::nothing) {
+    if (op.after == After::activation || op.after == After::gradient) {
       check(api, KernelInfoGetAttribute_float(api, info, "slope", &a.slope));
-      if (op.after == After::activation) a.activation = ops::Activation::leaky_relu;
     }
-    const OrtValue* bias = op.after == After::gradient ? nullptr : constant_input(api, info, 2);
+    if (op.after == After::activation) a.activation = ops::Activation::leaky_relu;
+    if (op.after == After::factor) {
+      const std::int64_t sharing = integers<5>(api, info, "split")[1];
+      if (sharing < 1) throw std::runtime_error("attribute 'split' should split the batch");
+      a.operand_is_factor = true;
+      a.images_sharing = static_cast<std::size_t>(sharing);
+    }
+    const OrtValue* bias = takes_operand(op.after) ? nullptr : constant_input(api, info, 2);
     if (bias && shape_of(api, bias) != std::vector<std::int64_t>{std::int64_t(a.out_channels)}) {
       throw std::runtime_error("the bias should have one value for each output channel");
     }
@@ -165,17 +173,22 @@ class Kernel {
     check(api_, KernelContext_GetOutput(api_, context, 0, out_shape.data(), 4, &output));
     out.data = const_cast<float*>(data_of(api_, output));
 
-    const float* activated = nullptr;
-    if (operator_.after == After::gradient) {
+    const float* operand = nullptr;
+    if (takes_operand(operator_.after)) {
       const OrtValue* value = nullptr;
       check(api_, KernelContext_GetInput(api_, context, 2, &value));
-      if (shape_of(api_, value) != std::vector<std::int64_t>(out_shape.begin(), out_shape.end())) {
-        throw std::runtime_error("the activation should have the shape of the output");
+      std::vector<std::int64_t> wanted(out_shape.begin(), out_shape.end());
+      wanted[0] /= std::int64_t(a.images_sharing);
+      if (in.batch % a.images_sharing != 0 || shape_of(api_, value) != wanted) {
+        throw std::runtime_error("the third input should have the shape of the output" +
+                                 (a.images_sharing == 1 ? std::string()
+                                                        : ", with an image for every " +
+                                                              std::to_string(a.images_sharing)));
       }
-      activated = data_of(api_, value);
+      operand = data_of(api_, value);
     }
     Pool pool{api_, context};
-    convolution_->run(in, activated, out, {run_on_pool, &pool});
+    convolution_->run(in, operand, out, {run_on_pool, &pool});
   }
 
  private:
@@ -211,12 +224,12 @@ Operator make_operator(const char* name, bool transposed, After after) {
   op.GetOutputType = [](const OrtCustomOp*, std::size_t) {
     return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
   };
-  // Image and weights, then the bias or what the forward activation gave.
+  // Image and weights, then the bias, what the forward activation gave, or a factor.
   op.GetInputTypeCount = [](const OrtCustomOp*) -> std::size_t { return 3; };
   op.GetOutputTypeCount = [](const OrtCustomOp*) -> std::size_t { return 1; };
   op.GetInputCharacteristic = [](const OrtCustomOp* self, std::size_t index) {
-    return index == 2 && as_operator(self).after != After::gradient ? INPUT_OUTPUT_OPTIONAL
-                                                                    : INPUT_OUTPUT_REQUIRED;
+    return index == 2 && !takes_operand(as_operator(self).after) ? INPUT_OUTPUT_OPTIONAL
+                                                                 : INPUT_OUTPUT_REQUIRED;
   };
   op.GetOutputCharacteristic = [](const OrtCustomOp*, std::size_t) {
     return INPUT_OUTPUT_REQUIRED;
@@ -240,13 +253,15 @@ Operator make_operator(const char* name, bool transposed, After after) {
 }  // namespace
 
 void register_custom_ops(const OrtApi* api, OrtSessionOptions* options) {
-  static const std::array<Operator, 6> operators{
+  static const std::array<Operator, 8> operators{
       make_operator("Conv2d", false, After::nothing),
       make_operator("Conv2dLeakyRelu", false, After::activation),
       make_operator("Conv2dLeakyReluGradient", false, After::gradient),
+      make_operator("Conv2dScaled", false, After::factor),
       make_operator("ConvTranspose2d", true, After::nothing),
       make_operator("ConvTranspose2dLeakyRelu", true, After::activation),
       make_operator("ConvTranspose2dLeakyReluGradient", true, After::gradient),
+      make_operator("ConvTranspose2dScaled", true, After::factor),
   };
   // Sessions refer to the domain as long as they live, so it is never given back.
   static OrtCustomOpDomain* const domain = [&] {

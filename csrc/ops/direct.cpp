@@ -157,19 +157,19 @@ class Direct : public Algorithm {
       const std::size_t offset = out.offset(place.image, phase.offset_y + place.y * phase.step_y,
                                             phase.offset_x + place.x * phase.step_x) +
                                  channel * stride;
-      const float* activated = epilogue.activated ? epilogue.activated + offset : nullptr;
+      const float* operand = epilogue.operand_at(place.image, offset);
       if (stride == 1) {
-        kernel.finish(sums + row * columns, channels, here, activated, out.data + offset);
+        kernel.finish(sums + row * columns, channels, here, operand, out.data + offset);
         continue;
       }
       float* finished = scratch<Finished>(2 * channels);
-      if (activated) {
+      if (operand) {
         for (std::size_t each = 0; each < channels; ++each) {
-          finished[channels + each] = activated[each * stride];
+          finished[channels + each] = operand[each * stride];
         }
-        activated = finished + channels;
+        operand = finished + channels;
       }
-      kernel.finish(sums + row * columns, channels, here, activated, finished);
+      kernel.finish(sums + row * columns, channels, here, operand, finished);
       for (std::size_t each = 0; each < channels; ++each) {
         out.data[offset + each * stride] = finished[each];
       }

@@ -7,14 +7,23 @@ namespace pyinv::ops {
 
 enum class Activation { none, relu, leaky_relu };
 
-// What happens to a finished sum before it is stored: out = activation(sum + bias), or, in a
-// backward pass, out = sum * (activated > 0 ? 1 : slope), where `activated` is what the forward
-// activation gave.
+// What happens to a finished sum before it is stored: out = activation(sum + bias), or, with an
+// operand, out = sum * (operand > 0 ? 1 : slope), the operand being what the forward activation
+// gave, or out = sum * operand, the operand being the activation's derivative.
 struct Epilogue {
-  const float* bias = nullptr;       // one value a channel, or null
-  const float* activated = nullptr;  // as large as the output, or null
+  const float* bias = nullptr;     // one value a channel, or null
+  const float* operand = nullptr;  // in the layout of the output, or null
   Activation activation = Activation::none;
   float slope = 0.0f;  // of the negative side: 0 for relu
+  bool is_factor = false;
+  // So many consecutive images of the output share one of the operand's.
+  std::size_t images_sharing = 1;
+  std::size_t image_size = 0;  // floats
+
+  // The operand for the output's float at `offset`, in this image.
+  const float* operand_at(std::size_t image, std::size_t offset) const {
+    return operand ? operand + (offset - (image - image / images_sharing) * image_size) : nullptr;
+  }
 };
 
 // Which Winograd algorithm; see winograd.h for what each computes.
@@ -33,7 +42,7 @@ struct OutputTransform {
   std::size_t position;  // floats from one position's product to the next
   std::size_t channels;
   float* const* pixels;  // where the output pixels go, row by row; null for those outside the image
-  const float* const* activated;  // the same pixels of the epilogue's `activated`
+  const float* const* operand;  // the same pixels of the epilogue's operand, or null
 };
 
 // One row of an output image as sums of overlapping pieces; see columns.cpp.
@@ -61,8 +70,8 @@ struct Kernels {
   void (*transform_output[scheme_count])(const OutputTransform&, const Epilogue&);
   // Reads up to a register beyond the last pixel's products.
   void (*gather)(const Gather&);
-  // Finishes one pixel: `activated` is that pixel's, or null.
-  void (*finish)(const float* sums, std::size_t channels, const Epilogue&, const float* activated,
+  // Finishes one pixel: `operand` is that pixel's, or null.
+  void (*finish)(const float* sums, std::size_t channels, const Epilogue&, const float* operand,
                  float* out);
 };
 

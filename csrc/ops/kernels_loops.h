@@ -176,13 +176,16 @@ static void transform_input(const InputTransform& tile) {
 }
 
 PYINV_INLINE Vector finished(Vector sum, std::size_t channel, const Epilogue& epilogue,
-                             const float* activated) {
+                             const float* operand) {
   if (epilogue.bias) sum += load(epilogue.bias + channel);
   const Vector zero{};
   // Not a product by 0, which makes a NaN of infinity. And what is not below 0 stays, NaN too.
   const Vector sloped = epilogue.slope == 0.0f ? zero : sum * epilogue.slope;
   if (epilogue.activation != Activation::none) sum = sum < zero ? sloped : sum;
-  if (activated) sum = load(activated + channel) > zero ? sum : sloped;
+  if (operand) {
+    const Vector other = load(operand + channel);
+    sum = epilogue.is_factor ? sum * other : (other > zero ? sum : sloped);
+  }
   return sum;
 }
 
@@ -209,8 +212,8 @@ static void transform_output(const OutputTransform& tile, const Epilogue& epilog
       for (std::size_t y = 0; y < S::outputs; ++y) {
         const std::size_t pixel = y * S::outputs + x;
         if (!tile.pixels[pixel]) continue;
-        const float* activated = epilogue.activated ? tile.activated[pixel] : nullptr;
-        store(tile.pixels[pixel] + channel, finished(full[y], channel, epilogue, activated));
+        const float* operand = epilogue.operand ? tile.operand[pixel] : nullptr;
+        store(tile.pixels[pixel] + channel, finished(full[y], channel, epilogue, operand));
       }
     }
   }
@@ -234,17 +237,18 @@ static void gather(const Gather& g) {
 }
 
 static void finish(const float* sums, std::size_t channels, const Epilogue& epilogue,
-                   const float* activated, float* out) {
+                   const float* operand, float* out) {
   std::size_t channel = 0;
   for (; channel + vector <= channels; channel += vector) {
-    store(out + channel, finished(load(sums + channel), channel, epilogue, activated));
+    store(out + channel, finished(load(sums + channel), channel, epilogue, operand));
   }
   for (; channel < channels; ++channel) {
     float sum = sums[channel];
     if (epilogue.bias) sum += epilogue.bias[channel];
     const float sloped = epilogue.slope == 0.0f ? 0.0f : sum * epilogue.slope;
     if (epilogue.activation != Activation::none) sum = sum < 0.0f ? sloped : sum;
-    if (activated) sum = activated[channel] > 0.0f ? sum : sloped;
+    if (operand && epilogue.is_factor) sum *= operand[channel];
+    if (operand && !epilogue.is_factor) sum = operand[channel] > 0.0f ? sum : sloped;
     out[channel] = sum;
   }
 }

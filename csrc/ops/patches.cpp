@@ -133,10 +133,11 @@ class Patches : public Algorithm {
     kernel.multiply(lines, rows, depth_, weights_, panels_, depth_ * kernel.panel, sums, columns,
                     false);
     for (std::size_t row = 0; row < rows; ++row) {
-      const std::size_t offset =
-          (first_image * out.height * out.width + first + row) * out_channels_;
+      const std::size_t pixel = first_image * out.height * out.width + first + row;
+      const std::size_t offset = pixel * out_channels_;
       kernel.finish(sums + row * columns, out_channels_, epilogue,
-                    epilogue.activated ? epilogue.activated + offset : nullptr, out.data + offset);
+                    epilogue.operand_at(pixel / (out.height * out.width), offset),
+                    out.data + offset);
     }
   }
 

@@ -230,18 +230,18 @@ class Winograd : public Algorithm {
         std::size_t image, tile_y, tile_x;
         place(first + tile, image, tile_y, tile_x);
         float* pixels[16];
-        const float* activated[16];
+        const float* operand[16];
         for (std::size_t pixel = 0; pixel < d.outputs * d.outputs; ++pixel) {
           const std::size_t y = tile_y * d.outputs + pixel / d.outputs;
           const std::size_t x = tile_x * d.outputs + pixel % d.outputs;
           const bool inside = y < out.height && x < out.width;
           const std::size_t offset = inside ? out.offset(image, y, x) + channel : 0;
           pixels[pixel] = inside ? out.data + offset : nullptr;
-          activated[pixel] = inside && epilogue.activated ? epilogue.activated + offset : nullptr;
+          operand[pixel] = inside ? epilogue.operand_at(image, offset) : nullptr;
         }
         kernel.transform_output[scheme](
             {sums + tile * columns, product,
-             std::min(panels * kernel.panel, out.channels - channel), pixels, activated},
+             std::min(panels * kernel.panel, out.channels - channel), pixels, operand},
             here);
       }
     }

@@ -93,12 +93,16 @@ std::map<std::string, HostArray> TorchFunction::run(
     std::vector<std::pair<const char*, at::Tensor>> results;
     if (returned.isTensor()) {
       results.emplace_back("image", returned.toTensor());
-    } else if (returned.isTuple() && returned.toTupleRef().size() == 2) {
-      const auto& elements = returned.toTupleRef().elements();
-      results.emplace_back("loss", elements[0].toTensor());
-      results.emplace_back("gradient", elements[1].toTensor());
     } else {
-      method_->refuse(method_->name() + " should return an image, or a loss and a gradient");
+      constexpr const char* kNames[] = {"loss", "gradient", "gram"};
+      const size_t count = returned.isTuple() ? returned.toTupleRef().size() : 0;
+      if (count != 2 && count != 3) {
+        method_->refuse(method_->name() +
+                        " should return an image, or a loss, a gradient and perhaps a gram");
+      }
+      for (size_t i = 0; i < count; ++i) {
+        results.emplace_back(kNames[i], returned.toTupleRef().elements()[i].toTensor());
+      }
     }
     std::map<std::string, HostArray> outputs;
     for (const auto& [name, result] : results) {

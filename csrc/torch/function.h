@@ -37,8 +37,8 @@ class PYINV_API TorchFunction {
   int64_t condition_size() const;
 
   // Takes every argument by its name, but `out`. A single result is called "image"; two are called
-  // "loss" and "gradient". Throws std::invalid_argument for an array that is missing, not the
-  // method's, or of another shape.
+  // "loss" and "gradient", and a third one "gram". Throws std::invalid_argument for an array that
+  // is missing, not the method's, or of another shape.
   std::map<std::string, HostArray> run(const std::map<std::string, HostArray>& inputs) const;
 
  private:

@@ -4,6 +4,7 @@
 #include <ATen/ops/zeros.h>
 #include <torch/version.h>
 
+#include <algorithm>
 #include <cassert>
 #include <map>
 #include <stdexcept>
@@ -32,23 +33,33 @@ std::vector<int64_t> batch_of(int64_t count, const std::vector<int64_t>& row) {
 // Not capturable: torch would lend the memory of a recorded call to others between its replays.
 class TorchEvaluator : public Evaluator {
  public:
+  // `buffers` have a gram if the method gives one.
   TorchEvaluator(const Method& method, const LaneBuffers& buffers)
-      : method_(method), buffers_(buffers) {}
+      : method_(method),
+        buffers_(buffers),
+        most_at_once_(method.options().most_at_once > 0 ? method.options().most_at_once
+                                                        : buffers.lanes) {}
 
   void evaluate(int64_t first, int64_t count) override {
     assert(first >= 0 && count > 0 && first + count <= buffers_.lanes);
     method_.within_call([&] {
-      auto found = ranges_.find({first, count});
-      if (found == ranges_.end()) {
-        if (ranges_.size() == kMaxRanges) ranges_.clear();
-        found = ranges_.emplace(Range{first, count}, arguments(first, count)).first;
+      for (const int64_t end = first + count; first < end; first += most_at_once_) {
+        run(first, std::min(most_at_once_, end - first));
       }
-      method_.run(found->second);
     });
   }
 
  private:
   using Range = std::pair<int64_t, int64_t>;  // first, count
+
+  void run(int64_t first, int64_t count) {
+    auto found = ranges_.find({first, count});
+    if (found == ranges_.end()) {
+      if (ranges_.size() == kMaxRanges) ranges_.clear();
+      found = ranges_.emplace(Range{first, count}, arguments(first, count)).first;
+    }
+    method_.run(found->second);
+  }
 
   std::vector<c10::IValue> arguments(int64_t first, int64_t count) const {
     const auto lanes = [&](const float* array, const std::vector<int64_t>& row) {
@@ -61,13 +72,20 @@ class TorchEvaluator : public Evaluator {
     std::vector<c10::IValue> values{lanes(buffers_.latent, {sizes.latent}),
                                     lanes(buffers_.image, sizes.image)};
     if (sizes.condition) values.emplace_back(lanes(buffers_.condition, {sizes.condition}));
-    values.emplace_back(
-        std::make_tuple(lanes(buffers_.loss, {}), lanes(buffers_.gradient, {sizes.latent})));
+    const at::Tensor loss = lanes(buffers_.loss, {});
+    const at::Tensor gradient = lanes(buffers_.gradient, {sizes.latent});
+    if (buffers_.gram) {
+      values.emplace_back(
+          std::make_tuple(loss, gradient, lanes(buffers_.gram, {sizes.latent, sizes.latent})));
+    } else {
+      values.emplace_back(std::make_tuple(loss, gradient));
+    }
     return values;
   }
 
   const Method& method_;
   const LaneBuffers buffers_;
+  const int64_t most_at_once_;
   std::map<Range, std::vector<c10::IValue>> ranges_;
 };
 
@@ -87,16 +105,17 @@ int64_t TorchObjective::image_size() const { return method_->sizes().pixels(); }
 int64_t TorchObjective::condition_size() const { return method_->sizes().condition; }
 std::shared_ptr<Device> TorchObjective::device() const { return method_->options().device; }
 
-void TorchObjective::check_signature() const {
-  std::string expected = "latent: Tensor, image: Tensor, ";
-  if (condition_size()) expected += "condition: Tensor, ";
-  expected += "out: Optional[Tuple[Tensor, Tensor]]";
+void TorchObjective::check_signature() {
+  std::string inputs = "latent: Tensor, image: Tensor, ";
+  if (condition_size()) inputs += "condition: Tensor, ";
+  const std::string expected = inputs + "out: Optional[Tuple[Tensor, Tensor]]";
   std::string found;
   for (const c10::Argument& argument : method_->arguments()) {
     found +=
         (found.empty() ? "" : ", ") + argument.name() + ": " + argument.type()->annotation_str();
   }
-  if (found != expected) {
+  has_gram_ = found == inputs + "out: Optional[Tuple[Tensor, Tensor, Tensor]]";
+  if (!has_gram_ && found != expected) {
     method_->refuse(method_->name() + " should take (" + expected + "), takes (" + found + ")");
   }
 }
@@ -114,21 +133,34 @@ void TorchObjective::check_results() const {
     };
     std::vector<c10::IValue> arguments{zeros({sizes.latent}), zeros(sizes.image)};
     if (sizes.condition) arguments.emplace_back(zeros({sizes.condition}));
-    const at::Tensor results[] = {zeros({}), zeros({sizes.latent})};
-    const void* memory[] = {results[0].const_data_ptr(), results[1].const_data_ptr()};
-    arguments.emplace_back(std::make_tuple(results[0], results[1]));
+    struct Result {
+      const char* name;
+      std::vector<int64_t> row;
+    };
+    std::vector<Result> expected = {{"loss", {}}, {"gradient", {sizes.latent}}};
+    if (has_gram_) expected.push_back({"gram", {sizes.latent, sizes.latent}});
+    std::vector<at::Tensor> results;
+    std::vector<const void*> memory;
+    for (const Result& result : expected) {
+      results.push_back(zeros(result.row));
+      memory.push_back(results.back().const_data_ptr());
+    }
+    if (has_gram_) {
+      arguments.emplace_back(std::make_tuple(results[0], results[1], results[2]));
+    } else {
+      arguments.emplace_back(std::make_tuple(results[0], results[1]));
+    }
 
     const c10::IValue returned = method_->run(arguments);
-    const bool pair = returned.isTuple() && returned.toTupleRef().size() == 2;
-    for (size_t i = 0; i < 2; ++i) {
-      const bool same = pair && returned.toTupleRef().elements()[i].isTensor() &&
+    const bool all = returned.isTuple() && returned.toTupleRef().size() == expected.size();
+    for (size_t i = 0; i < expected.size(); ++i) {
+      const bool same = all && returned.toTupleRef().elements()[i].isTensor() &&
                         returned.toTupleRef().elements()[i].toTensor().is_same(results[i]);
       if (!same) method_->refuse(method_->name() + " does not return the tensors of 'out'");
       // An operator gives a tensor of another shape that shape, and new memory if it needs more.
-      const auto shape =
-          batch_of(kCount, i == 0 ? std::vector<int64_t>{} : std::vector{sizes.latent});
+      const auto shape = batch_of(kCount, expected[i].row);
       if (results[i].sizes() != shape || results[i].const_data_ptr() != memory[i]) {
-        method_->refuse(method_->name() + ": " + (i == 0 ? "loss" : "gradient") + " should be " +
+        method_->refuse(method_->name() + ": " + expected[i].name + " should be " +
                         c10::str(c10::IntArrayRef(shape)) + " for a batch of " +
                         std::to_string(kCount) + ", is " + c10::str(results[i].sizes()));
       }
@@ -143,7 +175,13 @@ std::unique_ptr<Evaluator> TorchObjective::bind(const LaneBuffers& buffers) cons
                                 std::to_string(condition_size()) +
                                 " values for each target; none was given");
   }
-  return std::make_unique<TorchEvaluator>(*method_, buffers);
+  if (has_gram_ && !buffers.gram) {
+    throw std::invalid_argument(method_->file() + ": " + method_->name() +
+                                " are normal equations, and there is no gram to write");
+  }
+  LaneBuffers used = buffers;
+  if (!has_gram_) used.gram = nullptr;
+  return std::make_unique<TorchEvaluator>(*method_, used);
 }
 
 std::unique_ptr<Objective> torch_objective(const std::filesystem::path& file,

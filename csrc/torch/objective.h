@@ -1,6 +1,7 @@
 // The objective that a method of a TorchScript module is:
 //   (latent [B, d], image [B, C, H, W], [condition [B, k]], out) -> (loss [B], gradient [B, d]),
-// all float32. It writes its results into the two tensors `out` and returns them.
+// and of normal equations gram [B, d, d] as well, all float32. It writes its results into the
+// tensors `out` and returns them.
 #pragma once
 
 #include <cstdint>
@@ -28,15 +29,17 @@ class PYINV_API TorchObjective : public Objective {
   int64_t latent_size() const override;
   int64_t image_size() const override;
   int64_t condition_size() const override;
+  bool has_gram() const override { return has_gram_; }
   std::shared_ptr<Device> device() const override;
 
   std::unique_ptr<Evaluator> bind(const LaneBuffers& buffers) const override;
 
  private:
-  void check_signature() const;
+  void check_signature();
   void check_results() const;
 
   std::unique_ptr<torchscript::Method> method_;
+  bool has_gram_ = false;
 };
 
 }  // namespace pyinv

@@ -41,6 +41,9 @@ constexpr std::string_view kUsage =
     "  --latents FILE    also write the latents, float32 [N, d]\n"
     "  --images FILE     also write the images of the latents, float32 [N, C, H, W]\n";
 
+// Memory for the normal equations of targets that are solved at once.
+constexpr int64_t kNormalEquationsBytes = int64_t{1} << 27;
+
 struct UsageError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
@@ -167,13 +170,14 @@ class Runtime {
   }
 
   std::unique_ptr<pyinv::Objective> objective(const std::string& loss) const {
-    const pyinv::BundleFunction& function = bundle_.objective(loss, name_);
-#ifdef EMBED_TORCHSCRIPT
-    if (name_ == "torchscript") {
-      return pyinv::torch_objective(bundle_.file(function), function.method, options_);
-    }
-#endif
-    return pyinv::onnx_objective(bundle_.file(function), options_);
+    return load(bundle_.objective(loss, name_), options_);
+  }
+
+  std::unique_ptr<pyinv::Objective> normal_equations(const std::string& loss) const {
+    const pyinv::BundleFunction& function = bundle_.normal_equations(loss, name_);
+    pyinv::RuntimeOptions options = options_;
+    options.most_at_once = std::max<int64_t>(1, kNormalEquationsBytes / function.bytes_per_target);
+    return load(function, options);
   }
 
   std::unique_ptr<pyinv::Generator> generator() const {
@@ -187,6 +191,16 @@ class Runtime {
   }
 
  private:
+  std::unique_ptr<pyinv::Objective> load(const pyinv::BundleFunction& function,
+                                         const pyinv::RuntimeOptions& options) const {
+#ifdef EMBED_TORCHSCRIPT
+    if (name_ == "torchscript") {
+      return pyinv::torch_objective(bundle_.file(function), function.method, options);
+    }
+#endif
+    return pyinv::onnx_objective(bundle_.file(function), options);
+  }
+
   const pyinv::Bundle& bundle_;
   const std::string name_;
   pyinv::RuntimeOptions options_;
@@ -218,7 +232,7 @@ void invert(const Arguments& arguments) {
   const int64_t count = static_cast<int64_t>(images.size()) / bundle.image_size();
   const int64_t size = bundle.latent_size();
 
-  pyinv::ParsedRecipe method{"default", pyinv::default_recipe(bundle.prior), {"mse"}};
+  pyinv::ParsedRecipe method{"default", pyinv::default_recipe(bundle.prior), {"mse"}, {}};
   if (!arguments.recipe.empty()) {
     method = pyinv::parse_recipe(read_file(arguments.recipe), bundle.prior);
   }
@@ -228,6 +242,10 @@ void invert(const Arguments& arguments) {
   std::vector<const pyinv::Objective*> objectives;
   for (const std::string& loss : method.losses) {
     owned.push_back(runtime.objective(loss));
+    objectives.push_back(owned.back().get());
+  }
+  for (const std::string& loss : method.normal_equations) {
+    owned.push_back(runtime.normal_equations(loss));
     objectives.push_back(owned.back().get());
   }
 

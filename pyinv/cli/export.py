@@ -63,7 +63,14 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         "--loss",
         metavar="NAME",
         action="append",
-        help="mse, l1 or bce; repeat it for several [mse]",
+        help="mse, l1, bce or whitened; repeat it for several [mse, and whitened where the "
+        "generator ends in a tanh or sigmoid]",
+    )
+    parser.add_argument(
+        "--normal-equations",
+        action=argparse.BooleanOptionalAction,
+        help="of mse and whitened, which Levenberg-Marquardt needs [where they exist: with at most "
+        "512 latent components, and not with --batch-norm batch]",
     )
     parser.add_argument(
         "--runtime",
@@ -112,7 +119,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         arguments.output,
         latent_shape=arguments.latent_shape,
         prior=arguments.prior,
-        losses=tuple(arguments.loss or ("mse",)),
+        losses=tuple(arguments.loss) if arguments.loss else None,
+        normal_equations=arguments.normal_equations,
         value_range=tuple(arguments.value_range),
         batch_norm=arguments.batch_norm,
         condition_shape=arguments.condition_shape,
@@ -121,10 +129,12 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         overwrite=arguments.overwrite,
     )
     bundle = Bundle.open(arguments.output)
+    manifest = bundle.manifest
+    solved = [loss for loss in manifest.losses if manifest.has_normal_equations(loss)]
     console.message(
-        f"wrote {bundle.path}: latent {list(bundle.manifest.latent_shape)}, "
-        f"image {list(bundle.manifest.image_shape)}, losses {', '.join(bundle.manifest.losses)}, "
-        f"for {' and '.join(bundle.manifest.runtimes)}"
+        f"wrote {bundle.path}: latent {list(manifest.latent_shape)}, "
+        f"image {list(manifest.image_shape)}, losses {', '.join(manifest.losses)}, "
+        f"normal equations of {', '.join(solved) or 'none'}, for {' and '.join(manifest.runtimes)}"
     )
     console.result({"path": str(bundle.path), **bundle.manifest.describe()})
     return DONE

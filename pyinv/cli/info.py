@@ -8,7 +8,7 @@ from importlib import util
 from typing import Any
 
 from pyinv import __version__
-from pyinv.bundle import Bundle
+from pyinv.bundle import Bundle, Manifest
 from pyinv.cli.console import Console
 from pyinv.cli.exit_codes import DONE
 from pyinv.cores import usable_cores
@@ -37,6 +37,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         bundle = Bundle.open(arguments.bundle)
         found = {"path": str(bundle.path), **bundle.manifest.describe()}
         found["losses"] = list(bundle.manifest.losses)
+        found["normal_equations"] = _solved(bundle.manifest)
     if console.json:
         console.result(found)
     else:
@@ -94,6 +95,11 @@ def _devices() -> str:
     return ", ".join((names[0], *gpus))
 
 
+def _solved(manifest: Manifest) -> list[str]:
+    """The losses with normal equations."""
+    return [loss for loss in manifest.losses if manifest.has_normal_equations(loss)]
+
+
 def _bundle_rows(bundle: Bundle) -> dict[str, Any]:
     manifest = bundle.manifest
     low, high = manifest.value_range
@@ -106,6 +112,7 @@ def _bundle_rows(bundle: Bundle) -> dict[str, Any]:
         "image": f"{list(manifest.image_shape)}, values in [{low:g}, {high:g}]",
         "condition": "-" if manifest.condition_shape is None else list(manifest.condition_shape),
         "losses": ", ".join(manifest.losses),
+        "normal_equations": ", ".join(_solved(manifest)) or "-",
         "runtimes": ", ".join(manifest.runtimes),
         "batch_norm": manifest.batch_norm,
         "size": f"{size / 1e6:.2f} MB in {len(manifest.files)} files, checksums verified",

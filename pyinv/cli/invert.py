@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyinv import recipes
-from pyinv.bundle import Bundle
+from pyinv.bundle import Bundle, Manifest
 from pyinv.cli.arrays import read_array
 from pyinv.cli.console import Console
 from pyinv.cli.exit_codes import DONE, INTERRUPTED, NON_FINITE
 from pyinv.cli.machine import add_machine_options, machine_options
 from pyinv.constraints import CONSTRAINTS, parse_constraint
-from pyinv.errors import OutputError, RunError
+from pyinv.errors import InputError, OutputError, RunError
 from pyinv.images import FITS, load_named_images, save_images
 from pyinv.outputs import OutputFile, OutputFolder
-from pyinv.priors import Prior
 from pyinv.recipes import Recipe
 from pyinv.result import Status
 
@@ -32,12 +31,16 @@ __all__ = ["add_parser", "run"]
 _EPILOG = """\
 OUT.npz holds one row a target, in the order given (folders in natural order):
   latents, loss, status (0 converged, 1 stalled, 2 step limit, 3 non-finite, 4 cancelled), steps,
-  attempts, sources (where each image came from), and trace if asked for.
+  attempts, normal_equations, sources (where each image came from), and trace if asked for;
+  with --uncertainty also standard_error (one a latent component), condition_number, identifiable
+  (1 where the image determines the latent) and noise (of a pixel, in the bundle's value range).
 Read it with numpy.load or pyinv.Inversion.load.
 
 examples:
   pyinv invert faces.bundle photos/ -o latents.npz
   pyinv invert faces.bundle a.png b.png -o latents.npz --steps 2000 --save-images seen
+  pyinv invert faces.bundle made.npy -o latents.npz --recipe precise --uncertainty
+  pyinv invert faces.bundle noisy/ -o latents.npz --recipe reconstruct --uncertainty --noise 0.03
   pyinv invert faces.bundle images.npy -o latents.npz --recipe lipton --constraint clip
   pyinv invert vae.bundle images.npy -o latents.npz --recipe egan --constraint hard_cutoff:c=3
 """
@@ -75,13 +78,16 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         "--recipe",
         default="default",
         metavar="NAME",
-        help=f"one of {', '.join(recipes.RECIPES)} [%(default)s]",
+        help=f"one of {', '.join(recipes.RECIPES)} [%(default)s]; precise for images that the "
+        "generator made, reconstruct for others",
     )
     method.add_argument("--steps", type=int, metavar="N", help="the most updates of a stage")
     method.add_argument(
         "--restarts", type=int, metavar="N", help="attempts after the first, while not converged"
     )
-    method.add_argument("--learning-rate", type=float, metavar="X", help="of every stage")
+    method.add_argument(
+        "--learning-rate", type=float, metavar="X", help="of every first-order stage"
+    )
     method.add_argument("--loss", metavar="NAME", help="to minimise; `pyinv info` lists a bundle's")
     method.add_argument(
         "--loss-tolerance", type=float, metavar="X", help="a target has converged at this loss"
@@ -96,6 +102,22 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
     method.add_argument("--condition", metavar="FILE", help=".npy [N, k], if the bundle needs one")
     method.add_argument(
         "--trace-every", type=int, default=0, metavar="N", help="record the loss every N updates"
+    )
+
+    known = parser.add_argument_group(
+        "uncertainty", "for bundles with the normal equations of mse, which `pyinv export` writes"
+    )
+    known.add_argument(
+        "--uncertainty",
+        action="store_true",
+        help="also tell how far each latent may be from the true one",
+    )
+    known.add_argument(
+        "--noise",
+        type=float,
+        metavar="S",
+        help="standard deviation of the noise on a pixel, in the bundle's value range, for "
+        "--uncertainty and reconstruct [estimated]",
     )
 
     add_machine_options(parser).add_argument(
@@ -119,7 +141,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         if arguments.save_images is not None:
             folder = outputs.enter_context(OutputFolder(arguments.save_images))
         bundle = Bundle.open(arguments.bundle)
-        recipe = _recipe(arguments, bundle.manifest.prior)
+        recipe = _recipe(arguments, bundle.manifest)
         inverter = Inverter(
             bundle,
             lanes=int(arguments.lanes) if arguments.lanes.isdecimal() else arguments.lanes,
@@ -141,6 +163,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
                     else read_array(arguments.condition, "condition")
                 ),
                 trace_every=arguments.trace_every,
+                uncertainty=arguments.uncertainty,
+                noise=arguments.noise if arguments.uncertainty else None,
                 progress=console.shows_progress,
             )
         except RunError as error:
@@ -164,7 +188,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     return NON_FINITE if np.any(inversion.status == Status.NON_FINITE) else DONE
 
 
-def _recipe(arguments: argparse.Namespace, prior: Prior) -> Recipe:
+def _recipe(arguments: argparse.Namespace, manifest: Manifest) -> Recipe:
     """Return the named recipe with the command line's changes."""
     changes = {
         "max_steps": arguments.steps,
@@ -176,7 +200,15 @@ def _recipe(arguments: argparse.Namespace, prior: Prior) -> Recipe:
         if arguments.constraint is None
         else parse_constraint(arguments.constraint),
     }
-    recipe = recipes.get(arguments.recipe, prior)
+    if arguments.recipe == "reconstruct":
+        recipe = recipes.reconstruct(manifest, arguments.noise)
+    elif arguments.noise is not None and not arguments.uncertainty:
+        raise InputError(
+            "--noise is for --uncertainty and --recipe reconstruct; leave it out, or ask for one "
+            "of them"
+        )
+    else:
+        recipe = recipes.get(arguments.recipe, manifest)
     return recipe.replace(**{name: value for name, value in changes.items() if value is not None})
 
 
@@ -206,25 +238,28 @@ def _report(
             "output": arguments.output,
             "save_images": arguments.save_images,
             "counts": counts,
-            "targets": [
-                {
-                    "source": source,
-                    "status": Status(int(status)).name.lower(),
-                    "loss": float(loss),
-                    "steps": int(steps),
-                    "attempts": int(attempts),
-                }
-                for source, status, loss, steps, attempts in zip(
-                    sources,
-                    inversion.status,
-                    inversion.loss,
-                    inversion.steps,
-                    inversion.attempts,
-                    strict=True,
-                )
-            ],
+            "targets": [_target(inversion, row, source) for row, source in enumerate(sources)],
         }
     )
+
+
+def _target(inversion: Inversion, row: int, source: str) -> dict[str, Any]:
+    """Return what the report says about one target."""
+    told = {
+        "source": source,
+        "status": Status(int(inversion.status[row])).name.lower(),
+        "loss": float(inversion.loss[row]),
+        "steps": int(inversion.steps[row]),
+        "attempts": int(inversion.attempts[row]),
+        "normal_equations": int(inversion.normal_equations[row]),
+    }
+    if inversion.standard_error is not None:
+        told["median_standard_error"] = float(np.median(inversion.standard_error[row]))
+    for name in ("condition_number", "identifiable", "noise"):
+        values = getattr(inversion, name)
+        if values is not None:
+            told[name] = values[row].item()
+    return told
 
 
 def _picture_names(sources: list[str]) -> list[str]:

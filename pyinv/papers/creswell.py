@@ -32,6 +32,7 @@ from pyinv.papers.runs import Runs
 from pyinv.priors import Normal, Prior, Uniform
 from pyinv.recipes import Recipe
 from pyinv.result import Inversion
+from pyinv.solvers import Adam
 
 __all__ = ["PAPER", "creswell_recipe", "reproduce"]
 
@@ -434,7 +435,8 @@ def _add_spread(report: Report, experiments: Sequence[_Experiment]) -> None:
 
 
 def _tell_differences(report: Report, request: Request, experiments: Sequence[_Experiment]) -> None:
-    rate = experiments[0].methods[0].recipe.stages[0].solver.learning_rate
+    solver = experiments[0].methods[0].recipe.stages[0].solver
+    assert isinstance(solver, Adam)
     lanes = experiments[0].generator.inverter.lanes
     lanes = DEFAULT_LANES if lanes == "auto" else lanes
     sources = dict.fromkeys(f"{one.source} ({one.data})" for one in experiments)
@@ -447,7 +449,8 @@ def _tell_differences(report: Report, request: Request, experiments: Sequence[_E
         "Optimiser and updates",
         "not given; a later version of the authors' code has RMSprop, learning rate 0.01, 5,000 "
         "to 10,000 updates",
-        f"Adam without a mean of gradients, learning rate {rate:g}, {request.steps:,} updates",
+        f"Adam without a mean of gradients, learning rate {solver.learning_rate:g}, "
+        f"{request.steps:,} updates",
     )
     report.difference(
         "Loss and weights",

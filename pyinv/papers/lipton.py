@@ -23,13 +23,25 @@ from pyinv.papers.differences import made_with, tell_shared_differences
 from pyinv.papers.folder import open_folder
 from pyinv.papers.generators import Generator, HeldOut, choose, obtain_generators
 from pyinv.papers.plan import Planned, carry_out
+from pyinv.papers.precise import (
+    COST_COLUMNS,
+    NOT_THEIRS,
+    PRECISE,
+    cost_arrays,
+    cost_cells,
+    describe_costs,
+    precise_recipe,
+    reconstruct_recipe,
+    tell_precise,
+    why_not_run,
+)
 from pyinv.papers.report import Cell, Column, Paper, Report, Row, literal, ref
 from pyinv.papers.request import Request, check_plots
 from pyinv.papers.runs import Runs
 from pyinv.priors import Uniform
 from pyinv.recipes import Recipe
 from pyinv.result import Inversion
-from pyinv.solvers import StepDecay
+from pyinv.solvers import GradientDescent, StepDecay
 
 __all__ = ["PAPER", "clipping_recipe", "reproduce"]
 
@@ -49,6 +61,7 @@ CLIPPINGS = {
     "stochastic": "Stochastic clipping",
 }
 DEFAULT = "pyinv's default recipe"
+RECONSTRUCT = "pyinv's reconstruct recipe"
 
 THRESHOLDS = (1e-4, 1e-3, 1e-2, 1e-1)
 TABLE_1 = {
@@ -61,6 +74,7 @@ TABLE_2_BASELINE = 0.0815
 
 # The authors' code: 80,000 updates at a learning rate of 1, halved after 50,000.
 PAPER_STEPS = 80_000
+PRINTED_STEPS = 100_000  # in the paper
 PAPER_HALVED_AFTER = 50_000
 PAPER_LEARNING_RATE = 1.0
 # Plain gradient descent overshoots beyond: of 1, 5, 10, 20 and 40, for 400 updates of 16 images, 5
@@ -180,6 +194,8 @@ class _Experiment:
         }
         default = recipes.default(generator.manifest.prior)
         self.default = default.replace(max_steps=min(default.max_steps, request.steps))
+        self.precise = precise_recipe(generator.manifest)
+        self.reconstruct = reconstruct_recipe(generator.manifest)
         self.latents = self.inverter.sample(request.targets, seed=request.seed)
         self.images = self.inverter.generate(self.latents)
         self.unseen, self.unseen_source = self._unseen(held_out)
@@ -187,6 +203,14 @@ class _Experiment:
         self.shown = min(SHOWN, request.targets)
         self.noisy = min(max(request.targets // 5, 2), MOST_NOISY)
         self.early = min(EARLY_UPDATES, max(request.steps // 2, 1))
+
+    @property
+    def _ours(self) -> dict[str, tuple[str, Recipe]]:
+        """Our methods that can run on this bundle, in Table 1's order."""
+        ours = {"default": (DEFAULT, self.default)}
+        if self.precise is not None:
+            ours["precise"] = (PRECISE, self.precise)
+        return ours
 
     @cached_property
     def plan(self) -> list[Planned]:
@@ -198,7 +222,10 @@ class _Experiment:
                 self._planned(f"table-1-{clipping}", CLIPPINGS[clipping], self.images, recipe, True)
                 for clipping, recipe in self.recipes.items()
             ),
-            self._planned("table-1-default", DEFAULT, self.images, self.default, True),
+            *(
+                self._planned(f"table-1-{method}", name, self.images, recipe, True)
+                for method, (name, recipe) in self._ours.items()
+            ),
             self._planned(
                 "figure-1-early",
                 f"stochastic clipping, {self.early} updates",
@@ -214,6 +241,16 @@ class _Experiment:
                     recipe,
                 )
                 for clipping, recipe in self.recipes.items()
+            ),
+            *(
+                self._planned(
+                    "table-2-reconstruct",
+                    f"unseen images, {RECONSTRUCT}",
+                    np.repeat(self.unseen, self.starts, axis=0),
+                    recipe,
+                )
+                for recipe in (self.reconstruct,)
+                if recipe is not None
             ),
             *(
                 self._planned(
@@ -277,6 +314,7 @@ class _Experiment:
         self._add_runs(report, runs, done)
         self._tell_result(report, about)
         self._add_table_1(report, about)
+        self._add_costs(report, about)
         self._add_table_2(report, about)
         self._add_figure_1(report, done, about)
         self._add_figure_2(report, about)
@@ -288,7 +326,9 @@ class _Experiment:
         """Give the report what its numbers are computed from."""
         for planned in self.plan:
             inversion = done[planned.id]
-            arrays: dict[str, Any] = {"image_error": inversion.loss}
+            on_pixels = planned.recipe.stages[-1].loss == "mse"
+            arrays: dict[str, Any] = {"image_error" if on_pixels else "loss": inversion.loss}
+            arrays |= cost_arrays(inversion, self.generator.manifest.latent_size)
             if planned.truth is not None:
                 assert inversion.nearest is not None
                 arrays["latent_error"] = evaluation.latent_error(planned.truth, inversion.latents)
@@ -340,17 +380,18 @@ class _Experiment:
             for method in (*CLIPPINGS, "default")
         }
         cells["default_end"] = self._recovered(report, "default", strictest, "latent_error")
-        report.add_text(
-            self._id("result"),
-            f"Result{about}",
-            [
-                f"Of {self.request.targets} latents, the share that came within a mean squared "
-                f"error of {strictest:g} at some update: {{none:.1%}} with no clipping, "
-                "{standard:.1%} with standard and {stochastic:.1%} with stochastic clipping. "
-                "pyinv's default recipe: {default:.1%}, and {default_end:.1%} at its end."
-            ],
-            cells=cells,
-        )
+        paragraphs = [
+            f"Of {self.request.targets} latents, the share that came within a mean squared "
+            f"error of {strictest:g} at some update: {{none:.1%}} with no clipping, "
+            "{standard:.1%} with standard and {stochastic:.1%} with stochastic clipping. "
+            f"{DEFAULT}: {{default:.1%}}, and {{default_end:.1%}} at its end."
+        ]
+        if self.precise is not None:
+            run_id = self._id("table-1-precise")
+            told, of_told = tell_precise(report, run_id, self.precise, threshold=strictest)
+            paragraphs.append(told)
+            cells |= of_told
+        report.add_text(self._id("result"), f"Result{about}", paragraphs, cells=cells)
 
     def _add_table_1(self, report: Report, about: str) -> None:
         group = "share recovered, latent error below"
@@ -366,60 +407,131 @@ class _Experiment:
             ("nearest", "at any update, as the authors' code counts"),
             ("latent_error", "after the last update"),
         ):
-            for method, name in (*CLIPPINGS.items(), ("default", DEFAULT)):
+            ours = {method: name for method, (name, _) in self._ours.items()}
+            for method, name in (CLIPPINGS | ours).items():
                 shares = [self._recovered(report, method, one, array) for one in THRESHOLDS]
                 error = report.compute("mean", values=ref(self._id(f"table-1-{method}"), array))
                 rows.append(
-                    Row(name, [*shares, error], group=heading, emphasis=method == "stochastic")
+                    Row(
+                        name,
+                        [*shares, error],
+                        group=heading,
+                        emphasis=method == "stochastic",
+                        tag=NOT_THEIRS if method in ours else "",
+                    )
                 )
+            if self.precise is None:
+                first = array == "nearest"
+                why = why_not_run(self.generator.manifest) if first else "not run, as said above"
+                rows.append(Row(PRECISE, group=heading, tag=NOT_THEIRS, text=why))
+        but = "" if self.precise is None else f" but {PRECISE}"
         report.add_table(
             self._id("table-1"),
             f"Table 1: Latents recovered{about}",
             f"{self.request.targets} generated images, {self.request.steps:,} updates. The latent "
             "error is the squared distance to the true latent over the number of its components. "
-            f"{DEFAULT} made {self.default.max_steps:,} updates at most and is not in the paper. "
-            "All methods start from the same latents.",
+            f"{DEFAULT} made {self.default.max_steps:,} updates at most. All methods{but} start "
+            "from the same latents.",
             columns=columns,
             rows=rows,
             row_title="Method",
         )
 
+    def _add_costs(self, report: Report, about: str) -> None:
+        """Add what each method of Table 1 took for what it recovered."""
+        threshold = THRESHOLDS[0]
+        rows = [
+            Row(
+                name,
+                [
+                    self._recovered(report, clipping, threshold, "nearest"),
+                    *cost_cells(
+                        report,
+                        self._id(f"table-1-{clipping}"),
+                        self.recipes[clipping],
+                        published_updates=PRINTED_STEPS,
+                    ),
+                ],
+            )
+            for clipping, name in CLIPPINGS.items()
+        ]
+        rows += [
+            Row(
+                name,
+                [
+                    self._recovered(report, method, threshold, "nearest"),
+                    *cost_cells(report, self._id(f"table-1-{method}"), recipe),
+                ],
+                tag=NOT_THEIRS,
+            )
+            for method, (name, recipe) in self._ours.items()
+        ]
+        report.add_table(
+            self._id("costs"),
+            f"What a latent costs{about}",
+            "Means over the latents of Table 1. "
+            f"{describe_costs(self.generator.manifest.latent_size)} The paper's figures are its "
+            f"{PRINTED_STEPS:,} updates; the authors' code makes {PAPER_STEPS:,}.",
+            columns=[
+                Column(
+                    f"{threshold:g}",
+                    "{:.1f}",
+                    percent=True,
+                    group="at any update below",
+                    best="highest",
+                ),
+                *COST_COLUMNS,
+            ],
+            rows=rows,
+            row_title="Method",
+        )
+
     def _add_table_2(self, report: Report, about: str) -> None:
-        def spread(clipping: str, image: int) -> Cell:
-            latents = ref(self._id(f"table-2-{clipping}"), f"latents of image {image}")
+        ours = [] if self.reconstruct is None else ["reconstruct"]
+        methods = [*CLIPPINGS, *ours]
+        images = range(1, UNSEEN_IMAGES + 1)
+
+        def spread(method: str, image: int) -> Cell:
+            latents = ref(self._id(f"table-2-{method}"), f"latents of image {image}")
             return report.compute("pairwise_distance", latents=latents)
 
-        images = range(1, UNSEEN_IMAGES + 1)
-        cells = {
-            (clipping, image): spread(clipping, image) for clipping in CLIPPINGS for image in images
-        }
-        means: list[Cell | None] = [
-            report.compute(
+        cells = {(method, image): spread(method, image) for method in methods for image in images}
+        means = {
+            method: report.compute(
                 "mean",
-                values=[cells[clipping, image] for image in images],
-                published=TABLE_2[clipping],
+                values=[cells[method, image] for image in images],
+                published=TABLE_2.get(method),
             )
-            for clipping in CLIPPINGS
-        ]
-        baseline = report.compute(
+            for method in methods
+        }
+        means["baseline"] = report.compute(
             "pairwise_distance",
             latents=ref(self._id("table-2-baseline"), "latents"),
             published=TABLE_2_BASELINE,
         )
-        rows = [Row(f"mean of {UNSEEN_IMAGES} images", [*means, baseline], emphasis=True)]
+        columns = {
+            "none": Column("None", "{:.6f}"),
+            "standard": Column("Standard", "{:.6f}"),
+            "stochastic": Column("Stochastic", "{:.6f}"),
+            "baseline": Column("Baseline", "{:.6f}"),
+            **{name: Column(name, "{:.6f}", group=NOT_THEIRS) for name in ours},
+        }
+        rows = [Row(f"mean of {UNSEEN_IMAGES} images", [means[name] for name in columns], True)]
         rows += [
-            Row(f"image {image}", [*(cells[clipping, image] for clipping in CLIPPINGS), None])
+            Row(f"image {image}", [cells.get((name, image)) for name in columns])
             for image in images
         ]
-        columns = [
-            Column(title, "{:.6f}") for title in ("None", "Standard", "Stochastic", "Baseline")
-        ]
         errors = {
-            clipping: report.compute(
-                "mean", values=ref(self._id(f"table-2-{clipping}"), "image_error")
-            )
-            for clipping in CLIPPINGS
+            method: report.compute("mean", values=ref(self._id(f"table-2-{method}"), "image_error"))
+            for method in methods
         }
+        told = ""
+        if ours:
+            told = (
+                f" {RECONSTRUCT}, made for images that no latent makes exactly, has "
+                "{reconstruct:.3g}: Levenberg-Marquardt steps on the pixels, here from the same "
+                f"starts and without restarts. {PRECISE} is not for such images."
+            )
         report.add_table(
             self._id("table-2"),
             f"Table 2: Distance between latents recovered from one unseen image{about}",
@@ -427,8 +539,9 @@ class _Experiment:
             f"the number of components; {self.starts} starts an image. The images: "
             f"{literal(self.unseen_source)}. The baseline is the distance of random latents. The "
             "reconstructions' mean squared pixel error is {none:.3g} with no clipping, "
-            "{standard:.3g} with standard and {stochastic:.3g} with stochastic clipping.",
-            columns=columns,
+            "{standard:.3g} with standard and {stochastic:.3g} with stochastic clipping."
+            f"{told}",
+            columns=list(columns.values()),
             rows=rows,
             row_title="Image",
             cells=errors,
@@ -515,8 +628,10 @@ def starting_latents(inverter: Inverter, count: int, *, seed: int) -> FloatArray
 
 def _tell_differences(report: Report, request: Request, experiments: Sequence[_Experiment]) -> None:
     (stage,) = experiments[0].recipes["stochastic"].stages
-    assert isinstance(stage.solver.schedule, StepDecay)
-    rate, halved = stage.solver.learning_rate, stage.solver.schedule.every
+    solver = stage.solver
+    assert isinstance(solver, GradientDescent)
+    assert isinstance(solver.schedule, StepDecay)
+    rate, halved = solver.learning_rate, solver.schedule.every
     scale = _pixel_scale(experiments[0].generator.manifest.value_range)
     flow = scale**2 * rate * sum(0.5 ** (step // halved) for step in range(request.steps))
     theirs = PAPER_HALVED_AFTER + (PAPER_STEPS - PAPER_HALVED_AFTER) / 2

@@ -175,8 +175,11 @@ def _table(entry: Mapping[str, Any], label: tuple[str, str]) -> str:
             f"<td{_tint(cell, column)}>{_cell(cell, column, notes, best=top)}</td>"
             for cell, column, top in zip(row["cells"], columns, best[row["group"]], strict=True)
         )
+        if text := row.get("text"):
+            cells = f'<td class="text" colspan="{len(columns)}"><p>{_with_code(text)}</p></td>'
+        tag = f'<span class="tag">{escape(row["tag"])}</span>' if row.get("tag") else ""
         emphasis = ' class="emphasis"' if row["emphasis"] else ""
-        body.append(f'<tr{emphasis}><th scope="row">{escape(row["label"])}</th>{cells}</tr>')
+        body.append(f'<tr{emphasis}><th scope="row">{escape(row["label"])}{tag}</th>{cells}</tr>')
     published = any(
         cell is not None and cell["published"] is not None for row in rows for cell in row["cells"]
     )
@@ -189,6 +192,15 @@ def _table(entry: Mapping[str, Any], label: tuple[str, str]) -> str:
         f'<table class="numbers">{_head(entry)}<tbody>{"".join(body)}</tbody></table></div>'
         f"{_footnotes(notes)}</section>\n"
     )
+
+
+def _with_code(text: str) -> str:
+    """Return a text as HTML, with what is between backticks as code, whose words stay whole."""
+
+    def code(found: re.Match[str]) -> str:
+        return f"<code>{' '.join(f'<span>{word}</span>' for word in found[1].split())}</code>"
+
+    return re.sub("`([^`]+)`", code, escape(text))
 
 
 def _footnotes(notes: Sequence[str]) -> str:

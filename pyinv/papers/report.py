@@ -165,12 +165,17 @@ class Row:
         cells: one a column; None where there is nothing to state.
         emphasis: whether it stands out.
         group: a heading over this row and its neighbours of the same group.
+        tag: a few words under its heading, such as "not in the paper".
+        text: stands in the place of all cells, of which there are then none: such as why not.
+            What is between backticks is shown as code.
     """
 
     label: str
-    cells: Sequence[Cell | None]
+    cells: Sequence[Cell | None] = ()
     emphasis: bool = False
     group: str = ""
+    tag: str = ""
+    text: str = ""
 
 
 @dataclass
@@ -285,7 +290,7 @@ class Report:
             title: "Table 1: what it shows" for a table of the paper; others get a letter.
             caption: what one sees; ``{name}`` and ``{name:.3f}`` stand for ``cells``.
             columns: the columns.
-            rows: the rows, with as many cells as there are columns.
+            rows: the rows, with as many cells as there are columns, or a text.
             row_title: the heading of the rows' labels.
             cells: the numbers in the caption.
 
@@ -294,11 +299,13 @@ class Report:
                 placeholders are not in ``cells``.
         """
         for row in rows:
-            if len(row.cells) != len(columns):
+            if len(row.cells) != (0 if row.text else len(columns)):
+                wanted = "no cell beside its text" if row.text else "a cell for each column"
                 raise InputError(
-                    f"table {id!r}: row {row.label!r} must have a cell for each of the "
-                    f"{len(columns)} columns, got {len(row.cells)}"
+                    f"table {id!r}: row {row.label!r} must have {wanted}, got {len(row.cells)} for "
+                    f"{len(columns)} columns"
                 )
+        width = len(columns)
         self._add(
             "table",
             id,
@@ -311,8 +318,10 @@ class Report:
                 {
                     "label": row.label,
                     "group": row.group,
+                    "tag": row.tag,
                     "emphasis": row.emphasis,
-                    "cells": [cell and cell.describe() for cell in row.cells],
+                    "text": row.text,
+                    "cells": [cell and cell.describe() for cell in row.cells or [None] * width],
                 }
                 for row in rows
             ],

@@ -29,6 +29,8 @@ from pyinv.result import Inversion, Status
 
 __all__ = ["Runs"]
 
+_ROWS = ("latents", "loss", "status", "steps", "attempts", "normal_equations")
+
 RUNTIMES = {"onnx": "ONNX Runtime", "torchscript": "TorchScript of"}
 
 Progress = Callable[[dict[str, Any]], None]
@@ -124,7 +126,7 @@ class Runs:
         recipe = recipe.fit(manifest.prior)
         images = as_numpy(images, "images", "floats [N, C, H, W]")
         settings: dict[str, Any] = {
-            "recipe": recipe.describe(),
+            "recipe": _as_kept(recipe.describe()),
             "seed": int(seed),
             "trace_every": 0,  # kept runs have it in their fingerprint
             "images": _hash(images),
@@ -195,6 +197,23 @@ class Runs:
         return replace(inversion, _images=lambda: inverter.generate(latents))
 
 
+# What recipes could not say once, and what it was then.
+_ADDED = {"start": "prior", "relative": False}
+
+
+def _as_kept(described: Any) -> Any:
+    """Return a recipe's description as an older pyinv gave it, so that its kept runs are found."""
+    if isinstance(described, dict):
+        return {
+            name: _as_kept(value)
+            for name, value in described.items()
+            if name not in _ADDED or value != _ADDED[name]
+        }
+    if isinstance(described, (list, tuple)):
+        return [_as_kept(one) for one in described]
+    return described
+
+
 def _lacks(inversion: Inversion) -> NDArray[np.bool_]:
     """Return which targets are not done."""
     lacks: NDArray[np.bool_] = inversion.status == Status.CANCELLED
@@ -206,7 +225,7 @@ def _joined(before: Inversion | None, found: Inversion) -> Inversion:
     if before is None:
         return replace(found, cancelled=bool(_lacks(found).any()))
     joined = {}
-    for name in ("latents", "loss", "status", "steps", "attempts", "nearest"):
+    for name in (*_ROWS, "nearest"):
         if getattr(before, name) is not None:
             joined[name] = getattr(before, name).copy()
             joined[name][_lacks(before)] = getattr(found, name)
@@ -220,6 +239,10 @@ def _hash(array: NDArray[Any]) -> str:
 
 
 def _facts(inverter: Inverter, inversion: Inversion, seconds: float) -> dict[str, Any]:
+    equations = inversion.normal_equations
+    means = {"mean_steps": float(np.mean(inversion.steps))}
+    if equations.any():
+        means["mean_normal_equations"] = float(np.mean(equations))
     return {
         "bundle": inverter.manifest.name or inverter.bundle.path.name,
         "batch_norm": inverter.manifest.batch_norm,
@@ -231,7 +254,7 @@ def _facts(inverter: Inverter, inversion: Inversion, seconds: float) -> dict[str
         "lanes": inverter.lanes,
         "seconds": round(seconds, 2),
         "status": {name: count for name, count in inversion.counts().items() if count},
-        "mean_steps": float(np.mean(inversion.steps)),
+        **means,
         "pyinv": pyinv.__version__,
     }
 

@@ -38,7 +38,8 @@ class GanConfiguration:
         averaging: decay of the average over the generator's weights that is kept and exported, an
             iteration; 0 exports the last weights themselves.
         training_images: how many of the images to train on, the first ones; None for all.
-        losses: the objectives that the bundles hold.
+        losses: the objectives that the bundles hold. "mse" and "whitened" come with their normal
+            equations, which the recipe "precise" needs, save in a bundle of batch statistics.
         batch_norm: the bundles to write, "eval" and "batch": see ``pyinv.export.export``.
         seed: of all random draws.
         source: where the settings come from.
@@ -61,7 +62,7 @@ class GanConfiguration:
     fake_labels: tuple[float, float] = (0.0, 0.0)
     averaging: float = 0.0
     training_images: int | None = None
-    losses: tuple[str, ...] = ("mse",)
+    losses: tuple[str, ...] = ("mse", "whitened")
     batch_norm: tuple[str, ...] = ("eval",)
     seed: int = 0
     source: str = ""
@@ -86,7 +87,7 @@ class GanConfiguration:
         self._number("averaging", at_least=0, below=1)
         for name in ("real_labels", "fake_labels"):
             self._interval(name)
-        self._names("losses", ("mse", "l1", "bce"))
+        self._names("losses", ("mse", "whitened", "l1", "bce"))
         self._names("batch_norm", ("eval", "batch"))
 
     @property
@@ -219,7 +220,7 @@ _CRESWELL = GanConfiguration(
     learning_rate=2e-3,
     averaging=0.98,
     training_images=50_000,
-    losses=("bce", "mse", "l1"),
+    losses=("bce", "mse", "whitened", "l1"),
     batch_norm=("eval", "batch"),
     source="Creswell & Bharath 2016, section 4.1 and table 1",
 )
@@ -229,7 +230,7 @@ _LIPTON = GanConfiguration(
     (3, 64, 64),
     iterations=20_000,
     averaging=0.999,
-    losses=("mse", "l1"),
+    losses=("mse", "whitened", "l1"),
     source="Lipton & Tripathi 2017, section 3: DCGAN (Radford et al. 2016) as Amos 2016 trains it",
 )
 _EGAN = GanConfiguration(
@@ -242,7 +243,7 @@ _EGAN = GanConfiguration(
     real_labels=(0.7, 1.2),
     fake_labels=(0.0, 0.3),
     averaging=0.999,
-    losses=("mse", "l1"),
+    losses=("mse", "whitened", "l1"),
     source="Egan et al. 2018, sections 4.1.1, 4.1.2 and 4.1.4",
 )
 

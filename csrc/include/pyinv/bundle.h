@@ -21,11 +21,13 @@ class PYINV_API BundleError : public std::runtime_error {
 enum class BatchNorm : int32_t { eval, batch };
 
 struct BundleFunction {
-  std::string name;     // "forward" or "objective"
-  std::string loss;     // of an objective, else empty
+  std::string name;     // "forward", "objective" or "normal_equations"
+  std::string loss;     // of an objective or of normal equations, else empty
   std::string runtime;  // "onnx" or "torchscript"
   std::string file;     // in the bundle's folder
   std::string method;   // of a TorchScript module, else empty
+  // Of normal equations, else 0: what one more target in a batch takes while they run, at most.
+  int64_t bytes_per_target = 0;
 };
 
 struct PYINV_API Bundle {
@@ -53,6 +55,9 @@ struct PYINV_API Bundle {
   // An empty runtime is the first there is. Throw BundleError, and say what there is.
   const BundleFunction& forward(std::string_view runtime = {}) const;
   const BundleFunction& objective(std::string_view loss, std::string_view runtime = {}) const;
+  const BundleFunction& normal_equations(std::string_view loss,
+                                         std::string_view runtime = {}) const;
+  bool has_normal_equations(std::string_view loss, std::string_view runtime = {}) const;
 
   std::filesystem::path file(const BundleFunction& function) const { return path / function.file; }
 };

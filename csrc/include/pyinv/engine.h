@@ -24,12 +24,13 @@ struct Targets {
 };
 
 struct Results {
-  float* latent = nullptr;      // [count, latent_size]
-  float* loss = nullptr;        // [count]
-  Status* status = nullptr;     // [count]
-  int64_t* steps = nullptr;     // [count], updates over all attempts
-  int32_t* attempts = nullptr;  // [count]
-  float* trace = nullptr;       // [count, trace_length], or null
+  float* latent = nullptr;              // [count, latent_size]
+  float* loss = nullptr;                // [count]
+  Status* status = nullptr;             // [count]
+  int64_t* steps = nullptr;             // [count], updates over all attempts
+  int32_t* attempts = nullptr;          // [count]
+  float* trace = nullptr;               // [count, trace_length], or null
+  int64_t* normal_equations = nullptr;  // [count], evaluations of them over all attempts, or null
   // [count], or null; needs Targets::truth. The lowest mean squared difference from the truth over
   // all latents that were evaluated, from the first one on, through all stages and attempts; NaN
   // where none was evaluated or all differences are beyond a float.
@@ -38,7 +39,7 @@ struct Results {
 
 struct Progress {
   int64_t finished = 0, targets = 0, active = 0;
-  int64_t evaluations = 0;  // image evaluations so far
+  int64_t evaluations = 0;  // image evaluations so far, those of normal equations among them
   double mean_loss = 0.0;   // of the active lanes whose loss is finite; NaN if there is none
 };
 
@@ -48,7 +49,8 @@ struct RunOptions {
   bool coupled = false;     // the objective itself ties the lanes of a batch together
   int64_t trace_every = 0;  // 0: no trace
   // Steps between two looks at what has become of the lanes; lanes that have finished wait for one.
-  // 0: one on the CPU, about 10 ms' worth on a GPU.
+  // 0: one on the CPU, about 10 ms' worth on a GPU. A run that solves normal equations looks at
+  // every step, whatever this says.
   int64_t look_every = 0;
   std::function<bool(const Progress&)> keep_going;  // called at every look; false cancels
 };
@@ -56,6 +58,7 @@ struct RunOptions {
 struct RunSummary {
   bool cancelled = false;
   int64_t evaluations = 0;
+  int64_t normal_equations = 0;  // of the evaluations
   double total_seconds = 0.0;
   double objective_seconds = 0.0;  // on the CPU; a GPU's work cannot be told apart from here
 };
@@ -67,7 +70,8 @@ PYINV_API int64_t trace_length(const Recipe& recipe, int64_t trace_every);
 PYINV_API void draw_initial(const Prior& prior, uint64_t seed, uint64_t target, uint32_t restart,
                             int64_t size, float* latent);
 
-// Inverts every target. Stage::objective indexes `objectives`, which share their sizes.
+// Inverts every target. Stage::objective and, with a solver that wants them,
+// Stage::normal_equations index `objectives`, which share their sizes.
 // Throws what an objective or keep_going throws, OutOfMemory where so many lanes don't fit. The
 // results of targets finished before that are in place; the others are marked as cancelled.
 PYINV_API RunSummary run(const std::vector<const Objective*>& objectives, const Prior& prior,

@@ -17,7 +17,8 @@ namespace pyinv {
 // Throws std::runtime_error: no such file, not an ONNX Runtime, or older than 1.17.
 PYINV_API std::string load_onnxruntime(const std::filesystem::path& library);
 
-// The objective in an ONNX file: Bundle::file(Bundle::objective(loss, "onnx")).
+// The objective in an ONNX file, Bundle::file(Bundle::objective(loss, "onnx")), or the normal
+// equations there.
 // Throws std::runtime_error if the file is no such graph, DeviceError if this ONNX Runtime cannot
 // use the device, OutOfMemory.
 PYINV_API std::unique_ptr<Objective> onnx_objective(const std::filesystem::path& file,

@@ -31,7 +31,7 @@ struct Constraint {
   int64_t horizon = 0;  // updates over which the cutoff's probability holds; 0: max_steps
 };
 
-enum class SolverKind : int32_t { gradient_descent, adam };
+enum class SolverKind : int32_t { gradient_descent, adam, levenberg_marquardt, lbfgs };
 enum class ScheduleKind : int32_t { constant, step_decay, cosine };
 
 struct Schedule {
@@ -44,8 +44,11 @@ struct Schedule {
 struct Solver {
   SolverKind kind = SolverKind::adam;
   double learning_rate = 0.01;
-  double momentum = 0.0;                              // gradient_descent
-  double beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8;  // adam
+  double momentum = 0.0;                                         // gradient_descent
+  double beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8;             // adam
+  double damping = 1e-3, damping_up = 4.0, damping_down = 0.25;  // levenberg_marquardt
+  int64_t history = 20;     // lbfgs: pairs of steps and gradient differences
+  double first_step = 0.3;  // lbfgs: its length, in standard deviations of the prior
   Schedule schedule;
 };
 
@@ -56,13 +59,15 @@ struct Penalties {
   float gamma_mean = 0.0f, gamma_std = 0.0f;
   float prior_weight = 0.0f;
   bool anneal_prior = false;
+  bool relative_prior = false;  // the weight is multiplied by the loss
 };
 
 struct Stage {
   Solver solver;
   Constraint constraint;
   Penalties penalties;
-  int64_t objective = 0;  // index into the run's objectives
+  int64_t objective = 0;          // index into the run's objectives
+  int64_t normal_equations = -1;  // levenberg_marquardt: index into the run's objectives
   int64_t max_steps = 1000;
   double loss_tolerance = 0.0;             // 0: not used, here and below
   double change_tolerance = 0.0;           // absolute
@@ -71,10 +76,15 @@ struct Stage {
   bool reset_moments = true;
 };
 
+enum class Start : int32_t { prior, mean };
+
 struct Recipe {
   std::vector<Stage> stages;
   int64_t restarts = 0;
   bool keep_best = true;  // the best latent of the last stage, not the last one
+  // Where a target's first attempt begins: at a draw of the prior, or at its mean. Restarts are
+  // drawn.
+  Start start = Start::prior;
 };
 
 }  // namespace pyinv

@@ -21,6 +21,9 @@ struct ParsedRecipe {
   std::string name;
   Recipe recipe;
   std::vector<std::string> losses;  // each once; what Stage::objective indexes
+  // The losses whose normal equations the stages want, each once: they follow `losses` in what
+  // Stage::normal_equations indexes.
+  std::vector<std::string> normal_equations;
 };
 
 // Reads {"kind": "uniform", "low": -1, "high": 1} or {"kind": "normal", "mean": 0, "std": 1}.
@@ -29,7 +32,8 @@ PYINV_API Prior parse_prior(std::string_view json);
 
 // Reads what json.dumps(recipe.describe()) gives in Python. What Python has a default for may be
 // left out; bounds of a clip that are left out or null are the uniform prior's. A stage that has an
-// "objective", a whole number, keeps it in place of its loss's index. Throws RuleError.
+// "objective" or "normal_equations", whole numbers, keeps them in place of its loss's indices.
+// Throws RuleError.
 PYINV_API ParsedRecipe parse_recipe(std::string_view json, const Prior& prior);
 
 // What Python's recipes.default(prior) gives: Adam with a falling learning rate, and a clip for a

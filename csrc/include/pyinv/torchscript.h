@@ -12,7 +12,8 @@
 namespace pyinv {
 
 // The objective that a method of a TorchScript file is, in a bundle
-// Bundle::file(Bundle::objective(loss, "torchscript")) and that function's `method`.
+// Bundle::file(Bundle::objective(loss, "torchscript")) and that function's `method`. Or the normal
+// equations that it is.
 // Throws std::runtime_error if the file has no such objective, DeviceError if this libtorch cannot
 // use the device, OutOfMemory.
 PYINV_API std::unique_ptr<Objective> torch_objective(const std::filesystem::path& file,

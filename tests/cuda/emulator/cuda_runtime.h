@@ -46,6 +46,8 @@ struct cudaDeviceProp {
 cudaError_t cudaDriverGetVersion(int* version);
 cudaError_t cudaGetDeviceCount(int* count);
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device);
+enum cudaDeviceAttr { cudaDevAttrMaxSharedMemoryPerBlockOptin = 97 };
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
 cudaError_t cudaGetDevice(int* device);
 cudaError_t cudaSetDevice(int device);
 
@@ -119,6 +121,9 @@ struct dim3 {
 
 extern dim3 threadIdx, blockIdx, blockDim, gridDim;
 
+// As much as the launch asked for.
+double* dynamic_shared_memory();
+
 using BarrierPlace = std::source_location;
 void __syncthreads(BarrierPlace place = BarrierPlace::current());
 int __syncthreads_and(int vote, BarrierPlace place = BarrierPlace::current());
@@ -133,19 +138,28 @@ struct cudaLaunchConfig_t {
 struct cudaFuncAttributes {
   int numRegs;
 };
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 
 namespace emulator {
-cudaError_t launch(const cudaLaunchConfig_t& config, std::function<void()> thread);
+cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel,
+                   std::function<void()> thread);
 cudaError_t find_kernel();
+cudaError_t allow_shared_memory(const void* kernel, int bytes);
 }  // namespace emulator
 
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments&&... arguments) {
   return emulator::launch(
-      *config, [kernel, values = std::tuple<Parameters...>(std::forward<Arguments>(arguments)...)] {
+      *config, reinterpret_cast<const void*>(kernel),
+      [kernel, values = std::tuple<Parameters...>(std::forward<Arguments>(arguments)...)] {
         std::apply(kernel, values);
       });
+}
+
+template <class Kernel>
+cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute, int value) {
+  return emulator::allow_shared_memory(reinterpret_cast<const void*>(kernel), value);
 }
 
 template <class Kernel>

@@ -55,6 +55,7 @@ struct Machinery {
   std::set<cudaStream_t> streams;
   std::map<void*, std::pair<size_t, int>> device_memory;  // size, GPU
   std::map<void*, size_t> pinned_memory;
+  std::map<const void*, int> shared_memory;  // that a kernel may have, where it asked
   int64_t objects = 0, graph_launches = 0;
   int depth = 0;  // of work under way
   thread_local static int device;
@@ -202,6 +203,8 @@ struct Fiber {
   BarrierPlace place;
 };
 
+constexpr int kSharedBytes = 48 << 10;  // that every kernel may have
+
 constexpr size_t kStackBytes = 32 * 1024;  // little: a sanitizer clears as much at every switch
 
 struct Block {
@@ -215,6 +218,7 @@ struct Block {
   const void* scheduler_stack = nullptr;
   size_t scheduler_stack_bytes = 0;
   bool all_voted = false, any_voted = false;
+  char* shared = nullptr;
 } block;
 
 void switch_to(Fiber& fiber) {
@@ -312,6 +316,8 @@ void barrier(int vote, const BarrierPlace& place) {
 
 }  // namespace
 
+double* dynamic_shared_memory() { return reinterpret_cast<double*>(block.shared); }
+
 void __syncthreads(BarrierPlace place) { barrier(0, place); }
 
 int __syncthreads_and(int vote, BarrierPlace place) {
@@ -339,18 +345,36 @@ cudaError_t find_kernel() {
   return error(m().machine.runs_kernels ? cudaSuccess : cudaErrorNoKernelImageForDevice);
 }
 
-cudaError_t launch(const cudaLaunchConfig_t& config, std::function<void()> thread) {
+cudaError_t allow_shared_memory(const void* kernel, int bytes) {
+  const Call call;
+  if (bytes > m().machine.shared_memory) return error(cudaErrorInvalidValue);
+  m().shared_memory[kernel] = bytes;
+  return cudaSuccess;
+}
+
+cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel,
+                   std::function<void()> thread) {
   const Call call;
   const dim3 grid = config.gridDim, size = config.blockDim;
   const bool valid = grid.x > 0 && grid.x < 0x80000000u && grid.y > 0 && grid.y <= 65535 &&
                      grid.z == 1 && size.x > 0 && size.x <= 1024 && size.y == 1 && size.z == 1;
   if (!valid) return error(cudaErrorInvalidConfiguration);
-  return enqueue(config.stream, {.run = [grid, size, thread = std::move(thread)] {
+  const auto asked = m().shared_memory.find(kernel);
+  const size_t shared = config.dynamicSmemBytes;
+  const int most = asked == m().shared_memory.end() ? kSharedBytes : asked->second;
+  if (shared > static_cast<size_t>(std::max(most, kSharedBytes))) {
+    return error(cudaErrorInvalidValue);
+  }
+  return enqueue(config.stream, {.run = [grid, size, shared, thread = std::move(thread)] {
                    gridDim = grid;
                    blockDim = size;
                    for (unsigned y = 0; y < grid.y; ++y) {
                      for (unsigned x = 0; x < grid.x; ++x) {
                        blockIdx = dim3(x, y);
+                       // Of exactly that size, and new for each block.
+                       const std::unique_ptr<char[]> memory(new char[shared]);
+                       std::memset(memory.get(), 0xFF, shared);
+                       block.shared = memory.get();
                        run_block(thread, size.x);
                      }
                    }
@@ -387,6 +411,13 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   std::snprintf(properties->name, sizeof properties->name, "Emulated GPU %d", device);
   properties->major = 7;
   properties->minor = 0;
+  return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
+  if (device < 0 || device >= m().machine.gpus) return error(cudaErrorInvalidDevice);
+  if (attribute != cudaDevAttrMaxSharedMemoryPerBlockOptin) return error(cudaErrorInvalidValue);
+  *value = m().machine.shared_memory;
   return cudaSuccess;
 }
 

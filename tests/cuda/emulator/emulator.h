@@ -18,6 +18,7 @@ struct Machine {
   int driver = 13000;  // 0: none
   int gpus = 2;
   size_t memory = size_t{1} << 30;  // of each GPU, and as much pinned
+  int shared_memory = 99 << 10;     // of a block, for kernels that ask for it
   bool runs_kernels = true;         // false: built for other GPUs
 };
 Machine& machine();

@@ -1,0 +1,62 @@
+"""The methods that are compared: what pyinv offers, and the papers' first-order methods."""
+
+from __future__ import annotations
+
+from pyinv import recipes
+from pyinv.bundle import Manifest
+from pyinv.constraints import LogisticCutoff, NoConstraint
+from pyinv.papers.lipton import clipping_recipe
+from pyinv.priors import Prior, Uniform
+from pyinv.recipes import Recipe
+
+__all__ = ["FIRST_ORDER_STEPS", "METHODS", "PRECISE", "RECONSTRUCT", "first_order", "precise"]
+
+FIRST_ORDER_STEPS = 2000
+
+PRECISE = "precise"
+RECONSTRUCT = "reconstruct"
+METHODS = (
+    PRECISE,
+    RECONSTRUCT,
+    "default",
+    "lipton-none",
+    "lipton-standard",
+    "lipton-stochastic",
+    "egan-disabled",
+    "egan-logistic-4-2",
+    "egan-logistic-2-2",
+)
+"""What ``--recipe`` takes."""
+
+
+def precise(manifest: Manifest) -> Recipe:
+    """Return the recipe that is measured against the others."""
+    return recipes.precise(manifest)
+
+
+def first_order(prior: Prior, steps: int) -> dict[str, Recipe]:
+    """Return the papers' methods for a prior, each cut to so many updates, and pyinv's own.
+
+    Lipton & Tripathi's three for a uniform prior; for a normal one theirs without clipping, and of
+    Egan et al.'s criteria the baseline, logistic(4, 2), and logistic(2, 2), whose error is the
+    lowest in their Table 1. Learning rates are those of ``pyinv reproduce``.
+    """
+    if isinstance(prior, Uniform):
+        papers = {
+            f"lipton-{clipping}": clipping_recipe(clipping, steps)
+            for clipping in ("none", "standard", "stochastic")
+        }
+    else:
+        criteria = {
+            "disabled": NoConstraint(),
+            "logistic-4-2": LogisticCutoff(4.0, 2.0),
+            "logistic-2-2": LogisticCutoff(2.0, 2.0),
+        }
+        papers = {
+            "lipton-none": clipping_recipe("none", steps),
+            **{
+                f"egan-{name}": recipes.egan(criterion).replace(max_steps=steps)
+                for name, criterion in criteria.items()
+            },
+        }
+    return {**papers, "default": recipes.default(prior).replace(max_steps=steps)}

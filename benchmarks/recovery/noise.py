@@ -1,0 +1,117 @@
+"""Section ``noise``: latents of noisy images, and whether the stated errors are the real ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyinv import evaluation, recipes
+
+from .bench import Bench
+from .generators import Subject
+from .kept import Found
+from .methods import PRECISE, RECONSTRUCT, first_order, precise
+from .rows import spread
+
+__all__ = ["run"]
+
+VARIANCES = (1e-3, 1e-2, 1e-1)
+TARGETS = 200
+NOISE_SEED = 40_417
+# Of a normal error, 95 % lie within so many standard errors.
+INTERVAL = 1.959964
+
+
+def run(bench: Bench, subjects: Sequence[Subject], *, complete: bool) -> list[dict[str, Any]]:
+    """Return a row for each generator and variance; the first-order methods only if complete."""
+    return [
+        _row(bench, subject, variance, complete) for subject in subjects for variance in VARIANCES
+    ]
+
+
+def _row(bench: Bench, subject: Subject, variance: float, complete: bool) -> dict[str, Any]:
+    count = bench.few(TARGETS)
+    truth, clean = subject.targets(count)
+    deviation = math.sqrt(variance)
+    draws = np.random.default_rng(NOISE_SEED).standard_normal(clean.shape, dtype=np.float32)
+    # Not clipped: clipped noise is no longer normal, and the images are no longer the truth's
+    # plus noise of that variance.
+    images = clean + np.float32(deviation) * draws
+    about = f"{subject.key}: noise of variance {variance:g}"
+    inverter = subject.noisy_inverter()
+    methods: dict[str, dict[str, Any]] = {}
+    coverage: dict[str, dict[str, Any]] = {}
+    if RECONSTRUCT in bench.methods:
+        for known, noise in (("known", deviation), ("unknown", None)):
+            found = bench.kept.run(
+                f"{about}, {RECONSTRUCT}, noise {known}",
+                inverter,
+                images,
+                recipes.reconstruct(inverter.manifest, noise=noise),
+                uncertainty=True,
+                noise=noise,
+            )
+            methods[f"{RECONSTRUCT}, noise {known}"] = _errors(found, truth)
+            coverage[f"noise {known}"] = _coverage(found, truth)
+    if PRECISE in bench.methods:
+        # Pixels at or beyond the ends of the range have no weight in the whitened residual, so that
+        # clipping them changes nothing; and no restart would reach the loss of an exact latent.
+        own = subject.inverter()
+        found = bench.kept.run(
+            f"{about}, {PRECISE}",
+            own,
+            images.clip(-1, 1),
+            precise(own.manifest).replace(restarts=0),
+        )
+        methods[PRECISE] = _errors(found, truth)
+    others: dict[str, dict[str, Any]] = {}
+    if complete:
+        for name, recipe in bench.wanted(first_order(subject.prior, bench.steps).items()).items():
+            found = bench.kept.run(
+                f"{about}, {name}, {bench.steps} updates", inverter, images, recipe
+            )
+            others[name] = _errors(found, truth)
+    row: dict[str, Any] = {
+        "generator": subject.key,
+        "variance": variance,
+        "targets": count,
+        "latent_error": {**methods, **others},
+        "coverage": coverage,
+    }
+    best = min(others, key=lambda name: _mean(others[name]), default=None)
+    if best is not None:
+        row["best_first_order"] = best
+        row["over_best_first_order"] = {
+            name: _mean(errors) / _mean(others[best]) for name, errors in methods.items()
+        }
+    return row
+
+
+def _errors(found: Found, truth: NDArray[Any]) -> dict[str, Any]:
+    return spread(evaluation.latent_error(truth, found.latents))
+
+
+def _mean(errors: dict[str, Any]) -> float:
+    mean = errors["mean"]
+    return math.inf if mean is None else float(mean)
+
+
+def _coverage(found: Found, truth: NDArray[Any]) -> dict[str, Any]:
+    """Return how many components lie within their 95 % intervals."""
+    assert found.standard_error is not None
+    assert found.identifiable is not None
+    assert found.noise is not None
+    error, stated = np.abs(found.latents - truth), found.standard_error
+    finite = np.isfinite(stated)
+    inside = error[finite] <= INTERVAL * stated[finite]
+    return {
+        "inside": float(inside.mean()) if inside.size else None,
+        "with_an_interval": float(finite.mean()),
+        "median_noise": float(np.median(found.noise)),
+        "identifiable": float(found.identifiable.mean()),
+        "median_standard_error": float(np.median(stated[finite])) if inside.size else None,
+    }

@@ -1,0 +1,143 @@
+"""A row of results: what a recipe recovered on a generator, and at what cost."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyinv import Status, evaluation
+from pyinv.recipes import Recipe
+from pyinv.solvers import LevenbergMarquardt
+
+from .generators import Subject
+from .kept import Found
+
+__all__ = ["forward_equivalents", "result_row", "spread"]
+
+THRESHOLDS = ("1e-4", "1e-8")
+"""Mean squared latent errors that count as recovered, as the report writes them."""
+
+# Mean squared image error in [-1, 1] below which two images are the same: a root mean square of an
+# eighth of a gray level. A latent that makes the target's image is no fault of the method.
+SAME_IMAGE = (2 / 255 / 8) ** 2
+SHOWN_FAILURES = 10
+
+# Lipton & Tripathi's Table 1 is after 100,000 updates.
+LIPTON_STEPS = 100_000
+
+
+def result_row(
+    subject: Subject, recipe: str, found: Found, truth: NDArray[Any], images: NDArray[Any]
+) -> dict[str, Any]:
+    """Return what a recipe recovered, as JSON values.
+
+    Args:
+        subject: the generator.
+        recipe: what the row is called.
+        found: the run.
+        truth: the latents that made the images, [N, d].
+        images: the targets.
+    """
+    error = evaluation.latent_error(truth, found.latents)
+    recovered = error < float(THRESHOLDS[0])
+    cost = forward_equivalents(found)
+    equivalents = _median(cost[recovered])
+    row: dict[str, Any] = {
+        "generator": subject.key,
+        "recipe": recipe,
+        "targets": len(found),
+        "recovered": _shares(error),
+        "seconds_per_image": found.seconds / recovered.sum() if recovered.any() else None,
+        "forward_equivalents": equivalents,
+        "seconds": found.seconds,
+        "updates": _median(found.steps[recovered]),
+        "normal_equations": _median(found.normal_equations[recovered]),
+        "attempts": {"mean": float(found.attempts.mean()), "most": int(found.attempts.max())},
+        "status": {
+            one.name.lower(): int((found.status == one).sum())
+            for one in Status
+            if (found.status == one).any()
+        },
+        "latent_error": spread(error),
+        "loss": spread(found.loss),
+    }
+    if found.nearest is not None:
+        # What the papers' code counts: near enough at any update.
+        row["recovered_at_any_update"] = _shares(found.nearest)
+    if equivalents:
+        row["cheaper_than_100000_steps"] = {
+            "a step is 2 forwards": 2 * LIPTON_STEPS / equivalents,
+            "a step is 1 forward": LIPTON_STEPS / equivalents,
+        }
+    row["failures"] = _failures(subject, found, error, images)
+    return row
+
+
+def forward_equivalents(found: Found) -> NDArray[np.float64]:
+    """Return what each target took in forward passes, [N].
+
+    An evaluation of the objective is 2: forward, and backward to the latent, which takes as many
+    multiply-adds. One of the normal equations is 1 + d: forward, and a tangent for each of the d
+    directions. A first-order stage evaluates the objective once more than it makes updates; a
+    Levenberg-Marquardt stage once an update.
+    """
+    size = found.latents.shape[1]
+    objectives = found.steps + found.attempts * _first_order_stages(found.recipe)
+    cost: NDArray[np.float64] = 2.0 * objectives + (1.0 + size) * found.normal_equations
+    return cost
+
+
+def spread(values: NDArray[Any]) -> dict[str, float | None]:
+    """Return mean, median and greatest of some numbers; None for what is not finite."""
+    numbers = np.asarray(values, dtype=np.float64)
+    if not len(numbers):
+        return {"mean": None, "median": None, "greatest": None}
+    figures = {
+        "mean": float(numbers.mean()),
+        "median": float(np.median(numbers)),
+        "greatest": float(numbers.max()),
+    }
+    return {name: figure if math.isfinite(figure) else None for name, figure in figures.items()}
+
+
+def _first_order_stages(recipe: Recipe) -> int:
+    return sum(not isinstance(stage.solver, LevenbergMarquardt) for stage in recipe.stages)
+
+
+def _shares(error: NDArray[Any]) -> dict[str, float]:
+    return {text: evaluation.recovery_rate(error, float(text)) for text in THRESHOLDS}
+
+
+def _median(values: NDArray[Any]) -> float | None:
+    return float(np.median(values)) if len(values) else None
+
+
+def _failures(
+    subject: Subject, found: Found, error: NDArray[Any], images: NDArray[Any]
+) -> dict[str, Any]:
+    """Return how the targets ended that were not recovered: latent error beside image error."""
+    failed = np.flatnonzero(~(error < float(THRESHOLDS[0])))
+    if not len(failed):
+        return {"count": 0, "same_image": 0, "shown": []}
+    difference = subject.inverter().generate(found.latents[failed]) - images[failed]
+    image_error = np.square(difference.astype(np.float64)).mean(axis=(1, 2, 3))
+    shown = [
+        {
+            "target": int(target),
+            "latent_error": float(error[target]),
+            "image_error": float(wrong),
+            "loss": float(found.loss[target]),
+            "status": Status(int(found.status[target])).name.lower(),
+            "attempts": int(found.attempts[target]),
+        }
+        for target, wrong in zip(failed, image_error, strict=True)
+    ]
+    return {
+        "count": len(failed),
+        # The generator is not injective there, and the method found what there was to find.
+        "same_image": int((image_error < SAME_IMAGE).sum()),
+        "shown": shown[:SHOWN_FAILURES],
+    }

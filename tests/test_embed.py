@@ -330,7 +330,7 @@ def test_what_a_bundle_lacks(embed: Path, demo, changed_bundle: Path, tmp_path: 
     stage = {"solver": {"kind": "adam", "learning_rate": 0.1}, "loss": "ssim"}
     recipe.write_text(json.dumps({"stages": [stage]}))
     message = error_of(embed, DEMO, file, "--recipe", recipe)
-    assert 'has no loss "ssim", only mse, l1, bce' in message
+    assert 'has no loss "ssim", only mse, whitened, l1, bce' in message
     assert "no such bundle" in error_of(embed, tmp_path / "missing", file)
     assert "a bundle is a folder" in error_of(embed, file, file)
     assert "cannot be read" in error_of(embed, tmp_path / ("b" * 300), file)

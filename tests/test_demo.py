@@ -24,7 +24,7 @@ def demo_run(tmp_path_factory):
 
 def test_the_bundle_is_whole_and_small():
     bundle = pyinv.Bundle.open(demo.BUNDLE)
-    assert set(bundle.manifest.losses) == {"mse", "l1", "bce"}
+    assert set(bundle.manifest.losses) == {"mse", "whitened", "l1", "bce"}
     assert bundle.manifest.prior == pyinv.Uniform(-1.0, 1.0)
     assert sum(file.stat().st_size for file in demo.BUNDLE.iterdir()) < 2_000_000
 

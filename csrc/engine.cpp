@@ -641,10 +641,12 @@ void check(const std::vector<const Objective*>& objectives, const Recipe& recipe
       std::any_of(recipe.stages.begin(), recipe.stages.end(),
                   [](const Stage& stage) { return stage.penalties.moments == MomentScope::batch; });
   const auto trying = std::find_if(recipe.stages.begin(), recipe.stages.end(), makes_trials);
-  expect(trying == recipe.stages.end() || (!options.coupled && !over_batch),
-         name_of(*trying) +
-             " takes each target on its own, and here targets depend on each other (batch norm on "
-             "batch statistics, or a moment penalty over the batch); use adam");
+  if (trying != recipe.stages.end()) {
+    expect(!options.coupled && !over_batch,
+           name_of(*trying) +
+               " takes each target on its own, and here targets depend on each other (batch norm "
+               "on batch statistics, or a moment penalty over the batch); use adam");
+  }
   expect(options.lanes >= 1, "lanes should be at least 1, is " + std::to_string(options.lanes));
   expect(!results.trace || options.trace_every >= 1,
          "a trace needs trace_every of at least 1, got " + std::to_string(options.trace_every));

@@ -43,8 +43,12 @@ _RANGE_SAMPLES = 8
 _MOST_BYTES_PER_TARGET = 1 << 28
 # Values this far outside, relative to the range's width, are rounding.
 _RANGE_SLACK = 1e-5
+# Of a warning in export itself: its two decorators lie between.
+_CALLER = 4
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def export(
     generator: nn.Module,
     path: str | os.PathLike[str],
@@ -147,16 +151,20 @@ def export(
     if losses is None and traced.ending.fits((low, high)):
         resolved += resolve_losses("whitened", value_range=(low, high))
     _check_ending(traced.ending, (low, high), resolved)
-    say(f"tracing the gradient of {', '.join(loss.name for loss in resolved)}")
-    least_squares = [loss for loss in resolved if loss.is_least_squares] if solve else []
-    whole, solved = _trace(
-        traced, resolved, least_squares, reference, insist=bool(normal_equations)
-    )
-    planned = _plan(whole, resolved, solved, shapes)
+    solved = [loss for loss in resolved if loss.is_least_squares] if solve else []
 
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        functions = _write_functions(staging, reference, whole, planned, wanted, say)
+        try:
+            functions = _write(staging, traced, reference, resolved, solved, wanted, say)
+        except ExportError as error:
+            if normal_equations or not solved:
+                raise
+            # The rest may be fine; where it is not, that is what fails now.
+            for file in staging.iterdir():
+                file.unlink()
+            functions = _write(staging, traced, reference, resolved, (), wanted, say)
+            warnings.warn(f"the bundle gets no normal equations: {error}", stacklevel=_CALLER)
         manifest = _manifest(staging, functions, reference, batch_norm)
         manifest = replace(manifest, name=name or _name(generator), origin=origin)
         manifest.write(staging)
@@ -211,34 +219,27 @@ def _check_ending(ending: Ending, value_range: tuple[float, float], losses: Sequ
             )
 
 
-def _trace(
+def _write(
+    folder: Path,
     traced: TracedGenerator,
+    reference: Reference,
     losses: Sequence[Loss],
     solved: Sequence[Loss],
-    reference: Reference,
-    *,
-    insist: bool,
-) -> tuple[fx.GraphModule, Sequence[Loss]]:
-    """The functions' graph, and the losses whose normal equations it has."""
-
-    def trace(solved: Sequence[Loss]) -> fx.GraphModule:
-        return trace_functions(
-            traced,
-            losses,
-            reference.shapes,
-            value_range=reference.value_range,
-            solved=solved,
-            most_bytes_per_target=_MOST_BYTES_PER_TARGET,
-        )
-
-    try:
-        return trace(solved), solved
-    except ExportError as error:
-        if insist or not solved:
-            raise
-        whole = trace(())
-        warnings.warn(f"the bundle gets no normal equations: {error}", stacklevel=3)
-        return whole, ()
+    runtimes: Sequence[str],
+    say: Callable[[str], None],
+) -> list[Function]:
+    """Trace, write and check all functions: with normal equations of the losses ``solved``."""
+    say(f"tracing the gradient of {', '.join(loss.name for loss in losses)}")
+    whole = trace_functions(
+        traced,
+        losses,
+        reference.shapes,
+        value_range=reference.value_range,
+        solved=solved,
+        most_bytes_per_target=_MOST_BYTES_PER_TARGET,
+    )
+    planned = _plan(whole, losses, solved, reference.shapes)
+    return _write_functions(folder, reference, whole, planned, runtimes, say)
 
 
 def _plan(
@@ -551,4 +552,7 @@ def _check_range(image: Tensor, value_range: tuple[float, float], losses: Sequen
     bounded = [loss.name for loss in losses if loss.bounded]
     if bounded:
         raise ExportError(f"{found} ({low:g}, {high:g}), where {bounded[0]} has no value")
-    warnings.warn(f"{found} ({low:g}, {high:g}): is that the right range?", stacklevel=3)
+    warnings.warn(
+        f"{found} ({low:g}, {high:g}): is that the right range?",
+        stacklevel=_CALLER + 2,
+    )

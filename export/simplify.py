@@ -32,6 +32,7 @@ def simplify(module: fx.GraphModule) -> None:
     """Rewrite a module's graph in place until nothing changes."""
     passes: tuple[Callable[[fx.GraphModule, fx.Node], bool], ...] = (
         _drop_alias,
+        _undo_transposes,
         _fix_reshape,
         _merge_reshapes,
         _drop_expand,
@@ -63,20 +64,37 @@ def _replace(node: fx.Node, by: Any) -> bool:
 def _drop_alias(module: fx.GraphModule, node: fx.Node) -> bool:
     if is_op(node, *_ALIASES):
         return _replace(node, node.args[0])
-    same_shape = is_op(node, *_RESHAPES, "expand", "_to_copy", "permute", "t") and node.args
-    if same_shape:
+    if is_op(node, *_RESHAPES, "expand", "_to_copy") and node.args:
         source = node.args[0]
         assert isinstance(source, fx.Node)
-        if is_op(node, "permute"):
-            order = node.args[1]
-            return order == list(range(len(order))) and _replace(node, source)  # type: ignore[arg-type]
-        if is_op(node, "t"):
-            return is_op(source, "t") and _replace(node, source.args[0])
         if is_op(node, "_to_copy"):
             before, after = source.meta["val"], node.meta["val"]
             return before.dtype == after.dtype and _replace(node, source)
         return shape(source) == shape(node) and _replace(node, source)
     return False
+
+
+def _order(node: fx.Node) -> list[int]:
+    """Which axis of its source each axis of a transposition is."""
+    axes = list(range(node.meta["val"].ndim))
+    if is_op(node, "permute"):
+        return [axes[i] for i in node.args[1]]  # type: ignore[union-attr]
+    first, second = (0, -1) if is_op(node, "t") else node.args[1:]
+    axes[first], axes[second] = axes[second], axes[first]  # type: ignore[index]
+    return axes
+
+
+def _undo_transposes(module: fx.GraphModule, node: fx.Node) -> bool:
+    """Drop what moves no axis, alone or after the one before."""
+    if not is_op(node, *_TRANSPOSES):
+        return False
+    source: Any = node.args[0]
+    order = _order(node)
+    if is_op(source, *_TRANSPOSES):
+        before = _order(source)
+        if [before[axis] for axis in order] == sorted(order):
+            return _replace(node, source.args[0])
+    return order == sorted(order) and _replace(node, source)
 
 
 def _fix_reshape(module: fx.GraphModule, node: fx.Node) -> bool:
@@ -203,9 +221,12 @@ def _plain_power(module: fx.GraphModule, node: fx.Node) -> bool:
     base, exponent = node.args
     if exponent == 1:
         return _replace(node, base)
-    if exponent == 2:
+    if exponent in (2, 3):
         with module.graph.inserting_before(node):
-            return _replace(node, insert(module.graph, aten.mul.Tensor, base, base))
+            power = insert(module.graph, aten.mul.Tensor, base, base)
+            if exponent == 3:
+                power = insert(module.graph, aten.mul.Tensor, power, base)
+            return _replace(node, power)
     return False
 
 

@@ -171,7 +171,7 @@ class _Pass:
         if slope is not None:
             factor = slope if tangent.factor is None else tangent.factor * slope
             tangent = replace(tangent, factor=factor)
-        rows = self.split(self.product(node, tangent), node)
+        rows = self.split(self.unshared(node, tangent), node)
         return rows.reshape(-1, self.count, self.values[node][0].numel())
 
     # -- Layout --------------------------------------------------------------------------------
@@ -261,7 +261,15 @@ class _Pass:
                 if isinstance(value, Tensor) and all(isinstance(n, int) for n in value.shape):
                     # What is left of the latent is the same for all targets.
                     raise _NoRuleError
-            for rule in (self.item, self.moved, self.linear, self.joined, self.sum, self.scaled):
+            for rule in (
+                self.item,
+                self.moved,
+                self.linear,
+                self.joined,
+                self.sum,
+                self.scaled,
+                self.times,
+            ):
                 found = rule(node)
                 if found is not None:
                     return found
@@ -344,21 +352,35 @@ class _Pass:
         if not is_op(node, "add", "sub") or node.kwargs:
             return None
         terms = []
+        sources = []
         for i, operand in enumerate(node.args):
             tangent = self.tangents.get(operand)
             if tangent is None:
                 continue
-            if shape(operand) != shape(node):
-                return None
             if i == 1 and is_op(node, "sub"):
                 if tangent.factor is None:
                     tangent = replace(tangent, rows=-tangent.rows)
                 else:
                     tangent = replace(tangent, factor=-tangent.factor)
             terms.append(tangent)
-        if len(terms) == 1:
-            return terms[0]
-        return self.total(node, terms)
+            sources.append(operand)
+        if all(shape(source) == shape(node) for source in sources):
+            return terms[0] if len(terms) == 1 else self.total(node, terms)
+        return self.broadcast_total(node, terms, sources)
+
+    def broadcast_total(
+        self, node: fx.Node, terms: Sequence[_Tangent], sources: Sequence[fx.Node]
+    ) -> _Tangent | None:
+        """The sum of tangents that are as different nodes; None where none is as the result."""
+        sizes = [shape(source) or () for source in sources]
+        whole = shape(node) or ()
+        if whole not in sizes or any(len(own) != len(whole) for own in sizes):
+            return None
+        products = [self.product(s, t) for s, t in zip(sources, terms, strict=True)]
+        rows = self.split(products[0], sources[0])
+        for source, product in zip(sources[1:], products[1:], strict=True):
+            rows = rows + self.split(product, source)
+        return replace(self.join(rows, node), shared=all(term.shared for term in products))
 
     def total(self, node: fx.Node, terms: Sequence[_Tangent]) -> _Tangent:
         """The sum of tangents that all are as the node."""
@@ -378,6 +400,23 @@ class _Pass:
         for term in products[1:]:
             rows = rows + self.split(term, node)
         return self.join(rows, node)
+
+    def times(self, node: Any) -> _Tangent | None:
+        """A product with what may have one entry where the product has many."""
+        if not is_op(node, "mul") or any(not isinstance(a, fx.Node) for a in node.args):
+            return None
+        one, other = node.args
+        if one is other or shape(one) == shape(other):
+            return None
+        if any(len(shape(a) or ()) != len(shape(node) or ()) for a in node.args):
+            return None
+        terms = []
+        for source, by in ((one, other), (other, one)):
+            tangent = self.tangents.get(source)
+            if tangent is not None:
+                rows = self.split(self.product(source, tangent), source)
+                terms.append(self.join(rows * self.beside(self.values[by], node), node))
+        return self.total(node, terms) if len(terms) > 1 else terms[0]
 
     def scaled(self, node: Any) -> _Tangent | None:
         """Times a number, or a constant for each channel."""

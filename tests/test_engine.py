@@ -189,7 +189,7 @@ def test_a_relative_penalty_minimises_the_logarithm_of_the_loss(engine):
     quadratic = Quadratic(1)
     penalty = PriorPenalty(4.0, relative=True)
     method = recipe(Stage(GradientDescent(0.1), penalties=(penalty,), max_steps=100))
-    initial = np.array([[0.5], [3.0]], dtype=np.float32)
+    initial = np.array([[0.5], [2.1]], dtype=np.float32)
     images = quadratic.images([[2.0], [2.0]])
     result, _ = both(engine, [quadratic], method, Normal(), images, initial=initial)
     # log (z - 2)^2 + 4 z^2 / 2 has the slope zero at z (2 - z) = 1/2, and at 2 no bottom.

@@ -34,6 +34,7 @@ from pyinv.bundle import Bundle, Function  # noqa: E402
 from pyinv.errors import ExportError  # noqa: E402
 from pyinv.export import export, exporter, whitened  # noqa: E402
 from pyinv.export.memory import bytes_per_target  # noqa: E402
+from pyinv.export.onnx import _LARGEST_FOLDED as LARGEST_FOLDED  # noqa: E402
 from pyinv.priors import Normal  # noqa: E402
 
 TOLERANCE = 1e-5
@@ -233,7 +234,7 @@ def test_the_objective_gives_the_same_loss_and_gradient(
         objective = case.run(case.bundle.manifest.objective(loss, runtime), inputs)
         solved = case.solve(loss, inputs, runtime)
         for output, value in objective.items():
-            assert error(solved[output], value) <= 3e-6, output
+            assert error(solved[output], value) <= TOLERANCE, output
 
 
 def test_a_gauss_newton_step_solves_a_linear_generator(tmp_path: Path) -> None:
@@ -364,8 +365,9 @@ def test_weights_are_stored_once(exported: Callable[[str], Exported], tmp_path: 
             runtimes=case.case.runtimes,
             normal_equations=False,
         )
-        stored = (case.path / "weights.bin").stat().st_size
-        assert stored <= 1.01 * (plain / "weights.bin").stat().st_size, name
+        stored, needed = ((p / "weights.bin").stat().st_size for p in (case.path, plain))
+        # The tangents of a small first layer are computed at export.
+        assert stored - needed <= 4 * LARGEST_FOLDED, name
     weights = [
         sum(x.untyped_storage().nbytes() for x in {x.data_ptr(): x for x in buffers}.values())
         for buffers in (list(torch.jit.load(str(p / "functions.pt")).buffers()) for p in (
@@ -389,7 +391,7 @@ def test_a_chunk_of_directions_at_a_time(
     exported: Callable[[str], Exported], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = exported("upsample")
-    monkeypatch.setattr(exporter, "_MOST_BYTES_PER_TARGET", 400_000)
+    monkeypatch.setattr(exporter, "_MOST_BYTES_PER_TARGET", 300_000)
     parts = Exported(CASES["upsample"], tmp_path / "b")
     inputs = whole.draw(3)
     for loss in ("mse", "whitened"):
@@ -402,7 +404,8 @@ def test_a_chunk_of_directions_at_a_time(
         less, more = (
             case.bundle.manifest.normal_equations(loss).bytes_per_target for case in (parts, whole)
         )
-        assert less < 500_000 < more
+        # The Jacobian, and its chunks before they are one, are there in any case.
+        assert less < 0.9 * more
         for output, value in whole.solve(loss, inputs).items():
             assert error(parts.solve(loss, inputs)[output], value) <= 3e-6
 
@@ -554,10 +557,32 @@ def test_a_wrong_matrix_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     right = trace.normal_equations
 
     def wrong(*arguments: Any) -> Any:
-        gradient, gram = right(*arguments)
-        return gradient, gram * 1.01
+        return [part * 1.01 if part.ndim == 3 else part for part in right(*arguments)]
 
     monkeypatch.setattr(trace, "normal_equations", wrong)
     with pytest.raises(ExportError, match=r"normal_equations_mse.onnx .* gram is off by 1\.0e-02"):
-        export_tiny(tmp_path / "b", losses="mse")
+        export_tiny(tmp_path / "b", losses="mse", normal_equations=True)
     assert list(tmp_path.iterdir()) == []
+    # Where nobody asked for it, the rest of the bundle is what it would be without.
+    with pytest.warns(UserWarning, match=r"gets no normal equations: .* gram is off by") as caught:
+        manifest = export_tiny(tmp_path / "b")
+    assert caught[0].filename == __file__
+    assert manifest.losses == ("mse", "whitened")
+    assert {path.name for path in (tmp_path / "b").iterdir()} == {
+        "manifest.json", "weights.bin", "forward.onnx", "objective_mse.onnx",
+        "objective_whitened.onnx",
+    }  # fmt: skip
+
+
+def test_values_outside_the_range_are_a_warning_at_the_callers_line(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"outside value_range \(0, 1\): is that the") as caught:
+        export(seeded(Tiny()), tmp_path / "b", latent_shape=4, prior=Normal(), value_range=(0, 1))
+    assert [warning.filename for warning in caught] == [__file__]
+
+
+@pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
+def test_callers_may_have_switched_gradients_off(tmp_path: Path, without: Any) -> None:
+    generator = seeded(Tiny())
+    with without():
+        manifest = export_tiny(tmp_path / "b", generator)
+    assert manifest.has_normal_equations("whitened")

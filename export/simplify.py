@@ -74,13 +74,13 @@ def _drop_alias(module: fx.GraphModule, node: fx.Node) -> bool:
     return False
 
 
-def _order(node: fx.Node) -> list[int]:
+def _order(node: Any) -> list[int]:
     """Which axis of its source each axis of a transposition is."""
     axes = list(range(node.meta["val"].ndim))
     if is_op(node, "permute"):
-        return [axes[i] for i in node.args[1]]  # type: ignore[union-attr]
+        return [axes[i] for i in node.args[1]]
     first, second = (0, -1) if is_op(node, "t") else node.args[1:]
-    axes[first], axes[second] = axes[second], axes[first]  # type: ignore[index]
+    axes[first], axes[second] = axes[second], axes[first]
     return axes
 
 

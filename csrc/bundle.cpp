@@ -236,10 +236,10 @@ std::string read_text(const fs::path& folder) {
 
 const BundleFunction* find_normal_equations(const Bundle& bundle, std::string_view loss,
                                             std::string_view runtime) {
+  const std::string_view wanted = runtime.empty() ? bundle.forward().runtime : runtime;
   for (const BundleFunction& function : bundle.functions) {
-    if (runtime.empty()) runtime = function.runtime;
     if (function.name == "normal_equations" && function.loss == loss &&
-        function.runtime == runtime) {
+        function.runtime == wanted) {
       return &function;
     }
   }

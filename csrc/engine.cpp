@@ -297,7 +297,6 @@ class Run {
     if (arranged_) arrange();
     summary_.evaluations += active_;
     for (const Range& range : ranges_) {
-      if (has_gram_[range.objective]) summary_.normal_equations += range.count;
     }
     if (device_->kind() == DeviceKind::cpu) {
       const auto start = Clock::now();

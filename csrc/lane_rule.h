@@ -74,6 +74,14 @@ PYINV_HOST_DEVICE inline float first_latent(const RunRule& rule, uint64_t id, ui
   return initial_draw(rule.prior, {rule.seed, id, 0}, component);
 }
 
+// A component of a latent that a stage begins with. Trials do not leave a clip's bounds, and one
+// that had to return from beyond them would be judged by its return.
+PYINV_HOST_DEVICE inline float within_bounds(const StageRule& stage, float z) {
+  const Constraint& constraint = stage.step.constraint;
+  if (!makes_trials(stage) || constraint.kind != ConstraintKind::clip) return z;
+  return fminf(fmaxf(z, constraint.low), constraint.high);
+}
+
 PYINV_HOST_DEVICE inline void forget_pairs(Search& search) {
   search.pairs = 0;
   search.length = 1.0;
@@ -229,7 +237,7 @@ PYINV_HOST_DEVICE inline void observe_solving(const RunRule& rule, const StageRu
     observe(rule, stage, loss, true, trace, lane);
     return;
   }
-  trust.damping = fmin(fmax(trust.damping * stage.solver.damping_up, kLeastDamping), kMostDamping);
+  trust.damping = fmax(trust.damping * stage.solver.damping_up, kLeastDamping);
   reject(rule, stage, trust.damping > kHopelessDamping, trace, lane);
 }
 
@@ -276,7 +284,7 @@ PYINV_HOST_DEVICE inline double prior_slope(const RunRule& rule, const StageRule
   if (!(penalty.prior_weight > 0.0f)) return 0.0;
   const double left = static_cast<double>(lane.stage_steps) / static_cast<double>(stage.max_steps);
   return double{penalty.prior_weight} * (penalty.anneal_prior ? 1.0 - left : 1.0) *
-         (penalty.relative_prior ? loss : 1.0) /
+         (penalty.relative_prior ? fmax(double{loss}, 0.0) : 1.0) /
          (double{rule.prior.std} * rule.prior.std * static_cast<double>(rule.latent_size));
 }
 
@@ -486,12 +494,15 @@ PYINV_HOST_DEVICE inline void act(const LaneArrays& lanes, int64_t lane, int64_t
     for (int i = 0; i < kWidth; ++i) z.at[i] = initial_draw(rule.prior, key, number + i);
   }
   if (action & kClearMoments) {
+    const StageRule& next = lanes.stages[state.stage];
+    PYINV_UNROLL
+    for (int i = 0; i < kWidth; ++i) z.at[i] = within_bounds(next, z.at[i]);
     recorded = z;
     m = v = {};
     born = {};
   }
 
-  if (action & (kReturn | kStep | kDraw)) pack<kWidth>(lanes.latent + k) = z;
+  if (action & (kReturn | kStep | kDraw | kClearMoments)) pack<kWidth>(lanes.latent + k) = z;
   if (action & (kStep | kClearMoments)) {
     pack<kWidth>(lanes.first_moment + k) = m;
     pack<kWidth>(lanes.second_moment + k) = v;

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import pyinv
-from pyinv.bundle import RUNTIMES, FileRecord, Function, Manifest
+from pyinv.bundle import MAX_SOLVED, RUNTIMES, FileRecord, Function, Manifest
 from pyinv.errors import BundleError, ExportError, OutputError
 from pyinv.priors import Normal, Prior, Uniform
 
@@ -28,7 +28,6 @@ from .failure import first_line
 from .graph import Signature
 from .losses import GivenLosses, Loss, resolve_losses
 from .memory import bytes_per_target
-from .normal_equations import MOST_DIRECTIONS
 from .onnx import OPSET, WEIGHTS_FILE, WeightsFile, to_onnx, write_onnx
 from .quiet import quiet
 from .torchscript import FUNCTIONS_FILE, method_names, write_torchscript
@@ -196,9 +195,9 @@ def _wants_normal_equations(
     lacking = ""
     if batch_norm != "eval":
         lacking = "images do not depend on one another: export with batch_norm='eval'"
-    elif size > MOST_DIRECTIONS:
+    elif size > MAX_SOLVED:
         lacking = (
-            f"a latent has at most {MOST_DIRECTIONS} components, and this one has {size}: leave "
+            f"a latent has at most {MAX_SOLVED} components, and this one has {size}: leave "
             "them out, and use a recipe of first order, such as pyinv.recipes.default"
         )
     elif not any(loss.is_least_squares for loss in losses):

@@ -92,7 +92,10 @@ def whitened(exponent: float = 0.25, saturation: float = 1e-4) -> Whitened:
 
     For a generator tanh(F(z)) with images x in [-1, 1] it is the mean over all pixels of r^2,
 
-        r = (1 - x^2)^exponent (F(z) - artanh(x))   where 1 - |x| >= saturation, else 0.
+        r = (1 - x^2)^exponent (F(z) - artanh(x))
+
+    with x no nearer to -1 or 1 than ``saturation``. Where the image's pixel is nearer, or beyond,
+    it has no more digits to tell F by: there r is 0 if F(z) is as far out.
 
     Another value range is mapped to [-1, 1] first, and a final sigmoid is written as the tanh that
     it is: sigmoid(u) = (1 + tanh(u / 2)) / 2.
@@ -103,7 +106,7 @@ def whitened(exponent: float = 0.25, saturation: float = 1e-4) -> Whitened:
 
     Args:
         exponent: at least 0.
-        saturation: pixels nearer than this to -1 or 1 do not count; between 0 and 1.
+        saturation: of pixels nearer than this to -1 or 1 no more than that is asked; in (0, 1).
 
     Raises:
         ExportError: a parameter out of its range.
@@ -215,24 +218,25 @@ def _whitened(parameters: Whitened, value_range: tuple[float, float]) -> Loss:
     low, high = value_range
     scale = 2.0 / (high - low)
 
-    def whiten(target: Tensor) -> tuple[Tensor, Tensor]:
-        """The weight of each pixel, and artanh of it."""
+    def whiten(target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Each pixel's weight, artanh of it, and whether it is no nearer to an end than allowed."""
         # 1 + x and 1 - x of the pixel mapped to [-1, 1]. Made from the pixel as it is, each is
         # exact where it is small, and there the logarithm depends on its every bit.
         up = target - low if low else target
         down = high - target
         if scale != 1:
             up, down = up * scale, down * scale
-        counts = torch.minimum(up, down) >= parameters.saturation
-        up = up.clamp(min=parameters.saturation).log()
-        down = down.clamp(min=parameters.saturation).log()
-        weight = torch.exp((up + down) * parameters.exponent)
-        return torch.where(counts, weight, 0.0), (up - down) * 0.5
+        inside = torch.minimum(up, down) >= parameters.saturation
+        ends = parameters.saturation, 2.0 - parameters.saturation
+        up, down = up.clamp(*ends).log(), down.clamp(*ends).log()
+        return torch.exp((up + down) * parameters.exponent), (up - down) * 0.5, inside
 
     def residual_from(half: float) -> Callable[[Tensor, Tensor], Residual]:
         def residual(end: Tensor, target: Tensor) -> Residual:
-            weight, wanted = whiten(target)
-            return weight * ((end if half == 1 else end * half) - wanted), weight, half
+            weight, wanted, inside = whiten(target)
+            short = (end if half == 1 else end * half) - wanted
+            weight = torch.where(inside | (short * wanted < 0), weight, 0.0)
+            return weight * short, weight, half
 
         return residual
 

@@ -10,10 +10,7 @@ from torch import Tensor
 from .losses import Loss
 from .tangents import Tangents
 
-__all__ = ["MOST_DIRECTIONS", "normal_equations"]
-
-# A matrix of its square is solved for every target; the tangents are as many.
-MOST_DIRECTIONS = 512
+__all__ = ["normal_equations"]
 
 
 def normal_equations(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -11,9 +13,11 @@ from numpy.typing import NDArray
 
 from pyinv.errors import InputError
 
-__all__ = ["as_numpy", "check_rows", "first_bad_row", "shape_text", "whole_number"]
+__all__ = ["as_numpy", "check_rows", "first_bad_row", "noise_level", "shape_text", "whole_number"]
 
 _DLPACK_CPU = 1  # kDLCPU in dlpack.h
+# Far beyond any image, and float32 still holds its square.
+_MOST_NOISE = 1e6
 
 
 def as_numpy(value: Any, name: str, expected: str) -> NDArray[Any]:
@@ -78,6 +82,23 @@ def first_bad_row(array: NDArray[Any]) -> int:
 def shape_text(shape: Iterable[int]) -> str:
     """Return a shape as text, without its brackets."""
     return ", ".join(str(size) for size in shape)
+
+
+def noise_level(value: Any) -> float | None:
+    """Return an argument ``noise`` as a float, or None as it is; or raise InputError."""
+    if value is None:
+        return None
+    number = math.nan
+    if not isinstance(value, bool | str) and np.ndim(value) == 0:
+        with suppress(TypeError, ValueError, OverflowError):
+            number = float(value)
+    if not 0 < number <= _MOST_NOISE:
+        raise InputError(
+            f"noise must be a number > 0 and <= {_MOST_NOISE:g}, the standard deviation of the "
+            "noise on a pixel in the bundle's value range, the same for all images, or None, got "
+            f"{value!r}"
+        )
+    return number
 
 
 def whole_number(

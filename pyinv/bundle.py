@@ -22,6 +22,9 @@ MANIFEST_NAME = "manifest.json"
 RUNTIMES = ("onnx", "torchscript")
 BATCH_NORM_MODES = ("eval", "batch")
 
+MAX_SOLVED = 512
+"""The most components of a latent that normal equations are exported and solved for."""
+
 _MOST_VALUES = 2**31 - 1  # of one target's latent, image or condition
 
 
@@ -256,14 +259,24 @@ class Manifest:
                 'of each image alone; export it again with batch_norm="eval", or choose a recipe '
                 "without Levenberg-Marquardt"
             )
+        if self.latent_size > MAX_SOLVED:
+            raise BundleError(
+                f"normal equations are for latents of at most {MAX_SOLVED} components, and this "
+                f"bundle's has {self.latent_size}; choose a recipe without Levenberg-Marquardt, "
+                "and leave uncertainty out"
+            )
         if loss not in self.losses:
             self.objective(loss, runtime)  # says what losses there are
         others = ", ".join(other for other in self.losses if self.has_normal_equations(other))
+        if set(self.losses) <= {"mse", "whitened"}:
+            how = "the default losses: `pyinv export` without --loss"
+        else:
+            how = " ".join(("`pyinv export", *(f"--loss {name}" for name in self.losses)))
+            how += " --normal-equations`"
         raise BundleError(
             f"this bundle has no normal equations of the loss {loss!r}, "
-            f"{f'only of {others}' if others else 'nor of any other'}; export it again with "
-            f'losses=(..., "{loss}"), normal_equations=True or `pyinv export --loss {loss} '
-            "--normal-equations`, or choose a recipe without Levenberg-Marquardt"
+            f"{f'only of {others}' if others else 'nor of any other'}; export it again with {how}, "
+            "or choose a recipe without Levenberg-Marquardt, and leave uncertainty out"
         )
 
     def has_normal_equations(self, loss: str, runtime: str | None = None) -> bool:

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, SupportsFloat
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyinv import _core, recipes, runtimes
-from pyinv.arrays import as_numpy, check_rows, whole_number
+from pyinv.arrays import as_numpy, check_rows, noise_level, whole_number
 from pyinv.bundle import RUNTIMES, Bundle, Function, Manifest
 from pyinv.cores import usable_cores
 from pyinv.devices import open_device, resolve_device
-from pyinv.errors import BundleError, DeviceError, InputError, RuleError, RunError
+from pyinv.errors import BundleError, DeviceError, InputError, PyinvError, RuleError, RunError
 from pyinv.images import check_images
 from pyinv.progress import progress_reporter
 from pyinv.recipes import Recipe, Stage
 from pyinv.result import Inversion
-from pyinv.solvers import GradientDescent, LevenbergMarquardt
+from pyinv.solvers import LBFGS, GradientDescent, LevenbergMarquardt
 from pyinv.uncertainty import (
     FLOAT32_ROUNDING,
     TF32_ROUNDING,
@@ -200,9 +199,11 @@ class Inverter:
             uncertainty: also tell how far each latent may be from the true one, in the Inversion's
                 ``standard_error``, ``condition_number``, ``identifiable`` and ``noise``; see the
                 method ``uncertainty``. The bundle must hold the normal equations of "mse". A run
-                that is ended early leaves them NaN where they were not reached.
+                that is ended early leaves them NaN, and ``identifiable`` False, where they were not
+                reached.
             noise: for ``uncertainty`` and the recipe "reconstruct": the standard deviation of the
-                noise on a pixel, where it is known.
+                noise on a pixel, where it is known, the same for all images. A Recipe object is
+                taken as it is.
             progress: True for a bar on standard error, or a function that gets a dict at most ten
                 times a second: "finished" and "targets" count targets, "active" the lanes at work,
                 "evaluations" those of the objective so far, one a target and step, and those of
@@ -224,11 +225,11 @@ class Inverter:
         manifest = self.manifest
         if not isinstance(uncertainty, bool):
             raise InputError(f"uncertainty must be True or False, got {uncertainty!r}")
-        _check_noise(noise)
+        noise = noise_level(noise)
         if noise is not None and not uncertainty and recipe != "reconstruct":
             raise InputError(
                 'noise is for uncertainty=True and for recipe="reconstruct"; leave it out, or ask '
-                "for one of them"
+                "for one of them. A Recipe has its own: pyinv.recipes.reconstruct(manifest, noise)"
             )
         recipe = self._resolve(recipe, restarts, noise)
         described, functions = self._plan(recipe)
@@ -309,7 +310,7 @@ class Inverter:
             self._measure(measured, found["latents"], targets, conditions, noise, None)
         except KeyboardInterrupt:
             return replace(inversion, cancelled=True)
-        except (DeviceError, RunError) as error:
+        except (PyinvError, MemoryError) as error:
             done = int(np.isfinite(measured.noise).sum())
             raise RunError(
                 f"{_one_line(error)}; every target was inverted, and the uncertainty of {done} of "
@@ -458,7 +459,7 @@ class Inverter:
             BundleError: the bundle has no normal equations of "mse".
             DeviceError: the GPU's memory does not hold a single image's Jacobian, or not the batch.
         """
-        _check_noise(noise)
+        noise = noise_level(noise)
         self._check_uncertainty(noise)
         manifest = self.manifest
         targets = check_images(images, manifest)
@@ -496,11 +497,22 @@ class Inverter:
                 "recipe must be a name or a pyinv.Recipe, got "
                 f"{type(recipe).__name__}; the names are {', '.join(recipes.RECIPES)}"
             )
-        if recipe.couples and any(map(_is_second_order, recipe.stages)):
-            raise RuleError(
-                f"recipe {recipe.name}: LevenbergMarquardt needs targets that do not affect one "
-                'another, and MomentPenalty(over="batch") ties them together; give it over="latent"'
+        for stage in recipe.stages:
+            if not isinstance(stage.solver, LevenbergMarquardt | LBFGS):
+                continue
+            needs = (
+                f"recipe {recipe.name}: {type(stage.solver).__name__} needs targets that do not "
+                "affect one another, and "
             )
+            if recipe.couples:
+                raise RuleError(
+                    f'{needs}MomentPenalty(over="batch") ties them together; give it over="latent"'
+                )
+            if manifest.batch_norm == "batch":
+                raise BundleError(
+                    f"{needs}this bundle takes batch-norm statistics over the batch; export it "
+                    'again with batch_norm="eval", or choose a recipe of first order'
+                )
         recipe = recipe.fit(manifest.prior)
         return recipe if restarts is None else recipe.replace(restarts=restarts)
 
@@ -524,7 +536,7 @@ class Inverter:
     def _check_uncertainty(self, noise: float | None) -> None:
         """Raise what can be known before any work to prevent an uncertainty."""
         manifest = self.manifest
-        manifest.normal_equations("mse", self.runtime)
+        self._objective(manifest.normal_equations("mse", self.runtime))
         if noise is None and manifest.pixels <= manifest.latent_size:
             raise InputError(
                 f"noise must be given: {manifest.pixels} pixels are too few to estimate it beside "
@@ -797,15 +809,6 @@ def _short(recipe: Recipe) -> Recipe:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
-
-
-def _check_noise(noise: Any) -> None:
-    number = isinstance(noise, SupportsFloat) and not isinstance(noise, (bool, str))
-    if noise is not None and not (number and 0 < float(noise) < math.inf):
-        raise InputError(
-            "noise must be a finite number > 0, the standard deviation of the noise on a pixel in "
-            f"the bundle's value range, or None, got {noise!r}"
-        )
 
 
 def _check_target_ids(target_ids: Any, count: int) -> NDArray[np.uint64]:

@@ -9,13 +9,13 @@ settings. Any field can be changed:
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Any, SupportsFloat
+from typing import Any
 
 from pyinv._rule import Rule
-from pyinv.bundle import Manifest
+from pyinv.arrays import noise_level
+from pyinv.bundle import MAX_SOLVED, Manifest
 from pyinv.constraints import (
     Clip,
     Constraint,
@@ -53,8 +53,6 @@ __all__ = [
 # The engine's random draws keep 12 bits for the attempt and 32 for the update within it.
 MAX_RESTARTS = 2**12 - 1
 MAX_UPDATES = 2**32 - 1
-# The most components of a latent that normal equations are exported and solved for.
-MAX_SOLVED = 512
 
 
 @dataclass(frozen=True)
@@ -379,7 +377,8 @@ def precise(manifest: Manifest) -> Recipe:
             unless its latent has more than 512 components.
 
     The loss is "whitened" where the bundle has it: the residual before the generator's final tanh
-    or sigmoid, so that pixels near the ends of the value range count as much as others. A penalty
+    or sigmoid, so that pixels near the ends of the value range count as much as others; of those
+    within 1e-4 of an end it asks no more than that. A penalty
     in proportion to the loss keeps the latent probable on the way and vanishes at an exact latent;
     a uniform prior is kept by clipping as well. The steps go on until the loss stops falling, at
     the rounding of the image, and a last stage without penalty tells whether that is an exact
@@ -415,7 +414,10 @@ def precise(manifest: Manifest) -> Recipe:
     penalties = (PriorPenalty(_EARLY_WEIGHT, relative=True),)
     seek = dataclasses.replace(stage, penalties=penalties, loss_tolerance=1e-12, **ends)
     tolerance = 1e-8 if loss == "whitened" else 1e-10
-    tell = dataclasses.replace(stage, max_steps=1, loss_tolerance=tolerance)
+    # It ends with the first step that helps, or when none does: stalled, were it not exact.
+    tell = dataclasses.replace(
+        stage, max_steps=20, loss_tolerance=tolerance, relative_change_tolerance=1.0
+    )
     return Recipe("precise", (seek, tell), restarts=10, start="mean")
 
 
@@ -444,15 +446,15 @@ def reconstruct(manifest: Manifest, noise: float | None = None) -> Recipe:
     ``PriorPenalty``.
 
     An attempt's last latent is kept: one of lower loss from the way there would be less probable.
+    Three attempts are made, the first from the prior's mean; that of the least mse is kept.
 
     Raises:
         BundleError: the bundle has no such normal equations; the message says how to get them.
-        RuleError: noise out of its range.
+        InputError: noise out of its range.
 
     Source: ours; the maximum a posteriori estimate is textbook material.
     """
-    if noise is not None and not (_is_number(noise) and 0 < noise < math.inf):
-        raise RuleError(f"reconstruct: noise must be a finite number > 0 or None, got {noise!r}")
+    noise = noise_level(noise)
     manifest.normal_equations("mse")
     stage = Stage(
         LevenbergMarquardt(),
@@ -513,10 +515,6 @@ def _manifest(subject: Prior | Manifest, name: str) -> Manifest:
         f"recipe {name} depends on more than the prior; give the bundle's manifest: "
         f'recipes.get("{name}", bundle.manifest)'
     )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, SupportsFloat) and not isinstance(value, (bool, str))
 
 
 def _names(cls: type[Rule]) -> list[str]:

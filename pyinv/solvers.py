@@ -160,9 +160,8 @@ class LevenbergMarquardt(Rule):
     g and H. :math:`\lambda` stays within 1e-8 and 1e8. It begins every stage at ``damping``.
 
     Under ``Clip``, a component at a bound that its gradient pushes outwards stays out of the
-    system, and the step is clipped before it is judged; a latent that begins beyond the bounds can
-    stay there, as a step that brings it back and raises the loss is not taken. Other constraints
-    act on the stepped latent as after any update.
+    system, and the step is clipped before it is judged; so is a latent that a stage begins with.
+    Other constraints act on the stepped latent as after any update.
 
     Every step counts as an update, taken or not, and costs one evaluation of the loss; the normal
     equations (g and H) are evaluated where a stage begins and where a step was taken. The stop

@@ -69,6 +69,17 @@ class Uncertainty:
     def __len__(self) -> int:
         return len(self.noise)
 
+    def __repr__(self) -> str:
+        known = int(np.isfinite(self.noise).sum())
+        if not known:
+            return f"<Uncertainty of {len(self)} targets, none of them known>"
+        return (
+            f"<Uncertainty of {len(self)} targets: {int(self.identifiable.sum())} identifiable; "
+            f"medians: standard error {np.nanmedian(self.standard_error):.3g}, noise "
+            f"{np.nanmedian(self.noise):.3g}, condition number "
+            f"{np.nanmedian(self.condition_number):.3g}>"
+        )
+
 
 def laplace_uncertainty(
     latents: NDArray[Any],

@@ -152,8 +152,7 @@ def constrain(
         return z, nothing
 
     if kind in ("clip", "stochastic_clip"):
-        low = f32(prior["low"] if constraint["low"] is None else constraint["low"])
-        high = f32(prior["high"] if constraint["high"] is None else constraint["high"])
+        low, high = bounds(constraint, prior)
         if kind == "clip":
             return np.where(finite, np.minimum(np.maximum(z, low), high), z), nothing
         resampled = finite & ((z <= low) | (z >= high))
@@ -175,7 +174,7 @@ def prior_curvature(
     """A prior penalty's second derivative in any component, at a latent with this loss."""
     weight = penalty["weight"] * (1 - step / max_steps if penalty["anneal"] else 1)
     if penalty["relative"]:
-        weight = weight * np.float64(loss)
+        weight = weight * np.fmax(np.float64(loss), 0)
     return weight / (f32(prior_moments(prior)[1]).astype(np.float64) ** 2 * size)
 
 
@@ -318,12 +317,23 @@ def cholesky(matrix: NDArray[np.float64]) -> NDArray[np.float64] | None:
     return lower
 
 
+def bounds(constraint: Description, prior: Description) -> tuple[Any, Any]:
+    """A clip's, by default the prior's."""
+    low = prior["low"] if constraint["low"] is None else constraint["low"]
+    high = prior["high"] if constraint["high"] is None else constraint["high"]
+    return f32(low), f32(high)
+
+
+def within_bounds(constraint: Description, prior: Description, z: Array) -> Array:
+    """Latents that trials may begin with: within a clip's bounds."""
+    return z if constraint["kind"] != "clip" else np.clip(z, *bounds(constraint, prior))
+
+
 def outward(constraint: Description, prior: Description, z: Array, step: Any) -> NDArray[np.bool_]:
     """Which components are at a bound of a clip, and would be stepped out of it."""
     if constraint["kind"] != "clip":
         return np.zeros(z.shape, dtype=bool)
-    low = f32(prior["low"] if constraint["low"] is None else constraint["low"])
-    high = f32(prior["high"] if constraint["high"] is None else constraint["high"])
+    low, high = bounds(constraint, prior)
     return ((z <= low) & (step < 0)) | ((z >= high) & (step > 0))
 
 
@@ -403,8 +413,10 @@ class Attempt:
         self.updates, self.resampled, self.normal_equations = np.zeros((3, count), dtype=np.int64)
 
         for index, stage in enumerate(stages):
-            start = self.latents.copy()
             kind = stage["solver"]["kind"]
+            if kind in ("levenberg_marquardt", "lbfgs"):
+                self.latents = within_bounds(stage["constraint"], self.prior, self.latents)
+            start = self.latents.copy()
             run = {"levenberg_marquardt": self.run_damped_stage, "lbfgs": self.run_lbfgs_stage}
             members = run.get(kind, self.run_stage)(stage)
             for row, member in enumerate(members):

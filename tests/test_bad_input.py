@@ -23,11 +23,11 @@ from pyinv.errors import (
 )
 from pyinv.images import load_images
 from pyinv.inverter import Inverter
-from pyinv.penalties import MomentPenalty, PriorPenalty
+from pyinv.penalties import MomentPenalty
 from pyinv.priors import Normal
 from pyinv.recipes import Recipe, Stage
 from pyinv.result import Inversion
-from pyinv.solvers import Adam, LevenbergMarquardt
+from pyinv.solvers import LBFGS, Adam, LevenbergMarquardt
 
 GOOD = np.zeros((2, 1, 8, 8), dtype=np.float32)
 
@@ -76,9 +76,10 @@ def test_bad_images_are_refused(inverter, images, message):
         assert "\n" not in str(error.value)
 
 
-PENALISED = Recipe("penalised", Stage(Adam(0.1), penalties=(PriorPenalty(1),)))
 SECOND_ORDER = Recipe("second", Stage(LevenbergMarquardt()))
-NEEDS_EXPORT = 'export it again with losses=(..., "mse"), normal_equations=True or `pyinv export '
+NEEDS_EXPORT = (
+    "export it again with `pyinv export --loss mse --loss l1 --loss bce --normal-equations`"
+)
 BAD_CALLS: list[tuple[Callable[[Inverter], Any], type[PyinvError], str]] = [
     (
         lambda i: i.invert(GOOD, recipe="adam"),
@@ -128,9 +129,17 @@ BAD_CALLS: list[tuple[Callable[[Inverter], Any], type[PyinvError], str]] = [
     (lambda i: i.invert(GOOD, uncertainty=True), BundleError, NEEDS_EXPORT),
     (lambda i: i.invert(GOOD, uncertainty="yes"), InputError, "uncertainty must be True or False"),
     (lambda i: i.invert(GOOD, noise=0.1), InputError, "noise is for uncertainty=True and for"),
-    (lambda i: i.invert(GOOD, uncertainty=True, noise=-1), InputError, "noise must be a finite"),
+    (
+        lambda i: i.invert(GOOD, uncertainty=True, noise=-1),
+        InputError,
+        "noise must be a number > 0 and <= 1e",
+    ),
     (lambda i: i.uncertainty(np.zeros((2, 6)), GOOD), BundleError, NEEDS_EXPORT),
-    (lambda i: i.uncertainty(np.zeros((2, 6)), GOOD, noise=0), InputError, "noise must be a fin"),
+    (
+        lambda i: i.uncertainty(np.zeros((2, 6)), GOOD, noise=0),
+        InputError,
+        "noise must be a number > 0",
+    ),
     (
         lambda i: i.normal_equations(np.zeros((2, 6)), GOOD, loss="l1"),
         BundleError,
@@ -188,6 +197,8 @@ def test_coupled_targets_have_no_normal_equations(tmp_path, recipe):
     inverter = Inverter(tmp_path / "b", threads=1)
     with pytest.raises(BundleError, match='batch_norm="eval"'):
         inverter.invert(GOOD, recipe=recipe)
+    with pytest.raises(BundleError, match=r'LBFGS needs targets .* batch_norm="eval"'):
+        inverter.invert(GOOD, recipe=Recipe("matrix-free", (Stage(LBFGS(), max_steps=3),)))
     with pytest.raises(BundleError, match='batch_norm="eval"'):
         inverter.invert(GOOD, uncertainty=True)
 
@@ -197,6 +208,9 @@ def test_stages_that_couple_targets_do_not_go_with_normal_equations(tmp_path):
     coupled = Stage(Adam(0.1), penalties=(MomentPenalty(over="batch"),))
     recipe = Recipe("both", (coupled, *SECOND_ORDER.stages))
     with pytest.raises(RuleError, match=r'affect one another, .*; give it over="latent"'):
+        Inverter(tmp_path / "b", threads=1).invert(GOOD, recipe=recipe)
+    recipe = Recipe("both", (coupled, Stage(LBFGS(), max_steps=3)))
+    with pytest.raises(RuleError, match=r'LBFGS needs targets .*; give it over="latent"'):
         Inverter(tmp_path / "b", threads=1).invert(GOOD, recipe=recipe)
 
 
@@ -357,7 +371,7 @@ def image(tmp_path: Path) -> Path:
         (["--recipe", "reconstruct", "--noise", "0.1"], NEEDS_EXPORT),
         (["--uncertainty"], NEEDS_EXPORT),
         (["--noise", "0.1"], "--noise is for --uncertainty and --recipe reconstruct"),
-        (["--uncertainty", "--noise", "0"], "noise must be a finite number > 0"),
+        (["--uncertainty", "--noise", "0"], "noise must be a number > 0"),
         (["--constraint", "soft"], "unknown constraint 'soft'"),
         (["--constraint", "hard_cutoff:c=3"], "HardCutoff draws from a normal prior"),
         (["--constraint", "clip:low=2,high=1"], "low must be below high"),

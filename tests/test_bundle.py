@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -121,26 +122,33 @@ def test_missing_normal_equations_are_named_with_the_export_option(tmp_path):
     manifest = Bundle.open(tmp_path / "b").manifest
     assert not manifest.has_normal_equations("mse")
     mend = (
-        'export it again with losses=(..., "{0}"), normal_equations=True or `pyinv export '
-        "--loss {0} --normal-equations`, or choose a recipe without Levenberg-Marquardt"
+        "export it again with `pyinv export --loss mse --loss l1 --normal-equations`, or choose a "
+        "recipe without Levenberg-Marquardt, and leave uncertainty out"
     )
     with pytest.raises(BundleError) as error:
         manifest.normal_equations("mse")
     assert str(error.value) == (
-        "this bundle has no normal equations of the loss 'mse', nor of any other; "
-        + mend.format("mse")
+        "this bundle has no normal equations of the loss 'mse', nor of any other; " + mend
     )
     solved(tmp_path / "b", "mse")
     manifest = Bundle.open(tmp_path / "b").manifest
     with pytest.raises(BundleError) as error:
         manifest.normal_equations("l1")
     assert str(error.value) == (
-        "this bundle has no normal equations of the loss 'l1', only of mse; " + mend.format("l1")
+        "this bundle has no normal equations of the loss 'l1', only of mse; " + mend
     )
     with pytest.raises(BundleError, match="no loss 'whitened', only mse, l1; export"):
         manifest.normal_equations("whitened")
     with pytest.raises(BundleError, match="not for torchscript; export it again with"):
         manifest.normal_equations("mse", "torchscript")
+    # Asked for by name, mse alone would be without whitened.
+    write_tiny_bundle(tmp_path / "plain")
+    with pytest.raises(BundleError, match="the default losses: `pyinv export` without --loss"):
+        Bundle.open(tmp_path / "plain").manifest.normal_equations("mse")
+    write_tiny_bundle(tmp_path / "plain", losses=("mse",))
+    long = dataclasses.replace(Bundle.open(tmp_path / "plain").manifest, latent_shape=(513,))
+    with pytest.raises(BundleError, match="at most 512 components, and this bundle's has 513"):
+        long.normal_equations("mse")
 
 
 def test_file_record_is_the_sha256(tmp_path):

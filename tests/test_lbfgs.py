@@ -56,7 +56,7 @@ def images_of(objective, count, *, reach=1.0, noise=0.0, seed=0, condition=None)
 
 
 # Before rounding decides which steps are taken: it grows from step to step.
-EARLY = Stage(LBFGS(), max_steps=6)
+EARLY = Stage(LBFGS(), max_steps=5)
 
 RULES = {
     "clip": (Uniform(), Clip(), ()),
@@ -85,7 +85,7 @@ RESAMPLING = (StochasticClip, HardCutoff, LogisticCutoff, TruncatedNormalCutoff)
 @pytest.mark.parametrize(("prior", "constraint", "penalties"), RULES.values(), ids=RULES)
 def test_every_prior_constraint_and_penalty(engine, objective, prior, constraint, penalties):
     stage = replace(EARLY, constraint=constraint, penalties=penalties)
-    images = images_of(objective, 6, reach=2.5, noise=0.1)
+    images = images_of(objective, 6, reach=2.5, noise=0.1, seed=1)
     _, expected = both(engine, [objective], recipe(stage), prior, images, seed=7, trace_every=1)
     assert (expected.loss < expected.trace[:, 0]).all()
 
@@ -114,7 +114,7 @@ def test_latents_of_every_size(engine, size):
 )
 def test_settings(engine, solver):
     images = images_of(BROAD, 8, noise=0.1)
-    stage = replace(EARLY, solver=solver, max_steps=12)
+    stage = replace(EARLY, solver=solver, max_steps=8)
     _, expected = both(engine, [BROAD], recipe(stage), Normal(), images, trace_every=1)
     if solver != LBFGS(1000):
         usual = twin([BROAD], recipe(replace(stage, solver=LBFGS())), Normal(), images)
@@ -128,6 +128,16 @@ def test_a_random_problem_over_thirty_updates(engine):
 
 
 # What is known without a twin
+
+
+def test_a_relative_penalty_of_a_negative_loss_does_nothing(engine):
+    objective = Quadratic(2)
+    images = objective.images([[2.0, 1.0]], floor=-10.0)
+    penalty = PriorPenalty(1.0, relative=True)
+    for solver in (LBFGS(), GradientDescent(0.2)):
+        stage = Stage(solver, penalties=(penalty,), max_steps=40)
+        found, _ = both(engine, [objective], recipe(stage), Normal(), images)
+        np.testing.assert_allclose(found["latents"], [[2.0, 1.0]], atol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from pyinv.constraints import (
 from pyinv.penalties import PriorPenalty
 from pyinv.priors import Normal, Uniform
 from pyinv.recipes import Stage
-from pyinv.solvers import Adam, GradientDescent, LevenbergMarquardt
+from pyinv.solvers import LBFGS, Adam, GradientDescent, LevenbergMarquardt
 
 
 def matrix(rows, columns, *, seed=0):
@@ -186,6 +186,29 @@ def test_what_is_found_at_bounds_is_a_minimum(engine):
     assert low.any()
     assert high.any()
     assert (low | high).sum(axis=1).min() < 5
+
+
+@pytest.mark.parametrize("solver", [LevenbergMarquardt(), LBFGS()], ids=str)
+@pytest.mark.parametrize("start", ["init", "draw", "stage before"])
+def test_a_latent_from_beyond_the_bounds_is_clipped_first(engine, solver, start):
+    """Brought back by the first trial, it would be judged by that, and nothing else would move."""
+    objective = LeastSquares(np.eye(4), squash=False)
+    images = objective.generate(np.float32([[5.0, 0.5, 0.5, -0.5]]))
+    stages = [Stage(solver, Clip(-0.8, 1.0), max_steps=30)]
+    if start == "stage before":
+        stages.insert(0, Stage(GradientDescent(0.25), max_steps=2))
+    prior, initial = Normal(0, 0.1), np.array([[3, 0, 0, 0]], dtype=np.float32)
+    if start == "draw":
+        prior, initial = Normal(9, 0.1), None
+    found, _ = both(
+        engine,
+        solvable(objective),
+        recipe(*stages),
+        prior,
+        images,
+        initial=initial,
+    )
+    np.testing.assert_allclose(found["latents"][0], [1.0, 0.5, 0.5, -0.5], atol=2e-3)
 
 
 @pytest.mark.parametrize("weight", [0.5, 2.0])

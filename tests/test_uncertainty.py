@@ -12,7 +12,7 @@ from pyinv.priors import Normal, Uniform
 from pyinv.recipes import Recipe, Stage
 from pyinv.result import Inversion
 from pyinv.solvers import Adam
-from pyinv.uncertainty import TF32_ROUNDING, laplace_uncertainty
+from pyinv.uncertainty import TF32_ROUNDING, Uncertainty, laplace_uncertainty
 
 NORMAL = Normal(0.3, 0.7)
 UNIFORM = Uniform(-2.0, 1.0)
@@ -467,14 +467,43 @@ def test_run_that_fails_knows_no_uncertainty(tmp_path, targets):
     assert "0 identifiable, median standard error nan" in repr(error.value.inversion)
 
 
-def test_failure_keeps_the_inversion(tmp_path, targets, monkeypatch):
+@pytest.mark.parametrize(
+    "failure", [RunError("it broke"), BundleError("it broke"), MemoryError("it broke")], ids=repr
+)
+def test_failure_keeps_the_inversion(tmp_path, targets, monkeypatch, failure):
     inverter, _ = linear(NORMAL, tmp_path)
-    interrupted(inverter, monkeypatch, RunError("it broke"))
+    interrupted(inverter, monkeypatch, failure)
     with pytest.raises(RunError, match="it broke; every target was inverted, and the unc") as error:
         inverter.invert(targets, recipe=QUICK, uncertainty=True)
     assert "of 2 of 5 is known" in str(error.value)
     assert np.isfinite(error.value.inversion.loss).all()
     assert np.isfinite(error.value.inversion.standard_error).sum() == 2 * LATENT
+
+
+def test_normal_equations_that_cannot_be_loaded_are_found_before_the_run(
+    tmp_path, targets, monkeypatch
+):
+    inverter, _ = linear(NORMAL, tmp_path)
+    load = inverter._load
+
+    def without(kind, function, **options):
+        if function.name == "normal_equations":
+            raise BundleError("they are damaged")
+        return load(kind, function, **options)
+
+    monkeypatch.setattr(inverter, "_load", without)
+    monkeypatch.setattr(inverter, "_run", lambda *_, **__: pytest.fail("the run began"))
+    with pytest.raises(BundleError, match="they are damaged"):
+        inverter.invert(targets, recipe=QUICK, uncertainty=True)
+
+
+def test_uncertainty_says_what_it_is(normal, targets):
+    found = normal[0].uncertainty(np.zeros((5, LATENT)), targets, noise=0.5)
+    text = repr(found)
+    assert text.startswith("<Uncertainty of 5 targets: ")
+    assert "noise 0.5, condition number " in text
+    assert "\n" not in text
+    assert repr(Uncertainty.unknown(2, (3,))) == "<Uncertainty of 2 targets, none of them known>"
 
 
 def test_batch_is_halved_until_memory_holds_it(tmp_path, targets, monkeypatch):
@@ -506,18 +535,18 @@ def test_bundle_without_normal_equations_says_how_to_get_them(tmp_path, targets)
         lambda: inverter.normal_equations(latents, targets),
     ):
         with pytest.raises(
-            BundleError, match=r"no normal equations of .* `pyinv export --loss mse"
+            BundleError, match=r"no normal equations of .* `pyinv export` without --loss"
         ):
             call()
 
 
-@pytest.mark.parametrize("noise", [0, -1, np.nan, np.inf, "loud", True])
+@pytest.mark.parametrize("noise", [0, -1, 1e200, np.nan, np.inf, "loud", True, [0.1, 0.2]])
 def test_bad_noise_is_refused(normal, targets, noise):
     for call in (
         lambda: normal[0].invert(targets, uncertainty=True, noise=noise),
         lambda: normal[0].uncertainty(np.zeros((5, LATENT)), targets, noise=noise),
     ):
-        with pytest.raises(InputError, match="noise must be a finite number > 0"):
+        with pytest.raises(InputError, match="noise must be a number > 0"):
             call()
 
 

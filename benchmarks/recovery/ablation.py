@@ -51,14 +51,11 @@ def _variants(subject: Subject) -> Iterator[Variant]:
     whole = precise(own.manifest)
     single = whole.replace(restarts=0)
 
-    def changed(**changes: Any) -> Recipe:
-        return single.replace(**changes)
-
     yield "precise, one attempt", own, single
-    yield "residual of pixels", own, changed(loss="mse")
+    yield "residual of pixels", own, _of_pixels(single)
     for exponent in EXPONENTS:
         yield f"exponent {exponent:g}", subject.exponent_inverter(exponent), single
-    yield "start from a draw", own, changed(start="prior")
+    yield "start from a draw", own, single.replace(start="prior")
     yield from _penalties(own, single)
     for steps in ADAM_STEPS:
         yield f"Adam, {steps} updates", own, _with_adam(single, steps)
@@ -67,13 +64,24 @@ def _variants(subject: Subject) -> Iterator[Variant]:
         yield f"{restarts} restart{plural}", own, whole.replace(restarts=restarts)
 
 
+def _of_pixels(recipe: Recipe) -> Recipe:
+    """Return the recipe for a bundle that has no other loss than mse."""
+    seek, tell = recipe.stages
+    return recipe.replace(
+        stages=(replace(seek, loss="mse"), replace(tell, loss="mse", loss_tolerance=1e-10))
+    )
+
+
 def _penalties(own: pyinv.Inverter, single: Recipe) -> Iterator[Variant]:
     """Give the variants of the prior's penalty."""
 
-    def changed(*penalties: PriorPenalty) -> Recipe:
-        return single.replace(penalties=penalties)
+    # The last stage is the look that tells an exact latent, and stays as it is.
+    first, *rest = single.stages
 
-    here = [penalty for stage in single.stages for penalty in stage.penalties]
+    def changed(*penalties: PriorPenalty) -> Recipe:
+        return single.replace(stages=(replace(first, penalties=penalties), *rest))
+
+    here = first.penalties
     weights = [penalty.weight for penalty in here if isinstance(penalty, PriorPenalty)]
     if weights:
         yield "no penalty", own, changed()
@@ -92,7 +100,5 @@ def _with_adam(recipe: Recipe, steps: int) -> Recipe:
     """Return first-order updates on the same loss, with the same penalty and constraint."""
     # The rates of pyinv's default recipe.
     solver = Adam(0.1, beta2=0.99, schedule=Cosine(final=0.1))
-    stage = replace(
-        recipe.stages[-1], solver=solver, max_steps=steps, relative_change_tolerance=0.0
-    )
+    stage = replace(recipe.stages[0], solver=solver, max_steps=steps, relative_change_tolerance=0.0)
     return recipe.replace(stages=(stage,))

@@ -8,10 +8,15 @@ namespace pyinv {
 namespace {
 
 bool all_finite(const float* values, int64_t count) {
-  // x * 0 is 0 for a finite x and NaN otherwise; unlike a branch an element, the sum vectorises.
-  float sum = 0.0f;
-  for (int64_t i = 0; i < count; ++i) sum += values[i] * 0.0f;
-  return sum == 0.0f;
+  // x * 0 is 0 for a finite x and NaN otherwise. Several sums, none of which waits for another.
+  constexpr int64_t kSums = 8;
+  float sums[kSums] = {};
+  int64_t i = 0;
+  for (; i + kSums <= count; i += kSums) {
+    for (int64_t k = 0; k < kSums; ++k) sums[k] += values[i + k] * 0.0f;
+  }
+  for (; i < count; ++i) sums[0] += values[i] * 0.0f;
+  return std::all_of(sums, sums + kSums, [](float sum) { return sum == 0.0f; });
 }
 
 Moments moments_of(const float* values, int64_t count) {

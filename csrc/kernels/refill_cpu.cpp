@@ -19,8 +19,9 @@ void refill_cpu(const LaneArrays& lanes, std::span<const RefillRows> rows) {
     if (row.truth) std::copy_n(row.truth, lanes.truth_size, lanes.truth + lane * lanes.truth_size);
     float* latent = lanes.latent + lane * d;
     for (int64_t i = 0; i < d; ++i) {
-      latent[i] =
+      const float z =
           row.initial ? row.initial[i] : first_latent(rule, row.id, static_cast<uint32_t>(i));
+      latent[i] = within_bounds(lanes.stages[0], z);
     }
     std::copy_n(latent, d, lanes.recorded + lane * d);
     std::fill_n(lanes.first_moment + lane * d, d, 0.0f);

@@ -43,8 +43,9 @@ __global__ void __launch_bounds__(kThreads)
   }
   for (int64_t i = start; i < lanes.latent_size; i += stride) {
     const int64_t k = lane * lanes.latent_size + i;
-    const float z =
-        row.initial ? row.initial[i] : first_latent(rule, row.id, static_cast<uint32_t>(i));
+    const float z = within_bounds(
+        lanes.stages[0],
+        row.initial ? row.initial[i] : first_latent(rule, row.id, static_cast<uint32_t>(i)));
     lanes.latent[k] = lanes.recorded[k] = z;
     lanes.first_moment[k] = lanes.second_moment[k] = 0.0f;
     lanes.born[k] = 0;

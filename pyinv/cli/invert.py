@@ -224,6 +224,11 @@ def _report(
     if inversion.cancelled:
         console.message(f"ended early; {finished} of {len(inversion)} targets were done")
     console.message(repr(inversion).strip("<>"))
+    if arguments.recipe == "precise" and counts["converged"] < finished:
+        console.message(
+            f"{finished - counts['converged']} of {finished} images are not this generator's own "
+            "to rounding, as 8-bit files never are: --recipe reconstruct is for them"
+        )
     console.message(
         f"{seconds:.1f} s, {finished / max(seconds, 1e-9):.3g} images/s; wrote {arguments.output}"
     )

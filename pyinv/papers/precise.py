@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyinv import recipes
-from pyinv.bundle import Manifest
+from pyinv.bundle import MAX_SOLVED, Manifest
 from pyinv.errors import BundleError
 from pyinv.papers.report import Cell, Column, Report, ref
 from pyinv.priors import Normal
@@ -74,6 +74,13 @@ def _unless_lacking(make: Callable[[Manifest], Recipe], manifest: Manifest) -> R
 
 def why_not_run(manifest: Manifest) -> str:
     """Return what a table says in the recipe's place, and the command that mends it."""
+    if manifest.latent_size > MAX_SOLVED:
+        return f"not run: normal equations are for latents of at most {MAX_SOLVED} components"
+    if manifest.batch_norm != "eval":
+        return (
+            "not run: normal equations are of each image alone, and this bundle takes batch-norm "
+            "statistics over the batch"
+        )
     if "configuration" in manifest.origin:
         command = "the `pyinv train gan` command that made it, given once more, exports it anew"
     else:
@@ -110,8 +117,7 @@ def tell_precise(
         (the paragraph, the cells of its placeholders), for ``Report.add_text``.
     """
     pixels = (
-        "the pixels as they are before the generator's last activation, those where it is "
-        "saturated left out"
+        "the pixels as they are before the generator's last activation"
         if recipe.stages[-1].loss == "whitened"
         else "the pixels"
     )

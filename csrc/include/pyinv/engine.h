@@ -58,7 +58,6 @@ struct RunOptions {
 struct RunSummary {
   bool cancelled = false;
   int64_t evaluations = 0;
-  int64_t normal_equations = 0;  // of the evaluations
   double total_seconds = 0.0;
   double objective_seconds = 0.0;  // on the CPU; a GPU's work cannot be told apart from here
 };

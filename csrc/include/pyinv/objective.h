@@ -18,7 +18,7 @@ struct LaneBuffers {
   const float* condition;  // [lanes, condition_size], or null
   float* loss;             // [lanes]
   float* gradient;         // [lanes, latent_size], d loss / d latent
-  float* gram;             // [lanes, latent_size, latent_size], or null
+  float* gram;             // [lanes, latent_size, latent_size], symmetric, all of it read; or null
   int64_t lanes;
 };
 

@@ -121,11 +121,16 @@ def tell_precise(
         if recipe.stages[-1].loss == "whitened"
         else "the pixels"
     )
+    steps = (
+        f"Levenberg-Marquardt steps (Levenberg 1944, Marquardt 1963) on {pixels}, with the exact "
+        "Jacobian"
+        if any(_is_second_order(stage) for stage in recipe.stages)
+        else f"L-BFGS steps (Liu & Nocedal 1989) on {pixels}"
+    )
     paragraph = (
         f"{PRECISE}, which is in no paper: {{precise:.1%}} of the latents have an error below "
         f"{threshold:g} at its end, at {{cost:,.0f}} forward equivalents a latent. It makes "
-        f"Levenberg-Marquardt steps (Levenberg 1944, Marquardt 1963) on {pixels}, with the exact "
-        "Jacobian, from the prior's mean; a latent whose loss stays above "
+        f"{steps}, from the prior's mean; a latent whose loss stays above "
         f"{recipe.stages[-1].loss_tolerance:g} is tried again from a random one, at most "
         f"{recipe.restarts} times. It assumes that this very generator made the image, to "
         "rounding: noise, compression or an image from elsewhere is not what it is for."

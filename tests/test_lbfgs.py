@@ -8,36 +8,18 @@ import numpy as np
 import pytest
 import reference
 from objectives import Flat, LeastSquares, NotANumberBeyond, Perceptron, Quadratic, Spoiled, Valley
+from problems import LINEAR, NET, OTHER, RESAMPLING, RULES, images_of, matrix, net
 from reference import CANCELLED, CONVERGED, NON_FINITE, STALLED, STEP_LIMIT
 from side_by_side import both, recipe, some_latents, twin
 from tolerances import assert_close
 
-from pyinv.constraints import (
-    Clip,
-    HardCutoff,
-    LogisticCutoff,
-    NoConstraint,
-    StochasticClip,
-    TruncatedNormalCutoff,
-)
+from pyinv.constraints import Clip, StochasticClip
 from pyinv.errors import RuleError
 from pyinv.penalties import MomentPenalty, PriorPenalty
 from pyinv.priors import Normal, Uniform
 from pyinv.recipes import Stage
 from pyinv.solvers import LBFGS, Adam, GradientDescent, LevenbergMarquardt
 
-
-def matrix(rows, columns, *, seed=0):
-    random = np.random.default_rng(seed)
-    return random.standard_normal((rows, columns)) / np.sqrt(rows)
-
-
-def net(size, *, pixels=24, hidden=16, seed=0, **options):
-    return LeastSquares(matrix(size, hidden, seed=seed), matrix(hidden, pixels), **options)
-
-
-LINEAR = LeastSquares(matrix(5, 24), squash=False)
-NET, OTHER = net(5), net(5, seed=1)
 # Many more pixels than components, so that what rounding does to a latent stays small.
 BROAD = LeastSquares(0.7 * matrix(40, 400))
 PROBLEMS = {
@@ -46,43 +28,18 @@ PROBLEMS = {
     "two layers": Perceptron(12, hidden=80, image_shape=(1, 10, 16)),
 }
 
-
-def images_of(objective, count, *, reach=1.0, noise=0.0, seed=0, condition=None):
-    """Images of latents within ``reach``, which ``noise`` takes out of the generator's range."""
-    random = np.random.default_rng(seed)
-    latents = random.uniform(-reach, reach, (count, objective.size)).astype(np.float32)
-    images = objective.generate(latents, condition)
-    return images + noise * random.standard_normal(images.shape).astype(np.float32)
-
-
 # Before rounding decides which steps are taken: it grows from step to step.
 EARLY = Stage(LBFGS(), max_steps=5)
 
-RULES = {
-    "clip": (Uniform(), Clip(), ()),
-    "clip, prior aside": (Uniform(-0.5, 1.5), Clip(), ()),
+HERE = {
+    **RULES,
     "clip, own bounds": (Uniform(), Clip(-0.6, 0.8), ()),
-    "stochastic clip": (Uniform(), StochasticClip(), ()),
-    "no constraint": (Uniform(), NoConstraint(), ()),
-    "normal": (Normal(), NoConstraint(), ()),
-    "penalty": (Normal(), NoConstraint(), (PriorPenalty(0.2),)),
-    "penalty, annealed": (Normal(0.3, 0.7), NoConstraint(), (PriorPenalty(0.2, anneal=True),)),
-    "penalty, relative": (Normal(), NoConstraint(), (PriorPenalty(2.0, relative=True),)),
-    "penalty, both": (
-        Normal(0.3, 0.7),
-        NoConstraint(),
-        (PriorPenalty(2.0, anneal=True, relative=True),),
-    ),
     "clip, penalty": (Normal(0.3, 0.7), Clip(-0.2, 0.7), (PriorPenalty(0.2),)),
-    "hard cutoff": (Normal(), HardCutoff(1.2), ()),
-    "logistic cutoff": (Normal(), LogisticCutoff(3.0, 1.0, horizon=5), (PriorPenalty(0.2),)),
-    "truncated normal cutoff": (Normal(0.3, 0.7), TruncatedNormalCutoff(1.5), ()),
 }
-RESAMPLING = (StochasticClip, HardCutoff, LogisticCutoff, TruncatedNormalCutoff)
 
 
 @pytest.mark.parametrize("objective", PROBLEMS.values(), ids=PROBLEMS)
-@pytest.mark.parametrize(("prior", "constraint", "penalties"), RULES.values(), ids=RULES)
+@pytest.mark.parametrize(("prior", "constraint", "penalties"), HERE.values(), ids=HERE)
 def test_every_prior_constraint_and_penalty(engine, objective, prior, constraint, penalties):
     stage = replace(EARLY, constraint=constraint, penalties=penalties)
     images = images_of(objective, 6, reach=2.5, noise=0.1, seed=1)

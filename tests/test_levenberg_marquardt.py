@@ -9,38 +9,19 @@ import numpy as np
 import pytest
 import reference
 from objectives import LeastSquares, Spoiled
+from problems import LINEAR, NET, OTHER, RESAMPLING, RULES, images_of, matrix, net
 from reference import CANCELLED, CONVERGED, NON_FINITE, STALLED, STEP_LIMIT
 from side_by_side import assert_agree, both, recipe, some_latents, twin
 from tolerances import assert_close
 
 from pyinv import _core
-from pyinv.constraints import (
-    Clip,
-    HardCutoff,
-    LogisticCutoff,
-    NoConstraint,
-    StochasticClip,
-    TruncatedNormalCutoff,
-)
+from pyinv.constraints import Clip, StochasticClip
 from pyinv.penalties import PriorPenalty
 from pyinv.priors import Normal, Uniform
 from pyinv.recipes import Stage
 from pyinv.solvers import LBFGS, Adam, GradientDescent, LevenbergMarquardt
 
-
-def matrix(rows, columns, *, seed=0):
-    random = np.random.default_rng(seed)
-    return random.standard_normal((rows, columns)) / np.sqrt(rows)
-
-
-def net(size, *, pixels=24, hidden=16, seed=0, **options):
-    """tanh of a two-layer net; its latents of size 1 are spread over the tanh's slope."""
-    return LeastSquares(matrix(size, hidden, seed=seed), matrix(hidden, pixels), **options)
-
-
-LINEAR = LeastSquares(matrix(5, 24), squash=False)
 TANH = LeastSquares(0.7 * matrix(5, 24))
-NET, OTHER = net(5), net(5, seed=1)
 PROBLEMS = {"linear": LINEAR, "tanh of linear": TANH, "two layers": NET}
 
 
@@ -49,45 +30,21 @@ def solvable(*objectives):
     return [one for o in objectives for one in (o, getattr(o, "normal_equations", o))]
 
 
-def images_of(objective, count, *, reach=1.0, noise=0.0, seed=0, condition=None):
-    """Images of latents within ``reach``, which ``noise`` takes out of the generator's range."""
-    random = np.random.default_rng(seed)
-    latents = random.uniform(-reach, reach, (count, objective.size)).astype(np.float32)
-    images = objective.generate(latents, condition)
-    return images + noise * random.standard_normal(images.shape).astype(np.float32)
-
-
 # The usual steps bring a loss to its floor within a few, and then rounding decides which are taken.
 # The steady ones come near it one after the other, and end while their fall is well above rounding.
 USUAL = Stage(LevenbergMarquardt(), max_steps=40)
 STEADY = Stage(LevenbergMarquardt(1.0, down=0.9), max_steps=8, relative_change_tolerance=0.02)
 
-RULES = {
-    "clip": (Uniform(), Clip(), ()),
-    "clip, prior aside": (Uniform(-0.5, 1.5), Clip(), ()),
+HERE = {
+    **RULES,
     "clip, own bounds": (Uniform(-0.5, 0.7), Clip(-0.6, 0.8), ()),
-    "stochastic clip": (Uniform(), StochasticClip(), ()),
-    "no constraint": (Uniform(), NoConstraint(), ()),
     "uniform, penalty": (Uniform(-0.5, 1.5), Clip(), (PriorPenalty(0.3, relative=True),)),
-    "normal": (Normal(), NoConstraint(), ()),
-    "penalty": (Normal(), NoConstraint(), (PriorPenalty(0.2),)),
-    "penalty, annealed": (Normal(0.3, 0.7), NoConstraint(), (PriorPenalty(0.2, anneal=True),)),
-    "penalty, relative": (Normal(), NoConstraint(), (PriorPenalty(2.0, relative=True),)),
-    "penalty, both": (
-        Normal(0.3, 0.7),
-        NoConstraint(),
-        (PriorPenalty(2.0, anneal=True, relative=True),),
-    ),
     "clip, penalty": (Normal(0.3, 0.7), Clip(-0.9, 1.2), (PriorPenalty(0.05),)),
-    "hard cutoff": (Normal(), HardCutoff(1.2), ()),
-    "logistic cutoff": (Normal(), LogisticCutoff(3.0, 1.0, horizon=5), (PriorPenalty(0.2),)),
-    "truncated normal cutoff": (Normal(0.3, 0.7), TruncatedNormalCutoff(1.5), ()),
 }
-RESAMPLING = (StochasticClip, HardCutoff, LogisticCutoff, TruncatedNormalCutoff)
 
 
 @pytest.mark.parametrize("objective", PROBLEMS.values(), ids=PROBLEMS)
-@pytest.mark.parametrize(("prior", "constraint", "penalties"), RULES.values(), ids=RULES)
+@pytest.mark.parametrize(("prior", "constraint", "penalties"), HERE.values(), ids=HERE)
 def test_every_prior_constraint_and_penalty(engine, objective, prior, constraint, penalties):
     stage = replace(STEADY, constraint=constraint, penalties=penalties)
     images = images_of(objective, 6, reach=2.5, noise=0.1)

@@ -444,7 +444,7 @@ def test_rows_columns_and_notes_are_laid_out(report):
     assert '<th scope="colgroup" colspan="2">left</th>' in page
     assert page.count('<th scope="colgroup" colspan="4">upper</th>') == 1
     assert page.count('<tr class="emphasis">') == 1
-    assert re.findall(r"<sup>(\d)</sup>", page) == ["1", "1", "2"] * 2
+    assert re.findall(r'<sup class="note">(\d)</sup>', page) == ["1", "1", "2"] * 2
     assert '<ol class="notes"><li>a note</li><li>2nd</li></ol>' in page
     assert '<span class="label">Table 7</span> Some &lt;cells&gt;' in page
 

@@ -270,7 +270,7 @@ def _cell(
     if note:
         if note not in notes:
             notes.append(note)
-        ours += f"<sup>{notes.index(note) + 1}</sup>"
+        ours += f'<sup class="note">{notes.index(note) + 1}</sup>'
     ours += "</span>"
     if published is None:
         return ours

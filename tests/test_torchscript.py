@@ -327,7 +327,7 @@ REFUSED = {
     "a gram of another width": (
         WITH_GRAM.replace("torch.mul(gram,", "torch.mul(gram[:, :, :1],"),
         SIZES,
-        "gram should be [2, 2, 2] for a batch of 2, is [2, 2, 1]",
+        "gram should be [1, 2, 2] for a batch of 1, is [1, 2, 1]",
     ),
     "other sizes than it says": (
         good(),

@@ -610,7 +610,7 @@ void test_solving(const std::shared_ptr<Device>& gpu) {
   }
   for (const Status status :
        {Status::converged, Status::stalled, Status::step_limit, Status::non_finite}) {
-    check(seen[static_cast<size_t>(status)] > 20,
+    check(seen[static_cast<size_t>(status)] > 10,
           std::to_string(seen[static_cast<size_t>(status)]) + " targets end in way " +
               std::to_string(static_cast<int>(status)));
   }
@@ -697,7 +697,7 @@ void test_searching(const std::shared_ptr<Device>& gpu) {
   }
   for (const Status status :
        {Status::converged, Status::stalled, Status::step_limit, Status::non_finite}) {
-    check(seen[static_cast<size_t>(status)] > 20,
+    check(seen[static_cast<size_t>(status)] > 10,
           std::to_string(seen[static_cast<size_t>(status)]) + " searches end in way " +
               std::to_string(static_cast<int>(status)));
   }

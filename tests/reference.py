@@ -306,6 +306,12 @@ def latent_error(z: Array, truth: Array) -> Array:
 # Levenberg-Marquardt
 
 
+def half_square(z: Array, mean: float) -> float:
+    """Half the squared distance of a latent from a mean, in double."""
+    away = z.astype(np.float64) - mean
+    return float(away @ away) / 2
+
+
 def cholesky(matrix: NDArray[np.float64]) -> NDArray[np.float64] | None:
     """The lower triangle L with L L^T = matrix, or None where a pivot is not positive."""
     lower = np.zeros_like(matrix)
@@ -442,6 +448,14 @@ class Attempt:
         )
         return constrain(stage["constraint"], self.prior, stage["max_steps"], latents, words)
 
+    def curvature(self, stage: Description, loss: float, step: int) -> float:
+        """The second derivative of a stage's prior penalty at a latent with this loss."""
+        size = self.latents.shape[1]
+        return sum(
+            prior_curvature(p, self.prior, loss, step, stage["max_steps"], size)
+            for p in stage["penalties"]
+        )
+
     def run_stage(self, stage: Description) -> list[Progress]:
         """A stage of updates along the gradient."""
         z, max_steps = self.latents, stage["max_steps"]
@@ -488,19 +502,10 @@ class Attempt:
             outputs = self.evaluate(stage, "normal_equations", z[None])
             return [output[0].astype(np.float64) for output in outputs]
 
-        def penalty() -> float:
-            return sum(
-                prior_curvature(p, self.prior, loss, step, max_steps, size)
-                for p in stage["penalties"]
-            )
-
-        def distance(latent: Array) -> float:
-            return float(np.sum((latent.astype(np.float64) - mean) ** 2)) / 2
-
         loss, g, gram = solved()
         self.traced(loss)
         progress.observe(stage, step, f32(loss), np.append(g, gram), z)
-        c = penalty()
+        c = self.curvature(stage, loss, step)
         while progress.status is None:
             slope = g + c * (z.astype(np.float64) - mean)
             fixed = outward(stage["constraint"], self.prior, z, -slope)
@@ -516,7 +521,8 @@ class Attempt:
             delta = tried.astype(np.float64) - z
             predicted = -slope @ delta - delta @ (gram + c * np.eye(size)) @ delta / 2
             tried_loss = self.evaluate(stage, "objective", tried[None])[0][0]
-            reduction = loss - float(tried_loss) + c * (distance(z) - distance(tried))
+            pull = half_square(z, mean) - half_square(tried, mean)
+            reduction = loss - float(tried_loss) + c * pull
 
             if np.isfinite(tried_loss) and reduction > 0 and reduction > 1e-3 * predicted:
                 # As products: of a step that a bound cut short, the prediction may be below zero.
@@ -531,7 +537,7 @@ class Attempt:
                     other_loss, g, gram = solved()
                     if not np.isfinite([other_loss, *g, *gram.flat]).all():
                         progress.stop(NON_FINITE)
-                    c = penalty()
+                    c = self.curvature(stage, loss, step)
             else:
                 damping = min(max(damping * solver["up"], 1e-8), 1e8)
                 if damping > 1e5:
@@ -545,26 +551,17 @@ class Attempt:
     def run_lbfgs_stage(self, stage: Description) -> list[Progress]:
         """A stage of quasi-Newton steps, of one target."""
         (z,) = self.latents
-        solver, max_steps, size = stage["solver"], stage["max_steps"], len(z)
+        solver, max_steps = stage["solver"], stage["max_steps"]
         mean, std = prior_moments(self.prior)
         progress = Progress()
         pairs: list[Pair] = []
         step, rejected, length = 0, 0, 1.0
 
-        def penalty() -> float:
-            return sum(
-                prior_curvature(p, self.prior, loss, step, max_steps, size)
-                for p in stage["penalties"]
-            )
-
-        def distance(latent: Array) -> float:
-            return float(np.sum((latent.astype(np.float64) - mean) ** 2)) / 2
-
         outputs = self.evaluate(stage, "objective", z[None])
         loss, g = (output[0].astype(np.float64) for output in outputs)
         self.traced(loss)
         progress.observe(stage, step, f32(loss), g, z)
-        c = penalty()
+        c = self.curvature(stage, loss, step)
         while progress.status is None:
             slope = g + c * (z.astype(np.float64) - mean)
             fixed = outward(stage["constraint"], self.prior, z, -slope)
@@ -590,7 +587,7 @@ class Attempt:
             moved = tried.astype(np.float64) - z
             outputs = self.evaluate(stage, "objective", tried[None])
             tried_loss, tried_g = (output[0].astype(np.float64) for output in outputs)
-            fall = loss - tried_loss + c * (distance(z) - distance(tried))
+            fall = loss - tried_loss + c * (half_square(z, mean) - half_square(tried, mean))
             finite = np.isfinite(tried_loss) and np.isfinite(tried_g).all()
             if finite and fall > 0 and fall >= -1e-4 * (slope @ moved):
                 bent = f32(tried_g - g + c * moved).astype(np.float64)
@@ -599,7 +596,7 @@ class Attempt:
                     pairs = [*pairs, (moved, bent)][-solver["history"] :]
                 loss, g, z, rejected, length = float(tried_loss), tried_g, tried, 0, 1.0
                 progress.observe(stage, step, f32(loss), g, z)
-                c = penalty()
+                c = self.curvature(stage, loss, step)
             else:
                 rejected, length = rejected + 1, length * 0.3
                 if rejected == 12 and not pairs:

@@ -8,6 +8,7 @@ that are done are filled with the next targets. A peer is how it gets the normal
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -70,7 +71,7 @@ def whitened(images: Tensor) -> tuple[Tensor, Tensor]:
     return weights, torch.where(kept, images, 0.0).atanh()
 
 
-class Peer:
+class Peer(ABC):
     """Loss and normal equations of the whitened residual, of a folded generator.
 
     Args:
@@ -123,9 +124,9 @@ class Peer:
     def _forward(self, latents: Tensor) -> Tensor:
         return self.flatten(self._layers(latents[..., None, None]))
 
+    @abstractmethod
     def _jacobian(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Return the output [B, P] and its derivatives [B, d, P]."""
-        raise NotImplementedError
 
 
 class Tangents(Peer):

@@ -130,6 +130,8 @@ class Run {
       if (searches(stage)) arrays_.history = std::max(arrays_.history, stage.solver.history);
     }
     coupled_ |= over_batch_;
+    const double stay = prior.kind == PriorKind::uniform ? 1.0 - recipe.hop
+                                                         : std::sqrt(1.0 - recipe.hop * recipe.hop);
     const RunRule rule{
         .prior = with_moments(prior),
         .prior_moments = moments_of(prior),
@@ -141,7 +143,9 @@ class Run {
         .stages = static_cast<int32_t>(stages.size()),
         .keep_best = recipe.keep_best,
         .coupled = coupled_,
-        .start = recipe.start};
+        .start = recipe.start,
+        .hop = static_cast<float>(recipe.hop),
+        .stay = static_cast<float>(stay)};
     arrays_.lanes = lanes_;
     arrays_.latent_size = latent_size_;
     arrays_.image_size = objectives.front()->image_size();
@@ -636,6 +640,8 @@ void check(const std::vector<const Objective*>& objectives, const Recipe& recipe
                " components, got " + std::to_string(objectives.front()->latent_size()) +
                "; use lbfgs");
   }
+  expect(recipe.hop >= 0.0 && recipe.hop <= 1.0,
+         "hop should be from 0 to 1, is " + std::to_string(recipe.hop));
   const bool over_batch =
       std::any_of(recipe.stages.begin(), recipe.stages.end(),
                   [](const Stage& stage) { return stage.penalties.moments == MomentScope::batch; });

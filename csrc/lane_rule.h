@@ -74,6 +74,19 @@ PYINV_HOST_DEVICE inline float first_latent(const RunRule& rule, uint64_t id, ui
   return initial_draw(rule.prior, {rule.seed, id, 0}, component);
 }
 
+// Whether a restart begins near the best latent so far. One whose loss was never finite says
+// nothing.
+PYINV_HOST_DEVICE inline bool hops(const RunRule& rule, const LaneState& lane) {
+  return rule.hop > 0.0f && lane.best_loss == lane.best_loss;
+}
+
+// A component of a restart's first latent. As a proposal for draws of a normal prior it would keep
+// their distribution (Neal 1998; Cotter et al. 2013).
+PYINV_HOST_DEVICE inline float hop_from(const RunRule& rule, float best, float draw) {
+  const float mean = static_cast<float>(rule.prior_moments.mean);
+  return mean + (rule.stay * (best - mean) + rule.hop * (draw - mean));
+}
+
 // A component of a latent that a stage begins with. Trials do not leave a clip's bounds, and one
 // that had to return from beyond them would be judged by its return.
 PYINV_HOST_DEVICE inline float within_bounds(const StageRule& stage, float z) {
@@ -99,11 +112,17 @@ PYINV_HOST_DEVICE inline void begin_stage(LaneState& lane, int32_t stage) {
   lane.action |= kClearMoments;
 }
 
-PYINV_HOST_DEVICE inline void begin_attempt(LaneState& lane, int32_t attempt) {
+PYINV_HOST_DEVICE inline void begin_attempt(LaneState& lane, int32_t attempt, int32_t stage) {
   lane.attempt = attempt;
   lane.attempt_steps = 0;
   lane.over = false;
-  begin_stage(lane, 0);
+  begin_stage(lane, stage);
+}
+
+// A further attempt. Hops leave out the stages that look for where to begin.
+PYINV_HOST_DEVICE inline void restart(const RunRule& rule, LaneState& lane) {
+  begin_attempt(lane, lane.attempt + 1, rule.hop > 0.0f ? rule.stages - 1 : 0);
+  lane.action |= kDraw;
 }
 
 PYINV_HOST_DEVICE inline LaneState begin_target(uint64_t id, int64_t row, int32_t objective) {
@@ -113,7 +132,7 @@ PYINV_HOST_DEVICE inline LaneState begin_target(uint64_t id, int64_t row, int32_
   lane.objective = objective;
   lane.best_loss = lane.nearest = NAN;
   lane.best_status = static_cast<uint8_t>(Status::cancelled);
-  begin_attempt(lane, 0);
+  begin_attempt(lane, 0, 0);
   lane.action = 0;
   return lane;
 }
@@ -357,8 +376,7 @@ PYINV_HOST_DEVICE inline void decide(const RunRule& rule, const StageRule& stage
   } else {
     end_attempt(lane, lane.stop);
     if (restarts(rule, lane)) {
-      begin_attempt(lane, lane.attempt + 1);
-      lane.action |= kDraw;
+      restart(rule, lane);
     } else {
       lane.done = true;
     }
@@ -404,8 +422,7 @@ PYINV_HOST_DEVICE inline void decide_in_group(const RunRule& rule, const StageRu
   } else {
     end_attempt(lane, lane.met);
     if (votes.any_retry) {
-      begin_attempt(lane, lane.attempt + 1);
-      lane.action |= kDraw;
+      restart(rule, lane);
     } else {
       lane.done = true;
     }
@@ -474,7 +491,9 @@ PYINV_HOST_DEVICE inline void act(const LaneArrays& lanes, int64_t lane, int64_t
   } else if (action & kKeep) {
     recorded = pack<kWidth>(lanes.recorded + k);
   }
-  const Pack<float, kWidth> kept = recorded;
+  const bool from_best = action & kDraw && hops(*lanes.rule, state);
+  const Pack<float, kWidth> kept =
+      from_best && !(action & kKeep) ? pack<kWidth>(lanes.outbox + k) : recorded;
 
   bool reborn = false;
   if (action & kStep) {
@@ -491,7 +510,10 @@ PYINV_HOST_DEVICE inline void act(const LaneArrays& lanes, int64_t lane, int64_t
     const RunRule& rule = *lanes.rule;
     const DrawKey key = {rule.seed, state.id, static_cast<uint32_t>(state.attempt)};
     PYINV_UNROLL
-    for (int i = 0; i < kWidth; ++i) z.at[i] = initial_draw(rule.prior, key, number + i);
+    for (int i = 0; i < kWidth; ++i) {
+      const float draw = initial_draw(rule.prior, key, number + i);
+      z.at[i] = from_best ? hop_from(rule, kept.at[i], draw) : draw;
+    }
   }
   if (action & kClearMoments) {
     const StageRule& next = lanes.stages[state.stage];

@@ -34,6 +34,7 @@ struct RunRule {
   int32_t stages;
   bool keep_best, coupled;
   Start start;
+  float hop, stay;  // the shares of the draw and of the best latent in a restart's; hop 0: drawn
 };
 
 // What the kernels have to do with a lane's components, in this order. The kernels that make
@@ -45,7 +46,7 @@ enum LaneAction : uint8_t {
   kRecord = 1,         // recorded <- latent
   kKeep = 2,           // outbox <- recorded: the best attempt so far
   kStep = 4,           // one update
-  kDraw = 8,           // latent <- a draw of the prior
+  kDraw = 8,           // latent <- an attempt's first: a draw, or a hop from the outbox
   kClearMoments = 16,  // and recorded <- latent: a stage or an attempt begins
 };
 

@@ -26,6 +26,7 @@ struct Range {
 constexpr Range kAny;
 constexpr Range kPositive{.low = 0.0, .open_low = true};
 constexpr Range kNotNegative{.low = 0.0};
+constexpr Range kShare{.low = 0.0, .high = 1.0};
 constexpr Range kDecay{.low = 0.0, .high = 1.0, .open_high = true};
 constexpr Range kRise{.low = 1.0, .open_low = true};
 constexpr Range kFall{.low = 0.0, .high = 1.0, .open_low = true, .open_high = true};
@@ -300,7 +301,7 @@ Stage read_stage(const Node& rule, const Prior& prior, std::vector<std::string>&
 }
 
 ParsedRecipe read_recipe(const Node& rule, const Prior& prior) {
-  only(rule, {"name", "stages", "restarts", "keep", "start"});
+  only(rule, {"name", "stages", "restarts", "keep", "start", "hop"});
   ParsedRecipe parsed;
   if (const auto name = rule.find("name")) parsed.name = name->text();
   const std::vector<Node> rules = rule["stages"].items();
@@ -333,6 +334,7 @@ ParsedRecipe read_recipe(const Node& rule, const Prior& prior) {
   parsed.recipe.restarts = whole(rule, "restarts", 0, kMaxRestarts, 0);
   parsed.recipe.keep_best = choice(rule, "keep", {"best", "last"}) == 0;
   parsed.recipe.start = choice(rule, "start", {"prior", "mean"}) ? Start::mean : Start::prior;
+  parsed.recipe.hop = number(rule, "hop", kShare, 0.0);
   return parsed;
 }
 

@@ -19,15 +19,17 @@ from pyinv.cores import usable_cores
 from pyinv.devices import open_device, resolve_device
 from pyinv.errors import BundleError, DeviceError, InputError, PyinvError, RuleError, RunError
 from pyinv.images import check_images
+from pyinv.priors import Uniform
 from pyinv.progress import progress_reporter
-from pyinv.recipes import Recipe, Stage
-from pyinv.result import Inversion
+from pyinv.recipes import MAX_RESTARTS, Recipe, Stage
+from pyinv.result import Inversion, Status
 from pyinv.solvers import LBFGS, GradientDescent, LevenbergMarquardt
 from pyinv.uncertainty import (
     FLOAT32_ROUNDING,
     TF32_ROUNDING,
     Uncertainty,
     laplace_uncertainty,
+    widened,
 )
 
 __all__ = ["Inverter"]
@@ -43,6 +45,14 @@ AUTO_LANES = {"cpu": (8, 16, 32, 64, 128), "cuda": (64, 256, 1024, 4096, 16384)}
 NORMAL_EQUATIONS_BYTES = {"cpu": 2**27, "cuda": 2**33}
 # Memory for one copy of their matrices in double, of which uncertainty needs a few.
 MATRIX_BYTES = 2**26
+
+# Uncertainty looks for other optima by so many hops. Their shares of a draw go from one with which
+# most find their way where an image leaves little open, to a whole draw, which knows nothing of the
+# latent given. They are made for some targets at a time: enough to keep the lanes busy, as far as
+# this memory holds copies of the images.
+DEFAULT_HOPS = 8
+HOP_SHARES = (0.5, 1.0)
+HOP_BYTES = 2**28
 
 # The engine's counters hold 48 bits of target id. ``sample`` draws from the upper half and
 # ``invert`` from the lower, or inverting G(sample(n, seed)) with that seed would begin at the
@@ -187,7 +197,7 @@ class Inverter:
                 recipe's. It needs a recipe with a loss tolerance to mean anything but "always".
             seed: 0 to 2^64 - 1. All draws depend on it and on the target's id alone.
             init: first latents, [N, *latent_shape] or [N, d]; None draws them from the prior.
-                Restarts draw in any case.
+                Restarts draw, or hop, in any case.
             condition: [N, k], for bundles that have a condition.
             target_ids: N whole numbers below 2^47 that random draws depend on; 0 to N - 1 by
                 default. To split a job over calls or machines, give each part its rows' numbers.
@@ -307,7 +317,22 @@ class Inverter:
         if measured is None or inversion.cancelled:
             return inversion
         try:
-            self._measure(measured, found["latents"], targets, conditions, noise, None)
+            losses = self._measure(measured, found["latents"], targets, conditions, noise, None)
+            # A latent that makes the image exactly leaves nothing to look for.
+            rows = np.flatnonzero(found["status"] != Status.CONVERGED)
+            self._widen(
+                measured,
+                rows,
+                found["latents"],
+                losses,
+                targets,
+                conditions,
+                ids,
+                noise=noise,
+                hops=DEFAULT_HOPS,
+                seed=seed,
+                progress=progress,
+            )
         except KeyboardInterrupt:
             return replace(inversion, cancelled=True)
         except (PyinvError, MemoryError) as error:
@@ -431,14 +456,17 @@ class Inverter:
         images: Any,
         *,
         noise: float | None = None,
+        hops: int = DEFAULT_HOPS,
+        seed: int = 0,
         condition: Any = None,
         batch: int | None = None,
+        progress: bool | Progress | None = None,
     ) -> Uncertainty:
         """Return how far the latents behind images may be from those that were found.
 
-        The figures hold near the given latents: they know nothing of other latents, far away, that
-        make the same image. docs/uncertainty.md has the method, and when its intervals can be
-        trusted.
+        From what the image leaves open near the latent, and from other optima of the posterior
+        that hops lead to and that agree with the image as well. docs/uncertainty.md has the method,
+        and when its intervals can be trusted.
 
         Args:
             latents: [N, *latent_shape] or [N, d], N >= 1: what ``invert`` found.
@@ -446,9 +474,14 @@ class Inverter:
             noise: the standard deviation of the noise on a pixel, in the bundle's value range,
                 above 0; None estimates each image's from what G(latent) leaves of it. That takes
                 more pixels than the latent has components.
+            hops: searches for other optima from each latent, 0 to 4095. Each costs about as much as
+                one of the recipe "reconstruct". 0: none, which takes one evaluation of the normal
+                equations a target and knows nothing of other latents that make the same image.
+            seed: 0 to 2^64 - 1, of the hops.
             condition: [N, k], for bundles that have a condition.
             batch: the most images taken at a time, at least 1; None takes the lanes, or fewer where
-                128 MiB (8 GiB on a GPU) do not hold their Jacobians.
+                128 MiB (8 GiB on a GPU) do not hold their Jacobians. Hops take the lanes.
+            progress: for the hops, as for ``invert``; each counts as a target.
 
         Returns:
             the Uncertainty: standard errors, condition numbers, which latents the images determine,
@@ -458,15 +491,32 @@ class Inverter:
             InputError: an argument of the wrong shape, type or range.
             BundleError: the bundle has no normal equations of "mse".
             DeviceError: the GPU's memory does not hold a single image's Jacobian, or not the batch.
+            RunError: the runtime failed in the middle.
         """
         noise = noise_level(noise)
+        hops = whole_number("hops", hops, at_least=0, at_most=MAX_RESTARTS)
+        seed = whole_number("seed", seed, at_least=0, at_most=2**64 - 1)
         self._check_uncertainty(noise)
         manifest = self.manifest
         targets = check_images(images, manifest)
         flat = check_rows(latents, "latents", manifest.latent_shape, len(targets))
         conditions = self._condition(condition, len(flat))
         measured = Uncertainty.unknown(len(flat), manifest.latent_shape)
-        self._measure(measured, flat, targets, conditions, noise, batch)
+        losses = self._measure(measured, flat, targets, conditions, noise, batch)
+        rows = np.arange(len(flat))
+        self._widen(
+            measured,
+            rows,
+            flat,
+            losses,
+            targets,
+            conditions,
+            rows.astype(np.uint64),
+            noise=noise,
+            hops=hops,
+            seed=seed,
+            progress=progress,
+        )
         return measured
 
     def sample(self, n: int, *, seed: int = 0) -> FloatArray:
@@ -648,16 +698,22 @@ class Inverter:
         flat: FloatArray,
         targets: FloatArray,
         conditions: FloatArray | None,
-        noise: float | None,
+        noise: float | FloatArray | None,
         batch: int | None,
-    ) -> None:
-        """Fill in the uncertainty, some rows at a time."""
+        about: FloatArray | None = None,
+    ) -> FloatArray:
+        """Fill in the uncertainty by each latent's own optimum, some rows at a time.
+
+        Returns:
+            the latents' mean squared errors.
+        """
         manifest = self.manifest
         function = manifest.normal_equations("mse", self.runtime)
         most = self._batch(batch, function)
         if batch is None:
             most = min(most, max(1, MATRIX_BYTES // (8 * manifest.latent_size**2)))
         tf32 = self._tf32 and self.device != "cpu"
+        losses = np.empty(len(flat), dtype=np.float32)
         start = 0
         while start < len(flat):
             rows = slice(start, start + most)
@@ -680,13 +736,118 @@ class Inverter:
                 found["gram"],
                 prior=manifest.prior,
                 value_range=manifest.value_range,
-                noise=noise,
+                noise=noise[rows] if isinstance(noise, np.ndarray) else noise,
+                about=None if about is None else about[rows],
                 rounding=TF32_ROUNDING if tf32 else FLOAT32_ROUNDING,
             )
-            for name, values in vars(part).items():
-                whole = getattr(measured, name)
-                whole[rows] = values.reshape(whole[rows].shape)
+            measured.put(rows, part)
+            losses[rows] = found["loss"]
             start += most
+        return losses
+
+    def _widen(
+        self,
+        measured: Uncertainty,
+        rows: NDArray[np.intp],
+        flat: FloatArray,
+        losses: FloatArray,
+        targets: FloatArray,
+        conditions: FloatArray | None,
+        ids: NDArray[np.uint64],
+        *,
+        noise: float | None,
+        hops: int,
+        seed: int,
+        progress: bool | Progress | None,
+    ) -> None:
+        """Hop from these rows' latents, and take other optima into the uncertainty about them.
+
+        Rows that were not reached, if it ends early, are left unknown.
+        """
+        rows = rows[np.isfinite(measured.noise[rows])]
+        if not hops or not len(rows):
+            return
+        manifest = self.manifest
+        stage = recipes.reconstruct(manifest, noise).stages[-1]
+        recipe = Recipe("hops", (stage,), keep="last").fit(manifest.prior)
+        described, functions = self._plan(recipe)
+        total = hops * len(rows)
+        lanes = min(self._batch(None), total)
+        most = max(1, min(16 * lanes, HOP_BYTES // (4 * manifest.pixels)) // hops)
+        done = 0
+
+        def hop(some: NDArray[np.intp], report: Progress | None) -> Uncertainty:
+            def for_each(values: NDArray[Any]) -> NDArray[Any]:
+                return np.repeat(values[some], hops, axis=0)
+
+            def offset(now: dict[str, Any]) -> None:
+                assert report is not None
+                before = done * hops
+                report(now | {"finished": before + now["finished"], "targets": total})
+
+            images = for_each(targets)
+            given = None if conditions is None else for_each(conditions)
+            found = self._run(
+                functions,
+                described,
+                images=images.reshape(len(images), -1),
+                initial=self._hops_from(flat[some], ids[some], hops, seed),
+                condition=given,
+                target_ids=for_each(ids),
+                seed=seed,
+                lanes=lanes,
+                progress=None if report is None else offset,
+            )
+            if found["cancelled"]:
+                raise KeyboardInterrupt
+            others = found["latents"]
+            there = Uncertainty.unknown(len(others), manifest.latent_shape)
+            known, about = for_each(measured.noise), for_each(flat)
+            misfits = self._measure(there, others, images, given, known, None, about)
+            shape = len(some), hops
+            return widened(
+                measured.take(some),
+                flat[some],
+                losses[some],
+                others.reshape(*shape, -1),
+                misfits.reshape(shape),
+                there.standard_error.reshape(*shape, -1),
+                pixels=manifest.pixels,
+                prior=manifest.prior,
+            )
+
+        try:
+            with progress_reporter(progress, total, recipe.max_steps, unit="hops") as report:
+                while done < len(rows):
+                    some = rows[done : done + most]
+                    try:
+                        measured.put(some, hop(some, report))
+                    except _core.OutOfMemory:
+                        if lanes == 1:
+                            raise
+                        lanes //= 2
+                        continue
+                    done += len(some)
+        except (_core.OutOfMemory, _core.RunFailed) as error:
+            raise RunError(_one_line(error)) from None
+        finally:
+            left = rows[done:]
+            measured.put(left, Uncertainty.unknown(len(left), manifest.latent_shape))
+
+    def _hops_from(
+        self, latents: FloatArray, ids: NDArray[np.uint64], hops: int, seed: int
+    ) -> FloatArray:
+        """Return where hops from latents [n, d] begin, [n * hops, d]."""
+        manifest = self.manifest
+        prior, mean = manifest.prior, np.float32(manifest.prior.mean)
+        rule = json.dumps(prior.describe())
+        starts = np.empty((len(latents), hops, manifest.latent_size), dtype=np.float32)
+        for k, share in enumerate(np.linspace(*HOP_SHARES, hops, dtype=np.float32)):
+            # Counted from the end: the recipe's own restarts are counted from the start.
+            draws = _core.draw_initial(rule, seed, ids, MAX_RESTARTS - k, manifest.latent_size)
+            stay = 1 - share if isinstance(prior, Uniform) else np.sqrt(1 - share**2)
+            starts[:, k] = mean + (stay * (latents - mean) + share * (draws - mean))
+        return starts.reshape(-1, manifest.latent_size)
 
     def _generate(self, flat: FloatArray, condition: FloatArray | None, batch: int) -> FloatArray:
         images = np.empty((len(flat), *self.manifest.image_shape), dtype=np.float32)

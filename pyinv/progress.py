@@ -16,7 +16,7 @@ Progress = Callable[[dict[str, Any]], None]
 
 @contextmanager
 def progress_reporter(
-    progress: bool | Progress | None, targets: int, max_steps: int
+    progress: bool | Progress | None, targets: int, max_steps: int, unit: str = "images"
 ) -> Iterator[Progress | None]:
     """Give the function that the engine reports to; a bar is closed at the end.
 
@@ -24,6 +24,7 @@ def progress_reporter(
         progress: None or False for silence, True for a bar on standard error, or a function.
         targets: how many there are.
         max_steps: the most updates of one attempt.
+        unit: what a bar calls the targets.
 
     Raises:
         InputError: something else was given.
@@ -43,7 +44,8 @@ def progress_reporter(
         raise DependencyError("progress=True needs tqdm: pip install tqdm") from None
 
     layout = (
-        "{percentage:3.0f}% |{bar:24}| {n_fmt}/{total_fmt} images [{elapsed}<{remaining}{postfix}]"
+        "{percentage:3.0f}% |{bar:24}| {n_fmt}/{total_fmt} "
+        f"{unit} [{{elapsed}}<{{remaining}}{{postfix}}]"
     )
     with tqdm(total=targets, bar_format=layout, file=sys.stderr) as bar:
 

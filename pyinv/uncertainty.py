@@ -1,12 +1,13 @@
 """Uncertainty: how far the latent behind an image may be from the one that was found.
 
-From the pixel residual's Jacobian at the latent and the noise of the image. docs/uncertainty.md has
-the derivation, and says when the figures can be trusted.
+From the pixel residual's Jacobian at the latent, the noise of the image, and other latents that
+agree with the image as well. docs/uncertainty.md has the derivation, and says when the figures can
+be trusted.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from pyinv.priors import Prior
 
-__all__ = ["FLOAT32_ROUNDING", "TF32_ROUNDING", "Uncertainty", "laplace_uncertainty"]
+__all__ = ["FLOAT32_ROUNDING", "TF32_ROUNDING", "Uncertainty", "laplace_uncertainty", "widened"]
 
 FloatArray = NDArray[np.float32]
 DoubleArray = NDArray[np.float64]
@@ -69,6 +70,16 @@ class Uncertainty:
     def __len__(self) -> int:
         return len(self.noise)
 
+    def take(self, rows: Any) -> Uncertainty:
+        """Return that of some targets, by an index of NumPy's."""
+        return Uncertainty(**{name: values[rows] for name, values in vars(self).items()})
+
+    def put(self, rows: Any, part: Uncertainty) -> None:
+        """Set that of some targets, whose latents may be flat in the part."""
+        for name, values in vars(part).items():
+            whole = getattr(self, name)
+            whole[rows] = values.reshape(whole[rows].shape)
+
     def __repr__(self) -> str:
         known = int(np.isfinite(self.noise).sum())
         if not known:
@@ -90,7 +101,8 @@ def laplace_uncertainty(
     *,
     prior: Prior,
     value_range: tuple[float, float],
-    noise: float | None = None,
+    noise: float | NDArray[Any] | None = None,
+    about: NDArray[Any] | None = None,
     rounding: float = FLOAT32_ROUNDING,
 ) -> Uncertainty:
     r"""Return the uncertainty of latents, from the normal equations of the pixel loss at them.
@@ -114,8 +126,10 @@ def laplace_uncertainty(
         gram: [N, d, d], 2/P JᵀJ.
         prior: what the latents are drawn from.
         value_range: that of the images.
-        noise: standard deviation of the noise on a pixel, above 0; None estimates each image's
-            from its residual and the degrees of freedom that are left, which takes P > d.
+        noise: standard deviation of the noise on a pixel, above 0, one for all or [N]; None
+            estimates each image's from its residual and the degrees of freedom that are left, which
+            takes P > d.
+        about: [N, d], the latents that standard errors are about; None: those above.
         rounding: the relative rounding error of what computed gram and images.
 
     Returns:
@@ -140,7 +154,7 @@ def laplace_uncertainty(
     lost = rounding * np.linalg.norm(eigenvalues, axis=1, keepdims=True)
     eigenvalues = np.where(eigenvalues > lost, eigenvalues, 0.0)
 
-    squared = np.full(count, np.nan if noise is None else float(noise) ** 2)
+    squared = np.full(count, np.nan if noise is None else np.square(noise, dtype=np.float64))
     floor = (rounding * max(map(abs, value_range))) ** 2
     if noise is None:
         assert generated is not None
@@ -154,7 +168,8 @@ def laplace_uncertainty(
     toward_image = np.where(eigenvalues > 0, _along(directions, -slope / squared[:, None]), 0.0)
     toward_mean = _along(directions, (prior.mean - z) / prior.std**2)
     step = np.einsum("nij,nj->ni", directions, variances * (toward_image + toward_mean))
-    mean_square = np.einsum("nij,nj->ni", directions**2, variances) + step**2
+    away = 0.0 if about is None else z - about
+    mean_square = np.einsum("nij,nj->ni", directions**2, variances) + (step + away) ** 2
 
     found = Uncertainty.unknown(count, (size,))
     found.standard_error[known] = np.sqrt(mean_square)[known]
@@ -166,6 +181,77 @@ def laplace_uncertainty(
     found.identifiable[:] = known & (smallest > 0) & (worst <= DETERMINED * prior.std)
     found.noise[known] = np.sqrt(squared)[known]
     return found
+
+
+def widened(
+    found: Uncertainty,
+    latents: NDArray[Any],
+    losses: NDArray[Any],
+    others: NDArray[Any],
+    other_losses: NDArray[Any],
+    other_errors: NDArray[Any],
+    *,
+    pixels: int,
+    prior: Prior,
+) -> Uncertainty:
+    r"""Return the uncertainty with other optima of the posterior taken into account.
+
+    With P pixels, noise s and y = (z - mean)/std,
+
+    .. math:: -\log p(z \mid x) = \frac{P}{2 s^2} \text{mse}(z) + \frac{1}{2} \lVert y \rVert^2
+        + \text{const}
+
+    An optimum agrees with the image where this is larger than at the latent by at most half the
+    95 % quantile of the chi-squared distribution with d degrees of freedom: 95 % of a normal
+    posterior lie within as much of its peak. Where any do, the posterior is taken as the mixture of
+    theirs.
+
+    Args:
+        found: that of N latents.
+        latents: [N, d].
+        losses: [N], their mean squared errors.
+        others: [N, H, d], optima that searches from nearby came to. The latent's own counts as
+            often as they came back to it.
+        other_losses: [N, H], their mean squared errors.
+        other_errors: [N, H, d], standard errors about the latent, not the optimum, by the Laplace
+            approximation at each optimum. An optimum where they are not finite never agrees.
+        pixels: P.
+        prior: what the latents are drawn from. A uniform one counts as the normal one of its mean
+            and standard deviation.
+
+    Returns:
+        the Uncertainty. A latent is not identifiable where those that agree have, in some
+        direction, a standard deviation of more than half of the prior's.
+
+    Source: ours. The moments of a mixture are textbook material, and the threshold is that of
+    Wilks's regions; docs/uncertainty.md has what they are good for.
+    """
+    here, there = latents[:, None].astype(np.float64), others.astype(np.float64)
+    improbable = ((there - prior.mean) ** 2 - (here - prior.mean) ** 2).sum(axis=2) / prior.std**2
+    misfit = other_losses.astype(np.float64) - losses[:, None]
+    squared = found.noise.astype(np.float64)[:, None] ** 2
+    with np.errstate(invalid="ignore"):
+        agree = pixels * misfit / squared + improbable <= _chi_squared_95(latents.shape[1])
+    agree &= np.isfinite(other_errors).all(axis=2)
+    share = (agree / np.maximum(agree.sum(axis=1, keepdims=True), 1))[..., None]
+    errors = np.where(share > 0, other_errors.astype(np.float64), 0.0)
+    mixed = np.sqrt((share * errors**2).sum(axis=1)).reshape(found.standard_error.shape)
+    # The largest eigenvalue of the covariance, by the smaller of the two gram matrices.
+    there = np.where(share > 0, there, 0.0)
+    away = np.sqrt(share) * (there - (share * there).sum(axis=1, keepdims=True))
+    widest = np.linalg.eigvalsh(away @ away.transpose(0, 2, 1))[:, -1]
+    alone = ~agree.any(axis=1).reshape(-1, *(1,) * (found.standard_error.ndim - 1))
+    return replace(
+        found,
+        standard_error=np.where(alone, found.standard_error, mixed).astype(np.float32),
+        identifiable=found.identifiable & (widest <= (DETERMINED * prior.std) ** 2),
+    )
+
+
+def _chi_squared_95(degrees: int) -> float:
+    """Return the 95 % quantile, to 3 % (Wilson & Hilferty 1931)."""
+    share = 2 / (9 * degrees)
+    return degrees * (1 - share + 1.6448536 * share**0.5) ** 3
 
 
 def _along(directions: DoubleArray, vectors: DoubleArray) -> DoubleArray:

@@ -108,6 +108,14 @@ def draw_initial(
     return draw(prior, random_words(seed, target_ids, restart, 0, INITIAL, size))
 
 
+def hopped(prior: Description, hop: float, latents: Array, draws: Array) -> Array:
+    """Latents moved towards draws, so that draws of a normal prior would stay such."""
+    mean = f32(prior_moments(prior)[0])
+    stay = f32(1 - hop if prior["kind"] == "uniform" else np.sqrt(1 - hop**2))
+    moved: Array = mean + (stay * (latents - mean) + f32(hop) * (draws - mean))
+    return moved
+
+
 # Priors
 
 
@@ -418,7 +426,8 @@ class Attempt:
         self.update = 0
         self.updates, self.resampled, self.normal_equations = np.zeros((3, count), dtype=np.int64)
 
-        for index, stage in enumerate(stages):
+        first = len(stages) - 1 if self.restart and self.recipe["hop"] else 0
+        for index, stage in enumerate(stages[first:], first):
             kind = stage["solver"]["kind"]
             if kind in ("levenberg_marquardt", "lbfgs"):
                 self.latents = within_bounds(stage["constraint"], self.prior, self.latents)
@@ -671,6 +680,10 @@ def invert(
                 start = np.full((len(rows), size), prior_moments(prior)[0], dtype=np.float32)
             else:
                 start = draw_initial(prior, seed, members, restart, size)
+            if restart and recipe["hop"]:
+                kept = np.array([outcome.latent for outcome in best])
+                known = np.isfinite([outcome.loss for outcome in best])[:, None]
+                start = np.where(known, hopped(prior, recipe["hop"], kept, start), start)
             with np.errstate(all="ignore"):
                 attempt = Attempt(
                     objectives,

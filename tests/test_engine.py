@@ -436,10 +436,11 @@ def test_lanes_in_different_stages(engine):
 # Restarts
 
 
+@pytest.mark.parametrize(("hop", "tolerance"), [(0.0, 1e-3), (0.4, 3e-4)])
 @pytest.mark.parametrize("keep", ["best", "last"])
-def test_restarts_keep_the_best_attempt(engine, keep):
-    stage = Stage(Adam(0.1), StochasticClip(), max_steps=30, loss_tolerance=1e-3)
-    method = recipe(stage, restarts=3, keep=keep)
+def test_restarts_keep_the_best_attempt(engine, keep, hop, tolerance):
+    stage = Stage(Adam(0.1), StochasticClip(), max_steps=30, loss_tolerance=tolerance)
+    method = recipe(stage, restarts=3, keep=keep, hop=hop)
     images = distant_images(16, reach=1.0)
     _, expected = both(
         engine, [PERCEPTRON], method, Uniform(), images, seed=11, trace_every=1, lanes=5
@@ -463,6 +464,48 @@ def test_a_given_initial_latent_serves_the_first_attempt_only(engine):
     np.testing.assert_array_equal(result["latents"][1], initial[1])
     np.testing.assert_array_equal(result["attempts"], 2)
     np.testing.assert_array_equal(result["steps"], 4)
+
+
+@pytest.mark.parametrize(
+    ("prior", "stay"), [(Normal(0.5, 2.0), 0.8), (Uniform(-1.0, 3.0), 0.4)], ids=str
+)
+def test_hops_lead_from_the_best_latent_towards_draws(engine, prior, stay):
+    # Hardly a step: an attempt ends where it begins.
+    still = Stage(GradientDescent(1e-9), max_steps=1)
+    method = recipe(replace(still, max_steps=5), still, restarts=3, hop=0.6)
+    first, optimum = some_latents(40, 3), some_latents(40, 3, seed=1)
+
+    def distance(latents):
+        return np.mean((latents - optimum) ** 2, axis=1, keepdims=True)
+
+    best, ids = first, np.arange(40, dtype=np.uint64)
+    for restart in (1, 2, 3):
+        draw = _core.draw_initial(json.dumps(prior.describe()), 9, ids, restart, 3)
+        hop = prior.mean + stay * (best - prior.mean) + 0.6 * (draw - prior.mean)
+        nearer = distance(hop) < distance(best)
+        assert 0 < nearer.sum() < 40
+        best = np.where(nearer, hop, best)
+
+    quadratic = Quadratic(3)
+    options = {"initial": first, "seed": 9, "trace_every": 1, "lanes": 7}
+    result, _ = both(engine, [quadratic], method, prior, quadratic.images(optimum), **options)
+    np.testing.assert_allclose(result["latents"], best, rtol=0, atol=1e-5)
+    # Hops leave out the first stage.
+    np.testing.assert_array_equal(result["steps"], 6 + 3)
+    assert np.isnan(result["trace"][:, 2:]).all()
+
+
+def test_a_hop_needs_a_best_latent(engine):
+    trap = NotANumberBeyond(2, 0.5, where="loss")
+    method = recipe(Stage(GradientDescent(1e-9), max_steps=1), restarts=1, hop=0.5)
+    prior = Normal()
+    drawn = _core.draw_initial(json.dumps(prior.describe()), 0, np.arange(8, dtype=np.uint64), 1, 2)
+    beyond = np.full((8, 2), 0.9, dtype=np.float32)
+    result, _ = both(engine, [trap], method, prior, trap.images(drawn), initial=beyond)
+    inside = drawn[:, 0] < 0.5
+    assert 0 < inside.sum() < 8
+    np.testing.assert_allclose(result["latents"][inside], drawn[inside], rtol=0, atol=1e-5)
+    assert (result["status"] == np.where(inside, STEP_LIMIT, NON_FINITE)).all()
 
 
 # Inputs and the trace
@@ -702,9 +745,10 @@ def test_a_member_that_converged_keeps_what_it_had(engine):
     np.testing.assert_array_equal(result["nearest"], 0)
 
 
+@pytest.mark.parametrize("hop", [0.0, 0.4])
 @pytest.mark.parametrize("keep", ["best", "last"])
 @pytest.mark.parametrize("solver", GENTLE_SOLVERS.values(), ids=GENTLE_SOLVERS)
-def test_groups_through_stages_and_restarts(engine, solver, keep):
+def test_groups_through_stages_and_restarts(engine, solver, keep, hop):
     first = Stage(
         solver,
         StochasticClip(),
@@ -713,7 +757,7 @@ def test_groups_through_stages_and_restarts(engine, solver, keep):
         relative_change_tolerance=0.02,
         patience=2,
     )
-    method = recipe(first, replace(first, max_steps=20), restarts=2, keep=keep)
+    method = recipe(first, replace(first, max_steps=20), restarts=2, keep=keep, hop=hop)
     images = coupled_images(11)
     _, expected = both(
         engine, [COUPLED], method, Uniform(), images, coupled=True, trace_every=1, seed=2

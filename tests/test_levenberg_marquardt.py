@@ -531,14 +531,14 @@ def test_random_numbers_go_on_from_stage_to_stage(engine):
 
 
 @pytest.mark.parametrize("keep", ["best", "last"])
-@pytest.mark.parametrize("start", ["prior", "mean"])
+@pytest.mark.parametrize(("start", "hop"), [("prior", 0.0), ("mean", 0.0), ("mean", 0.4)])
 @pytest.mark.parametrize(
     ("prior", "rules"), [PRIORS["uniform"], PRIORS["normal"]], ids=["uniform", "normal"]
 )
-def test_restarts_keep_the_best_attempt(engine, prior, rules, start, keep):
+def test_restarts_keep_the_best_attempt(engine, prior, rules, start, hop, keep):
     images = images_of(NET, 16)
     stage = replace(STEADY, loss_tolerance=1e-4, relative_change_tolerance=0.0, **rules)
-    method = recipe(stage, restarts=3, keep=keep, start=start)
+    method = recipe(stage, restarts=3, keep=keep, start=start, hop=hop)
     options = {"seed": 11, "lanes": 5, "trace_every": 1}
     _, expected = both(engine, solvable(NET), method, prior, images, **options)
     assert {1, 4} < set(expected.attempts), "some at once, some later, some never"

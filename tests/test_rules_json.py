@@ -237,7 +237,7 @@ STAGES = [
 @pytest.mark.parametrize(("prior", "stage"), STAGES, ids=str)
 @pytest.mark.parametrize("fitted", [True, False], ids=["fitted", "as written"])
 def test_what_describe_gives_is_read(prior, stage, fitted) -> None:
-    recipe = Recipe("r", (stage,), restarts=4095, keep="last", start="mean")
+    recipe = Recipe("r", (stage,), restarts=4095, keep="last", start="mean", hop=0.3)
     described = (recipe.fit(prior) if fitted else recipe).describe()
     assert read(prior.describe(), described) == RIGHT
     # With a setting more anywhere it is not, so none of those above is passed over in silence.
@@ -326,6 +326,7 @@ WRONG = {
         {**stage_of(), "restarts": 4096},
         "recipe.restarts must be a whole number from 0 to 4095, got 4096",
     ),
+    "hop": (U, {**stage_of(), "hop": 1.5}, "recipe.hop must be a number >= 0 and <= 1, got 1.5"),
     "keep": (U, {**stage_of(), "keep": "all"}, 'recipe.keep must be one of best, last, got "all"'),
     "updates": (
         U,

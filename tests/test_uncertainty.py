@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from tiny_bundle import LATENT, TinyGenerator, write_tiny_bundle
 
+from pyinv import _core
 from pyinv.errors import BundleError, DeviceError, InputError, RunError
 from pyinv.inverter import Inverter
 from pyinv.priors import Normal, Uniform
 from pyinv.recipes import Recipe, Stage
-from pyinv.result import Inversion
+from pyinv.result import Inversion, Status
 from pyinv.solvers import Adam
-from pyinv.uncertainty import TF32_ROUNDING, Uncertainty, laplace_uncertainty
+from pyinv.uncertainty import TF32_ROUNDING, Uncertainty, laplace_uncertainty, widened
 
 NORMAL = Normal(0.3, 0.7)
 UNIFORM = Uniform(-2.0, 1.0)
@@ -75,7 +78,8 @@ def measure(generator, latents, images, prior, **options):
     residual = (generated - images).reshape(len(latents), -1)
     gradient, gram = equations(generator.jacobian(latents), residual)
     options = {"value_range": RANGE, **options}
-    return laplace_uncertainty(latents, images, generated, gradient, gram, prior=prior, **options)
+    options = {"prior": prior, **options}
+    return laplace_uncertainty(latents, images, generated, gradient, gram, **options)
 
 
 # Closed forms
@@ -103,7 +107,8 @@ def test_linear_generator_gives_the_posterior(normal, uniform, prior, noise):
     images = np.clip(noisy(generator, draw(prior, 5), noise), *RANGE)
     mean, covariance = posterior(generator, images, noise, prior)
     expected = np.sqrt(np.diag(covariance))
-    found = inverter.uncertainty(mean, images, noise=noise)
+    # A linear generator's hops come back; but those under a uniform prior stay within its bounds.
+    found = inverter.uncertainty(mean, images, noise=noise, hops=4 if prior is NORMAL else 0)
     np.testing.assert_allclose(found.standard_error, np.tile(expected, (5, 1)), rtol=1e-4)
     np.testing.assert_allclose(found.noise, noise, rtol=1e-6)
     singular = np.linalg.svd(generator.jacobian(np.zeros((1, LATENT)))[0], compute_uv=False)
@@ -346,6 +351,86 @@ def test_row_that_is_not_finite_is_unknown_and_harms_no_other(normal, value):
     assert not found.identifiable[1]
 
 
+# Other optima
+
+
+@pytest.fixture(scope="module")
+def folded(tmp_path_factory):
+    """A generator that does not see its components' signs: 64 latents make the same image."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("onnxscript")
+    from pyinv.export import export
+
+    class Folded(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.layer = torch.nn.Linear(LATENT, PIXELS)
+
+        def forward(self, latent):
+            return self.layer(latent * latent).view(-1, 1, 8, 8)
+
+    path = tmp_path_factory.mktemp("folded") / "folded.bundle"
+    export(Folded(), path, latent_shape=LATENT, prior=Normal(), value_range=RANGE, losses=("mse",))
+    return Inverter(path, threads=1)
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["known noise", "estimated noise"])
+def test_latents_that_make_the_same_image_widen_the_intervals(folded, known):
+    truth = np.random.default_rng(0).uniform(0.5, 1.5, (8, LATENT))
+    images = folded.generate(truth.astype(np.float32))
+    images += np.random.default_rng(1).normal(0, 0.01, images.shape).astype(np.float32)
+    noise = 0.01 if known else None
+    latents = folded.invert(images, recipe="reconstruct", noise=noise, init=truth).latents
+    alone = folded.uncertainty(latents, images, noise=noise, hops=0)
+    assert alone.identifiable.all()
+    assert (alone.standard_error < 0.1).all()
+    wide = folded.uncertainty(latents, images, noise=noise, hops=64)
+    assert not wide.identifiable.any()
+    # Of a share p of the hops, a component comes back with the other sign: 2 |z| away.
+    flipped = (wide.standard_error**2 - alone.standard_error**2) / (2 * latents) ** 2
+    assert 0.15 < flipped.mean() < 0.5  # half, were all hops whole draws
+    assert (flipped > 0.05).all()
+    assert (flipped < 0.7).all()
+    np.testing.assert_allclose(64 * flipped, np.round(64 * flipped), atol=0.25)
+    np.testing.assert_array_equal(wide.noise, alone.noise)
+    np.testing.assert_array_equal(wide.condition_number, alone.condition_number)
+
+
+def test_optima_that_agree_make_a_mixture():
+    prior, noise, pixels = Normal(0.5, 2.0), 0.1, 50
+    found = Uncertainty(
+        standard_error=np.full((4, 2), 0.25, dtype=np.float32),
+        condition_number=np.full(4, 3.0, dtype=np.float32),
+        identifiable=np.array([True, True, True, False]),
+        noise=np.full(4, noise, dtype=np.float32),
+    )
+    latents = np.full((4, 2), 0.5)
+    others = np.full((4, 3, 2), 0.5)
+    others[0] = [[2.5, 0.5], [0.5, 2.5], [50.0, 0.5]]  # 1/2 for y^2 = 1; the last far too many
+    errors = np.full((4, 3, 2), 0.5)
+    errors[0] = [[2.0, 0.3], [0.4, 2.1], [50.0, 0.3]]
+    # Half of 5.99, the chi-squared quantile, and 0.5 of it for the prior.
+    allowed = (5.99 - 1) * noise**2 / pixels
+    losses = np.full(4, 0.02)
+    other_losses = np.full((4, 3), 0.02)
+    other_losses[0] += [0.98 * allowed, -0.01, 0.0]
+    other_losses[1] += 6.1 * noise**2 / pixels
+    other_losses[2] = [np.nan, np.inf, 0.02]
+    errors[3, :2] = [[np.nan, 1.0], [np.inf, 1.0]]
+    wide = widened(found, latents, losses, others, other_losses, errors, pixels=pixels, prior=prior)
+    mixed = np.sqrt([(2.0**2 + 0.4**2) / 2, (0.3**2 + 2.1**2) / 2])
+    np.testing.assert_allclose(wide.standard_error, [mixed, [0.25] * 2, [0.5] * 2, [0.5] * 2])
+    # They are 2.8 apart, which is a standard deviation of 1.4, and half of the prior's is 1.
+    np.testing.assert_array_equal(wide.identifiable, [False, True, True, False])
+    other_losses[0, 0] += 0.04 * allowed
+    narrower = widened(
+        found, latents, losses, others, other_losses, errors, pixels=pixels, prior=prior
+    )
+    np.testing.assert_allclose(narrower.standard_error[0], [0.4, 2.1])
+    assert narrower.identifiable[0]
+
+
 # Through invert
 
 
@@ -438,6 +523,96 @@ def test_ctrl_c_keeps_the_inversion_and_what_is_known(tmp_path, targets, monkeyp
     assert found.counts()["cancelled"] == 0
     np.testing.assert_array_equal(np.isnan(found.noise), [False, False, True, True, True])
     assert "2 identifiable" in repr(found)
+
+
+def test_hops_are_made_where_a_target_has_not_converged(normal, targets):
+    inverter, _ = normal
+    method = Recipe("some", replace(QUICK.stages[0], loss_tolerance=0.03))
+    found = inverter.invert(targets, recipe=method, uncertainty=True, seed=3)
+    converged = found.status == Status.CONVERGED
+    assert 0 < converged.sum() < 5
+    for hops, rows in ((0, converged), (8, ~converged)):
+        known = inverter.uncertainty(found.latents, targets, hops=hops, seed=3)
+        expected = known.standard_error[rows]
+        np.testing.assert_allclose(found.standard_error[rows], expected, rtol=1e-5)
+
+
+def test_hops_depend_on_a_targets_id_alone(folded):
+    images = folded.generate(folded.sample(5))
+    options = {"recipe": QUICK, "uncertainty": True, "noise": 0.1, "seed": 2}
+    whole = folded.invert(images, **options)
+    part = folded.invert(images[3:], target_ids=[3, 4], **options)
+    np.testing.assert_allclose(part.standard_error, whole.standard_error[3:], rtol=1e-3)
+    other = folded.invert(images[3:], target_ids=[0, 1], **options)
+    assert np.abs(other.standard_error / part.standard_error - 1).max() > 0.01
+
+
+def test_ctrl_c_during_hops_leaves_unknown_what_was_not_reached(normal, targets, monkeypatch):
+    inverter, _ = normal
+    monkeypatch.setattr("pyinv.inverter.HOP_BYTES", 1)  # one target at a time
+    run, calls = inverter._run, []
+
+    def interrupted_run(*arguments, **options):
+        calls.append(None)
+        found = run(*arguments, **options)
+        return {**found, "cancelled": len(calls) == 4}
+
+    monkeypatch.setattr(inverter, "_run", interrupted_run)
+    found = inverter.invert(targets, recipe=QUICK, uncertainty=True)
+    assert found.cancelled
+    assert found.counts()["cancelled"] == 0
+    known = [True, True, False, False, False]
+    np.testing.assert_array_equal(np.isfinite(found.standard_error).all(1), known)
+    np.testing.assert_array_equal(found.identifiable, known)
+
+
+def test_failure_during_hops_keeps_the_inversion(normal, targets, monkeypatch):
+    inverter, _ = normal
+    monkeypatch.setattr("pyinv.inverter.HOP_BYTES", 1)
+    run, calls = inverter._run, []
+
+    def failing_run(*arguments, **options):
+        calls.append(None)
+        if len(calls) == 3:
+            raise _core.RunFailed("out of luck")
+        return run(*arguments, **options)
+
+    monkeypatch.setattr(inverter, "_run", failing_run)
+    with pytest.raises(
+        RunError, match=r"out of luck; every target was inverted, and the .* of 1 of 5"
+    ):
+        inverter.invert(targets, recipe=QUICK, uncertainty=True)
+    calls.clear()
+    with pytest.raises(RunError, match="out of luck"):
+        inverter.uncertainty(targets[:, 0, 0, :LATENT], targets)
+
+
+def test_hops_take_fewer_lanes_where_memory_is_short(normal, targets, monkeypatch):
+    inverter, _ = normal
+    latents = draw(NORMAL, 5)
+    expected = inverter.uncertainty(latents, targets)
+    run, tried = inverter._run, []
+
+    def short_run(*arguments, lanes, **options):
+        tried.append(lanes)
+        if lanes > 10:
+            raise _core.OutOfMemory("no memory")
+        return run(*arguments, lanes=lanes, **options)
+
+    monkeypatch.setattr(inverter, "_run", short_run)
+    found = inverter.uncertainty(latents, targets)
+    assert tried == [40, 20, 10]
+    np.testing.assert_allclose(found.standard_error, expected.standard_error, rtol=1e-4)
+
+
+def test_hops_report_their_progress(normal, targets, monkeypatch):
+    monkeypatch.setattr("pyinv.inverter.HOP_BYTES", 1)
+    seen = []
+    normal[0].uncertainty(draw(NORMAL, 5), targets, hops=6, progress=seen.append)
+    assert {now["targets"] for now in seen} == {30}
+    finished = [now["finished"] for now in seen]
+    assert finished == sorted(finished)
+    assert {0, 6, 12, 18, 24} <= set(finished)
 
 
 def test_cancelled_run_knows_no_uncertainty(normal, targets, monkeypatch):
@@ -538,6 +713,15 @@ def test_bundle_without_normal_equations_says_how_to_get_them(tmp_path, targets)
             BundleError, match=r"no normal equations of .* `pyinv export` without --loss"
         ):
             call()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [({"hops": -1}, "hops must be"), ({"hops": 4096}, "hops must be"), ({"seed": -1}, "seed must")],
+)
+def test_bad_hops_are_refused(normal, targets, wrong, message):
+    with pytest.raises(InputError, match=message):
+        normal[0].uncertainty(np.zeros((5, LATENT)), targets, **wrong)
 
 
 @pytest.mark.parametrize("noise", [0, -1, 1e200, np.nan, np.inf, "loud", True, [0.1, 0.2]])

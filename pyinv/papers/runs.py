@@ -198,7 +198,7 @@ class Runs:
 
 
 # What recipes could not say once, and what it was then.
-_ADDED = {"start": "prior", "relative": False}
+_ADDED = {"start": "prior", "hop": 0.0, "relative": False}
 
 
 def _as_kept(described: Any) -> Any:

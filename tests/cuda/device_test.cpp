@@ -432,6 +432,7 @@ void test_rules(const std::shared_ptr<Device>& gpu) {
               c.recipe.stages.push_back(stage);
             }
             c.recipe.restarts = one_of(0, 0, 2);
+            c.recipe.hop = one_of(0.0, 0.3, 1.0);
             c.recipe.keep_best = one_of(false, true);
             c.losses = {one_of(Loss::quadratic, Loss::fragile), Loss::quartic};
             if (penalty == 2) {
@@ -584,6 +585,7 @@ void test_solving(const std::shared_ptr<Device>& gpu) {
       c.recipe.stages.push_back(stage);
     }
     c.recipe.restarts = one_of(0, 0, 2);
+    c.recipe.hop = one_of(0.0, 0.3, 1.0);
     c.recipe.keep_best = one_of(true, false);
     c.recipe.start = one_of(Start::prior, Start::mean);
     c.sizes = {one_of(1, 2, 3, 4, 5, 7), one_of(1, 7, 12), one_of(0, 3)};
@@ -681,6 +683,7 @@ void test_searching(const std::shared_ptr<Device>& gpu) {
       c.recipe.stages.push_back(stage);
     }
     c.recipe.restarts = one_of(0, 0, 2);
+    c.recipe.hop = one_of(0.0, 0.3, 1.0);
     c.recipe.keep_best = one_of(true, false);
     c.recipe.start = one_of(Start::prior, Start::mean);
     c.sizes = {one_of(2, 3, 5, 8, 33, 300), one_of(1, 7, 12), one_of(0, 3)};

@@ -82,9 +82,11 @@ struct Recipe {
   std::vector<Stage> stages;
   int64_t restarts = 0;
   bool keep_best = true;  // the best latent of the last stage, not the last one
-  // Where a target's first attempt begins: at a draw of the prior, or at its mean. Restarts are
-  // drawn.
+  // Where a target's first attempt begins: at a draw of the prior, or at its mean.
   Start start = Start::prior;
+  // 0: restarts are drawn. Up to 1: they run the last stage alone, from the best latent so far
+  // moved towards a draw, 1 all the way.
+  double hop = 0.0;
 };
 
 }  // namespace pyinv

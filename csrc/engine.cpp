@@ -132,6 +132,7 @@ class Run {
     coupled_ |= over_batch_;
     const double stay = prior.kind == PriorKind::uniform ? 1.0 - recipe.hop
                                                          : std::sqrt(1.0 - recipe.hop * recipe.hop);
+    const Penalties& last = recipe.stages.back().penalties;
     const RunRule rule{
         .prior = with_moments(prior),
         .prior_moments = moments_of(prior),
@@ -145,7 +146,9 @@ class Run {
         .coupled = coupled_,
         .start = recipe.start,
         .hop = static_cast<float>(recipe.hop),
-        .stay = static_cast<float>(stay)};
+        .stay = static_cast<float>(stay),
+        .rank_weight = last.anneal_prior ? 0.0f : last.prior_weight,
+        .rank_relative = last.relative_prior};
     arrays_.lanes = lanes_;
     arrays_.latent_size = latent_size_;
     arrays_.image_size = objectives.front()->image_size();

@@ -25,11 +25,27 @@ PYINV_HOST_DEVICE inline double learning_rate(const Solver& solver, int64_t k, i
 // last one is so short that, once rejected, none is worth another evaluation.
 constexpr double kLeastDamping = 1e-8, kMostDamping = 1e8, kHopelessDamping = 1e5;
 
-// Converged first, then the lower loss; a NaN loss is the worst.
-PYINV_HOST_DEVICE inline bool better(uint8_t status, float loss, uint8_t than, float than_loss) {
+// Converged first, then the lower rank; NaN is the worst.
+PYINV_HOST_DEVICE inline bool better(uint8_t status, double rank, uint8_t than, double than_rank) {
   const bool converged = status == static_cast<uint8_t>(Status::converged);
   if (converged != (than == static_cast<uint8_t>(Status::converged))) return converged;
-  return than_loss != than_loss ? loss == loss : loss < than_loss;
+  return than_rank != than_rank ? rank == rank : rank < than_rank;
+}
+
+// What attempts are compared by: what the last stage minimises. A relative penalty, whose gradient
+// has the loss as a factor, is one of the loss's logarithm.
+PYINV_HOST_DEVICE inline double rank_of(const RunRule& rule, float loss, const Moments& moments) {
+  if (!(rule.rank_weight > 0.0f)) return loss;
+  const double away = moments.mean - rule.prior_moments.mean;
+  const double penalty = 0.5 * rule.rank_weight * (away * away + moments.std * moments.std) /
+                         (rule.prior_moments.std * rule.prior_moments.std);
+  if (!rule.rank_relative) return loss + penalty;
+  return loss > 0.0f ? log(static_cast<double>(loss)) + penalty : -INFINITY;
+}
+
+// Whether an observed lane has to know its latent's moments.
+PYINV_HOST_DEVICE inline bool wants_moments(const RunRule& rule, const StageRule& stage) {
+  return stage.penalties.moments == MomentScope::latent || rule.rank_weight > 0.0f;
 }
 
 // Of Nocedal and Wright's algorithm 3.1: the share of a step's promise that its fall has to keep,
@@ -106,6 +122,7 @@ PYINV_HOST_DEVICE inline void begin_stage(LaneState& lane, int32_t stage) {
   lane.stage_steps = 0;
   lane.unchanged = 0;
   lane.previous_loss = lane.recorded_loss = NAN;
+  lane.recorded_rank = NAN;
   lane.met = kNoStop;
   lane.trust.trial = false;
   forget_pairs(lane.search);
@@ -131,6 +148,7 @@ PYINV_HOST_DEVICE inline LaneState begin_target(uint64_t id, int64_t row, int32_
   lane.row = row;
   lane.objective = objective;
   lane.best_loss = lane.nearest = NAN;
+  lane.best_rank = NAN;
   lane.best_status = static_cast<uint8_t>(Status::cancelled);
   begin_attempt(lane, 0, 0);
   lane.action = 0;
@@ -151,9 +169,10 @@ PYINV_HOST_DEVICE inline bool restarts(const RunRule& rule, const LaneState& lan
 PYINV_HOST_DEVICE inline void end_attempt(LaneState& lane, uint8_t status) {
   if (lane.over) return;
   lane.over = true;
-  if (lane.attempts == 0 || better(status, lane.recorded_loss, lane.best_status, lane.best_loss)) {
+  if (lane.attempts == 0 || better(status, lane.recorded_rank, lane.best_status, lane.best_rank)) {
     lane.best_status = status;
     lane.best_loss = lane.recorded_loss;
+    lane.best_rank = lane.recorded_rank;
     lane.action |= kKeep;
   }
   lane.attempts = lane.attempt + 1;
@@ -166,8 +185,8 @@ PYINV_HOST_DEVICE inline void observe_error(double error, LaneState& lane) {
   if (!(lane.nearest <= rounded)) lane.nearest = rounded;
 }
 
-// Takes in an evaluation: records it and says which stop rule it meets. `trace` is the lane's, or
-// null.
+// Takes in an evaluation: records it and says which stop rule it meets. The lane knows its latent's
+// moments, where they are wanted. `trace` is the lane's, or null.
 PYINV_HOST_DEVICE inline void observe(const RunRule& rule, const StageRule& stage, float loss,
                                       bool finite, float* trace, LaneState& lane) {
   lane.action = 0;
@@ -183,6 +202,7 @@ PYINV_HOST_DEVICE inline void observe(const RunRule& rule, const StageRule& stag
   const bool first = lane.recorded_loss != lane.recorded_loss;
   if (!rule.keep_best || first || loss < lane.recorded_loss) {
     lane.recorded_loss = loss;
+    lane.recorded_rank = rank_of(rule, loss, lane.moments);
     lane.action = kRecord;
   }
   if (stage.loss_tolerance > 0 && loss <= stage.loss_tolerance) {

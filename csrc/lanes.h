@@ -35,6 +35,9 @@ struct RunRule {
   bool keep_best, coupled;
   Start start;
   float hop, stay;  // the shares of the draw and of the best latent in a restart's; hop 0: drawn
+  // The prior penalty that attempts are compared by: the last stage's; weight 0: none.
+  float rank_weight;
+  bool rank_relative;
 };
 
 // What the kernels have to do with a lane's components, in this order. The kernels that make
@@ -83,18 +86,19 @@ struct LaneState {
   int32_t attempt, stage;
   int32_t objective;  // what this lane is evaluated with; it waits while its stage has another
   float previous_loss;
-  float recorded_loss;  // of the latent that the attempt would return now
-  float best_loss;      // of the best attempt so far
-  int32_t attempts;     // that have ended
-  uint8_t best_status;  // a Status
-  uint8_t stop;         // the stop rule that this evaluation meets, a Status or kNoStop
-  uint8_t met;          // coupled lanes: the one met in this stage
-  uint8_t action;       // LaneActions
-  bool over;            // coupled lanes: the attempt; the lane stays for its group's sake
-  bool done;            // the target is finished, or the lane never had one
-  bool finite;          // loss and gradient
-  float nearest;        // the lowest error of a latent so far; NaN: of none
-  Moments moments;      // of the latent, where a penalty wants them
+  float recorded_loss;              // of the latent that the attempt would return now
+  float best_loss;                  // of the best attempt so far
+  double recorded_rank, best_rank;  // what attempts are compared by: the loss and the prior penalty
+  int32_t attempts;                 // that have ended
+  uint8_t best_status;              // a Status
+  uint8_t stop;                     // the stop rule that this evaluation meets, a Status or kNoStop
+  uint8_t met;                      // coupled lanes: the one met in this stage
+  uint8_t action;                   // LaneActions
+  bool over;        // coupled lanes: the attempt; the lane stays for its group's sake
+  bool done;        // the target is finished, or the lane never had one
+  bool finite;      // loss and gradient
+  float nearest;    // the lowest error of a latent so far; NaN: of none
+  Moments moments;  // of the latent, where they are wanted
   LaneStep step;
   Trust trust;
   Search search;

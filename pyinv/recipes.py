@@ -154,7 +154,8 @@ class Recipe(Rule):
         name: what to call it in reports.
         stages: one ``Stage`` or more, run in turn.
         restarts: attempts after the first, made while a target has not converged; 0 to 4095. Each
-            begins at a fresh draw, unless ``hop`` is given. The best attempt is kept.
+            begins at a fresh draw, unless ``hop`` is given. The best attempt is kept: of the lowest
+            loss, with the last stage's ``PriorPenalty`` unless that is annealed.
         keep: "best" keeps an attempt's lowest loss in its last stage, "last" the loss it ended
             with. Of the steps of ``LevenbergMarquardt`` and ``LBFGS``, those that were taken count.
         start: where a target's first attempt begins: "prior" draws a latent, "mean" takes the
@@ -456,7 +457,7 @@ def reconstruct(manifest: Manifest, noise: float | None = None) -> Recipe:
 
     An attempt's last latent is kept: one of lower loss from the way there would be less probable.
     The first attempt is made from the prior's mean. The optimum it ends in often has better ones
-    nearby, which eight hops of the last stage look for; the attempt of the least mse is kept.
+    nearby, which eight hops of the last stage look for; the most probable one is kept.
 
     Raises:
         BundleError: the bundle has no such normal equations; the message says how to get them.
@@ -470,8 +471,7 @@ def reconstruct(manifest: Manifest, noise: float | None = None) -> Recipe:
         LevenbergMarquardt(),
         _kept_by(manifest.prior),
         max_steps=50,
-        relative_change_tolerance=1e-4,
-        patience=2,
+        relative_change_tolerance=1e-3,
     )
     share = 2 * manifest.latent_size / manifest.pixels
     early = PriorPenalty(max(_EARLY_WEIGHT, share), relative=True)

@@ -251,8 +251,18 @@ class Outcome:
     loss: np.float32
     latent: Array
 
-    def rank(self) -> tuple[bool, bool, float]:
-        return self.status != CONVERGED, bool(np.isnan(self.loss)), float(self.loss)
+    def rank(self, stage: Description, prior: Description) -> tuple[bool, bool, float]:
+        """What comes first is the better one. ``stage`` is the recipe's last."""
+        rank = float(self.loss)
+        for penalty in stage["penalties"]:
+            if penalty["kind"] == "prior_penalty" and not penalty["anneal"]:
+                mean, std = prior_moments(prior)
+                if penalty["relative"]:
+                    rank = np.log(rank) if rank > 0 or np.isnan(rank) else -np.inf
+                rank += (
+                    penalty["weight"] * half_square(self.latent, mean) / len(self.latent) / std**2
+                )
+        return self.status != CONVERGED, bool(np.isnan(self.loss)), rank
 
 
 @dataclass
@@ -668,6 +678,7 @@ def invert(
         resampled=np.zeros(count, dtype=np.int64),
     )
     traces: list[Array] = []
+    last = recipe["stages"][-1]
     groups = np.array_split(np.arange(count), -(-count // lanes) if coupled else count)
 
     for rows in groups:
@@ -702,7 +713,7 @@ def invert(
             outcomes = [outcome for outcome in attempt.outcomes if outcome is not None]
             best = best or outcomes
             pairs = zip(best, outcomes, strict=True)
-            best = [min(pair, key=Outcome.rank) for pair in pairs]
+            best = [min(pair, key=lambda outcome: outcome.rank(last, prior)) for pair in pairs]
             result.steps[rows] += attempt.updates
             result.resampled[rows] += attempt.resampled
             result.normal_equations[rows] += attempt.normal_equations

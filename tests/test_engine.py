@@ -466,6 +466,32 @@ def test_a_given_initial_latent_serves_the_first_attempt_only(engine):
     np.testing.assert_array_equal(result["steps"], 4)
 
 
+@pytest.mark.parametrize("prior", [Normal(0.5, 2.0), Uniform(-1.0, 3.0)], ids=str)
+@pytest.mark.parametrize("penalty", ["plain", "relative", "annealed", "of a stage before"])
+def test_attempts_are_compared_by_what_the_last_stage_minimises(engine, prior, penalty):
+    # Hardly a step: an attempt ends where it begins.
+    still = Stage(GradientDescent(1e-9), max_steps=1)
+    weight = PriorPenalty(3.0, anneal=penalty == "annealed", relative=penalty == "relative")
+    stages = [still, replace(still, penalties=(weight,))]
+    if penalty == "of a stage before":
+        stages.reverse()
+    optimum, ids = some_latents(40, 3), np.arange(40, dtype=np.uint64)
+    drawn = [_core.draw_initial(json.dumps(prior.describe()), 9, ids, k, 3) for k in range(4)]
+    losses = np.mean((np.array(drawn) - optimum) ** 2, axis=2)
+    pulls = 1.5 * np.mean((np.array(drawn) - prior.mean) ** 2, axis=2) / prior.std**2
+    ranks = {"plain": losses + pulls, "relative": np.log(losses) + pulls}.get(penalty, losses)
+    assert (ranks.argmin(axis=0) != losses.argmin(axis=0)).any() == (
+        penalty in {"plain", "relative"}
+    )
+
+    quadratic = Quadratic(3)
+    options = {"seed": 9, "lanes": 7}
+    method = recipe(*stages, restarts=3)
+    result, _ = both(engine, [quadratic], method, prior, quadratic.images(optimum), **options)
+    best = np.array(drawn)[ranks.argmin(axis=0), ids.astype(int)]
+    np.testing.assert_allclose(result["latents"], best, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("prior", "stay"), [(Normal(0.5, 2.0), 0.8), (Uniform(-1.0, 3.0), 0.4)], ids=str
 )

@@ -61,10 +61,10 @@ void observe_cpu(const LaneArrays& lanes, int64_t active) {
     if (at_normal_equations(stage, lane)) {
       finite = finite && all_finite(lanes.gram + i * lanes.gram_size, lanes.gram_size);
     }
-    observe_any(rule, stage, loss, finite, trace, lane);
-    if (stage.penalties.moments == MomentScope::latent) {
+    if (wants_moments(rule, stage)) {
       lane.moments = moments_of(lanes.latent + i * lanes.latent_size, lanes.latent_size);
     }
+    observe_any(rule, stage, loss, finite, trace, lane);
     if (!rule.coupled) decide(rule, stage, loss, lane);
   }
 }

@@ -62,8 +62,8 @@ __global__ void __launch_bounds__(kMaxThreads)
     }
   }
   Moments moments = {0.0, 0.0};
-  const bool wants_moments = stage.penalties.moments == MomentScope::latent;
-  if (wants_moments) moments = moments_of(lanes.latent + i * d, d, shared);
+  const bool by_moments = wants_moments(rule, stage);
+  if (by_moments) moments = moments_of(lanes.latent + i * d, d, shared);
   double error = 0.0;
   if (lanes.truth_size) {
     error = mean_squared_difference(lanes.latent + i * d, lanes.truth + i * d, d, shared);
@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(kMaxThreads)
   // From here on the state changes: all threads have read theirs, and cleared the trace.
   finite = __syncthreads_and(finite);
   if (threadIdx.x > 0) return;
-  if (wants_moments) lane.moments = moments;
+  if (by_moments) lane.moments = moments;
   if (lanes.truth_size) observe_error(error, lane);
   observe_any(rule, stage, lanes.loss[i], finite, trace, lane);
   if (!rule.coupled) decide(rule, stage, lanes.loss[i], lane);

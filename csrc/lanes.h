@@ -86,19 +86,20 @@ struct LaneState {
   int32_t attempt, stage;
   int32_t objective;  // what this lane is evaluated with; it waits while its stage has another
   float previous_loss;
-  float recorded_loss;              // of the latent that the attempt would return now
-  float best_loss;                  // of the best attempt so far
-  double recorded_rank, best_rank;  // what attempts are compared by: the loss and the prior penalty
-  int32_t attempts;                 // that have ended
-  uint8_t best_status;              // a Status
-  uint8_t stop;                     // the stop rule that this evaluation meets, a Status or kNoStop
-  uint8_t met;                      // coupled lanes: the one met in this stage
-  uint8_t action;                   // LaneActions
-  bool over;        // coupled lanes: the attempt; the lane stays for its group's sake
-  bool done;        // the target is finished, or the lane never had one
-  bool finite;      // loss and gradient
-  float nearest;    // the lowest error of a latent so far; NaN: of none
-  Moments moments;  // of the latent, where they are wanted
+  float recorded_loss;  // of the latent that the attempt would return now
+  float best_loss;      // of the best attempt so far
+  int32_t attempts;     // that have ended
+  uint8_t best_status;  // a Status
+  uint8_t stop;         // the stop rule that this evaluation meets, a Status or kNoStop
+  uint8_t met;          // coupled lanes: the one met in this stage
+  uint8_t action;       // LaneActions
+  bool over;            // coupled lanes: the attempt; the lane stays for its group's sake
+  bool done;            // the target is finished, or the lane never had one
+  bool finite;          // loss and gradient
+  float nearest;        // the lowest error of a latent so far; NaN: of none
+  Moments moments;      // of the latent, where they are wanted
+  // What attempts are compared by: the loss and the prior penalty.
+  double recorded_rank, best_rank;
   LaneStep step;
   Trust trust;
   Search search;

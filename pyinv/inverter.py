@@ -208,16 +208,18 @@ class Inverter:
                 Inversion's ``nearest``. Changes nothing else.
             uncertainty: also tell how far each latent may be from the true one, in the Inversion's
                 ``standard_error``, ``condition_number``, ``identifiable`` and ``noise``; see the
-                method ``uncertainty``. The bundle must hold the normal equations of "mse". A run
-                that is ended early leaves them NaN, and ``identifiable`` False, where they were not
-                reached.
+                method ``uncertainty``. The bundle must hold the normal equations of "mse". Targets
+                that have not converged are searched for other optima, which takes about as long as
+                "reconstruct". A run that is ended early leaves them NaN, and ``identifiable``
+                False, where they were not reached.
             noise: for ``uncertainty`` and the recipe "reconstruct": the standard deviation of the
                 noise on a pixel, where it is known, the same for all images. A Recipe object is
                 taken as it is.
             progress: True for a bar on standard error, or a function that gets a dict at most ten
                 times a second: "finished" and "targets" count targets, "active" the lanes at work,
                 "evaluations" those of the objective so far, one a target and step, and those of
-                normal equations; "mean_loss" is that of the lanes.
+                normal equations; "mean_loss" is that of the lanes. The search of ``uncertainty``
+                follows as a run of its own, whose targets are its hops.
 
         Returns:
             the Inversion. After Ctrl-C it comes within a step's time, with what was found so far

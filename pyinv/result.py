@@ -65,7 +65,8 @@ class Inversion:
             before it was known. See docs/uncertainty.md for this and the next three.
         condition_number: float32 [N] or None: how much less the image tells of the latent in its
             worst direction than in its best; infinity where it tells nothing.
-        identifiable: bool [N] or None: whether the image determines the latent.
+        identifiable: bool [N] or None: whether the image determines the latent, as far as was
+            looked.
         noise: float32 [N] or None: the standard deviation of the noise on a pixel that was taken.
     """
 

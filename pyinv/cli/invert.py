@@ -110,7 +110,8 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
     known.add_argument(
         "--uncertainty",
         action="store_true",
-        help="also tell how far each latent may be from the true one",
+        help="also tell how far each latent may be from the true one; for images that are not "
+        "matched exactly, this takes about as long as --recipe reconstruct",
     )
     known.add_argument(
         "--noise",

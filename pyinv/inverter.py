@@ -344,6 +344,9 @@ class Inverter:
                 f"{count} is known",
                 inversion,
             ) from None
+        except Exception as error:  # of the progress function
+            error.inversion = inversion  # type: ignore[attr-defined]
+            raise
         return inversion
 
     def generate(
@@ -588,7 +591,8 @@ class Inverter:
     def _check_uncertainty(self, noise: float | None) -> None:
         """Raise what can be known before any work to prevent an uncertainty."""
         manifest = self.manifest
-        self._objective(manifest.normal_equations("mse", self.runtime))
+        for function in (manifest.objective, manifest.normal_equations):
+            self._objective(function("mse", self.runtime))
         if noise is None and manifest.pixels <= manifest.latent_size:
             raise InputError(
                 f"noise must be given: {manifest.pixels} pixels are too few to estimate it beside "

@@ -587,6 +587,17 @@ def test_failure_during_hops_keeps_the_inversion(normal, targets, monkeypatch):
         inverter.uncertainty(targets[:, 0, 0, :LATENT], targets)
 
 
+def test_progress_function_that_fails_during_hops_keeps_the_inversion(normal, targets):
+    def stop(now):
+        if now["targets"] != len(targets):
+            raise LookupError("enough")
+
+    with pytest.raises(LookupError, match="enough") as error:
+        normal[0].invert(targets, recipe=QUICK, uncertainty=True, progress=stop)
+    assert error.value.inversion.counts()["cancelled"] == 0
+    assert np.isnan(error.value.inversion.standard_error).all()
+
+
 def test_hops_take_fewer_lanes_where_memory_is_short(normal, targets, monkeypatch):
     inverter, _ = normal
     latents = draw(NORMAL, 5)

@@ -46,8 +46,9 @@ class Uncertainty:
             their distance from the latent given. NaN where it is not known.
         condition_number: float32 [N], the ratio of the Jacobian's largest singular value to its
             smallest; infinity where the smallest is zero to rounding.
-        identifiable: bool [N], whether the image determines the latent: no singular value is zero
-            to rounding, and no direction keeps more than half of the prior's standard deviation.
+        identifiable: bool [N], whether the image determines the latent, as far as was looked: no
+            singular value is zero to rounding, no direction keeps more than half of the prior's
+            standard deviation, and other optima that agree with the image spread no wider.
         noise: float32 [N], the standard deviation of the noise on a pixel that was taken, in the
             units of the value range: the one given or the one estimated.
     """

@@ -587,6 +587,11 @@ def test_failure_during_hops_keeps_the_inversion(normal, targets, monkeypatch):
         inverter.uncertainty(targets[:, 0, 0, :LATENT], targets)
 
 
+def test_the_bar_counts_hops(normal, targets, capsys):
+    normal[0].uncertainty(draw(NORMAL, 5), targets, hops=6, progress=True)
+    assert "/30 hops [" in capsys.readouterr().err
+
+
 def test_progress_function_that_fails_during_hops_keeps_the_inversion(normal, targets):
     def stop(now):
         if now["targets"] != len(targets):
@@ -666,14 +671,15 @@ def test_failure_keeps_the_inversion(tmp_path, targets, monkeypatch, failure):
     assert np.isfinite(error.value.inversion.standard_error).sum() == 2 * LATENT
 
 
-def test_normal_equations_that_cannot_be_loaded_are_found_before_the_run(
-    tmp_path, targets, monkeypatch
+@pytest.mark.parametrize("name", ["normal_equations", "objective"])
+def test_functions_that_cannot_be_loaded_are_found_before_the_run(
+    tmp_path, targets, monkeypatch, name
 ):
     inverter, _ = linear(NORMAL, tmp_path)
-    load = inverter._load
+    load, damaged = inverter._load, getattr(inverter.manifest, name)("mse")
 
     def without(kind, function, **options):
-        if function.name == "normal_equations":
+        if function == damaged:
             raise BundleError("they are damaged")
         return load(kind, function, **options)
 

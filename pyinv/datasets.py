@@ -50,8 +50,8 @@ DATASET_FORMATS = """\
 a folder of IDX files (MNIST: train-images-idx3-ubyte and t10k-images-idx3-ubyte, .gz or not), or \
 one such file; an Omniglot zip or its folder (alphabet/character/drawing.png), or a folder with \
 both (images_background and images_evaluation, or images_background_small1 and _small2); a folder \
-of image files, or one with the folders train and test; a .npy or .npz file (images, or \
-train_images and test_images)"""
+of image files, or one with the folders train and test, also as one zip; a .npy or .npz file \
+(images, or train_images and test_images)"""
 """What ``load_dataset`` reads, for help texts."""
 
 EXPECTED = (
@@ -117,8 +117,8 @@ def load_dataset(
               ``images_evaluation`` (test), else ``images_background_small1`` and ``_small2``. The
               test images are those of alphabets that the training images lack;
             - a folder of image files, searched recursively in natural order, or one with the
-              folders (or zips) ``train`` and ``test``. The folders that an image lies in are its
-              label, two levels at most;
+              folders (or zips) ``train`` and ``test``; or one zip of either. The folders that an
+              image lies in are its label, two levels at most;
             - a .npy file, or a .npz file with ``images`` (and ``labels``), or with ``train_images``
               and ``test_images`` (``x_train`` and ``x_test`` are understood). uint8, or floating in
               [0, 1] or [-1, 1]. [N, C, H, W], [N, H, W, C] or, gray, [N, H, W].
@@ -216,7 +216,7 @@ def _load_file(path: Path, split: str, shape: Shape, fit: str) -> Dataset:
     if suffix in IMAGE_SUFFIXES:
         raise InputError(f"{path}: one image is no data set; give the folder it lies in")
     if suffix == ".zip":
-        return _load_lone_tree(path, split, shape, fit)
+        return _load_zip(path, split, shape, fit)
     _refuse_unless(split, _set_of(path), path)
     return _load_idx(path, _name(path.absolute().parent), split, shape, fit)
 
@@ -390,6 +390,14 @@ def _load_lone_tree(path: Path, split: str, shape: Shape, fit: str) -> Dataset:
     return _load_tree(path, split, shape, fit)
 
 
+def _load_zip(path: Path, split: str, shape: Shape, fit: str) -> Dataset:
+    with _open_tree(path) as tree:
+        tops = {name.parts[0] for name in tree.names}
+    if tops.issuperset(SPLITS) and tops.issubset((*SPLITS, *VALIDATION)):
+        return _load_tree(path, split, shape, fit, inside=split)
+    return _load_lone_tree(path, split, shape, fit)
+
+
 def _load_pair(
     root: Path, pairs: list[tuple[str, str]], split: str, shape: Shape, fit: str
 ) -> Dataset:
@@ -442,11 +450,18 @@ def _alphabet(path: Path, name: PurePath) -> str:
 
 
 def _load_tree(
-    path: Path, split: str, shape: Shape, fit: str, *, without: set[str] | None = None
+    path: Path,
+    split: str,
+    shape: Shape,
+    fit: str,
+    *,
+    without: set[str] | None = None,
+    inside: str = "",
 ) -> Dataset:
-    """Read all image files of a folder or zip, but those of some alphabets."""
+    """Read all image files of a folder or zip, or of one folder in it, but some alphabets'."""
     with _open_tree(path) as tree:
-        names, source = tree.names, str(path)
+        names = [name for name in tree.names if not inside or name.parts[0] == inside]
+        source = str(path / inside)
         if without:
             names = [name for name in names if _alphabet(path, name) not in without]
             left_out = sorted(without & {_alphabet(path, name) for name in tree.names})
@@ -460,7 +475,8 @@ def _load_tree(
         for row, name in enumerate(names):
             unit = read_pixels(tree.open(name), str(path / name), shape[0])
             images[row] = _quantised(resize_pixels(unit, shape[1], shape[2], fit))
-    labels = tuple("/".join(name.parts[-3:-1]) for name in names)
+    folders = [name.relative_to(inside).parent for name in names]
+    labels = tuple("/".join(folder.parts[-2:]) for folder in folders)
     omniglot = all(re.fullmatch(r"character\d+", name.parent.name) for name in names)
     return Dataset(
         name="omniglot" if omniglot else _name(path),

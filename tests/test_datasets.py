@@ -246,6 +246,22 @@ def test_folders_train_and_test_are_the_splits(tmp_path):
     np.testing.assert_array_equal(test.images[0, 0], DIGITS[1])
 
 
+def test_a_zip_with_train_and_test_holds_both_splits(tmp_path):
+    entries = {"train/square/1.png": png(DIGITS[0]), "test/disc/1.png": png(DIGITS[1])}
+    path = write_zip(tmp_path / "Shapes.zip", {**entries, "val/disc/1.png": png(DIGITS[2])})
+    train = load_dataset(path, image_shape=GRAY)
+    test = load_dataset(path, split="test", image_shape=GRAY)
+    assert (train.name, train.labels) == ("shapes", ("square",))
+    assert (test.name, test.labels) == ("shapes", ("disc",))
+    np.testing.assert_array_equal(test.images[0, 0], DIGITS[1])
+
+
+def test_a_zip_with_other_folders_beside_train_and_test_is_one_set(tmp_path):
+    names = ("train/1.png", "test/1.png", "bus/1.png")
+    path = write_zip(tmp_path / "vehicles.zip", {name: png(DIGITS[0]) for name in names})
+    assert load_dataset(path, image_shape=GRAY).labels == ("bus", "test", "train")
+
+
 def test_zip_entries_with_untidy_names_are_read(tmp_path):
     path = write_zip(tmp_path / "a.zip", {"./x//1.png": png(DIGITS[0])})
     assert load_dataset(path, image_shape=GRAY).labels == ("x",)

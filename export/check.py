@@ -23,6 +23,7 @@ from .trace import Shapes
 
 __all__ = [
     "BATCHES",
+    "EncoderReference",
     "Reference",
     "check_function",
     "draw_latents",
@@ -174,6 +175,39 @@ class Reference:
         return Reference(generator, self.shapes, prior=self.prior, value_range=self.value_range)
 
 
+class EncoderReference:
+    """A prepared encoder, asked for latents by plain PyTorch."""
+
+    def __init__(
+        self, encoder: nn.Module, shapes: Shapes, value_range: tuple[float, float]
+    ) -> None:
+        self.encoder = encoder
+        self.shapes = shapes
+        self.value_range = value_range
+
+    def draw(self, count: int, *, seed: int) -> dict[str, Tensor]:
+        """Fresh images in the value range, rough and smooth ones, and conditions in [0, 1]."""
+        random = torch.Generator().manual_seed(seed)
+        low, high = self.value_range
+        rough = torch.rand(count, *self.shapes.image, generator=random)
+        # Noise alone would average out in an encoder, and hide what images of one colour show.
+        smooth = torch.rand(count, 1, 1, 1, generator=random)
+        share = torch.rand(count, 1, 1, 1, generator=random)
+        drawn = {"image": low + (high - low) * (share * rough + (1 - share) * smooth)}
+        if self.shapes.condition is not None:
+            drawn["condition"] = torch.rand(count, *self.shapes.condition, generator=random)
+        return drawn
+
+    def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The latents [B, d] of images [B, C, H, W]."""
+        with torch.no_grad():
+            return {"latent": self.encoder(*inputs.values()).flatten(1)}
+
+    def double(self) -> EncoderReference:
+        """The same in float64."""
+        return EncoderReference(copy.deepcopy(self.encoder).double(), self.shapes, self.value_range)
+
+
 def onnx_function(path: Path) -> Run:
     """A function of a bundle, run by ONNX Runtime.
 
@@ -203,7 +237,7 @@ def onnx_function(path: Path) -> Run:
         try:
             results = session.run(outputs, feed)
         except Exception as error:
-            count = len(inputs["latent"])
+            count = len(next(iter(inputs.values())))
             raise ExportError(
                 f"{name} fails in ONNX Runtime at batch {count}: {first_line(error)}"
             ) from error
@@ -232,7 +266,7 @@ def torchscript_function(path: Path, method: str) -> Run:
             with quiet(), torch.no_grad(), torch.jit.optimized_execution(False):
                 return called(*inputs.values(), *out)
         except Exception as error:
-            count = len(inputs["latent"])
+            count = len(next(iter(inputs.values())))
             raise ExportError(
                 f"{name} fails in TorchScript at batch {count}: {first_line(error)}"
             ) from error
@@ -240,6 +274,8 @@ def torchscript_function(path: Path, method: str) -> Run:
     def run(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         if method == "forward":
             return {"image": call({key: x for key, x in inputs.items() if key != "image"})}
+        if method == "encode":
+            return {"latent": call(inputs)}
         results = call(inputs)
         out = tuple(torch.full_like(result, math.nan) for result in results)
         call(inputs, out)
@@ -253,7 +289,7 @@ def torchscript_function(path: Path, method: str) -> Run:
 def check_function(
     name: str,
     run: Run,
-    reference: Reference,
+    reference: Reference | EncoderReference,
     function: str,
     loss: Loss | None,
 ) -> float:
@@ -262,17 +298,17 @@ def check_function(
     Args:
         name: what to call the function in errors.
         run: runs it; what onnx_function or torchscript_function returned.
-        reference: the generator in PyTorch.
-        function: "forward", "objective" or "normal_equations".
-        loss: the function's loss; None for forward.
+        reference: the generator, or the encoder, in PyTorch.
+        function: "forward", "objective", "normal_equations" or "encode".
+        loss: the function's loss; None for forward and encode.
 
     Raises:
         ExportError: it cannot be run, or differs; names the function and the worst error.
     """
 
-    def expected(of: Reference, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    def expected(of: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         if loss is None:
-            return of.forward(inputs)
+            return dict(of.forward(inputs))
         if function == "objective":
             return of.objective(loss, inputs)
         return of.normal_equations(loss, inputs)
@@ -286,11 +322,12 @@ def check_function(
 def _agreement(
     name: str,
     batch: int,
-    reference: Reference,
-    expected: Callable[[Reference, dict[str, Tensor]], dict[str, Tensor]],
+    reference: Reference | EncoderReference,
+    expected: Callable[[Any, dict[str, Tensor]], dict[str, Tensor]],
     actual: Callable[[dict[str, Tensor]], dict[str, Tensor]],
 ) -> float:
     errors: dict[str, float] = {}
+    what = "the generator" if isinstance(reference, Reference) else "the encoder"
     for draw in range(_DRAWS):
         inputs = reference.draw(batch, seed=1000 * batch + draw)
         try:
@@ -300,11 +337,11 @@ def _agreement(
             if batch == 1 and "more than 1 value per channel" in str(error):
                 return 0.0
             raise ExportError(
-                f"the generator fails in PyTorch at batch {batch}: {first_line(error)}"
+                f"{what} fails in PyTorch at batch {batch}: {first_line(error)}"
             ) from error
         except RuntimeError as error:
             raise ExportError(
-                f"the generator fails in PyTorch at batch {batch}: {first_line(error)}"
+                f"{what} fails in PyTorch at batch {batch}: {first_line(error)}"
             ) from error
         got = actual(inputs)
         errors = {key: _difference(got[key], right[key]) for key in right}

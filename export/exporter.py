@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import os
-import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,17 +16,20 @@ from torch import Tensor, fx, nn
 
 import pyinv
 from pyinv.bundle import MAX_SOLVED, RUNTIMES, FileRecord, Function, Manifest
-from pyinv.errors import BundleError, ExportError, OutputError
+from pyinv.errors import BundleError, ExportError
 from pyinv.priors import Normal, Prior, Uniform
 
 from .check import Reference, check_function, onnx_function, torchscript_function
+from .encoder import check_encoder, write_encoder
 from .ending import Ending
 from .failure import first_line
 from .graph import Signature
 from .losses import GivenLosses, Loss, resolve_losses
 from .memory import bytes_per_target
 from .onnx import OPSET, WEIGHTS_FILE, WeightsFile, to_onnx, write_onnx
+from .origin import checked_origin
 from .quiet import quiet
+from .staging import check_target, staged
 from .torchscript import FUNCTIONS_FILE, method_names, write_torchscript
 from .trace import Shapes, TracedGenerator, prepare, trace_functions, trace_generator
 
@@ -59,6 +59,7 @@ def export(
     value_range: tuple[float, float] = (-1.0, 1.0),
     batch_norm: str = "eval",
     condition_shape: int | Sequence[int] | None = None,
+    encoder: nn.Module | None = None,
     runtimes: str | Iterable[str] = ("onnx",),
     name: str | None = None,
     origin: Mapping[str, Any] | None = None,
@@ -71,10 +72,11 @@ def export(
     objective: latent [B, d], image [B, C, H, W] -> loss [B], gradient [B, d] = d loss_b / d
     latent_b; and for losses that are a mean of squares its normal equations: the same and gram
     [B, d, d] = 2 / P J^T J, with J the derivative of what is squared and P the number of pixels.
-    Each takes condition [B, k] as well where there is one. Latents of any shape are flattened to
-    d. Before the bundle appears at ``path``, each function is run in its runtime and compared with
-    PyTorch at several batches: max |difference| <= 1e-5 max |value| (or PyTorch's own rounding
-    error, where that is larger). A failed export leaves nothing behind.
+    With ``encoder`` there is also ``encode``: image [B, C, H, W] -> latent [B, d]. Each takes
+    condition [B, k] as well where there is one. Latents of any shape are flattened to d. Before the
+    bundle appears at ``path``, each function is run in its runtime and compared with PyTorch at
+    several batches: max |difference| <= 1e-5 max |value| (or PyTorch's own rounding error, where
+    that is larger). A failed export leaves nothing behind.
 
     The generator is copied to float32 on the CPU and put in eval mode there; it is not changed
     itself, and it may be on any device and in half precision.
@@ -98,6 +100,9 @@ def export(
             of each batch, and the gradient is then that of the summed loss.
         condition_shape: one condition's shape, 10 or (10,), when the generator takes a second
             argument.
+        encoder: maps images [B, C, H, W] in ``value_range`` (and a condition [B, k]) to latents,
+            [B, *latent_shape] or [B, d]. The bundle then has the function ``encode``, which
+            ``Inverter.encode`` and ``invert(init="encoder")`` use.
         runtimes: what is to run the bundle, one or both of "onnx" and "torchscript"; where the
             bundle is opened and nothing else is said, the first is taken.
         name: the bundle's name; the generator's class name by default.
@@ -134,13 +139,14 @@ def export(
     resolved = resolve_losses("mse" if losses is None else losses, value_range=(low, high))
     solve = _wants_normal_equations(normal_equations, resolved, latent_sizes, batch_norm)
     wanted = _runtimes(runtimes)
-    origin = _origin(origin)
+    origin = checked_origin(origin)
     target = Path(path)
-    _check_target(target, overwrite=overwrite)
+    check_target(target, overwrite=overwrite)
 
     prepared = prepare(generator, batch_norm=batch_norm)
     image_shape = _try(prepared, latent_sizes, condition_sizes, prior, (low, high), resolved)
     shapes = Shapes(latent_sizes, image_shape, condition_sizes)
+    encodes = None if encoder is None else check_encoder(encoder, shapes, (low, high))
     reference = Reference(prepared, shapes, prior=prior, value_range=(low, high))
     if isinstance(generator, torch.jit.ScriptModule) and batch_norm == "eval":
         _check_reading(generator, reference)
@@ -152,8 +158,7 @@ def export(
     _check_ending(traced.ending, (low, high), resolved)
     solved = [loss for loss in resolved if loss.is_least_squares] if solve else []
 
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
+    with staged(target) as staging:
         try:
             functions = _write(staging, traced, reference, resolved, solved, wanted, say)
         except ExportError as error:
@@ -164,12 +169,11 @@ def export(
                 file.unlink()
             functions = _write(staging, traced, reference, resolved, (), wanted, say)
             warnings.warn(f"the bundle gets no normal equations: {error}", stacklevel=_CALLER)
+        if encodes is not None:
+            functions += write_encoder(staging, encodes, wanted, say)
         manifest = _manifest(staging, functions, reference, batch_norm)
         manifest = replace(manifest, name=name or _name(generator), origin=origin)
         manifest.write(staging)
-        _publish(staging, target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return target
 
 
@@ -357,13 +361,13 @@ def _manifest(
 ) -> Manifest:
     shapes = reference.shapes
     files = list(dict.fromkeys(function.file for function in functions))
+    files += [file.name for file in sorted(folder.iterdir()) if file.name not in files]
     exporter: dict[str, Any] = {
         "pyinv": pyinv.__version__,
         # Without the build's label, so that a bundle does not depend on it.
         "torch": torch.__version__.split("+")[0],
     }
     if any(function.runtime == "onnx" for function in functions):
-        files.append(WEIGHTS_FILE)
         exporter["onnx_opset"] = OPSET
     try:
         return Manifest(
@@ -407,16 +411,6 @@ def _runtimes(given: str | Iterable[str]) -> tuple[str, ...]:
     return wanted
 
 
-def _origin(given: Mapping[str, Any] | None) -> dict[str, Any]:
-    try:
-        origin = json.loads(json.dumps({} if given is None else dict(given), allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise ExportError(
-            f"origin must be a mapping of JSON values, got {given!r} ({error})"
-        ) from None
-    return dict(origin)
-
-
 def _range(given: tuple[float, float]) -> tuple[float, float]:
     try:
         low, high = (float(value) for value in given)
@@ -425,50 +419,6 @@ def _range(given: tuple[float, float]) -> tuple[float, float]:
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ExportError(f"value_range must be (lowest, highest), got {given!r}")
     return low, high
-
-
-def _check_target(target: Path, *, overwrite: bool) -> None:
-    """Refuse a path that is taken or cannot be written, before any work is done."""
-    if not target.name:
-        raise OutputError(f"{target}: give the bundle a name of its own")
-    if target.exists() and not target.is_dir():
-        raise OutputError(f"{target}: expected a folder, this is a file")
-    if target.is_dir() and any(target.iterdir()):
-        if not overwrite:
-            raise OutputError(
-                f"{target}: exists and is not empty; pass overwrite=True (--overwrite)"
-            )
-        # Overwriting means a bundle, never somebody's folder given by mistake.
-        if not (target / "manifest.json").is_file():
-            raise OutputError(f"{target}: exists and is not a bundle, so it is not overwritten")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        probe = tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent)
-        os.rmdir(probe)
-    except OSError as error:
-        raise OutputError(f"{target}: cannot be written ({error.strerror})") from None
-
-
-def _publish(staging: Path, target: Path) -> None:
-    try:
-        # mkdtemp makes a private folder; a bundle is as public as the folder it is in.
-        mask = os.umask(0)
-        os.umask(mask)
-        staging.chmod(0o777 & ~mask)
-        if target.is_dir():
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
-            target.rename(old / "bundle")
-            try:
-                staging.rename(target)
-            except OSError:
-                (old / "bundle").rename(target)
-                raise
-            finally:
-                shutil.rmtree(old, ignore_errors=True)
-        else:
-            staging.rename(target)
-    except OSError as error:
-        raise OutputError(f"{target}: cannot be written ({error.strerror})") from None
 
 
 def _try(

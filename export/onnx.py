@@ -232,12 +232,17 @@ def _cut(whole: ModelProto, function: Signature) -> ModelProto:
 
 
 class WeightsFile:
-    """One file that holds every distinct tensor of a bundle's graphs once.
+    """One file that holds every distinct tensor of some of a bundle's graphs once.
 
     Tensors with equal bytes share a place, whatever their shapes.
+
+    Args:
+        file: open for writing.
+        name: the file's name in the bundle.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, name: str = WEIGHTS_FILE) -> None:
+        self.name = name
         self._file = file
         self._places: dict[bytes, int] = {}
         self._end = 0
@@ -267,7 +272,7 @@ def write_onnx(model: ModelProto, path: str | os.PathLike[str], weights: Weights
         tensor.data_location = TensorProto.EXTERNAL
         del tensor.external_data[:]
         for key, value in (
-            ("location", WEIGHTS_FILE),
+            ("location", weights.name),
             ("offset", str(offset)),
             ("length", str(len(data))),
         ):

@@ -46,7 +46,14 @@ from .scripted import Scripted
 from .simplify import simplify
 from .tangents import Tangents
 
-__all__ = ["Shapes", "TracedGenerator", "prepare", "trace_functions", "trace_generator"]
+__all__ = [
+    "Shapes",
+    "TracedGenerator",
+    "prepare",
+    "trace_encoder",
+    "trace_functions",
+    "trace_generator",
+]
 
 # A size that layers do not have, so that no other size is mistaken for the batch. Tracing computes
 # nothing, and the examples' memory is never touched.
@@ -77,23 +84,23 @@ class TracedGenerator:
     ending: Ending
 
 
-def prepare(generator: nn.Module, *, batch_norm: str) -> nn.Module:
+def prepare(generator: nn.Module, *, batch_norm: str, what: str = "generator") -> nn.Module:
     """Copy a generator to float32 on the CPU, in the mode that is to be exported.
 
     The copy is in eval mode; with batch_norm="batch" its batch norm layers use the statistics of
-    each batch and keep none. The generator itself is not touched.
+    each batch and keep none. The generator itself is not touched. ``what`` names it in errors.
     """
     if isinstance(generator, torch.jit.ScriptModule):
         generator = Scripted(generator)
     if not isinstance(generator, nn.Module):
-        raise ExportError(f"generator must be a torch.nn.Module, got {type(generator).__name__}")
+        raise ExportError(f"{what} must be a torch.nn.Module, got {type(generator).__name__}")
     tensors = [*generator.parameters(), *generator.buffers()]
     for tensor in tensors:
         if tensor.is_meta:
-            raise ExportError("generator is on the meta device and has no weights: load them first")
+            raise ExportError(f"{what} is on the meta device and has no weights: load them first")
         if tensor.is_quantized or tensor.is_complex():
             raise ExportError(
-                f"generator has {tensor.dtype} weights: convert them to float32 before export"
+                f"{what} has {tensor.dtype} weights: convert them to float32 before export"
             )
     # deepcopy refuses tensors that autograd made, such as an old-style weight norm's weight.
     memo: dict[int, Any] = {}
@@ -104,7 +111,7 @@ def prepare(generator: nn.Module, *, batch_norm: str) -> nn.Module:
     try:
         copied = copy.deepcopy(generator, memo)
     except Exception as error:
-        raise ExportError(f"generator cannot be copied: {first_line(error)}") from error
+        raise ExportError(f"{what} cannot be copied: {first_line(error)}") from error
     copied = copied.cpu().float().eval().requires_grad_(False)
     if batch_norm == "batch":
         for module in copied.modules():
@@ -146,8 +153,9 @@ class _Watch(TorchFunctionMode):
     would write interpolations as index arithmetic.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, what: str = "the generator") -> None:
         super().__init__()
+        self.what = what
         self.called = ""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -164,8 +172,8 @@ class _Watch(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def describe(self) -> str:
-        """The generator, and where in it tracing is."""
-        return f"the generator (in {self.called})" if self.called else "the generator"
+        """The network, and where in it tracing is."""
+        return f"{self.what} (in {self.called})" if self.called else self.what
 
 
 def _interpolate(
@@ -230,18 +238,51 @@ def trace_generator(generator: nn.Module, shapes: Shapes, *, batch_norm: str) ->
             latent = latent.view(latent.shape[0], *shapes.latent)
         return generator(latent, *condition)
 
-    watch = _Watch()
+    module = _trace_network(forward, inputs, batch_norm=batch_norm, what="the generator")
+    return TracedGenerator(module, expose_ending(module))
+
+
+def trace_encoder(encoder: nn.Module, shapes: Shapes) -> fx.GraphModule:
+    """Trace a prepared encoder, with the operators that ONNX has.
+
+    Inputs are those of ``trace_functions``, latent among them but not used; the output is the
+    latent [B, d].
+    """
+    inputs: list[tuple[int, ...]] = [shapes.image]
+    if shapes.condition is not None:
+        inputs.append(shapes.condition)
+
+    def encode(image: Tensor, *condition: Tensor) -> Tensor:
+        return encoder(image, *condition).flatten(1)
+
+    traced = _trace_network(encode, inputs, batch_norm="eval", what="the encoder")
+
+    def function(latent: Tensor, image: Tensor, *condition: Tensor) -> list[Tensor]:
+        return [traced(image, *condition)]
+
+    return _in_basic_operators(function, [(shapes.latent_size,), *inputs], what="the encoder")
+
+
+def _trace_network(
+    forward: Callable[..., Tensor], inputs: Sequence[tuple[int, ...]], *, batch_norm: str, what: str
+) -> fx.GraphModule:
+    """Trace a network that draws nothing, with its batch norm folded."""
+    watch = _Watch(what)
     with _explained(watch.describe):
         mode, fakes = _fakes(inputs)
         with mode, enable_python_dispatcher(), torch.no_grad(), watch:
             module = make_fx(torch.func.functionalize(forward, remove="mutations"))(*fakes)
-        _refuse_randomness(module.graph, "the generator")
+        _refuse_randomness(module.graph, what)
         instance_norm_as_group_norm(module)
         coupled = has_batch_statistics(module)
         if coupled and batch_norm == "eval":
             raise ExportError(
-                "the generator's batch norm has no running statistics and uses those of each "
-                "batch: export it with batch_norm='batch'"
+                f"{what}'s batch norm has no running statistics and uses those of each batch: "
+                + (
+                    "export it with batch_norm='batch'"
+                    if what == "the generator"
+                    else "train it with track_running_stats=True"
+                )
             )
         if not coupled and batch_norm == "batch":
             raise ExportError(
@@ -253,7 +294,7 @@ def trace_generator(generator: nn.Module, shapes: Shapes, *, batch_norm: str) ->
         one_pixel_convolution_as_dense(module)
         unit_stride_transposed_as_convolution(module)
         simplify(module)
-    return TracedGenerator(module, expose_ending(module))
+    return module
 
 
 def trace_functions(
@@ -286,7 +327,9 @@ def trace_functions(
     inputs: list[tuple[int, ...]] = [(shapes.latent_size,), shapes.image]
     if shapes.condition is not None:
         inputs.append(shapes.condition)
-    basic = _basic_operators(generator, [inputs[0], *inputs[2:]]) if solved else None
+    basic = None
+    if solved:
+        basic = _in_basic_operators(generator, [inputs[0], *inputs[2:]], what="the generator")
 
     def functions(latent: Tensor, target: Tensor, *condition: Tensor) -> list[Tensor]:
         nonlocal tracing
@@ -314,14 +357,14 @@ def trace_functions(
     return module
 
 
-def _basic_operators(
-    generator: fx.GraphModule, inputs: Sequence[tuple[int, ...]]
+def _in_basic_operators(
+    network: Callable[..., Any], inputs: Sequence[tuple[int, ...]], *, what: str
 ) -> fx.GraphModule:
-    """The generator with normalisations and the like written out."""
-    with _explained(lambda: "the generator"):
+    """A traced network with normalisations and the like written out."""
+    with _explained(lambda: what):
         mode, fakes = _fakes(inputs)
         with mode, enable_python_dispatcher(), torch.no_grad(), _Watch():
-            basic = make_fx(generator, decomposition_table=decomposition_table())(*fakes)
+            basic = make_fx(network, decomposition_table=decomposition_table())(*fakes)
         simplify(basic)
     return basic
 

@@ -52,10 +52,10 @@ class Function:
     """One graph of a bundle.
 
     Args:
-        name: "forward", "objective" or "normal_equations".
+        name: "forward", "objective", "normal_equations" or "encode".
         runtime: what runs it: "onnx" or "torchscript".
         file: the graph's file name in the bundle.
-        loss: the loss of an objective or of normal equations; None for forward.
+        loss: the loss of an objective or of normal equations; None for forward and encode.
         method: the method of a TorchScript file; None for ONNX, where a file is one graph.
         bytes_per_target: for normal equations, an upper bound of the memory that one more target
             in a batch takes while they run; None for other functions.
@@ -92,7 +92,7 @@ class Manifest:
         prior: what the components of a latent are drawn from.
         functions: the graphs; for each runtime one "forward" and at least one "objective", each
             loss once, and the same losses for all. A loss may have "normal_equations" as well, for
-            all runtimes or for none.
+            all runtimes or for none; the same holds for one "encode".
         files: every file of the bundle but the manifest, with its size and SHA-256.
         batch_norm: "eval" folds running statistics into the weights; "batch" uses the statistics
             of the images that run together.
@@ -161,6 +161,12 @@ class Manifest:
                 f"{', '.join(missing)}"
             )
         self._check_normal_equations(runtime, held)
+        encoders = sum(function.name == "encode" for function in held)
+        if encoders != self.has_encoder:
+            raise BundleError(
+                'functions must hold "encode" once for each runtime, or for none; '
+                f"{runtime} has {encoders}"
+            )
 
     def _check_normal_equations(self, runtime: str, held: list[Function]) -> None:
         losses = [function.loss for function in held if function.name == "normal_equations"]
@@ -210,6 +216,28 @@ class Manifest:
     def runtimes(self) -> tuple[str, ...]:
         """What can run this bundle, in the manifest's order."""
         return tuple(dict.fromkeys(function.runtime for function in self.functions))
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether the bundle can encode: turn images into latents with one forward pass."""
+        return any(function.name == "encode" for function in self.functions)
+
+    def encode(self, runtime: str | None = None) -> Function:
+        """Return the function that turns images into latents.
+
+        Args:
+            runtime: "onnx" or "torchscript"; the bundle's first by default.
+
+        Raises:
+            BundleError: the bundle has no encoder; the message says how to get one.
+        """
+        for function in self._functions_for(runtime):
+            if function.name == "encode":
+                return function
+        raise BundleError(
+            "this bundle has no encoder; train one with `pyinv train encoder BUNDLE`, add your own "
+            "with pyinv.export.add_encoder, or start from the prior"
+        )
 
     def forward(self, runtime: str | None = None) -> Function:
         """Return the function that turns latents into images.

@@ -1,0 +1,188 @@
+"""Encoders: a bundle's function from images to latents, written with the bundle or added to it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyinv.bundle import Bundle, FileRecord, Function
+from pyinv.errors import ExportError
+
+from .check import EncoderReference, check_function, onnx_function, torchscript_function
+from .failure import first_line
+from .graph import Signature
+from .onnx import WeightsFile, to_onnx, write_onnx
+from .origin import checked_origin
+from .staging import check_target, staged
+from .torchscript import write_torchscript
+from .trace import Shapes, prepare, trace_encoder
+
+__all__ = ["CheckedEncoder", "add_encoder", "check_encoder", "write_encoder"]
+
+_FILES = {"onnx": "encode.onnx", "torchscript": "encode.pt"}
+_WEIGHTS_FILE = "encode_weights.bin"
+_TRIED = 2
+
+
+@dataclass(frozen=True)
+class CheckedEncoder:
+    """An encoder, prepared for export, that takes a bundle's images and returns its latents."""
+
+    module: nn.Module
+    shapes: Shapes
+    value_range: tuple[float, float]
+
+
+@torch.inference_mode(False)
+def add_encoder(
+    bundle: Bundle | str | os.PathLike[str],
+    encoder: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    origin: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> Path:
+    """Write a copy of a bundle that also has the function ``encode``.
+
+    The generator that the bundle was exported from is not needed. An encoder that the bundle has
+    already is replaced. The encoder is copied to float32 on the CPU and put in eval mode there, as
+    ``export`` does with generators, and what was written is compared with PyTorch.
+
+    Args:
+        bundle: the bundle, or its folder. It is not changed, unless ``path`` is its folder and
+            ``overwrite`` is given.
+        encoder: maps images [B, C, H, W] in the bundle's value range (and a condition [B, k], if
+            the bundle has one) to latents, [B, *latent_shape] or [B, d].
+        path: the new bundle's folder. Must not exist, or be empty, unless ``overwrite``.
+        name: the new bundle's name; None keeps the bundle's.
+        origin: JSON values for the manifest that replace the bundle's; None keeps them.
+        overwrite: replace an existing bundle.
+        progress: called with a line about each step.
+
+    Returns:
+        The new bundle's path.
+
+    Raises:
+        BundleError: the bundle is missing or damaged.
+        ExportError: the encoder does not fit the bundle or cannot be exported.
+        OutputError: the path is taken or cannot be written.
+
+    Example:
+        >>> add_encoder("faces.bundle", encoder, "faces-encoder.bundle")
+    """
+    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    manifest = opened.manifest
+    target = Path(path)
+    check_target(target, overwrite=overwrite)
+    origin = manifest.origin if origin is None else checked_origin(origin)
+    shapes = Shapes(manifest.latent_shape, manifest.image_shape, manifest.condition_shape)
+    encodes = check_encoder(encoder, shapes, manifest.value_range)
+    with staged(target) as folder:
+        kept = [function for function in manifest.functions if function.name != "encode"]
+        owned = {*_FILES.values(), _WEIGHTS_FILE}
+        for file in manifest.files:
+            if file not in owned:
+                shutil.copy2(opened.path / file, folder / file)
+        added = write_encoder(folder, encodes, manifest.runtimes, progress or (lambda line: None))
+        replace(
+            manifest,
+            functions=(*kept, *added),
+            files={file.name: FileRecord.of(file) for file in sorted(folder.iterdir())},
+            name=manifest.name if name is None else name,
+            origin=origin,
+        ).write(folder)
+    return target
+
+
+def check_encoder(
+    encoder: nn.Module, shapes: Shapes, value_range: tuple[float, float]
+) -> CheckedEncoder:
+    """Run an encoder on a few images, and say what is wrong with it before any work starts.
+
+    Raises:
+        ExportError: it does not take such images, or does not return such latents.
+    """
+    prepared = prepare(encoder, batch_norm="eval", what="encoder")
+    inputs = EncoderReference(prepared, shapes, value_range).draw(_TRIED, seed=0)
+    given = " and ".join(f"{name}s {_batch_of(rows.shape[1:])}" for name, rows in inputs.items())
+    shapes_allowed = dict.fromkeys((shapes.latent, (shapes.latent_size,)))
+    latent = " or ".join(_batch_of(shape) for shape in shapes_allowed)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            found = prepared(*inputs.values())
+            again = prepared(*inputs.values())
+    except ExportError:
+        raise
+    except Exception as error:
+        raise ExportError(
+            f"the encoder does not take this bundle's {given}: {first_line(error)}; give one "
+            "that was made for images of this size"
+        ) from error
+    if not isinstance(found, Tensor):
+        raise ExportError(
+            f"the encoder must return latents {latent}, it returned {type(found).__name__}: wrap "
+            "it in a module that returns the latent alone"
+        )
+    if found.shape[:1] != (_TRIED,) or tuple(found.shape[1:]) not in shapes_allowed:
+        raise ExportError(
+            f"the encoder must return latents {latent}, as this bundle has them; it returned "
+            f"{list(found.shape)} for {_TRIED} images: give an encoder of this generator"
+        )
+    if not found.is_floating_point() or not bool(torch.isfinite(found).all()):
+        raise ExportError("the encoder must return finite floats: check its weights")
+    if not torch.allclose(found, again, rtol=1e-5, atol=1e-6):
+        raise ExportError(
+            "the encoder returned different latents for the same images: it draws noise or drops "
+            "out in eval mode; let it return the mean alone"
+        )
+    return CheckedEncoder(prepared, shapes, value_range)
+
+
+def _batch_of(shape: Sequence[int]) -> str:
+    return f"[B, {', '.join(map(str, shape))}]"
+
+
+def write_encoder(
+    folder: Path,
+    encoder: CheckedEncoder,
+    runtimes: Sequence[str],
+    say: Callable[[str], None],
+) -> list[Function]:
+    """Write the function ``encode`` for these runtimes into a bundle's folder, and check it.
+
+    Raises:
+        ExportError: the encoder cannot be exported, or what was written differs from PyTorch.
+    """
+    shapes = encoder.shapes
+    say("tracing the encoder")
+    graph = trace_encoder(encoder.module, shapes)
+    inputs: dict[str, Sequence[int]] = {"latent": (shapes.latent_size,), "image": shapes.image}
+    if shapes.condition is not None:
+        inputs["condition"] = shapes.condition
+    signature = Signature(tuple(name for name in inputs if name != "latent"), {0: "latent"})
+    reference = EncoderReference(encoder.module, shapes, encoder.value_range)
+    functions = []
+    for runtime in runtimes:
+        file = _FILES[runtime]
+        if runtime == "onnx":
+            (model,) = to_onnx(graph, [signature], inputs=inputs)
+            with open(folder / _WEIGHTS_FILE, "wb") as stream:
+                write_onnx(model, folder / file, WeightsFile(stream, _WEIGHTS_FILE))
+            run = onnx_function(folder / file)
+        else:
+            write_torchscript(graph, {"encode": signature}, folder / file, inputs=list(inputs))
+            run = torchscript_function(folder / file, "encode")
+        worst = check_function(file, run, reference, "encode", None)
+        say(f"{file} agrees with PyTorch to {worst:.1e}")
+        method = "encode" if runtime == "torchscript" else None
+        functions.append(Function("encode", runtime, file, method=method))
+    return functions

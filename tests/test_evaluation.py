@@ -11,6 +11,7 @@ from pyinv import evaluation
 from pyinv.errors import InputError
 from pyinv.evaluation import (
     add_noise,
+    cosine_distance,
     latent_error,
     mean,
     mean_absolute_error,
@@ -19,6 +20,7 @@ from pyinv.evaluation import (
     quantile,
     rank_correlation,
     recovery_rate,
+    relative_error,
     significant_win_rate,
     win_rate,
 )
@@ -93,6 +95,26 @@ def test_latent_error_of_latents_that_agree_to_float32_is_not_rounded_away():
     true = np.full((1, 100), 1, np.float32)
     found = np.nextafter(true, np.float32(2))
     assert latent_error(true, found)[0] == pytest.approx(2.0**-46, rel=1e-12)
+
+
+def test_cosine_distance_by_hand():
+    true = np.float32([[1, 0], [0, 2], [3, 0], [1, 1], [0, 0]])
+    found = np.float32([[5, 0], [1, 0], [-1, 0], [NAN, 1], [1, 1]])
+    np.testing.assert_array_equal(cosine_distance(true, found)[:3], [0, 1, 2])
+    assert np.isnan(cosine_distance(true, found)[3:]).all()
+
+
+def test_cosine_distance_of_latents_that_all_but_agree_is_exact():
+    """1 minus a cosine in float32 knows nothing below 6e-8."""
+    angle = 1e-6
+    found = [[3 * math.cos(angle), 3 * math.sin(angle)]]
+    assert cosine_distance([[1.0, 0.0]], found)[0] == pytest.approx(angle**2 / 2, rel=1e-6)
+
+
+def test_relative_error_by_hand():
+    true = np.float32([[[3, 0], [0, 4]], [[0, 0], [0, 0]], [[1, 1], [1, 1]]])
+    found = np.float32([[[0, 0], [0, 4]], [[1, 1], [1, 1]], [[1, 1], [1, NAN]]])
+    np.testing.assert_array_equal(relative_error(true, found), [3 / 5, NAN, NAN])
 
 
 def test_pairwise_distance_by_hand():
@@ -290,6 +312,8 @@ IMAGES = np.zeros((2, 1, 3, 3))
             r"latents \[N, d\] with N >= 1, got \[4\]",
         ),
         (lambda: latent_error(np.zeros((0, 4)), np.zeros((0, 4))), "N >= 1"),
+        (lambda: cosine_distance([[1.0, 2.0]], [[1.0]]), "latents and found must have the same"),
+        (lambda: relative_error([1.0], [1.0]), r"activations \[N, d\] with N >= 1, got \[1\]"),
         (lambda: pairwise_distance([[1.0, 2.0]]), "N >= 2, got 1; a distance takes two"),
         (lambda: pairwise_distance([1.0, 2.0]), r"latents \[N, d\]"),
         (lambda: recovery_rate([], 1), r"errors must be \[N\] numbers with N >= 1, got \[0\]"),

@@ -5,13 +5,19 @@ A target whose error is NaN, because its run left the finite numbers, counts as 
 """
 
 from pyinv.evaluation.comparison import rank_correlation, significant_win_rate, win_rate
-from pyinv.evaluation.latents import latent_error, pairwise_distance
+from pyinv.evaluation.latents import (
+    cosine_distance,
+    latent_error,
+    pairwise_distance,
+    relative_error,
+)
 from pyinv.evaluation.noise import add_noise
 from pyinv.evaluation.pixels import mean_absolute_error
 from pyinv.evaluation.summary import mean, median, quantile, recovery_rate
 
 __all__ = [
     "add_noise",
+    "cosine_distance",
     "latent_error",
     "mean",
     "mean_absolute_error",
@@ -20,6 +26,7 @@ __all__ = [
     "quantile",
     "rank_correlation",
     "recovery_rate",
+    "relative_error",
     "significant_win_rate",
     "win_rate",
 ]

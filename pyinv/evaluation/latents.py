@@ -1,4 +1,4 @@
-"""How far latents are from the true ones, and from one another."""
+"""How far latents and layers' activations are from the true ones, and from one another."""
 
 from __future__ import annotations
 
@@ -32,6 +32,56 @@ def latent_error(latents: Any, found: Any) -> FloatArray:
     return np.square(difference).reshape(len(difference), -1).mean(axis=1)
 
 
+def cosine_distance(latents: Any, found: Any) -> FloatArray:
+    r"""Return one minus the cosine of the angle between each target's latents.
+
+    .. math:: e_n = 1 - \frac{z_n \cdot z'_n}{\lVert z_n \rVert \lVert z'_n \rVert}
+              = \frac{1}{2} \left\lVert \frac{z_n}{\lVert z_n \rVert}
+              - \frac{z'_n}{\lVert z'_n \rVert} \right\rVert^2
+
+    The latter, in double, is exact for latents that all but agree. For generators that normalise
+    their latent, and so make the same image of z and of 2 z.
+
+    Args:
+        latents: the latents that made the images, [N, d] or [N, *latent_shape]; or a layer's
+            activations.
+        found: those that were recovered, the same shape.
+
+    Returns:
+        float64 [N], from 0 to 2; NaN where a latent has one or is zero.
+
+    Raises:
+        InputError: shapes that differ, or no latent.
+
+    Source: Bau et al. 2019, section 2, method b: d_L.
+    """
+    true, recovered = _flat_pair(latents, found, "latents")
+    with np.errstate(invalid="ignore"):
+        true = true / np.linalg.norm(true, axis=1, keepdims=True)
+        recovered = recovered / np.linalg.norm(recovered, axis=1, keepdims=True)
+    return np.square(true - recovered).sum(axis=1) / 2
+
+
+def relative_error(activations: Any, found: Any) -> FloatArray:
+    r"""Return each target's distance between activations, relative to the true ones.
+
+    .. math:: e_n = \frac{\lVert r_n - r'_n \rVert_2}{\lVert r_n \rVert_2}
+
+    Args:
+        activations: a layer's true ones, [N, ...].
+        found: those that were recovered, the same shape.
+
+    Returns:
+        float64 [N], from 0; NaN where an activation is NaN, or all true ones are zero.
+
+    Raises:
+        InputError: shapes that differ, or no activation.
+    """
+    true, recovered = _flat_pair(activations, found, "activations")
+    size = np.linalg.norm(true, axis=1)
+    return np.linalg.norm(true - recovered, axis=1) / np.where(size > 0, size, np.nan)
+
+
 def pairwise_distance(latents: Any) -> float:
     r"""Return the mean distance of two different latents, over the number of components.
 
@@ -61,3 +111,10 @@ def pairwise_distance(latents: Any) -> float:
         for row in range(len(flat) - 1)
     )
     return total / (len(flat) * (len(flat) - 1) / 2) / flat.shape[1]
+
+
+def _flat_pair(true: Any, found: Any, name: str) -> tuple[FloatArray, FloatArray]:
+    rows, others = check_pair(true, found, (name, "found"), f"{name} [N, d]")
+    return tuple(  # type: ignore[return-value]
+        one.astype(np.float64).reshape(len(one), -1) for one in (rows, others)
+    )

@@ -31,6 +31,8 @@ class Planned:
         images: the targets, float32 [N, C, H, W] in the bundle's value range.
         recipe: how.
         truth: float32 [N, *latent_shape], the latents that made the targets; None when unknown.
+        init: float32 [N, *latent_shape], where first attempts begin; None takes the recipe's start.
+        condition: float32 [N, k], for bundles that have a condition.
     """
 
     id: str
@@ -39,6 +41,8 @@ class Planned:
     images: FloatArray
     recipe: Recipe
     truth: FloatArray | None = None
+    init: FloatArray | None = None
+    condition: FloatArray | None = None
 
     @property
     def work(self) -> int:
@@ -78,6 +82,8 @@ def carry_out(
                 recipe=planned.recipe,
                 seed=request.seed,
                 truth=planned.truth,
+                init=planned.init,
+                condition=planned.condition,
                 progress=request.progress,
             )
         except KeyboardInterrupt:

@@ -99,6 +99,8 @@ class Runs:
         recipe: Recipe,
         seed: int,
         truth: Any = None,
+        init: Any = None,
+        condition: Any = None,
         progress: bool | Progress | None = None,
     ) -> Inversion:
         """Return the inversion of these images: the kept one, or a new one, which is then kept.
@@ -106,6 +108,8 @@ class Runs:
         Args:
             id: letters, digits, dots, hyphens and underscores; its own for each run.
             truth: the latents that made the images, where they are known.
+            init: the latents that first attempts begin at; None takes the recipe's start.
+            condition: [N, k], for bundles that have a condition.
             inverter, images, recipe, seed, progress: as ``Inverter.invert`` has them.
 
         Returns:
@@ -134,9 +138,12 @@ class Runs:
             "prior": manifest.prior.describe(),
             "batch_norm": manifest.batch_norm,
         }
-        if truth is not None:
-            truth = as_numpy(truth, "truth", "numbers")
-            settings["truth"] = _hash(truth)
+        rows_of = {
+            name: as_numpy(given, name, "numbers")
+            for name, given in (("truth", truth), ("init", init), ("condition", condition))
+            if given is not None
+        }
+        settings |= {name: _hash(given) for name, given in rows_of.items()}
         coupled = manifest.batch_norm == "batch" or recipe.couples
         if coupled:
             settings["lanes"] = inverter.lanes
@@ -173,7 +180,7 @@ class Runs:
                         recipe=recipe,
                         seed=seed,
                         target_ids=rows,
-                        truth=None if truth is None else truth[rows],
+                        **{name: given[rows] for name, given in rows_of.items()},
                         progress=progress,
                     )
                     if found.cancelled:
@@ -194,7 +201,8 @@ class Runs:
                 if stopped is not None:
                     raise stopped
         latents = inversion.latents
-        return replace(inversion, _images=lambda: inverter.generate(latents))
+        of = rows_of.get("condition")
+        return replace(inversion, _images=lambda: inverter.generate(latents, condition=of))
 
 
 # What recipes could not say once, and what it was then.

@@ -27,7 +27,7 @@ message(STATUS "TorchScript runtime: with torch ${PYINV_TORCH_VERSION} in ${PYIN
 # sources do not need, and puts its flags on everything that links to it.
 add_library(pyinv_torch SHARED
   csrc/torch/function.cpp
-  csrc/torch/generator.cpp
+  csrc/torch/network.cpp
   csrc/torch/method.cpp
   csrc/torch/objective.cpp
   csrc/torch/scope.cpp)

@@ -157,16 +157,21 @@ void check_functions(const Bundle& bundle) {
   std::vector<std::string> losses;
   std::vector<std::string> all_solved;  // the losses with normal equations
   for (const std::string& runtime : bundle.runtimes()) {
-    int64_t forwards = 0;
+    int64_t forwards = 0, encoders = 0;
     std::vector<std::string> found, solved;
     for (const BundleFunction& function : bundle.functions) {
       if (function.name == "normal_equations") add_once(all_solved, function.loss);
       if (function.runtime != runtime) continue;
       if (function.name == "normal_equations") solved.push_back(function.loss);
       forwards += function.name == "forward";
+      encoders += function.name == "encode";
       if (function.name == "objective") found.push_back(function.loss);
     }
     if (forwards != 1) throw BundleError("functions must hold one \"forward\" for " + runtime);
+    if (encoders != bundle.has_encoder()) {
+      throw BundleError("functions must hold \"encode\" once for each runtime, or for none; " +
+                        runtime + " has " + std::to_string(encoders));
+    }
     std::sort(found.begin(), found.end());
     if (found.empty() || std::adjacent_find(found.begin(), found.end()) != found.end()) {
       throw BundleError("functions must hold one \"objective\" or more for " + runtime +
@@ -316,6 +321,21 @@ const BundleFunction& Bundle::objective(std::string_view loss, std::string_view 
   throw BundleError(path.string() + ": this bundle has no loss \"" + std::string(loss) +
                     "\", only " + listed(losses()) + "; export it again with `--loss " +
                     std::string(loss) + "`, or choose another loss");
+}
+
+bool Bundle::has_encoder() const {
+  return std::any_of(functions.begin(), functions.end(),
+                     [](const BundleFunction& function) { return function.name == "encode"; });
+}
+
+const BundleFunction& Bundle::encode(std::string_view runtime) const {
+  const std::string& wanted = forward(runtime).runtime;
+  for (const BundleFunction& function : functions) {
+    if (function.name == "encode" && function.runtime == wanted) return function;
+  }
+  throw BundleError(path.string() +
+                    ": this bundle has no encoder; train one with `pyinv train encoder`, or start "
+                    "from the prior");
 }
 
 bool Bundle::has_normal_equations(std::string_view loss, std::string_view runtime) const {

@@ -643,6 +643,9 @@ void check(const std::vector<const Objective*>& objectives, const Recipe& recipe
                " components, got " + std::to_string(objectives.front()->latent_size()) +
                "; use lbfgs");
   }
+  expect(recipe.start != Start::encoder || targets.initial,
+         "the recipe starts from an encoder, and the targets have no initial latents; give what "
+         "Encoder::encode() makes of their images");
   expect(recipe.hop >= 0.0 && recipe.hop <= 1.0,
          "hop should be from 0 to 1, is " + std::to_string(recipe.hop));
   const bool over_batch =

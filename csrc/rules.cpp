@@ -333,7 +333,7 @@ ParsedRecipe read_recipe(const Node& rule, const Prior& prior) {
   }
   parsed.recipe.restarts = whole(rule, "restarts", 0, kMaxRestarts, 0);
   parsed.recipe.keep_best = choice(rule, "keep", {"best", "last"}) == 0;
-  parsed.recipe.start = choice(rule, "start", {"prior", "mean"}) ? Start::mean : Start::prior;
+  parsed.recipe.start = static_cast<Start>(choice(rule, "start", {"prior", "mean", "encoder"}));
   parsed.recipe.hop = number(rule, "hop", kShare, 0.0);
   return parsed;
 }

@@ -196,8 +196,9 @@ class Inverter:
             restarts: attempts after the first for targets that have not converged; None takes the
                 recipe's. It needs a recipe with a loss tolerance to mean anything but "always".
             seed: 0 to 2^64 - 1. All draws depend on it and on the target's id alone.
-            init: first latents, [N, *latent_shape] or [N, d]; None draws them from the prior.
-                Restarts draw, or hop, in any case.
+            init: first latents, [N, *latent_shape] or [N, d]; or "encoder": what the bundle's
+                encoder makes of the images. None leaves it to the recipe's ``start``. Restarts
+                draw, or hop, in any case.
             condition: [N, k], for bundles that have a condition.
             target_ids: N whole numbers below 2^47 that random draws depend on; 0 to N - 1 by
                 default. To split a job over calls or machines, give each part its rows' numbers.
@@ -228,8 +229,8 @@ class Inverter:
         Raises:
             InputError: an argument of the wrong shape, type or range.
             RuleError: an unknown recipe, or rules that do not fit the bundle's prior.
-            BundleError: the bundle has no objective for a loss of the recipe, or no normal
-                equations where they are needed.
+            BundleError: the bundle has no objective for a loss of the recipe, no normal equations
+                where they are needed, or no encoder to start from.
             DeviceError: the GPU's memory does not hold the lanes; the message says how many fit.
             RunError: the runtime failed in the middle; what was found is in the error's attribute
                 ``inversion``. What a progress function raises gets that attribute as well.
@@ -244,7 +245,14 @@ class Inverter:
                 "for one of them. A Recipe has its own: pyinv.recipes.reconstruct(manifest, noise)"
             )
         recipe = self._resolve(recipe, restarts, noise)
+        if isinstance(init, str):
+            if init != "encoder":
+                raise InputError(f'init must be latents or "encoder", got {init!r}')
+            init, recipe = None, recipe.replace(start="encoder")
+        encodes = recipe.start == "encoder" and init is None
         described, functions = self._plan(recipe)
+        if encodes:
+            self._function(manifest.encode(self.runtime))  # what is wrong with it comes first
         if uncertainty:
             self._check_uncertainty(noise)
         targets = check_images(images, manifest)
@@ -266,6 +274,8 @@ class Inverter:
                 'batch_norm="eval"'
             )
         measured = Uncertainty.unknown(count, manifest.latent_shape) if uncertainty else None
+        if encodes:
+            initial = self._encode(targets, conditions, lanes)
 
         def inversion_of(found: dict[str, Any]) -> Inversion:
             latents = found["latents"]
@@ -370,6 +380,29 @@ class Inverter:
         flat = check_rows(latents, "latents", self.manifest.latent_shape, None)
         conditions = self._condition(condition, len(flat))
         return self._generate(flat, conditions, self._batch(batch))
+
+    def encode(self, images: Any, *, condition: Any = None, batch: int | None = None) -> FloatArray:
+        """Return what the bundle's encoder makes of images: one forward pass, no search.
+
+        Args:
+            images: [N, C, H, W], as for ``invert``.
+            condition: [N, k], for bundles that have a condition.
+            batch: the most images encoded at a time, at least 1; None takes the lanes.
+
+        Returns:
+            latents, float32 [N, *latent_shape]. They are as near as the encoder was trained to
+            come; ``invert(images, init="encoder")`` begins there.
+
+        Raises:
+            InputError: an argument of the wrong shape, type or range.
+            BundleError: the bundle has no encoder; the message says how to get one.
+        """
+        manifest = self.manifest
+        manifest.encode(self.runtime)
+        targets = check_images(images, manifest)
+        conditions = self._condition(condition, len(targets))
+        flat = self._encode(targets, conditions, self._batch(batch))
+        return flat.reshape(len(flat), *manifest.latent_shape)
 
     def evaluate(
         self,
@@ -674,8 +707,9 @@ class Inverter:
         try:
             found: dict[str, FloatArray] = function.run(feeds)
         except _core.OutOfMemory as error:
+            count = len(next(iter(feeds.values())))
             raise DeviceError(
-                f"{self.device} has no memory for {len(feeds['latent'])} images at a time "
+                f"{self.device} has no memory for {count} images at a time "
                 f"({_one_line(error)}); give a smaller batch"
             ) from None
         except ValueError as error:  # the file's sizes are not the manifest's
@@ -864,6 +898,24 @@ class Inverter:
                 feeds["condition"] = condition[rows]
             images[rows] = self._call(function, feeds)["image"]
         return images
+
+    def _encode(self, targets: FloatArray, condition: FloatArray | None, batch: int) -> FloatArray:
+        latents = np.empty((len(targets), self.manifest.latent_size), dtype=np.float32)
+        encode = self.manifest.encode(self.runtime)
+        function = self._function(encode)
+        for rows in _groups(len(targets), batch):
+            feeds = {"image": targets[rows]}
+            if condition is not None:
+                feeds["condition"] = condition[rows]
+            found = self._call(function, feeds).get("latent")
+            if found is None or found.shape != latents[rows].shape:
+                got = "nothing" if found is None else str(list(found.shape))
+                raise BundleError(
+                    f"{self.bundle.file(encode)}: should give latents "
+                    f"{list(latents[rows].shape)}, gave {got}; export the bundle again"
+                )
+            latents[rows] = found
+        return latents
 
     def _condition(self, condition: Any, count: int) -> FloatArray | None:
         shape = self.manifest.condition_shape

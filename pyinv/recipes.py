@@ -159,8 +159,8 @@ class Recipe(Rule):
         keep: "best" keeps an attempt's lowest loss in its last stage, "last" the loss it ended
             with. Of the steps of ``LevenbergMarquardt`` and ``LBFGS``, those that were taken count.
         start: where a target's first attempt begins: "prior" draws a latent, "mean" takes the
-            prior's mean (a uniform one's middle). An ``init`` given to ``invert`` comes before
-            both.
+            prior's mean (a uniform one's middle), "encoder" what the bundle's encoder makes of the
+            image. Latents given to ``invert`` as ``init`` come before all three.
         hop: 0: restarts are drawn, and run all stages. Above 0, up to 1: a restart runs the last
             stage alone, and begins near the best latent so far, moved by this share of a draw:
             with y = (z - mean)/std, at sqrt(1 - hop²) y + hop · draw under a normal prior, at
@@ -198,7 +198,7 @@ class Recipe(Rule):
             )
         self._count("restarts", at_least=0, at_most=MAX_RESTARTS)
         self._choice("keep", ("best", "last"))
-        self._choice("start", ("prior", "mean"))
+        self._choice("start", ("prior", "mean", "encoder"))
         self._number("hop", at_least=0.0, at_most=1.0, single=False)
 
     @property

@@ -12,47 +12,46 @@ namespace {
 
 using ort::TensorInfo;
 
-// G in an ONNX file: latent [B, d], perhaps condition [B, k] -> image [B, C, H, W], all float32.
-class OnnxGenerator : public Generator {
+// An ONNX file from one input [B, ...], and perhaps condition [B, k], to one output [B, ...], all
+// float32.
+class Network {
  public:
-  OnnxGenerator(const std::filesystem::path& file, const RuntimeOptions& options)
-      : file_(file.string()), function_(file, options) {
-    for (const TensorInfo& input : function_.inputs()) {
-      if (input.name == "latent") latent_shape_ = row_shape(input);
-      if (input.name == "condition") condition_shape_ = row_shape(input);
+  Network(const std::filesystem::path& file, const RuntimeOptions& options, const char* kind,
+          const char* input, const char* output)
+      : file_(file.string()), input_(input), output_(output), function_(file, options) {
+    for (const TensorInfo& info : function_.inputs()) {
+      if (info.name == input_) input_shape_ = row_shape(info);
+      if (info.name == "condition") condition_shape_ = row_shape(info);
     }
-    for (const TensorInfo& output : function_.outputs()) {
-      if (output.name == "image") image_size_ = size(row_shape(output));
+    for (const TensorInfo& info : function_.outputs()) {
+      if (info.name == output_) output_size_ = size(row_shape(info));
     }
-    if (latent_shape_.empty() || !image_size_ ||
+    if (input_shape_.empty() || !output_size_ ||
         function_.inputs().size() != 1u + !condition_shape_.empty()) {
-      throw std::runtime_error(file_ +
-                               ": not a generator: it needs an input 'latent', perhaps "
-                               "'condition', and an output 'image'; export it with pyinv.export");
+      throw std::runtime_error(file_ + ": not " + kind + ": it needs an input '" + input_ +
+                               "', perhaps 'condition', and an output '" + output_ +
+                               "'; export it with pyinv.export");
     }
   }
 
-  int64_t latent_size() const override { return size(latent_shape_); }
-  int64_t image_size() const override { return image_size_; }
-  int64_t condition_size() const override {
-    return condition_shape_.empty() ? 0 : size(condition_shape_);
-  }
+  int64_t input_size() const { return size(input_shape_); }
+  int64_t output_size() const { return output_size_; }
+  int64_t condition_size() const { return condition_shape_.empty() ? 0 : size(condition_shape_); }
 
-  void generate(int64_t count, const float* latent, const float* condition,
-                float* image) const override {
+  void run(int64_t count, const float* input, const float* condition, float* output) const {
     std::map<std::string, ort::TensorView> inputs;
-    inputs["latent"] = rows(latent, latent_shape_, count);
+    inputs[input_] = rows(input, input_shape_, count);
     if (condition_size()) {
       if (!condition) throw std::invalid_argument(file_ + ": it takes a condition; none was given");
       inputs["condition"] = rows(condition, condition_shape_, count);
     }
     const auto outputs = function_.run(inputs);
-    const ort::TensorView& made = outputs.at("image").tensor;
-    if (size(made.shape) != count * image_size_) {
-      throw std::runtime_error(file_ + ": output 'image' came out as " +
+    const ort::TensorView& made = outputs.at(output_).tensor;
+    if (size(made.shape) != count * output_size_) {
+      throw std::runtime_error(file_ + ": output '" + output_ + "' came out as " +
                                ort::describe(made.type, made.shape));
     }
-    std::copy_n(static_cast<const float*>(made.data), count * image_size_, image);
+    std::copy_n(static_cast<const float*>(made.data), count * output_size_, output);
   }
 
  private:
@@ -80,10 +79,46 @@ class OnnxGenerator : public Generator {
     return tensor;
   }
 
-  std::string file_;
+  std::string file_, input_, output_;
   ort::Function function_;
-  std::vector<int64_t> latent_shape_, condition_shape_;
-  int64_t image_size_ = 0;
+  std::vector<int64_t> input_shape_, condition_shape_;
+  int64_t output_size_ = 0;
+};
+
+class OnnxGenerator : public Generator {
+ public:
+  OnnxGenerator(const std::filesystem::path& file, const RuntimeOptions& options)
+      : network_(file, options, "a generator", "latent", "image") {}
+
+  int64_t latent_size() const override { return network_.input_size(); }
+  int64_t image_size() const override { return network_.output_size(); }
+  int64_t condition_size() const override { return network_.condition_size(); }
+
+  void generate(int64_t count, const float* latent, const float* condition,
+                float* image) const override {
+    network_.run(count, latent, condition, image);
+  }
+
+ private:
+  Network network_;
+};
+
+class OnnxEncoder : public Encoder {
+ public:
+  OnnxEncoder(const std::filesystem::path& file, const RuntimeOptions& options)
+      : network_(file, options, "an encoder", "image", "latent") {}
+
+  int64_t latent_size() const override { return network_.output_size(); }
+  int64_t image_size() const override { return network_.input_size(); }
+  int64_t condition_size() const override { return network_.condition_size(); }
+
+  void encode(int64_t count, const float* image, const float* condition,
+              float* latent) const override {
+    network_.run(count, image, condition, latent);
+  }
+
+ private:
+  Network network_;
 };
 
 }  // namespace
@@ -100,6 +135,11 @@ std::unique_ptr<Objective> onnx_objective(const std::filesystem::path& file,
 std::unique_ptr<Generator> onnx_generator(const std::filesystem::path& file,
                                           const RuntimeOptions& options) {
   return std::make_unique<OnnxGenerator>(file, options);
+}
+
+std::unique_ptr<Encoder> onnx_encoder(const std::filesystem::path& file,
+                                      const RuntimeOptions& options) {
+  return std::make_unique<OnnxEncoder>(file, options);
 }
 
 }  // namespace pyinv

@@ -61,6 +61,12 @@ int64_t TorchFunction::latent_size() const { return method_->sizes().latent; }
 int64_t TorchFunction::image_size() const { return method_->sizes().pixels(); }
 int64_t TorchFunction::condition_size() const { return method_->sizes().condition; }
 
+std::vector<int64_t> TorchFunction::shape(const std::string& argument, int64_t rows) const {
+  std::vector<int64_t> shape = method_->sizes().row(argument);
+  shape.insert(shape.begin(), rows);
+  return shape;
+}
+
 std::map<std::string, HostArray> TorchFunction::run(
     const std::map<std::string, HostArray>& inputs) const {
   std::vector<std::pair<std::string, const HostArray*>> given;
@@ -92,13 +98,16 @@ std::map<std::string, HostArray> TorchFunction::run(
 
     std::vector<std::pair<const char*, at::Tensor>> results;
     if (returned.isTensor()) {
-      results.emplace_back("image", returned.toTensor());
+      const auto is_image = [](const auto& input) { return input.first == "image"; };
+      const bool encodes = std::any_of(given.begin(), given.end(), is_image);
+      results.emplace_back(encodes ? "latent" : "image", returned.toTensor());
     } else {
       constexpr const char* kNames[] = {"loss", "gradient", "gram"};
       const size_t count = returned.isTuple() ? returned.toTupleRef().size() : 0;
       if (count != 2 && count != 3) {
-        method_->refuse(method_->name() +
-                        " should return an image, or a loss, a gradient and perhaps a gram");
+        method_->refuse(
+            method_->name() +
+            " should return an image, a latent, or a loss, a gradient and perhaps a gram");
       }
       for (size_t i = 0; i < count; ++i) {
         results.emplace_back(kNames[i], returned.toTupleRef().elements()[i].toTensor());

@@ -35,10 +35,13 @@ class PYINV_API TorchFunction {
   int64_t latent_size() const;
   int64_t image_size() const;
   int64_t condition_size() const;
+  // Of an argument's array with so many rows.
+  std::vector<int64_t> shape(const std::string& argument, int64_t rows) const;
 
-  // Takes every argument by its name, but `out`. A single result is called "image"; two are called
-  // "loss" and "gradient", and a third one "gram". Throws std::invalid_argument for an array that
-  // is missing, not the method's, or of another shape.
+  // Takes every argument by its name, but `out`. A single result is called "image", or "latent"
+  // where an image is among the arguments; two are called "loss" and "gradient", and a third one
+  // "gram". Throws std::invalid_argument for an array that is missing, not the method's, or of
+  // another shape.
   std::map<std::string, HostArray> run(const std::map<std::string, HostArray>& inputs) const;
 
  private:

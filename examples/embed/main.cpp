@@ -34,6 +34,7 @@ constexpr std::string_view kUsage =
     "  --runtime NAME    onnx or torchscript; the bundle's first by default\n"
     "  --onnxruntime LIB ONNX Runtime's shared library; $PYINV_ONNXRUNTIME by default\n"
     "  --recipe FILE     a recipe as JSON; pyinv's default recipe by default\n"
+    "  --init encoder    begin at what the bundle's encoder makes of each image\n"
     "  --device NAME     cpu (the default), cuda or cuda:1\n"
     "  --lanes N         targets that run side by side; 64 by default\n"
     "  --threads N       CPU threads; all by default\n"
@@ -51,6 +52,7 @@ struct UsageError : std::runtime_error {
 struct Arguments {
   std::filesystem::path bundle, images;
   std::string runtime, onnxruntime, recipe, device = "cpu", latents_out, images_out;
+  bool encode = false;
   uint64_t lanes = 64, threads = std::max(1u, std::thread::hardware_concurrency()), seed = 0;
 };
 
@@ -81,6 +83,9 @@ Arguments parse(int argc, char** argv) {
       arguments.onnxruntime = value;
     } else if (name == "--recipe") {
       arguments.recipe = value;
+    } else if (name == "--init") {
+      if (value != "encoder") throw UsageError("--init must be encoder, got '" + value + "'");
+      arguments.encode = true;
     } else if (name == "--device") {
       arguments.device = value;
     } else if (name == "--lanes") {
@@ -190,6 +195,16 @@ class Runtime {
     return pyinv::onnx_generator(bundle_.file(function), options_);
   }
 
+  std::unique_ptr<pyinv::Encoder> encoder() const {
+    const pyinv::BundleFunction& function = bundle_.encode(name_);
+#ifdef EMBED_TORCHSCRIPT
+    if (name_ == "torchscript") {
+      return pyinv::torch_encoder(bundle_.file(function), function.method, options_);
+    }
+#endif
+    return pyinv::onnx_encoder(bundle_.file(function), options_);
+  }
+
  private:
   std::unique_ptr<pyinv::Objective> load(const pyinv::BundleFunction& function,
                                          const pyinv::RuntimeOptions& options) const {
@@ -256,7 +271,14 @@ void invert(const Arguments& arguments) {
   std::vector<int64_t> steps(count);
   std::vector<int32_t> attempts(count);
 
+  std::vector<float> initial;
+  if (arguments.encode || method.recipe.start == pyinv::Start::encoder) {
+    initial.resize(latents.size());
+    runtime.encoder()->encode(count, images.data(), nullptr, initial.data());
+  }
+
   pyinv::Targets targets;
+  targets.initial = initial.empty() ? nullptr : initial.data();
   targets.count = count;
   targets.image = images.data();
   targets.id = ids.data();

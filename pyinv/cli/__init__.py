@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from pyinv import __version__
-from pyinv.cli import demo, export, generate, info, invert, reproduce, train
+from pyinv.cli import demo, encode, export, generate, info, invert, reproduce, train
 from pyinv.cli.console import Console
 from pyinv.cli.exit_codes import FAILED, INTERRUPTED, USAGE
 from pyinv.errors import PyinvError
@@ -31,6 +31,10 @@ first steps:
   pyinv info faces.bundle
   pyinv generate faces.bundle -n 16 -o samples.png
   pyinv invert faces.bundle photos/ -o latents.npz --save-images reconstructions
+with an encoder, which finds latents in one pass, or where to begin:
+  pyinv train encoder faces.bundle -o faces           ends with faces/generator.bundle
+  pyinv encode faces/generator.bundle photos/ -o latents.npz
+  pyinv invert faces/generator.bundle photos/ -o latents.npz --init encoder
 without a generator of your own:
   pyinv train gan --data mnist/ -o digits             ends with digits/generator.bundle
 what the published methods do on a generator:
@@ -72,7 +76,7 @@ def _build_parser() -> _Parser:
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     commands = parser.add_subparsers(metavar="COMMAND", dest="command", title="commands")
-    for module in (demo, export, info, generate, invert, train, reproduce):
+    for module in (demo, export, info, generate, encode, invert, train, reproduce):
         module.add_parser(commands, shared)
     return parser
 

@@ -99,6 +99,11 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         type=_shape,
         help="if the generator takes (latent, condition)",
     )
+    parser.add_argument(
+        "--encoder",
+        metavar="ENCODER",
+        help="images -> latents, named as GENERATOR is; the bundle gets the function encode",
+    )
     parser.add_argument("--name", help="what to call the generator [its class]")
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
     parser.set_defaults(run=run)
@@ -113,6 +118,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     from pyinv.export import export, load_generator
 
     generator = load_generator(arguments.generator)
+    encoder = None if arguments.encoder is None else load_generator(arguments.encoder)
     console.message("tracing, writing and checking; this takes a moment")
     export(
         generator,
@@ -124,6 +130,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         value_range=tuple(arguments.value_range),
         batch_norm=arguments.batch_norm,
         condition_shape=arguments.condition_shape,
+        encoder=encoder,
         runtimes=tuple(arguments.runtime or ("onnx",)),
         name=arguments.name,
         overwrite=arguments.overwrite,

@@ -38,6 +38,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         found = {"path": str(bundle.path), **bundle.manifest.describe()}
         found["losses"] = list(bundle.manifest.losses)
         found["normal_equations"] = _solved(bundle.manifest)
+        found["encoder"] = bundle.manifest.has_encoder
     if console.json:
         console.result(found)
     else:
@@ -113,6 +114,7 @@ def _bundle_rows(bundle: Bundle) -> dict[str, Any]:
         "condition": "-" if manifest.condition_shape is None else list(manifest.condition_shape),
         "losses": ", ".join(manifest.losses),
         "normal_equations": ", ".join(_solved(manifest)) or "-",
+        "encoder": "yes" if manifest.has_encoder else "no; pyinv train encoder adds one",
         "runtimes": ", ".join(manifest.runtimes),
         "batch_norm": manifest.batch_norm,
         "size": f"{size / 1e6:.2f} MB in {len(manifest.files)} files, checksums verified",

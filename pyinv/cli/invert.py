@@ -98,7 +98,11 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         help=f"none, {', '.join(name for name in CONSTRAINTS if name != 'no_constraint')}",
     )
     method.add_argument("--seed", type=int, default=0, help="of all random draws [%(default)s]")
-    method.add_argument("--init", metavar="FILE", help=".npy or .npz with the first latents")
+    method.add_argument(
+        "--init",
+        metavar="FILE",
+        help='.npy or .npz with the first latents; or "encoder", for a bundle that has one',
+    )
     method.add_argument("--condition", metavar="FILE", help=".npy [N, k], if the bundle needs one")
     method.add_argument(
         "--trace-every", type=int, default=0, metavar="N", help="record the loss every N updates"
@@ -142,6 +146,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         if arguments.save_images is not None:
             folder = outputs.enter_context(OutputFolder(arguments.save_images))
         bundle = Bundle.open(arguments.bundle)
+        init = _init(arguments.init)
         recipe = _recipe(arguments, bundle.manifest)
         inverter = Inverter(
             bundle,
@@ -157,7 +162,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
                 images,
                 recipe=recipe,
                 seed=arguments.seed,
-                init=None if arguments.init is None else read_array(arguments.init, "latents"),
+                init=init,
                 condition=(
                     None
                     if arguments.condition is None
@@ -187,6 +192,10 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     if inversion.cancelled:
         return INTERRUPTED
     return NON_FINITE if np.any(inversion.status == Status.NON_FINITE) else DONE
+
+
+def _init(given: str | None) -> Any:
+    return given if given in (None, "encoder") else read_array(given, "latents")
 
 
 def _recipe(arguments: argparse.Namespace, manifest: Manifest) -> Recipe:

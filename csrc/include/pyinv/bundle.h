@@ -21,7 +21,7 @@ class PYINV_API BundleError : public std::runtime_error {
 enum class BatchNorm : int32_t { eval, batch };
 
 struct BundleFunction {
-  std::string name;     // "forward", "objective" or "normal_equations"
+  std::string name;     // "forward", "objective", "normal_equations" or "encode"
   std::string loss;     // of an objective or of normal equations, else empty
   std::string runtime;  // "onnx" or "torchscript"
   std::string file;     // in the bundle's folder
@@ -58,6 +58,8 @@ struct PYINV_API Bundle {
   const BundleFunction& normal_equations(std::string_view loss,
                                          std::string_view runtime = {}) const;
   bool has_normal_equations(std::string_view loss, std::string_view runtime = {}) const;
+  bool has_encoder() const;
+  const BundleFunction& encode(std::string_view runtime = {}) const;
 
   std::filesystem::path file(const BundleFunction& function) const { return path / function.file; }
 };

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "pyinv/api.h"
+#include "pyinv/encoder.h"
 #include "pyinv/generator.h"
 #include "pyinv/objective.h"
 
@@ -27,5 +28,9 @@ PYINV_API std::unique_ptr<Objective> onnx_objective(const std::filesystem::path&
 // The generator in an ONNX file: Bundle::file(Bundle::forward("onnx")). Throws as onnx_objective.
 PYINV_API std::unique_ptr<Generator> onnx_generator(const std::filesystem::path& file,
                                                     const RuntimeOptions& options = {});
+
+// The encoder in an ONNX file: Bundle::file(Bundle::encode("onnx")). Throws as onnx_objective.
+PYINV_API std::unique_ptr<Encoder> onnx_encoder(const std::filesystem::path& file,
+                                                const RuntimeOptions& options = {});
 
 }  // namespace pyinv

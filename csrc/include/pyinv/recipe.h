@@ -76,13 +76,14 @@ struct Stage {
   bool reset_moments = true;
 };
 
-enum class Start : int32_t { prior, mean };
+enum class Start : int32_t { prior, mean, encoder };
 
 struct Recipe {
   std::vector<Stage> stages;
   int64_t restarts = 0;
   bool keep_best = true;  // the best latent of the last stage, not the last one
-  // Where a target's first attempt begins: at a draw of the prior, or at its mean.
+  // Where a target's first attempt begins: at a draw of the prior, at its mean, or at
+  // Targets::initial, which for `encoder` must hold what an Encoder made of the images.
   Start start = Start::prior;
   // 0: restarts are drawn. Up to 1: they run the last stage alone, from the best latent so far
   // moved towards a draw, 1 all the way.

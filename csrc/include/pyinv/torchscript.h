@@ -6,6 +6,7 @@
 #include <string>
 
 #include "pyinv/api.h"
+#include "pyinv/encoder.h"
 #include "pyinv/generator.h"
 #include "pyinv/objective.h"
 
@@ -24,6 +25,11 @@ PYINV_API std::unique_ptr<Objective> torch_objective(const std::filesystem::path
 PYINV_API std::unique_ptr<Generator> torch_generator(const std::filesystem::path& file,
                                                      const std::string& method,
                                                      const RuntimeOptions& options = {});
+
+// The same for Bundle::encode("torchscript").
+PYINV_API std::unique_ptr<Encoder> torch_encoder(const std::filesystem::path& file,
+                                                 const std::string& method,
+                                                 const RuntimeOptions& options = {});
 
 // Of the libtorch that the library was built with and runs with alone: "2.13.0".
 PYINV_API std::string torch_version();

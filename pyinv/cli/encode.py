@@ -1,0 +1,91 @@
+"""``pyinv encode``: the latents that a bundle's encoder makes of images."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyinv.cli.arrays import read_array
+from pyinv.cli.console import Console
+from pyinv.cli.exit_codes import DONE
+from pyinv.cli.machine import add_machine_options, machine_options
+from pyinv.errors import OutputError
+from pyinv.images import FITS, load_named_images
+from pyinv.outputs import OutputFile
+
+__all__ = ["add_parser", "run"]
+
+_EPILOG = """\
+OUT.npz holds latents and sources (where each image came from); OUT.npy the latents alone. The
+latents are as near as the encoder was trained to come: `pyinv invert --init encoder` begins there.
+
+examples:
+  pyinv encode faces.bundle photos/ -o latents.npz
+  pyinv generate faces.bundle --latents latents.npz -o reconstructions.png
+"""
+
+
+def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
+    """Add this command's arguments."""
+    parser = commands.add_parser(
+        "encode",
+        parents=[shared],
+        help="latents of images in one pass, with a bundle that has an encoder",
+        description="Find latents of images in one pass of the bundle's encoder, without a search.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder")
+    parser.add_argument(
+        "images", metavar="IMAGES", nargs="+", help="image files, folders, .npy or .npz files"
+    )
+    parser.add_argument(
+        "-o", "--output", metavar="OUT", required=True, help=".npz or .npy file to write"
+    )
+    parser.add_argument(
+        "--fit",
+        choices=FITS,
+        default="crop",
+        help="images of another size: cover and crop, or stretch [%(default)s]",
+    )
+    parser.add_argument("--condition", metavar="FILE", help=".npy [N, k], if the bundle needs one")
+    add_machine_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace, console: Console) -> int:
+    """Run the command; return its exit code."""
+    from pyinv.inverter import Inverter
+
+    kind = Path(arguments.output).suffix.lower()
+    if kind not in (".npz", ".npy"):
+        raise OutputError(f"{arguments.output}: expected a file name that ends in .npz or .npy")
+    with OutputFile(arguments.output) as output:
+        inverter = Inverter(arguments.bundle, **machine_options(arguments))
+        inverter.manifest.encode(inverter.runtime)  # before the images are read
+        images, sources = load_named_images(arguments.images, inverter.manifest, fit=arguments.fit)
+        condition = None
+        if arguments.condition is not None:
+            condition = read_array(arguments.condition, "condition")
+        start = time.perf_counter()
+        latents = inverter.encode(images, condition=condition)
+        seconds = time.perf_counter() - start
+        if kind == ".npy":
+            output.write(lambda file: np.save(file, latents))
+        else:
+            output.write(lambda file: np.savez(file, latents=latents, sources=np.array(sources)))
+    console.message(f"wrote {len(latents)} latents to {arguments.output}")
+    console.result(
+        {
+            "bundle": arguments.bundle,
+            "images": len(latents),
+            "latent_shape": list(inverter.manifest.latent_shape),
+            "seconds": seconds,
+            "output": arguments.output,
+        }
+    )
+    return DONE

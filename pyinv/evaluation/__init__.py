@@ -1,10 +1,19 @@
-"""How well latents and images were recovered: the measures of the papers, in NumPy alone.
+"""The measures of the papers: how well latents and images were recovered, and what a search finds.
 
 Functions take plain arrays, one row or one value a target. Shares are from 0 to 1, never percent.
 A target whose error is NaN, because its run left the finite numbers, counts as not recovered.
+NumPy is all that most need; hashes, blur and search take the libraries of the extra ``papers``, and
+import them when called.
 """
 
 from pyinv.evaluation.comparison import rank_correlation, significant_win_rate, win_rate
+from pyinv.evaluation.degradations import change_colour, gaussian_blur, occlude
+from pyinv.evaluation.hashes import (
+    colour_histogram,
+    hash_similarity,
+    histogram_intersection,
+    image_hash,
+)
 from pyinv.evaluation.latents import (
     cosine_distance,
     latent_error,
@@ -13,20 +22,33 @@ from pyinv.evaluation.latents import (
 )
 from pyinv.evaluation.noise import add_noise
 from pyinv.evaluation.pixels import mean_absolute_error
+from pyinv.evaluation.retrieval import Neighbours, hit_rate, label_similarity, rank_of, search
 from pyinv.evaluation.summary import mean, median, quantile, recovery_rate
 
 __all__ = [
+    "Neighbours",
     "add_noise",
+    "change_colour",
+    "colour_histogram",
     "cosine_distance",
+    "gaussian_blur",
+    "hash_similarity",
+    "histogram_intersection",
+    "hit_rate",
+    "image_hash",
+    "label_similarity",
     "latent_error",
     "mean",
     "mean_absolute_error",
     "median",
+    "occlude",
     "pairwise_distance",
     "quantile",
     "rank_correlation",
+    "rank_of",
     "recovery_rate",
     "relative_error",
+    "search",
     "significant_win_rate",
     "win_rate",
 ]

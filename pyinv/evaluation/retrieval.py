@@ -1,0 +1,223 @@
+"""Searching a collection for the images most like others, and how good what is found is.
+
+Neighbours are scikit-learn's, which ``pip install 'pyinv[papers]'`` brings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyinv.arrays import as_numpy, shape_text, whole_number
+from pyinv.errors import DependencyError, InputError
+from pyinv.evaluation._checks import FloatArray, check_rows, check_values
+
+__all__ = ["METRICS", "Neighbours", "hit_rate", "label_similarity", "rank_of", "search"]
+
+METRICS = {"euclidean": "euclidean", "hamming": "hamming", "intersection": "manhattan"}
+"""Our name of each distance, and scikit-learn's.
+
+Of histograms that sum to 1, what the intersection leaves to 1 is half the Manhattan distance.
+"""
+
+QUERIES = 64  # ranked together: each has a distance to every image
+
+
+class Neighbours(NamedTuple):
+    """What was found for M queries, the nearest first.
+
+    Attributes:
+        rows: int64 [M, k], which rows of the collection.
+        distances: float64 [M, k]: the Euclidean distance; the share of different bits, from 0 to 1;
+            or 1 minus the intersection.
+    """
+
+    rows: NDArray[np.int64]
+    distances: FloatArray
+
+
+def search(collection: Any, queries: Any, k: int = 1, *, metric: str = "euclidean") -> Neighbours:
+    r"""Return the k nearest rows of a collection for each query.
+
+    .. math:: \lVert z_m - z'_n \rVert_2
+
+    for latents, in this order for all k; for hashes the share of bits that differ.
+
+    Args:
+        collection: [N, d] or [N, ...], flattened: latents, hashes (bool) or histograms.
+        queries: [M, d] or [M, ...], what to look for.
+        k: how many to find, from 1 to N.
+        metric: "euclidean" for latents, "hamming" for hashes, "intersection" for histograms whose
+            rows sum to 1, see ``colour_histogram``.
+
+    Returns:
+        rows and distances, [M, k] each. Which of several at one distance come first is not said.
+
+    Raises:
+        InputError: no rows, rows of different lengths, NaN, or a wrong argument.
+        DependencyError: scikit-learn is missing.
+
+    Source: Luo et al. 2017, section 4.2: "the similarity between two images are based on the
+    Euclidean Distance between the reconstructed z' vectors of them".
+    """
+    rows, looked_for = _features(collection, queries, metric)
+    wanted = whole_number("k", k, at_least=1, at_most=len(rows))
+    parts = list(_neighbours(rows, looked_for, wanted, metric))
+    return Neighbours(
+        np.concatenate([part.rows for part in parts]),
+        np.concatenate([part.distances for part in parts]),
+    )
+
+
+def rank_of(collection: Any, queries: Any, truth: Any, *, metric: str = "euclidean") -> FloatArray:
+    r"""Return at which place of a search each query's true row is found.
+
+    .. math:: r_m = 1 + \sum_n [d_{mn} < d_{mt}] + \tfrac12 \sum_{n \ne t} [d_{mn} = d_{mt}]
+
+    where t is the true row: 1 is found first and alone. Hashes often tie; a tie counts as half a
+    place, as if chance put the rows in order.
+
+    Args:
+        collection: [N, d] or [N, ...].
+        queries: [M, d] or [M, ...].
+        truth: whole numbers [M], the row of the collection that each query should find.
+        metric: as in ``search``.
+
+    Returns:
+        float64 [M], from 1 to N.
+
+    Raises:
+        InputError: as ``search``; or rows that the collection lacks.
+        DependencyError: scikit-learn is missing.
+
+    Source: Luo et al. 2017, Figure 3, which shows the image found first and no number.
+    """
+    rows, looked_for = _features(collection, queries, metric)
+    true = as_numpy(truth, "truth", "whole numbers [M]")
+    if true.shape != (len(looked_for),) or true.dtype.kind not in "iu":
+        raise InputError(
+            f"truth must be whole numbers [{len(looked_for)}], a row for each query, got "
+            f"{true.dtype} [{shape_text(true.shape)}]"
+        )
+    if true.min() < 0 or true.max() >= len(rows):
+        raise InputError(
+            f"truth must be rows of the collection, from 0 to {len(rows) - 1}, got {true.min()} to "
+            f"{true.max()}"
+        )
+    ranks = np.empty(len(true))
+    first = 0
+    for found in _neighbours(rows, looked_for, len(rows), metric):
+        some = slice(first, first + len(found.rows))
+        first = some.stop
+        is_true = found.rows == true[some, None]
+        distance = found.distances[is_true][:, None]
+        closer = (found.distances < distance).sum(axis=1)
+        tied = (found.distances == distance).sum(axis=1) - 1
+        ranks[some] = 1 + closer + tied / 2
+    return ranks
+
+
+def hit_rate(ranks: Any, k: int = 1) -> float:
+    r"""Return the share of queries whose true row is among the first k.
+
+    .. math:: \frac{1}{M} \sum_m [r_m \le k]
+
+    Args:
+        ranks: [M], from 1; see ``rank_of``. A row that ties for the first place has a rank above 1
+            and is not found first.
+        k: how many are looked at, at least 1.
+
+    Returns:
+        a share from 0 to 1.
+
+    Raises:
+        InputError: no ranks, one below 1, or no such k.
+    """
+    places = check_values(ranks, "ranks")
+    most = whole_number("k", k, at_least=1)
+    if not places.min() >= 1:
+        raise InputError(f"ranks must be 1 or above, got {places.min():g}; give those of rank_of")
+    return float((places <= most).mean())
+
+
+def label_similarity(labels: Any, found: Any) -> float:
+    r"""Return the share of labels that images have in common with what a search found for them.
+
+    .. math:: \frac{1}{M K L} \sum_{m, k, l} [y_{ml} = y'_{mkl}]
+
+    Args:
+        labels: of the images looked for: [M] with one class each, or [M, L] with L attributes.
+        found: of the K images found for each: [M] or [M, K], and [M, L] or [M, K, L].
+
+    Returns:
+        a share from 0 to 1. With one class an image, it is the precision of the first K.
+
+    Raises:
+        InputError: labels of other shapes, or none.
+
+    Source: Luo et al. 2017, section 4.2 and Table 2 (64 images, L = 40).
+    """
+    base = as_numpy(labels, "labels", "labels [M] or [M, L]")
+    others = as_numpy(found, "found", "labels [M, K] or [M, K, L]")
+    if base.ndim not in (1, 2) or base.size == 0:
+        raise InputError(
+            f"labels must be [M] or [M, L] with M >= 1, got [{shape_text(base.shape)}]; give a "
+            "class, or a row of attributes, for each image"
+        )
+    if others.ndim == base.ndim:
+        others = others[:, None]
+    if others.shape != (len(base), others.shape[1], *base.shape[1:]) or others.size == 0:
+        wanted = shape_text((len(base), "K", *base.shape[1:]))
+        raise InputError(
+            f"found must be the labels of K images for each image, [{wanted}], got "
+            f"[{shape_text(np.shape(found))}]"
+        )
+    return float((others == base[:, None]).mean())
+
+
+def _neighbours(
+    rows: NDArray[Any], looked_for: NDArray[Any], k: int, metric: str
+) -> Iterator[Neighbours]:
+    """Yield what is found, for some queries at a time."""
+    try:
+        from sklearn.neighbors import NearestNeighbors
+    except ImportError:
+        raise DependencyError("searching needs scikit-learn: pip install 'pyinv[papers]'") from None
+    # Brute force has no ties to break by a tree's order, and in 100 dimensions is as fast.
+    index = NearestNeighbors(n_neighbors=k, metric=METRICS[metric], algorithm="brute").fit(rows)
+    scale = 0.5 if metric == "intersection" else 1.0
+    for first in range(0, len(looked_for), QUERIES):
+        distances, found = index.kneighbors(looked_for[first : first + QUERIES])
+        yield Neighbours(found.astype(np.int64), scale * distances)
+
+
+def _features(collection: Any, queries: Any, metric: str) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return both as [N, d] and [M, d], in the type that the distance takes."""
+    if metric not in METRICS:
+        raise InputError(f"metric must be one of {', '.join(METRICS)}; got {metric!r}")
+    both = []
+    for value, name in ((collection, "collection"), (queries, "queries")):
+        array = check_rows(value, name, f"{name} [N, d]")
+        array = array.reshape(len(array), -1)
+        if metric == "hamming" and array.dtype != np.bool_:
+            raise InputError(
+                f"{name} must be bool for the Hamming distance, got {array.dtype}; give the hashes "
+                "of image_hash"
+            )
+        if metric != "hamming":
+            array = array.astype(np.float64)
+            if not np.isfinite(array).all():
+                raise InputError(
+                    f"{name} must be finite numbers, got NaN or infinity; leave out rows that "
+                    "failed"
+                )
+        both.append(array)
+    if both[0].shape[1] != both[1].shape[1]:
+        raise InputError(
+            f"collection and queries must have rows of one length, got {both[0].shape[1]} and "
+            f"{both[1].shape[1]}; describe both in the same way"
+        )
+    return both[0], both[1]

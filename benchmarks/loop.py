@@ -284,6 +284,8 @@ def measure_batch(
         for name in order[repeat % len(order) :] + order[: repeat % len(order)]:
             rates[name].append(batch / seconds_per_step(runs[name], steps[name]))
     medians = {name: statistics.median(values) for name, values in rates.items()}
+    # In case that the program is stopped before its report.
+    say(f"batch {batch}: image-steps/s " + json.dumps(medians))
     peer = max((name for name in medians if name != "pyinv"), key=medians.__getitem__)
     ratios = [own / other for own, other in zip(rates["pyinv"], rates[peer], strict=True)]
     result: dict[str, object] = {

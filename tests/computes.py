@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import pytest
 
 from pyinv import _core, runtimes
+from pyinv.bundle import RUNTIMES
 from pyinv.devices import open_device
 from pyinv.errors import DependencyError
 
@@ -34,7 +35,8 @@ class Compute:
     def require(self) -> None:
         """Skip the test where this is not to be had: the one place that says what is skipped.
 
-        PYINV_REQUIRE_TORCHSCRIPT=1 and PYINV_REQUIRE_CUDA=1 make it fail instead.
+        PYINV_REQUIRE_TORCHSCRIPT=1 and PYINV_REQUIRE_CUDA=1 make it fail instead, and
+        PYINV_REQUIRE_CUDA=torchscript where this is that runtime's.
         """
         try:
             loaded = runtimes.load(self.runtime)
@@ -44,19 +46,24 @@ class Compute:
             absent(str(error), "PYINV_REQUIRE_TORCHSCRIPT")
         if self.device == "cuda":
             if not _core.built_with_cuda():
-                absent("this build has no CUDA", "PYINV_REQUIRE_CUDA")
+                absent("this build has no CUDA", "PYINV_REQUIRE_CUDA", self.runtime)
             if _core.cuda_device_count() == 0:
-                absent("there is no GPU", "PYINV_REQUIRE_CUDA")
+                absent("there is no GPU", "PYINV_REQUIRE_CUDA", self.runtime)
             if not loaded.has_cuda:
-                absent(f"{loaded} has no CUDA", "PYINV_REQUIRE_CUDA")
+                absent(f"{loaded} has no CUDA", "PYINV_REQUIRE_CUDA", self.runtime)
             if self.runtime == "onnx":
                 runtimes.preload_cuda()
 
 
-def absent(what: str, promise: str) -> NoReturn:
-    """Skip the test, unless whoever runs it has promised, in the environment, what it needs."""
-    if os.environ.get(promise) == "1":
-        pytest.fail(f"{promise}=1, but {what}")
+def absent(what: str, promise: str, runtime: str | None = None) -> NoReturn:
+    """Skip the test, unless whoever runs it has promised, in the environment, what it needs.
+
+    A promise is "1", or the name of the one runtime that it is for: what no runtime is needed for
+    is promised by either.
+    """
+    promised = os.environ.get(promise)
+    if promised == "1" or (promised in RUNTIMES and runtime in (None, promised)):
+        pytest.fail(f"{promise}={promised}, but {what}")
     pytest.skip(what)
 
 

@@ -27,6 +27,8 @@ class Purpose(IntEnum):
     LABELS = 4
     SAMPLES = 5
     STATISTICS = 6
+    ENCODER = 20
+    LAYER = 21
 
 
 def random(seed: int, purpose: Purpose, number: int = 0) -> torch.Generator:

@@ -1,0 +1,101 @@
+"""A residual network of ResNet-18's depth, for images of any size."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+__all__ = ["ResNetBody", "ResNetEncoder"]
+
+
+class ResNetBody(nn.Module):
+    """Image [B, C, H, W] -> features [B, 8w, H', W'].
+
+    A first convolution and four stages of two basic blocks: w, 2w, 4w and 8w channels, each stage
+    after the first at half the size before. From 128 pixels on the first convolution is 7x7 with
+    stride 2 and a max pool follows it, H' = H / 32; below, it is 3x3 and keeps the size, H' = H /
+    8, as He et al. do for CIFAR-10.
+
+    Source: He et al. 2016 (arXiv:1512.03385), table 1 and section 4.2.
+
+    Args:
+        image_shape: (C, H, W).
+        width: w; ResNet-18's is 64.
+
+    Attributes:
+        channels: 8w.
+        stride: 32 or 8; H' = H / stride, rounded up.
+    """
+
+    def __init__(self, image_shape: tuple[int, int, int], width: int = 64) -> None:
+        super().__init__()
+        channels = image_shape[0]
+        large = min(image_shape[1:]) >= 128
+        size, stride = (7, 2) if large else (3, 1)
+        layers: list[nn.Module] = [
+            nn.Conv2d(channels, width, size, stride=stride, padding=size // 2, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+        ]
+        if large:
+            layers.append(nn.MaxPool2d(3, stride=2, padding=1))
+        before = width
+        for stage in range(4):
+            after = width * 2**stage
+            layers += [_Block(before, after, 1 if stage == 0 else 2), _Block(after, after, 1)]
+            before = after
+        self.layers = nn.Sequential(*layers)
+        self.channels = before
+        self.stride = 32 if large else 8
+
+    def forward(self, image: Tensor) -> Tensor:
+        features: Tensor = self.layers(image)
+        return features
+
+
+class ResNetEncoder(nn.Module):
+    """Image [B, C, H, W] -> [B, d]: ``ResNetBody`` and a dense layer.
+
+    Args:
+        image_shape: (C, H, W).
+        latent_size: d.
+        width: channels of the first layer.
+    """
+
+    def __init__(
+        self, image_shape: tuple[int, int, int], latent_size: int, width: int = 64
+    ) -> None:
+        super().__init__()
+        self.body = ResNetBody(image_shape, width)
+        pixels = math.prod(-(-size // self.body.stride) for size in image_shape[1:])
+        # Every pixel and not their mean: a latent says where things are.
+        self.dense = nn.Linear(self.body.channels * pixels, latent_size)
+
+    def forward(self, image: Tensor) -> Tensor:
+        found: Tensor = self.dense(self.body(image).flatten(1))
+        return found
+
+
+class _Block(nn.Module):
+    """Two 3x3 convolutions beside a shortcut."""
+
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(before, after, 3, stride=stride, padding=1, bias=False),
+            nn.BatchNorm2d(after),
+            nn.ReLU(),
+            nn.Conv2d(after, after, 3, padding=1, bias=False),
+            nn.BatchNorm2d(after),
+        )
+        self.shortcut = nn.Sequential()
+        if (before, stride) != (after, 1):
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(before, after, 1, stride=stride, bias=False), nn.BatchNorm2d(after)
+            )
+        self.activation = nn.ReLU()
+
+    def forward(self, features: Tensor) -> Tensor:
+        found: Tensor = self.activation(self.layers(features) + self.shortcut(features))
+        return found

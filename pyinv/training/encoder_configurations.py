@@ -1,0 +1,353 @@
+"""What an encoder is trained with, as data; the papers' settings by name. Needs no PyTorch."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, SupportsFloat
+
+from pyinv.arrays import whole_number
+from pyinv.errors import InputError
+
+__all__ = [
+    "ENCODER_CONFIGURATIONS",
+    "METHODS",
+    "EncoderConfiguration",
+    "Schedule",
+    "get_encoder_configuration",
+]
+
+METHODS = ("direct", "aegan", "latent+image", "bigan", "layers")
+"""Every way to train an encoder."""
+
+_NETWORKS = ("auto", "luo", "resnet")
+_LATENT_LOSSES = ("auto", "mse", "cosine")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long a phase trains, and with what learning rate.
+
+    Args:
+        iterations: updates, at least 1.
+        learning_rate: Adam's in the first iteration, above 0.
+        drops: the iterations, counted from 0 in the phase, from which on the learning rate is
+            multiplied by ``factor`` once more; increasing.
+        factor: above 0.
+
+    Raises:
+        InputError: a value that cannot be trained with.
+    """
+
+    iterations: int
+    learning_rate: float = 2e-4
+    drops: tuple[int, ...] = ()
+    factor: float = 0.1
+
+    def __post_init__(self) -> None:
+        set_ = object.__setattr__
+        set_(self, "iterations", whole_number("iterations", self.iterations, at_least=1))
+        for name in ("learning_rate", "factor"):
+            value = getattr(self, name)
+            if not _finite(value) > 0:
+                raise InputError(f"{name} must be a number > 0, got {value!r}")
+            set_(self, name, float(value))
+        try:
+            drops = tuple(whole_number("drops", drop, at_least=1) for drop in self.drops)
+        except TypeError:
+            raise InputError(f"drops must be a list of iterations, got {self.drops!r}") from None
+        if list(drops) != sorted(set(drops)):
+            raise InputError(f"drops must increase, got {list(drops)}")
+        set_(self, "drops", drops)
+
+    def rate(self, iteration: int) -> float:
+        """Return the learning rate of an iteration of the phase, counted from 0."""
+        return self.learning_rate * self.factor ** sum(drop <= iteration for drop in self.drops)
+
+    def stretched(self, factor: float) -> Schedule:
+        """Return a schedule ``factor`` times as long, its drops at the same fractions of it."""
+        drops = sorted({max(1, round(drop * factor)) for drop in self.drops})
+        return dataclasses.replace(
+            self, iterations=max(1, round(self.iterations * factor)), drops=tuple(drops)
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Return every field as JSON values; ``from_description`` reads them."""
+        return {**dataclasses.asdict(self), "drops": list(self.drops)}
+
+    @classmethod
+    def from_description(cls, described: Mapping[str, Any]) -> Schedule:
+        """Return the schedule that ``describe()`` described; raise InputError for anything else."""
+        try:
+            return cls(**{**described, "drops": tuple(described["drops"])})
+        except (KeyError, TypeError) as error:
+            raise InputError(f"not a schedule: {error}") from None
+
+
+@dataclass(frozen=True)
+class EncoderConfiguration:
+    """Everything that decides what an encoder's training gives, but for generator, data, machine.
+
+    Args:
+        name: what the configuration is called.
+        method: one of ``METHODS``; ``pyinv.training.encoder_methods`` has their equations.
+        network: the encoder's layers: "luo", table 5 of Luo et al. 2017; "resnet", a residual
+            network of ResNet-18's depth; "auto" is "luo". The method "layers" has its own.
+        width: channels of the encoder's first layer, and of all layers next to the image.
+        latent_loss: between latents, where a method compares them: "mse", the mean over components
+            of the squared difference; "cosine", 1 - cosine; "auto" takes "cosine" where the
+            generator takes away the latent's length, else "mse".
+        image_loss: between images, where a method compares them: a loss of the generator's bundle,
+            or "auto", which is "bce" where the generator has it, else "mse".
+        image_weight: the weight lambda of the image loss in "latent+image".
+        real_share: the share in [0, 1] of each batch of "aegan" that are real images.
+        batch_size: images an iteration, at least 2.
+        schedule: of "direct", "aegan", "latent+image" and "bigan".
+        beta1: Adam's first decay; the second is 0.999.
+        layers: for the method "layers", the submodules after which the generator is cut.
+        layer_schedules: for the method "layers", one for the inverse of each of these, and one
+            for the inverse of the rest.
+        fine_tuning: for the method "layers", of the composed encoder.
+        seed: of all random draws.
+        source: where the settings come from.
+
+    Raises:
+        InputError: a value that cannot be trained with.
+    """
+
+    name: str
+    method: str = "aegan"
+    network: str = "auto"
+    width: int = 64
+    latent_loss: str = "auto"
+    image_loss: str = "auto"
+    image_weight: float = 1.0
+    real_share: float = 0.0
+    batch_size: int = 64
+    schedule: Schedule = field(default_factory=lambda: Schedule(20_000))
+    beta1: float = 0.5
+    layers: tuple[str, ...] = ()
+    layer_schedules: tuple[Schedule, ...] = ()
+    fine_tuning: Schedule | None = None
+    seed: int = 0
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        self._one_of("method", METHODS)
+        self._one_of("network", _NETWORKS)
+        self._one_of("latent_loss", _LATENT_LOSSES)
+        if not isinstance(self.image_loss, str) or not self.image_loss:
+            raise InputError(f"image_loss must be a loss's name or 'auto', got {self.image_loss!r}")
+        self._set("width", whole_number("width", self.width, at_least=1))
+        # Batch norm has no statistics of one image.
+        self._set("batch_size", whole_number("batch_size", self.batch_size, at_least=2))
+        self._set("seed", whole_number("seed", self.seed, at_least=0, at_most=2**63 - 1))
+        self._number("image_weight", math.inf)
+        self._number("real_share", 1.0)
+        self._number("beta1", math.nextafter(1.0, 0.0))
+        self._check_layers()
+
+    def _check_layers(self) -> None:
+        names = tuple(self.layers)
+        if not all(isinstance(name, str) and name for name in names):
+            raise InputError(f"layers must be names of submodules, got {self.layers!r}")
+        self._set("layers", names)
+        self._set("layer_schedules", tuple(self.layer_schedules))
+        if self.method != "layers":
+            return
+        if not names or self.fine_tuning is None:
+            raise InputError(
+                f"method layers needs layers and fine_tuning, and {self.name} has none; "
+                "take a configuration that has them (bau, bau-32)"
+            )
+        if len(self.layer_schedules) != len(names) + 1:
+            raise InputError(
+                f"layer_schedules must be {len(names) + 1}, one per layer and one for the rest, "
+                f"got {len(self.layer_schedules)}"
+            )
+
+    @property
+    def schedules(self) -> tuple[Schedule, ...]:
+        """The schedules of the method's phases, in their order."""
+        if self.method != "layers":
+            return (self.schedule,)
+        assert self.fine_tuning is not None
+        return (*self.layer_schedules, self.fine_tuning)
+
+    @property
+    def iterations(self) -> int:
+        """The iterations of all phases."""
+        return sum(schedule.iterations for schedule in self.schedules)
+
+    def replace(self, **changes: Any) -> EncoderConfiguration:
+        """Return a copy with these fields changed; raise InputError for a bad one."""
+        return dataclasses.replace(self, **changes)
+
+    def with_iterations(self, iterations: int) -> EncoderConfiguration:
+        """Return a copy that trains about as long as this.
+
+        A method of one phase trains exactly so long, and its learning rate drops where it did. The
+        phases of "layers" become longer or shorter all by the same factor, with their drops.
+
+        Raises:
+            InputError: fewer than 1.
+        """
+        count = whole_number("iterations", iterations, at_least=1)
+        if self.method != "layers":
+            schedule = dataclasses.replace(self.schedule, iterations=count)
+            return self.replace(schedule=schedule)
+        factor = count / self.iterations
+        assert self.fine_tuning is not None
+        return self.replace(
+            layer_schedules=tuple(one.stretched(factor) for one in self.layer_schedules),
+            fine_tuning=self.fine_tuning.stretched(factor),
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Return every field as JSON values; ``from_description`` reads them."""
+        return {item.name: _plain(getattr(self, item.name)) for item in dataclasses.fields(self)}
+
+    @classmethod
+    def from_description(cls, described: Mapping[str, Any]) -> EncoderConfiguration:
+        """Return the configuration that ``describe()`` described.
+
+        Raises:
+            InputError: a field is missing, unknown or has a wrong value.
+        """
+        fields = {item.name for item in dataclasses.fields(cls)}
+        given = set(described) if isinstance(described, Mapping) else set()
+        if given != fields:
+            name = min(given ^ fields)
+            raise InputError(
+                f"a configuration {'has no field' if name in given else 'needs the field'} {name!r}"
+            )
+        read = Schedule.from_description
+        values = dict(described)
+        try:
+            values["schedule"] = read(described["schedule"])
+            values["layer_schedules"] = tuple(map(read, described["layer_schedules"]))
+            if described["fine_tuning"] is not None:
+                values["fine_tuning"] = read(described["fine_tuning"])
+            return cls(**values)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"not a configuration: {error}") from None
+
+    def difference(
+        self, other: EncoderConfiguration, *, ignore: tuple[str, ...] = ()
+    ) -> str | None:
+        """Return the name of the first field in which two configurations differ, None if none.
+
+        Of fields that the method has no use for, none counts; and where it has one phase, two
+        configurations that differ in its length alone are called different in "iterations".
+        """
+        unused = ("layers", "layer_schedules", "fine_tuning")
+        if self.method == "layers":
+            unused = ("schedule",)
+        for name in (item.name for item in dataclasses.fields(self)):
+            if name in ignore or name in unused or name == "schedule":
+                continue
+            if getattr(self, name) != getattr(other, name):
+                return name
+        if self.method == "layers":
+            return None
+        mine = dataclasses.replace(self.schedule, iterations=other.schedule.iterations)
+        if mine != other.schedule:
+            return "schedule"
+        if "iterations" not in ignore and self.schedule != other.schedule:
+            return "iterations"
+        return None
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    def _one_of(self, name: str, known: tuple[str, ...]) -> None:
+        value = getattr(self, name)
+        if value not in known:
+            raise InputError(f"{name} must be one of {', '.join(known)}; got {value!r}")
+
+    def _number(self, name: str, most: float) -> None:
+        value = getattr(self, name)
+        number = _finite(value)
+        if not 0 <= number <= most:
+            upper = "" if most == math.inf else f" and {'<' if name == 'beta1' else '<='} 1"
+            raise InputError(f"{name} must be a number >= 0{upper}, got {value!r}")
+        self._set(name, number)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Schedule):
+        return value.describe()
+    return [_plain(one) for one in value] if isinstance(value, tuple) else value
+
+
+def _finite(value: Any) -> float:
+    """Return a number as a float, anything else as NaN."""
+    if not isinstance(value, SupportsFloat) or isinstance(value, bool | str):
+        return math.nan
+    number = float(value)
+    return number if math.isfinite(number) else math.nan
+
+
+def get_encoder_configuration(name: str) -> EncoderConfiguration:
+    """Return the configuration of this name; raise InputError when there is none."""
+    if name not in ENCODER_CONFIGURATIONS:
+        known = ", ".join(ENCODER_CONFIGURATIONS)
+        raise InputError(f"configuration must be one of {known}; got {name!r}")
+    return ENCODER_CONFIGURATIONS[name]
+
+
+_LUO = EncoderConfiguration(
+    "luo",
+    network="luo",
+    # The paper says neither how long nor how often it looked: six epochs of CelebA's 202,599.
+    schedule=Schedule(19_000),
+    source="Luo et al. 2017, appendix and tables 3 to 6; the number of iterations is ours",
+)
+# The public code (davidbau/ganseeing) calls 100 batches of 32 an epoch.
+_EPOCH = 100
+_BAU = EncoderConfiguration(
+    "bau",
+    method="latent+image",
+    network="resnet",
+    batch_size=32,
+    schedule=Schedule(100 * _EPOCH, 1e-3, (20 * _EPOCH, 60 * _EPOCH)),
+    beta1=0.9,
+    layers=("layer1", "layer2", "layer3", "layer4"),
+    layer_schedules=(
+        Schedule(100 * _EPOCH, 1e-4, (20 * _EPOCH, 60 * _EPOCH)),
+        Schedule(100 * _EPOCH, 1e-4, (60 * _EPOCH, 80 * _EPOCH)),
+        Schedule(100 * _EPOCH, 1e-4, (20 * _EPOCH, 60 * _EPOCH)),
+        Schedule(100 * _EPOCH, 1e-4, (20 * _EPOCH, 60 * _EPOCH)),
+        Schedule(100 * _EPOCH, 1e-2, (20 * _EPOCH, 60 * _EPOCH)),
+    ),
+    fine_tuning=Schedule(
+        1000 * _EPOCH, 1e-5, (50 * _EPOCH, 150 * _EPOCH, 350 * _EPOCH), factor=0.5
+    ),
+    source="Bau et al. 2019, section 2, and the code at github.com/davidbau/ganseeing",
+)
+_QUICK_LAYER = Schedule(600, 2e-3, (300, 480))
+
+ENCODER_CONFIGURATIONS: dict[str, EncoderConfiguration] = {
+    configuration.name: configuration
+    for configuration in (
+        _LUO.replace(
+            name="luo-32",
+            width=32,
+            schedule=Schedule(3000, 1e-3, (2000, 2700), factor=0.3),
+            source=f"{_LUO.source}; half the width and few iterations, to be quick",
+        ),
+        _BAU.replace(
+            name="bau-32",
+            width=32,
+            schedule=Schedule(2000, 1e-3, (1200, 1700)),
+            layer_schedules=(_QUICK_LAYER,) * 5,
+            fine_tuning=Schedule(1000, 2e-4, (500, 800), factor=0.5),
+            source=f"{_BAU.source}; half the width and few iterations, to be quick",
+        ),
+        _LUO,
+        _BAU,
+    )
+}
+"""Every named configuration."""

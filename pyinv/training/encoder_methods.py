@@ -1,0 +1,322 @@
+r"""How an encoder is trained: methods, each a list of phases that the training loop runs in turn.
+
+G is the generator, which is never changed, z a latent drawn from its prior, x an image, E the
+encoder. What the methods minimise over E's weights:
+
+``direct``
+    :math:`E_z\, d_L(z, E(G(z)))`. Luo et al. 2017, section 4.1 ("directly training"), after
+    Perarnau et al. 2016, equation 3; :math:`d_L` is the mean over components of the squared
+    difference, or 1 - cosine.
+``aegan``
+    :math:`E_x\, d_I(G(E(x)), x)` with x = G(z). Luo et al. 2017, equations 5 to 8. A share of each
+    batch may be real images, as in the domain-guided encoder of Zhu et al. 2020 (IDInvert).
+``latent+image``
+    :math:`E_z [d_L(z, E(G(z))) + \lambda\, d_I(G(E(G(z))), G(z))]`. Bau et al. 2019, equations 3
+    to 5.
+``bigan``
+    Donahue et al. 2017, with the networks of Luo et al. 2017: see ``bigan.py``.
+``layers``
+    Bau et al. 2019, equations 6 to 9: see ``layerwise.py``.
+
+To add a method: write a function (Setting) -> list of ``Phase``, and name it in ``make_phases``.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pyinv.models.encoders import make_encoder
+from pyinv.training.draws import Purpose, draw_latents, random
+from pyinv.training.encoder_configurations import EncoderConfiguration, Schedule
+from pyinv.training.frozen import FrozenGenerator
+
+__all__ = ["Phase", "Setting", "latent_distance", "make_phases", "with_statistics"]
+
+# Batches whose mean statistics become those of the exported encoder's batch norm.
+STATISTICS_BATCHES = 32
+
+
+@dataclass
+class Setting:
+    """What every phase of a training has: settings, the generator, and what is drawn.
+
+    Everything drawn is a function of (seed, purpose, number) and nothing else, so that a training
+    that was stopped draws what one that was not would have drawn.
+
+    Args:
+        configuration: the settings.
+        generator: G.
+        device: where networks and batches are.
+        pixels: uint8 [N, C, H, W], real images; None without.
+    """
+
+    configuration: EncoderConfiguration
+    generator: FrozenGenerator
+    device: torch.device
+    pixels: NDArray[np.uint8] | None = None
+    _order: tuple[int, NDArray[np.int64]] | None = None
+
+    def latents(
+        self, number: int, purpose: Purpose = Purpose.LATENTS, count: int | None = None
+    ) -> Tensor:
+        """Return the latents of an iteration, drawn from the prior, [batch, d]."""
+        generator, configuration = self.generator, self.configuration
+        size = configuration.batch_size if count is None else count
+        source = random(configuration.seed, purpose, number)
+        return draw_latents(generator.prior, size, generator.latent_size, source).to(self.device)
+
+    def real(self, number: int, count: int) -> Tensor:
+        """Return an iteration's real images in the value range, [count, C, H, W].
+
+        Each image is seen once an epoch, in an order of its own; what fills no batch is left out.
+        """
+        assert self.pixels is not None
+        epoch, batch = divmod(number, len(self.pixels) // count)
+        if self._order is None or self._order[0] != epoch:
+            source = random(self.configuration.seed, Purpose.ORDER, epoch)
+            self._order = (epoch, torch.randperm(len(self.pixels), generator=source).numpy())
+        chosen = self.pixels[self._order[1][batch * count : (batch + 1) * count]]
+        low, high = self.generator.value_range
+        return torch.from_numpy(chosen).to(self.device).float() * ((high - low) / 255) + low
+
+    def network(
+        self, make: Callable[[], nn.Module], purpose: Purpose, number: int = 0
+    ) -> nn.Module:
+        """Return ``make()`` on the device, with first weights that (seed, purpose, number) decide.
+
+        PyTorch's own random state, which is the caller's, is left as it was.
+        """
+        source = random(self.configuration.seed, purpose, number)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(source.initial_seed())
+            made = make()
+        return made.to(self.device).train()
+
+    def adam(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """Return Adam over these; the loop sets its learning rate before every step."""
+        return torch.optim.Adam(parameters, lr=0.0, betas=(self.configuration.beta1, 0.999))
+
+
+class Phase:
+    """A part of a training with its own loss and its own learning rate.
+
+    The loop calls ``step(0)``, ``step(1)``, ... ``step(schedule.iterations - 1)``, and sets the
+    learning rate of all ``solvers`` to ``schedule.rate(iteration)`` before each. Between two steps
+    a checkpoint takes the state dicts of all phases' ``networks`` and of this phase's ``solvers``:
+    a step must depend on these and on its number alone. Draw with ``Setting.latents`` and
+    ``Setting.real``, and give them ``first + iteration``, so that no phase repeats another's draws.
+
+    Args:
+        name: what it is called on the progress bar and in losses.csv, one word.
+        setting: shared by all phases of the training.
+        schedule: iterations and learning rates.
+        first: the iterations of the phases before.
+        networks: all that this phase trains, by name. Phases that share a network give it the same
+            name; other networks need other names.
+        solvers: optimisers, by name.
+        losses: the names of what ``step`` returns, in order.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        setting: Setting,
+        schedule: Schedule,
+        *,
+        first: int,
+        networks: Mapping[str, nn.Module],
+        solvers: Mapping[str, torch.optim.Optimizer],
+        losses: tuple[str, ...],
+    ) -> None:
+        self.name = name
+        self.setting = setting
+        self.schedule = schedule
+        self.first = first
+        self.networks = dict(networks)
+        self.solvers = dict(solvers)
+        self.losses = losses
+
+    def step(self, iteration: int) -> dict[str, float]:
+        """Make one update; return the losses before it, by the names in ``losses``."""
+        raise NotImplementedError
+
+    def encoder(self) -> nn.Module | None:
+        """Return the whole encoder as it is now, image [B, C, H, W] -> latent [B, d].
+
+        The loop copies it, in eval mode and with statistics from ``batches``. None while a phase
+        trains a part only, whose sample grids are then left out; never None in the last phase.
+        """
+        raise NotImplementedError
+
+    def generator(self) -> nn.Module | None:
+        """Return the generator that is trained along, latent [B, d] -> image; None if frozen.
+
+        Its images are then in ``generator_range``, and the bundle holds it in place of the frozen.
+        """
+        return None
+
+    def batch(self, number: int, purpose: Purpose = Purpose.LATENTS) -> Tensor:
+        """Return images as the encoder sees them in training, [batch, C, H, W]: here G(z)."""
+        return self.setting.generator.generate(self.setting.latents(number, purpose))
+
+    def update(self, name: str, loss: Tensor) -> None:
+        """Make one step of the solver of this name down the gradient of ``loss``."""
+        solver = self.solvers[name]
+        solver.zero_grad()
+        loss.backward()
+        solver.step()
+
+
+class _EncoderPhase(Phase):
+    """E alone is trained, against the frozen G."""
+
+    def __init__(self, setting: Setting, losses: tuple[str, ...]) -> None:
+        configuration, generator = setting.configuration, setting.generator
+        network = setting.network(
+            lambda: make_encoder(
+                generator.image_shape,
+                generator.latent_size,
+                prior=generator.prior,
+                value_range=generator.value_range,
+                network=configuration.network,
+                width=configuration.width,
+                unit_length=generator.normalizes_latent,
+            ),
+            Purpose.ENCODER,
+        )
+        super().__init__(
+            configuration.method,
+            setting,
+            configuration.schedule,
+            first=0,
+            networks={"encoder": network},
+            solvers={"encoder": setting.adam(network.parameters())},
+            losses=losses,
+        )
+
+    def encoder(self) -> nn.Module:
+        return self.networks["encoder"]
+
+
+class Direct(_EncoderPhase):
+    """Latents alone are compared."""
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting, ("latent",))
+        self._distance = latent_distance(setting)
+
+    def step(self, iteration: int) -> dict[str, float]:
+        latents = self.setting.latents(self.first + iteration)
+        images = self.setting.generator.generate(latents)
+        loss = self._distance(self.encoder()(images), latents).mean()
+        self.update("encoder", loss)
+        return {"latent": loss.item()}
+
+
+class Aegan(_EncoderPhase):
+    """Images alone are compared, through the frozen generator."""
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting, ("image",))
+        self._loss = image_loss(setting)
+        self._real = round(setting.configuration.real_share * setting.configuration.batch_size)
+
+    def batch(self, number: int, purpose: Purpose = Purpose.LATENTS) -> Tensor:
+        setting = self.setting
+        parts = []
+        made = setting.configuration.batch_size - self._real
+        if made:
+            latents = setting.latents(number, purpose, made)
+            parts.append(setting.generator.generate(latents))
+        if self._real:
+            parts.append(setting.real(number, self._real))
+        return torch.cat(parts)
+
+    def step(self, iteration: int) -> dict[str, float]:
+        images = self.batch(self.first + iteration)
+        found = self.encoder()(images)
+        loss = self.setting.generator.loss(self._loss, found, images).mean()
+        self.update("encoder", loss)
+        return {"image": loss.item()}
+
+
+class LatentAndImage(_EncoderPhase):
+    """Latents and images are compared."""
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting, ("latent", "image"))
+        self._distance = latent_distance(setting)
+        self._loss = image_loss(setting)
+
+    def step(self, iteration: int) -> dict[str, float]:
+        generator = self.setting.generator
+        latents = self.setting.latents(self.first + iteration)
+        images = generator.generate(latents)
+        found = self.encoder()(images)
+        of_latents = self._distance(found, latents).mean()
+        of_images = generator.loss(self._loss, found, images).mean()
+        self.update("encoder", of_latents + self.setting.configuration.image_weight * of_images)
+        return {"latent": of_latents.item(), "image": of_images.item()}
+
+
+def make_phases(setting: Setting) -> list[Phase]:
+    """Return the phases of the configuration's method, in their order."""
+    method = setting.configuration.method
+    if method == "direct":
+        return [Direct(setting)]
+    if method == "aegan":
+        return [Aegan(setting)]
+    if method == "latent+image":
+        return [LatentAndImage(setting)]
+    if method == "bigan":
+        from pyinv.training.bigan import Bigan
+
+        return [Bigan(setting)]
+    from pyinv.training.layerwise import layer_phases
+
+    return layer_phases(setting)
+
+
+def latent_distance(setting: Setting) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return d_L of the configuration: (found [B, d], latents [B, d]) -> [B]."""
+    wanted = setting.configuration.latent_loss
+    if wanted == "auto":
+        wanted = "cosine" if setting.generator.normalizes_latent else "mse"
+    if wanted == "cosine":
+        return lambda found, latents: 1 - functional.cosine_similarity(found, latents)
+    return lambda found, latents: ((found - latents) ** 2).mean(1)
+
+
+def image_loss(setting: Setting) -> str:
+    """Return the name of d_I: the configuration's, or bce where there is one, else mse."""
+    wanted = setting.configuration.image_loss
+    if wanted == "auto":
+        return "bce" if "bce" in setting.generator.losses else "mse"
+    return wanted
+
+
+def with_statistics(network: nn.Module, batches: Iterable[Any]) -> nn.Module:
+    """Return a copy in eval mode, whose batch norm has the mean statistics of these batches.
+
+    The running statistics of a training lag behind the weights.
+    """
+    measured = copy.deepcopy(network)
+    norms = [m for m in measured.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # every batch counts the same
+    measured.train()
+    if norms:
+        with torch.no_grad():
+            for batch in batches:
+                measured(batch)
+    return measured.eval()

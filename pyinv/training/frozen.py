@@ -1,0 +1,418 @@
+"""Generators that are not trained but trained against: PyTorch modules, or bundles alone."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pyinv.bundle import Bundle
+from pyinv.errors import InputError, PyinvError
+from pyinv.inverter import Inverter
+from pyinv.models import get_model
+from pyinv.priors import Prior, Uniform
+from pyinv.training.configurations import GanConfiguration
+from pyinv.training.draws import draw_latents
+
+__all__ = ["FrozenGenerator", "open_generator"]
+
+_MANIFEST = "manifest.json"
+_TRIED = 2
+# Relative to the value range. Pixel norm's epsilon makes 1e-8 of it.
+_SAME = 1e-3
+
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+Evaluate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class FrozenGenerator:
+    """A trained generator, its losses and their gradients with respect to latents.
+
+    ``open_generator`` makes one. Latents are [B, d] or [B, *latent_shape], and may be on any
+    device; results are on the latents' device.
+
+    Attributes:
+        name: what it is called.
+        latent_shape: one latent's.
+        image_shape: (C, H, W).
+        value_range: the lowest and highest pixel.
+        prior: what latents are drawn from.
+        losses: the names that ``loss`` knows.
+        normalizes_latent: whether the latent's length makes no difference to the image.
+        module: latent [B, *latent_shape] -> image, in eval mode and without gradients of weights;
+            None for a bundle.
+        bundle: the bundle, if there is one.
+        sha256: of the bundle's files, or of the module's weights.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        latent_shape: tuple[int, ...],
+        value_range: tuple[float, float],
+        prior: Prior,
+        *,
+        module: nn.Module | None,
+        values: Mapping[str, LossFunction],
+        bundle: Bundle | None,
+        inverter: Inverter | None,
+        sha256: str,
+        given_losses: Any = None,
+    ) -> None:
+        self.name = name
+        self.latent_shape = latent_shape
+        self.value_range = value_range
+        self.prior = prior
+        self.module = module
+        self.bundle = bundle
+        self.sha256 = sha256
+        self._values = dict(values)
+        self._inverter = inverter
+        self._given_losses = given_losses
+        baked = () if bundle is None else bundle.manifest.losses
+        self.losses = tuple(dict.fromkeys((*values, *baked)))
+        latents = draw_latents(prior, _TRIED, self.latent_size, torch.Generator().manual_seed(0))
+        images = self._try(latents)
+        self.image_shape: tuple[int, int, int] = tuple(images.shape[1:])  # type: ignore[assignment]
+        self.normalizes_latent = self._takes_length_away(latents, images)
+
+    @property
+    def latent_size(self) -> int:
+        """The number of components of one latent, d."""
+        return math.prod(self.latent_shape)
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What a bundle says of this generator: name, SHA-256, and its own bundle's origin."""
+        own = {} if self.bundle is None else dict(self.bundle.manifest.origin)
+        return {"name": self.name, "sha256": self.sha256, "origin": own}
+
+    def generate(self, latents: Tensor) -> Tensor:
+        """Return the images G(z), [B, C, H, W], without a gradient."""
+        if self.module is not None:
+            with torch.no_grad():
+                images: Tensor = self.module(self._shaped(latents))
+            return images
+        assert self._inverter is not None
+        made = self._inverter.generate(_numpy(latents), batch=len(latents))
+        return torch.from_numpy(made).to(latents.device)
+
+    def loss(self, name: str, latents: Tensor, images: Tensor) -> Tensor:
+        """Return a loss between G(z) and images, [B], differentiable with respect to z.
+
+        Args:
+            name: one of ``losses``.
+            latents: z. When one is not finite, neither is its loss.
+            images: [B, C, H, W] in the value range; without a gradient.
+
+        Raises:
+            InputError: no such loss.
+        """
+        self.check_loss(name)
+        if self.module is not None and name in self._values:
+            return self._values[name](self.module(self._shaped(latents)), images)
+        flat = latents.flatten(1)
+        if not bool(torch.isfinite(flat.detach()).all()):
+            return flat.sum(1) * math.nan
+        inverter = self._inverter
+        assert inverter is not None
+
+        def evaluate(latents: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+            loss, gradient = inverter.evaluate(
+                _numpy(latents), _numpy(images), loss=name, batch=len(latents)
+            )
+            return torch.from_numpy(loss), torch.from_numpy(gradient).flatten(1)
+
+        values: Tensor = _Baked.apply(flat, images, evaluate)  # type: ignore[no-untyped-call]
+        return values
+
+    def check_loss(self, name: str) -> None:
+        """Raise InputError when ``loss`` does not know this name."""
+        if name not in self.losses:
+            raise InputError(
+                f"{self.name} has no loss {name!r}; it has {', '.join(self.losses)}: choose one of "
+                "these (--image-loss), or export the generator again with it (--loss)"
+            )
+
+    def write_bundle(
+        self,
+        encoder: nn.Module,
+        path: Path,
+        *,
+        origin: Mapping[str, Any],
+        say: Callable[[str], None] | None = None,
+    ) -> Path:
+        """Write a bundle of this generator that has the function ``encode``.
+
+        Args:
+            encoder: image [B, C, H, W] -> latent [B, d].
+            path: the bundle's folder; one that is there is replaced.
+            origin: JSON values for its manifest.
+            say: called with a line about each step.
+
+        Raises:
+            ExportError: the encoder cannot be exported.
+            OutputError: the folder cannot be written.
+        """
+        from pyinv.export import add_encoder, export
+
+        if self.bundle is not None:
+            return add_encoder(
+                self.bundle, encoder, path, origin=origin, overwrite=True, progress=say
+            )
+        assert self.module is not None
+        return export(
+            self.module,
+            path,
+            latent_shape=self.latent_shape,
+            prior=self.prior,
+            losses=self._given_losses,
+            value_range=self.value_range,
+            encoder=encoder,
+            name=self.name,
+            origin=origin,
+            overwrite=True,
+            progress=say,
+        )
+
+    def _shaped(self, latents: Tensor) -> Tensor:
+        return latents.reshape(len(latents), *self.latent_shape)
+
+    def _try(self, latents: Tensor) -> Tensor:
+        """Return the first images, or say in one line why there are none."""
+        if self.module is None:
+            return self.generate(latents)
+        weights = next(self.module.parameters(), latents)
+        try:
+            images = self.generate(latents.to(weights.device))
+        except PyinvError:
+            raise
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise InputError(
+                f"{self.name} does not take latents [B, {_text(self.latent_shape)}]: {reason}; "
+                "give the latent_shape it has (--latent-shape)"
+            ) from None
+        if not isinstance(images, Tensor) or images.ndim != 4:
+            got = list(images.shape) if isinstance(images, Tensor) else type(images).__name__
+            raise InputError(f"{self.name} must return images [B, C, H, W], it returned {got}")
+        return images
+
+    def _takes_length_away(self, latents: Tensor, images: Tensor) -> bool:
+        known = getattr(self.module, "normalizes_latent", None)
+        if isinstance(known, bool):
+            return known
+        low, high = self.value_range
+        longer = self._try(2 * latents)
+        return bool((longer - images).abs().max() <= _SAME * (high - low))
+
+
+class _Baked(torch.autograd.Function):
+    """A bundle's objective: the loss in the forward pass, its gradient kept for the backward."""
+
+    @staticmethod
+    def forward(ctx: Any, latents: Tensor, images: Tensor, evaluate: Evaluate) -> Tensor:
+        loss, gradient = evaluate(latents, images)
+        ctx.save_for_backward(gradient.to(latents.device))
+        return loss.to(latents.device)
+
+    @staticmethod
+    def backward(ctx: Any, *outward: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return outward[0][:, None] * gradient, None, None
+
+
+def open_generator(
+    generator: Any,
+    *,
+    latent_shape: int | Sequence[int] | None = None,
+    prior: Prior | None = None,
+    value_range: tuple[float, float] | None = None,
+    losses: Any = None,
+    device: str | torch.device = "cpu",
+    threads: int | None = None,
+) -> FrozenGenerator:
+    """Open whatever generator a user has.
+
+    Args:
+        generator: a bundle or its folder; the folder of a finished training; a torch.nn.Module;
+            "package.module:factory", "file.py:factory" or a TorchScript file, as for
+            ``pyinv export``.
+        latent_shape: one latent's, of a module; a bundle and a training say it themselves.
+        prior: what a module's latents are drawn from, by default ``Uniform()``.
+        value_range: of a module's pixels, by default (-1, 1).
+        losses: of a module, as for ``pyinv.export.export``; by default mse, and bce for pixels in
+            [0, 1].
+        device: where it computes.
+        threads: CPU threads of a bundle's runtime; None for every core.
+
+    Raises:
+        InputError: no such generator, options that it does not take, or a bundle that needs a
+            condition or has batch statistics.
+        BundleError, ExportError: what is there is damaged or no generator.
+    """
+    options = {"latent_shape": latent_shape, "prior": prior, "value_range": value_range}
+    given = [name for name, value in {**options, "losses": losses}.items() if value is not None]
+    where = torch.device(device)
+    path = _folder(generator)
+    if isinstance(generator, Bundle) or path is not None:
+        if given:
+            raise InputError(
+                f"{generator if path is None else path}: says its {given[0]} itself; leave it out"
+            )
+        if path is not None and not (path / _MANIFEST).is_file():
+            return _open_training(path, where, threads)
+        bundle = generator if isinstance(generator, Bundle) else Bundle.open(path or generator)
+        return _open_bundle(bundle, where, threads)
+    if isinstance(generator, nn.Module):
+        module, name = generator, type(generator).__name__
+    else:
+        from pyinv.export import load_generator
+
+        module, name = load_generator(os.fspath(generator)), str(generator)
+    if latent_shape is None:
+        raise InputError(
+            f"{name}: a module does not say what its latents are; give latent_shape "
+            "(--latent-shape 100)"
+        )
+    shape = tuple(latent_shape) if isinstance(latent_shape, Sequence) else (int(latent_shape),)
+    ends = (-1.0, 1.0) if value_range is None else (float(value_range[0]), float(value_range[1]))
+    if losses is None:
+        losses = ("mse", "bce") if ends == (0.0, 1.0) else ("mse",)
+    return FrozenGenerator(
+        name,
+        shape,
+        ends,
+        Uniform() if prior is None else prior,
+        module=_frozen(module, where),
+        values=_values(losses, ends),
+        bundle=None,
+        inverter=None,
+        sha256=_digest_of_weights(module),
+        given_losses=losses,
+    )
+
+
+def _folder(generator: Any) -> Path | None:
+    if not isinstance(generator, str | os.PathLike):
+        return None
+    path = Path(generator)
+    return path if path.is_dir() else None
+
+
+def _open_bundle(bundle: Bundle, device: torch.device, threads: int | None) -> FrozenGenerator:
+    manifest = bundle.manifest
+    if manifest.condition_shape is not None:
+        raise InputError(
+            f"{bundle.path}: its generator takes a condition, and an encoder's training has none "
+            "to give; export it with the condition built in"
+        )
+    if manifest.batch_norm == "batch":
+        raise InputError(
+            f"{bundle.path}: has batch statistics, and its images depend on one another; give the "
+            "bundle with running statistics (batch_norm='eval')"
+        )
+    return FrozenGenerator(
+        manifest.name or bundle.path.name,
+        manifest.latent_shape,
+        manifest.value_range,
+        manifest.prior,
+        module=None,
+        values={},
+        bundle=bundle,
+        inverter=Inverter(bundle, device=str(device), threads=threads),
+        sha256=_digest_of_bundle(bundle),
+    )
+
+
+def _open_training(path: Path, device: torch.device, threads: int | None) -> FrozenGenerator:
+    written = path / "configuration.json"
+    bundle_path, weights = path / "generator.bundle", path / "generator.pt"
+    if not written.is_file():
+        raise InputError(
+            f"{path}: neither a bundle (it has no {_MANIFEST}) nor a training's folder (it has no "
+            "configuration.json); give one of these, a TorchScript file or module:factory"
+        )
+    if not bundle_path.is_dir():
+        raise InputError(
+            f"{path}: holds a training that is not finished, without generator.bundle; finish it "
+            "first, with the command that began it"
+        )
+    bundle = Bundle.open(bundle_path)
+    try:
+        described = json.loads(written.read_text(encoding="utf-8"))["configuration"]
+        configuration = GanConfiguration.from_description(described)
+    except (KeyError, TypeError, ValueError):
+        # An encoder's training: its generator is in the bundle alone.
+        return _open_bundle(bundle, device, threads)
+    model = get_model(configuration.model)
+    with torch.random.fork_rng(devices=[]):
+        module = model.generator(
+            configuration.latent_size, configuration.image_shape, **configuration.options
+        )
+    try:
+        state = torch.load(weights, map_location="cpu", weights_only=True)
+        module.load_state_dict(state)
+    except Exception as error:  # torch.load documents none, and raises a dozen types for damage
+        reason = " ".join(str(error).split())
+        raise InputError(f"{weights}: cannot be read ({reason}); train the generator again") from (
+            None
+        )
+    manifest = bundle.manifest
+    torch_losses = [name for name in manifest.losses if name in ("mse", "l1", "bce")]
+    return FrozenGenerator(
+        manifest.name,
+        manifest.latent_shape,
+        manifest.value_range,
+        manifest.prior,
+        module=_frozen(module, device),
+        values=_values(torch_losses, manifest.value_range),
+        bundle=bundle,
+        inverter=Inverter(bundle, device=str(device), threads=threads),
+        sha256=_digest_of_bundle(bundle),
+    )
+
+
+def _frozen(module: nn.Module, device: torch.device) -> nn.Module:
+    """Return a copy that computes and is never trained; the caller's module stays as it is."""
+    return copy.deepcopy(module).float().to(device).eval().requires_grad_(False)
+
+
+def _values(losses: Any, value_range: tuple[float, float]) -> dict[str, LossFunction]:
+    """Return the losses that PyTorch can compute of two images, by name."""
+    from pyinv.export.losses import resolve_losses
+
+    resolved = resolve_losses(losses, value_range=value_range)
+    return {loss.name: loss.value for loss in resolved if not loss.needs_activation}
+
+
+def _digest_of_bundle(bundle: Bundle) -> str:
+    files = {name: record.sha256 for name, record in bundle.manifest.files.items()}
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+def _digest_of_weights(module: nn.Module) -> str:
+    digest = hashlib.sha256(type(module).__name__.encode())
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
+        flat = value.detach().cpu().contiguous().flatten()
+        digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+    return digest.hexdigest()
+
+
+def _numpy(tensor: Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
+    found: np.ndarray[Any, np.dtype[np.float32]] = tensor.detach().cpu().numpy()
+    return found
+
+
+def _text(shape: Sequence[int]) -> str:
+    return ", ".join(map(str, shape))

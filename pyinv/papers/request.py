@@ -40,6 +40,8 @@ class Request:
         targets: images a method inverts, at least 2.
         steps: updates a method makes, at least 1.
         learning_rate: of the paper's method, above 0; None takes the reproduction's.
+        encoders: bundles that have an encoder and say how it was trained; none trains the paper's.
+        encoder_iterations: of an encoder's training, at least 1; None takes the configuration's.
         seed: of all random draws, 0 to 2^63 - 1.
         machine: arguments of ``Inverter``: runtime, device, lanes, threads, tf32.
         say: gets each line for the user.
@@ -56,6 +58,8 @@ class Request:
     targets: int = 100
     steps: int = 1000
     learning_rate: float | None = None
+    encoders: Paths = ()
+    encoder_iterations: int | None = None
     seed: int = 0
     machine: Mapping[str, Any] = field(default_factory=dict)
     say: Callable[[str], None] = silent
@@ -63,13 +67,15 @@ class Request:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "folder", Path(self.folder))
-        for name in ("data", "generators"):
+        for name in ("data", "generators", "encoders"):
             paths = getattr(self, name)
             if isinstance(paths, (str, os.PathLike)):
                 paths = (paths,)
             object.__setattr__(self, name, tuple(paths))
         whole_number("targets", self.targets, at_least=2)
         whole_number("steps", self.steps, at_least=1, at_most=2**32 - 1)
+        if self.encoder_iterations is not None:
+            whole_number("encoder_iterations", self.encoder_iterations, at_least=1)
         # Some draws take the seed after this one.
         whole_number("seed", self.seed, at_least=0, at_most=2**63 - 1)
         rate = self.learning_rate
@@ -93,5 +99,7 @@ class Request:
             "targets": self.targets,
             "steps": self.steps,
             "learning_rate": self.learning_rate,
+            **({"encoders": [Path(path).name for path in self.encoders]} if self.encoders else {}),
+            "encoder_iterations": self.encoder_iterations,
             "seed": self.seed,
         }

@@ -23,5 +23,14 @@ from .encoder import add_encoder  # noqa: E402
 from .exporter import export  # noqa: E402
 from .factory import load_factory, load_generator  # noqa: E402
 from .losses import whitened  # noqa: E402
+from .perceptual import perceptual  # noqa: E402
 
-__all__ = ["ExportError", "add_encoder", "export", "load_factory", "load_generator", "whitened"]
+__all__ = [
+    "ExportError",
+    "add_encoder",
+    "export",
+    "load_factory",
+    "load_generator",
+    "perceptual",
+    "whitened",
+]

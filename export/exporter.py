@@ -24,7 +24,7 @@ from .encoder import check_encoder, write_encoder
 from .ending import Ending
 from .failure import first_line
 from .graph import Signature
-from .losses import GivenLosses, Loss, resolve_losses
+from .losses import GivenLosses, Loss, resolve_losses, try_losses
 from .memory import bytes_per_target
 from .onnx import OPSET, WEIGHTS_FILE, WeightsFile, to_onnx, write_onnx
 from .origin import checked_origin
@@ -145,6 +145,7 @@ def export(
 
     prepared = prepare(generator, batch_norm=batch_norm)
     image_shape = _try(prepared, latent_sizes, condition_sizes, prior, (low, high), resolved)
+    try_losses(resolved, image_shape, (low, high))
     shapes = Shapes(latent_sizes, image_shape, condition_sizes)
     encodes = None if encoder is None else check_encoder(encoder, shapes, (low, high))
     reference = Reference(prepared, shapes, prior=prior, value_range=(low, high))

@@ -9,15 +9,27 @@ from __future__ import annotations
 
 import math
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyinv.errors import ExportError
 
-__all__ = ["Loss", "Whitened", "resolve_losses", "whitened"]
+from .failure import first_line
+
+__all__ = [
+    "Loss",
+    "Specialised",
+    "Whitened",
+    "check_loss",
+    "resolve_losses",
+    "try_losses",
+    "whitened",
+]
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 Cotangent = tuple[Tensor, Tensor, float]
@@ -27,6 +39,8 @@ Residual = tuple[Tensor, Tensor | None, float]
 # torch.nn.functional.binary_cross_entropy's own limits, so that values agree at saturated pixels.
 _LOWEST_LOG = -100.0
 _SMALLEST_VARIANCE = 1e-12
+# Images that a loss is tried on.
+_TRIED = 2
 
 
 @dataclass(frozen=True)
@@ -65,6 +79,24 @@ class Loss:
     def is_least_squares(self) -> bool:
         """Whether the loss is the mean of a squared residual, and so has normal equations."""
         return self.residual is not None or bool(self.residual_before_activation)
+
+    def for_images(self, shape: tuple[int, int, int]) -> Loss:
+        """The loss as it is traced, for images [C, H, W] of one shape."""
+        if isinstance(self.value, Specialised):
+            return replace(self, value=self.value.for_images(shape))
+        return self
+
+
+class Specialised(ABC):
+    """A loss function that is traced in another form than it is called in."""
+
+    @abstractmethod
+    def __call__(self, image: Tensor, target: Tensor) -> Tensor:
+        """The loss [B] of images [B, C, H, W]."""
+
+    @abstractmethod
+    def for_images(self, shape: tuple[int, int, int]) -> LossFunction:
+        """The same function for images [C, H, W] of one shape, as it is to be traced."""
 
 
 @dataclass(frozen=True)
@@ -330,3 +362,53 @@ def resolve_losses(
     if not resolved:
         raise ExportError("losses is empty: give at least one, for example losses=('mse',)")
     return tuple(resolved.values())
+
+
+def try_losses(
+    losses: Iterable[Loss], shape: tuple[int, int, int], value_range: tuple[float, float]
+) -> None:
+    """Compute every loss that a user wrote once, on noise, before any work starts.
+
+    Raises:
+        ExportError: it fails on images [C, H, W] of this shape, or is not one value per image that
+            can be differentiated.
+    """
+    low, high = value_range
+    for loss in losses:
+        if loss.cotangent is not None or loss.before_activation:
+            continue
+        random = torch.Generator().manual_seed(0)
+        image, target = low + (high - low) * torch.rand(2, _TRIED, *shape, generator=random)
+        image.requires_grad_(True)
+        try:
+            # Noise that the loss draws must not change the caller's random state.
+            with torch.random.fork_rng(devices=[]), torch.enable_grad():
+                value = loss.value(image, target)
+        except ExportError as error:
+            raise ExportError(f"loss {loss.name!r}: {error}") from error
+        except Exception as error:
+            sizes = ", ".join(map(str, shape))
+            raise ExportError(
+                f"loss {loss.name!r} fails on images [B, {sizes}]: {type(error).__name__}: "
+                f"{first_line(error)}"
+            ) from error
+        check_loss(value, _TRIED, loss.name)
+        if not value.requires_grad:
+            raise ExportError(
+                f"loss {loss.name!r} cannot be differentiated: compute it from the image with "
+                "torch, without detach() or no_grad()"
+            )
+
+
+def check_loss(value: object, batch: Any, name: str) -> None:
+    """See that a loss has one value per image of a batch."""
+    if not isinstance(value, Tensor) or value.ndim != 1 or value.shape[0] != batch:
+        got = type(value).__name__
+        if isinstance(value, Tensor):
+            sizes = list(value.shape)
+            batches = ["B"] if sizes and sizes[0] == batch else sizes[:1]
+            got = f"[{', '.join(map(str, [*batches, *sizes[1:]]))}]"
+        raise ExportError(
+            f"loss {name!r} must return one value per image, [B], it returned {got}: "
+            "take the mean over axes 1, 2 and 3 only"
+        )

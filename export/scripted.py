@@ -28,8 +28,12 @@ __all__ = ["Scripted", "load_torchscript"]
 aten = torch.ops.aten
 
 
-def load_torchscript(path: str | os.PathLike[str]) -> torch.jit.ScriptModule:
+def load_torchscript(
+    path: str | os.PathLike[str], *, what: str = "generator"
+) -> torch.jit.ScriptModule:
     """Load a TorchScript file onto the CPU, wherever its tensors were.
+
+    ``what`` names in errors what is in it.
 
     Raises:
         ExportError: no such file, or not a TorchScript file; the message says what to do.
@@ -38,12 +42,16 @@ def load_torchscript(path: str | os.PathLike[str]) -> torch.jit.ScriptModule:
     if path.is_dir():
         raise ExportError(f"{path} is a folder; expected a TorchScript file")
     if not path.is_file():
-        raise ExportError(f"no file {path}: give a TorchScript file or 'path/to/file.py:factory'")
+        other = " or 'path/to/file.py:factory'" if what == "generator" else ""
+        raise ExportError(f"no file {path}: give a TorchScript file{other}")
     if not _holds_code(path):
+        other = "load it there, or"
+        if what == "generator":
+            other = "give 'path/to/file.py:factory' with a factory that loads it, or"
         raise ExportError(
             f"{path} is not a TorchScript file: what torch.save writes (a state dict, a pickled "
-            "module) needs the generator's source; give 'path/to/file.py:factory' with a factory "
-            "that loads it, or save torch.jit.script(generator) with torch.jit.save"
+            f"module) needs the {what}'s source; {other} save torch.jit.script({what.split()[-1]}) "
+            "with torch.jit.save"
         )
     try:
         with quiet():

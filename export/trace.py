@@ -39,7 +39,7 @@ from .fold import (
     one_pixel_convolution_as_dense,
     unit_stride_transposed_as_convolution,
 )
-from .losses import Loss
+from .losses import Loss, check_loss
 from .memory import bytes_per_target
 from .normal_equations import normal_equations
 from .scripted import Scripted
@@ -51,6 +51,7 @@ __all__ = [
     "TracedGenerator",
     "prepare",
     "trace_encoder",
+    "trace_features",
     "trace_functions",
     "trace_generator",
 ]
@@ -263,8 +264,13 @@ def trace_encoder(encoder: nn.Module, shapes: Shapes) -> fx.GraphModule:
     return _in_basic_operators(function, [(shapes.latent_size,), *inputs], what="the encoder")
 
 
+def trace_features(features: nn.Module, image: tuple[int, int, int]) -> fx.GraphModule:
+    """Trace a prepared network from images [B, *image] to a list of features."""
+    return _trace_network(features, [image], batch_norm="eval", what="the feature network")
+
+
 def _trace_network(
-    forward: Callable[..., Tensor], inputs: Sequence[tuple[int, ...]], *, batch_norm: str, what: str
+    forward: Callable[..., Any], inputs: Sequence[tuple[int, ...]], *, batch_norm: str, what: str
 ) -> fx.GraphModule:
     """Trace a network that draws nothing, with its batch norm folded."""
     watch = _Watch(what)
@@ -321,6 +327,7 @@ def trace_functions(
         most_bytes_per_target: push tangents in as many chunks of directions as it takes to need
             about no more memory than this for one target, within reason.
     """
+    losses = [loss.for_images(shapes.image) for loss in losses]
     tracing = "the generator"
     generator = traced.module
     activation = traced.ending.operator if traced.ending.fits(value_range) else ""
@@ -391,23 +398,13 @@ def _value_and_gradient(
             return value, gradient * factor
     if loss.cotangent is None:
         value = loss.value(image, target)
-        _check_loss(value, latent, loss.name)
+        check_loss(value, latent.shape[0], loss.name)
         (gradient,) = torch.autograd.grad(value.sum(), latent, retain_graph=True)
         return value.detach(), gradient
     with torch.no_grad():
         value, direction, factor = loss.cotangent(image, target)
     (gradient,) = torch.autograd.grad(image, latent, direction, retain_graph=True)
     return value, gradient * factor
-
-
-def _check_loss(value: object, latent: Tensor, name: str) -> None:
-    if not isinstance(value, Tensor) or value.ndim != 1 or value.shape[0] != latent.shape[0]:
-        got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        got = str(got).replace(str(latent.shape[0]), "B")
-        raise ExportError(
-            f"loss {name!r} must return one value per image, [B], it returned {got}: "
-            "take the mean over axes 1, 2 and 3 only"
-        )
 
 
 def _refuse_randomness(graph: fx.Graph, what: str) -> None:

@@ -87,10 +87,11 @@ def export(
         path: the bundle's folder. Must not exist, or be empty, unless ``overwrite``.
         latent_shape: one latent's shape: 100, (100,) or (100, 1, 1).
         prior: what latents are drawn from, ``Uniform`` or ``Normal``.
-        losses: any of "mse", "l1", "bce", "whitened", ``whitened(...)`` and torch callables
-            (image, target) -> [B]; a mapping gives names. bce maps ``value_range`` to [0, 1];
-            whitened needs a generator that ends in a tanh or sigmoid that fills it. Each image's
-            loss must depend on that image alone. By default mse, and whitened where it can be.
+        losses: any of "mse", "l1", "bce", "whitened", ``whitened(...)``, ``perceptual(...)`` and
+            torch callables (image, target) -> [B]; a mapping gives names. bce maps ``value_range``
+            to [0, 1]; whitened needs a generator that ends in a tanh or sigmoid that fills it. Each
+            image's loss must depend on that image alone. By default mse, and whitened where it can
+            be.
         normal_equations: whether to write the normal equations of mse and whitened, which
             Levenberg-Marquardt needs. None: where they exist, which is for batch_norm="eval" and
             at most 512 latent components. True: insist.

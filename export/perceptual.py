@@ -38,7 +38,7 @@ def perceptual(
     std: float | Sequence[float] | None = None,
     value_range: tuple[float, float] = (-1.0, 1.0),
 ) -> Perceptual:
-    """The perceptual loss, for ``export(losses=...)``: L1 in pixels plus L1 in a network's features.
+    """The perceptual loss, for ``export(losses=...)``: L1 in pixels and in a network's features.
 
     For images x and x' of P values, and layers l = 1 ... L of the network with N_l values each,
 
@@ -71,9 +71,9 @@ def perceptual(
             returns are no features.
 
     Example:
-        >>> vgg = torchvision.models.vgg16(weights="IMAGENET1K_V1").features[:23]  # to conv4_3
+        >>> vgg = torchvision.models.vgg16(weights="IMAGENET1K_V1").features[:22]  # to conv4_3
         >>> loss = perceptual(vgg, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-        >>> export(generator, "faces.bundle", latent_shape=100, prior=Normal(), losses=("mse", loss))
+        >>> export(netG, "faces.bundle", latent_shape=100, prior=Normal(), losses=("mse", loss))
     """
     if isinstance(features, str | os.PathLike):
         features = load_torchscript(Path(features), what=_WHAT)

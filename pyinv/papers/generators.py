@@ -136,6 +136,7 @@ def obtain_generators(
     losses: Sequence[str] = ("mse",),
     modes: Sequence[str] = ("eval",),
     test_images: int = 0,
+    overshoots: bool = False,
 ) -> list[Generator]:
     """Open the generators that were given, or train one for each data set and prior.
 
@@ -147,6 +148,8 @@ def obtain_generators(
         losses: those that it minimises.
         modes: the batch-norm modes wanted.
         test_images: how many test images each data set must have.
+        overshoots: whether images may leave the value range, as those of a last layer without
+            bounds do.
 
     Raises:
         BundleError: a bundle is missing or damaged, or lacks a loss.
@@ -164,7 +167,8 @@ def obtain_generators(
             inverter = Inverter(Bundle.open(bundle), **request.machine)
             _check(inverter, bundle, paper, priors, losses, modes)
             _check_lanes(inverter, bundle)
-            _check_range(inverter, bundle)
+            if not overshoots:
+                _check_range(inverter, bundle)
             taken = [generator.key for generator in generators]
             generators.append(Generator(free_key(_full_name(inverter), taken), inverter))
     return generators

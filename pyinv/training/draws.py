@@ -27,6 +27,7 @@ class Purpose(IntEnum):
     LABELS = 4
     SAMPLES = 5
     STATISTICS = 6
+    SHIFTS = 7
     ENCODER = 20
     LAYER = 21
 

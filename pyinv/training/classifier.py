@@ -1,0 +1,209 @@
+"""Training a small classifier, whose features a perceptual loss compares."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyinv.arrays import as_numpy, shape_text, whole_number
+from pyinv.errors import DependencyError, InputError, RunError
+from pyinv.images import check_value_range
+
+try:
+    import torch
+except ImportError:
+    raise DependencyError("training needs PyTorch: pip install 'pyinv[export]'") from None
+
+from torch import Tensor
+from torch.nn import functional
+
+from pyinv.models.classifier import Classifier
+from pyinv.training.draws import Purpose, random
+from pyinv.training.gan import check_device, check_threads
+
+__all__ = ["accuracy", "train_classifier"]
+
+_SHIFT = 2  # pixels that an image is moved at most, in each direction
+_SMALLEST = 8  # pixels that there are two strides for
+_EVALUATED = 500  # images at a time
+
+
+def train_classifier(
+    images: Any,
+    labels: Sequence[str | int] | None,
+    *,
+    value_range: tuple[float, float] = (-1.0, 1.0),
+    width: int = 16,
+    iterations: int = 1500,
+    batch_size: int = 64,
+    learning_rate: float = 3e-3,
+    mirror: bool = False,
+    seed: int = 0,
+    device: str = "cpu",
+    threads: int | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Classifier:
+    """Train a classifier of labelled images.
+
+    Cross-entropy, Adam, the learning rate raised to ``learning_rate`` in the first fifth of the
+    iterations and then lowered to 0 (a half cosine each). An image is moved by up to 2 pixels, its
+    edge repeated, differently each time. On a CPU the same seed, number of threads and PyTorch give
+    the same weights.
+
+    Args:
+        images: uint8 [N, C, H, W], from 8 pixels.
+        labels: each image's, as ``pyinv.datasets.load_dataset(...).labels`` has them.
+        value_range: the lowest and highest pixel of the images that the classifier is to take.
+        width: of ``pyinv.models.classifier.Classifier``.
+        iterations: updates.
+        batch_size: images of an update.
+        learning_rate: the highest.
+        mirror: mirror every other image at random; not for digits.
+        seed: of all random draws.
+        device: "cpu", "cuda", "cuda:1" and so on. The bits of a run on a GPU are not promised.
+        threads: CPU threads; None for every core this process may use.
+        progress: called with a line at each tenth of the iterations.
+
+    Returns:
+        The classifier, on the CPU and in eval mode. Its ``classes`` are the labels, sorted.
+
+    Raises:
+        InputError: the images have no labels, or an argument is wrong.
+        RunError: the loss is no longer finite.
+        DeviceError: no such device.
+
+    Example:
+        >>> photographs = load_dataset("cifar10.zip", image_shape=(3, 32, 32))
+        >>> classifier = train_classifier(photographs.images, photographs.labels, mirror=True)
+        >>> loss = perceptual(classifier, ("layer2", "layer4"))
+    """
+    pixels, names = _check(images, labels)
+    classes = tuple(sorted(set(names)))
+    if len(classes) < 2:
+        raise InputError(f"labels must be of two classes or more, all are {classes[0]!r}")
+    low, high = check_value_range(value_range)
+    count = whole_number("iterations", iterations, at_least=1)
+    size = min(whole_number("batch_size", batch_size, at_least=2), len(pixels))
+    if not (math.isfinite(learning_rate) and learning_rate > 0):
+        raise InputError(f"learning_rate must be a number > 0, got {learning_rate!r}")
+    seed = whole_number("seed", seed, at_least=0, at_most=2**63 - 1)
+    where = check_device(device)
+    say = progress or (lambda line: None)
+    number = {name: i for i, name in enumerate(classes)}
+    answers = torch.tensor([number[name] for name in names]).to(where)
+    everything = torch.from_numpy(np.ascontiguousarray(pixels)).to(where)
+    with _deterministic(seed, check_threads(threads)):
+        classifier = Classifier(pixels.shape[1], classes, width).to(where)
+        classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        solver = torch.optim.Adam(classifier.parameters(), lr=learning_rate, fused=True)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            solver, learning_rate, total_steps=count + 1, pct_start=0.2, cycle_momentum=False
+        )
+        for iteration in range(count):
+            rows = _rows(seed, iteration, size, len(pixels))
+            chosen = rows.to(where)
+            batch = everything[chosen].float() * ((high - low) / 255) + low
+            batch = _moved(batch, random(seed, Purpose.SHIFTS, iteration), mirror)
+            loss = functional.cross_entropy(classifier(batch), answers[chosen])
+            solver.zero_grad()
+            loss.backward()
+            solver.step()
+            schedule.step()
+            done = iteration + 1
+            if done * 10 // count > iteration * 10 // count:
+                latest = loss.item()
+                if not math.isfinite(latest):
+                    raise RunError(
+                        f"the training has diverged: the loss is {latest} after iteration {done}; "
+                        "train with a lower learning_rate"
+                    )
+                say(f"iteration {done} of {count}: loss {latest:.2f}")
+        classifier.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return classifier.cpu().eval()
+
+
+@torch.no_grad()
+def accuracy(
+    classifier: Classifier,
+    images: Any,
+    labels: Sequence[str | int] | None,
+    *,
+    value_range: tuple[float, float] = (-1.0, 1.0),
+) -> float:
+    """The share of images that a classifier gives their label.
+
+    Arguments and errors are those of ``train_classifier``.
+    """
+    pixels, names = _check(images, labels)
+    low, high = check_value_range(value_range)
+    right = 0
+    for start in range(0, len(pixels), _EVALUATED):
+        batch = torch.from_numpy(np.ascontiguousarray(pixels[start : start + _EVALUATED]))
+        logits = classifier(batch.float() * ((high - low) / 255) + low)
+        found = [classifier.classes[i] for i in logits.argmax(1).tolist()]
+        right += sum(map(str.__eq__, found, names[start : start + _EVALUATED]))
+    return right / len(pixels)
+
+
+def _check(
+    images: Any, labels: Sequence[str | int] | None
+) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+    array = as_numpy(images, "images", "uint8 [N, C, H, W]")
+    if array.dtype != np.uint8 or array.ndim != 4 or array.size == 0:
+        raise InputError(
+            f"images must be uint8 [N, C, H, W], got {array.dtype} [{shape_text(array.shape)}]; "
+            "pyinv.datasets.load_dataset makes them so"
+        )
+    if min(array.shape[2:]) < _SMALLEST:
+        raise InputError(
+            f"images must have at least {_SMALLEST}x{_SMALLEST} pixels, got "
+            f"{array.shape[2]}x{array.shape[3]}"
+        )
+    if labels is None:
+        raise InputError(
+            "these images have no labels, which a classifier is trained with: take a data set that "
+            "has some, or a feature network of your own"
+        )
+    names = tuple(str(label) for label in labels)
+    if len(names) != len(array):
+        raise InputError(f"expected one label per image, [{len(array)}], got [{len(names)}]")
+    return array, names
+
+
+@contextmanager
+def _deterministic(seed: int, threads: int) -> Iterator[None]:
+    """PyTorch's random state and number of threads are the caller's, and are given back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.random.default_generator.manual_seed(seed)
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _rows(seed: int, iteration: int, size: int, count: int) -> Tensor:
+    """Which images an iteration takes: each once an epoch, what fills no batch left out."""
+    epoch, batch = divmod(iteration, count // size)
+    order = torch.randperm(count, generator=random(seed, Purpose.ORDER, epoch))
+    return order[batch * size : (batch + 1) * size]
+
+
+def _moved(images: Tensor, source: torch.Generator, mirror: bool) -> Tensor:
+    """Images, each moved by some pixels and perhaps mirrored."""
+    count, _, height, width = images.shape
+    down, right = torch.randint(2 * _SHIFT + 1, (2, count, 1), generator=source).to(images.device)
+    rows = (torch.arange(height, device=images.device) + down - _SHIFT).clamp(0, height - 1)
+    columns = (torch.arange(width, device=images.device) + right - _SHIFT).clamp(0, width - 1)
+    if mirror:
+        mirrored = torch.rand(count, 1, generator=source).to(images.device) < 0.5
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    # [N, H, W, C]: indices beside a slice put theirs first.
+    which = torch.arange(count, device=images.device)[:, None, None]
+    return images[which, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

@@ -162,6 +162,34 @@ def test_a_recipe_that_solves_normal_equations(embed: Path, tmp_path: Path) -> N
     assert_close(found, inverter.invert(images, recipe=recipe).latents, "latent")
 
 
+def test_it_begins_where_the_encoder_says(embed: Path, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from pyinv.export import add_encoder
+
+    bundle, file, latents = (tmp_path / name for name in ("b.bundle", "images.f32", "latents.f32"))
+    write_tiny_bundle(tmp_path / "plain.bundle")
+    torch.manual_seed(0)
+    encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 6), torch.nn.Tanh())
+    add_encoder(tmp_path / "plain.bundle", encoder, bundle)
+    inverter = pyinv.Inverter(bundle, threads=1)
+    images = inverter.generate(inverter.sample(5))
+    images.tofile(file)
+    recipe = pyinv.recipes.lipton("none").replace(max_steps=3)
+    expected = inverter.invert(images, recipe=recipe, init="encoder").latents
+    options = ("--threads", 1, "--latents", latents, "--recipe", tmp_path / "recipe.json")
+    for described, more in (
+        (recipe, ("--init", "encoder")),
+        (recipe.replace(start="encoder"), ()),
+    ):
+        (tmp_path / "recipe.json").write_text(json.dumps(described.describe()))
+        run(embed, bundle, file, *options, *more)
+        found = np.fromfile(latents, np.float32).reshape(expected.shape)
+        assert_close(found, expected, "latent")
+    message = error_of(embed, tmp_path / "plain.bundle", file, *options, "--init", "encoder")
+    assert "this bundle has no encoder" in message
+    assert "--init must be encoder" in error_of(embed, bundle, file, "--init", "zero")
+
+
 def test_no_python_is_in_the_process(embed: Path) -> None:
     libraries = run("ldd", embed).stdout
     assert "not found" not in libraries
@@ -234,6 +262,12 @@ def with_normal_equations(path: Path, times: int) -> None:
     change(path, functions=manifest["functions"] + times * [added])
 
 
+def with_two_encoders(path: Path) -> None:
+    manifest = json.loads(path.read_text())
+    added = {**manifest["functions"][0], "name": "encode"}
+    change(path, functions=[*manifest["functions"], added, added])
+
+
 BROKEN_BUNDLES = {
     "no manifest": (lambda m: m.unlink(), "not a pyinv bundle, it has no manifest.json"),
     "no JSON": (lambda m: m.write_text("{,"), "manifest.json is not valid JSON: line 1, column 2"),
@@ -297,6 +331,10 @@ BROKEN_BUNDLES = {
     "normal equations of a batch": (
         lambda m: (with_normal_equations(m, 1), change(m, batch_norm="batch")),
         'with batch_norm "batch" images depend on one another',
+    ),
+    "encode twice": (
+        with_two_encoders,
+        'functions must hold "encode" once for each runtime, or for none; onnx has 2',
     ),
     "unlisted": (
         lambda m: with_functions(m, 0, 1, file="other.onnx"),

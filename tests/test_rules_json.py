@@ -343,7 +343,7 @@ WRONG = {
     "start": (
         U,
         {**stage_of(), "start": "zero"},
-        'recipe.start must be one of prior, mean, got "zero"',
+        'recipe.start must be one of prior, mean, encoder, got "zero"',
     ),
     "damping": (U, damped(damping=0), "solver.damping must be a number > 0, got 0"),
     "up": (U, damped(up=1), "solver.up must be a number > 1, got 1"),

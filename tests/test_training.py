@@ -33,6 +33,7 @@ from torch.nn import functional  # noqa: E402
 from pyinv.training import gan, train_gan  # noqa: E402
 from pyinv.training.adversaries import Adversaries  # noqa: E402
 from pyinv.training.draws import Purpose, draw_labels, draw_latents, random  # noqa: E402
+from pyinv.training.loop import grid_due  # noqa: E402
 
 SMALL = GanConfiguration(
     "small",
@@ -315,7 +316,7 @@ def test_what_decides_only_the_export_may_change(digits, straight, tmp_path, une
 
 @pytest.mark.parametrize("iterations", [10, 25, 3000])
 def test_there_are_ten_sample_grids(iterations):
-    due = [number for number in range(1, iterations + 1) if gan._grid_due(number, iterations)]
+    due = [number for number in range(1, iterations + 1) if grid_due(number, iterations)]
     assert len(due) == 10
     assert due[-1] == iterations
 

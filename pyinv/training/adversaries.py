@@ -41,6 +41,8 @@ class Adversaries:
         losses: the discriminator's and the generator's of each iteration, before its update.
     """
 
+    loss_names: tuple[str, ...] = ("discriminator", "generator")
+
     def __init__(
         self, configuration: GanConfiguration, pixels: NDArray[np.uint8], device: torch.device
     ) -> None:

@@ -32,8 +32,6 @@ __all__ = ["BUNDLES", "TrainingData", "TrainingFolder"]
 BUNDLES = {"eval": "generator.bundle", "batch": "generator-batch.bundle"}
 """The bundles' names by their batch-norm mode."""
 
-# A training may become longer, and the others decide how it is called and exported.
-_FREE = ("iterations", "source", "name", "losses", "batch_norm")
 _CONFIGURATION = "configuration.json"
 _LOCK = ".lock"
 _MEND = "use another folder, or overwrite this one (--overwrite)"
@@ -57,6 +55,8 @@ class TrainingData:
 class TrainingFolder:
     """A folder for one training. Entering it makes it if it is not there, and keeps others out.
 
+    It is the folder of a GAN; a subclass says in what another kind of training differs.
+
     Args:
         path: where.
         configuration: the training's.
@@ -69,10 +69,14 @@ class TrainingFolder:
             training runs in it.
     """
 
+    kind = "GAN"
+    # A training may become longer, and the others decide how it is called and exported.
+    free: tuple[str, ...] = ("iterations", "source", "name", "losses", "batch_norm")
+
     def __init__(
         self,
         path: Path,
-        configuration: GanConfiguration,
+        configuration: Any,
         data: TrainingData,
         *,
         overwrite: bool = False,
@@ -82,7 +86,8 @@ class TrainingFolder:
         self.data = data
         self.checkpoint = path / "checkpoint.pt"
         self.weights = path / "generator.pt"
-        self.bundles = {mode: path / BUNDLES[mode] for mode in configuration.batch_norm}
+        modes = getattr(configuration, "batch_norm", ("eval",))
+        self.bundles = {mode: path / BUNDLES[mode] for mode in modes}
         self._losses = path / "losses.csv"
         self._samples = path / "samples"
         self._overwrite = overwrite
@@ -122,10 +127,23 @@ class TrainingFolder:
 
     def write_configuration(self) -> None:
         """Say whose the folder is; raise OutputError when it cannot be written."""
-        content = {"configuration": self.configuration.describe(), "data": asdict(self.data)}
-        write_whole(self.path / _CONFIGURATION, (json.dumps(content, indent=2) + "\n").encode())
+        content = json.dumps(self.describe(), indent=2) + "\n"
+        write_whole(self.path / _CONFIGURATION, content.encode())
 
-    def write_losses(self, losses: list[tuple[float, float]]) -> None:
+    def describe(self) -> dict[str, Any]:
+        """Return what tells this training from another, as JSON values."""
+        return {"configuration": self.configuration.describe(), "data": asdict(self.data)}
+
+    def read_description(self, described: Mapping[str, Any]) -> tuple[Any, TrainingData]:
+        """Return the configuration and data that ``describe()`` described.
+
+        Raises:
+            InputError, KeyError, TypeError, ValueError: these are none.
+        """
+        configuration = GanConfiguration.from_description(described["configuration"])
+        return configuration, TrainingData(**described["data"])
+
+    def write_losses(self, losses: Any) -> None:
         """Write losses.csv, a line an iteration; raise OutputError when that fails."""
         # Nine digits tell every float32 from the next.
         lines = [f"{row},{pair[0]:.9g},{pair[1]:.9g}\n" for row, pair in enumerate(losses, 1)]
@@ -158,14 +176,12 @@ class TrainingFolder:
                 "anew (--overwrite)"
             )
 
-    def refuse_another(
-        self, path: Path, configuration: GanConfiguration, data: TrainingData
-    ) -> None:
+    def refuse_another(self, path: Path, configuration: Any, data: TrainingData) -> None:
         """Raise InputError that names the first field in which ``path`` is not this training's.
 
         A training may become longer, and be exported in another way.
         """
-        field = configuration.difference(self.configuration, ignore=_FREE)
+        field = configuration.difference(self.configuration, ignore=self.free)
         if field is not None:
             theirs, ours = getattr(configuration, field), getattr(self.configuration, field)
             raise InputError(
@@ -228,17 +244,21 @@ class TrainingFolder:
         path = self.path / _CONFIGURATION
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            configuration = GanConfiguration.from_description(content["configuration"])
-            data = TrainingData(**content["data"])
-        except (ValueError, KeyError, TypeError) as error:
+            kind = content.get("kind", TrainingFolder.kind)
+            if kind == self.kind:
+                configuration, data = self.read_description(content)
+        except (AttributeError, ValueError, KeyError, TypeError) as error:
             reason = " ".join(str(error).split())
             raise InputError(f"{path}: damaged ({reason}); {_MEND}") from None
+        if kind != self.kind:
+            raise InputError(f"{path}: from the training of another kind, of {kind}; {_MEND}")
         self.refuse_another(path, configuration, data)
 
     def _empty(self) -> None:
         """Take away what a training wrote, and nothing else."""
-        bundles = [self.path / name for name in BUNDLES.values()]
-        for path in (self.checkpoint, self._losses, self.weights, self._samples, *bundles):
+        names = ("generator.pt", "encoder.pt", *BUNDLES.values())
+        written = [self.path / name for name in names]
+        for path in (self.checkpoint, self._losses, self._samples, *written):
             if path.is_dir():
                 shutil.rmtree(path)
             else:

@@ -1,15 +1,12 @@
-"""Training a GAN: one loop for all configurations, which can be stopped and goes on."""
+"""Training a GAN: one call for all configurations, which can be stopped and goes on."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-import math
 import os
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +15,10 @@ from numpy.typing import NDArray
 
 from pyinv.arrays import as_numpy, shape_text, whole_number
 from pyinv.cores import usable_cores
-from pyinv.errors import DependencyError, DeviceError, InputError, OutputError, RunError
+from pyinv.errors import DependencyError, DeviceError, InputError
 from pyinv.outputs import write_whole
 from pyinv.training.configurations import GanConfiguration
-from pyinv.training.progress import Progress, beside_bar, check_progress, iteration_reporter
+from pyinv.training.progress import Progress, check_progress
 
 try:
     import torch
@@ -29,13 +26,11 @@ except ImportError:
     raise DependencyError("training needs PyTorch: pip install 'pyinv[export]'") from None
 
 from pyinv.training.adversaries import Adversaries
-from pyinv.training.checkpoint import is_out_of_memory, read_checkpoint, write_checkpoint
+from pyinv.training.checkpoint import read_checkpoint
 from pyinv.training.folder import TrainingData, TrainingFolder
-from pyinv.training.interrupt import Interrupt
+from pyinv.training.loop import iterate, resume, torch_settings
 
 __all__ = ["TrainedGan", "check_device", "check_threads", "train_gan"]
-
-GRIDS = 10
 
 
 @dataclass(frozen=True)
@@ -128,7 +123,7 @@ def train_gan(
     say = say or (lambda line: None)
     with (
         TrainingFolder(Path(folder), configuration, data, overwrite=overwrite) as opened,
-        _torch_threads(count),
+        torch_settings(count),
     ):
         trained = TrainedGan(opened.path, configuration, opened.bundles, opened.weights)
         if not opened.missing():
@@ -144,152 +139,15 @@ def train_gan(
             opened.refuse_lost_checkpoint()
         adversaries = Adversaries(configuration, pixels, where)
         if state is not None:
-            _load(adversaries, state, opened)
+            resume(adversaries, state, opened)
         opened.write_configuration()
         if adversaries.iteration:
             say(f"continuing after iteration {adversaries.iteration} of {configuration.iterations}")
             # A crash may have come between the checkpoint and these.
             opened.write_losses(adversaries.losses)
-        _run(adversaries, opened, progress, say, checkpoint_seconds)
+        iterate(adversaries, opened, progress, say, checkpoint_seconds)
         _export(adversaries, opened, say)
     return trained
-
-
-def _run(
-    adversaries: Adversaries,
-    folder: TrainingFolder,
-    progress: bool | Progress | None,
-    say: Callable[[str], None],
-    checkpoint_seconds: float,
-) -> None:
-    """Make the iterations that are left."""
-    iterations = adversaries.configuration.iterations
-    began = saved = adversaries.iteration
-    started = saved_at = time.monotonic()
-
-    def save() -> None:
-        nonlocal saved, saved_at
-        if saved == adversaries.iteration:
-            return
-        # A checkpoint that cannot be gone on from must not replace one that can.
-        if not adversaries.finite:
-            raise _diverged(adversaries, folder.checkpoint)
-        write_checkpoint(
-            folder.checkpoint,
-            {
-                "configuration": folder.configuration.describe(),
-                "data": asdict(folder.data),
-                **adversaries.state(),
-            },
-        )
-        folder.write_losses(adversaries.losses)
-        saved, saved_at = adversaries.iteration, time.monotonic()
-
-    def iterate(interrupt: Interrupt, report: Progress | None) -> None:
-        while adversaries.iteration < iterations:
-            losses = adversaries.step()
-            if not all(map(math.isfinite, losses)):
-                raise _diverged(adversaries, folder.checkpoint)
-            iteration = adversaries.iteration
-            if _grid_due(iteration, iterations):
-                picture = folder.write_samples(
-                    adversaries.samples(), adversaries.value_range, iteration
-                )
-                if report is None:
-                    left = (time.monotonic() - started) / (iteration - began)
-                    say(
-                        f"iteration {iteration} of {iterations}: losses: discriminator "
-                        f"{losses[0]:.2f}, generator {losses[1]:.2f}; "
-                        f"{_minutes(left * (iterations - iteration))} left; {picture}"
-                    )
-            if interrupt.asked:
-                raise KeyboardInterrupt
-            if report is not None:
-                report(
-                    {
-                        "iteration": iteration,
-                        "iterations": iterations,
-                        "discriminator_loss": losses[0],
-                        "generator_loss": losses[1],
-                        "seconds": time.monotonic() - started,
-                    }
-                )
-            if time.monotonic() - saved_at >= checkpoint_seconds:
-                save()
-
-    def note() -> None:
-        with beside_bar(progress):
-            say("stopping after this iteration")
-
-    reporter = iteration_reporter(progress, began, iterations)
-    try:
-        with Interrupt(note) as interrupt, reporter as report:
-            try:
-                iterate(interrupt, report)
-            except BaseException as error:
-                # What has diverged is of no use, and a full disk takes no other file either.
-                if adversaries.whole and not isinstance(error, RunError | OutputError):
-                    save()
-                raise
-            save()
-    except KeyboardInterrupt:
-        say(
-            f"the checkpoint holds {saved} of {iterations} iterations"
-            if saved
-            else "no checkpoint was written"
-        )
-        raise
-
-
-def _grid_due(iteration: int, iterations: int) -> bool:
-    """Whether another tenth of the iterations is done."""
-    return iteration * GRIDS // iterations > (iteration - 1) * GRIDS // iterations
-
-
-def _minutes(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-def _diverged(adversaries: Adversaries, checkpoint: Path) -> RunError:
-    kept = f"{checkpoint} is from before" if checkpoint.exists() else "no checkpoint was written"
-    return RunError(
-        f"the training has diverged: after iteration {adversaries.iteration} a loss or a weight is "
-        f"NaN or infinite; {kept}. Train with a lower learning rate (--learning-rate), or another "
-        "seed (--seed), in another folder"
-    )
-
-
-def _load(adversaries: Adversaries, state: dict[str, Any], folder: TrainingFolder) -> None:
-    """Take over a checkpoint, or say in one line why not."""
-    path = folder.checkpoint
-    with _damage_named(path):
-        theirs = GanConfiguration.from_description(state["configuration"])
-        trained_on = TrainingData(**state["data"])
-    folder.refuse_another(path, theirs, trained_on)
-    with _damage_named(path):
-        adversaries.load(state)
-    asked = folder.configuration.iterations
-    if adversaries.iteration > asked:
-        raise InputError(
-            f"{path}: {adversaries.iteration} iterations are done, got iterations={asked}; ask for "
-            f"{adversaries.iteration} or more, or use another folder"
-        )
-
-
-@contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        if is_out_of_memory(error):
-            raise
-        what = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
-        raise InputError(
-            f"{path}: damaged ({what}); to train from the beginning, delete it or overwrite the "
-            "folder (--overwrite)"
-        ) from None
 
 
 def _export(adversaries: Adversaries, folder: TrainingFolder, say: Callable[[str], None]) -> None:
@@ -359,14 +217,3 @@ def check_threads(threads: int | None) -> int:
     if threads is None:
         return usable_cores()
     return whole_number("threads", threads, at_least=1, or_else="None")
-
-
-@contextmanager
-def _torch_threads(count: int) -> Iterator[None]:
-    """PyTorch has one number of threads for the whole process, which is the caller's."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

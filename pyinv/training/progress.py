@@ -53,11 +53,12 @@ def iteration_reporter(
     with tqdm(total=iterations, initial=done, bar_format=layout, file=sys.stderr) as bar:
 
         def report(now: dict[str, Any]) -> None:
-            bar.set_postfix_str(
-                f"losses: discriminator {now['discriminator_loss']:.2f}, "
-                f"generator {now['generator_loss']:.2f}",
-                refresh=False,
-            )
+            losses = [
+                f"{name.removesuffix('_loss')} {value:.2f}"
+                for name, value in now.items()
+                if name.endswith("_loss")
+            ]
+            bar.set_postfix_str(f"losses: {', '.join(losses)}", refresh=False)
             bar.update()
 
         yield report

@@ -1,0 +1,219 @@
+"""The loop that every training runs in: it can be stopped, and continues to the same bits."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pyinv.errors import InputError, OutputError, RunError
+from pyinv.training.checkpoint import is_out_of_memory, write_checkpoint
+from pyinv.training.folder import TrainingFolder
+from pyinv.training.interrupt import Interrupt
+from pyinv.training.progress import Progress, beside_bar, iteration_reporter
+
+__all__ = ["Training", "grid_due", "iterate", "resume", "torch_settings"]
+
+GRIDS = 10
+
+
+class Training(Protocol):
+    """What the loop trains.
+
+    Attributes:
+        iteration: how many are done.
+        whole: False in the middle of an iteration, when nothing of this is worth keeping.
+        losses: those of all iterations, as the folder writes them.
+        loss_names: what the losses of the last iteration are called.
+        value_range: of ``samples``.
+        finite: whether the losses of the last iteration and all weights are.
+    """
+
+    iteration: int
+    whole: bool
+    losses: Any
+    loss_names: tuple[str, ...]
+    value_range: tuple[float, float]
+
+    @property
+    def finite(self) -> bool: ...
+
+    def step(self) -> tuple[float, ...]:
+        """Make one iteration; return its losses."""
+
+    def samples(self) -> NDArray[np.float32] | None:
+        """Return images that show how far it is, [N, C, H, W], if there are any yet."""
+
+    def state(self) -> dict[str, Any]:
+        """Return everything that the next iteration depends on, and the losses so far."""
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take over what ``state`` returned."""
+
+
+def iterate(
+    training: Training,
+    folder: TrainingFolder,
+    progress: bool | Progress | None,
+    say: Callable[[str], None],
+    checkpoint_seconds: float,
+) -> None:
+    """Make the iterations that are left, with sample grids, checkpoints and reports.
+
+    Args:
+        training: what is trained.
+        folder: where to.
+        progress: as for ``iteration_reporter``.
+        say: called with a line about each thing that is not an iteration.
+        checkpoint_seconds: from one checkpoint to the next.
+
+    Raises:
+        OutputError: the folder cannot be written to. The last checkpoint is kept.
+        RunError: a loss or a weight is no longer finite. The last checkpoint is kept.
+        KeyboardInterrupt: Ctrl-C, after the iteration under way and a checkpoint.
+    """
+    iterations = folder.configuration.iterations
+    began = saved = training.iteration
+    started = saved_at = time.monotonic()
+
+    def save() -> None:
+        nonlocal saved, saved_at
+        if saved == training.iteration:
+            return
+        # A checkpoint that cannot be gone on from must not replace one that can.
+        if not training.finite:
+            raise _diverged(training, folder.checkpoint)
+        write_checkpoint(
+            folder.checkpoint,
+            {**folder.describe(), **training.state()},
+        )
+        folder.write_losses(training.losses)
+        saved, saved_at = training.iteration, time.monotonic()
+
+    def run(interrupt: Interrupt, report: Progress | None) -> None:
+        while training.iteration < iterations:
+            losses = training.step()
+            if not all(map(math.isfinite, losses)):
+                raise _diverged(training, folder.checkpoint)
+            iteration = training.iteration
+            named = dict(zip(training.loss_names, losses, strict=True))
+            if grid_due(iteration, iterations):
+                samples = training.samples()
+                picture = ""
+                if samples is not None:
+                    written = folder.write_samples(samples, training.value_range, iteration)
+                    picture = f"; {written}"
+                if report is None:
+                    left = (time.monotonic() - started) / (iteration - began)
+                    listed = ", ".join(f"{name} {loss:.2f}" for name, loss in named.items())
+                    say(
+                        f"iteration {iteration} of {iterations}: losses: {listed}; "
+                        f"{_minutes(left * (iterations - iteration))} left{picture}"
+                    )
+            if interrupt.asked:
+                raise KeyboardInterrupt
+            if report is not None:
+                report(
+                    {
+                        "iteration": iteration,
+                        "iterations": iterations,
+                        **{f"{name}_loss": loss for name, loss in named.items()},
+                        "seconds": time.monotonic() - started,
+                    }
+                )
+            if time.monotonic() - saved_at >= checkpoint_seconds:
+                save()
+
+    def note() -> None:
+        with beside_bar(progress):
+            say("stopping after this iteration")
+
+    reporter = iteration_reporter(progress, began, iterations)
+    try:
+        with Interrupt(note) as interrupt, reporter as report:
+            try:
+                run(interrupt, report)
+            except BaseException as error:
+                # What has diverged is of no use, and a full disk takes no other file either.
+                if training.whole and not isinstance(error, RunError | OutputError):
+                    save()
+                raise
+            save()
+    except KeyboardInterrupt:
+        say(
+            f"the checkpoint holds {saved} of {iterations} iterations"
+            if saved
+            else "no checkpoint was written"
+        )
+        raise
+
+
+def grid_due(iteration: int, iterations: int) -> bool:
+    """Whether another tenth of the iterations is done."""
+    return iteration * GRIDS // iterations > (iteration - 1) * GRIDS // iterations
+
+
+def _minutes(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _diverged(training: Training, checkpoint: Path) -> RunError:
+    kept = f"{checkpoint} is from before" if checkpoint.exists() else "no checkpoint was written"
+    return RunError(
+        f"the training has diverged: after iteration {training.iteration} a loss or a weight is "
+        f"NaN or infinite; {kept}. Train with a lower learning rate (--learning-rate), or another "
+        "seed (--seed), in another folder"
+    )
+
+
+def resume(training: Training, state: dict[str, Any], folder: TrainingFolder) -> None:
+    """Take over a checkpoint, or say in one line why not."""
+    path = folder.checkpoint
+    with _damage_named(path):
+        theirs, trained_on = folder.read_description(state)
+    folder.refuse_another(path, theirs, trained_on)
+    with _damage_named(path):
+        training.load(state)
+    asked = folder.configuration.iterations
+    if training.iteration > asked:
+        raise InputError(
+            f"{path}: {training.iteration} iterations are done, got iterations={asked}; ask for "
+            f"{training.iteration} or more, or use another folder"
+        )
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
+        what = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise InputError(
+            f"{path}: damaged ({what}); to train from the beginning, delete it or overwrite the "
+            "folder (--overwrite)"
+        ) from None
+
+
+@contextmanager
+def torch_settings(threads: int) -> Iterator[None]:
+    """Set what PyTorch has once for the whole process, and then as the caller had it."""
+    before, searched = torch.get_num_threads(), torch.backends.cudnn.benchmark
+    torch.set_num_threads(threads)
+    # A training has few shapes of convolutions, so a search for the fastest kernels pays.
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        torch.backends.cudnn.benchmark = searched

@@ -22,6 +22,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -44,7 +45,7 @@ LIMITS = {
     "build": 150.0,
     "bandwidth": 20.0,
     "loop": 100.0,
-    "recovery": 60.0,
+    "recovery": 75.0,
     "tests": 150.0,
     "sanitizers": 150.0,
 }
@@ -192,26 +193,41 @@ def build(check: Check) -> dict[str, Any]:
         installing = pool.submit(run, install, limit=limit, environment=environment)
         building = pool.submit(programs)
         pip, made = installing.result(), building.result()
-    look = "import json, pyinv, torch; from pyinv import _core, runtimes; print(json.dumps({" + (
-        "'pyinv': pyinv.__version__, 'engine': _core.__file__, 'torch': torch.__version__,"
-        "'cuda': _core.built_with_cuda(), 'gpus': _core.cuda_device_count(),"
-        "'torchscript': str(runtimes.load('torchscript')), 'onnx': str(runtimes.load('onnx')),"
-        "'onnx_cuda': runtimes.load('onnx').has_cuda}))"
-    )
-    seen = run([sys.executable, "-c", look], limit=60.0, environment=environment)
-    write_log(check.log("build"), [pip, *made, seen])
-    problems = [f"pip: {pip.problem}"] if not pip.ok else []
-    problems += [f"tests/cuda: {done.problem}" for done in made if not done.ok]
-    problems += [f"import pyinv: {seen.stderr.strip()[-300:]}"] if not seen.ok else []
+    # What is built, and against what.
+    look = """
+import json, pyinv, torch
+from pyinv import _core, runtimes
+onnx = runtimes.load("onnx")
+print(json.dumps({
+    "pyinv": pyinv.__version__,
+    "engine": _core.__file__,
+    "torchscript": str(runtimes.load("torchscript")),
+    "onnx": str(onnx),
+    "onnx_has_cuda": onnx.has_cuda,
+    "torch_cuda": torch.version.cuda,
+    "gpus": _core.cuda_device_count(),
+}))
+"""
+    steps = {"pip": [pip], "tests/cuda": made}
+    if pip.ok:
+        seen = run([sys.executable, "-c", look], limit=60.0, environment=environment)
+        steps["import pyinv"] = [seen]
+    ended = [done for several in steps.values() for done in several]
+    write_log(check.log("build"), ended)
+    problems = [
+        f"{name}: {done.problem}"
+        for name, several in steps.items()
+        for done in several
+        if not done.ok
+    ]
     return {
         "status": "failed" if problems else "ok",
         "reason": "; ".join(problems),
         "pip_seconds": pip.seconds,
         "programs_seconds": sum(done.seconds for done in made),
-        "built": json.loads(seen.stdout) if seen.ok else None,
-        "tail": "" if not problems else "\n".join(tail(done) for done in [pip, *made, seen]
-                                                  if not done.ok),
-    }  # fmt: skip
+        "built": next(iter(json_lines(seen.stdout)), None) if pip.ok else None,
+        "tail": "\n".join(tail(done) for done in ended if not done.ok),
+    }
 
 
 def bandwidth(check: Check) -> dict[str, Any]:
@@ -261,7 +277,7 @@ def recovery(check: Check) -> dict[str, Any]:
     limit = check.left("recovery")
     program = ROOT / "benchmarks" / "gpu_recovery.py"
     done = run(
-        [sys.executable, program, weights, "--seconds", str(0.4 * limit)],
+        [sys.executable, program, weights, "--seconds", str(0.3 * limit)],
         limit=limit, environment=check.environment(),
     )  # fmt: skip
     write_log(check.log("recovery"), [done])
@@ -415,9 +431,10 @@ TOGETHER = ("tests", "sanitizers")
 def outcome(done: Done, complete: bool) -> dict[str, Any]:
     """Return how a part of one command ended."""
     problem = done.problem or ("" if complete else "it printed no result")
+    last = done.stderr.strip().rpartition("\n")[2][-200:]
     return {
         "status": "failed" if problem else "ok",
-        "reason": problem,
+        "reason": f"{problem}: {last}" if problem and last else problem,
         "tail": tail(done) if problem else "",
     }
 
@@ -460,7 +477,7 @@ def lines_of(part: str, result: dict[str, Any]) -> list[str]:
     head = f"{part:<11} {result['status']:<8} {result.get('seconds', 0.0):6.1f} s"
     more = []
     if part == "build" and result.get("built"):
-        more.append("{torchscript}, onnxruntime {onnx}".format(**result["built"]))
+        more.append("{torchscript}, ONNX Runtime {onnx}; GPUs: {gpus}".format(**result["built"]))
     if part == "bandwidth" and "copy_gb_per_second" in result:
         more.append(
             f"step at {min(result['step_gb_per_second'].values()):.0f} GB/s or more, at least "
@@ -482,13 +499,23 @@ def lines_of(part: str, result: dict[str, Any]) -> list[str]:
     if part == "tests" and "passed" in result:
         more.append("{passed} passed, {failed} failed, {skipped} skipped".format(**result))
         more += [f"  skipped {number}: {why}" for why, number in result["skip_reasons"].items()]
-        more += [f"  FAILED {name}" for name in list(result["failures"])[:20]]
+        more += [f"  failed {number}: {why}" for why, number in grouped(result["failures"])[:8]]
+        more += [f"  FAILED {name}" for name in list(result["failures"])[:10]]
         more += [f"  unfinished {name}" for name in result["unfinished"]]
     if part == "sanitizers" and "tools" in result:
         more.append(", ".join(f"{name} {one['status']} ({one['seconds']} s)"
                               for name, one in result["tools"].items()))  # fmt: skip
     reason = f"  {result['reason']}" if result.get("reason") else ""
     return [head + reason, *(f"            {line}" for line in more)]
+
+
+def grouped(failures: dict[str, str]) -> list[tuple[str, int]]:
+    """Return what failing tests say, and how many say it, most frequent first."""
+    said = Counter(
+        next((line for line in why.splitlines() if line.startswith("E ")), why[-200:])
+        for why in failures.values()
+    )
+    return [(why.removeprefix("E ").strip()[:200], number) for why, number in said.most_common()]
 
 
 def write_report(check: Check, results: dict[str, dict[str, Any]]) -> None:

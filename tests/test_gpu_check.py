@@ -170,6 +170,7 @@ def test_shards_run_each_test_once_and_tell_what_did_not_end(tmp_path: Path) -> 
     line = "\n".join(gpu_check.lines_of("tests", {"status": "failed", **found}))
     assert "3 passed, 1 failed, 1 skipped" in line
     assert "FAILED test_some.py::test_some[2]" in line
+    assert "failed 1: AssertionError: two is wrong" in line
 
 
 def test_recovery_without_data_says_what_it_wants(check: gpu_check.Check) -> None:

@@ -81,6 +81,9 @@ def _add_gan(kinds: Any, shared: argparse.ArgumentParser) -> None:
         metavar="N",
         help="updates of each network; with more than before, a finished training is continued",
     )
+    settings.add_argument(
+        "--width", type=int, metavar="N", help="channels of the layer next to the image"
+    )
     settings.add_argument("--batch-size", type=int, metavar="N", help="images in an iteration")
     settings.add_argument("--learning-rate", type=float, metavar="X", help="of both networks")
     settings.add_argument("--seed", type=int, metavar="N", help="of all random draws")
@@ -149,6 +152,7 @@ def _configuration(arguments: argparse.Namespace) -> GanConfiguration:
         "model": arguments.model,
         "prior": None if arguments.prior is None else _PRIORS[arguments.prior],
         "iterations": arguments.iterations,
+        "width": arguments.width,
         "batch_size": arguments.batch_size,
         "learning_rate": arguments.learning_rate,
         "seed": arguments.seed,
@@ -157,9 +161,11 @@ def _configuration(arguments: argparse.Namespace) -> GanConfiguration:
     if arguments.image_size is not None or arguments.channels is not None:
         side = size if arguments.image_size is None else arguments.image_size
         changes["image_shape"] = (arguments.channels or channels, side, side)
-    options = dict(get_model(changes.get("model", configuration.model)).options)
-    if configuration.width is not None and "width" not in options:
-        changes["width"] = None
+    model = get_model(changes.get("model", configuration.model))
+    if configuration.width is not None and "width" not in dict(model.options):
+        changes.setdefault("width", None)
+    if configuration.growth and not model.grows:
+        changes["growth"] = 0
     changed = [name for name, value in changes.items() if value != getattr(configuration, name)]
     if changed:
         changes["source"] = f"{configuration.source}; changed: {', '.join(changed)}"

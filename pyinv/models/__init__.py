@@ -23,11 +23,12 @@ class GanModel:
     Args:
         name: what the command line and a training's configuration call it.
         source: the paper, and the table or section with the layers.
-        value_range: the lowest and highest pixel that the generator can produce.
+        value_range: the lowest and highest pixel of the images that it is trained with.
         image_shapes: the (C, H, W) it can make.
         options: settings beyond the sizes, each with its default; ``width`` is the number of
             channels of the layer next to the image.
         latent_size: the paper's.
+        grows: whether it can be trained from 4x4 pixels up.
     """
 
     name: str
@@ -36,6 +37,7 @@ class GanModel:
     image_shapes: tuple[ImageShape, ...]
     options: tuple[tuple[str, int], ...] = ()
     latent_size: int = 100
+    grows: bool = False
 
     def generator(
         self, latent_size: int | None = None, image_shape: ImageShape | None = None, **options: int
@@ -110,6 +112,7 @@ def _shapes(shapes: Any) -> str:
     return ", ".join("x".join(map(str, shape)) for shape in shapes)
 
 
+_PROGAN_SHAPES = tuple((channels, size, size) for size in (256, 128, 64, 32) for channels in (3, 1))
 _DCGAN_SHAPES = ((3, 64, 64), (1, 64, 64), (3, 32, 32), (1, 32, 32))
 _ALL = (
     GanModel(
@@ -139,6 +142,16 @@ _ALL = (
         image_shapes=_DCGAN_SHAPES,
         options=(("width", 64),),
     ),
+    GanModel(
+        "progan",
+        "Karras et al. 2018, table 2 and section 4; Bau et al. 2019, section 3.2",
+        # Its images are not bounded: this is what they are trained towards.
+        value_range=(-1.0, 1.0),
+        image_shapes=_PROGAN_SHAPES,
+        options=(("width", 64),),
+        latent_size=512,
+        grows=True,
+    ),
 )
 MODELS: dict[str, GanModel] = {model.name: model for model in _ALL}
 """Every model by its name."""
@@ -148,4 +161,5 @@ _FILES = {
     "dcgan": "dcgan",
     "egan": "egan",
     "egan-pixel-shuffle": "egan",
+    "progan": "progan",
 }

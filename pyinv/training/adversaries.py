@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from pyinv.models import get_model
+from pyinv.models import get_model, progan
 from pyinv.training.configurations import GanConfiguration
 from pyinv.training.draws import Purpose, draw_labels, draw_latents, random
 
@@ -61,6 +62,8 @@ class Adversaries:
                 configuration.latent_size, configuration.image_shape, **configuration.options
             )
             discriminator = model.discriminator(configuration.image_shape, **configuration.options)
+            if configuration.growth:
+                generator, discriminator = progan.growing(generator), progan.growing(discriminator)
         _draw_weights(generator, random(configuration.seed, Purpose.GENERATOR))
         _draw_weights(discriminator, random(configuration.seed, Purpose.DISCRIMINATOR))
         self.networks = {"generator": generator, "discriminator": discriminator}
@@ -70,7 +73,7 @@ class Adversaries:
             name: torch.optim.Adam(
                 network.parameters(),
                 lr=configuration.learning_rate,
-                betas=(configuration.beta1, 0.999),
+                betas=(configuration.beta1, configuration.beta2),
                 fused=True,
             )
             for name, network in self.networks.items()
@@ -85,17 +88,24 @@ class Adversaries:
         generator, discriminator = self.networks["generator"], self.networks["discriminator"]
         size = configuration.batch_size
         labels = random(configuration.seed, Purpose.LABELS, number)
-        real_labels = draw_labels(configuration.real_labels, size, labels).to(self._device)
-        fake_labels = draw_labels(configuration.fake_labels, size, labels).to(self._device)
+        real_labels = self._moved(draw_labels(configuration.real_labels, size, labels))
+        fake_labels = self._moved(draw_labels(configuration.fake_labels, size, labels))
+        self._grow(number)
         real = self._real(number)
+        due = number % configuration.penalty_every == 0
+        penalized = due and configuration.gradient_penalty > 0
         fake = generator(self._latents(Purpose.LATENTS, number))
 
         loss = functional.binary_cross_entropy_with_logits
         # Two batches and not one, so that batch norm sees real or generated images alone.
-        on_real = loss(discriminator(real), real_labels)
+        logits = discriminator(real.requires_grad_(penalized))
+        on_real = loss(logits, real_labels)
         on_fake = loss(discriminator(fake.detach()), fake_labels)
         discriminator_loss = on_real + on_fake
-        self._update("discriminator", discriminator_loss)
+        minimized = discriminator_loss
+        if penalized:
+            minimized = discriminator_loss + self._penalty(real, logits)
+        self._update("discriminator", minimized)
 
         # The generator needs the gradient through the discriminator, not that of its weights.
         discriminator.requires_grad_(False)
@@ -104,7 +114,9 @@ class Adversaries:
         discriminator.requires_grad_(True)
         self._average(number)
 
-        losses = (discriminator_loss.item(), generator_loss.item())
+        # A wait for the device, and the only one.
+        both = torch.stack([discriminator_loss, generator_loss]).tolist()
+        losses = (both[0], both[1])
         self.losses.append(losses)
         self.iteration += 1
         self.whole = True
@@ -116,12 +128,15 @@ class Adversaries:
         Batch norm gets the mean statistics of generated batches: the running ones lag behind the
         weights, and belong to no averaged weights at all.
         """
-        networks = self.networks
-        sampler = copy.deepcopy(networks.get("averaged", networks["generator"]))
-        for module in sampler.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.reset_running_stats()
-                module.momentum = None  # every batch counts the same
+        sampler = copy.deepcopy(self._best)
+        if isinstance(sampler, progan.GrowingGenerator):
+            sampler = sampler.generator
+        norms = [m for m in sampler.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        if not norms:
+            return sampler.eval()
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # every batch counts the same
         sampler.train()
         with torch.no_grad():
             for number in range(STATISTICS_BATCHES):
@@ -129,15 +144,25 @@ class Adversaries:
         return sampler.eval()
 
     def samples(self) -> NDArray[np.float32]:
-        """Return the images of 64 latents, the same ones each time, [64, C, H, W]."""
+        """Return the images of 64 latents, the same ones each time, [64, C, H, W].
+
+        Those of a network that still grows are enlarged.
+        """
         configuration = self.configuration
         source = random(configuration.seed, Purpose.SAMPLES)
         latents = draw_latents(
             configuration.prior, GRID_IMAGES, configuration.latent_size, source
         ).to(self._device)
+        sampler = self._best if configuration.growth else self.sampler()
         with torch.no_grad():
-            images: NDArray[np.float32] = self.sampler()(latents).cpu().numpy()
-        return images
+            images = functional.interpolate(sampler(latents), configuration.image_shape[1:])
+        shown: NDArray[np.float32] = images.cpu().numpy()
+        return shown
+
+    @property
+    def _best(self) -> nn.Module:
+        """The generator whose weights are exported."""
+        return self.networks.get("averaged", self.networks["generator"])
 
     @property
     def finite(self) -> bool:
@@ -178,25 +203,38 @@ class Adversaries:
         loss.backward()
         solver.step()
 
+    def _grow(self, number: int) -> None:
+        if self.configuration.growth:
+            for network in self.networks.values():
+                assert isinstance(network, progan.GrowingGenerator | progan.GrowingDiscriminator)
+                network.grow(*self.configuration.grown(number))
+
+    def _penalty(self, real: Tensor, logits: Tensor) -> Tensor:
+        """Return the penalty on the gradient at real images."""
+        configuration = self.configuration
+        (slopes,) = torch.autograd.grad(logits.sum(), real, create_graph=True)
+        weight = configuration.gradient_penalty / 2 * configuration.penalty_every
+        return weight * slopes.square().sum((1, 2, 3)).mean()
+
     def _average(self, number: int) -> None:
         averaged = self.networks.get("averaged")
         if averaged is None:
             return
         # The first weights are noise: the average begins short and grows to its full length.
         decay = min(self.configuration.averaging, (1 + number) / (10 + number))
-        latest = self.networks["generator"].parameters()
-        with torch.no_grad():
-            for mean, now in zip(averaged.parameters(), latest, strict=True):
-                mean.lerp_(now, 1 - decay)
+        # All tensors at once: on a GPU, a kernel each would take longer than the arithmetic.
+        average = get_ema_multi_avg_fn(decay)
+        average(list(averaged.parameters()), list(self.networks["generator"].parameters()), None)
 
     def _latents(self, purpose: Purpose, number: int) -> Tensor:
         configuration = self.configuration
-        return draw_latents(
+        latents = draw_latents(
             configuration.prior,
             configuration.batch_size,
             configuration.latent_size,
             random(configuration.seed, purpose, number),
-        ).to(self._device)
+        )
+        return self._moved(latents)
 
     def _real(self, number: int) -> Tensor:
         """Return an iteration's real images: each once an epoch, what fills no batch left out."""
@@ -207,8 +245,17 @@ class Adversaries:
             self._order = (epoch, torch.randperm(len(self._pixels), generator=source).numpy())
         chosen = self._pixels[self._order[1][batch * size : (batch + 1) * size]]
         low, high = self.value_range
-        real = torch.from_numpy(chosen).to(self._device).float()
-        return (real * ((high - low) / 255) + low).contiguous(memory_format=torch.channels_last)
+        real = self._moved(torch.from_numpy(chosen)).float()
+        real = (real * ((high - low) / 255) + low).contiguous(memory_format=torch.channels_last)
+        if self.configuration.growth:
+            real = progan.shrunk(real, *self.configuration.grown(number))
+        return real
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        """Return a tensor on the device, which it may reach after this has returned."""
+        if self._device.type != "cuda":
+            return tensor
+        return tensor.pin_memory().to(self._device, non_blocking=True)
 
 
 def _draw_weights(network: nn.Module, source: torch.Generator) -> None:
@@ -219,5 +266,6 @@ def _draw_weights(network: nn.Module, source: torch.Generator) -> None:
                     parameter.zero_()
                     continue
                 mean = 1.0 if isinstance(module, nn.modules.batchnorm._BatchNorm) else 0.0
+                std = getattr(module, "weight_std", WEIGHT_STD)
                 drawn = torch.randn(parameter.shape, generator=source)
-                parameter.copy_(mean + WEIGHT_STD * drawn)
+                parameter.copy_(mean + std * drawn)

@@ -31,12 +31,19 @@ class GanConfiguration:
         batch_size: real images, and generated ones, an iteration.
         iterations: updates of each network.
         learning_rate: Adam's, of both networks.
-        beta1: Adam's first decay; the second is 0.999.
+        beta1: Adam's first decay.
+        beta2: Adam's second decay.
         real_labels: the discriminator's target for a real image is drawn from this interval, for
             each image anew; (1, 1) for hard labels.
         fake_labels: the same for generated images; (0, 0) for hard labels.
         averaging: decay of the average over the generator's weights that is kept and exported, an
             iteration; 0 exports the last weights themselves.
+        growth: iterations of each phase in which a model grows from 4x4 pixels: one at 4x4, then
+            two for each doubling, in the first of which it is faded in. The last size is trained
+            to the end. 0 trains at the full size from the beginning.
+        gradient_penalty: weight g of the discriminator's penalty g / 2 E |dD(x)/dx|^2 on real
+            images x (Mescheder et al. 2018, R1); 0 for none.
+        penalty_every: it is added in one of so many iterations, as many times as strong.
         training_images: how many of the images to train on, the first ones; None for all.
         losses: the objectives that the bundles hold. "mse" and "whitened" come with their normal
             equations, which the recipe "precise" needs, save in a bundle of batch statistics.
@@ -58,9 +65,13 @@ class GanConfiguration:
     iterations: int = 2000
     learning_rate: float = 2e-4
     beta1: float = 0.5
+    beta2: float = 0.999
     real_labels: tuple[float, float] = (1.0, 1.0)
     fake_labels: tuple[float, float] = (0.0, 0.0)
     averaging: float = 0.0
+    growth: int = 0
+    gradient_penalty: float = 0.0
+    penalty_every: int = 1
     training_images: int | None = None
     losses: tuple[str, ...] = ("mse", "whitened")
     batch_norm: tuple[str, ...] = ("eval",)
@@ -83,8 +94,14 @@ class GanConfiguration:
         if self.training_images is not None:
             self._count("training_images", 1)
         self._number("learning_rate", above=0)
-        self._number("beta1", at_least=0, below=1)
+        for name in ("beta1", "beta2"):
+            self._number(name, at_least=0, below=1)
         self._number("averaging", at_least=0, below=1)
+        self._count("growth", 0)
+        if self.growth and not model.grows:
+            raise InputError(f"growth must be 0 for model {self.model}, got {self.growth}")
+        self._number("gradient_penalty", at_least=0)
+        self._count("penalty_every", 1)
         for name in ("real_labels", "fake_labels"):
             self._interval(name)
         self._names("losses", ("mse", "whitened", "l1", "bce"))
@@ -95,13 +112,31 @@ class GanConfiguration:
         """The model's options that are set."""
         return {} if self.width is None else {"width": self.width}
 
+    def grown(self, iteration: int) -> tuple[int, float]:
+        """Return the size of the images in an iteration, and its part in them, above 0 to 1."""
+        full = self.image_shape[1]
+        if not self.growth:
+            return full, 1.0
+        phase, within = divmod(iteration, self.growth)
+        size = 4 << (phase + 1) // 2
+        if size > full:
+            return full, 1.0
+        return size, (within + 1) / self.growth if phase % 2 else 1.0
+
     def replace(self, **changes: Any) -> GanConfiguration:
         """Return a copy with these fields changed; raise InputError for a bad one."""
         return dataclasses.replace(self, **changes)
 
     def describe(self) -> dict[str, Any]:
-        """Return every field as JSON values; ``from_description`` reads them."""
-        described = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        """Return the fields as JSON values; ``from_description`` reads them.
+
+        Without those of ``_LATER`` that have their default.
+        """
+        described = {
+            item.name: getattr(self, item.name)
+            for item in dataclasses.fields(self)
+            if item.name not in _LATER or getattr(self, item.name) != item.default
+        }
         plain = {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in described.items()
@@ -116,9 +151,10 @@ class GanConfiguration:
             InputError: a field is missing, unknown or has a wrong value.
         """
         fields = {item.name for item in dataclasses.fields(cls)}
-        if not isinstance(described, Mapping) or set(described) != fields:
-            given = set(described) if isinstance(described, Mapping) else set()
-            name = min(given ^ fields)
+        given = set(described) if isinstance(described, Mapping) else set()
+        wrong = (given ^ fields) - (fields & _LATER)
+        if wrong:
+            name = min(wrong)
             raise InputError(
                 f"a configuration {'has no field' if name in given else 'needs the field'} {name!r}"
             )
@@ -193,6 +229,11 @@ class GanConfiguration:
         self._set(name, (low, high))
 
 
+# Fields that the first trainings and bundles do not have: without them, a description is that of
+# their defaults, then as now.
+_LATER = frozenset({"beta2", "growth", "gradient_penalty", "penalty_every"})
+
+
 def _finite(value: Any) -> float:
     """Return a number as a float, anything else as NaN."""
     if not isinstance(value, SupportsFloat) or isinstance(value, bool | str):
@@ -247,6 +288,28 @@ _EGAN = GanConfiguration(
     source="Egan et al. 2018, sections 4.1.1, 4.1.2 and 4.1.4",
 )
 
+# Karras et al. 2018, section A.1, but for the loss, which there is WGAN-GP: the softplus loss with
+# R1 is one pass through the discriminator less an iteration.
+_PROGAN = GanConfiguration(
+    "progan-256",
+    "progan",
+    (3, 256, 256),
+    prior=Normal(),
+    latent_size=512,
+    batch_size=16,
+    iterations=750_000,
+    learning_rate=1e-3,
+    beta1=0.0,
+    beta2=0.99,
+    averaging=0.999,
+    # 800,000 images a phase.
+    growth=50_000,
+    gradient_penalty=10.0,
+    penalty_every=16,
+    losses=("mse", "l1"),
+    source="Karras et al. 2018, table 2 and section A.1, as Bau et al. 2019 use it",
+)
+
 
 def _quick(configuration: GanConfiguration) -> GanConfiguration:
     return configuration.replace(
@@ -273,6 +336,22 @@ CONFIGURATIONS: dict[str, GanConfiguration] = {
         _quick(_EGAN),
         _LIPTON,
         _EGAN,
+        _PROGAN.replace(
+            name="progan-32",
+            image_shape=(3, 32, 32),
+            latent_size=128,
+            width=32,
+            batch_size=32,
+            iterations=5000,
+            learning_rate=2e-3,
+            averaging=0.998,
+            growth=400,
+            gradient_penalty=1.0,
+            penalty_every=8,
+            source=f"{_PROGAN.source}; 32 pixels, a quarter of the latent and of the channels, and "
+            "few iterations, to be quick",
+        ),
+        _PROGAN,
     )
 }
 """Every named configuration."""

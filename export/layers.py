@@ -107,13 +107,8 @@ def split(generator: nn.Module, names: Sequence[str]) -> Layers:
                 f"the generator cannot be cut after {name!r}, {crossing}: "
                 + (f"cut after {_listed(possible)}" if possible else "it is no chain of layers")
             )
-    parts = chain.parts(places)
-    return Layers(
-        wanted,
-        parts[:-1],
-        parts[-1],
-        normalizes_latent=bool(getattr(generator, "normalizes_latent", False)),
-    )
+    *first, tail = chain.parts(places)
+    return Layers(wanted, first, tail)
 
 
 def first_layers(generator: nn.Module, count: int = 4) -> tuple[str, ...]:
@@ -151,22 +146,12 @@ class Layers:
         names: the submodules after which it is cut.
         layers: g_1 to g_k, in eval mode; their weights take no gradient.
         tail: G_F.
-        normalizes_latent: whether the generator says that it normalises its latent and every
-            layer's input.
     """
 
-    def __init__(
-        self,
-        names: Sequence[str],
-        layers: Sequence[nn.Module],
-        tail: nn.Module,
-        *,
-        normalizes_latent: bool = False,
-    ) -> None:
+    def __init__(self, names: Sequence[str], layers: Sequence[nn.Module], tail: nn.Module) -> None:
         self.names = tuple(names)
         self.layers = tuple(layers)
         self.tail = tail
-        self.normalizes_latent = normalizes_latent
 
     def __repr__(self) -> str:
         return f"Layers({', '.join(self.names)})"
@@ -177,13 +162,17 @@ class Layers:
             part.to(device)
         return self
 
-    def activations(self, latents: Tensor) -> list[Tensor]:
+    def activations(self, latents: Tensor, count: int | None = None) -> list[Tensor]:
         """Return r_1 to r_k for latents [B, *latent_shape]: r_i = g_i(r_{i-1}), r_0 the latents.
 
         Differentiable in the latents.
+
+        Args:
+            latents: as the generator takes them.
+            count: how many of the activations, from the first; None for all.
         """
         found = [latents]
-        for layer in self.layers:
+        for layer in self.layers[:count]:
             # A layer that works in place must not change what is returned.
             found.append(layer(found[-1].clone()))
         return found[1:]

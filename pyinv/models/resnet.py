@@ -10,44 +10,50 @@ __all__ = ["ResNetBody", "ResNetEncoder"]
 
 
 class ResNetBody(nn.Module):
-    """Image [B, C, H, W] -> features [B, 8w, H', W'].
+    """Image [B, C, H, W] -> features [B, channels, H', W'].
 
-    A first convolution and four stages of two basic blocks: w, 2w, 4w and 8w channels, each stage
-    after the first at half the size before. From 128 pixels on the first convolution is 7x7 with
-    stride 2 and a max pool follows it, H' = H / 32; below, it is 3x3 and keeps the size, H' = H /
-    8, as He et al. do for CIFAR-10.
+    A first convolution to w channels and four stages of two basic blocks. Each stage after the
+    first halves the image and doubles the channels, as far as ``stride`` asks for it. A stride of
+    32 is ResNet-18: there the first convolution is 7x7 with stride 2, and a max pool follows it. At
+    8 it is 3x3 and keeps the size, as He et al. do for CIFAR-10.
 
     Source: He et al. 2016 (arXiv:1512.03385), table 1 and section 4.2.
 
     Args:
         image_shape: (C, H, W).
         width: w; ResNet-18's is 64.
+        stride: H / H', a power of two, 1 to 32; by default 32 from 128 pixels on, and 8 below.
 
     Attributes:
-        channels: 8w.
-        stride: 32 or 8; H' = H / stride, rounded up.
+        channels: of the features: 8w, or less where the stride is less than 8.
+        stride: H' = H / stride, rounded up.
     """
 
-    def __init__(self, image_shape: tuple[int, int, int], width: int = 64) -> None:
+    def __init__(
+        self, image_shape: tuple[int, int, int], width: int = 64, stride: int | None = None
+    ) -> None:
         super().__init__()
         channels = image_shape[0]
-        large = min(image_shape[1:]) >= 128
-        size, stride = (7, 2) if large else (3, 1)
+        if stride is None:
+            stride = 32 if min(image_shape[1:]) >= 128 else 8
+        halvings = stride.bit_length() - 1
+        size, first = (7, 2) if halvings > 3 else (3, 1)
         layers: list[nn.Module] = [
-            nn.Conv2d(channels, width, size, stride=stride, padding=size // 2, bias=False),
+            nn.Conv2d(channels, width, size, stride=first, padding=size // 2, bias=False),
             nn.BatchNorm2d(width),
             nn.ReLU(),
         ]
-        if large:
+        if halvings > 4:
             layers.append(nn.MaxPool2d(3, stride=2, padding=1))
         before = width
         for stage in range(4):
-            after = width * 2**stage
-            layers += [_Block(before, after, 1 if stage == 0 else 2), _Block(after, after, 1)]
+            factor = 2 if 0 < stage <= halvings else 1
+            after = factor * before
+            layers += [_Block(before, after, factor), _Block(after, after, 1)]
             before = after
         self.layers = nn.Sequential(*layers)
         self.channels = before
-        self.stride = 32 if large else 8
+        self.stride = stride
 
     def forward(self, image: Tensor) -> Tensor:
         features: Tensor = self.layers(image)

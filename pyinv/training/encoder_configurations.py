@@ -106,7 +106,8 @@ class EncoderConfiguration:
         batch_size: images an iteration, at least 2.
         schedule: of "direct", "aegan", "latent+image" and "bigan".
         beta1: Adam's first decay; the second is 0.999.
-        layers: for the method "layers", the submodules after which the generator is cut.
+        layers: for the method "layers", the submodules after which the generator is cut; none for
+            its first nonlinear ones, as many as have schedules (``layerwise.with_layers``).
         layer_schedules: for the method "layers", one for the inverse of each of these, and one
             for the inverse of the rest.
         fine_tuning: for the method "layers", of the composed encoder.
@@ -157,12 +158,12 @@ class EncoderConfiguration:
         self._set("layer_schedules", tuple(self.layer_schedules))
         if self.method != "layers":
             return
-        if not names or self.fine_tuning is None:
+        if len(self.layer_schedules) < 2 or self.fine_tuning is None:
             raise InputError(
-                f"method layers needs layers and fine_tuning, and {self.name} has none; "
+                f"method layers needs layer_schedules and fine_tuning, and {self.name} has none; "
                 "take a configuration that has them (bau, bau-32)"
             )
-        if len(self.layer_schedules) != len(names) + 1:
+        if names and len(self.layer_schedules) != len(names) + 1:
             raise InputError(
                 f"layer_schedules must be {len(names) + 1}, one per layer and one for the rest, "
                 f"got {len(self.layer_schedules)}"
@@ -314,7 +315,6 @@ _BAU = EncoderConfiguration(
     batch_size=32,
     schedule=Schedule(100 * _EPOCH, 1e-3, (20 * _EPOCH, 60 * _EPOCH)),
     beta1=0.9,
-    layers=("layer1", "layer2", "layer3", "layer4"),
     layer_schedules=(
         Schedule(100 * _EPOCH, 1e-4, (20 * _EPOCH, 60 * _EPOCH)),
         Schedule(100 * _EPOCH, 1e-4, (60 * _EPOCH, 80 * _EPOCH)),

@@ -1,0 +1,264 @@
+r"""The method ``layers``: an inverse for each layer of a generator, composed and fine-tuned.
+
+For G(z) = G_F(g_k(... g_1(z))), r_0 = z, r_i = g_i(r_{i-1}) and x = G_F(r_k), z from the prior:
+
+1. for each i, e_i minimises
+   :math:`d(r_{i-1}, e_i(r_i)) + 0.01\, d(r_i, g_i(e_i(r_i)))`  (equations 6 to 8);
+2. e_F minimises the mean squared error :math:`|r_k - e_F(x)|^2`;
+3. E = e_1(e_2(... e_k(e_F(x)))) (equation 9) minimises, from there and with its 1x1 convolutions
+   fixed, :math:`d(z, \hat z) + d(r_k, \hat r_k) + d(r_k, g_k(... g_1(\hat z))) + |x - G(\hat z)|^2`
+   with :math:`\hat r_k = e_F(x)` and :math:`\hat z = E(x)`.
+
+d is 1 - cosine, over each pixel's channels and averaged, for a generator that takes away lengths by
+pixel norm, and the mean squared error for others.
+
+Source: Bau et al. 2019, section 2, method (d); loss weights and which layers are fixed are those of
+the authors' code (davidbau/ganseeing). Its training loops never call ``zero_grad``, so there each
+step follows the sum of all gradients so far. Here each step follows its own batch's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pyinv.errors import ExportError, InputError
+from pyinv.export.layers import Layers, first_layers, split
+from pyinv.export.onnx_reader import read_generator
+from pyinv.models.layer_encoders import (
+    LayeredEncoder,
+    make_first_encoder,
+    make_layer_encoder,
+    make_tail_encoder,
+)
+from pyinv.training.draws import Purpose
+from pyinv.training.encoder_configurations import EncoderConfiguration, Schedule
+from pyinv.training.encoder_methods import Phase, Setting
+from pyinv.training.frozen import FrozenGenerator
+
+__all__ = ["layer_phases", "with_layers"]
+
+# lambda of equation 8, from the authors' code.
+REGENERATED_WEIGHT = 0.01
+
+
+def with_layers(
+    configuration: EncoderConfiguration, generator: FrozenGenerator
+) -> EncoderConfiguration:
+    """Return the configuration with the names of the layers that are meant.
+
+    Where it names none, these are the generator's first nonlinear layers, one for each of
+    ``layer_schedules`` but the last; a generator that has fewer gets as many as it has.
+
+    Raises:
+        InputError: the generator has no layers that can be told apart, or not those named.
+    """
+    wanted = configuration.layers
+    try:
+        module = _module(generator)
+        names = wanted or first_layers(module, len(configuration.layer_schedules) - 1)
+        split(module, names)
+    except ExportError as error:
+        raise InputError(f"{generator.name}: {error}") from None
+    *schedules, tail = configuration.layer_schedules
+    return configuration.replace(layers=names, layer_schedules=(*schedules[: len(names)], tail))
+
+
+def layer_phases(setting: Setting) -> list[Phase]:
+    """Return the phases of the method: e_1 to e_k, e_F, and all of them together.
+
+    Raises:
+        InputError: the generator cannot be cut there, or an activation has no inverse here.
+    """
+    generator = setting.generator
+    configuration = with_layers(setting.configuration, generator)
+    layers = split(_module(generator), configuration.layers).to(setting.device)
+    problem = _Problem(setting, layers, _encoders(setting, layers))
+    kinds = [_Layer] * len(layers.layers) + [_Tail, _Whole]
+    phases: list[Phase] = []
+    first = 0
+    for number, (kind, schedule) in enumerate(zip(kinds, configuration.schedules, strict=True)):
+        phases.append(kind(problem, schedule, first=first, number=number + 1))
+        first += schedule.iterations
+    return phases
+
+
+def _module(generator: FrozenGenerator) -> nn.Module:
+    """The generator as a module; a bundle without one is read back from its forward graph."""
+    if generator.module is not None:
+        return generator.module
+    assert generator.bundle is not None
+    return read_generator(generator.bundle)
+
+
+def _encoders(setting: Setting, layers: Layers) -> dict[str, nn.Module]:
+    """New networks e1, e2, ..., eF."""
+    generator = setting.generator
+    normalizes = generator.normalizes_latent
+    shapes = layers.shapes(generator.latent_shape)
+
+    def first() -> nn.Module:
+        size, prior = generator.latent_size, generator.prior
+        return make_first_encoder(size, shapes[0], prior, normalizes=normalizes)
+
+    def later(i: int) -> nn.Module:
+        return make_layer_encoder(shapes[i - 1], shapes[i], normalizes=normalizes)
+
+    def tail() -> nn.Module:
+        return make_tail_encoder(
+            generator.image_shape,
+            shapes[-1],
+            value_range=generator.value_range,
+            width=setting.configuration.width,
+        )
+
+    makers = [first, *(partial(later, i) for i in range(1, len(shapes))), tail]
+    names = [*(f"e{i + 1}" for i in range(len(shapes))), "eF"]
+    return {
+        name: setting.network(make, Purpose.LAYER, number)
+        for number, (name, make) in enumerate(zip(names, makers, strict=True))
+    }
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """What the phases share.
+
+    Args:
+        setting: of the training.
+        layers: the generator in parts.
+        encoders: e1, e2, ..., eF.
+    """
+
+    setting: Setting
+    layers: Layers
+    encoders: Mapping[str, nn.Module]
+
+    def latents(self, number: int) -> Tensor:
+        """Return z [B, *latent_shape]."""
+        return self.setting.latents(number).view(-1, *self.setting.generator.latent_shape)
+
+    def distance(self, found: Tensor, true: Tensor) -> Tensor:
+        """Return d, a mean over the batch."""
+        if self.setting.generator.normalizes_latent:
+            return 1 - functional.cosine_similarity(found, true).mean()
+        return functional.mse_loss(found, true)
+
+    def whole(self) -> LayeredEncoder:
+        """Return E, made of the encoders themselves."""
+        *layers, tail = self.encoders.values()
+        return LayeredEncoder(layers, tail)
+
+
+class _Layer(Phase):
+    """e_i alone."""
+
+    def __init__(self, problem: _Problem, schedule: Schedule, *, first: int, number: int) -> None:
+        name = f"e{number}"
+        network = problem.encoders[name]
+        super().__init__(
+            name,
+            problem.setting,
+            schedule,
+            first=first,
+            networks={name: network},
+            solvers={name: problem.setting.adam(network.parameters())},
+            losses=("inverted", "regenerated"),
+        )
+        self._problem = problem
+        self._number = number
+
+    def step(self, iteration: int) -> dict[str, float]:
+        problem = self._problem
+        layers = problem.layers
+        latents = problem.latents(self.first + iteration)
+        with torch.no_grad():
+            before, after = [latents, *layers.activations(latents, self._number)][-2:]
+        found = self.networks[self.name](after).view_as(before)
+        inverted = problem.distance(found, before)
+        regenerated = problem.distance(layers.layers[self._number - 1](found), after)
+        self.update(self.name, inverted + REGENERATED_WEIGHT * regenerated)
+        return {"inverted": inverted.item(), "regenerated": regenerated.item()}
+
+    def encoder(self) -> None:
+        return None
+
+
+class _Tail(Phase):
+    """e_F alone."""
+
+    def __init__(self, problem: _Problem, schedule: Schedule, *, first: int, number: int) -> None:
+        del number
+        network = problem.encoders["eF"]
+        super().__init__(
+            "eF",
+            problem.setting,
+            schedule,
+            first=first,
+            networks={"eF": network},
+            solvers={"eF": problem.setting.adam(network.parameters())},
+            losses=("activation",),
+        )
+        self._problem = problem
+
+    def step(self, iteration: int) -> dict[str, float]:
+        layers = self._problem.layers
+        with torch.no_grad():
+            activation = layers.activations(self._problem.latents(self.first + iteration))[-1]
+            images = layers.tail(activation.clone())
+        loss = functional.mse_loss(self.networks["eF"](images), activation)
+        self.update("eF", loss)
+        return {"activation": loss.item()}
+
+    def encoder(self) -> None:
+        return None
+
+
+class _Whole(Phase):
+    """E, fine-tuned."""
+
+    def __init__(self, problem: _Problem, schedule: Schedule, *, first: int, number: int) -> None:
+        del number
+        self._encoder = problem.whole()
+        free = [
+            parameter
+            for name, parameter in self._encoder.named_parameters()
+            if "last" not in name.split(".")
+        ]
+        super().__init__(
+            "whole",
+            problem.setting,
+            schedule,
+            first=first,
+            networks=problem.encoders,
+            solvers={"whole": problem.setting.adam(free)},
+            losses=("latent", "activation", "regenerated", "image"),
+        )
+        self._problem = problem
+
+    def step(self, iteration: int) -> dict[str, float]:
+        problem = self._problem
+        layers, distance = problem.layers, problem.distance
+        latents = problem.latents(self.first + iteration)
+        with torch.no_grad():
+            activation = layers.activations(latents)[-1]
+            images = layers.tail(activation.clone())
+        found_activation = self._encoder.tail(images)
+        found = self._encoder.latent(found_activation).view_as(latents)
+        regenerated = layers.activations(found)[-1]
+        losses = {
+            "latent": distance(found, latents),
+            "activation": distance(found_activation, activation),
+            "regenerated": distance(regenerated, activation),
+            "image": functional.mse_loss(layers.tail(regenerated.clone()), images),
+        }
+        self.update("whole", torch.stack(list(losses.values())).sum())
+        return {name: loss.item() for name, loss in losses.items()}
+
+    def encoder(self) -> nn.Module:
+        return self._encoder

@@ -123,6 +123,7 @@ PROBLEMS = {
     ),
     "rank": (lambda: hit_rate([0.5]), "ranks must be 1 or above"),
     "labels": (lambda: label_similarity([1, 2], [[[1]], [[1]]]), r"\[2, K\], got \[2, 1, 1\]"),
+    "one row": (lambda: label_similarity([[1, 2]], [1, 2]), r"\[1, K, 2\], got \[2\]"),
     "fewer": (lambda: label_similarity([1, 2], [1]), "labels of K images"),
     "none": (lambda: label_similarity([], []), "with M >= 1"),
 }

@@ -22,16 +22,25 @@ papers:
             updates; here 100 and 1,000
   egan      Egan et al. 2018: 18 criteria for drawing components anew. Inverts generated images.
             Normal priors. Paper: 100 images and 20,000 updates; here 100 and 1,000
+  luo       Luo et al. 2017: encoders by three methods (AEGAN, direct training, BiGAN), and search
+            by latents, hashes and colours. Inverts generated images, searches the data. Any prior.
+            Paper: 20,000 images searched; here as many, where the data has them
+  bau       Bau et al. 2019: six methods, of which two invert layer by layer. Inverts generated
+            images and test images. Any prior; layers need the folder of a training. Paper: 100
+            images and 3,000 updates; here 100 and 1,000
 
 Give the papers' own numbers with --targets and --steps. DIR/report.html is the report,
 DIR/numbers.json has all its numbers. Finished runs are kept in DIR/runs, and of a run that was
 stopped the targets that were done, where they do not share a batch: the same command goes on from
-there.
+there. Encoders are trained into DIR/encoders and go on from their checkpoints.
 
 examples:
   pyinv reproduce lipton --generator faces.bundle -o lipton
   pyinv reproduce creswell --data mnist/ --data omniglot/ -o creswell
   pyinv reproduce egan --generator trained/ --targets 100 --steps 20000 -o egan
+  pyinv reproduce luo --generator faces.bundle -o luo
+  pyinv reproduce luo --generator trained/ --data mnist/ --encoder aegan/ --targets 1000 -o luo
+  pyinv reproduce bau --generator progan/ --data cifar10.zip -o bau
 """
 
 
@@ -47,7 +56,9 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("paper", metavar="PAPER", help="creswell, lipton or egan, see below")
+    parser.add_argument(
+        "paper", metavar="PAPER", help="creswell, lipton, egan, luo or bau, see below"
+    )
     parser.add_argument(
         "-o", "--output", metavar="DIR", required=True, help="folder for the report and the runs"
     )
@@ -70,6 +81,20 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         "--config",
         metavar="NAME",
         help="training configuration, where a generator is trained [the paper's]",
+    )
+    parser.add_argument(
+        "--encoder",
+        metavar="PATH",
+        action="append",
+        default=[],
+        help="luo: a bundle with an encoder, or a folder that `pyinv train encoder` wrote; can be "
+        "given several times [trained, into DIR/encoders]",
+    )
+    parser.add_argument(
+        "--encoder-iterations",
+        type=int,
+        metavar="N",
+        help="luo, bau: of an encoder's training [the configuration's]",
     )
     parser.add_argument("--targets", type=int, metavar="N", help="images to invert [see below]")
     parser.add_argument("--steps", type=int, metavar="N", help="updates of a run [see below]")
@@ -98,6 +123,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         "targets": arguments.targets,
         "steps": arguments.steps,
         "learning_rate": arguments.learning_rate,
+        "encoder_iterations": arguments.encoder_iterations,
         "seed": arguments.seed,
     }
     lanes = int(arguments.lanes) if arguments.lanes.isdecimal() else arguments.lanes
@@ -105,6 +131,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         arguments.output,
         data=arguments.data,
         generators=arguments.generator,
+        encoders=arguments.encoder,
         machine={"lanes": lanes, **machine_options(arguments)},
         say=console.message,
         progress=console.shows_progress,

@@ -169,8 +169,9 @@ def label_similarity(labels: Any, found: Any) -> float:
         )
     if others.ndim == base.ndim:
         others = others[:, None]
-    if others.shape != (len(base), others.shape[1], *base.shape[1:]) or others.size == 0:
-        wanted = shape_text((len(base), "K", *base.shape[1:]))
+    expected = (len(base), *others.shape[1:2], *base.shape[1:])
+    if others.ndim != base.ndim + 1 or others.shape != expected or others.size == 0:
+        wanted = ", ".join(map(str, (len(base), "K", *base.shape[1:])))
         raise InputError(
             f"found must be the labels of K images for each image, [{wanted}], got "
             f"[{shape_text(np.shape(found))}]"

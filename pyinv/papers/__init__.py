@@ -7,7 +7,7 @@ number's origin, and its pictures.
 from collections.abc import Callable
 from pathlib import Path
 
-from pyinv.papers import creswell, egan, lipton
+from pyinv.papers import creswell, egan, lipton, luo
 from pyinv.papers.request import Request
 
 __all__ = ["PAPERS", "Request"]
@@ -16,5 +16,6 @@ PAPERS: dict[str, Callable[[Request], Path]] = {
     "creswell": creswell.reproduce,
     "lipton": lipton.reproduce,
     "egan": egan.reproduce,
+    "luo": luo.reproduce,
 }
 """Every paper by the name that the command line uses, and what reproduces it."""

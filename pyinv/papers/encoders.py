@@ -1,0 +1,252 @@
+"""The encoders that a reproduction works with: given as bundles, or trained for it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyinv.bundle import Bundle, Manifest
+from pyinv.datasets import to_range
+from pyinv.errors import BundleError, DependencyError, InputError
+from pyinv.images import to_uint8
+from pyinv.inverter import Inverter
+from pyinv.papers.generators import Generator, find_bundles
+from pyinv.papers.request import Request
+
+__all__ = ["Encoder", "obtain_encoders", "to_pixels"]
+
+Pixels = NDArray[np.uint8]
+FloatArray = NDArray[np.float32]
+
+OWN_GENERATOR = ("bigan",)
+"""The methods that train a generator along with the encoder."""
+CHUNK = 1024  # images that are floats at the same time
+BIGAN_IMAGES = 10_000  # generated ones, where no others were given
+PROBES = 4
+SAME = 1e-3  # of the value range's span: two exports of one generator differ by rounding
+
+
+@dataclass(frozen=True, eq=False)
+class Encoder:
+    """An encoder and the generator that its latents are for.
+
+    Args:
+        method: how it was trained, see ``pyinv.training``.
+        inverter: the bundle that has both, open.
+        told: how it was trained, in words.
+    """
+
+    method: str
+    inverter: Inverter
+    told: str
+
+    @property
+    def value_range(self) -> tuple[float, float]:
+        """The images', in its own bundle."""
+        return self.inverter.manifest.value_range
+
+    def encode(self, pixels: Pixels) -> FloatArray:
+        """Return the latents of 8-bit images [N, C, H, W], [N, *latent_shape]."""
+        parts = [
+            self.inverter.encode(to_range(pixels[first : first + CHUNK], self.value_range))
+            for first in range(0, len(pixels), CHUNK)
+        ]
+        return np.concatenate(parts)
+
+    def reconstruct(self, pixels: Pixels) -> Pixels:
+        """Return what its generator makes of the latents of 8-bit images."""
+        return to_pixels(self.inverter.generate(self.encode(pixels)), self.value_range)
+
+
+def to_pixels(images: FloatArray, value_range: tuple[float, float]) -> Pixels:
+    """Return images [N, C, H, W] as 8-bit ones, as an image file would have them."""
+    return np.ascontiguousarray(to_uint8(images, value_range).transpose(0, 3, 1, 2))
+
+
+def obtain_encoders(
+    generators: Sequence[Generator],
+    request: Request,
+    methods: Mapping[str, str],
+    configurations: Mapping[str, str],
+    images: Mapping[str, tuple[str, Pixels]],
+) -> dict[str, dict[str, Encoder]]:
+    """Open the encoders that were given, and train those that are missing.
+
+    Args:
+        generators: the reproduction's.
+        request: what it was asked for: its ``encoders`` are bundles, or folders that ``pyinv train
+            encoder`` wrote. The trained ones go into ``encoders`` in its folder.
+        methods: the training methods that are needed, and what people call them.
+        configurations: the name of the encoders' configuration, by a generator's key.
+        images: the name of the data and its training images, uint8 [N, C, H, W], for the methods
+            that train a generator too, by a generator's key; where there are none, they get images
+            that the generator makes.
+
+    Returns:
+        encoders by the generator's key and the method.
+
+    Raises:
+        InputError: a given encoder that was trained by another method, or for another generator.
+        BundleError: a bundle that is missing, damaged or without an encoder.
+        DependencyError: an encoder has to be trained, and torch is missing.
+        KeyboardInterrupt: Ctrl-C during a training, which keeps its checkpoint.
+    """
+    found = _open_given(generators, request, methods)
+    missing = [
+        (generator, method)
+        for generator in generators
+        for method in methods
+        if method not in found[generator.key]
+    ]
+    if missing and find_spec("torch") is None:
+        raise DependencyError(
+            f"no encoder of the method {missing[0][1]} was given, and training one needs torch: "
+            "pip install 'pyinv[papers]', or give a bundle (--encoder)"
+        )
+    for number, (generator, method) in enumerate(missing):
+        request.say(f"encoder {number + 1} of {len(missing)}: {generator.title}, {methods[method]}")
+        try:
+            folder = _train(
+                generator,
+                method,
+                request,
+                configurations[generator.key],
+                images.get(generator.key),
+            )
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"{number} of {len(missing)} encoders are trained; the same command goes on from "
+                "the last checkpoint"
+            ) from None
+        (path,) = find_bundles(folder)
+        inverter = Inverter(Bundle.open(path), **request.machine)
+        found[generator.key][method] = Encoder(method, inverter, _told(inverter.manifest))
+    return found
+
+
+def _train(
+    generator: Generator,
+    method: str,
+    request: Request,
+    configuration: str,
+    images: tuple[str, Pixels] | None,
+) -> Path:
+    """Train an encoder, go on where it was stopped, or find it done; return its folder."""
+    from pyinv.training import get_encoder_configuration, train_encoder
+    from pyinv.training.frozen import open_generator
+
+    settings = get_encoder_configuration(configuration).replace(method=method, seed=request.seed)
+    if request.encoder_iterations is not None:
+        settings = settings.with_iterations(request.encoder_iterations)
+    device, threads = request.machine.get("device", "cpu"), request.machine.get("threads")
+    data: dict[str, Any] = {}
+    if method in OWN_GENERATOR:
+        name, pixels = images or _generated(generator, request, settings.batch_size)
+        data = {"data": pixels, "data_name": name}
+    folder = request.folder / "encoders" / f"{generator.key}-{method}"
+    train_encoder(
+        settings,
+        open_generator(generator.inverter.bundle.path, device=device, threads=threads),
+        folder,
+        device=device,
+        threads=threads,
+        progress=request.progress,
+        say=request.say,
+        **data,
+    )
+    return folder
+
+
+def _generated(generator: Generator, request: Request, least: int) -> tuple[str, Pixels]:
+    """Return images that the generator makes, to train another generator on."""
+    inverter = generator.inverter
+    count = max(least, min(BIGAN_IMAGES, 100 * request.targets))
+    parts = [
+        to_pixels(inverter.generate(latents), generator.manifest.value_range)
+        for latents in np.array_split(
+            inverter.sample(count, seed=request.seed + 3), -(-count // CHUNK)
+        )
+    ]
+    return f"images of {generator.title}", np.concatenate(parts)
+
+
+def _open_given(
+    generators: Sequence[Generator], request: Request, methods: Mapping[str, str]
+) -> dict[str, dict[str, Encoder]]:
+    """Open the encoders that were given, each for the generators that it fits."""
+    found: dict[str, dict[str, Encoder]] = {generator.key: {} for generator in generators}
+    for given in request.encoders:
+        for path in find_bundles(given):
+            inverter = Inverter(Bundle.open(path), **request.machine)
+            method = _method(inverter.manifest, path, methods)
+            fitting = [one for one in generators if _fits(one, inverter, method)]
+            if not fitting:
+                what = "image and latent size" if method in OWN_GENERATOR else "images"
+                raise InputError(
+                    f"{path}: its generator has not the {what} of the generator of this "
+                    "reproduction; give that generator's encoder, or this bundle as --generator"
+                )
+            for generator in fitting:
+                if method in found[generator.key]:
+                    raise InputError(
+                        f"{path}: the second encoder of {generator.title} that the method {method} "
+                        "trained; give one of them"
+                    )
+                told = _told(inverter.manifest)
+                found[generator.key][method] = Encoder(method, inverter, told)
+    return found
+
+
+def _method(manifest: Manifest, path: str | os.PathLike[str], methods: Mapping[str, str]) -> str:
+    """Return the method that trained a bundle's encoder."""
+    if not manifest.has_encoder:
+        raise BundleError(
+            f"{path}: has no encoder; give one that `pyinv train encoder` wrote, or leave "
+            "--encoder out to have it trained"
+        )
+    settings = manifest.origin.get("configuration")
+    method = settings.get("method") if isinstance(settings, Mapping) else None
+    if method not in methods:
+        raise InputError(
+            f"{path}: expected an encoder whose bundle says that it was trained by one of "
+            f"{', '.join(methods)}, and this one says {method or 'nothing'}; give one of `pyinv "
+            "train encoder`"
+        )
+    return str(method)
+
+
+def _fits(generator: Generator, inverter: Inverter, method: str) -> bool:
+    """Whether an encoder's generator is this one; one trained with it need but have its sizes."""
+    own, other = generator.manifest, inverter.manifest
+    if (own.image_shape, own.latent_shape) != (other.image_shape, other.latent_shape):
+        return False
+    if method in OWN_GENERATOR:
+        return True
+    if (own.value_range, own.prior) != (other.value_range, other.prior):
+        return False
+    latents = inverter.sample(PROBES, seed=0)
+    difference = np.abs(generator.inverter.generate(latents) - inverter.generate(latents)).max()
+    low, high = own.value_range
+    return bool(difference <= SAME * (high - low))
+
+
+def _told(manifest: Manifest) -> str:
+    """Return how an encoder was trained, as far as its bundle tells."""
+    settings = manifest.origin.get("configuration", {})
+    told = f"{settings.get('method')}"
+    if "name" in settings:
+        told += f", configuration {settings['name']}"
+    if isinstance(manifest.origin.get("iterations"), int):
+        told += f", {manifest.origin['iterations']:,} iterations"
+    if isinstance(settings.get("batch_size"), int):
+        told += f" of {settings['batch_size']} images"
+    if "data" in manifest.origin:
+        told += f" ({manifest.origin['data']})"
+    return told

@@ -1,0 +1,829 @@
+"""Luo et al. 2017, "Learning inverse mapping by autoencoder based generative adversarial nets".
+
+Tables 1 and 2 and Figures 2 to 5, on any generator: encoders trained by three methods, how alike
+their reconstructions are, and what a search by their latents finds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyinv import evaluation
+from pyinv.datasets import to_range
+from pyinv.errors import DependencyError, InputError
+from pyinv.papers import figures
+from pyinv.papers.collection import Collection, Collections
+from pyinv.papers.differences import made_with, tell_shared_differences
+from pyinv.papers.encoders import Encoder, obtain_encoders, to_pixels
+from pyinv.papers.folder import open_folder
+from pyinv.papers.generators import Generator, obtain_generators
+from pyinv.papers.plan import Planned, carry_out
+from pyinv.papers.precise import (
+    COST_COLUMNS,
+    NOT_THEIRS,
+    PRECISE,
+    cost_arrays,
+    cost_cells,
+    describe_costs,
+    precise_recipe,
+    reconstruct_recipe,
+    why_not_run,
+)
+from pyinv.papers.report import Cell, Column, Paper, Report, Row, literal, ref
+from pyinv.papers.request import Request
+from pyinv.papers.runs import Runs
+from pyinv.priors import Normal, Uniform
+from pyinv.result import Inversion
+
+__all__ = ["PAPER", "degrade", "reproduce"]
+
+FloatArray = NDArray[np.float32]
+Pixels = NDArray[np.uint8]
+
+PAPER = Paper(
+    name="luo",
+    title="Learning inverse mapping by autoencoder based generative adversarial nets",
+    authors="Junyu Luo, Yong Xu, Chenwei Tang and Jiancheng Lv",
+    year=2017,
+    venue="ICONIP 2017",
+    link="arXiv:1703.10094",
+)
+
+METHODS = {"aegan": "AEGAN", "direct": "Directly training", "bigan": "BiGAN"}
+TABLE_1 = {"aegan": 0.8266, "direct": 0.7944, "bigan": 0.6594}
+TABLE_2 = {"aegan": 0.7918, "dhash": 0.7483}
+
+FROM_ENCODER = "pyinv's reconstruct recipe, from AEGAN's latent"
+FROM_DRAW = "pyinv's reconstruct recipe, from a drawn latent"
+OURS = {"precise": PRECISE, "from-encoder": FROM_ENCODER, "from-draw": FROM_DRAW}
+
+SEARCHES = {
+    "aegan": "AEGAN's latents",
+    "dhash": "dHash",
+    "phash": "pHash",
+    "histogram": "colour histogram",
+    "direct": "latents of direct training",
+    "bigan": "BiGAN's latents",
+}
+"""What images are searched by; the last two are not in the paper."""
+IN_PAPER = ("aegan", "dhash", "phash", "histogram")
+METRICS = {"dhash": "hamming", "phash": "hamming", "histogram": "intersection"}
+
+DEGRADATIONS = {"colour": "colour changed", "occlusion": "occluded", "blur": "blurred"}
+HUE = 45.0
+CONTRAST = 0.8
+BRIGHTNESS = 0.1
+# A dark bar where an upright face has its eyes.
+BAR = {"top": 0.3, "left": 0.15, "height": 0.15, "width": 0.7}
+BLUR = 1 / 32  # of the image's height: a pixel at 32
+
+FOUND = 10
+SHOWN = 8
+CHUNK = 2048  # images that are floats at the same time
+LARGEST_QUICK = 32  # pixels
+
+
+def degrade(pixels: Pixels, kind: str) -> Pixels:
+    """Return images as Luo et al. search for them, or reconstruct them from.
+
+    Args:
+        pixels: uint8 [N, C, H, W], C of 1 or 3.
+        kind: "colour" turns the hue by 45 degrees, takes a fifth of the contrast and adds a tenth
+            of the range; "occlusion" lays a black bar where a face has its eyes; "blur" is
+            Gaussian, its deviation a 32nd of the height.
+
+    Returns:
+        uint8, the same shape.
+
+    Source: Luo et al. 2017, sections 4.2 and 4.3, which name these and give no sizes.
+    """
+    unit = to_range(pixels, (0.0, 1.0))
+    if kind == "colour":
+        changed = evaluation.change_colour(unit, hue=HUE, contrast=CONTRAST, brightness=BRIGHTNESS)
+    elif kind == "occlusion":
+        changed = evaluation.occlude(unit, **BAR, value=0.0)
+    elif kind == "blur":
+        changed = evaluation.gaussian_blur(unit, BLUR * pixels.shape[2])
+    else:
+        raise InputError(f"kind must be one of {', '.join(DEGRADATIONS)}; got {kind!r}")
+    return to_pixels(changed, (0.0, 1.0))
+
+
+def reproduce(request: Request) -> Path:
+    """Reproduce the paper's tables and figures, and write them as a report.
+
+    Args:
+        request: generators with a uniform or a normal prior; without any, one is trained on each
+            data set with the configuration "lipton-32". The data are searched, by up to 20,000 of
+            their training images, and Table 2 takes their labels; without data, images that the
+            generator makes are searched, and Table 2 is left out. ``encoders`` are bundles with
+            encoders; what is missing of "aegan", "direct" and "bigan" is trained, with the
+            configuration "luo-32", or "luo" for images of more than 32 pixels. ``steps`` and
+            ``learning_rate`` have no meaning here: what is not an encoder ends by itself. The
+            machine's ``device`` trains too.
+
+    Returns:
+        the path of report.html; numbers.json and the pictures lie beside it, the encoders in
+        ``encoders``.
+
+    Raises:
+        InputError: bad data; a generator with a condition or batch statistics; an encoder for
+            another generator.
+        BundleError: a bundle that is missing or damaged.
+        OutputError: the folder cannot be written to.
+        DependencyError: torch, imagehash, scikit-learn or SciPy is missing.
+        KeyboardInterrupt: Ctrl-C; its text says what is done. Called again with the same request,
+            it goes on.
+
+    Source: Luo et al. 2017, section 4 and the appendix.
+    """
+    _check_libraries()
+    open_folder(request.folder)
+    opened = obtain_generators(
+        request,
+        paper="Luo et al.",
+        configuration=lambda data: "lipton-32",
+        priors=(Uniform, Normal) if request.generators else (Uniform,),
+        overshoots=True,
+    )
+    collections = Collections(request)
+    searched = {generator.key: collections.of(generator) for generator in opened}
+    encoders = obtain_encoders(
+        opened,
+        request,
+        METHODS,
+        configurations={one.key: _configuration(one) for one in opened},
+        images={
+            key: (one.dataset.name, one.dataset.images)
+            for key, one in searched.items()
+            if one.dataset is not None
+        },
+    )
+    experiments = [
+        _Experiment(one, encoders[one.key], request, searched[one.key]) for one in opened
+    ]
+    plan = [planned for experiment in experiments for planned in experiment.plan]
+    runs = Runs(request.folder)
+    done = carry_out(plan, runs, request)
+    made = {name: value for name, value in made_with(runs).items() if value}
+    report = Report(request.folder, PAPER, settings=_settings(request), made=made)
+    _tell_differences(report, request, experiments)
+    for experiment in experiments:
+        request.say(f"searching: {experiment.generator.title}")
+        experiment.report(report, runs, done, alone=len(experiments) == 1)
+    return report.write()
+
+
+def _check_libraries() -> None:
+    for module, name in (
+        ("imagehash", "imagehash"),
+        ("sklearn", "scikit-learn"),
+        ("scipy", "SciPy"),
+    ):
+        if find_spec(module) is None:
+            raise DependencyError(f"this report needs {name}: pip install 'pyinv[papers]'")
+
+
+def _configuration(generator: Generator) -> str:
+    """Return the name of the configuration that trains encoders of a generator's images."""
+    return "luo-32" if max(generator.manifest.image_shape[1:]) <= LARGEST_QUICK else "luo"
+
+
+def _settings(request: Request) -> dict[str, Any]:
+    """Return what was asked for, but for what has no meaning here."""
+    unused = ("steps", "learning_rate")
+    return {name: value for name, value in request.describe().items() if name not in unused}
+
+
+class _Experiment:
+    """Both tables and all figures on one generator."""
+
+    def __init__(
+        self,
+        generator: Generator,
+        encoders: Mapping[str, Encoder],
+        request: Request,
+        collection: Collection,
+    ) -> None:
+        self.generator = generator
+        self.encoders = encoders
+        self.request = request
+        self.collection = collection
+        self.inverter = generator.inverter
+        self.value_range = generator.manifest.value_range
+        self.latents = self.inverter.sample(request.targets, seed=request.seed)
+        self.images = self.inverter.generate(self.latents).clip(*self.value_range)
+        self.shown = min(SHOWN, request.targets)
+        self.precise = precise_recipe(generator.manifest)
+        self.reconstruct = reconstruct_recipe(generator.manifest)
+        random = np.random.default_rng(request.seed + 2)
+        count = min(request.targets, len(collection.pixels))
+        self.wanted = np.sort(random.choice(len(collection.pixels), count, replace=False))
+        self._features: dict[str, NDArray[Any]] = {}
+
+    @cached_property
+    def encoded(self) -> FloatArray:
+        """AEGAN's latents of the generated images."""
+        return self.encoders["aegan"].inverter.encode(self.images)
+
+    @cached_property
+    def plan(self) -> list[Planned]:
+        """Return the inversions, all of them pyinv's own."""
+        runs: list[Planned] = []
+
+        def add(method: str, recipe: Any, **more: Any) -> None:
+            runs.append(
+                Planned(
+                    id=self._id(f"table-1-{method}"),
+                    label=f"{self.generator.title}: {OURS[method]}",
+                    inverter=self.inverter,
+                    images=self.images,
+                    recipe=recipe,
+                    truth=self.latents,
+                    **more,
+                )
+            )
+
+        if self.precise is not None:
+            add("precise", self.precise)
+        if self.reconstruct is not None:
+            add("from-encoder", self.reconstruct, init=self.encoded)
+            add("from-draw", self.reconstruct)
+        return runs
+
+    def report(
+        self, report: Report, runs: Runs, done: Mapping[str, Inversion], *, alone: bool
+    ) -> None:
+        """Add the tables and figures; ``alone``: there is no other generator."""
+        about = "" if alone else f", {self.generator.title}"
+        shown = self._add_reconstructions(report, runs, done)
+        self._add_ranks(report)
+        self._add_labels(report)
+        self._add_blurred(report)
+        self._tell_result(report, about)
+        self._add_table_1(report, about)
+        self._add_costs(report, about)
+        self._add_figure_2(report, shown, about)
+        self._add_figure_3(report, about)
+        self._add_figure_4(report, about)
+        self._add_table_2(report, about)
+        self._add_figure_5(report, about)
+
+    def _id(self, name: str) -> str:
+        return f"{self.generator.key}-{name}"
+
+    # -- what is computed
+
+    def _add_reconstructions(
+        self, report: Report, runs: Runs, done: Mapping[str, Inversion]
+    ) -> dict[str, tuple[Pixels, Pixels]]:
+        """Give the report Table 1's arrays; return some images and reconstructions a method."""
+        shown: dict[str, tuple[Pixels, Pixels]] = {}
+
+        def add(
+            method: str,
+            name: str,
+            images: FloatArray,
+            found: FloatArray,
+            value_range: tuple[float, float],
+            latents: FloatArray | None,
+            **more: Any,
+        ) -> None:
+            found = found.clip(*value_range)
+            arrays: dict[str, Any] = {
+                f"{kind}_similarity": evaluation.hash_similarity(
+                    images, found, kind, value_range=value_range
+                )
+                for kind in ("dhash", "phash")
+            }
+            arrays["absolute_error"] = evaluation.mean_absolute_error(
+                images, found, value_range=value_range
+            )
+            if latents is not None:
+                arrays["latent_error"] = evaluation.latent_error(self.latents, latents)
+            report.add_run(
+                self._id(f"table-1-{method}"),
+                f"{self.generator.title}: {name}",
+                arrays=arrays | more.pop("arrays", {}),
+                **more,
+            )
+            shown[method] = (
+                to_pixels(images[: self.shown], value_range),
+                to_pixels(found[: self.shown], value_range),
+            )
+
+        for method, encoder in self.encoders.items():
+            inverter, value_range = encoder.inverter, encoder.value_range
+            images, known = self.images, True
+            if method == "bigan":
+                # It cannot have a generator that is there already, so that it has its own images.
+                made = inverter.sample(self.request.targets, seed=self.request.seed)
+                images, known = inverter.generate(made).clip(*value_range), False
+            latents = inverter.encode(images)
+            add(
+                method,
+                METHODS[method],
+                images,
+                inverter.generate(latents),
+                value_range,
+                latents if known else None,
+                facts={"encoder": encoder.told},
+            )
+        for planned in self.plan:
+            method = planned.id.removeprefix(self._id("table-1-"))
+            inversion = done[planned.id]
+            add(
+                method,
+                OURS[method],
+                self.images,
+                inversion.images,
+                self.value_range,
+                inversion.latents,
+                arrays=cost_arrays(inversion, self.generator.manifest.latent_size),
+                recipe=inversion.recipe,
+                facts=runs.facts(planned.id),
+            )
+        return shown
+
+    def _describe(self, search: str, pixels: Pixels) -> NDArray[Any]:
+        """Return what a search compares of images, a row each."""
+        if search in self.encoders:
+            return self.encoders[search].encode(pixels).reshape(len(pixels), -1)
+        parts: list[NDArray[Any]] = []
+        for first in range(0, len(pixels), CHUNK):
+            images = to_range(pixels[first : first + CHUNK], (0.0, 1.0))
+            if search == "histogram":
+                parts.append(evaluation.colour_histogram(images))
+            else:
+                parts.append(evaluation.image_hash(images, search))
+        return np.concatenate(parts)
+
+    def _searched(self, search: str) -> NDArray[Any]:
+        """Return what a search compares of the collection."""
+        if search not in self._features:
+            self._features[search] = self._describe(search, self.collection.pixels)
+        return self._features[search]
+
+    def _find(self, search: str, pixels: Pixels, k: int) -> NDArray[np.int64]:
+        """Return the rows of the collection that a search finds for images, [M, k]."""
+        found = evaluation.search(
+            self._searched(search),
+            self._describe(search, pixels),
+            k,
+            metric=METRICS.get(search, "euclidean"),
+        )
+        return found.rows
+
+    @cached_property
+    def _queries(self) -> dict[str, Pixels]:
+        """Some of the collection's images, degraded in each way."""
+        originals = self.collection.pixels[self.wanted]
+        return {kind: degrade(originals, kind) for kind in DEGRADATIONS}
+
+    def _add_ranks(self, report: Report) -> None:
+        """Give the report where each search has the original of a degraded image."""
+        for search, name in SEARCHES.items():
+            report.add_run(
+                self._id(f"figure-3-{search}"),
+                f"{self.generator.title}: degraded images searched by {name}",
+                arrays={
+                    f"rank, {DEGRADATIONS[kind]}": evaluation.rank_of(
+                        self._searched(search),
+                        self._describe(search, queries),
+                        self.wanted,
+                        metric=METRICS.get(search, "euclidean"),
+                    )
+                    for kind, queries in self._queries.items()
+                },
+            )
+
+    def _add_labels(self, report: Report) -> None:
+        """Give the report the labels that Table 2 compares."""
+        labels, base_labels = self.collection.labels, self.collection.base_labels
+        if labels is None or base_labels is None:
+            return
+        k = min(FOUND, len(labels))
+        random = np.random.default_rng(self.request.seed + 4)
+        chance = random.integers(len(labels), size=(len(base_labels), k))
+        found = {name: self._find(name, self.collection.bases, k) for name in SEARCHES}
+        for search, rows in {**found, "chance": chance}.items():
+            report.add_run(
+                self._id(f"table-2-{search}"),
+                f"{self.generator.title}: like images by {SEARCHES.get(search, 'chance')}",
+                arrays={
+                    "labels": base_labels,
+                    "labels of the first found": labels[rows[:, 0]],
+                    f"labels of the first {k}": labels[rows],
+                },
+            )
+
+    def _add_blurred(self, report: Report) -> None:
+        """Give the report how like the images before the blur those after it, and after E, are."""
+        sharp = to_pixels(self.images, self.value_range)
+        blurred = degrade(sharp, "blur")
+        made = {"blurred": blurred} | {
+            method: self.encoders[method].reconstruct(blurred) for method in ("aegan", "direct")
+        }
+        self._deblurred = {"generated": sharp, **made}
+        unit = to_range(sharp, (0.0, 1.0))
+        for name, pixels in made.items():
+            others = to_range(pixels, (0.0, 1.0))
+            report.add_run(
+                self._id(f"figure-5-{name}"),
+                f"{self.generator.title}: blurred, {METHODS.get(name, 'as it is')}",
+                arrays={
+                    "dhash_similarity": evaluation.hash_similarity(unit, others),
+                    "absolute_error": evaluation.mean_absolute_error(unit, others),
+                },
+            )
+
+    # -- what is told
+
+    def _mean(self, report: Report, run: str, array: str, published: float | None = None) -> Cell:
+        return report.compute("mean", values=ref(self._id(run), array), published=published)
+
+    def _hits(self, report: Report, search: str, kind: str) -> Cell:
+        ranks = ref(self._id(f"figure-3-{search}"), f"rank, {DEGRADATIONS[kind]}")
+        return report.compute("hit_rate", ranks=ranks)
+
+    def _similarity(self, report: Report, search: str, found: str, theirs: bool = False) -> Cell:
+        run = self._id(f"table-2-{search}")
+        return report.compute(
+            "label_similarity",
+            labels=ref(run, "labels"),
+            found=ref(run, found),
+            published=TABLE_2.get(search) if theirs else None,
+        )
+
+    def _tell_result(self, report: Report, about: str) -> None:
+        cells = {
+            method: self._mean(report, f"table-1-{method}", "dhash_similarity")
+            for method in METHODS
+        }
+        paragraphs = [
+            "The mean dHash similarity of reconstructions of generated images is {aegan:.4f} for "
+            "AEGAN, {direct:.4f} for direct training and {bigan:.4f} for BiGAN. "
+            f"{_order(cells, METHODS)}"
+        ]
+        ours = [planned.id.removeprefix(self._id("table-1-")) for planned in self.plan]
+        if ours:
+            cells |= {
+                method.replace("-", "_"): self._mean(
+                    report, f"table-1-{method}", "dhash_similarity"
+                )
+                for method in ours
+            }
+            told = [f"{{{method.replace('-', '_')}:.4f}} with {OURS[method]}" for method in ours]
+            paragraphs.append(
+                f"What is in no paper: {'; '.join(told)}. These search for a latent, where an "
+                "encoder makes one pass; what they take is in the table of costs."
+            )
+        if self.collection.labels is not None:
+            found = {
+                search: self._similarity(report, search, "labels of the first found")
+                for search in TABLE_2
+            }
+            cells |= {f"labels_{search}": cell for search, cell in found.items()}
+            paragraphs.append(
+                "Of the images found first by AEGAN's latents, {labels_aegan:.1%} have the label "
+                "of the image that was looked for; of those found by dHash, {labels_dhash:.1%}. "
+                f"{_order(found, SEARCHES)}"
+            )
+        report.add_text(self._id("result"), f"Result{about}", paragraphs, cells=cells)
+
+    def _add_table_1(self, report: Report, about: str) -> None:
+        rows = []
+        for method, name in (METHODS | OURS).items():
+            run = f"table-1-{method}"
+            ours = method in OURS
+            if ours and all(planned.id != self._id(run) for planned in self.plan):
+                why = why_not_run(self.generator.manifest) if method == "precise" else ""
+                rows.append(Row(name, tag=NOT_THEIRS, text=why or "not run, as said above"))
+                continue
+            rows.append(
+                Row(
+                    name,
+                    [
+                        self._mean(report, run, "dhash_similarity", TABLE_1.get(method)),
+                        self._mean(report, run, "phash_similarity"),
+                        self._mean(report, run, "absolute_error"),
+                        None if method == "bigan" else self._mean(report, run, "latent_error"),
+                    ],
+                    emphasis=method == "aegan",
+                    tag=NOT_THEIRS if ours else "",
+                )
+            )
+        report.add_table(
+            self._id("table-1"),
+            f"Table 1: Similarity of reconstructions and originals{about}",
+            f"{self.request.targets:,} images that the generator made; BiGAN has those of the "
+            "generator that was trained with it. The similarity is the share of a hash's 64 bits "
+            "that agree; unrelated images have about one half. The absolute error is that of a "
+            "pixel from 0 to 1, the latent error the squared distance to the true latent over the "
+            "number of its components.",
+            columns=[
+                Column("dHash", "{:.4f}", group="similarity", best="highest"),
+                Column("pHash", "{:.4f}", group="similarity", best="highest"),
+                Column("absolute error", "{:.4f}", best="lowest"),
+                Column("latent error", "{:.3g}", best="lowest"),
+            ],
+            rows=rows,
+            row_title="Method",
+        )
+
+    def _add_costs(self, report: Report, about: str) -> None:
+        if not self.plan:
+            return
+        report.add_table(
+            self._id("costs"),
+            f"What a latent costs without an encoder, and after one{about}",
+            "Means over the images of Table 1. "
+            f"{describe_costs(self.generator.manifest.latent_size)} An encoder makes one pass, "
+            "which is not counted.",
+            columns=[Column("absolute error", "{:.3g}", best="lowest"), *COST_COLUMNS],
+            rows=[
+                Row(
+                    OURS[planned.id.removeprefix(self._id("table-1-"))],
+                    [
+                        report.compute("mean", values=ref(planned.id, "absolute_error")),
+                        *cost_cells(report, planned.id, planned.recipe),
+                    ],
+                    tag=NOT_THEIRS,
+                )
+                for planned in self.plan
+            ],
+            row_title="Method",
+        )
+
+    def _add_figure_2(
+        self, report: Report, shown: Mapping[str, tuple[Pixels, Pixels]], about: str
+    ) -> None:
+        rows = {"generated": shown["aegan"][0]}
+        rows |= {
+            (METHODS | OURS_SHORT)[method]: found
+            for method, (_, found) in shown.items()
+            if method not in ("bigan", "from-draw")
+        }
+        rows["BiGAN's own"] = shown["bigan"][0]
+        rows["BiGAN"] = shown["bigan"][1]
+        self._draw(
+            report,
+            "figure-2",
+            f"Figure 2: Reconstructions{about}",
+            "Images that the generator made and what each method makes of them; below, images of "
+            "BiGAN's own generator and their reconstructions.",
+            rows,
+            "Rows of images: generated ones, and their reconstructions by each method",
+        )
+
+    def _add_table_2(self, report: Report, about: str) -> None:
+        k = min(FOUND, len(self.collection.pixels))
+        columns = [
+            Column("first found", "{:.4f}", group="label similarity", best="highest"),
+            Column(f"first {k}", "{:.4f}", group="label similarity", best="highest"),
+        ]
+        if self.collection.labels is None:
+            rows = [
+                Row(
+                    "every search",
+                    text="not run: it needs images with labels; give data that has them (`--data`)",
+                )
+            ]
+        else:
+            rows = [
+                Row(
+                    name,
+                    [
+                        self._similarity(report, search, "labels of the first found", theirs=True),
+                        self._similarity(report, search, f"labels of the first {k}"),
+                    ],
+                    emphasis=search == "aegan",
+                    tag="" if search in TABLE_2 else NOT_THEIRS,
+                )
+                for search, name in (SEARCHES | {"chance": "random images"}).items()
+            ]
+        report.add_table(
+            self._id("table-2"),
+            f"Table 2: Label similarity of what a search finds{about}",
+            f"For each of {literal(self.collection.bases_told)}, the most like of "
+            f"{literal(self.collection.told)}. The similarity is the share of equal labels: an "
+            "image here has one, its class; in the paper it has 40 attributes, many of which most "
+            "images share, so that the two scales differ.",
+            columns=columns,
+            rows=rows,
+            row_title="Search by",
+        )
+
+    def _add_figure_4(self, report: Report, about: str) -> None:
+        bases = self.collection.bases[: self.shown]
+        rows = {"looked for": bases}
+        for search in ("aegan", "dhash"):
+            rows[SEARCHES[search]] = self.collection.pixels[self._find(search, bases, 1)[:, 0]]
+        self._draw(
+            report,
+            "figure-4",
+            f"Figure 4: Like images{about}",
+            f"Some of {literal(self.collection.bases_told)}, and what is found first for each "
+            f"among {literal(self.collection.told)}.",
+            rows,
+            "Rows of images: those looked for, and what AEGAN's latents and dHash find",
+        )
+
+    def _add_figure_3(self, report: Report, about: str) -> None:
+        for kind, queries in self._queries.items():
+            some = queries[: self.shown]
+            rows = {"original": self.collection.pixels[self.wanted[: self.shown]]}
+            rows[DEGRADATIONS[kind]] = some
+            for search in IN_PAPER:
+                rows[SEARCHES[search]] = self.collection.pixels[self._find(search, some, 1)[:, 0]]
+            self._draw(
+                report,
+                f"figure-3-{kind}",
+                f"Figure 3: What is found for an image that is {DEGRADATIONS[kind]}{about}",
+                f"Originals among {literal(self.collection.told)}, what was looked for, and what "
+                "each search finds first.",
+                rows,
+                "Rows of images: originals, queries, and what each search finds",
+            )
+        report.add_table(
+            self._id("figure-3-numbers"),
+            f"The numbers of Figure 3{about}",
+            f"{len(self.wanted):,} of {literal(self.collection.told)}, degraded and looked for. "
+            "How many originals are found first, and the median of their places, 1 being the "
+            "first; images at the same distance share their places.",
+            columns=[
+                column
+                for name in DEGRADATIONS.values()
+                for column in (
+                    Column("found first", "{:.1f}", percent=True, group=name, best="highest"),
+                    Column("median place", "{:,.1f}", group=name, best="lowest"),
+                )
+            ],
+            rows=[
+                Row(
+                    name,
+                    [
+                        cell
+                        for kind in DEGRADATIONS
+                        for cell in (
+                            self._hits(report, search, kind),
+                            report.compute(
+                                "median",
+                                values=ref(
+                                    self._id(f"figure-3-{search}"), f"rank, {DEGRADATIONS[kind]}"
+                                ),
+                            ),
+                        )
+                    ],
+                    emphasis=search == "aegan",
+                    tag="" if search in IN_PAPER else NOT_THEIRS,
+                )
+                for search, name in SEARCHES.items()
+            ],
+            row_title="Search by",
+        )
+
+    def _add_figure_5(self, report: Report, about: str) -> None:
+        names = {"generated": "generated", "blurred": "blurred", **METHODS}
+        self._draw(
+            report,
+            "figure-5",
+            f"Figure 5: Reconstructions of blurred images{about}",
+            "Images that the generator made, under a Gaussian blur, and what the generator makes "
+            "of the blurred images' latents.",
+            {names[name]: pixels[: self.shown] for name, pixels in self._deblurred.items()},
+            "Rows of images: generated ones, blurred, and reconstructed from the blurred",
+        )
+        rows = {"blurred": "the blurred image itself"} | {
+            name: METHODS[name] for name in self._deblurred if name in METHODS
+        }
+        report.add_table(
+            self._id("figure-5-numbers"),
+            f"The numbers of Figure 5{about}",
+            f"Means over {self.request.targets:,} generated images, between the image before the "
+            "blur and the one named.",
+            columns=[
+                Column("dHash similarity", "{:.4f}", best="highest"),
+                Column("absolute error", "{:.4f}", best="lowest"),
+            ],
+            rows=[
+                Row(
+                    label,
+                    [
+                        self._mean(report, f"figure-5-{name}", "dhash_similarity"),
+                        self._mean(report, f"figure-5-{name}", "absolute_error"),
+                    ],
+                    emphasis=name == "aegan",
+                    tag=NOT_THEIRS if name == "direct" else "",
+                )
+                for name, label in rows.items()
+            ],
+            row_title="Image",
+        )
+
+    def _draw(
+        self,
+        report: Report,
+        id: str,
+        title: str,
+        caption: str,
+        rows: Mapping[str, Pixels],
+        alt: str,
+    ) -> None:
+        path = report.folder / "figures" / f"{self._id(id)}.png"
+        figures.image_rows(rows, path, value_range=(0.0, 255.0))
+        report.add_figure(self._id(id), title, caption, path, alt=alt)
+
+
+OURS_SHORT = {"precise": "precise", "from-encoder": "reconstruct"}
+"""What our rows are called beside images, where there is little room."""
+
+
+def _order(cells: Mapping[str, Cell], names: Mapping[str, str]) -> str:
+    """Return a sentence on whether figures come in the order of ``cells``, which is the paper's."""
+    values = [cell.value for cell in cells.values()]
+    if all(one > other for one, other in pairwise(values)):
+        return "The order is the paper's."
+    here = sorted(cells, key=lambda name: cells[name].value, reverse=True)
+    theirs = ", ".join(names[name] for name in cells)
+    return (
+        f"The order here, highest first, is {', '.join(names[name] for name in here)}; the "
+        f"paper's is {theirs}."
+    )
+
+
+def _tell_differences(report: Report, request: Request, experiments: Sequence[_Experiment]) -> None:
+    def told(describe: Callable[[_Experiment], str]) -> str:
+        """Return what one or several experiments have, each thing once."""
+        return "; ".join(dict.fromkeys(describe(one) for one in experiments))
+
+    report.difference(
+        "Encoders",
+        "Adam at 0.0002, batches of 64; how long is not given",
+        told(lambda one: "; ".join(encoder.told for encoder in one.encoders.values())),
+    )
+    report.difference(
+        "Image loss of AEGAN",
+        "binary cross-entropy",
+        told(lambda one: _image_loss(one.encoders["aegan"])),
+    )
+    report.difference(
+        "BiGAN",
+        "trained on CelebA, with the networks of Tables 3 and 6",
+        told(lambda one: one.encoders["bigan"].told),
+    )
+    report.difference(
+        "Table 1", "number of images not given", f"{request.targets:,} generated images"
+    )
+    report.difference(
+        "Search",
+        "20,000 images of CelebA; 64 others looked for in Table 2, a few in Figure 3",
+        told(
+            lambda one: (
+                f"{one.collection.told}; {one.collection.bases_told} looked for in Table 2, "
+                f"{len(one.wanted):,} in Figure 3"
+            )
+        ),
+    )
+    report.difference(
+        "Labels",
+        "40 attributes an image",
+        told(lambda one: "none" if one.collection.labels is None else "one an image, its class"),
+    )
+    bar = (
+        f"a black bar of {BAR['height']:.0%} of the height, {BAR['width']:.0%} of the width, "
+        f"{BAR['top']:.0%} from the top"
+    )
+    report.difference(
+        "Degraded images",
+        "a colour transform, sunglasses and a Gaussian blur, without sizes",
+        f"hue turned by {HUE:g} degrees (of colour images), contrast {CONTRAST:g}, brightness "
+        f"+{BRIGHTNESS:g} of the range; {bar}; a blur with a deviation of {BLUR:.3f} of the height",
+    )
+    report.difference("Hashes", "size not given", "64 bits, by the imagehash library")
+    tell_shared_differences(
+        report,
+        [experiment.generator for experiment in experiments],
+        training="a DCGAN (Table 3) on all of CelebA; Adam at 0.0002, batches of 64",
+        image="64×64, 3 channels",
+        batch_norm="not given",
+        draws="not given",
+        seed=request.seed,
+    )
+
+
+def _image_loss(encoder: Encoder) -> str:
+    """Return what AEGAN's training compared images by, as far as its bundle tells."""
+    settings = encoder.inverter.manifest.origin.get("configuration", {})
+    loss = settings.get("image_loss", "not said by its bundle")
+    if loss == "auto":
+        loss = "bce" if "bce" in encoder.inverter.manifest.losses else "mse"
+    return {"bce": "binary cross-entropy", "mse": "mean squared error"}.get(loss, str(loss))

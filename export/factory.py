@@ -21,19 +21,21 @@ __all__ = ["load_factory", "load_generator"]
 _FILE_SUFFIXES = (".pt", ".pth", ".jit", ".ts", ".torchscript")
 
 
-def load_generator(target: str) -> nn.Module:
+def load_generator(target: str, *, what: str = "generator") -> nn.Module:
     """Load what ``target`` names: a factory, as load_factory does, or a TorchScript file.
+
+    ``what`` says in errors what is expected there.
 
     Raises:
         ExportError: no such thing, or not a generator.
     """
     is_file = Path(target).is_file() and not target.endswith(".py")
     if is_file or target.endswith(_FILE_SUFFIXES):
-        return load_torchscript(target)
-    return load_factory(target)
+        return load_torchscript(target, what=what)
+    return load_factory(target, what=what)
 
 
-def load_factory(target: str) -> nn.Module:
+def load_factory(target: str, *, what: str = "generator") -> nn.Module:
     """Call ``package.module:factory`` or ``path/to/file.py:factory`` and return its generator.
 
     The factory takes no arguments and returns a torch.nn.Module; a name that is bound to a module
@@ -46,7 +48,7 @@ def load_factory(target: str) -> nn.Module:
     source, colon, name = target.rpartition(":")
     if not colon or not source or not name:
         raise ExportError(
-            f"generator {target!r} must be 'package.module:factory' or 'path/to/file.py:factory', "
+            f"{what} {target!r} must be 'package.module:factory' or 'path/to/file.py:factory', "
             "or a TorchScript file"
         )
     module = _load_file(source) if source.endswith(".py") else _load_module(source)

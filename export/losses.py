@@ -334,6 +334,11 @@ def resolve_losses(
     resolved: dict[str, Loss] = {}
     for given_name, loss in pairs:
         if isinstance(loss, str):
+            if loss == "perceptual":
+                raise ExportError(
+                    "loss 'perceptual' needs a feature network: give "
+                    "pyinv.export.perceptual(network) in its place"
+                )
             if loss not in built_in:
                 raise ExportError(
                     f"unknown loss {loss!r}: use one of {', '.join(built_in)}, or a torch callable"

@@ -17,6 +17,8 @@ pytest.importorskip("onnxscript", reason="export needs onnxscript")
 from generators import BatchNormGenerator, seeded  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
+from pyinv.bundle import Bundle  # noqa: E402
+from pyinv.cli import main  # noqa: E402
 from pyinv.errors import ExportError  # noqa: E402
 from pyinv.export import export, perceptual  # noqa: E402
 from pyinv.inverter import Inverter  # noqa: E402
@@ -345,3 +347,55 @@ def test_losses_of_your_own_are_tried_before_tracing(
         )
     assert message in str(caught.value)
     assert lines == []
+
+
+# The command line
+
+FACTORIES = """
+from torch import nn
+
+def generator():
+    return nn.Sequential(nn.Linear(4, 64), nn.Tanh(), nn.Unflatten(1, (1, 8, 8)))
+
+def features():
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())
+"""
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> list[str]:
+    factories = tmp_path / "factories.py"
+    factories.write_text(FACTORIES)
+    path = str(tmp_path / "bundle")
+    return ["export", f"{factories}:generator", "-o", path, "--latent-shape", "4"]
+
+
+def test_the_command_line_takes_a_factory_and_layers(command: list[str], tmp_path: Path) -> None:
+    features = f"{tmp_path / 'factories.py'}:features"
+    options = ["--loss", "perceptual", "--features", features, "--feature-layers", "0,1"]
+    assert main([*command, *options]) == 0
+    assert Bundle.open(tmp_path / "bundle").manifest.losses == ("perceptual",)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--loss", "perceptual"], "--loss perceptual needs a network: give one with --features"),
+        (["--features", "f.pt"], "--features and --feature-layers need --loss perceptual"),
+        (["--loss", "perceptual", "--features", "f.pt"], "no file f.pt: give a TorchScript file\n"),
+        (["--loss", "perceptual", "--features", "f"], "feature network 'f' must be"),
+    ],
+)
+def test_the_command_line_refuses(
+    command: list[str],
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    message: str,
+) -> None:
+    assert main([*command, *options]) != 0
+    assert message in capsys.readouterr().err
+
+
+def test_its_name_alone_is_no_loss(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"give pyinv\.export\.perceptual\(network\)"):
+        export(nn.Identity(), tmp_path / "b", latent_shape=4, prior=Normal(), losses="perceptual")

@@ -63,8 +63,19 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         "--loss",
         metavar="NAME",
         action="append",
-        help="mse, l1, bce or whitened; repeat it for several [mse, and whitened where the "
-        "generator ends in a tanh or sigmoid]",
+        help="mse, l1, bce, whitened or perceptual; repeat it for several [mse, and whitened where "
+        "the generator ends in a tanh or sigmoid]",
+    )
+    parser.add_argument(
+        "--features",
+        metavar="NETWORK",
+        help="what --loss perceptual compares images by: a TorchScript file, or a factory as of "
+        "GENERATOR, of a network that takes the generator's images",
+    )
+    parser.add_argument(
+        "--feature-layers",
+        metavar="NAME[,NAME...]",
+        help="submodules of a factory's network whose outputs are compared [the network's own]",
     )
     parser.add_argument(
         "--normal-equations",
@@ -119,13 +130,14 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
 
     generator = load_generator(arguments.generator)
     encoder = None if arguments.encoder is None else load_generator(arguments.encoder)
+    losses = _losses(arguments)
     console.message("tracing, writing and checking; this takes a moment")
     export(
         generator,
         arguments.output,
         latent_shape=arguments.latent_shape,
         prior=arguments.prior,
-        losses=tuple(arguments.loss) if arguments.loss else None,
+        losses=losses,
         normal_equations=arguments.normal_equations,
         value_range=tuple(arguments.value_range),
         batch_norm=arguments.batch_norm,
@@ -145,6 +157,24 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     )
     console.result({"path": str(bundle.path), **bundle.manifest.describe()})
     return DONE
+
+
+def _losses(arguments: argparse.Namespace) -> tuple[Any, ...] | None:
+    """What --loss names, with the feature network of a perceptual one."""
+    from pyinv.export import load_generator, perceptual
+
+    names = arguments.loss or []
+    if "perceptual" in names and arguments.features is None:
+        raise InputError("--loss perceptual needs a network: give one with --features")
+    if "perceptual" not in names and (arguments.features or arguments.feature_layers):
+        raise InputError("--features and --feature-layers need --loss perceptual: add it")
+    if not names:
+        return None
+    if arguments.features is None:
+        return tuple(names)
+    layers = arguments.feature_layers.split(",") if arguments.feature_layers else None
+    loss = perceptual(load_generator(arguments.features, what="feature network"), layers)
+    return tuple(loss if name == "perceptual" else name for name in names)
 
 
 def _shape(text: str) -> tuple[int, ...]:

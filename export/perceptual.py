@@ -163,6 +163,9 @@ class Perceptual(Specialised):
 class _FeatureNetwork(nn.Module):
     """Images [B, C, H, W] -> the outputs of some layers, in the order of their names."""
 
+    scale: Tensor | None
+    shift: Tensor | None
+
     def __init__(
         self,
         network: nn.Module,
@@ -184,7 +187,7 @@ class _FeatureNetwork(nn.Module):
         return [f"the output of layer {name!r} of the {_WHAT}" for name in self.layers]
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        if self.scale is not None:
+        if self.scale is not None and self.shift is not None:
             if self.scale.shape[0] not in (1, images.shape[1]):
                 raise ExportError(
                     f"perceptual: mean and std are of {self.scale.shape[0]} channels, the images "

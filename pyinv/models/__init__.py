@@ -152,6 +152,13 @@ _ALL = (
         latent_size=512,
         grows=True,
     ),
+    GanModel(
+        "luo",
+        "Luo et al. 2017, tables 3 and 4",
+        value_range=(0.0, 1.0),
+        image_shapes=_DCGAN_SHAPES,
+        options=(("width", 64),),
+    ),
 )
 MODELS: dict[str, GanModel] = {model.name: model for model in _ALL}
 """Every model by its name."""
@@ -162,4 +169,5 @@ _FILES = {
     "egan": "egan",
     "egan-pixel-shuffle": "egan",
     "progan": "progan",
+    "luo": "luo",
 }

@@ -1,24 +1,55 @@
-"""Training of the papers' generators.
+"""Training of the papers' generators, and of encoders for any generator.
 
-Configurations can be read without PyTorch; ``train_gan`` needs it.
+Configurations can be read without PyTorch; ``train_gan``, ``train_encoder`` and ``open_generator``
+need it.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from pyinv.training.configurations import CONFIGURATIONS, GanConfiguration, get_configuration
+from pyinv.training.encoder_configurations import (
+    ENCODER_CONFIGURATIONS,
+    EncoderConfiguration,
+    Schedule,
+    get_encoder_configuration,
+)
 
 if TYPE_CHECKING:
+    from pyinv.training.encoder import TrainedEncoder, train_encoder
+    from pyinv.training.frozen import FrozenGenerator, open_generator
     from pyinv.training.gan import TrainedGan, train_gan
 
-__all__ = ["CONFIGURATIONS", "GanConfiguration", "TrainedGan", "get_configuration", "train_gan"]
+__all__ = [
+    "CONFIGURATIONS",
+    "ENCODER_CONFIGURATIONS",
+    "EncoderConfiguration",
+    "FrozenGenerator",
+    "GanConfiguration",
+    "Schedule",
+    "TrainedEncoder",
+    "TrainedGan",
+    "get_configuration",
+    "get_encoder_configuration",
+    "open_generator",
+    "train_encoder",
+    "train_gan",
+]
+
+_FILES = {
+    "FrozenGenerator": "frozen",
+    "TrainedEncoder": "encoder",
+    "TrainedGan": "gan",
+    "open_generator": "frozen",
+    "train_encoder": "encoder",
+    "train_gan": "gan",
+}
 
 
 def __getattr__(name: str) -> Any:
     # So that a command line can list the configurations without waiting for PyTorch.
-    if name in ("TrainedGan", "train_gan"):
-        from pyinv.training import gan
-
-        return getattr(gan, name)
+    if name in _FILES:
+        return getattr(importlib.import_module(f"pyinv.training.{_FILES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

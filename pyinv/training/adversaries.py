@@ -18,7 +18,7 @@ from pyinv.models import get_model, progan
 from pyinv.training.configurations import GanConfiguration
 from pyinv.training.draws import Purpose, draw_labels, draw_latents, random
 
-__all__ = ["Adversaries"]
+__all__ = ["Adversaries", "draw_weights"]
 
 GRID_IMAGES = 64
 # Generated batches whose mean statistics become those of the sampler's batch norm.
@@ -64,8 +64,8 @@ class Adversaries:
             discriminator = model.discriminator(configuration.image_shape, **configuration.options)
             if configuration.growth:
                 generator, discriminator = progan.growing(generator), progan.growing(discriminator)
-        _draw_weights(generator, random(configuration.seed, Purpose.GENERATOR))
-        _draw_weights(discriminator, random(configuration.seed, Purpose.DISCRIMINATOR))
+        draw_weights(generator, random(configuration.seed, Purpose.GENERATOR))
+        draw_weights(discriminator, random(configuration.seed, Purpose.DISCRIMINATOR))
         self.networks = {"generator": generator, "discriminator": discriminator}
         for network in self.networks.values():
             network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -258,7 +258,8 @@ class Adversaries:
         return tensor.pin_memory().to(self._device, non_blocking=True)
 
 
-def _draw_weights(network: nn.Module, source: torch.Generator) -> None:
+def draw_weights(network: nn.Module, source: torch.Generator) -> None:
+    """Set a network's weights as DCGAN does: N(0, 0.02^2), batch norm's around 1, biases 0."""
     with torch.no_grad():
         for module in network.modules():
             for name, parameter in module.named_parameters(recurse=False):

@@ -30,6 +30,7 @@ class Purpose(IntEnum):
     SHIFTS = 7
     ENCODER = 20
     LAYER = 21
+    TARGETS = 22
 
 
 def random(seed: int, purpose: Purpose, number: int = 0) -> torch.Generator:

@@ -34,12 +34,21 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pyinv.errors import InputError
 from pyinv.models.encoders import make_encoder
 from pyinv.training.draws import Purpose, draw_latents, random
 from pyinv.training.encoder_configurations import EncoderConfiguration, Schedule
 from pyinv.training.frozen import FrozenGenerator
 
-__all__ = ["Phase", "Setting", "latent_distance", "make_phases", "with_statistics"]
+__all__ = [
+    "STATISTICS_BATCHES",
+    "Phase",
+    "Setting",
+    "check_method",
+    "latent_distance",
+    "make_phases",
+    "with_statistics",
+]
 
 # Batches whose mean statistics become those of the exported encoder's batch norm.
 STATISTICS_BATCHES = 32
@@ -160,9 +169,14 @@ class Phase:
     def generator(self) -> nn.Module | None:
         """Return the generator that is trained along, latent [B, d] -> image; None if frozen.
 
-        Its images are then in ``generator_range``, and the bundle holds it in place of the frozen.
+        The bundle then holds it in place of the frozen one.
         """
         return None
+
+    @property
+    def value_range(self) -> tuple[float, float]:
+        """The range of the pixels of ``batch`` and ``generator``; here the frozen generator's."""
+        return self.setting.generator.value_range
 
     def batch(self, number: int, purpose: Purpose = Purpose.LATENTS) -> Tensor:
         """Return images as the encoder sees them in training, [batch, C, H, W]: here G(z)."""
@@ -266,6 +280,46 @@ class LatentAndImage(_EncoderPhase):
         of_images = generator.loss(self._loss, found, images).mean()
         self.update("encoder", of_latents + self.setting.configuration.image_weight * of_images)
         return {"latent": of_latents.item(), "image": of_images.item()}
+
+
+def check_method(
+    configuration: EncoderConfiguration, generator: FrozenGenerator, *, has_data: bool
+) -> EncoderConfiguration:
+    """See, before any work, that a method can train an encoder of this generator.
+
+    Returns:
+        the configuration, with the names of the layers that "layers" takes.
+
+    Raises:
+        InputError: the generator has no such loss or no such layers, or real images are missing or
+            of no use.
+    """
+    method, share = configuration.method, configuration.real_share
+    if share and method != "aegan":
+        raise InputError(
+            f"real_share is of method aegan, got real_share={share:g} for {method}; leave it at 0"
+        )
+    if share and not has_data:
+        raise InputError(
+            f"real_share={share:g} needs real images, got none; give data (--data), or real_share=0"
+        )
+    if has_data and method == "aegan" and not share:
+        raise InputError(
+            "method aegan takes real images only as a share of each batch, got data and "
+            "real_share=0; give real_share (--real-share 0.5), or leave data out"
+        )
+    if has_data and method not in ("aegan", "bigan"):
+        raise InputError(
+            f"method {method} trains on generated images alone, got data; leave data (--data) out, "
+            "or choose aegan or bigan"
+        )
+    if method in ("aegan", "latent+image") and configuration.image_loss != "auto":
+        generator.check_loss(configuration.image_loss)
+    if method == "layers":
+        from pyinv.training.layerwise import with_layers
+
+        return with_layers(configuration, generator)
+    return configuration
 
 
 def make_phases(setting: Setting) -> list[Phase]:

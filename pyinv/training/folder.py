@@ -27,14 +27,14 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["BUNDLES", "TrainingData", "TrainingFolder"]
+__all__ = ["BUNDLES", "MEND", "TrainingData", "TrainingFolder"]
 
 BUNDLES = {"eval": "generator.bundle", "batch": "generator-batch.bundle"}
 """The bundles' names by their batch-norm mode."""
 
 _CONFIGURATION = "configuration.json"
 _LOCK = ".lock"
-_MEND = "use another folder, or overwrite this one (--overwrite)"
+MEND = "use another folder, or overwrite this one (--overwrite)"
 
 
 @dataclass(frozen=True)
@@ -186,12 +186,12 @@ class TrainingFolder:
             theirs, ours = getattr(configuration, field), getattr(self.configuration, field)
             raise InputError(
                 f"{path}: from another training, whose {field} is {_text(theirs)} and not "
-                f"{_text(ours)}; {_MEND}"
+                f"{_text(ours)}; {MEND}"
             )
         if (data.images, data.sha256) != (self.data.images, self.data.sha256):
             raise InputError(
                 f"{path}: from another training, whose data are {data.images} other images "
-                f"({data.name}) and not these {self.data.images} ({self.data.name}); {_MEND}"
+                f"({data.name}) and not these {self.data.images} ({self.data.name}); {MEND}"
             )
 
     @property
@@ -249,9 +249,9 @@ class TrainingFolder:
                 configuration, data = self.read_description(content)
         except (AttributeError, ValueError, KeyError, TypeError) as error:
             reason = " ".join(str(error).split())
-            raise InputError(f"{path}: damaged ({reason}); {_MEND}") from None
+            raise InputError(f"{path}: damaged ({reason}); {MEND}") from None
         if kind != self.kind:
-            raise InputError(f"{path}: from the training of another kind, of {kind}; {_MEND}")
+            raise InputError(f"{path}: from the training of another kind, of {kind}; {MEND}")
         self.refuse_another(path, configuration, data)
 
     def _empty(self) -> None:
@@ -272,7 +272,7 @@ def _decisive(origin: Mapping[str, Any]) -> list[Any]:
     settings = origin.get("configuration")
     if isinstance(settings, Mapping):
         settings = {name: value for name, value in settings.items() if name != "source"}
-    return [settings, origin.get("images"), origin.get("iterations")]
+    return [settings, *map(origin.get, ("images", "iterations", "generator"))]
 
 
 def _text(value: Any) -> str:

@@ -96,6 +96,11 @@ class FrozenGenerator:
         own = {} if self.bundle is None else dict(self.bundle.manifest.origin)
         return {"name": self.name, "sha256": self.sha256, "origin": own}
 
+    def to(self, device: torch.device) -> None:
+        """Compute on this device from now on; a bundle stays where it was opened."""
+        if self.module is not None:
+            self.module.to(device)
+
     def generate(self, latents: Tensor) -> Tensor:
         """Return the images G(z), [B, C, H, W], without a gradient."""
         if self.module is not None:

@@ -30,7 +30,7 @@ from pyinv.training.checkpoint import read_checkpoint
 from pyinv.training.folder import TrainingData, TrainingFolder
 from pyinv.training.loop import iterate, resume, torch_settings
 
-__all__ = ["TrainedGan", "check_device", "check_threads", "train_gan"]
+__all__ = ["TrainedGan", "check_device", "check_pixels", "check_threads", "train_gan"]
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,12 @@ def train_gan(
         >>> digits = load_dataset("mnist/", image_shape=(1, 28, 28))
         >>> train_gan(CONFIGURATIONS["creswell"], digits.images, "digits", data_name="mnist")
     """
-    pixels = _check_images(images, configuration)
+    pixels = check_pixels(
+        images,
+        configuration.image_shape,
+        configuration.batch_size,
+        configuration.training_images,
+    )
     where = check_device(device)
     count = check_threads(threads)
     check_progress(progress)
@@ -176,9 +181,14 @@ def _export(adversaries: Adversaries, folder: TrainingFolder, say: Callable[[str
         say(f"wrote {folder.bundles[mode]}")
 
 
-def _check_images(images: Any, configuration: GanConfiguration) -> NDArray[np.uint8]:
-    """Return the images to train on."""
-    shape = configuration.image_shape
+def check_pixels(
+    images: Any, shape: tuple[int, int, int], batch_size: int, limit: int | None = None
+) -> NDArray[np.uint8]:
+    """Return the images to train on: the first ``limit`` of those given.
+
+    Raises:
+        InputError: not uint8 [N, *shape], or fewer than a batch.
+    """
     wanted = f"uint8 [N, {shape_text(shape)}]"
     array = as_numpy(images, "images", wanted)
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1:] != shape:
@@ -186,10 +196,10 @@ def _check_images(images: Any, configuration: GanConfiguration) -> NDArray[np.ui
             f"images must be {wanted}, got {array.dtype} [{shape_text(array.shape)}]; "
             "pyinv.datasets.load_dataset makes them so"
         )
-    pixels: NDArray[np.uint8] = array[: configuration.training_images]
-    if len(pixels) < configuration.batch_size:
+    pixels: NDArray[np.uint8] = array[:limit]
+    if len(pixels) < batch_size:
         raise InputError(
-            f"images must fill a batch of {configuration.batch_size}, got {len(pixels)} to train "
+            f"images must fill a batch of {batch_size}, got {len(pixels)} to train "
             "on; give more, or a smaller batch_size (--batch-size)"
         )
     return pixels

@@ -112,7 +112,7 @@ def iterate(
                     picture = f"; {written}"
                 if report is None:
                     left = (time.monotonic() - started) / (iteration - began)
-                    listed = ", ".join(f"{name} {loss:.2f}" for name, loss in named.items())
+                    listed = ", ".join(f"{name} {loss:.3g}" for name, loss in named.items())
                     say(
                         f"iteration {iteration} of {iterations}: losses: {listed}; "
                         f"{_minutes(left * (iterations - iteration))} left{picture}"

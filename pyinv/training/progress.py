@@ -54,7 +54,7 @@ def iteration_reporter(
 
         def report(now: dict[str, Any]) -> None:
             losses = [
-                f"{name.removesuffix('_loss')} {value:.2f}"
+                f"{name.removesuffix('_loss')} {value:.3g}"
                 for name, value in now.items()
                 if name.endswith("_loss")
             ]

@@ -1,0 +1,141 @@
+r"""The method ``bigan``: an encoder, a generator and a discriminator of pairs, trained together.
+
+The discriminator D tells the pair (x, E(x)) of a real image from the pair (G(z), z) of a drawn
+latent. With :math:`\sigma(D)` the probability of the first,
+
+.. math::
+    \min_{E, G} \max_D\; E_x \log \sigma(D(x, E(x))) + E_z \log(1 - \sigma(D(G(z), z)))
+
+where E and G minimise, as G does in every other GAN here, the loss that does not saturate:
+:math:`-\log(1 - \sigma(D(x, E(x)))) - \log \sigma(D(G(z), z))`. At the optimum E inverts G.
+
+Sources: Donahue, Krähenbühl & Darrell 2017 (arXiv:1605.09782), equations 2 and 3 and section 3.4;
+the networks are those of Luo et al. 2017, tables 3, 5 and 6. G cannot be trained before (Luo et
+al., section 4.1), so the generator that is given says only what latents and images are like, and
+makes the images x where no real ones are given.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pyinv.errors import InputError
+from pyinv.models import get_model
+from pyinv.models.encoders import make_encoder
+from pyinv.models.luo import LuoBiganDiscriminator, LuoGenerator
+from pyinv.training.adversaries import draw_weights
+from pyinv.training.draws import Purpose, random
+from pyinv.training.encoder_methods import Phase, Setting
+
+__all__ = ["Bigan"]
+
+# What the generator's sigmoid gives.
+_VALUE_RANGE = (0.0, 1.0)
+
+
+class Bigan(Phase):
+    """E, G and D, each with one step of Adam an iteration, E and G with one of theirs together.
+
+    Raises:
+        InputError: images of a size that the networks are not made for.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        configuration, frozen = setting.configuration, setting.generator
+        shape, latent_size, width = frozen.image_shape, frozen.latent_size, configuration.width
+        try:
+            get_model("luo").check(shape)
+        except InputError:
+            raise InputError(
+                "method bigan trains a generator of 32 or 64 pixels, gray or colour, got images "
+                f"{list(shape)}; choose another method (--method), or a generator of these sizes"
+            ) from None
+        channels, size, _ = shape
+        networks = {
+            "encoder": setting.network(
+                lambda: make_encoder(
+                    shape,
+                    latent_size,
+                    prior=frozen.prior,
+                    value_range=_VALUE_RANGE,
+                    network=configuration.network,
+                    width=width,
+                ),
+                Purpose.ENCODER,
+            ),
+            "generator": setting.network(
+                lambda: LuoGenerator(latent_size, size, channels, width), Purpose.GENERATOR
+            ),
+            "discriminator": setting.network(
+                lambda: LuoBiganDiscriminator(latent_size, size, channels, width),
+                Purpose.DISCRIMINATOR,
+            ),
+        }
+        for name, purpose in (
+            ("encoder", Purpose.ENCODER),
+            ("generator", Purpose.GENERATOR),
+            ("discriminator", Purpose.DISCRIMINATOR),
+        ):
+            draw_weights(networks[name].cpu(), random(configuration.seed, purpose, 1))
+            networks[name].to(setting.device)
+        both = [*networks["encoder"].parameters(), *networks["generator"].parameters()]
+        super().__init__(
+            "bigan",
+            setting,
+            configuration.schedule,
+            first=0,
+            networks=networks,
+            solvers={
+                "discriminator": setting.adam(networks["discriminator"].parameters()),
+                "both": setting.adam(both),
+            },
+            losses=("discriminator", "generator"),
+        )
+
+    def step(self, iteration: int) -> dict[str, float]:
+        networks, number = self.networks, self.first + iteration
+        discriminator = networks["discriminator"]
+        real = self.batch(number)
+        latents = self.setting.latents(number)
+        found, made = networks["encoder"](real), networks["generator"](latents)
+
+        # Two batches and not one, so that batch norm sees pairs of one kind alone.
+        on_real = discriminator(real, found.detach())
+        on_made = discriminator(made.detach(), latents)
+        discriminator_loss = _toward(1, on_real) + _toward(0, on_made)
+        self.update("discriminator", discriminator_loss)
+
+        # These need the gradient through the discriminator, not that of its weights.
+        discriminator.requires_grad_(False)
+        loss = _toward(0, discriminator(real, found)) + _toward(1, discriminator(made, latents))
+        self.update("both", loss)
+        discriminator.requires_grad_(True)
+        return {"discriminator": discriminator_loss.item(), "generator": loss.item()}
+
+    @property
+    def value_range(self) -> tuple[float, float]:
+        return _VALUE_RANGE
+
+    def encoder(self) -> nn.Module:
+        return self.networks["encoder"]
+
+    def generator(self) -> nn.Module:
+        return self.networks["generator"]
+
+    def batch(self, number: int, purpose: Purpose = Purpose.LATENTS) -> Tensor:
+        """Return real images, or generated ones that stand for them, in [0, 1]."""
+        setting = self.setting
+        if setting.pixels is not None:
+            images = setting.real(number, setting.configuration.batch_size)
+        else:
+            # Not the latents that G gets in this iteration.
+            stands_for = Purpose.TARGETS if purpose == Purpose.LATENTS else purpose
+            images = setting.generator.generate(setting.latents(number, stands_for))
+        low, high = setting.generator.value_range
+        return ((images - low) / (high - low)).clamp(0, 1)
+
+
+def _toward(label: int, logit: Tensor) -> Tensor:
+    """Return the mean cross-entropy of logits for a label, 0 or 1."""
+    return functional.softplus(-logit if label else logit).mean()

@@ -1,0 +1,365 @@
+"""Training an encoder of a generator: one call for all methods, which can be stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyinv.errors import DependencyError
+from pyinv.outputs import write_whole
+from pyinv.training.encoder_configurations import EncoderConfiguration
+from pyinv.training.progress import Progress, check_progress
+
+try:
+    import torch
+except ImportError:
+    raise DependencyError("training needs PyTorch: pip install 'pyinv[export]'") from None
+
+from torch import nn
+
+from pyinv.training.checkpoint import read_checkpoint
+from pyinv.training.draws import Purpose
+from pyinv.training.encoder_folder import EncoderData, EncoderFolder
+from pyinv.training.encoder_methods import (
+    STATISTICS_BATCHES,
+    Phase,
+    Setting,
+    check_method,
+    make_phases,
+    with_statistics,
+)
+from pyinv.training.frozen import FrozenGenerator, open_generator
+from pyinv.training.gan import check_device, check_pixels, check_threads
+from pyinv.training.loop import iterate, resume, torch_settings
+
+__all__ = ["EncoderTraining", "TrainedEncoder", "train_encoder"]
+
+GRID_IMAGES = 32
+_COLUMNS = 8
+
+
+@dataclass(frozen=True)
+class TrainedEncoder:
+    """A finished training.
+
+    Attributes:
+        folder: what the training wrote.
+        configuration: what it was trained with.
+        bundle: the generator's bundle, with the function ``encode``.
+        weights: the exported encoder's state dict.
+    """
+
+    folder: Path
+    configuration: EncoderConfiguration
+    bundle: Path
+    weights: Path
+
+
+def train_encoder(
+    configuration: EncoderConfiguration,
+    generator: Any,
+    folder: str | os.PathLike[str],
+    *,
+    data: Any = None,
+    data_name: str = "images",
+    device: str = "cpu",
+    threads: int | None = None,
+    progress: bool | Progress | None = None,
+    say: Callable[[str], None] | None = None,
+    overwrite: bool = False,
+    checkpoint_seconds: float = 60.0,
+) -> TrainedEncoder:
+    r"""Train an encoder E of a frozen generator G, and write G's bundle with ``encode``.
+
+    ``configuration.method`` says what E minimises, with z from the prior, x = G(z), and
+    :math:`d_L` and :math:`d_I` the latent and the image loss:
+
+    =============  ====================================================  ==========================
+    method         minimised over E                                      source
+    =============  ====================================================  ==========================
+    direct         :math:`d_L(z, E(x))`                                  Luo et al. 2017, sec. 4.1
+    aegan          :math:`d_I(G(E(x)), x)`                               Luo et al. 2017, eq. 5-8
+    latent+image   :math:`d_L(z, E(x)) + \lambda d_I(G(E(x)), x)`        Bau et al. 2019, eq. 3-5
+    bigan          a GAN of pairs; G and a discriminator train along     Donahue et al. 2017, eq. 3
+    layers         an inverse for each layer of G, then E fine-tuned     Bau et al. 2019, eq. 6-9
+    =============  ====================================================  ==========================
+
+    E sees the statistics of each batch in training. What is exported has statistics that are
+    measured again at the end, over 32 batches.
+
+    The folder then holds ``configuration.json``; ``checkpoint.pt``; ``losses.csv``; in ``samples``,
+    after each tenth of the iterations, images x above G(E(x)); ``encoder.pt``, the exported state
+    dict; and ``generator.bundle``. With bigan, that is the bundle of the generator that was trained
+    along, whose weights are in ``generator.pt``.
+
+    The same call on a folder that holds a part of the training continues from its checkpoint, and
+    ends with the weights of a training that was never stopped: on a CPU to the last bit, where the
+    number of threads and the versions of PyTorch and ONNX Runtime are the same. A finished folder
+    is returned as it is. ``iterations`` of a method of one phase may be raised, to train longer.
+
+    Args:
+        configuration: the settings.
+        generator: what ``open_generator`` returned, or the first argument for it: a bundle, a
+            training's folder, module:factory or a TorchScript file.
+        folder: for everything that is written; made if it is not there.
+        data: uint8 [N, C, H, W] of the generator's image shape, N at least a batch: real images,
+            for bigan and for the ``real_share`` of aegan. Without, bigan takes images of the
+            generator in their place.
+        data_name: what the images are, for the bundle's manifest.
+        device: "cpu", "cuda", "cuda:1" and so on. The bits of a run on a GPU are not promised.
+        threads: CPU threads; None for every core this process may use.
+        progress: None or False for silence, True for a bar on standard error, or a function that
+            gets {"iteration", "iterations", "seconds"} and each loss, as "latent_loss".
+        say: called with a line about each thing that is not an iteration; without ``progress``,
+            also with the losses and the time left after each tenth of the iterations.
+        overwrite: begin again in a folder that holds another training.
+        checkpoint_seconds: from one checkpoint to the next.
+
+    Raises:
+        InputError: a generator or images that do not fit the method; a folder with another
+            training, or whose checkpoint is damaged or missing.
+        BundleError, ExportError: the generator cannot be read.
+        OutputError: the folder is taken, by files or by a training that runs, or cannot be written
+            to. The last checkpoint is kept.
+        RunError: a loss or a weight is no longer finite. The last checkpoint is kept.
+        DeviceError: no such device.
+        KeyboardInterrupt: Ctrl-C, after the iteration under way and a checkpoint. A second Ctrl-C
+            does not wait.
+
+    Example:
+        >>> settings = get_encoder_configuration("luo-32").replace(method="aegan")
+        >>> trained = train_encoder(settings, "faces.bundle", "faces-encoder")
+        >>> Inverter(trained.bundle).invert(images, init="encoder")
+    """
+    where = check_device(device)
+    count = check_threads(threads)
+    check_progress(progress)
+    say = say or (lambda line: None)
+    with torch_settings(count):
+        frozen = generator
+        if not isinstance(frozen, FrozenGenerator):
+            frozen = open_generator(generator, device=where, threads=count)
+        frozen.to(where)
+        configuration = check_method(configuration, frozen, has_data=data is not None)
+        pixels = None
+        if data is not None:
+            pixels = check_pixels(data, frozen.image_shape, _real_images(configuration))
+        setting = Setting(configuration, frozen, where, pixels)
+        with EncoderFolder(
+            Path(folder),
+            configuration,
+            _data(data_name, pixels, frozen),
+            generator=frozen.origin,
+            overwrite=overwrite,
+        ) as opened:
+            bundle = opened.bundles["eval"]
+            trained = TrainedEncoder(opened.path, configuration, bundle, opened.weights)
+            if not opened.missing():
+                say(
+                    f"{opened.path}: all {configuration.iterations} iterations were done before; "
+                    f"{bundle.name} is there already"
+                )
+                return trained
+            state = read_checkpoint(opened.checkpoint)
+            if state is None:
+                opened.refuse_lost_checkpoint()
+            training = EncoderTraining(setting)
+            if state is not None:
+                resume(training, state, opened)
+            opened.write_configuration()
+            if training.iteration:
+                say(
+                    f"continuing after iteration {training.iteration} of {configuration.iterations}"
+                )
+                # A crash may have come between the checkpoint and these.
+                opened.write_losses(training.losses)
+            iterate(training, opened, progress, say, checkpoint_seconds)
+            _export(training, opened, say)
+    return trained
+
+
+class EncoderTraining:
+    """The phases of a method, one after the other; see ``loop.Training``.
+
+    Args:
+        setting: shared by all phases.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        self.phases = make_phases(setting)
+        self.iteration = 0
+        self.whole = True
+        self._rows: list[list[tuple[float, ...]]] = [[] for _ in self.phases]
+
+    @property
+    def losses(self) -> list[tuple[str, tuple[str, ...], list[tuple[float, ...]]]]:
+        """Of each phase: its name, its losses' names, and their values in each iteration."""
+        pairs = zip(self.phases, self._rows, strict=True)
+        return [(phase.name, phase.losses, rows) for phase, rows in pairs]
+
+    @property
+    def loss_names(self) -> tuple[str, ...]:
+        """What the losses of the last iteration are called."""
+        return self._at(max(0, self.iteration - 1))[1].losses
+
+    @property
+    def value_range(self) -> tuple[float, float]:
+        """Of ``samples``."""
+        return self.phases[-1].value_range
+
+    def step(self) -> tuple[float, ...]:
+        """Make one iteration; return its losses."""
+        self.whole = False
+        number, phase = self._at(self.iteration)
+        local = self.iteration - phase.first
+        rate = phase.schedule.rate(local)
+        for solver in phase.solvers.values():
+            for group in solver.param_groups:
+                group["lr"] = rate
+        found = phase.step(local)
+        losses = tuple(found[name] for name in phase.losses)
+        self._rows[number].append(losses)
+        self.iteration += 1
+        self.whole = True
+        return losses
+
+    def encoder(self) -> nn.Module | None:
+        """Return a copy of the encoder as it would be exported now, in eval mode."""
+        phase = self._at(max(0, self.iteration - 1))[1]
+        network = phase.encoder()
+        if network is None:
+            return None
+        batches = (phase.batch(n, Purpose.STATISTICS) for n in range(STATISTICS_BATCHES))
+        return with_statistics(network, batches)
+
+    def generator(self) -> nn.Module | None:
+        """Return a copy of the generator that is trained along, in eval mode, if one is."""
+        setting = self.setting
+        network = self.phases[-1].generator()
+        if network is None:
+            return None
+        latents = (setting.latents(n, Purpose.STATISTICS) for n in range(STATISTICS_BATCHES))
+        return with_statistics(network, latents)
+
+    def samples(self) -> NDArray[np.float32] | None:
+        """Return images x, the same ones each time, in rows of 8, each row above its G(E(x))."""
+        encoder = self.encoder()
+        if encoder is None:
+            return None
+        phase = self._at(max(0, self.iteration - 1))[1]
+        batch = phase.batch(0, Purpose.SAMPLES)
+        # From all of the batch, whose last ones may be real images.
+        count = min(GRID_IMAGES, len(batch))
+        images = batch[np.linspace(0, len(batch) - 1, count).round()]
+        trained = self.generator()
+        with torch.no_grad():
+            found = encoder(images)
+            made = self.setting.generator.generate(found) if trained is None else trained(found)
+        rows = zip(images.split(_COLUMNS), made.reshape(images.shape).split(_COLUMNS), strict=True)
+        pictures = torch.cat([part for pair in rows for part in pair])
+        shown: NDArray[np.float32] = pictures.cpu().numpy()
+        return shown
+
+    @property
+    def finite(self) -> bool:
+        """Whether every loss of the last iteration and every weight is finite."""
+        rows = self._rows[self._at(max(0, self.iteration - 1))[0]]
+        return all(map(math.isfinite, rows[-1] if rows else ())) and all(
+            bool(torch.isfinite(tensor).all())
+            for network in self._networks().values()
+            for tensor in network.state_dict().values()
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Return everything that the next iteration depends on, and the losses so far."""
+        phase = self._at(self.iteration)[1]
+        return {
+            "iteration": self.iteration,
+            "losses": [torch.tensor(rows, dtype=torch.float64) for rows in self._rows],
+            "networks": {name: net.state_dict() for name, net in self._networks().items()},
+            "solvers": {name: solver.state_dict() for name, solver in phase.solvers.items()},
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take over what ``state`` returned, of the same configuration.
+
+        Raises:
+            AttributeError, KeyError, RuntimeError, TypeError, ValueError: it is no such state.
+        """
+        self.iteration = int(state["iteration"])
+        rows = [[tuple(row) for row in one.tolist()] for one in state["losses"]]
+        if len(rows) != len(self.phases) or sum(map(len, rows)) != self.iteration:
+            raise ValueError(f"{self.iteration} iterations with {sum(map(len, rows))} losses")
+        self._rows = rows
+        for name, network in self._networks().items():
+            network.load_state_dict(state["networks"][name])
+        for name, solver in self._at(self.iteration)[1].solvers.items():
+            solver.load_state_dict(state["solvers"][name])
+
+    def _at(self, iteration: int) -> tuple[int, Phase]:
+        """Return the phase of an iteration, and its number; the last one's also at the end."""
+        number = sum(phase.first <= iteration for phase in self.phases) - 1
+        return number, self.phases[number]
+
+    def _networks(self) -> dict[str, nn.Module]:
+        return {name: net for phase in self.phases for name, net in phase.networks.items()}
+
+
+def _export(training: EncoderTraining, folder: EncoderFolder, say: Callable[[str], None]) -> None:
+    from pyinv.export import export
+
+    encoder, generator = training.encoder(), training.generator()
+    assert encoder is not None
+    encoder = encoder.cpu()
+    path, frozen = folder.bundles["eval"], training.setting.generator
+    _write_weights(encoder, folder.weights)
+    say(f"exporting {path}")
+    if generator is None:
+        frozen.write_bundle(encoder, path, origin=folder.origin)
+    else:
+        generator = generator.cpu()
+        _write_weights(generator, folder.path / "generator.pt")
+        export(
+            nn.Sequential(nn.Flatten(), generator),
+            path,
+            latent_shape=frozen.latent_shape,
+            prior=frozen.prior,
+            losses=("bce", "mse", "whitened", "l1"),
+            value_range=training.value_range,
+            encoder=encoder,
+            name=folder.configuration.name,
+            origin=folder.origin,
+            overwrite=True,
+        )
+    say(f"wrote {path}")
+
+
+def _write_weights(network: nn.Module, path: Path) -> None:
+    content = io.BytesIO()
+    torch.save(network.state_dict(), content)
+    write_whole(path, content.getbuffer())
+
+
+def _real_images(configuration: EncoderConfiguration) -> int:
+    """Return how many real images a batch has, at least 1."""
+    if configuration.method == "aegan":
+        return max(1, round(configuration.real_share * configuration.batch_size))
+    return configuration.batch_size
+
+
+def _data(name: str, pixels: NDArray[np.uint8] | None, generator: FrozenGenerator) -> EncoderData:
+    of_generator = (generator.name, generator.sha256)
+    if pixels is None:
+        return EncoderData("", 0, "", *of_generator)
+    digest = hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest()
+    return EncoderData(name, len(pixels), digest, *of_generator)

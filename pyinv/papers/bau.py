@@ -1,0 +1,722 @@
+"""Bau et al. 2019, "Inverting layers of a large generator".
+
+Figure 2, methods (a) to (f) on images that the generator made and on photographs, and the pairs of
+Figure 1, on any generator; the methods that work on layers need its module.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyinv import evaluation, recipes
+from pyinv.datasets import to_range
+from pyinv.errors import BundleError, DependencyError
+from pyinv.papers import figures
+from pyinv.papers.differences import made_with, tell_shared_differences
+from pyinv.papers.folder import open_folder
+from pyinv.papers.generators import Generator, HeldOut, choose, obtain_generators
+from pyinv.papers.plan import Planned, carry_out
+from pyinv.papers.precise import (
+    COST_COLUMNS,
+    NOT_THEIRS,
+    PRECISE,
+    cost_arrays,
+    cost_cells,
+    describe_costs,
+    precise_recipe,
+    why_not_run,
+)
+from pyinv.papers.report import Cell, Column, Paper, Report, Row, literal, ref
+from pyinv.papers.request import Request
+from pyinv.papers.runs import Runs
+from pyinv.penalties import PriorPenalty
+from pyinv.priors import Normal, Uniform
+from pyinv.recipes import Recipe, Stage
+from pyinv.result import Inversion
+from pyinv.solvers import Adam
+
+if TYPE_CHECKING:
+    from pyinv.papers.bau_networks import Networks
+
+__all__ = ["PAPER", "bau_recipe", "reproduce"]
+
+FloatArray = NDArray[np.float32]
+
+PAPER = Paper(
+    name="bau",
+    title="Inverting layers of a large generator",
+    authors="David Bau, Jun-Yan Zhu, Jonas Wulff, William Peebles, Hendrik Strobelt, Bolei Zhou, "
+    "Antonio Torralba",
+    year=2019,
+    venue="ICLR 2019 workshop on debugging machine learning models",
+)
+
+METHODS = {
+    "a": "(a) z optimised from a draw",
+    "b": "(b) encoder of latents and pixels",
+    "c": "(c) z optimised from (b)",
+    "d": "(d) encoder learnt by layers",
+    "e": "(e) z optimised from (d)",
+    "f": "(f) layers optimised from (d)",
+}
+ENCODERS = {"b": "latent+image", "d": "layers"}
+"""The encoders by their training method."""
+STARTS = {"c": "b", "e": "d", "f": "d"}
+"""The encoder that a method begins at."""
+RECONSTRUCT = "pyinv's reconstruct recipe from the encoder"
+OURS = {"precise": PRECISE, "reconstruct": RECONSTRUCT}
+
+EXACT = 1e-6
+"""1 - cos of a latent that counts as recovered: 0.08 degrees."""
+
+# The authors' code: Adam at 0.01, halved after 800, 1,200 and 1,800 of 3,000 updates.
+PAPER_STEPS = 3000
+PAPER_HALVED = (800, 1200, 1800)
+PAPER_LEARNING_RATE = 0.01
+PAPER_PENALTY = 1.0  # lambda of every layer
+
+SHOWN = 8
+PAIRS = 10
+QUANTILES = {"best": 0.0, "median": 0.5, "9 of 10 below": 0.9, "worst": 1.0}
+
+
+def bau_recipe(
+    steps: int, loss: str, learning_rate: float | None = None, *, penalty: float = 0.0
+) -> Recipe:
+    """Return the paper's optimisation, cut to a number of updates.
+
+    Adam at a learning rate that is halved three times, at the same shares of the updates as in the
+    authors' code, which makes 3,000 and halves after 800, 1,200 and 1,800.
+
+    Args:
+        steps: updates.
+        loss: name of the loss, the paper's d_I where the bundle has it.
+        learning_rate: at the beginning; None takes 0.01.
+        penalty: weight of the prior penalty; 0 for none.
+
+    Source: Bau et al. 2019, equations 2 and 12; the authors' code.
+    """
+    rate = PAPER_LEARNING_RATE if learning_rate is None else learning_rate
+    ends = [round(steps * end / PAPER_STEPS) for end in (*PAPER_HALVED, PAPER_STEPS)]
+    penalties = (PriorPenalty(penalty),) if penalty else ()
+    stages = tuple(
+        Stage(Adam(rate / 2**halvings), penalties=penalties, loss=loss, max_steps=end - begin)
+        for halvings, (begin, end) in enumerate(pairwise([0, *ends]))
+        if end > begin
+    )
+    return Recipe("bau", stages, keep="last")
+
+
+def reproduce(request: Request) -> Path:
+    """Reproduce Figure 2 and the pairs of Figure 1, and write them as a report.
+
+    Args:
+        request: generators; without any, one is trained on each data set with the configuration
+            "progan-32". A generator whose module cannot be had, such as a bundle alone, has no
+            layers to cut at, and the report says so in the place of (d), (e) and (f). The data's
+            test images are the photographs, its training images and their labels the features'.
+            The paper has 100 generated images, the authors' code 3,000 updates.
+            ``encoder_iterations`` are those of each phase of an encoder's training; None takes the
+            configuration's.
+
+    Returns:
+        the path of report.html; numbers.json and the pictures lie beside it, the encoders in
+        ``encoders``.
+
+    Raises:
+        InputError: bad data, or a generator with a condition or batch statistics.
+        BundleError: a bundle that is missing or damaged.
+        OutputError: the folder cannot be written to.
+        DependencyError: torch is missing.
+        KeyboardInterrupt: Ctrl-C; its text says what is done. Called again with the same request,
+            it goes on.
+
+    Source: Bau et al. 2019; the authors' code (github.com/davidbau/ganseeing) for the optimiser,
+    the number of updates and the penalty.
+    """
+    if find_spec("torch") is None:
+        raise DependencyError("the encoders of Bau et al. need torch: pip install 'pyinv[export]'")
+    open_folder(request.folder)
+    opened = obtain_generators(
+        request,
+        paper="Bau et al.",
+        configuration=lambda data: "progan-32",
+        priors=(Normal, Uniform) if request.generators else (Normal,),
+        overshoots=True,
+    )
+    held_out = HeldOut(request, needed=False)
+    photographs = [_photographs(generator, request, held_out) for generator in opened]
+    from pyinv.papers.bau_networks import obtain_networks
+
+    experiments = [
+        _Experiment(generator, obtain_networks(generator, request), request, of_generator)
+        for generator, of_generator in zip(opened, photographs, strict=True)
+    ]
+    plan = [planned for experiment in experiments for planned in experiment.plan]
+    runs = Runs(request.folder)
+    done = carry_out(plan, runs, request)
+    report = Report(request.folder, PAPER, settings=request.describe(), made=made_with(runs))
+    _tell_differences(report, request, experiments)
+    for experiment in experiments:
+        experiment.report(report, runs, done, alone=len(experiments) == 1)
+    return report.write()
+
+
+@dataclass(frozen=True, eq=False)
+class _Targets:
+    """Images to invert.
+
+    key: in ids: "generated" or "photographs".
+    title: what people call them.
+    told: what they are, in words.
+    images: [N, C, H, W].
+    latents: [N, *latent_shape], those that made them; None for photographs.
+    """
+
+    key: str
+    title: str
+    told: str
+    images: FloatArray
+    latents: FloatArray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """What a method found for targets: latents, images [N, C, H, W], and the last layer that
+    counts [N, ...], None where the layers are not known."""
+
+    latents: FloatArray
+    images: FloatArray
+    layer: FloatArray | None
+
+
+def _photographs(generator: Generator, request: Request, held_out: HeldOut) -> _Targets | None:
+    """Return test images of the generator's data, as many as there are targets or fewer."""
+    dataset = held_out.of(generator, any_data=True)
+    if dataset is None:
+        return None
+    chosen = choose(dataset, min(request.targets, len(dataset)), seed=request.seed)
+    images = to_range(dataset.images[chosen], generator.manifest.value_range)
+    told = f"{len(chosen)} test images of {dataset.name}"
+    return _Targets("photographs", "Photographs", told, images)
+
+
+class _Experiment:
+    """Both figures on one generator."""
+
+    def __init__(
+        self,
+        generator: Generator,
+        networks: Networks,
+        request: Request,
+        photographs: _Targets | None,
+    ) -> None:
+        self.generator = generator
+        self.networks = networks
+        self.request = request
+        inverter = networks.inverter
+        latents = inverter.sample(request.targets, seed=request.seed)
+        generated = _Targets(
+            "generated",
+            "Generated images",
+            f"{request.targets} generated images",
+            inverter.generate(latents),
+            latents,
+        )
+        self.targets = [generated, *([photographs] if photographs is not None else [])]
+        self.shown = min(SHOWN, request.targets)
+        self.recipes = self._recipes()
+        self.encoded = {
+            (targets.key, method): networks.encode(ENCODERS[method], targets.images)
+            for targets in self.targets
+            for method in ENCODERS
+            if ENCODERS[method] in networks.encoders
+        }
+        """The encoders' latents by targets and method."""
+
+    def _recipes(self) -> dict[str, Recipe]:
+        """Return the recipe of each method that optimises and that can be run."""
+        networks, request = self.networks, self.request
+        manifest = networks.inverter.manifest
+        own = bau_recipe(request.steps, networks.loss, request.learning_rate)
+        found = {"a": own, "c": own}
+        if networks.residual is not None:
+            rate = request.learning_rate or PAPER_LEARNING_RATE
+            found["e"] = own
+            found["f"] = bau_recipe(
+                request.steps, networks.loss, rate * networks.residual.rate, penalty=PAPER_PENALTY
+            )
+        precise = precise_recipe(manifest)
+        if precise is not None:
+            found["precise"] = precise
+        with contextlib.suppress(BundleError):
+            found["reconstruct"] = recipes.reconstruct(manifest)
+        return found
+
+    def methods(self, targets: _Targets) -> dict[str, str]:
+        """Return the paper's methods, and pyinv's on such targets, by their keys."""
+        ours = OURS if targets.latents is not None else {"reconstruct": RECONSTRUCT}
+        return METHODS | ours
+
+    def why_not(self, method: str) -> str:
+        """Return why a method is not run; "" where it is."""
+        if method in ("d", "e", "f") and not self._has_layers:
+            return f"not run: {self.networks.why_no_layers}"
+        if method in OURS and method not in self.recipes:
+            return why_not_run(self.networks.inverter.manifest)
+        return ""
+
+    @property
+    def best_encoder(self) -> str:
+        """The method whose encoder pyinv's own recipe begins at."""
+        return "d" if self._has_layers else "b"
+
+    @cached_property
+    def plan(self) -> list[Planned]:
+        """Return the runs, in the order of the methods."""
+        return [
+            self._planned(targets, method)
+            for targets in self.targets
+            for method in self.methods(targets)
+            if method not in ENCODERS and not self.why_not(method)
+        ]
+
+    def _planned(self, targets: _Targets, method: str) -> Planned:
+        id, label = self._id(targets, method), self.methods(targets)[method]
+        label = f"{self.generator.title}, {targets.title.lower()}: {label}"
+        if method == "f":
+            residual = self.networks.residual
+            assert residual is not None
+            size = residual.inverter.manifest.latent_size
+            return Planned(
+                id,
+                label,
+                residual.inverter,
+                targets.images,
+                self.recipes[method],
+                init=np.zeros((len(targets.images), size), np.float32),
+                condition=self.encoded[targets.key, "d"].reshape(len(targets.images), -1),
+            )
+        start = self.best_encoder if method == "reconstruct" else STARTS.get(method)
+        return Planned(
+            id,
+            label,
+            self.networks.inverter,
+            targets.images,
+            self.recipes[method],
+            init=None if start is None else self.encoded[targets.key, start],
+        )
+
+    def _id(self, targets: _Targets, name: str) -> str:
+        return f"{self.generator.key}-{targets.key}-{name}"
+
+    def report(
+        self, report: Report, runs: Runs, done: Mapping[str, Inversion], *, alone: bool
+    ) -> None:
+        """Add the tables and figures; ``alone``: there is no other generator."""
+        about = "" if alone else f", {self.generator.title}"
+        found = {
+            (targets.key, method): self._found(targets, method, done)
+            for targets in self.targets
+            for method in self.methods(targets)
+            if not self.why_not(method)
+        }
+        for targets in self.targets:
+            for method in self.methods(targets):
+                if not self.why_not(method):
+                    self._add_run(report, runs, done, targets, method, found[targets.key, method])
+        self._tell_result(report, about)
+        self._add_generated(report, about)
+        self._add_photographs(report, about)
+        for targets in self.targets:
+            self._add_pictures(report, found, targets, about)
+        for targets in self.targets:
+            self._add_pairs(report, found, targets, about)
+        self._add_spread(report, about)
+        self._add_costs(report, about)
+
+    def _found(self, targets: _Targets, method: str, done: Mapping[str, Inversion]) -> _Found:
+        if method == "f":
+            residual = self.networks.residual
+            assert residual is not None
+            inversion, first = done[self._id(targets, method)], self.encoded[targets.key, "d"]
+            return _Found(first, inversion.images, residual.layer(inversion.latents, first))
+        if method in ENCODERS:
+            latents = self.encoded[targets.key, method]
+            images = self.networks.inverter.generate(latents)
+        else:
+            inversion = done[self._id(targets, method)]
+            latents, images = inversion.latents, inversion.images
+        return _Found(latents, images, self.networks.layer(latents))
+
+    def _add_run(
+        self,
+        report: Report,
+        runs: Runs,
+        done: Mapping[str, Inversion],
+        targets: _Targets,
+        method: str,
+        found: _Found,
+    ) -> None:
+        """Give the report what a method's numbers are computed from."""
+        id = self._id(targets, method)
+        manifest = self.networks.inverter.manifest
+        arrays = {
+            "absolute_error": self._absolute_error(targets.images, found.images),
+            "squared_error": np.square(
+                np.float64(targets.images) - found.images, dtype=np.float64
+            ).mean(axis=(1, 2, 3)),
+        }
+        if targets.latents is not None:
+            arrays["latent_distance"] = evaluation.cosine_distance(targets.latents, found.latents)
+            if found.layer is not None:
+                true = self.networks.layer(targets.latents)
+                assert true is not None
+                arrays["layer_distance"] = evaluation.cosine_distance(true, found.layer)
+                arrays["layer_error"] = evaluation.relative_error(true, found.layer)
+        label = f"{self.generator.title}, {targets.title.lower()}: {self.methods(targets)[method]}"
+        if id not in done:
+            report.add_run(id, label, arrays=arrays)
+            return
+        inversion = done[id]
+        size = manifest.latent_size
+        report.add_run(
+            id,
+            label,
+            recipe=inversion.recipe,
+            arrays=arrays | {"loss": inversion.loss} | cost_arrays(inversion, size),
+            facts=runs.facts(id),
+        )
+
+    def _absolute_error(self, images: FloatArray, found: FloatArray) -> NDArray[np.float64]:
+        """Return the mean absolute errors in units of the generator's value range."""
+        low, high = self.generator.manifest.value_range
+        # A generator may overshoot its range, and its images are compared as they are.
+        reach = max(high, float(images.max()), float(np.nanmax(found)))
+        depth = min(low, float(images.min()), float(np.nanmin(found)))
+        errors = evaluation.mean_absolute_error(images, found, value_range=(depth, reach))
+        return errors * (reach - depth) / (high - low)
+
+    def _mean(self, report: Report, targets: _Targets, method: str, array: str) -> Cell:
+        return report.compute("mean", values=ref(self._id(targets, method), array))
+
+    def _exact(self, report: Report, method: str) -> Cell:
+        """Return the share of generated images whose z was recovered."""
+        errors = ref(self._id(self.targets[0], method), "latent_distance")
+        return report.compute("recovery_rate", errors=errors, threshold=EXACT)
+
+    def _rows(self, targets: _Targets, cells_of: Mapping[str, Sequence[Cell | None]]) -> list[Row]:
+        """Return a row for each method: its cells, or why it was not run."""
+        return [
+            Row(
+                name,
+                cells_of.get(method, ()),
+                tag=NOT_THEIRS if method in OURS else "",
+                emphasis=method == "f" and method in cells_of,
+                text=self.why_not(method),
+            )
+            for method, name in self.methods(targets).items()
+        ]
+
+    def _ran(self, targets: _Targets) -> list[str]:
+        return [method for method in self.methods(targets) if not self.why_not(method)]
+
+    @property
+    def _has_layers(self) -> bool:
+        return self.networks.residual is not None
+
+    @property
+    def _layer(self) -> str:
+        """What to call the layer that is compared."""
+        return self.networks.layer_name
+
+    def _tell_result(self, report: Report, about: str) -> None:
+        generated = self.targets[0]
+        theirs = [method for method in self._ran(generated) if method in METHODS]
+        moved = [method for method in theirs if method != "f"]  # methods that find a z
+        arrays = {"z": "latent_distance", "pixels": "absolute_error"}
+        if self._has_layers:
+            arrays |= {self._layer: "layer_error"}
+        orders = []
+        for what, array in arrays.items():
+            methods = moved if array == "latent_distance" else theirs
+            errors = {one: self._mean(report, generated, one, array).value for one in methods}
+            # A method that failed is last.
+            ordered = sorted(methods, key=lambda one: np.nan_to_num(errors[one], nan=np.inf))
+            orders.append(f"{what}: " + ", ".join(f"({method})" for method in ordered))
+        paragraphs = [
+            "The paper's methods on generated images, from the lowest mean error to the highest. "
+            + "; ".join(orders)
+            + ". In the paper, (d), (e) and (f) have lower errors than (a), (b) and (c), and (f) "
+            "is nearly perfect. (f) finds no z of its own."
+        ]
+        cells = {}
+        if not self._has_layers:
+            paragraphs.append(f"(d), (e) and (f) were {self.why_not('d')}.")
+        if "precise" in self.recipes:
+            cells["precise"] = self._exact(report, "precise")
+            cells["cost"] = self._mean(report, generated, "precise", "forward_equivalents")
+            others = [f"({method}) {{{method}:.1%}}" for method in moved]
+            cells |= {method: self._exact(report, method) for method in moved}
+            paragraphs.append(
+                f"{PRECISE}, which is in no paper, recovers z itself, up to a scale: "
+                f"{{precise:.1%}} of the latents have 1 − cos below {EXACT:g} at its end, at "
+                f"{{cost:,.0f}} forward equivalents per latent. Of the paper's methods: "
+                f"{', '.join(others)}. It assumes that this very generator made the image, to "
+                "rounding."
+            )
+        report.add_text(f"{self.generator.key}-result", f"Result{about}", paragraphs, cells=cells)
+
+    def _add_generated(self, report: Report, about: str) -> None:
+        targets = self.targets[0]
+        arrays = ["latent_distance"]
+        columns = [
+            Column("1 − cos", "{:.3g}", group="z", best="lowest"),
+            Column(f"below {EXACT:g}", "{:.0f}", percent=True, group="z", best="highest"),
+        ]
+        if self._has_layers:
+            arrays += ["layer_distance", "layer_error"]
+            columns += [
+                Column("1 − cos", "{:.3g}", group=self._layer, best="lowest"),
+                Column("relative error", "{:.3g}", group=self._layer, best="lowest"),
+            ]
+        arrays.append("absolute_error")
+        columns.append(Column("absolute error", "{:.3g}", group="pixels", best="lowest"))
+        cells: dict[str, list[Cell | None]] = {}
+        for method in self._ran(targets):
+            first, *others = (self._mean(report, targets, method, array) for array in arrays)
+            # (f) moves no z.
+            of_z = [None, None] if method == "f" else [first, self._exact(report, method)]
+            cells[method] = [*of_z, *others]
+        layer = (
+            f"{self._layer.capitalize()} is what the first {self.networks.cuts} layers make of z, "
+            "in (f) with the residuals"
+            + (
+                ", each pixel's channels at the length that the next layer gives them. "
+                if self.networks.normalizes
+                else ". "
+            )
+            if self._has_layers
+            else "No layer is compared. "
+        )
+        report.add_table(
+            f"{self.generator.key}-figure-2",
+            f"Figure 2: Accuracy on generated images{about}",
+            f"Means over {targets.told}; {self.request.steps:,} updates in (a), (c), (e) and (f). "
+            "The cosine is that of the angle between the latent that made the image and the one "
+            "that was found, whose length does not count. "
+            f"{layer}The absolute error of a pixel is relative to the value range. d_I is "
+            f"{literal(self.networks.loss_told)}. {RECONSTRUCT} begins at "
+            f"({self.best_encoder}). The paper plots such accuracies without numbers.",
+            columns=columns,
+            rows=self._rows(targets, cells),
+            row_title="Method",
+        )
+
+    def _add_photographs(self, report: Report, about: str) -> None:
+        if len(self.targets) == 1:
+            report.add_text(
+                f"{self.generator.key}-no-photographs",
+                f"Photographs{about}",
+                ["Not inverted: no data with test images was given (--data)."],
+            )
+            return
+        targets = self.targets[1]
+        report.add_table(
+            f"{self.generator.key}-photographs",
+            f"Figure 2: Photographs{about}",
+            f"Means over {targets.told}, which no latent makes exactly: what remains is what the "
+            "generator, or in (f) its later layers, cannot make. The paper shows one image.",
+            columns=[
+                Column("absolute error", "{:.4f}", group="pixels", best="lowest"),
+                Column("squared error", "{:.4g}", group="pixels", best="lowest"),
+            ],
+            rows=self._rows(
+                targets,
+                {
+                    method: [
+                        self._mean(report, targets, method, array)
+                        for array in ("absolute_error", "squared_error")
+                    ]
+                    for method in self._ran(targets)
+                },
+            ),
+            row_title="Method",
+        )
+
+    def _add_spread(self, report: Report, about: str) -> None:
+        """Add how the errors are spread, which means hide."""
+        generated = self.targets[0]
+        arrays = {"z, 1 − cos": "latent_distance"}
+        if self._has_layers:
+            arrays[f"{self._layer}, relative error"] = "layer_error"
+        arrays["pixels, absolute error"] = "absolute_error"
+        rows = [
+            Row(
+                name,
+                [
+                    report.compute(
+                        "quantile",
+                        values=ref(self._id(generated, method), array),
+                        fraction=fraction,
+                    )
+                    for fraction in QUANTILES.values()
+                ],
+                group=heading,
+                tag=NOT_THEIRS if method in OURS else "",
+            )
+            for heading, array in arrays.items()
+            for method, name in self.methods(generated).items()
+            if not self.why_not(method) and (method, array) != ("f", "latent_distance")
+        ]
+        report.add_table(
+            f"{self.generator.key}-spread",
+            f"How the errors on generated images are spread{about}",
+            f"Over {generated.told}.",
+            columns=[Column(name, "{:.3g}") for name in QUANTILES],
+            rows=rows,
+            row_title="Method",
+        )
+
+    def _add_costs(self, report: Report, about: str) -> None:
+        generated = self.targets[0]
+        cells = {
+            method: cost_cells(
+                report,
+                self._id(generated, method),
+                recipe,
+                published_updates=PAPER_STEPS if method in METHODS else None,
+            )
+            for method, recipe in self.recipes.items()
+        }
+        report.add_table(
+            f"{self.generator.key}-costs",
+            f"What a latent costs{about}",
+            f"Means over {generated.told}. "
+            f"{describe_costs(self.networks.inverter.manifest.latent_size)} An encoder's latent "
+            "costs about one. The figures beside ours are the 3,000 updates of the authors' code.",
+            columns=COST_COLUMNS,
+            rows=[
+                Row(name, cells[method], tag=NOT_THEIRS if method in OURS else "")
+                for method, name in self.methods(generated).items()
+                if method in cells
+            ],
+            row_title="Method",
+        )
+
+    def _add_pictures(
+        self,
+        report: Report,
+        found: Mapping[tuple[str, str], _Found],
+        targets: _Targets,
+        about: str,
+    ) -> None:
+        """Figure 2's pictures: what each method makes of the first targets."""
+        rows = {"target": targets.images[: self.shown]}
+        for method in self._ran(targets):
+            label = f"({method})" if method in METHODS else method
+            rows[label] = found[targets.key, method].images[: self.shown]
+        id = self._id(targets, "pictures")
+        path = report.folder / "figures" / f"{id}.png"
+        figures.image_rows(rows, path, value_range=self.generator.manifest.value_range)
+        report.add_figure(
+            id,
+            f"Figure 2: Reconstructions, {targets.title.lower()}{about}",
+            f"The first of {literal(targets.told)}, and what each method makes of them.",
+            path,
+            alt="Rows of images: targets, and the reconstructions of each method",
+        )
+
+    def _add_pairs(
+        self,
+        report: Report,
+        found: Mapping[tuple[str, str], _Found],
+        targets: _Targets,
+        about: str,
+    ) -> None:
+        """Figure 1: targets beside what (f) makes of them."""
+        if self.why_not("f"):
+            return
+        shown = min(PAIRS, len(targets.images))
+        id = self._id(targets, "pairs")
+        path = report.folder / "figures" / f"{id}.png"
+        figures.pairs(
+            targets.images[:shown],
+            found[targets.key, "f"].images[:shown],
+            path,
+            value_range=self.generator.manifest.value_range,
+            titles=("x", "(f)"),
+        )
+        row = {"generated": "first", "photographs": "second and third"}[targets.key]
+        report.add_figure(
+            id,
+            f"Figure 1: Images beside their inversions by (f), {targets.title.lower()}{about}",
+            "x on the left, G_F(E_F(x)) on the right; in the paper's figure the "
+            f"{row} row. The mean absolute error of a pixel over all targets is {{error:.4f}}.",
+            path,
+            alt="Pairs of an image and its inversion by method f",
+            cells={"error": self._mean(report, targets, "f", "absolute_error")},
+        )
+
+
+def _tell_differences(report: Report, request: Request, experiments: Sequence[_Experiment]) -> None:
+    networks = [experiment.networks for experiment in experiments]
+
+    def told(texts: Sequence[str]) -> str:
+        return "; ".join(dict.fromkeys(texts))
+
+    stages = experiments[0].recipes["a"].stages
+    ends = np.cumsum([stage.max_steps for stage in stages])[:-1]
+    halved = ", ".join(f"{end:,}" for end in ends)
+    first = stages[0].solver
+    assert isinstance(first, Adam)
+    report.difference(
+        "Targets",
+        "100 generated images; a photograph of a church",
+        told([targets.told for experiment in experiments for targets in experiment.targets]),
+    )
+    report.difference("Updates", "3,000 in the authors' code", f"{request.steps:,}")
+    report.difference(
+        "Optimiser",
+        "Adam at a learning rate of 0.01, halved after 800, 1,200 and 1,800 updates, in the "
+        "authors' code",
+        f"Adam at {first.learning_rate:g}"
+        + (f", halved after {halved} updates, where its moments begin afresh" if halved else ""),
+    )
+    report.difference(
+        "d_I",
+        "L1 in pixels and L1 in features of VGG16 (up to conv4_3 in the authors' code)",
+        told([one.loss_told for one in networks]),
+    )
+    if any(one.residual is not None for one in networks):
+        report.difference(
+            "Residuals of (f)",
+            "added to layers 1, 2 and 3; the authors' code penalises the mean of each one's "
+            "squares, with weight 1",
+            told([one.residual.describe() for one in networks if one.residual is not None]),
+        )
+    report.difference(
+        "Encoders",
+        "(b) is not described; (d) by layers, fine-tuned with all of them; the authors' code adds "
+        "up gradients over batches (no zero_grad)",
+        told([one.encoders_told for one in networks]) + "; gradients are those of each batch alone",
+    )
+    tell_shared_differences(
+        report,
+        [experiment.generator for experiment in experiments],
+        training="a Progressive GAN of LSUN churches and bedrooms",
+        image="256×256, 3 channels",
+        batch_norm="none: pixel norm",
+        draws="not given",
+        seed=request.seed,
+    )

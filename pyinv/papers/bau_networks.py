@@ -1,0 +1,442 @@
+"""What the methods of Bau et al. need beside the generator: a loss, encoders, and its layers.
+
+All of it lies in the reproduction's folder and is made once: ``networks/<generator>`` has the
+feature network and the bundles, ``encoders/<generator>-<method>`` the encoders' trainings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from pyinv.bundle import Bundle
+from pyinv.datasets import Dataset, load_dataset
+from pyinv.errors import BundleError, ExportError
+from pyinv.export import export, perceptual
+from pyinv.export.layers import Layers, ResidualGenerator, first_layers, split
+from pyinv.export.onnx_reader import read_generator
+from pyinv.inverter import Inverter
+from pyinv.models.classifier import Classifier
+from pyinv.models.progan import pixel_norm
+from pyinv.papers.folder import open_folder
+from pyinv.papers.generators import Generator
+from pyinv.papers.request import Request
+from pyinv.training.checkpoint import read_checkpoint, write_checkpoint
+from pyinv.training.classifier import train_classifier
+from pyinv.training.encoder import train_encoder
+from pyinv.training.encoder_configurations import EncoderConfiguration, get_encoder_configuration
+from pyinv.training.frozen import FrozenGenerator, open_generator
+
+__all__ = ["Networks", "Residual", "obtain_networks"]
+
+FloatArray = NDArray[np.float32]
+
+CONFIGURATION = "bau-32"
+MOST_LAYERS = 4  # before G_F, as in the paper
+PERCEPTUAL = "perceptual"
+FEATURES = ("layer2", "layer4")  # of the classifier
+FEATURE_ITERATIONS = 1500
+BATCH = 64  # latents whose layers are computed at a time
+ROOM = 100  # spans of the value range that a target may lie outside of it
+
+
+@dataclass(frozen=True, eq=False)
+class Residual:
+    """The generator of method (f): its latent is the residuals, its condition z_0.
+
+    Args:
+        inverter: its bundle, open.
+        generator: the same in PyTorch.
+        normalizes: whether the generator normalises each layer's input.
+    """
+
+    inverter: Inverter
+    generator: ResidualGenerator
+    normalizes: bool
+
+    @property
+    def rate(self) -> float:
+        """Return what the paper's learning rate is times for the latent, in the mean."""
+        return 1 / float(np.sqrt(np.mean(np.square(self.generator.scales))))
+
+    def layer(self, latents: FloatArray, first: FloatArray) -> FloatArray:
+        """Return the last layer before G_F, [N, ...], of latents and z_0."""
+        parts = [
+            self.generator.activation_of(latents[rows], first[rows]) for rows in _parts(len(first))
+        ]
+        return _compared(np.concatenate(parts), self.normalizes)
+
+    def describe(self) -> str:
+        """Return how it differs from the paper's, in words."""
+        steps = ", ".join(f"{self.rate * scale:.2f}" for scale in self.generator.scales)
+        return (
+            f"{len(self.generator.shapes)}, in units in which the penalty is that of a normal "
+            f"prior; Adam's steps are {steps} times as long as in units of the layers"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Networks:
+    """What the methods run on.
+
+    Args:
+        inverter: the generator's bundle, open, with the loss that the methods minimise.
+        loss: that loss's name.
+        loss_told: what it is, in words.
+        encoders: bundles with encoders, open, by training method.
+        encoders_told: how they were trained, in words.
+        names: the submodules that the generator is cut after; none where it has none.
+        layers: the generator in parts, or None.
+        normalizes: whether it normalises each layer's input.
+        residual: the generator of method (f), or None.
+        why_no_layers: why there are none; "" where there are.
+    """
+
+    inverter: Inverter
+    loss: str
+    loss_told: str
+    encoders: Mapping[str, Inverter]
+    encoders_told: str
+    names: tuple[str, ...]
+    layers: Layers | None
+    normalizes: bool
+    residual: Residual | None
+    why_no_layers: str
+
+    @property
+    def cuts(self) -> int:
+        """How many layers come before G_F."""
+        return len(self.names)
+
+    @property
+    def layer_name(self) -> str:
+        """What to call the last layer before G_F."""
+        return f"layer {self.cuts}"
+
+    def encode(self, method: str, images: FloatArray) -> FloatArray:
+        """Return the latents of the encoder that was trained by this method."""
+        return self.encoders[method].encode(images)
+
+    def layer(self, latents: FloatArray) -> FloatArray | None:
+        """Return the last layer before G_F, [N, ...]; None where there are no layers.
+
+        Of a generator that normalises each layer's input, as that input: the length of a pixel's
+        channels is of no account.
+        """
+        if self.layers is None:
+            return None
+        with torch.no_grad():
+            parts = [
+                self.layers.activations(torch.from_numpy(latents[rows]))[-1].numpy()
+                for rows in _parts(len(latents))
+            ]
+        return _compared(np.concatenate(parts), self.normalizes)
+
+
+def obtain_networks(generator: Generator, request: Request) -> Networks:
+    """Train and export what is not there yet.
+
+    Args:
+        generator: the generator.
+        request: gives the folder, the data, the seed and the encoders' iterations.
+
+    Raises:
+        InputError: bad data.
+        ExportError: the generator cannot be exported.
+        KeyboardInterrupt: Ctrl-C during a training, which keeps its checkpoint.
+    """
+    return _Maker(generator, request).networks()
+
+
+def _parts(count: int) -> list[slice]:
+    return [slice(start, start + BATCH) for start in range(0, count, BATCH)]
+
+
+def _compared(activations: FloatArray, normalizes: bool) -> FloatArray:
+    """Return activations as they are compared: in the units that the next layer sees."""
+    if not normalizes:
+        return activations
+    normalized: FloatArray = pixel_norm(torch.from_numpy(activations)).numpy()
+    return normalized
+
+
+class _Maker:
+    """Makes the networks of one generator."""
+
+    def __init__(self, generator: Generator, request: Request) -> None:
+        self.generator = generator
+        self.request = request
+        self.manifest = generator.manifest
+        self.folder = request.folder / "networks" / generator.key
+        bundle = generator.inverter.bundle.path
+        trained = (bundle.parent / "generator.pt").is_file()
+        self.frozen: FrozenGenerator = open_generator(
+            bundle.parent if trained else bundle, threads=request.machine.get("threads")
+        )
+
+    def networks(self) -> Networks:
+        names, why = self._names()
+        loss, bundle = self._bundle()
+        layers = split(self.module, names) if names else None
+        residual = None if layers is None else self._residual(layers, loss)
+        encoders = self._encoders(names)
+        return Networks(
+            inverter=self._open(bundle),
+            loss=loss,
+            loss_told=self._loss_told(loss),
+            encoders={method: self._open(path) for method, path in encoders.items()},
+            encoders_told=self._encoders_told(names),
+            names=names,
+            layers=layers,
+            normalizes=self.frozen.normalizes_latent,
+            residual=residual,
+            why_no_layers=why,
+        )
+
+    @cached_property
+    def module(self) -> nn.Module:
+        """The generator, of a bundle alone as its ONNX file has it."""
+        return self.frozen.module or read_generator(self.generator.inverter.bundle)
+
+    def _open(self, path: Path) -> Inverter:
+        """Open a bundle for targets that leave its value range, as a generator's own may."""
+        bundle = Bundle.open(path)
+        low, high = bundle.manifest.value_range
+        room = ROOM * (high - low)
+        manifest = replace(bundle.manifest, value_range=(low - room, high + room))
+        return Inverter(replace(bundle, manifest=manifest), **self.request.machine)
+
+    def _names(self) -> tuple[tuple[str, ...], str]:
+        """Return the layers to cut after, and why there are none."""
+        try:
+            names = first_layers(self.module, MOST_LAYERS)
+            split(self.module, names)
+        except (BundleError, ExportError) as error:
+            return (), str(error)
+        if len(names) < 2:
+            return (), f"this generator can be cut after {names[0]} alone, and residuals need two"
+        return names, ""
+
+    @property
+    def _has_module(self) -> bool:
+        try:
+            return self.module is not None
+        except (BundleError, ExportError):
+            return False
+
+    # -- the loss
+
+    @cached_property
+    def _labelled(self) -> Dataset | None:
+        """The training images of the generator's data, if they have labels."""
+        read = [
+            load_dataset(path, image_shape=self.manifest.image_shape) for path in self.request.data
+        ]
+        own = [one for one in read if one.name == self.generator.data]
+        if len(read) == 1 and self.generator.data is None:
+            own = read
+        if not own or own[0].labels is None or len(set(own[0].labels)) < 2:
+            return None
+        return own[0]
+
+    def _bundle(self) -> tuple[str, Path]:
+        """Return the loss to minimise and the bundle that has it."""
+        given = self.generator.inverter.bundle.path
+        if self._labelled is not None and self._has_module:
+            wanted = PERCEPTUAL
+        elif "l1" in self.manifest.losses:
+            return "l1", given
+        elif self._has_module:
+            wanted = "l1"
+        else:
+            return "mse", given
+        kept = [name for name in self.manifest.losses if name in ("mse", "whitened")]
+        losses = [*kept, self._features if wanted == PERCEPTUAL else wanted]
+        return wanted, self._exported(
+            "generator.bundle",
+            {"loss": self._made_of(wanted)},
+            lambda path, origin: export(
+                self.module,
+                path,
+                latent_shape=self.manifest.latent_shape,
+                prior=self.manifest.prior,
+                losses=losses,
+                value_range=self.manifest.value_range,
+                name=self.manifest.name,
+                origin=origin,
+                overwrite=True,
+            ),
+        )
+
+    def _made_of(self, loss: str) -> dict[str, Any]:
+        """Return what decides a loss beside its name."""
+        return {"name": loss, **(self._features_made_of if loss == PERCEPTUAL else {})}
+
+    @cached_property
+    def _features_made_of(self) -> dict[str, Any]:
+        data = self._labelled
+        assert data is not None
+        assert data.labels is not None
+        digest = hashlib.sha256(np.ascontiguousarray(data.images).data)
+        digest.update("\n".join(data.labels).encode())
+        return {
+            "data": digest.hexdigest(),
+            "layers": list(FEATURES),
+            "iterations": FEATURE_ITERATIONS,
+            "seed": self.request.seed,
+        }
+
+    @cached_property
+    def _features(self) -> Any:
+        """The perceptual loss on a classifier's features, trained once."""
+        data = self._labelled
+        assert data is not None
+        assert data.labels is not None
+        made_of = self._features_made_of
+        path = open_folder(self.folder) / "features.pt"
+        kept = read_checkpoint(path)
+        if kept is None or kept.get("made_of") != made_of:
+            self.request.say(f"training a classifier on {data.name} for the features of d_I")
+            classifier = train_classifier(
+                data.images,
+                data.labels,
+                value_range=self.manifest.value_range,
+                iterations=FEATURE_ITERATIONS,
+                seed=self.request.seed,
+                threads=self.request.machine.get("threads"),
+                progress=self.request.say,
+            )
+            state = {"network": classifier.state_dict(), "classes": list(classifier.classes)}
+            write_checkpoint(path, {"made_of": made_of, **state})
+            kept = read_checkpoint(path)
+            assert kept is not None
+        network = Classifier(self.manifest.image_shape[0], kept["classes"])
+        network.load_state_dict(kept["network"])
+        return perceptual(network.eval(), FEATURES)
+
+    def _loss_told(self, loss: str) -> str:
+        if loss == PERCEPTUAL:
+            assert self._labelled is not None
+            return (
+                f"L1 in pixels and L1 in the features ({' and '.join(FEATURES)}) of a small "
+                f"classifier that was trained on the {len(self._labelled):,} training images of "
+                f"{self._labelled.name}"
+            )
+        why = (
+            "labelled training data for a feature network was not given"
+            if self._has_module
+            else "the bundle's own loss"
+        )
+        names = {"l1": "L1 in pixels alone", "mse": "the mean squared error of pixels"}
+        return f"{names[loss]} ({why})"
+
+    # -- the layers
+
+    def _residual(self, layers: Layers, loss: str) -> Residual:
+        path = self._exported(
+            "residuals.bundle",
+            {"loss": self._made_of(loss), "layers": list(layers.names)},
+            lambda path, origin: layers.export_residual(
+                path,
+                latent_shape=self.manifest.latent_shape,
+                losses=[self._features if loss == PERCEPTUAL else loss],
+                normal_equations=False,
+                value_range=self.manifest.value_range,
+                name=f"residuals of {self.manifest.name or self.generator.key}",
+                origin=origin,
+                overwrite=True,
+            ),
+        )
+        generator = layers.residual_generator(self.manifest.latent_shape)
+        return Residual(self._open(path), generator, self.frozen.normalizes_latent)
+
+    def _exported(
+        self,
+        name: str,
+        made_of: Mapping[str, Any],
+        write: Callable[[Path, dict[str, Any]], Path],
+    ) -> Path:
+        """Return a bundle of the folder, written unless it is there and made of the same."""
+        origin = {
+            **self.manifest.origin,
+            "made_of": {"generator": self.frozen.sha256, **made_of},
+        }
+        path = self.folder / name
+        try:
+            if Bundle.open(path).manifest.origin.get("made_of") == origin["made_of"]:
+                return path
+        except BundleError:
+            pass
+        self.request.say(f"exporting {path}")
+        open_folder(self.folder)
+        return write(path, origin)
+
+    # -- the encoders
+
+    def _configurations(self, names: tuple[str, ...]) -> dict[str, EncoderConfiguration]:
+        named = get_encoder_configuration(CONFIGURATION).replace(seed=self.request.seed)
+        losses = self.frozen.losses
+        configurations = {
+            "latent+image": named.replace(
+                method="latent+image", image_loss="l1" if "l1" in losses else "mse"
+            )
+        }
+        if names:
+            *of_layers, of_rest = named.layer_schedules
+            configurations["layers"] = named.replace(
+                method="layers",
+                layers=names,
+                layer_schedules=(*of_layers[: len(names)], of_rest),
+            )
+        if self.request.encoder_iterations is not None:
+            return {
+                method: one.with_iterations(self.request.encoder_iterations)
+                for method, one in configurations.items()
+            }
+        return configurations
+
+    def _encoders(self, names: tuple[str, ...]) -> dict[str, Path]:
+        """Train the encoders, and return the bundles that hold them."""
+        bundles: dict[str, Path] = {}
+        configurations = self._configurations(names)
+        for method, configuration in configurations.items():
+            key = f"{self.generator.key}-{method.replace('+', '-')}"
+            self.request.say(
+                f"{self.generator.title}: training an encoder by {method}, "
+                f"{configuration.iterations:,} iterations"
+            )
+            try:
+                trained = train_encoder(
+                    configuration,
+                    self.frozen,
+                    self.request.folder / "encoders" / key,
+                    device=self.request.machine.get("device", "cpu"),
+                    threads=self.request.machine.get("threads"),
+                    progress=self.request.progress,
+                    say=self.request.say,
+                )
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(
+                    f"{len(bundles)} of {len(configurations)} encoders of {self.generator.title} "
+                    "are trained; the same command goes on from the last checkpoint"
+                ) from None
+            bundles[method] = trained.bundle
+        return bundles
+
+    def _encoders_told(self, names: tuple[str, ...]) -> str:
+        parts = []
+        for method, one in self._configurations(names).items():
+            letter = {"latent+image": "b", "layers": "d"}[method]
+            parts.append(
+                f"({letter}) {one.iterations:,} iterations of {one.batch_size} images, Adam"
+            )
+        return f"{'; '.join(parts)} (configuration {CONFIGURATION})"

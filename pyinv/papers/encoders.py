@@ -17,10 +17,12 @@ from pyinv.datasets import to_range
 from pyinv.errors import BundleError, DependencyError, InputError
 from pyinv.images import to_uint8
 from pyinv.inverter import Inverter
+from pyinv.models import get_model
 from pyinv.papers.generators import Generator, find_bundles
 from pyinv.papers.request import Request
+from pyinv.training.encoder_configurations import get_encoder_configuration
 
-__all__ = ["Encoder", "obtain_encoders", "to_pixels"]
+__all__ = ["Encoder", "obtain_encoders", "to_pixels", "why_not_trained"]
 
 Pixels = NDArray[np.uint8]
 FloatArray = NDArray[np.float32]
@@ -28,7 +30,6 @@ FloatArray = NDArray[np.float32]
 OWN_GENERATOR = ("bigan",)
 """The methods that train a generator along with the encoder."""
 CHUNK = 1024  # images that are floats at the same time
-BIGAN_IMAGES = 10_000  # generated ones, where no others were given
 PROBES = 4
 SAME = 1e-3  # of the value range's span: two exports of one generator differ by rounding
 
@@ -90,7 +91,8 @@ def obtain_encoders(
             that the generator makes.
 
     Returns:
-        encoders by the generator's key and the method.
+        encoders by the generator's key and the method; without those that ``why_not_trained`` says
+        cannot be had.
 
     Raises:
         InputError: a given encoder that was trained by another method, or for another generator.
@@ -103,7 +105,7 @@ def obtain_encoders(
         (generator, method)
         for generator in generators
         for method in methods
-        if method not in found[generator.key]
+        if method not in found[generator.key] and not why_not_trained(generator, method)
     ]
     if missing and find_spec("torch") is None:
         raise DependencyError(
@@ -131,6 +133,19 @@ def obtain_encoders(
     return found
 
 
+def why_not_trained(generator: Generator, method: str) -> str:
+    """Return why a method cannot train an encoder of such images; "" where it can."""
+    if method in OWN_GENERATOR:
+        try:
+            get_model("luo").check(generator.manifest.image_shape)
+        except InputError:
+            return (
+                "not run: the networks of Luo et al. make square images of 32 or 64 pixels, and "
+                f"these have {generator.describe_image()}"
+            )
+    return ""
+
+
 def _train(
     generator: Generator,
     method: str,
@@ -139,7 +154,7 @@ def _train(
     images: tuple[str, Pixels] | None,
 ) -> Path:
     """Train an encoder, go on where it was stopped, or find it done; return its folder."""
-    from pyinv.training import get_encoder_configuration, train_encoder
+    from pyinv.training.encoder import train_encoder
     from pyinv.training.frozen import open_generator
 
     settings = get_encoder_configuration(configuration).replace(method=method, seed=request.seed)
@@ -147,13 +162,15 @@ def _train(
         settings = settings.with_iterations(request.encoder_iterations)
     device, threads = request.machine.get("device", "cpu"), request.machine.get("threads")
     data: dict[str, Any] = {}
-    if method in OWN_GENERATOR:
-        name, pixels = images or _generated(generator, request, settings.batch_size)
-        data = {"data": pixels, "data_name": name}
+    if method in OWN_GENERATOR and images is not None:
+        data = {"data_name": images[0], "data": images[1]}
+    # A training's folder has the generator's module, which computes faster than its bundle.
+    bundle = generator.inverter.bundle.path
+    source = bundle.parent if (bundle.parent / "generator.pt").is_file() else bundle
     folder = request.folder / "encoders" / f"{generator.key}-{method}"
     train_encoder(
         settings,
-        open_generator(generator.inverter.bundle.path, device=device, threads=threads),
+        open_generator(source, device=device, threads=threads),
         folder,
         device=device,
         threads=threads,
@@ -162,19 +179,6 @@ def _train(
         **data,
     )
     return folder
-
-
-def _generated(generator: Generator, request: Request, least: int) -> tuple[str, Pixels]:
-    """Return images that the generator makes, to train another generator on."""
-    inverter = generator.inverter
-    count = max(least, min(BIGAN_IMAGES, 100 * request.targets))
-    parts = [
-        to_pixels(inverter.generate(latents), generator.manifest.value_range)
-        for latents in np.array_split(
-            inverter.sample(count, seed=request.seed + 3), -(-count // CHUNK)
-        )
-    ]
-    return f"images of {generator.title}", np.concatenate(parts)
 
 
 def _open_given(
@@ -247,6 +251,6 @@ def _told(manifest: Manifest) -> str:
         told += f", {manifest.origin['iterations']:,} iterations"
     if isinstance(settings.get("batch_size"), int):
         told += f" of {settings['batch_size']} images"
-    if "data" in manifest.origin:
-        told += f" ({manifest.origin['data']})"
+    if isinstance(manifest.origin.get("images"), int):
+        told += f", on {manifest.origin['images']:,} images of {manifest.origin.get('data')}"
     return told

@@ -22,7 +22,7 @@ from pyinv.errors import DependencyError, InputError
 from pyinv.papers import figures
 from pyinv.papers.collection import Collection, Collections
 from pyinv.papers.differences import made_with, tell_shared_differences
-from pyinv.papers.encoders import Encoder, obtain_encoders, to_pixels
+from pyinv.papers.encoders import Encoder, obtain_encoders, to_pixels, why_not_trained
 from pyinv.papers.folder import open_folder
 from pyinv.papers.generators import Generator, obtain_generators
 from pyinv.papers.plan import Planned, carry_out
@@ -227,6 +227,10 @@ class _Experiment:
         random = np.random.default_rng(request.seed + 2)
         count = min(request.targets, len(collection.pixels))
         self.wanted = np.sort(random.choice(len(collection.pixels), count, replace=False))
+        self.methods = {name: METHODS[name] for name in METHODS if name in encoders}
+        self.searches = {
+            name: told for name, told in SEARCHES.items() if name in encoders or name not in METHODS
+        }
         self._features: dict[str, NDArray[Any]] = {}
 
     @cached_property
@@ -390,7 +394,7 @@ class _Experiment:
 
     def _add_ranks(self, report: Report) -> None:
         """Give the report where each search has the original of a degraded image."""
-        for search, name in SEARCHES.items():
+        for search, name in self.searches.items():
             report.add_run(
                 self._id(f"figure-3-{search}"),
                 f"{self.generator.title}: degraded images searched by {name}",
@@ -413,7 +417,7 @@ class _Experiment:
         k = min(FOUND, len(labels))
         random = np.random.default_rng(self.request.seed + 4)
         chance = random.integers(len(labels), size=(len(base_labels), k))
-        found = {name: self._find(name, self.collection.bases, k) for name in SEARCHES}
+        found = {name: self._find(name, self.collection.bases, k) for name in self.searches}
         for search, rows in {**found, "chance": chance}.items():
             report.add_run(
                 self._id(f"table-2-{search}"),
@@ -466,12 +470,12 @@ class _Experiment:
     def _tell_result(self, report: Report, about: str) -> None:
         cells = {
             method: self._mean(report, f"table-1-{method}", "dhash_similarity")
-            for method in METHODS
+            for method in self.methods
         }
+        told = [f"{{{method}:.4f}} ({name})" for method, name in self.methods.items()]
         paragraphs = [
-            "The mean dHash similarity of reconstructions of generated images is {aegan:.4f} for "
-            "AEGAN, {direct:.4f} for direct training and {bigan:.4f} for BiGAN. "
-            f"{_order(cells, METHODS)}"
+            "The mean dHash similarity of reconstructions of generated images: "
+            f"{', '.join(told)}. {_order(cells, METHODS)}"
         ]
         ours = [planned.id.removeprefix(self._id("table-1-")) for planned in self.plan]
         if ours:
@@ -504,6 +508,9 @@ class _Experiment:
         for method, name in (METHODS | OURS).items():
             run = f"table-1-{method}"
             ours = method in OURS
+            if not ours and method not in self.methods:
+                rows.append(Row(name, text=why_not_trained(self.generator, method)))
+                continue
             if ours and all(planned.id != self._id(run) for planned in self.plan):
                 why = why_not_run(self.generator.manifest) if method == "precise" else ""
                 rows.append(Row(name, tag=NOT_THEIRS, text=why or "not run, as said above"))
@@ -572,14 +579,15 @@ class _Experiment:
             for method, (_, found) in shown.items()
             if method not in ("bigan", "from-draw")
         }
-        rows["BiGAN's own"] = shown["bigan"][0]
-        rows["BiGAN"] = shown["bigan"][1]
+        below = ""
+        if "bigan" in shown:
+            rows["BiGAN's own"], rows["BiGAN"] = shown["bigan"]
+            below = "; below, images of BiGAN's own generator and their reconstructions"
         self._draw(
             report,
             "figure-2",
             f"Figure 2: Reconstructions{about}",
-            "Images that the generator made and what each method makes of them; below, images of "
-            "BiGAN's own generator and their reconstructions.",
+            f"Images that the generator made and what each method makes of them{below}.",
             rows,
             "Rows of images: generated ones, and their reconstructions by each method",
         )
@@ -608,7 +616,7 @@ class _Experiment:
                     emphasis=search == "aegan",
                     tag="" if search in TABLE_2 else NOT_THEIRS,
                 )
-                for search, name in (SEARCHES | {"chance": "random images"}).items()
+                for search, name in (self.searches | {"chance": "random images"}).items()
             ]
         report.add_table(
             self._id("table-2"),
@@ -686,7 +694,7 @@ class _Experiment:
                     emphasis=search == "aegan",
                     tag="" if search in IN_PAPER else NOT_THEIRS,
                 )
-                for search, name in SEARCHES.items()
+                for search, name in self.searches.items()
             ],
             row_title="Search by",
         )
@@ -778,7 +786,7 @@ def _tell_differences(report: Report, request: Request, experiments: Sequence[_E
     report.difference(
         "BiGAN",
         "trained on CelebA, with the networks of Tables 3 and 6",
-        told(lambda one: one.encoders["bigan"].told),
+        told(_told_bigan),
     )
     report.difference(
         "Table 1", "number of images not given", f"{request.targets:,} generated images"
@@ -818,6 +826,13 @@ def _tell_differences(report: Report, request: Request, experiments: Sequence[_E
         draws="not given",
         seed=request.seed,
     )
+
+
+def _told_bigan(experiment: _Experiment) -> str:
+    if "bigan" not in experiment.encoders:
+        return why_not_trained(experiment.generator, "bigan")
+    made = "" if experiment.collection.dataset else ", on images that the generator makes"
+    return f"{experiment.encoders['bigan'].told}{made}"
 
 
 def _image_loss(encoder: Encoder) -> str:

@@ -7,7 +7,7 @@ number's origin, and its pictures.
 from collections.abc import Callable
 from pathlib import Path
 
-from pyinv.papers import creswell, egan, lipton, luo
+from pyinv.papers import bau, creswell, egan, lipton, luo
 from pyinv.papers.request import Request
 
 __all__ = ["PAPERS", "Request"]
@@ -17,5 +17,6 @@ PAPERS: dict[str, Callable[[Request], Path]] = {
     "lipton": lipton.reproduce,
     "egan": egan.reproduce,
     "luo": luo.reproduce,
+    "bau": bau.reproduce,
 }
 """Every paper by the name that the command line uses, and what reproduces it."""

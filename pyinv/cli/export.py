@@ -11,7 +11,7 @@ from pyinv.cli.exit_codes import DONE
 from pyinv.errors import DependencyError, InputError
 from pyinv.priors import Normal, Prior, Uniform
 
-__all__ = ["add_parser", "run"]
+__all__ = ["add_parser", "parse_prior", "parse_shape", "run"]
 
 _EPILOG = """\
 examples:
@@ -49,13 +49,13 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         "--latent-shape",
         metavar="N[,N...]",
         required=True,
-        type=_shape,
+        type=parse_shape,
         help="of one latent, such as 100 or 100,1,1",
     )
     parser.add_argument(
         "--prior",
         metavar="KIND[:A,B]",
-        type=_prior,
+        type=parse_prior,
         default=Uniform(),
         help="uniform[:low,high] or normal[:mean,std] [uniform:-1,1]",
     )
@@ -107,7 +107,7 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--condition-shape",
         metavar="K",
-        type=_shape,
+        type=parse_shape,
         help="if the generator takes (latent, condition)",
     )
     parser.add_argument(
@@ -177,7 +177,7 @@ def _losses(arguments: argparse.Namespace) -> tuple[Any, ...] | None:
     return tuple(loss if name == "perceptual" else name for name in names)
 
 
-def _shape(text: str) -> tuple[int, ...]:
+def parse_shape(text: str) -> tuple[int, ...]:
     try:
         shape = tuple(int(part) for part in text.split(","))
     except ValueError:
@@ -187,7 +187,7 @@ def _shape(text: str) -> tuple[int, ...]:
     return shape
 
 
-def _prior(text: str) -> Prior:
+def parse_prior(text: str) -> Prior:
     kind, _, numbers = text.partition(":")
     try:
         values = [float(part) for part in numbers.split(",") if part]

@@ -8,6 +8,7 @@ from typing import Any
 
 from pyinv.cli.console import Console
 from pyinv.cli.exit_codes import DONE, INTERRUPTED
+from pyinv.cli.train_encoder import add_encoder
 from pyinv.datasets import DATASET_FORMATS, load_dataset
 from pyinv.errors import DependencyError
 from pyinv.models import MODELS, get_model
@@ -24,11 +25,12 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
     parser = commands.add_parser(
         "train",
-        help="train a generator on your images (needs torch)",
+        help="train a generator, or an encoder (needs torch)",
         description="Train networks. The next word says which; `pyinv train gan --help` has more.",
     )
     kinds = parser.add_subparsers(metavar="KIND", dest="kind", required=True, title="kinds")
     _add_gan(kinds, shared)
+    add_encoder(kinds, shared)
 
 
 def _add_gan(kinds: Any, shared: argparse.ArgumentParser) -> None:

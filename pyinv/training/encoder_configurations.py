@@ -13,7 +13,9 @@ from pyinv.errors import InputError
 
 __all__ = [
     "ENCODER_CONFIGURATIONS",
+    "LATENT_LOSSES",
     "METHODS",
+    "NETWORKS",
     "EncoderConfiguration",
     "Schedule",
     "get_encoder_configuration",
@@ -22,8 +24,8 @@ __all__ = [
 METHODS = ("direct", "aegan", "latent+image", "bigan", "layers")
 """Every way to train an encoder."""
 
-_NETWORKS = ("auto", "luo", "resnet")
-_LATENT_LOSSES = ("auto", "mse", "cosine")
+NETWORKS = ("auto", "luo", "resnet")
+LATENT_LOSSES = ("auto", "mse", "cosine")
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,10 @@ class Schedule:
         return dataclasses.replace(
             self, iterations=max(1, round(self.iterations * factor)), drops=tuple(drops)
         )
+
+    def replace(self, **changes: Any) -> Schedule:
+        """Return a copy with these fields changed; raise InputError for a bad one."""
+        return dataclasses.replace(self, **changes)
 
     def describe(self) -> dict[str, Any]:
         """Return every field as JSON values; ``from_description`` reads them."""
@@ -137,8 +143,8 @@ class EncoderConfiguration:
 
     def __post_init__(self) -> None:
         self._one_of("method", METHODS)
-        self._one_of("network", _NETWORKS)
-        self._one_of("latent_loss", _LATENT_LOSSES)
+        self._one_of("network", NETWORKS)
+        self._one_of("latent_loss", LATENT_LOSSES)
         if not isinstance(self.image_loss, str) or not self.image_loss:
             raise InputError(f"image_loss must be a loss's name or 'auto', got {self.image_loss!r}")
         self._set("width", whole_number("width", self.width, at_least=1))

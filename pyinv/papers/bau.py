@@ -107,7 +107,7 @@ def bau_recipe(
     Source: Bau et al. 2019, equations 2 and 12; the authors' code.
     """
     rate = PAPER_LEARNING_RATE if learning_rate is None else learning_rate
-    ends = [round(steps * end / PAPER_STEPS) for end in (*PAPER_HALVED, PAPER_STEPS)]
+    ends = [-(-steps * end // PAPER_STEPS) for end in (*PAPER_HALVED, PAPER_STEPS)]
     penalties = (PriorPenalty(penalty),) if penalty else ()
     stages = tuple(
         Stage(Adam(rate / 2**halvings), penalties=penalties, loss=loss, max_steps=end - begin)
@@ -159,8 +159,10 @@ def reproduce(request: Request) -> Path:
     from pyinv.papers.bau_networks import obtain_networks
 
     experiments = [
-        _Experiment(generator, obtain_networks(generator, request), request, of_generator)
-        for generator, of_generator in zip(opened, photographs, strict=True)
+        _Experiment(generator, networks, request, of_generator)
+        for generator, networks, of_generator in zip(
+            opened, obtain_networks(opened, request), photographs, strict=True
+        )
     ]
     plan = [planned for experiment in experiments for planned in experiment.plan]
     runs = Runs(request.folder)

@@ -7,7 +7,7 @@ feature network and the bundles, ``encoders/<generator>-<method>`` the encoders'
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ from torch import nn
 
 from pyinv.bundle import Bundle
 from pyinv.datasets import Dataset, load_dataset
-from pyinv.errors import BundleError, ExportError
+from pyinv.errors import BundleError, ExportError, InputError
 from pyinv.export import export, perceptual
 from pyinv.export.layers import Layers, ResidualGenerator, first_layers, split
 from pyinv.export.onnx_reader import read_generator
@@ -28,7 +28,7 @@ from pyinv.inverter import Inverter
 from pyinv.models.classifier import Classifier
 from pyinv.models.progan import pixel_norm
 from pyinv.papers.folder import open_folder
-from pyinv.papers.generators import Generator
+from pyinv.papers.generators import Generator, find_bundles
 from pyinv.papers.request import Request
 from pyinv.training.checkpoint import read_checkpoint, write_checkpoint
 from pyinv.training.classifier import train_classifier
@@ -41,6 +41,7 @@ __all__ = ["Networks", "Residual", "obtain_networks"]
 FloatArray = NDArray[np.float32]
 
 CONFIGURATION = "bau-32"
+LETTERS = {"latent+image": "b", "layers": "d"}  # the paper's methods
 MOST_LAYERS = 4  # before G_F, as in the paper
 PERCEPTUAL = "perceptual"
 FEATURES = ("layer2", "layer4")  # of the classifier
@@ -142,19 +143,31 @@ class Networks:
         return _compared(np.concatenate(parts), self.normalizes)
 
 
-def obtain_networks(generator: Generator, request: Request) -> Networks:
+def obtain_networks(generators: Sequence[Generator], request: Request) -> list[Networks]:
     """Train and export what is not there yet.
 
     Args:
-        generator: the generator.
-        request: gives the folder, the data, the seed and the encoders' iterations.
+        generators: the reproduction's.
+        request: gives the folder, the data, the seed, and encoders or their iterations.
+
+    Returns:
+        the networks of each generator.
 
     Raises:
-        InputError: bad data.
+        InputError: bad data, or an encoder of another generator or method.
+        BundleError: an encoder's bundle that is missing, damaged or without an encoder.
         ExportError: the generator cannot be exported.
         KeyboardInterrupt: Ctrl-C during a training, which keeps its checkpoint.
     """
-    return _Maker(generator, request).networks()
+    makers = [_Maker(generator, request) for generator in generators]
+    for path in request.encoders:
+        for bundle in map(Bundle.open, find_bundles(path)):
+            if not [maker for maker in makers if maker.takes(bundle)]:
+                raise InputError(
+                    f"{bundle.path}: the encoder of another generator; give one that `pyinv train "
+                    "encoder` trained for this one, or leave --encoder out"
+                )
+    return [maker.networks() for maker in makers]
 
 
 def _parts(count: int) -> list[slice]:
@@ -182,6 +195,23 @@ class _Maker:
         self.frozen: FrozenGenerator = open_generator(
             bundle.parent if trained else bundle, threads=request.machine.get("threads")
         )
+
+        self.given: dict[str, Path] = {}
+
+    def takes(self, bundle: Bundle) -> bool:
+        """Take an encoder that was trained before, if it is of this generator."""
+        origin = bundle.manifest.origin
+        settings, source = origin.get("configuration"), origin.get("generator")
+        method = settings.get("method") if isinstance(settings, Mapping) else None
+        if not bundle.manifest.has_encoder or method not in LETTERS:
+            raise InputError(
+                f"{bundle.path}: expected an encoder that `pyinv train encoder` trained by "
+                f"{' or '.join(LETTERS)}, and this bundle has {method or 'none'}"
+            )
+        if not isinstance(source, Mapping) or source.get("sha256") != self.frozen.sha256:
+            return False
+        self.given[str(method)] = bundle.path
+        return True
 
     def networks(self) -> Networks:
         names, why = self._names()
@@ -221,7 +251,8 @@ class _Maker:
             names = first_layers(self.module, MOST_LAYERS)
             split(self.module, names)
         except (BundleError, ExportError) as error:
-            return (), str(error)
+            path = self.generator.inverter.bundle.path
+            return (), str(error).replace(str(path), path.name)
         if len(names) < 2:
             return (), f"this generator can be cut after {names[0]} alone, and residuals need two"
         return names, ""
@@ -409,6 +440,9 @@ class _Maker:
         bundles: dict[str, Path] = {}
         configurations = self._configurations(names)
         for method, configuration in configurations.items():
+            if method in self.given:
+                bundles[method] = self.given[method]
+                continue
             key = f"{self.generator.key}-{method.replace('+', '-')}"
             self.request.say(
                 f"{self.generator.title}: training an encoder by {method}, "
@@ -434,9 +468,13 @@ class _Maker:
 
     def _encoders_told(self, names: tuple[str, ...]) -> str:
         parts = []
-        for method, one in self._configurations(names).items():
-            letter = {"latent+image": "b", "layers": "d"}[method]
+        for method, wanted in self._configurations(names).items():
+            settings, iterations = wanted.describe(), wanted.iterations
+            if method in self.given:
+                origin = Bundle.open(self.given[method]).manifest.origin
+                settings, iterations = origin["configuration"], origin["iterations"]
             parts.append(
-                f"({letter}) {one.iterations:,} iterations of {one.batch_size} images, Adam"
+                f"({LETTERS[method]}) {iterations:,} iterations of {settings['batch_size']} images "
+                f"(configuration {settings['name']})"
             )
-        return f"{'; '.join(parts)} (configuration {CONFIGURATION})"
+        return ", ".join(parts)

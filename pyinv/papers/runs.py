@@ -138,7 +138,7 @@ class Runs:
             "prior": manifest.prior.describe(),
             "batch_norm": manifest.batch_norm,
         }
-        rows_of = {
+        rows_of: dict[str, Any] = {
             name: as_numpy(given, name, "numbers")
             for name, given in (("truth", truth), ("init", init), ("condition", condition))
             if given is not None

@@ -22,15 +22,22 @@ if _missing:
 from .encoder import add_encoder  # noqa: E402
 from .exporter import export  # noqa: E402
 from .factory import load_factory, load_generator  # noqa: E402
+from .layers import Layers, TailScale, first_layers, split  # noqa: E402
 from .losses import whitened  # noqa: E402
+from .onnx_reader import read_generator  # noqa: E402
 from .perceptual import perceptual  # noqa: E402
 
 __all__ = [
     "ExportError",
+    "Layers",
+    "TailScale",
     "add_encoder",
     "export",
+    "first_layers",
     "load_factory",
     "load_generator",
     "perceptual",
+    "read_generator",
+    "split",
     "whitened",
 ]

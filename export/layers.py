@@ -60,8 +60,8 @@ def split(generator: nn.Module, names: Sequence[str]) -> Layers:
     taken as they are, whatever they compute.
 
     Args:
-        generator: maps a latent [B, *latent_shape] to an image. What torch.jit.load, script or
-            trace returned will do as well.
+        generator: maps a latent [B, *latent_shape] to an image. No TorchScript module, but what
+            ``read_generator`` makes of a bundle will do.
         names: qualified names of submodules, "layer1" or "layers.2", in the order in which forward
             calls them. One tensor alone, the named submodule's output, may pass each cut; the size
             of the batch may be asked of any.
@@ -115,7 +115,8 @@ def first_layers(generator: nn.Module, count: int = 4) -> tuple[str, ...]:
     """Return the names of a generator's first nonlinear layers, for ``split``.
 
     These are layer1, layer2 and so on where there are submodules of these names; else the
-    activations (``nn.ReLU`` and its like) after which one tensor alone goes on, from the first.
+    activations (``nn.ReLU`` and its like) after which one tensor alone passes to layers with
+    weights, from the first.
 
     Args:
         generator: as for ``split``.
@@ -130,7 +131,7 @@ def first_layers(generator: nn.Module, count: int = 4) -> tuple[str, ...]:
         return tuple(numbered)
     activations = [name for name, module in prepared.named_modules() if _is_activation(module)]
     chain = _Chain(prepared, activations)
-    found = [name for name in chain.cuts() if name in activations]
+    found = [name for name in chain.cuts() if name in activations and chain.has_weights_after(name)]
     if not found:
         raise ExportError(
             "the generator has no activation modules after which it can be cut: "
@@ -654,6 +655,12 @@ class _Chain:
         ]
         return [name for _, name in sorted(found)]
 
+    def has_weights_after(self, name: str) -> bool:
+        """Whether more follows a module than activations and reshapes."""
+        called = (n for n in self.after(self.place(name)) if n.op == "call_module")
+        modules = (self._root.get_submodule(str(node.target)) for node in called)
+        return any(any(True for _ in (*m.parameters(), *m.buffers())) for m in modules)
+
     def after(self, place: fx.Node) -> set[fx.Node]:
         """Every node that depends on this one."""
         found: set[fx.Node] = set()
@@ -752,6 +759,11 @@ def _refuse_work_in_place(nodes: Sequence[fx.Node]) -> None:
 
 def _prepared(generator: nn.Module) -> nn.Module:
     """A copy in eval mode whose modules change none of their inputs."""
+    if isinstance(generator, torch.jit.ScriptModule):
+        raise ExportError(
+            "a TorchScript generator has no layers to cut it by: give the torch.nn.Module that it "
+            "was made from, or export it and give pyinv.export.read_generator(bundle)"
+        )
     prepared = prepare(generator, batch_norm="eval")
     for module in prepared.modules():
         # Its input may be an activation that somebody still needs.

@@ -20,6 +20,8 @@ examples:
       --value-range 0 1 --loss mse --loss bce
   pyinv export generator.pt -o faces.bundle --latent-shape 100 \\
       --runtime onnx --runtime torchscript
+  pyinv export my_models.py:make_progan -o tail.bundle --latent-shape 128 --prior normal \\
+      --tail-after layer4
 """
 
 
@@ -115,6 +117,19 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         metavar="ENCODER",
         help="images -> latents, named as GENERATOR is; the bundle gets the function encode",
     )
+    parts = parser.add_mutually_exclusive_group()
+    parts.add_argument(
+        "--tail-after",
+        metavar="NAME",
+        help="export what comes after this submodule, its activation as the latent; "
+        "--latent-shape and --prior are the whole generator's",
+    )
+    parts.add_argument(
+        "--residuals",
+        metavar="NAME,NAME[,NAME...]",
+        help="export the generator of residuals that are added to the activations of these "
+        "submodules but the last, the latent as its condition",
+    )
     parser.add_argument("--name", help="what to call the generator [its class]")
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
     parser.set_defaults(run=run)
@@ -126,27 +141,41 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         import torch  # noqa: F401
     except ImportError:
         raise DependencyError('exporting needs PyTorch: pip install "pyinv[export]"') from None
-    from pyinv.export import export, load_generator
+    from pyinv.export import export, load_generator, split
 
     generator = load_generator(arguments.generator)
     encoder = None if arguments.encoder is None else load_generator(arguments.encoder)
-    losses = _losses(arguments)
+    options = {
+        "latent_shape": arguments.latent_shape,
+        "losses": _losses(arguments),
+        "normal_equations": arguments.normal_equations,
+        "value_range": tuple(arguments.value_range),
+        "encoder": encoder,
+        "runtimes": tuple(arguments.runtime or ("onnx",)),
+        "name": arguments.name,
+        "overwrite": arguments.overwrite,
+    }
+    part = arguments.tail_after or arguments.residuals
+    if part and (arguments.condition_shape or arguments.batch_norm == "batch"):
+        raise InputError(
+            "--tail-after and --residuals take a generator of the latent alone, in eval mode: "
+            "leave out --condition-shape and --batch-norm"
+        )
+    layers = split(generator, part.split(",")) if part else None
     console.message("tracing, writing and checking; this takes a moment")
-    export(
-        generator,
-        arguments.output,
-        latent_shape=arguments.latent_shape,
-        prior=arguments.prior,
-        losses=losses,
-        normal_equations=arguments.normal_equations,
-        value_range=tuple(arguments.value_range),
-        batch_norm=arguments.batch_norm,
-        condition_shape=arguments.condition_shape,
-        encoder=encoder,
-        runtimes=tuple(arguments.runtime or ("onnx",)),
-        name=arguments.name,
-        overwrite=arguments.overwrite,
-    )
+    if layers is None:
+        export(
+            generator,
+            arguments.output,
+            prior=arguments.prior,
+            batch_norm=arguments.batch_norm,
+            condition_shape=arguments.condition_shape,
+            **options,
+        )
+    elif arguments.tail_after:
+        layers.export_tail(arguments.output, prior=arguments.prior, **options)
+    else:
+        layers.export_residual(arguments.output, **options)
     bundle = Bundle.open(arguments.output)
     manifest = bundle.manifest
     solved = [loss for loss in manifest.losses if manifest.has_normal_equations(loss)]

@@ -19,17 +19,21 @@ step follows the sum of all gradients so far. Here each step follows its own bat
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from pyinv.errors import ExportError, InputError
+from pyinv.export import export
 from pyinv.export.layers import Layers, first_layers, split
 from pyinv.export.onnx_reader import read_generator
+from pyinv.export.scripted import load_torchscript
 from pyinv.models.layer_encoders import (
     LayeredEncoder,
     make_first_encoder,
@@ -89,11 +93,27 @@ def layer_phases(setting: Setting) -> list[Phase]:
 
 
 def _module(generator: FrozenGenerator) -> nn.Module:
-    """The generator as a module; a bundle without one is read back from its forward graph."""
-    if generator.module is not None:
-        return generator.module
-    assert generator.bundle is not None
-    return read_generator(generator.bundle)
+    """The generator as a module with layers, read back from ONNX where it is no such module."""
+    module, bundle = generator.module, generator.bundle
+    if module is not None and not isinstance(module, torch.jit.ScriptModule):
+        return module
+    if bundle is not None and "onnx" in bundle.manifest.runtimes:
+        return read_generator(bundle)
+    if module is None:
+        assert bundle is not None
+        module = load_torchscript(bundle.file(bundle.manifest.forward("torchscript")))
+    # TorchScript's own layers are not to be had; ONNX's operators are.
+    with tempfile.TemporaryDirectory() as folder:
+        path = export(
+            module,
+            Path(folder) / "read.bundle",
+            latent_shape=generator.latent_shape if bundle is None else generator.latent_size,
+            prior=generator.prior,
+            losses="mse",
+            normal_equations=False,
+            value_range=generator.value_range,
+        )
+        return read_generator(path)
 
 
 def _encoders(setting: Setting, layers: Layers) -> dict[str, nn.Module]:

@@ -69,7 +69,7 @@ class TrainingFolder:
             training runs in it.
     """
 
-    kind = "GAN"
+    kind = "a GAN"
     # A training may become longer, and the others decide how it is called and exported.
     free: tuple[str, ...] = ("iterations", "source", "name", "losses", "batch_norm")
 

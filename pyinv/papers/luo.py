@@ -536,10 +536,10 @@ class _Experiment:
         report.add_table(
             self._id("table-1"),
             f"Table 1: Similarity of reconstructions and originals{about}",
-            f"{self.request.targets:,} images that the generator made{own}. The similarity is the share of a hash's 64 bits "
-            "that agree; unrelated images have about one half. The absolute error is that of a "
-            "pixel from 0 to 1, the latent error the squared distance to the true latent over the "
-            "number of its components.",
+            f"{self.request.targets:,} images that the generator made{own}. The similarity is "
+            "the share of a hash's 64 bits that agree; unrelated images have about one half. "
+            "The absolute error is that of a pixel from 0 to 1, the latent error the "
+            "squared distance to the true latent over the number of its components.",
             columns=[
                 Column("dHash", "{:.4f}", group="similarity", best="highest"),
                 Column("pHash", "{:.4f}", group="similarity", best="highest"),

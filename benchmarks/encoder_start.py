@@ -1,0 +1,144 @@
+"""What does an encoder's start save? Loss over cost, with and without it, on images of test data.
+
+    python benchmarks/encoder_start.py BUNDLE --data PATH [--targets 200] [--json FILE]
+
+BUNDLE has an encoder (``pyinv train encoder``). The targets are the first test images of the data
+set, which the generator did not make. "reconstruct" is run with 0 to 8 hops, from the prior's mean,
+as it is, and from the encoder, with both of its stages and with the last one alone; first-order
+recipes with more and more steps, from draws and from the encoder. A row has the mean and median of
+the targets' mean squared error, the mean cost in forward equivalents (a pass forward is 1, an
+objective with its gradient 2, normal equations 1 + d, an encoder's pass 1), and the cost that the
+other start needs for that loss, by interpolation between its rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import pyinv
+from pyinv import recipes
+from pyinv.cores import usable_cores
+from pyinv.datasets import load_dataset, to_range
+from pyinv.inverter import Inverter
+from pyinv.papers.precise import cost_arrays
+from pyinv.recipes import Recipe
+
+HOPS = (0, 1, 2, 4, 8)
+STEPS = (30, 100, 300, 1000)
+
+
+def variants(inverter: Inverter) -> Iterable[tuple[str, str, Recipe]]:
+    """Yield method, start and recipe of every run."""
+    manifest = inverter.manifest
+    if manifest.has_normal_equations("mse"):
+        both = recipes.reconstruct(manifest)
+        last = replace(both, stages=both.stages[-1:])
+        for hops in HOPS:
+            yield "reconstruct", "mean", both.replace(restarts=hops)
+            yield "reconstruct", "encoder", both.replace(restarts=hops, start="encoder")
+            yield "last stage", "encoder", last.replace(restarts=hops, start="encoder")
+    named = {"default": recipes.default(manifest.prior)}
+    if isinstance(manifest.prior, pyinv.Uniform):
+        named["lipton"] = recipes.lipton()
+    else:
+        named["egan"] = recipes.egan()
+    for name, recipe in named.items():
+        for steps in STEPS:
+            for start in ("prior", "encoder"):
+                yield name, start, recipe.replace(max_steps=steps, loss_tolerance=0.0, start=start)
+
+
+def measure(inverter: Inverter, images: Any) -> list[dict[str, Any]]:
+    """Return a row for every run."""
+    rows = []
+    size = inverter.manifest.latent_size
+    encoded = inverter.encode(images)
+    losses, _ = inverter.evaluate(encoded, images)
+    rows.append(_row("encode", "encoder", 0, losses, 1.0))
+    for method, start, recipe in variants(inverter):
+        found = inverter.invert(images, recipe=recipe)
+        cost = cost_arrays(found, size)["forward_equivalents"].mean() + (start == "encoder")
+        length = recipe.restarts or recipe.max_steps
+        if method in ("reconstruct", "last stage"):
+            length = recipe.restarts
+        rows.append(_row(method, start, length, found.loss, float(cost)))
+        print(
+            "{method:12} {start:8} {length:5} {mean:.5f} {median:.5f} {cost:9,.0f}".format(
+                **rows[-1]
+            )
+        )
+    return rows
+
+
+def _row(method: str, start: str, length: int, losses: Any, cost: float) -> dict[str, Any]:
+    return {
+        "method": method,
+        "start": start,
+        "length": length,
+        "mean": float(np.mean(losses)),
+        "median": float(np.median(losses)),
+        "cost": cost,
+    }
+
+
+def cost_of(loss: float, rows: list[dict[str, Any]]) -> float:
+    """Return the cost at which these rows reach a mean loss; infinity if they do not."""
+    ordered = sorted(rows, key=lambda row: float(row["cost"]))
+    for before, after in zip([None, *ordered], ordered, strict=False):
+        if after["mean"] <= loss:
+            if before is None or before["mean"] == after["mean"]:
+                return float(after["cost"])
+            share = np.log(before["mean"] / loss) / np.log(before["mean"] / after["mean"])
+            return float(before["cost"] * (after["cost"] / before["cost"]) ** share)
+    return float("inf")
+
+
+def compare(rows: list[dict[str, Any]]) -> None:
+    """Print what the encoder's start costs for the loss of each row without it."""
+    print("\nmethod        length  mean loss      cost   with the encoder's start   ratio")
+    for row in rows:
+        if row["start"] == "encoder":
+            continue
+        kinds = (
+            (row["method"], "last stage") if row["method"] == "reconstruct" else (row["method"],)
+        )
+        others = [r for r in rows if r["start"] == "encoder" and r["method"] in (*kinds, "encode")]
+        cost = min(
+            cost_of(row["mean"], [r for r in others if r["method"] in (kind, "encode")])
+            for kind in kinds
+        )
+        print(
+            f"{row['method']:12} {row['length']:7} {row['mean']:10.5f} {row['cost']:9,.0f}"
+            f"   {cost:24,.0f}   {cost / row['cost']:5.2f}"
+        )
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("bundle")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--targets", type=int, default=200)
+    parser.add_argument("--threads", type=int, default=usable_cores())
+    parser.add_argument("--json", type=Path, help="write the rows here as well")
+    arguments = parser.parse_args()
+    inverter = Inverter(arguments.bundle, threads=arguments.threads)
+    manifest = inverter.manifest
+    data = load_dataset(arguments.data, split="test", image_shape=manifest.image_shape)
+    chosen = np.random.default_rng(0).permutation(len(data.images))[: arguments.targets]
+    images = to_range(data.images[chosen], manifest.value_range)
+    rows = measure(inverter, images)
+    compare(rows)
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

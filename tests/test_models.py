@@ -18,6 +18,7 @@ NARROW = {
     "egan": {"width": 2},
     "egan-pixel-shuffle": {"width": 2},
     "progan": {"width": 2},
+    "luo": {"width": 2},
 }
 CASES = [(name, shape) for name, model in MODELS.items() for shape in model.image_shapes]
 

@@ -37,7 +37,7 @@ class Encoder(nn.Module):
         super().__init__()
         low, high = value_range
         self.network = network
-        self.middle, self.half = (low + high) / 2, (high - low) / 2
+        self.middle, self.reach = (low + high) / 2, (high - low) / 2
         self.bounded = isinstance(prior, Uniform)
         self.mean = prior.mean
         self.scale = prior.std
@@ -46,7 +46,7 @@ class Encoder(nn.Module):
         self.unit_length = unit_length
 
     def forward(self, image: Tensor) -> Tensor:
-        found: Tensor = self.network((image - self.middle) / self.half)
+        found: Tensor = self.network((image - self.middle) / self.reach)
         if self.unit_length:
             square = (found * found).mean(1, keepdim=True)
             return found * torch.rsqrt(square + 1e-8) * self.scale

@@ -249,7 +249,7 @@ class EncoderConfiguration:
         Of fields that the method has no use for, none counts; and where it has one phase, two
         configurations that differ in its length alone are called different in "iterations".
         """
-        unused = ("layers", "layer_schedules", "fine_tuning")
+        unused: tuple[str, ...] = ("layers", "layer_schedules", "fine_tuning")
         if self.method == "layers":
             unused = ("schedule",)
         for name in (item.name for item in dataclasses.fields(self)):

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,9 @@ from pyinv.errors import BundleError, InputError, OutputError
 from pyinv.images import save_grid
 from pyinv.outputs import write_whole
 from pyinv.training.configurations import GanConfiguration
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # in typing from Python 3.11 on
 
 try:
     import fcntl
@@ -93,7 +96,7 @@ class TrainingFolder:
         self._overwrite = overwrite
         self._lock: int | None = None
 
-    def __enter__(self) -> TrainingFolder:
+    def __enter__(self) -> Self:
         path = self.path
         if path.exists() and not path.is_dir():
             raise OutputError(f"{path}: expected a folder, and this is a file")

@@ -137,7 +137,7 @@ class FrozenGenerator:
             )
             return torch.from_numpy(loss), torch.from_numpy(gradient).flatten(1)
 
-        values: Tensor = _Baked.apply(flat, images, evaluate)  # type: ignore[no-untyped-call]
+        values: Tensor = _Baked.apply(flat, images, evaluate)
         return values
 
     def check_loss(self, name: str) -> None:

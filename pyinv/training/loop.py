@@ -38,9 +38,15 @@ class Training(Protocol):
 
     iteration: int
     whole: bool
-    losses: Any
-    loss_names: tuple[str, ...]
-    value_range: tuple[float, float]
+
+    @property
+    def losses(self) -> Any: ...
+
+    @property
+    def loss_names(self) -> tuple[str, ...]: ...
+
+    @property
+    def value_range(self) -> tuple[float, float]: ...
 
     @property
     def finite(self) -> bool: ...

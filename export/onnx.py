@@ -33,6 +33,8 @@ _SMALLEST_EXTERNAL_BYTES = 64
 # Elements; larger constants are weights, which are stored once and never precomputed.
 _LARGEST_FOLDED = 1024
 _EXAMPLE_BATCH = 3
+# Wider than the optimizer's tolerance, which is 1e-8 at 0 and 1e-5 at 1.
+_ALMOST = 1e-4
 
 
 def to_onnx(
@@ -76,6 +78,7 @@ def to_onnx(
             model: Any = exported.model
             _dense_as_gemm(model)
             _plain_softplus(model)
+            _keep_almost_neutral(model)
             optimizer.optimize(
                 model, input_size_limit=_LARGEST_FOLDED, output_size_limit=_LARGEST_FOLDED
             )
@@ -164,6 +167,27 @@ def _plain_softplus(model: ir.Model) -> None:
             continue
         if source.op_type == "Softplus" and source.inputs[0] is x:
             ir.convenience.replace_all_uses_with(node.outputs[0], softplus)
+
+
+def _keep_almost_neutral(model: ir.Model) -> None:
+    """Hide numbers that are almost 0 or 1 from the optimizer, which would drop their operator.
+
+    Its rules for x + 0 and x * 1 compare scalars, with a tolerance that takes the 1e-8 of a
+    normalisation for 0. They do not compare tensors of one element.
+    """
+    for node in list(model.graph):
+        if node.op_type not in ("Add", "Sub", "Mul", "Div"):
+            continue
+        for position, value in enumerate(node.inputs):
+            other = node.inputs[1 - position]
+            tensor = ir.convenience.get_const_tensor(value) if value is not None else None
+            if tensor is None or tensor.shape.rank() != 0 or other is None or not _rank(other):
+                continue
+            number = tensor.numpy()
+            if any(0 < abs(number - neutral) < _ALMOST for neutral in (0, 1)):
+                hidden = ir.node("Constant", [], {"value": ir.tensor(number.reshape(1))})
+                model.graph.insert_before(node, hidden)
+                node.replace_input_with(position, hidden.outputs[0])
 
 
 def _tidy(model: ir.Model) -> None:

@@ -40,6 +40,7 @@ from torch.nn import functional  # noqa: E402
 from pyinv.bundle import Bundle  # noqa: E402
 from pyinv.errors import DependencyError, ExportError, OutputError  # noqa: E402
 from pyinv.export import export, load_factory  # noqa: E402
+from pyinv.inverter import Inverter  # noqa: E402
 from pyinv.priors import Normal, Uniform  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -363,6 +364,38 @@ def test_layers_export(tmp_path: Path, name: str) -> None:
     )
     operators = {node.op_type for node in onnx.load(path / "objective_mse.onnx").graph.node}
     assert not operators & {"BatchNormalization", "ScatterND", "GatherND", "ScatterElements"}
+
+
+def test_numbers_almost_0_or_1_are_kept(tmp_path: Path) -> None:
+    """The optimizer drops x + 0 and x * 1, and takes 1e-8 for 0 and 1 + 1e-6 for 1."""
+
+    def then(x: Tensor) -> Tensor:
+        channels = x.view(-1, 64)
+        scale = torch.rsqrt(channels.square().mean(1, keepdim=True) + 1e-8)
+        near_one = channels * 1.000005 - channels
+        return torch.tanh((channels * scale + 1e5 * near_one - 5e-9) * 0.999995).view(-1, 1, 8, 8)
+
+    generator = Small(then).eval()
+    with torch.no_grad():
+        generator.dense.bias.zero_()
+    path = export_small(
+        generator, tmp_path / "b", runtimes=("onnx", "torchscript"), normal_equations=True
+    )
+    numbers = {
+        float(onnx.numpy_helper.to_array(tensor).item())
+        for tensor in onnx.load(path / "forward.onnx").graph.initializer
+        if np.prod(tensor.dims) == 1 and tensor.data_type == onnx.TensorProto.FLOAT
+    }
+    assert {np.float32(1e-8), np.float32(1.000005), np.float32(5e-9), np.float32(0.999995)} <= {
+        np.float32(number) for number in numbers
+    }
+    # Without its 1e-8, the norm of zeros divides 0 by 0.
+    latents = np.zeros((2, 12), np.float32)
+    with torch.no_grad():
+        expected = generator(torch.from_numpy(latents)).numpy()
+    for runtime in ("onnx", "torchscript"):
+        found = Inverter(path, threads=1, runtime=runtime).generate(latents)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 # ------------------------------------------------------------------------ what the files hold

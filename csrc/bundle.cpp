@@ -114,6 +114,7 @@ void read_manifest(const Node& manifest, Bundle& bundle) {
   }
   bundle.lowest = bounds[0].number();
   bundle.highest = bounds[1].number();
+  if (const auto bounded = manifest.find("bounded")) bundle.bounded = bounded->flag();
   bundle.prior = read_prior(manifest["prior"]);
   const std::string& batch_norm = manifest["batch_norm"].text();
   if (batch_norm != "eval" && batch_norm != "batch") {

@@ -37,7 +37,7 @@ __all__ = ["export"]
 
 _RUNTIME_NAMES = {"onnx": "ONNX", "torchscript": "TorchScript"}
 _BATCH_NORM_MODES = ("eval", "batch")
-_RANGE_SAMPLES = 8
+_RANGE_SAMPLES = 64
 # What normal equations may take for one target before their directions are split up.
 _MOST_BYTES_PER_TARGET = 1 << 28
 # Values this far outside, relative to the range's width, are rounding.
@@ -96,7 +96,8 @@ def export(
             Levenberg-Marquardt needs. None: where they exist, which is for batch_norm="eval" and
             at most 512 latent components. True: insist.
         value_range: lowest and highest pixel value. An output outside draws a warning, as some
-            generators overshoot a little; for bce it is an error, as bce has no value there.
+            generators overshoot, and the manifest's ``bounded`` is then False; for bce it is an
+            error, as bce has no value there.
         batch_norm: "eval" folds running statistics into the weights; "batch" keeps the statistics
             of each batch, and the gradient is then that of the summed loss.
         condition_shape: one condition's shape, 10 or (10,), when the generator takes a second
@@ -145,7 +146,9 @@ def export(
     check_target(target, overwrite=overwrite)
 
     prepared = prepare(generator, batch_norm=batch_norm)
-    image_shape = _try(prepared, latent_sizes, condition_sizes, prior, (low, high), resolved)
+    image_shape, bounded = _try(
+        prepared, latent_sizes, condition_sizes, prior, (low, high), resolved
+    )
     try_losses(resolved, image_shape, (low, high))
     shapes = Shapes(latent_sizes, image_shape, condition_sizes)
     encodes = None if encoder is None else check_encoder(encoder, shapes, (low, high))
@@ -174,7 +177,7 @@ def export(
         if encodes is not None:
             functions += write_encoder(staging, encodes, wanted, say)
         manifest = _manifest(staging, functions, reference, batch_norm)
-        manifest = replace(manifest, name=name or _name(generator), origin=origin)
+        manifest = replace(manifest, bounded=bounded, name=name or _name(generator), origin=origin)
         manifest.write(staging)
     return target
 
@@ -430,8 +433,12 @@ def _try(
     prior: Prior,
     value_range: tuple[float, float],
     losses: Sequence[Loss],
-) -> tuple[int, int, int]:
-    """Run the generator on a few latents, say what is wrong with it, and return its image shape."""
+) -> tuple[tuple[int, int, int], bool]:
+    """Run the generator on some latents, and say what is wrong with it.
+
+    Returns:
+        its image shape, and whether these images lie in the value range.
+    """
     shapes = Shapes(latent_shape, (1, 1, 1), condition_shape)
     reference = Reference(generator, shapes, prior=prior, value_range=value_range)
     inputs = reference.draw(_RANGE_SAMPLES, seed=0)
@@ -469,9 +476,9 @@ def _try(
             "the generator returned different images for the same latents: it draws noise or drops "
             "out in eval mode; give it fixed noise before export"
         )
-    _check_range(image, value_range, losses)
+    bounded = _check_range(image, value_range, losses)
     _, channels, height, width = image.shape
-    return channels, height, width
+    return (channels, height, width), bounded
 
 
 def _check_reading(generator: torch.jit.ScriptModule, reference: Reference) -> None:
@@ -493,12 +500,13 @@ def _check_reading(generator: torch.jit.ScriptModule, reference: Reference) -> N
         )
 
 
-def _check_range(image: Tensor, value_range: tuple[float, float], losses: Sequence[Loss]) -> None:
+def _check_range(image: Tensor, value_range: tuple[float, float], losses: Sequence[Loss]) -> bool:
+    """Return whether images lie in the value range; warn, or raise, where they do not."""
     low, high = value_range
     slack = _RANGE_SLACK * (high - low)
     least, most = float(image.min()), float(image.max())
     if least >= low - slack and most <= high + slack:
-        return
+        return True
     found = f"the generator's values lie in [{least:.3g}, {most:.3g}], outside value_range"
     bounded = [loss.name for loss in losses if loss.bounded]
     if bounded:
@@ -507,3 +515,4 @@ def _check_range(image: Tensor, value_range: tuple[float, float], losses: Sequen
         f"{found} ({low:g}, {high:g}): is that the right range?",
         stacklevel=_CALLER + 2,
     )
+    return False

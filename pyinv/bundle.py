@@ -88,7 +88,8 @@ class Manifest:
     Args:
         latent_shape: one target's latent, without the batch axis.
         image_shape: (C, H, W).
-        value_range: the (lowest, highest) pixel value that the generator produces.
+        value_range: the (lowest, highest) pixel value: what black and white are, and what targets
+            lie in.
         prior: what the components of a latent are drawn from.
         functions: the graphs; for each runtime one "forward" and at least one "objective", each
             loss once, and the same losses for all. A loss may have "normal_equations" as well, for
@@ -97,6 +98,8 @@ class Manifest:
         batch_norm: "eval" folds running statistics into the weights; "batch" uses the statistics
             of the images that run together.
         condition_shape: one target's condition (k,), or None.
+        bounded: whether the generator's own images lie in ``value_range``. One without a last
+            activation may leave it, and its images are then targets as they are.
         name: what people call this generator.
         exporter: versions of what wrote the bundle.
         origin: where the generator comes from, such as its training's settings; free JSON values.
@@ -113,6 +116,7 @@ class Manifest:
     files: Mapping[str, FileRecord]
     batch_norm: str = "eval"
     condition_shape: tuple[int, ...] | None = None
+    bounded: bool = True
     name: str = ""
     exporter: Mapping[str, Any] = field(default_factory=dict)
     origin: Mapping[str, Any] = field(default_factory=dict)
@@ -129,6 +133,8 @@ class Manifest:
             )
         if self.batch_norm not in BATCH_NORM_MODES:
             raise BundleError(f'batch_norm must be "eval" or "batch", got {self.batch_norm!r}')
+        if not isinstance(self.bounded, bool):
+            raise BundleError(f"bounded must be true or false, got {self.bounded!r}")
         for function in self.functions:
             if function.runtime not in RUNTIMES:
                 raise BundleError(
@@ -342,6 +348,7 @@ class Manifest:
             "latent_shape": list(self.latent_shape),
             "image_shape": list(self.image_shape),
             "value_range": list(self.value_range),
+            **({} if self.bounded else {"bounded": False}),
             "condition_shape": None if self.condition_shape is None else list(self.condition_shape),
             "prior": self.prior.describe(),
             "batch_norm": self.batch_norm,
@@ -393,6 +400,7 @@ class Manifest:
                 },
                 batch_norm=described["batch_norm"],
                 condition_shape=None if condition_shape is None else tuple(condition_shape),
+                bounded=described.get("bounded", True),
                 name=str(described.get("name", "")),
                 exporter=dict(described.get("exporter", {})),
                 origin=dict(described.get("origin", {})),

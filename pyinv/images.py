@@ -44,6 +44,8 @@ ARRAY_SUFFIXES = (".npy", ".npz")
 FITS = ("crop", "stretch")
 FILE_CHANNELS = (1, 3, 4)  # gray, colour, colour and opacity: what image files hold
 RANGE_SLACK = 1e-4  # of the range's span: room for the rounding of a generator's last layer
+# The same where a generator's images may leave the range. Bytes in place of [-1, 1] are beyond it.
+UNBOUNDED_SLACK = 4.0
 
 
 def check_images(images: Any, manifest: Manifest) -> FloatArray:
@@ -52,7 +54,8 @@ def check_images(images: Any, manifest: Manifest) -> FloatArray:
     Args:
         images: [N, C, H, W] in the bundle's value range, N >= 1: a NumPy array, a PyTorch tensor
             on the CPU (detached here if it requires a gradient), or anything else with
-            ``__dlpack__``. Any floating type; only C-contiguous float32 avoids a copy.
+            ``__dlpack__``. Any floating type; only C-contiguous float32 avoids a copy. Where the
+            generator's own images leave the range, these may too.
         manifest: the bundle's.
 
     Returns:
@@ -97,7 +100,7 @@ def check_images(images: Any, manifest: Manifest) -> FloatArray:
             f"images must be finite, but image {first_bad_row(array)} holds NaN or infinity; "
             "remove or mend it"
         )
-    slack = RANGE_SLACK * (high - low)
+    slack = (RANGE_SLACK if manifest.bounded else UNBOUNDED_SLACK) * (high - low)
     if lowest < low - slack or highest > high + slack:
         mend = f"rescale them to [{low:g}, {high:g}]"
         if highest > 2 * max(abs(low), abs(high)) and lowest >= 0 and highest <= 255:

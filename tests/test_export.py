@@ -37,6 +37,7 @@ from generators import (  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
+import pyinv  # noqa: E402
 from pyinv.bundle import Bundle  # noqa: E402
 from pyinv.errors import DependencyError, ExportError, OutputError  # noqa: E402
 from pyinv.export import export, load_factory  # noqa: E402
@@ -835,3 +836,25 @@ def test_the_face_generator_example(tmp_path: Path) -> None:
     assert manifest.prior == Uniform(-1.0, 1.0)
     assert manifest.losses == ("mse", "whitened")
     assert all(map(manifest.has_normal_equations, manifest.losses))
+
+
+@pytest.mark.parametrize("runtimes", ["onnx", "torchscript"])
+def test_a_generator_may_leave_its_range_and_its_images_are_targets(tmp_path, runtimes):
+    """A decoder without a last activation; photographs lie in the range, its images need not."""
+    torch.manual_seed(0)
+    linear = nn.Sequential(nn.Linear(16, 48), nn.Unflatten(1, (3, 4, 4))).eval()
+    options = {"latent_shape": 16, "prior": Normal(), "runtimes": runtimes}
+    with pytest.warns(UserWarning, match="outside value_range"):
+        path = export(linear, tmp_path / "b", normal_equations=False, **options)
+    assert json.loads((path / "manifest.json").read_text())["bounded"] is False
+    inverter = pyinv.Inverter(path, threads=1)
+    images = inverter.generate(inverter.sample(8) * 2)
+    assert np.abs(images).max() > 1.1
+    assert np.isfinite(inverter.invert(images).loss).all()
+    with pytest.raises(pyinv.InputError, match="if they are 0 to 255, use images / 255"):
+        inverter.invert(np.linspace(0, 255, 48, dtype=np.float32).reshape(1, 3, 4, 4))
+    bounded = export(nn.Sequential(linear, nn.Tanh()), tmp_path / "c", **options)
+    assert pyinv.Bundle.open(bounded).manifest.bounded
+    assert "bounded" not in json.loads((bounded / "manifest.json").read_text())
+    with pytest.raises(pyinv.InputError, match=r"images must be in \[-1, 1\]"):
+        pyinv.Inverter(bounded, threads=1).invert(images)

@@ -130,7 +130,8 @@ std::vector<float> read_images(const std::filesystem::path& path, const pyinv::B
   }
   std::vector<float> images(bytes.size() / sizeof(float));
   std::copy(bytes.begin(), bytes.end(), reinterpret_cast<char*>(images.data()));
-  const double slack = 1e-3 * (bundle.highest - bundle.lowest);  // for rounding
+  // For rounding, or for a generator whose own images leave the range.
+  const double slack = (bundle.bounded ? 1e-3 : 4.0) * (bundle.highest - bundle.lowest);
   const auto inside = [&](float value) {
     return value >= bundle.lowest - slack && value <= bundle.highest + slack;
   };

@@ -37,6 +37,7 @@ struct PYINV_API Bundle {
   std::vector<int64_t> image_shape;      // C, H, W
   std::vector<int64_t> condition_shape;  // empty: takes none
   double lowest = -1.0, highest = 1.0;   // pixel values
+  bool bounded = true;                   // whether the generator's own images lie between them
   Prior prior;
   BatchNorm batch_norm = BatchNorm::eval;  // batch: RunOptions::coupled must be true
   std::vector<BundleFunction> functions;

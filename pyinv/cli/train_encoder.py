@@ -20,6 +20,8 @@ from pyinv.training.encoder_configurations import LATENT_LOSSES, METHODS, NETWOR
 
 __all__ = ["add_encoder", "run"]
 
+# Those of Bau et al. for the methods that are theirs.
+_DEFAULTS = {"latent+image": "bau-32", "layers": "bau-32"}
 _DEFAULT = "luo-32"
 
 
@@ -57,8 +59,8 @@ def add_encoder(kinds: Any, shared: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config",
         metavar="NAME",
-        default=_DEFAULT,
-        help="settings to start from, listed below [%(default)s]",
+        help="settings to start from, listed below [bau-32 for latent+image and layers, else "
+        f"{_DEFAULT}]",
     )
     parser.add_argument(
         "--data",
@@ -189,7 +191,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
 
 def _configuration(arguments: argparse.Namespace) -> EncoderConfiguration:
     """Return the named configuration with the command line's changes."""
-    configuration = get_encoder_configuration(arguments.config)
+    name = arguments.config or _DEFAULTS.get(arguments.method, _DEFAULT)
+    configuration = get_encoder_configuration(name)
     names = (
         "method",
         "network",

@@ -389,7 +389,12 @@ def _open_training(path: Path, device: torch.device, threads: int | None) -> Fro
 
 def _frozen(module: nn.Module, device: torch.device) -> nn.Module:
     """Return a copy that computes and is never trained; the caller's module stays as it is."""
-    return copy.deepcopy(module).float().to(device).eval().requires_grad_(False)
+    # TorchScript copies weights by an operation that autograd records, and refuses requires_grad_.
+    with torch.no_grad():
+        copied = copy.deepcopy(module).float().to(device).eval()
+    for parameter in copied.parameters():
+        parameter.requires_grad_(False)
+    return copied
 
 
 def _values(losses: Any, value_range: tuple[float, float]) -> dict[str, LossFunction]:

@@ -437,9 +437,8 @@ class TailScale:
             )
         shape = (1, -1) + (1,) * (values.ndim - 2)
         if isinstance(values, Tensor):
-            mean, std = values.new_tensor(self.mean), values.new_tensor(self.std)
-        else:
-            mean, std = (np.asarray(x, dtype=values.dtype) for x in (self.mean, self.std))
+            return values.new_tensor(self.mean).view(shape), values.new_tensor(self.std).view(shape)
+        mean, std = (np.asarray(x, dtype=values.dtype) for x in (self.mean, self.std))
         return mean.reshape(shape), std.reshape(shape)
 
 

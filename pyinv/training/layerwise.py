@@ -20,7 +20,7 @@ step follows the sum of all gradients so far. Here each step follows its own bat
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -137,7 +137,11 @@ def _encoders(setting: Setting, layers: Layers) -> dict[str, nn.Module]:
             width=setting.configuration.width,
         )
 
-    makers = [first, *(partial(later, i) for i in range(1, len(shapes))), tail]
+    makers: list[Callable[[], nn.Module]] = [
+        first,
+        *(partial(later, i) for i in range(1, len(shapes))),
+        tail,
+    ]
     names = [*(f"e{i + 1}" for i in range(len(shapes))), "eF"]
     return {
         name: setting.network(make, Purpose.LAYER, number)

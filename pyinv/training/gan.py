@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,18 +167,21 @@ def _export(adversaries: Adversaries, folder: TrainingFolder, say: Callable[[str
     write_whole(folder.weights, content.getbuffer())
     for mode in folder.missing():
         say(f"exporting {folder.bundles[mode]}")
-        export(
-            sampler,
-            folder.bundles[mode],
-            latent_shape=(configuration.latent_size,),
-            prior=configuration.prior,
-            losses=configuration.losses,
-            value_range=adversaries.value_range,
-            batch_norm=mode,
-            name=configuration.name,
-            overwrite=True,
-            origin=folder.origin,
-        )
+        with warnings.catch_warnings():
+            # The range is that of the images it was trained with, whatever it makes of them.
+            warnings.filterwarnings("ignore", ".*outside value_range", UserWarning)
+            export(
+                sampler,
+                folder.bundles[mode],
+                latent_shape=(configuration.latent_size,),
+                prior=configuration.prior,
+                losses=configuration.losses,
+                value_range=adversaries.value_range,
+                batch_norm=mode,
+                name=configuration.name,
+                overwrite=True,
+                origin=folder.origin,
+            )
         say(f"wrote {folder.bundles[mode]}")
 
 

@@ -83,7 +83,7 @@ class Rule:
     def _choice(self, name: str, choices: Iterable[str]) -> None:
         value = getattr(self, name)
         names = list(choices)
-        if value not in names:
+        if not isinstance(value, str) or value not in names:
             raise RuleError(
                 f"{type(self).__name__}: {name} must be one of {', '.join(names)}; got {value!r}"
             )

@@ -194,6 +194,7 @@ WRONG = [
     (lambda: Recipe("mine", (Stage(Adam(0.1)),), keep="first"), "keep must be one of best, last"),
     (lambda: Recipe("mine", (Stage(Adam(0.1), max_steps=2**31),) * 2), "must add up to"),
     (lambda: Recipe("mine", Stage(Adam(0.1)), start="zero"), "start must be one of prior, mean"),
+    (lambda: Recipe("mine", Stage(Adam(0.1)), start=np.zeros(2)), "start must be one of prior"),
     (lambda: Recipe("mine", Stage(Adam(0.1)), hop=1.1), "hop must be a finite number"),
     (lambda: prior_from_description({"kind": "cauchy"}), "unknown prior 'cauchy'"),
     (lambda: prior_from_description({"kind": "normal", "scale": 1}), "no setting 'scale'"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -431,6 +432,7 @@ def test_an_exported_encoder_has_the_statistics_of_generated_batches():
     [
         ({"image_loss": "perceptual"}, None, "tiny has no loss 'perceptual'; it has mse, l1"),
         ({"real_share": 0.5}, None, "needs real images"),
+        ({"real_share": 0.02}, photographs(40), "0.02 is no image of a batch of 16; give a larger"),
         ({}, photographs(40), "real_share=0; give real_share"),
         ({"method": "direct"}, photographs(40), "trains on generated images alone"),
         ({"method": "direct", "real_share": 0.5}, photographs(40), "is of method aegan"),
@@ -447,6 +449,38 @@ def test_what_does_not_fit_is_refused_before_any_work(bundle, tmp_path, changes,
     assert not list(tmp_path.rglob("checkpoint.pt"))
 
 
+@pytest.mark.parametrize("method", ["aegan", "latent+image"])
+def test_a_loss_that_the_generator_lacks_is_missed_before_any_work(tmp_path, method):
+    generator = open_generator(make_generator(), latent_shape=LATENT, losses=("l1",))
+    with pytest.raises(InputError, match="no loss 'mse'; it has l1: choose"):
+        train(tmp_path / "run", generator, SMALL.replace(method=method))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda pixels: pixels * torch.nan, "returned NaN or infinity"),
+        (lambda pixels: pixels + torch.randn(pixels.shape), "different images for the same late"),
+    ],
+)
+def test_a_generator_that_nothing_can_learn_from_is_refused(change, message):
+    generator = make_generator()
+    generator.last.register_forward_hook(lambda module, inputs, pixels: change(pixels))
+    with pytest.raises(InputError, match=message):
+        open_generator(generator, latent_shape=LATENT)
+
+
+def test_a_training_does_not_overwrite_its_own_generator(bundle, tmp_path):
+    generator = tmp_path / "gan" / "generator.bundle"
+    shutil.copytree(bundle, generator)
+    (tmp_path / "gan" / "configuration.json").write_text("{}")
+    for given in (generator, tmp_path / "gan"):
+        with pytest.raises(InputError, match="gan: holds the generator itself"):
+            train(tmp_path / "gan", given, overwrite=True)
+    assert generator.is_dir()
+
+
 def test_a_generator_that_is_none_is_refused(tmp_path, bundle):
     with pytest.raises(InputError, match="neither a bundle"):
         open_generator(tmp_path)
@@ -456,6 +490,10 @@ def test_a_generator_that_is_none_is_refused(tmp_path, bundle):
         open_generator(bundle, latent_shape=4)
     with pytest.raises(InputError, match="give the latent_shape it has"):
         open_generator(make_generator(), latent_shape=5)
+    with pytest.raises(InputError, match="latent_shape must be a whole number >= 1, got 0"):
+        open_generator(make_generator(), latent_shape=(LATENT, 0))
+    with pytest.raises(InputError, match=r"value_range must be .* got \(1, -1\)"):
+        open_generator(make_generator(), latent_shape=LATENT, value_range=(1, -1))
 
 
 def test_a_folder_of_another_training_is_refused(bundle, tmp_path, unexported):

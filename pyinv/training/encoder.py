@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyinv.errors import DependencyError
+from pyinv.errors import DependencyError, InputError
 from pyinv.outputs import write_whole
 from pyinv.training.encoder_configurations import EncoderConfiguration
 from pyinv.training.progress import Progress, check_progress
@@ -37,6 +37,7 @@ from pyinv.training.encoder_methods import (
     make_phases,
     with_statistics,
 )
+from pyinv.training.folder import BUNDLES
 from pyinv.training.frozen import FrozenGenerator, open_generator
 from pyinv.training.gan import check_device, check_pixels, check_threads
 from pyinv.training.loop import iterate, resume, torch_settings
@@ -150,6 +151,7 @@ def train_encoder(
             frozen = open_generator(generator, device=where, threads=count)
         frozen.to(where)
         configuration = check_method(configuration, frozen, has_data=data is not None)
+        _refuse_its_folder(frozen, Path(folder))
         pixels = None
         if data is not None:
             pixels = check_pixels(data, frozen.image_shape, _real_images(configuration))
@@ -348,6 +350,17 @@ def _write_weights(network: nn.Module, path: Path) -> None:
     content = io.BytesIO()
     torch.save(network.state_dict(), content)
     write_whole(path, content.getbuffer())
+
+
+def _refuse_its_folder(generator: FrozenGenerator, folder: Path) -> None:
+    """Keep a training from overwriting the bundle that it reads its generator from."""
+    if generator.bundle is None:
+        return
+    path = generator.bundle.path.resolve()
+    if path in [folder.resolve() / name for name in BUNDLES.values()]:
+        raise InputError(
+            f"{folder}: holds the generator itself, which must stay; train in another folder"
+        )
 
 
 def _real_images(configuration: EncoderConfiguration) -> int:

@@ -241,7 +241,7 @@ class Aegan(_EncoderPhase):
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting, ("image",))
-        self._loss = image_loss(setting)
+        self._loss = image_loss(setting.configuration, setting.generator)
         self._real = round(setting.configuration.real_share * setting.configuration.batch_size)
 
     def batch(self, number: int, purpose: Purpose = Purpose.LATENTS) -> Tensor:
@@ -269,7 +269,7 @@ class LatentAndImage(_EncoderPhase):
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting, ("latent", "image"))
         self._distance = latent_distance(setting)
-        self._loss = image_loss(setting)
+        self._loss = image_loss(setting.configuration, setting.generator)
 
     def step(self, iteration: int) -> dict[str, float]:
         generator = self.setting.generator
@@ -313,8 +313,13 @@ def check_method(
             f"method {method} trains on generated images alone, got data; leave data (--data) out, "
             "or choose aegan or bigan"
         )
-    if method in ("aegan", "latent+image") and configuration.image_loss != "auto":
-        generator.check_loss(configuration.image_loss)
+    if share and not round(share * configuration.batch_size):
+        raise InputError(
+            f"real_share={share:g} is no image of a batch of {configuration.batch_size}; give a "
+            "larger share (--real-share) or batch (--batch-size)"
+        )
+    if method in ("aegan", "latent+image"):
+        generator.check_loss(image_loss(configuration, generator))
     if method == "layers":
         from pyinv.training.layerwise import with_layers
 
@@ -350,11 +355,11 @@ def latent_distance(setting: Setting) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda found, latents: ((found - latents) ** 2).mean(1)
 
 
-def image_loss(setting: Setting) -> str:
+def image_loss(configuration: EncoderConfiguration, generator: FrozenGenerator) -> str:
     """Return the name of d_I: the configuration's, or bce where there is one, else mse."""
-    wanted = setting.configuration.image_loss
+    wanted = configuration.image_loss
     if wanted == "auto":
-        return "bce" if "bce" in setting.generator.losses else "mse"
+        return "bce" if "bce" in generator.losses else "mse"
     return wanted
 
 

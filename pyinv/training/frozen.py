@@ -15,8 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pyinv.arrays import whole_number
 from pyinv.bundle import Bundle
 from pyinv.errors import InputError, PyinvError
+from pyinv.images import check_value_range
 from pyinv.inverter import Inverter
 from pyinv.models import get_model
 from pyinv.priors import Prior, Uniform
@@ -199,6 +201,7 @@ class FrozenGenerator:
         weights = next(self.module.parameters(), latents)
         try:
             images = self.generate(latents.to(weights.device))
+            again = self.generate(latents.to(weights.device))
         except PyinvError:
             raise
         except Exception as error:
@@ -210,6 +213,13 @@ class FrozenGenerator:
         if not isinstance(images, Tensor) or images.ndim != 4:
             got = list(images.shape) if isinstance(images, Tensor) else type(images).__name__
             raise InputError(f"{self.name} must return images [B, C, H, W], it returned {got}")
+        if not bool(torch.isfinite(images).all()):
+            raise InputError(f"{self.name} returned NaN or infinity: check its weights")
+        if not torch.allclose(images, again, rtol=1e-4, atol=1e-4):
+            raise InputError(
+                f"{self.name} returned different images for the same latents: it draws noise; fix "
+                "the noise in its forward"
+            )
         return images
 
     def _takes_length_away(self, latents: Tensor, images: Tensor) -> bool:
@@ -289,8 +299,9 @@ def open_generator(
             f"{name}: a module does not say what its latents are; give latent_shape "
             "(--latent-shape 100)"
         )
-    shape = tuple(latent_shape) if isinstance(latent_shape, Sequence) else (int(latent_shape),)
-    ends = (-1.0, 1.0) if value_range is None else (float(value_range[0]), float(value_range[1]))
+    sizes = latent_shape if isinstance(latent_shape, Sequence) else (latent_shape,)
+    shape = tuple(whole_number("latent_shape", size, at_least=1) for size in sizes)
+    ends = check_value_range((-1.0, 1.0) if value_range is None else value_range)
     if losses is None:
         losses = ("mse", "bce") if ends == (0.0, 1.0) else ("mse",)
     return FrozenGenerator(

@@ -246,8 +246,8 @@ def trace_generator(generator: nn.Module, shapes: Shapes, *, batch_norm: str) ->
 def trace_encoder(encoder: nn.Module, shapes: Shapes) -> fx.GraphModule:
     """Trace a prepared encoder, with the operators that ONNX has.
 
-    Inputs are those of ``trace_functions``, latent among them but not used; the output is the
-    latent [B, d].
+    Inputs are the image, a latent that is not used, and the condition; the output is the latent
+    [B, d].
     """
     inputs: list[tuple[int, ...]] = [shapes.image]
     if shapes.condition is not None:
@@ -258,10 +258,12 @@ def trace_encoder(encoder: nn.Module, shapes: Shapes) -> fx.GraphModule:
 
     traced = _trace_network(encode, inputs, batch_norm="eval", what="the encoder")
 
-    def function(latent: Tensor, image: Tensor, *condition: Tensor) -> list[Tensor]:
+    # The first input is the one that is asked for the batch's size.
+    def function(image: Tensor, latent: Tensor, *condition: Tensor) -> list[Tensor]:
         return [traced(image, *condition)]
 
-    return _in_basic_operators(function, [(shapes.latent_size,), *inputs], what="the encoder")
+    inputs.insert(1, (shapes.latent_size,))
+    return _in_basic_operators(function, inputs, what="the encoder")
 
 
 def trace_features(features: nn.Module, image: tuple[int, int, int]) -> fx.GraphModule:

@@ -185,6 +185,26 @@ def test_conditions_reach_the_encoder(tmp_path):
 # ---- bundles -------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("runtime", ["onnx", "torchscript"])
+def test_an_encoder_may_ask_for_the_batchs_size(encoding, tmp_path, runtime):
+    if runtime == "torchscript":
+        pytest.importorskip("pyinv._torch", exc_type=ImportError)
+    path = add_encoder(encoding, Mean(), tmp_path / "b")
+    latents = pyinv.Inverter(path, runtime=runtime, threads=1).encode(np.zeros((3, *IMAGE)))
+    np.testing.assert_array_equal(latents.reshape(3, 6), [range(6)] * 3)
+
+
+class Mean(nn.Module):
+    """The same latent for every image."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean = nn.Parameter(torch.arange(6.0))
+
+    def forward(self, image):
+        return self.mean.expand(image.shape[0], 6)
+
+
 def test_an_encoder_is_added_to_a_bundle_alone(encoding, encoder, tmp_path):
     other = seeded(Encoder())
     with torch.no_grad():
@@ -249,6 +269,7 @@ def test_the_manifest_holds_encode_for_each_runtime_or_for_none(encoding):
             ),
             "the encoder's batch norm has no running statistics",
         ),
+        "batch": (lambda: Centred(), "another latent for an image that was alone in its batch"),
         "not a module": (lambda: "encoder", "encoder must be a torch.nn.Module, got str"),
     }.values(),
 )
@@ -268,6 +289,12 @@ class AlwaysDrop(nn.Module):
 class Pair(nn.Module):
     def forward(self, image):
         return image.flatten(1)[:, :6], image
+
+
+class Centred(nn.Module):
+    def forward(self, image):
+        rows = image.flatten(1)[:, :6]
+        return rows - rows.mean(0)
 
 
 class Constant(nn.Module):
@@ -346,6 +373,8 @@ def test_encode_and_invert_on_the_command_line(encoding, tmp_path, capsys):
 def test_errors_of_encode_come_before_any_work(encoding, bundle_path, tmp_path, capsys):
     out = str(tmp_path / "latents.npz")
     assert main(["encode", str(bundle_path), "missing.png", "-o", out]) == 1
+    assert "has no encoder" in capsys.readouterr().err
+    assert main(["invert", str(bundle_path), "missing.png", "-o", out, "--init", "encoder"]) == 1
     assert "has no encoder" in capsys.readouterr().err
     assert main(["encode", str(encoding), "missing.png", "-o", "latents.txt"]) == 1
     assert "ends in .npz or .npy" in capsys.readouterr().err

@@ -153,6 +153,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
             lanes=int(arguments.lanes) if arguments.lanes.isdecimal() else arguments.lanes,
             **machine_options(arguments),
         )
+        if isinstance(init, str):
+            bundle.manifest.encode(inverter.runtime)  # before the images are read
         images, sources = load_named_images(arguments.images, bundle.manifest, fit=arguments.fit)
         console.message(f"inverting {len(images)} images with recipe {recipe.name}")
         start = time.perf_counter()

@@ -382,9 +382,17 @@ def test_a_latent_is_recovered_but_for_its_length(tmp_path):
 
 
 def test_the_large_generator_is_exported_without_normal_equations(tmp_path):
-    """All 15 convolutions and 512 latents, with few channels and random weights."""
+    """All 15 convolutions and 512 latents, with few channels and random weights and biases.
+
+    Biases are of the activations' size: where all channels of a pixel are almost 0, pixel norm
+    enlarges their rounding, and no two runtimes agree.
+    """
     torch.manual_seed(1)
-    generator = get_model("progan").generator(512, (3, 256, 256), width=2).eval()
+    generator = get_model("progan").generator(512, (3, 256, 256), width=4).eval()
+    with torch.no_grad():
+        for name, parameter in generator.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_()
     with pytest.warns(UserWarning, match="outside value_range"):
         path = export(
             generator,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -409,13 +410,13 @@ def _widths(image_size: int, width: int) -> list[int]:
 
 
 def _width_after(generator: ProGanGenerator, stage: int) -> int:
-    weight = generator.get_submodule(f"layer{2 * stage + 2}").convolution.weight
-    return int(weight.shape[0])
+    layer: Any = generator.get_submodule(f"layer{2 * stage + 2}")
+    return int(layer.convolution.weight.shape[0])
 
 
 def _width_before(block: nn.Module) -> int:
     # The last block's first convolution takes the spread as well, its second does not.
-    convolution = block.convolution2 if isinstance(block, LastBlock) else block.convolution1
+    convolution: Any = block.convolution2 if isinstance(block, LastBlock) else block.convolution1
     return int(convolution.weight.shape[1])
 
 

@@ -434,9 +434,14 @@ class Manifest:
         try:
             described = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
+            trained = directory / "generator.bundle"
+            fix = (
+                f"give its bundle, {trained}"
+                if trained.is_dir()
+                else "make one with `pyinv export`"
+            )
             raise BundleError(
-                f"{directory}: not a pyinv bundle, it has no {MANIFEST_NAME}; "
-                "make one with `pyinv export`"
+                f"{directory}: not a pyinv bundle, it has no {MANIFEST_NAME}; {fix}"
             ) from None
         except OSError as error:
             raise BundleError(f"{path}: cannot be read ({error.strerror})") from None

@@ -390,8 +390,8 @@ class Inverter:
             batch: the most images encoded at a time, at least 1; None takes the lanes.
 
         Returns:
-            latents, float32 [N, *latent_shape]. They are as near as the encoder was trained to
-            come; ``invert(images, init="encoder")`` begins there.
+            latents, float32 [N, *latent_shape]. They are approximate;
+            ``invert(images, init="encoder")`` starts from them and refines them.
 
         Raises:
             InputError: an argument of the wrong shape, type or range.

@@ -327,3 +327,13 @@ def test_path_that_is_no_folder_is_refused(tmp_path):
         Bundle.open(tmp_path / "model.onnx")
     with pytest.raises(BundleError, match="no such bundle"):
         Bundle.open(tmp_path / "nowhere")
+
+
+def test_the_error_for_a_trainings_folder_names_its_bundle(changed_bundle, tmp_path):
+    changed_bundle.rename(tmp_path / "generator.bundle")
+    with pytest.raises(BundleError) as error:
+        Bundle.open(tmp_path)
+    assert str(error.value) == (
+        f"{tmp_path}: not a pyinv bundle, it has no manifest.json; give its bundle, "
+        f"{tmp_path / 'generator.bundle'}"
+    )

@@ -590,3 +590,8 @@ def test_an_encoder_of_the_demo_bundle_learns(tmp_path, unexported):
     train(tmp_path / "run", DIGITS.with_suffix(".bundle"), settings)
     rows = read(tmp_path / "run")["losses"][0]
     assert rows[-5:].mean() < 0.7 * rows[:5].mean()
+
+
+def test_a_generator_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"none\.bundle: there is no such bundle, folder or"):
+        open_generator(str(tmp_path / "none.bundle"))

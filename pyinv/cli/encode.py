@@ -21,7 +21,7 @@ __all__ = ["add_parser", "run"]
 
 _EPILOG = """\
 OUT.npz holds latents and sources (where each image came from); OUT.npy the latents alone. The
-latents are as near as the encoder was trained to come: `pyinv invert --init encoder` begins there.
+latents are approximate; `pyinv invert --init encoder` starts from them and refines them.
 
 examples:
   pyinv encode faces.bundle photos/ -o latents.npz

@@ -230,9 +230,9 @@ def _epilog() -> str:
     listed = "\n".join(rows)
     return f"""\
 methods, with z from the prior and x = G(z):
-  direct        E(x) is to be z (Luo et al. 2017)
-  aegan         G(E(x)) is to be x, some of which may be real images (Luo et al. 2017, eq. 5-8)
-  latent+image  both (Bau et al. 2019, method b)
+  direct        distance of E(x) from z (Luo et al. 2017)
+  aegan         distance of G(E(x)) from x, which may be real images (Luo et al. 2017, eq. 5-8)
+  latent+image  the sum of both (Bau et al. 2019, method b)
   bigan         encoder, generator and discriminator together; writes that generator
                 (Donahue et al. 2017, with the networks of Luo et al. 2017)
   layers        an inverse for each of G's layers, then all fine-tuned (Bau et al. 2019, method d)
@@ -245,7 +245,7 @@ what DIR will hold:
   generator.bundle        the generator with the function encode
   encoder.pt              the encoder's weights, a state dict
   samples/                images, each row above what G(E(x)) makes of it, after each tenth
-  losses.csv              an iteration a line
+  losses.csv              one line per iteration
   configuration.json      all settings, and which generator and images
   checkpoint.pt           what a later run continues from
 

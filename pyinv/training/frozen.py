@@ -293,6 +293,12 @@ def open_generator(
     else:
         from pyinv.export import load_generator
 
+        text = os.fspath(generator)
+        if ":" not in text and not Path(text).exists():
+            raise InputError(
+                f"{text}: there is no such bundle, folder or TorchScript file; give one of these, "
+                "or module:factory"
+            )
         module, name = load_generator(os.fspath(generator)), str(generator)
     if latent_shape is None:
         raise InputError(

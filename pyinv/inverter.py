@@ -244,11 +244,12 @@ class Inverter:
                 'noise is for uncertainty=True and for recipe="reconstruct"; leave it out, or ask '
                 "for one of them. A Recipe has its own: pyinv.recipes.reconstruct(manifest, noise)"
             )
-        recipe = self._resolve(recipe, restarts, noise)
+        start = None
         if isinstance(init, str):
             if init != "encoder":
                 raise InputError(f'init must be latents or "encoder", got {init!r}')
-            init, recipe = None, recipe.replace(start="encoder")
+            init, start = None, init
+        recipe = self._resolve(recipe, restarts, noise, start)
         encodes = recipe.start == "encoder" and init is None
         described, functions = self._plan(recipe)
         if encodes:
@@ -574,12 +575,18 @@ class Inverter:
         latents: FloatArray = _core.draw_initial(prior, seed, ids, 0, self.manifest.latent_size)
         return latents.reshape(n, *self.manifest.latent_shape)
 
-    def _resolve(self, recipe: str | Recipe, restarts: int | None, noise: float | None) -> Recipe:
+    def _resolve(
+        self,
+        recipe: str | Recipe,
+        restarts: int | None,
+        noise: float | None,
+        start: str | None = None,
+    ) -> Recipe:
         manifest = self.manifest
         if recipe == "reconstruct":
             recipe = recipes.reconstruct(manifest, noise)
         elif isinstance(recipe, str):
-            recipe = recipes.get(recipe, manifest)
+            recipe = recipes.get(recipe, manifest, start=start)
         elif not isinstance(recipe, Recipe):
             raise InputError(
                 "recipe must be a name or a pyinv.Recipe, got "
@@ -602,6 +609,8 @@ class Inverter:
                     'again with batch_norm="eval", or choose a recipe of first order'
                 )
         recipe = recipe.fit(manifest.prior)
+        if start is not None:
+            recipe = recipe.replace(start=start)
         return recipe if restarts is None else recipe.replace(restarts=restarts)
 
     def _plan(self, recipe: Recipe) -> tuple[dict[str, Any], list[Function]]:

@@ -379,12 +379,15 @@ def egan(criterion: Constraint | None = None) -> Recipe:
 _EARLY_WEIGHT = 1.0
 
 
-def precise(manifest: Manifest) -> Recipe:
+def precise(manifest: Manifest, *, start: str = "mean") -> Recipe:
     """Levenberg-Marquardt from the prior's mean: for images that this very generator made.
 
     Args:
         manifest: the bundle's, which must hold the normal equations of "whitened" or of "mse",
             unless its latent has more than 512 components.
+        start: where the first attempt begins, see ``Recipe``. With "encoder" it also ends later,
+            after three still steps in place of one: near the right latent, an attempt that slows
+            down is worth more than a new one from a draw.
 
     The loss is "whitened" where the bundle has it: the residual before the generator's final tanh
     or sigmoid, so that pixels near the ends of the value range count as much as others; of those
@@ -423,12 +426,14 @@ def precise(manifest: Manifest) -> Recipe:
     stage = Stage(solver, _kept_by(manifest.prior), loss=loss)
     penalties = (PriorPenalty(_EARLY_WEIGHT, relative=True),)
     seek = dataclasses.replace(stage, penalties=penalties, loss_tolerance=1e-12, **ends)
+    if start == "encoder" and isinstance(solver, LevenbergMarquardt):
+        seek = dataclasses.replace(seek, patience=3)
     tolerance = 1e-8 if loss == "whitened" else 1e-10
     # It ends with the first step that helps, or when none does: stalled, were it not exact.
     tell = dataclasses.replace(
         stage, max_steps=20, loss_tolerance=tolerance, relative_change_tolerance=1.0
     )
-    return Recipe("precise", (seek, tell), restarts=10, start="mean")
+    return Recipe("precise", (seek, tell), restarts=10, start=start)
 
 
 def reconstruct(manifest: Manifest, noise: float | None = None) -> Recipe:
@@ -497,12 +502,14 @@ RECIPES: dict[str, Callable[[Prior | Manifest], Recipe]] = {
 says enough."""
 
 
-def get(name: str, subject: Prior | Manifest) -> Recipe:
+def get(name: str, subject: Prior | Manifest, *, start: str | None = None) -> Recipe:
     """Return the named recipe for a bundle.
 
     Args:
         name: one of ``RECIPES``.
         subject: the bundle's manifest; its prior will do for all but "precise" and "reconstruct".
+        start: where first attempts begin, see ``Recipe``; None leaves it to the recipe. "precise"
+            differs by more than that with "encoder".
 
     Raises:
         RuleError: no recipe has this name; the message lists those there are. Or a prior for a
@@ -511,7 +518,11 @@ def get(name: str, subject: Prior | Manifest) -> Recipe:
     """
     if name not in RECIPES:
         raise RuleError(f"unknown recipe {name!r}; there are {', '.join(RECIPES)}")
-    return RECIPES[name](subject)
+    if start is None:
+        return RECIPES[name](subject)
+    if name == "precise":
+        return precise(_manifest(subject, name), start=start)
+    return RECIPES[name](subject).replace(start=start)
 
 
 def _prior(subject: Prior | Manifest) -> Prior:

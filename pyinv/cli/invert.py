@@ -220,7 +220,8 @@ def _recipe(arguments: argparse.Namespace, manifest: Manifest) -> Recipe:
             "of them"
         )
     else:
-        recipe = recipes.get(arguments.recipe, manifest)
+        start = "encoder" if arguments.init == "encoder" else None
+        recipe = recipes.get(arguments.recipe, manifest, start=start)
     return recipe.replace(**{name: value for name, value in changes.items() if value is not None})
 
 

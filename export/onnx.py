@@ -97,8 +97,14 @@ def to_onnx(
         value.name = f"output_{position}"
     whole = ir.to_proto(model)
     models = [fuse(_cut(whole, function)) for function in functions]
-    for fused in models:
-        onnx.checker.check_model(fused)
+    try:
+        for fused in models:
+            onnx.checker.check_model(fused)
+    except onnx.checker.ValidationError as error:
+        raise ExportError(
+            f"the graph cannot be written as ONNX: {first_line(error)}; a network may read sizes "
+            "from its input's shape, and no numbers out of tensors"
+        ) from error
     return models
 
 

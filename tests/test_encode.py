@@ -417,3 +417,17 @@ def test_encode_needs_no_torch(encoding, tmp_path: Path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "(2, 6, 1, 1)"
+
+
+class Constants(nn.Module):
+    """A latent for each image, whatever the images are; the batch is read as a number."""
+
+    def forward(self, image):
+        return torch.zeros(len(image), 6)
+
+
+def test_an_encoder_that_cannot_be_written_is_refused_in_one_line(encoding, tmp_path):
+    with pytest.raises(ExportError) as error:
+        add_encoder(encoding, Constants(), tmp_path / "b")
+    assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []

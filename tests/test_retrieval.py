@@ -99,6 +99,10 @@ def test_label_similarity_of_classes():
     assert label_similarity([3, 5], [[3, 3, 1], [1, 5, 1]]) == pytest.approx(3 / 6)
 
 
+def test_label_similarity_of_names():
+    assert label_similarity(["cat", "dog"], [["cat", "dog"], ["dog", "bird"]]) == 0.5
+
+
 def test_label_similarity_of_attributes():
     """Two images with four labels each, as CelebA has 40."""
     base = [[1, 0, 1, 0], [1, 1, 1, 1]]

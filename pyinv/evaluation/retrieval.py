@@ -150,18 +150,20 @@ def label_similarity(labels: Any, found: Any) -> float:
 
     Args:
         labels: of the images looked for: [M] with one class each, or [M, L] with L attributes.
+            Numbers, or names, as ``Dataset.labels`` has them.
         found: of the K images found for each: [M] or [M, K], and [M, L] or [M, K, L].
 
     Returns:
-        a share from 0 to 1. With one class an image, it is the precision of the first K.
+        a share from 0 to 1. With one class per image, it is the precision of the first K.
 
     Raises:
         InputError: labels of other shapes, or none.
 
     Source: Luo et al. 2017, section 4.2 and Table 2 (64 images, L = 40).
     """
-    base = as_numpy(labels, "labels", "labels [M] or [M, L]")
-    others = as_numpy(found, "found", "labels [M, K] or [M, K, L]")
+    labels, found = _numbered(labels, found)
+    base = as_numpy(labels, "labels", "[M] or [M, L]")
+    others = as_numpy(found, "found", "[M, K] or [M, K, L]")
     if base.ndim not in (1, 2) or base.size == 0:
         raise InputError(
             f"labels must be [M] or [M, L] with M >= 1, got [{shape_text(base.shape)}]; give a "
@@ -177,6 +179,15 @@ def label_similarity(labels: Any, found: Any) -> float:
             f"[{shape_text(np.shape(found))}]"
         )
     return float((others == base[:, None]).mean())
+
+
+def _numbered(labels: Any, found: Any) -> tuple[Any, Any]:
+    """Return labels that are names as numbers, equal where the names are."""
+    base, others = np.asarray(labels), np.asarray(found)
+    if base.dtype.kind != "U" or others.dtype.kind != "U":
+        return labels, found
+    numbers = np.unique(np.concatenate([base.ravel(), others.ravel()]), return_inverse=True)[1]
+    return numbers[: base.size].reshape(base.shape), numbers[base.size :].reshape(others.shape)
 
 
 def _neighbours(

@@ -596,7 +596,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
     "flat output": (
         lambda: Small(lambda x: x.flatten(1)),
         {},
-        "must return images [B, C, H, W], it returned [8, 64]",
+        "must return images [B, C, H, W], it returned [64, 64]",
     ),
     "two outputs": (lambda: Small(lambda x: (x, x)), {}, "one image tensor [B, C, H, W]"),
     "integers": (lambda: Small(lambda x: x.long()), {}, "must return floats"),

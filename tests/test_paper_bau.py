@@ -18,7 +18,6 @@ import pyinv
 from pyinv import Normal, demo
 from pyinv.cli import main
 from pyinv.papers import PAPERS, Request, bau, bau_networks
-from pyinv.papers.precise import PRECISE
 from pyinv.papers.report import check
 from pyinv.papers.runs import Runs
 from pyinv.solvers import Adam
@@ -82,7 +81,7 @@ def test_every_number_can_be_computed_again(numbers):
 
 def test_all_methods_are_run_on_generated_images_and_on_photographs(numbers):
     generated = part(numbers, "figure-2")
-    names = [*bau.METHODS.values(), PRECISE, bau.RECONSTRUCT]
+    names = [*bau.METHODS.values(), *bau.OURS.values()]
     assert [row["label"] for row in generated["rows"]] == names
     assert [bool(row["tag"]) for row in generated["rows"]] == [False] * 6 + [True] * 2
     assert not any(row["text"] for row in generated["rows"])
@@ -218,7 +217,7 @@ def test_a_generator_without_layers_says_why_they_are_not_run(tmp_path):
     rows = {row["label"]: row["text"] for row in part(numbers, "figure-2")["rows"]}
     for method in "def":
         assert rows[bau.METHODS[method]].startswith("not run: tiny.bundle/forward.onnx uses")
-    assert rows[PRECISE].startswith("not run: this bundle has no normal equations")
+    assert rows[bau.OURS["precise"]].startswith("not run: this bundle has no normal equations")
     assert [rows[bau.METHODS[method]] for method in "abc"] == [""] * 3
 
 

@@ -33,7 +33,6 @@ from pyinv.papers.precise import (
     cost_arrays,
     cost_cells,
     describe_costs,
-    precise_recipe,
     why_not_run,
 )
 from pyinv.papers.report import Cell, Column, Paper, Report, Row, literal, ref
@@ -74,7 +73,7 @@ ENCODERS = {"b": "latent+image", "d": "layers"}
 STARTS = {"c": "b", "e": "d", "f": "d"}
 """The encoder that a method begins at."""
 RECONSTRUCT = "pyinv's reconstruct recipe from the encoder"
-OURS = {"precise": PRECISE, "reconstruct": RECONSTRUCT}
+OURS = {"precise": f"{PRECISE} from the encoder", "reconstruct": RECONSTRUCT}
 
 EXACT = 1e-6
 """1 - cos of a latent that counts as recovered: 0.08 degrees."""
@@ -258,9 +257,8 @@ class _Experiment:
             found["f"] = bau_recipe(
                 request.steps, networks.loss, rate * networks.residual.rate, penalty=PAPER_PENALTY
             )
-        precise = precise_recipe(manifest)
-        if precise is not None:
-            found["precise"] = precise
+        with contextlib.suppress(BundleError):
+            found["precise"] = recipes.precise(manifest, start="encoder")
         with contextlib.suppress(BundleError):
             found["reconstruct"] = recipes.reconstruct(manifest)
         return found
@@ -309,7 +307,7 @@ class _Experiment:
                 init=np.zeros((len(targets.images), size), np.float32),
                 condition=self.encoded[targets.key, "d"].reshape(len(targets.images), -1),
             )
-        start = self.best_encoder if method == "reconstruct" else STARTS.get(method)
+        start = self.best_encoder if method in OURS else STARTS.get(method)
         return Planned(
             id,
             label,

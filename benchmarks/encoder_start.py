@@ -4,11 +4,13 @@
 
 BUNDLE has an encoder (``pyinv train encoder``). The targets are the first test images of the data
 set, which the generator did not make. "reconstruct" is run with 0 to 8 hops, from the prior's mean,
-as it is, and from the encoder, with both of its stages and with the last one alone; first-order
-recipes with more and more steps, from draws and from the encoder. A row has the mean and median of
-the targets' mean squared error, the mean cost in forward equivalents (a pass forward is 1, an
-objective with its gradient 2, normal equations 1 + d, an encoder's pass 1), and the cost that the
-other start needs for that loss, by interpolation between its rows.
+as it is, from a draw, and from the encoder; first-order recipes with more and more steps, from
+draws and from the encoder. "the encoder's recipe" is what reconstruct does from an encoder, begun
+at the mean, to tell what the solver gives from what the start gives. A row has the mean and median
+of the targets' mean squared error, the mean cost in forward equivalents (a pass forward is 1, an
+objective with its gradient 2, normal equations 1 + d, an encoder's pass 1). The second table has,
+for each row without the encoder's start, the cost of the same loss with it, by interpolation
+between its rows.
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +38,14 @@ STEPS = (30, 100, 300, 1000)
 def variants(inverter: Inverter) -> Iterable[tuple[str, str, Recipe]]:
     """Yield method, start and recipe of every run."""
     manifest = inverter.manifest
-    if manifest.has_normal_equations("mse"):
-        both = recipes.reconstruct(manifest)
-        last = replace(both, stages=both.stages[-1:])
-        for hops in HOPS:
-            yield "reconstruct", "mean", both.replace(restarts=hops)
-            yield "reconstruct", "encoder", both.replace(restarts=hops, start="encoder")
-            yield "last stage", "encoder", last.replace(restarts=hops, start="encoder")
+    encoder = recipes.reconstruct(manifest, start="encoder")
+    for hops in HOPS:
+        yield "reconstruct", "encoder", encoder.replace(restarts=hops)
+        yield "the encoder's recipe", "mean", encoder.replace(restarts=hops, start="mean")
+        if manifest.has_normal_equations("mse"):
+            for start in ("mean", "prior"):
+                drawn = recipes.reconstruct(manifest, start=start)
+                yield "reconstruct", start, drawn.replace(restarts=hops)
     named = {"default": recipes.default(manifest.prior)}
     if isinstance(manifest.prior, pyinv.Uniform):
         named["lipton"] = recipes.lipton()
@@ -65,12 +67,10 @@ def measure(inverter: Inverter, images: Any) -> list[dict[str, Any]]:
     for method, start, recipe in variants(inverter):
         found = inverter.invert(images, recipe=recipe)
         cost = cost_arrays(found, size)["forward_equivalents"].mean() + (start == "encoder")
-        length = recipe.restarts or recipe.max_steps
-        if method in ("reconstruct", "last stage"):
-            length = recipe.restarts
+        length = recipe.restarts if recipe.name == "reconstruct" else recipe.max_steps
         rows.append(_row(method, start, length, found.loss, float(cost)))
         print(
-            "{method:12} {start:8} {length:5} {mean:.5f} {median:.5f} {cost:9,.0f}".format(
+            "{method:20} {start:8} {length:5} {mean:.5f} {median:.5f} {cost:9,.0f}".format(
                 **rows[-1]
             )
         )
@@ -102,21 +102,16 @@ def cost_of(loss: float, rows: list[dict[str, Any]]) -> float:
 
 def compare(rows: list[dict[str, Any]]) -> None:
     """Print what the encoder's start costs for the loss of each row without it."""
-    print("\nmethod        length  mean loss      cost   with the encoder's start   ratio")
+    print("\nmethod               start    length  mean loss      cost   from the encoder   ratio")
+    with_encoder = [row for row in rows if row["start"] == "encoder"]
     for row in rows:
         if row["start"] == "encoder":
             continue
-        kinds = (
-            (row["method"], "last stage") if row["method"] == "reconstruct" else (row["method"],)
-        )
-        others = [r for r in rows if r["start"] == "encoder" and r["method"] in (*kinds, "encode")]
-        cost = min(
-            cost_of(row["mean"], [r for r in others if r["method"] in (kind, "encode")])
-            for kind in kinds
-        )
+        method = "reconstruct" if row["method"] == "the encoder's recipe" else row["method"]
+        cost = cost_of(row["mean"], [r for r in with_encoder if r["method"] in (method, "encode")])
         print(
-            f"{row['method']:12} {row['length']:7} {row['mean']:10.5f} {row['cost']:9,.0f}"
-            f"   {cost:24,.0f}   {cost / row['cost']:5.2f}"
+            f"{row['method']:20} {row['start']:8} {row['length']:6} {row['mean']:10.5f} "
+            f"{row['cost']:9,.0f}   {cost:16,.0f}   {cost / row['cost']:5.2f}"
         )
 
 

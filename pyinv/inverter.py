@@ -584,7 +584,7 @@ class Inverter:
     ) -> Recipe:
         manifest = self.manifest
         if recipe == "reconstruct":
-            recipe = recipes.reconstruct(manifest, noise)
+            recipe = recipes.reconstruct(manifest, noise, start=start or "mean")
         elif isinstance(recipe, str):
             recipe = recipes.get(recipe, manifest, start=start)
         elif not isinstance(recipe, Recipe):

@@ -442,13 +442,17 @@ def precise(manifest: Manifest, *, start: str = "mean") -> Recipe:
     return Recipe("precise", (seek, tell), restarts=10, start=start)
 
 
-def reconstruct(manifest: Manifest, noise: float | None = None) -> Recipe:
-    r"""Levenberg-Marquardt on the pixels: for photographs and noisy images.
+def reconstruct(manifest: Manifest, noise: float | None = None, *, start: str = "mean") -> Recipe:
+    r"""The most probable latent for the pixels: for photographs and noisy images.
 
     Args:
-        manifest: the bundle's, which must hold the normal equations of "mse".
+        manifest: the bundle's, which must hold the normal equations of "mse" unless the start is
+            "encoder".
         noise: standard deviation s of the noise on each of the P pixel values, in the bundle's
             value range, above 0. None: not known, and estimated with the latent.
+        start: where the first attempt begins, see ``Recipe``. From "encoder" the solver is
+            ``LBFGS``, which needs the objective alone: near an optimum its many cheap steps go
+            further than the few costly ones of ``LevenbergMarquardt``.
 
     Under a normal prior the result is the maximum a posteriori latent. With
     :math:`y = (z - \text{mean}) / \text{std}` and Gaussian noise,
@@ -460,15 +464,16 @@ def reconstruct(manifest: Manifest, noise: float | None = None) -> Recipe:
     :math:`\text{mse} + \frac{s^2}{P} \lVert y \rVert^2`, which is a ``PriorPenalty`` of weight
     :math:`2 s^2 d / P`. For an unknown one it is least over s at :math:`s^2 = \text{mse}(z)`. What
     is left, :math:`\frac{P}{2} \log \text{mse}(z) + \frac{1}{2} \lVert y \rVert^2`, is what a
-    relative ``PriorPenalty`` of weight :math:`2 d / P` minimises. Both weights are small, so a
-    first stage, with the larger relative penalty of ``precise``, finds where to begin.
+    relative ``PriorPenalty`` of weight :math:`2 d / P` minimises. Both weights are small, so,
+    unless an encoder does, a first stage with the larger relative penalty of ``precise`` finds
+    where to begin.
 
     A uniform prior counts as the normal one of its moments, within its bounds: see
     ``PriorPenalty``.
 
     An attempt's last latent is kept: one of lower loss from the way there would be less probable.
-    The first attempt is made from the prior's mean. The optimum it ends in often has better ones
-    nearby, which eight hops of the last stage look for; the most probable one is kept.
+    The optimum that the first attempt ends in often has better ones nearby, which eight hops of the
+    last stage look for; the most probable one is kept.
 
     Raises:
         BundleError: the bundle has no such normal equations; the message says how to get them.
@@ -477,19 +482,26 @@ def reconstruct(manifest: Manifest, noise: float | None = None) -> Recipe:
     Source: ours; the maximum a posteriori estimate is textbook material.
     """
     noise = noise_level(noise)
-    manifest.normal_equations("mse")
-    stage = Stage(
+    share = 2 * manifest.latent_size / manifest.pixels
+    final = PriorPenalty(share, relative=True) if noise is None else PriorPenalty(share * noise**2)
+    settle = Stage(
         LevenbergMarquardt(),
         _kept_by(manifest.prior),
+        penalties=(final,),
         max_steps=50,
         relative_change_tolerance=1e-3,
     )
-    share = 2 * manifest.latent_size / manifest.pixels
-    early = PriorPenalty(max(_EARLY_WEIGHT, share), relative=True)
-    final = PriorPenalty(share, relative=True) if noise is None else PriorPenalty(share * noise**2)
-    seek = dataclasses.replace(stage, penalties=(early,), relative_change_tolerance=1e-2)
-    settle = dataclasses.replace(stage, penalties=(final,))
-    return Recipe("reconstruct", (seek, settle), restarts=8, keep="last", start="mean", hop=0.3)
+    if start == "encoder":
+        settle = dataclasses.replace(
+            settle, solver=LBFGS(), max_steps=800, relative_change_tolerance=1e-4, patience=3
+        )
+        stages: tuple[Stage, ...] = (settle,)
+    else:
+        manifest.normal_equations("mse")
+        early = PriorPenalty(max(_EARLY_WEIGHT, share), relative=True)
+        seek = dataclasses.replace(settle, penalties=(early,), relative_change_tolerance=1e-2)
+        stages = (seek, settle)
+    return Recipe("reconstruct", stages, restarts=8, keep="last", start=start, hop=0.3)
 
 
 def _kept_by(prior: Prior) -> Constraint:
@@ -515,7 +527,7 @@ def get(name: str, subject: Prior | Manifest, *, start: str | None = None) -> Re
         name: one of ``RECIPES``.
         subject: the bundle's manifest; its prior will do for all but "precise" and "reconstruct".
         start: where first attempts begin, see ``Recipe``; None leaves it to the recipe. "precise"
-            differs by more than that with "encoder".
+            and "reconstruct" differ by more than that with "encoder".
 
     Raises:
         RuleError: no recipe has this name; the message lists those there are. Or a prior for a
@@ -528,6 +540,8 @@ def get(name: str, subject: Prior | Manifest, *, start: str | None = None) -> Re
         return RECIPES[name](subject)
     if name == "precise":
         return precise(_manifest(subject, name), start=start)
+    if name == "reconstruct":
+        return reconstruct(_manifest(subject, name), start=start)
     return RECIPES[name](subject).replace(start=start)
 
 

@@ -15,7 +15,7 @@ import pytest
 from pyinv.bundle import Bundle
 from pyinv.cli import main
 from pyinv.demo import DIGITS
-from pyinv.errors import InputError
+from pyinv.errors import ExportError, InputError
 from pyinv.inverter import Inverter
 from pyinv.priors import Normal, Uniform
 from pyinv.training import (
@@ -435,7 +435,10 @@ def test_an_exported_encoder_has_the_statistics_of_generated_batches():
         ({"real_share": 0.02}, photographs(40), "0.02 is no image of a batch of 16; give a larger"),
         ({}, photographs(40), "real_share=0; give real_share"),
         ({"method": "direct"}, photographs(40), "trains on generated images alone"),
-        ({"method": "direct", "real_share": 0.5}, photographs(40), "is of method aegan"),
+        ({"method": "direct", "real_share": 0.5}, photographs(40), "real_share is for method aegan"),
+        ({"method": "direct", "image_loss": "mse"}, None, r"aegan and latent\+image, got image_loss"),
+        ({"latent_loss": "mse"}, None, "latent_loss='mse' for aegan; leave it out"),
+        ({"image_weight": 2.0}, None, r"image_weight is for method latent\+image"),
         ({"real_share": 0.5}, photographs(40, 16), r"images must be uint8 \[N, 1, 8, 8\]"),
         ({"real_share": 0.5}, photographs(3), "must fill a batch of 8, got 3"),
         ({"method": "bigan"}, None, r"32 or 64 pixels.*got images \[1, 8, 8\]"),
@@ -446,6 +449,17 @@ def test_what_does_not_fit_is_refused_before_any_work(bundle, tmp_path, changes,
     with pytest.raises(InputError, match=message) as error:
         train(tmp_path / "run", bundle, SMALL.replace(**changes), data=data)
     assert "\n" not in str(error.value)
+    assert not list(tmp_path.rglob("checkpoint.pt"))
+
+
+def test_a_generator_that_cannot_be_exported_is_refused_before_any_work(tmp_path):
+    class Untraceable(nn.Module):
+        def forward(self, latents):
+            return torch.from_numpy(latents.detach().numpy()).view(-1, 1, 2, 4)
+
+    generator = open_generator(Untraceable(), latent_shape=8)
+    with pytest.raises(ExportError, match="cannot be traced"):
+        train(tmp_path / "run", generator, SMALL)
     assert not list(tmp_path.rglob("checkpoint.pt"))
 
 

@@ -332,6 +332,18 @@ def test_reconstruct_weighs_the_prior_by_the_noise():
     assert recipes.reconstruct(manifest(Normal()), noise=np.float32(0.5)) == known
 
 
+def test_reconstruct_from_an_encoder_needs_gradients_alone():
+    recipe = recipes.get("reconstruct", manifest(Uniform(), solved=()), start="encoder")
+    (stage,) = recipe.stages
+    assert (recipe.start, recipe.keep, recipe.restarts) == ("encoder", "last", 8)
+    assert (stage.solver, stage.constraint, stage.loss) == (LBFGS(), Clip(), "mse")
+    assert stage.penalties == (PriorPenalty(2 * 10 / 48, relative=True),)
+    (known,) = recipes.reconstruct(manifest(Normal()), noise=0.5, start="encoder").stages
+    assert known.penalties == (PriorPenalty(2 * 0.25 * 10 / 48),)
+    drawn = recipes.reconstruct(manifest(), start="prior")
+    assert drawn == recipes.reconstruct(manifest()).replace(start="prior")
+
+
 @pytest.mark.parametrize("name", recipes.RECIPES)
 def test_every_recipe_is_made_for_a_manifest(name):
     for_manifest = recipes.get(name, manifest(Normal()))

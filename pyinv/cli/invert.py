@@ -212,15 +212,15 @@ def _recipe(arguments: argparse.Namespace, manifest: Manifest) -> Recipe:
         if arguments.constraint is None
         else parse_constraint(arguments.constraint),
     }
+    start = "encoder" if arguments.init == "encoder" else None
     if arguments.recipe == "reconstruct":
-        recipe = recipes.reconstruct(manifest, arguments.noise)
+        recipe = recipes.reconstruct(manifest, arguments.noise, start=start or "mean")
     elif arguments.noise is not None and not arguments.uncertainty:
         raise InputError(
             "--noise is for --uncertainty and --recipe reconstruct; leave it out, or ask for one "
             "of them"
         )
     else:
-        start = "encoder" if arguments.init == "encoder" else None
         recipe = recipes.get(arguments.recipe, manifest, start=start)
     return recipe.replace(**{name: value for name, value in changes.items() if value is not None})
 

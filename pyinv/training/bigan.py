@@ -28,29 +28,29 @@ from pyinv.training.adversaries import draw_weights
 from pyinv.training.draws import Purpose, random
 from pyinv.training.encoder_methods import Phase, Setting
 
-__all__ = ["Bigan"]
+__all__ = ["Bigan", "check_images"]
 
 # What the generator's sigmoid gives.
 _VALUE_RANGE = (0.0, 1.0)
 
 
-class Bigan(Phase):
-    """E, G and D, each with one step of Adam an iteration, E and G with one of theirs together.
+def check_images(image_shape: tuple[int, int, int]) -> None:
+    """Raise InputError when the networks are not made for images of this shape."""
+    try:
+        get_model("luo").check(image_shape)
+    except InputError:
+        raise InputError(
+            "method bigan trains a generator of 32 or 64 pixels, gray or colour, got images "
+            f"{list(image_shape)}; choose another method (--method), or a generator of these sizes"
+        ) from None
 
-    Raises:
-        InputError: images of a size that the networks are not made for.
-    """
+
+class Bigan(Phase):
+    """E, G and D, each with one step of Adam per iteration, E and G with one of theirs together."""
 
     def __init__(self, setting: Setting) -> None:
         configuration, frozen = setting.configuration, setting.generator
         shape, latent_size, width = frozen.image_shape, frozen.latent_size, configuration.width
-        try:
-            get_model("luo").check(shape)
-        except InputError:
-            raise InputError(
-                "method bigan trains a generator of 32 or 64 pixels, gray or colour, got images "
-                f"{list(shape)}; choose another method (--method), or a generator of these sizes"
-            ) from None
         channels, size, _ = shape
         networks = {
             "encoder": setting.network(

@@ -174,6 +174,8 @@ def train_encoder(
             state = read_checkpoint(opened.checkpoint)
             if state is None:
                 opened.refuse_lost_checkpoint()
+                if configuration.method != "bigan":  # which exports another generator
+                    frozen.check_export()
             training = EncoderTraining(setting)
             if state is not None:
                 resume(training, state, opened)

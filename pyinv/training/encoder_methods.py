@@ -24,6 +24,7 @@ To add a method: write a function (Setting) -> list of ``Phase``, and name it in
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -52,6 +53,14 @@ __all__ = [
 
 # Batches whose mean statistics become those of the exported encoder's batch norm.
 STATISTICS_BATCHES = 32
+
+# The settings that not every method uses, and which do.
+_METHODS_OF = {
+    "latent_loss": ("direct", "latent+image"),
+    "image_loss": ("aegan", "latent+image"),
+    "image_weight": ("latent+image",),
+    "real_share": ("aegan",),
+}
 
 
 @dataclass
@@ -115,7 +124,7 @@ class Setting:
         return torch.optim.Adam(parameters, lr=0.0, betas=(self.configuration.beta1, 0.999))
 
 
-class Phase:
+class Phase(ABC):
     """A part of a training with its own loss and its own learning rate.
 
     The loop calls ``step(0)``, ``step(1)``, ... ``step(schedule.iterations - 1)``, and sets the
@@ -154,17 +163,17 @@ class Phase:
         self.solvers = dict(solvers)
         self.losses = losses
 
+    @abstractmethod
     def step(self, iteration: int) -> dict[str, float]:
         """Make one update; return the losses before it, by the names in ``losses``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encoder(self) -> nn.Module | None:
         """Return the whole encoder as it is now, image [B, C, H, W] -> latent [B, d].
 
         The loop copies it, in eval mode and with statistics from ``batches``. None while a phase
         trains a part only, whose sample grids are then left out; never None in the last phase.
         """
-        raise NotImplementedError
 
     def generator(self) -> nn.Module | None:
         """Return the generator that is trained along, latent [B, d] -> image; None if frozen.
@@ -291,14 +300,17 @@ def check_method(
         the configuration, with the names of the layers that "layers" takes.
 
     Raises:
-        InputError: the generator has no such loss or no such layers, or real images are missing or
-            of no use.
+        InputError: a setting that the method has no use for; the generator has no such loss, no
+            such layers or another image size; or real images are missing or of no use.
     """
     method, share = configuration.method, configuration.real_share
-    if share and method != "aegan":
-        raise InputError(
-            f"real_share is of method aegan, got real_share={share:g} for {method}; leave it at 0"
-        )
+    for setting, methods in _METHODS_OF.items():
+        value = getattr(configuration, setting)
+        if method not in methods and value != getattr(EncoderConfiguration, setting):
+            raise InputError(
+                f"{setting} is for method {' and '.join(methods)}, got {setting}={value!r} for "
+                f"{method}; leave it out"
+            )
     if share and not has_data:
         raise InputError(
             f"real_share={share:g} needs real images, got none; give data (--data), or real_share=0"
@@ -320,6 +332,10 @@ def check_method(
         )
     if method in ("aegan", "latent+image"):
         generator.check_loss(image_loss(configuration, generator))
+    if method == "bigan":
+        from pyinv.training.bigan import check_images
+
+        check_images(generator.image_shape)
     if method == "layers":
         from pyinv.training.layerwise import with_layers
 

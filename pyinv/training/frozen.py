@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,12 @@ class FrozenGenerator:
                 "these (--image-loss), or export the generator again with it (--loss)"
             )
 
+    def check_export(self) -> None:
+        """Raise ExportError when ``write_bundle`` would, which is known before a training."""
+        if self.bundle is None:
+            with tempfile.TemporaryDirectory() as folder:
+                self._export(Path(folder) / "tried.bundle", normal_equations=False)
+
     def write_bundle(
         self,
         encoder: nn.Module,
@@ -170,12 +177,16 @@ class FrozenGenerator:
             ExportError: the encoder cannot be exported.
             OutputError: the folder cannot be written.
         """
-        from pyinv.export import add_encoder, export
+        from pyinv.export import add_encoder
 
+        more: dict[str, Any] = {"origin": origin, "overwrite": True, "progress": say}
         if self.bundle is not None:
-            return add_encoder(
-                self.bundle, encoder, path, origin=origin, overwrite=True, progress=say
-            )
+            return add_encoder(self.bundle, encoder, path, **more)
+        return self._export(path, encoder=encoder, name=self.name, **more)
+
+    def _export(self, path: Path, **more: Any) -> Path:
+        from pyinv.export import export
+
         assert self.module is not None
         return export(
             self.module,
@@ -184,11 +195,7 @@ class FrozenGenerator:
             prior=self.prior,
             losses=self._given_losses,
             value_range=self.value_range,
-            encoder=encoder,
-            name=self.name,
-            origin=origin,
-            overwrite=True,
-            progress=say,
+            **more,
         )
 
     def _shaped(self, latents: Tensor) -> Tensor:

@@ -1,23 +1,23 @@
 """What does an encoder's start save? Loss over cost, with and without it, on images of test data.
 
-    python benchmarks/encoder_start.py BUNDLE --data PATH [--targets 200] [--json FILE]
+    python benchmarks/encoder_start.py BUNDLE --data PATH [--targets 200] [--hops 0 1] [--json FILE]
 
-BUNDLE has an encoder (``pyinv train encoder``). The targets are the first test images of the data
-set, which the generator did not make. "reconstruct" is run with 0 to 8 hops, from the prior's mean,
-as it is, from a draw, and from the encoder; first-order recipes with more and more steps, from
-draws and from the encoder. "the encoder's recipe" is what reconstruct does from an encoder, begun
-at the mean, to tell what the solver gives from what the start gives. A row has the mean and median
-of the targets' mean squared error, the mean cost in forward equivalents (a pass forward is 1, an
-objective with its gradient 2, normal equations 1 + d, an encoder's pass 1). The second table has,
-for each row without the encoder's start, the cost of the same loss with it, by interpolation
-between its rows.
+BUNDLE has an encoder (``pyinv train encoder``). The targets are test images of the data set, drawn
+at random, which the generator did not make. "reconstruct" is run with each number of hops, from the
+prior's mean, as it is, from a draw, and from the encoder; first-order recipes with more and more
+steps, from draws and from the encoder. "the encoder's recipe" is what reconstruct does from an
+encoder, begun at the mean, to tell what the solver gives from what the start gives. A row has the
+mean and median of the targets' mean squared error, the mean cost in forward equivalents (a pass
+forward is 1, an objective with its gradient 2, normal equations 1 + d, an encoder's pass 1). The
+second table has, for each row without the encoder's start, the cost of the same loss with it, by
+interpolation between its rows.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +31,14 @@ from pyinv.inverter import Inverter
 from pyinv.papers.precise import cost_arrays
 from pyinv.recipes import Recipe
 
-HOPS = (0, 1, 2, 4, 8)
-STEPS = (30, 100, 300, 1000)
 
-
-def variants(inverter: Inverter) -> Iterable[tuple[str, str, Recipe]]:
+def variants(
+    inverter: Inverter, hop_counts: Sequence[int], step_counts: Sequence[int]
+) -> Iterable[tuple[str, str, Recipe]]:
     """Yield method, start and recipe of every run."""
     manifest = inverter.manifest
     encoder = recipes.reconstruct(manifest, start="encoder")
-    for hops in HOPS:
+    for hops in hop_counts:
         yield "reconstruct", "encoder", encoder.replace(restarts=hops)
         yield "the encoder's recipe", "mean", encoder.replace(restarts=hops, start="mean")
         if manifest.has_normal_equations("mse"):
@@ -52,19 +51,21 @@ def variants(inverter: Inverter) -> Iterable[tuple[str, str, Recipe]]:
     else:
         named["egan"] = recipes.egan()
     for name, recipe in named.items():
-        for steps in STEPS:
+        for steps in step_counts:
             for start in ("prior", "encoder"):
                 yield name, start, recipe.replace(max_steps=steps, loss_tolerance=0.0, start=start)
 
 
-def measure(inverter: Inverter, images: Any) -> list[dict[str, Any]]:
+def measure(
+    inverter: Inverter, images: Any, hop_counts: Sequence[int], step_counts: Sequence[int]
+) -> list[dict[str, Any]]:
     """Return a row for every run."""
     rows = []
     size = inverter.manifest.latent_size
     encoded = inverter.encode(images)
     losses, _ = inverter.evaluate(encoded, images)
     rows.append(_row("encode", "encoder", 0, losses, 1.0))
-    for method, start, recipe in variants(inverter):
+    for method, start, recipe in variants(inverter, hop_counts, step_counts):
         found = inverter.invert(images, recipe=recipe)
         cost = cost_arrays(found, size)["forward_equivalents"].mean() + (start == "encoder")
         length = recipe.restarts if recipe.name == "reconstruct" else recipe.max_steps
@@ -72,7 +73,8 @@ def measure(inverter: Inverter, images: Any) -> list[dict[str, Any]]:
         print(
             "{method:20} {start:8} {length:5} {mean:.5f} {median:.5f} {cost:9,.0f}".format(
                 **rows[-1]
-            )
+            ),
+            flush=True,
         )
     return rows
 
@@ -121,6 +123,8 @@ def main() -> None:
     parser.add_argument("bundle")
     parser.add_argument("--data", required=True)
     parser.add_argument("--targets", type=int, default=200)
+    parser.add_argument("--hops", type=int, nargs="+", default=[0, 1, 2, 4, 8], metavar="N")
+    parser.add_argument("--steps", type=int, nargs="+", default=[30, 100, 300, 1000], metavar="N")
     parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--json", type=Path, help="write the rows here as well")
     arguments = parser.parse_args()
@@ -129,7 +133,7 @@ def main() -> None:
     data = load_dataset(arguments.data, split="test", image_shape=manifest.image_shape)
     chosen = np.random.default_rng(0).permutation(len(data.images))[: arguments.targets]
     images = to_range(data.images[chosen], manifest.value_range)
-    rows = measure(inverter, images)
+    rows = measure(inverter, images, arguments.hops, arguments.steps)
     compare(rows)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

@@ -99,6 +99,22 @@ def test_info_describes_a_bundle(capsys, bundle_path):
     assert found["normal_equations"] == []
 
 
+def test_info_tells_where_a_bundle_comes_from(capsys, tmp_path):
+    bundle = tmp_path / "a.bundle"
+    write_tiny_bundle(bundle)
+    described = json.loads((bundle / "manifest.json").read_text())
+    prior = {"kind": "uniform", "low": -1.0}
+    settings = {"name": "luo-32", "drops": [20, 27], "prior": prior, "layers": [], "tied": True}
+    described["origin"] = {"configuration": settings, "data": "my_digits"}
+    (bundle / "manifest.json").write_text(json.dumps(described))
+    code, out, _ = run(capsys, "info", bundle)
+    assert code == 0
+    told = "name=luo-32, drops=[20, 27], prior=(kind=uniform, low=-1.0), layers=none, tied=yes"
+    unwrapped = out.replace("\n" + " " * 22, " ")
+    assert f"origin configuration  {told}\norigin data           my_digits\n" in unwrapped
+    assert json.loads(run(capsys, "info", bundle, "--json")[1])["origin"] == described["origin"]
+
+
 def test_invert_writes_an_inversion(capsys, bundle_path, pictures, tmp_path):
     out_path = tmp_path / "out.npz"
     code, out, err = run(

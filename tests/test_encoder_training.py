@@ -435,8 +435,16 @@ def test_an_exported_encoder_has_the_statistics_of_generated_batches():
         ({"real_share": 0.02}, photographs(40), "0.02 is no image of a batch of 16; give a larger"),
         ({}, photographs(40), "real_share=0; give real_share"),
         ({"method": "direct"}, photographs(40), "trains on generated images alone"),
-        ({"method": "direct", "real_share": 0.5}, photographs(40), "real_share is for method aegan"),
-        ({"method": "direct", "image_loss": "mse"}, None, r"aegan and latent\+image, got image_loss"),
+        (
+            {"method": "direct", "real_share": 0.5},
+            photographs(40),
+            "real_share is for method aegan",
+        ),
+        (
+            {"method": "direct", "image_loss": "mse"},
+            None,
+            r"aegan and latent\+image, got image_loss",
+        ),
         ({"latent_loss": "mse"}, None, "latent_loss='mse' for aegan; leave it out"),
         ({"image_weight": 2.0}, None, r"image_weight is for method latent\+image"),
         ({"real_share": 0.5}, photographs(40, 16), r"images must be uint8 \[N, 1, 8, 8\]"),

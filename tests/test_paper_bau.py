@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 
-from tiny_bundle import TinyGenerator, write_tiny_bundle
+from tiny_bundle import write_tiny_bundle
 
 import pyinv
 from pyinv import Normal, demo
@@ -77,6 +78,15 @@ def array(numbers: dict, run: str, name: str) -> np.ndarray:
 
 def test_every_number_can_be_computed_again(numbers):
     assert check(numbers) > 100
+
+
+def test_every_heading_is_another(made):
+    contents = re.search(r"<nav.*?</nav>", made[1].read_text(), re.S)[0]
+    labels = re.findall(r'<span class="label">(.*?)</span>', contents)
+    parts = [
+        f"Figure {number}, {of}" for number in "21" for of in ("generated images", "photographs")
+    ]
+    assert labels == ["Table A", "Table B", *parts, "Table C", "Table D"]
 
 
 def test_all_methods_are_run_on_generated_images_and_on_photographs(numbers):
@@ -191,17 +201,31 @@ def test_an_encoder_of_another_generator_is_refused(made, tmp_path):
         bau.reproduce(
             Request(
                 tmp_path / "out",
+                data=[tmp_path / "no such data"],  # which is told later
                 generators=[tmp_path / "tiny.bundle"],
                 encoders=[made[0].folder / "encoders" / f"{DIGITS}-layers"],
             )
         )
 
 
+def test_two_encoders_of_one_method_are_both_named(made, tmp_path):
+    one = made[0].folder / "encoders" / f"{DIGITS}-layers" / "generator.bundle"
+    other = shutil.copytree(one, tmp_path / "other.bundle")
+    with pytest.raises(pyinv.InputError, match=f"{one} and {other}: .* the method layers trained"):
+        bau.reproduce(Request(tmp_path / "out", generators=[demo.BUNDLE], encoders=[one, other]))
+
+
+def test_a_bundle_without_an_encoder_is_told_before_a_generator_is_trained(tmp_path):
+    data = [tmp_path / "no such data"]
+    with pytest.raises(pyinv.BundleError, match="has no encoder"):
+        bau.reproduce(Request(tmp_path / "out", data=data, encoders=[demo.BUNDLE]))
+
+
 def test_a_generator_without_layers_says_why_they_are_not_run(tmp_path):
-    generator = TinyGenerator.make(layers=1, tanh=False)
-    for name, weight in generator.weights.items():
-        generator.weights[name] = weight / 10  # within the value range
-    write_tiny_bundle(tmp_path / "tiny.bundle", prior=Normal(), generator=generator)
+    """Its images leave the value range, and are targets all the same."""
+    write_tiny_bundle(tmp_path / "tiny.bundle", prior=Normal(), layers=1, tanh=False)
+    manifest = tmp_path / "tiny.bundle/manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "bounded": False}))
     report = bau.reproduce(
         Request(
             tmp_path / "out",

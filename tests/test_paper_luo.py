@@ -138,6 +138,21 @@ def test_the_page_states_the_numbers_of_the_json_and_needs_no_other_file(report)
         assert shown == [re.sub(r"e[-+]\d+$", "×10", cell).replace("-", "−") for cell in cells]
 
 
+def test_every_heading_is_another(report):
+    contents = re.search(r"<nav.*?</nav>", report.read_text(), re.S)[0]
+    labels = re.findall(r'<span class="label">(.*?)</span>', contents)
+    assert {"Figure 3, occluded", "Figure 3, blurred", "Table 1"} <= set(labels)
+    assert len(labels) == len(set(labels))
+
+
+def test_a_small_error_is_not_shown_as_zero(report):
+    for entry in numbers_of(report)["content"]:
+        for row in entry.get("rows", ()):
+            for column, cell in zip(entry["columns"], row["cells"], strict=True):
+                if cell is not None and cell["value"] and not column["percent"]:
+                    assert float(column["format"].format(cell["value"]).replace(",", "")) != 0
+
+
 def test_a_report_says_what_differs(report):
     numbers = numbers_of(report)
     told = {row["what"]: row["here"] for row in numbers["differences"]}
@@ -178,6 +193,7 @@ def test_pyinvs_rows_are_marked_and_recover_what_encoders_do_not(with_data):
     similarity = {row["label"]: row["cells"][0] for row in rows if not row["text"]}
     assert similarity[PRECISE]["value"] == 1
     assert similarity["AEGAN"]["value"] < 1
+    assert part(numbers_of(with_data), "result")["paragraphs"][1].startswith("Not in the paper: ")
     costs = part(numbers_of(with_data), "costs")
     assert labels_of(costs) == list(luo.OURS.values())
 
@@ -243,6 +259,21 @@ def test_a_digit_that_is_degraded_keeps_its_shape_and_type():
         luo.degrade(pixels, "noise")
 
 
+def test_images_that_leave_the_value_range_are_recovered(tmp_path):
+    """Clipped, those of a generator without a last activation would have no latent."""
+    from pyinv.export import export
+
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(4, 256), torch.nn.Unflatten(1, (1, 16, 16)))
+    with pytest.warns(UserWarning, match="outside value_range"):
+        bundle = export(network, tmp_path / "b", latent_shape=4, prior=pyinv.Normal())
+    report = luo.reproduce(request(tmp_path, generators=[bundle], targets=2))
+    numbers = numbers_of(report)
+    assert check(numbers) > 20
+    precise = {row["label"]: row["cells"] for row in part(numbers, "table-1")["rows"]}[PRECISE]
+    assert [cell["value"] for cell in precise] == [1, 1, *[pytest.approx(0, abs=1e-5)] * 2]
+
+
 # -- what is kept, and what is given
 
 
@@ -303,13 +334,17 @@ def problem_encoders(with_data: Path, folder: Path) -> dict[str, tuple[list[Path
     write_tiny_bundle(folder / "other.bundle")
     unknown = folder / "unknown.bundle"
     shutil.copytree(trained, unknown)
+    again = shutil.copytree(trained, folder / "again.bundle")
     manifest = json.loads((unknown / "manifest.json").read_text())
     manifest["origin"] = {}
     (unknown / "manifest.json").write_text(json.dumps(manifest))
     return {
         "no encoder": ([demo.BUNDLE], "has no encoder"),
         "no origin": ([unknown], "trained by one of aegan, direct, bigan, and this one says"),
-        "twice": ([trained, trained], "the second encoder of digits 16x16"),
+        "twice": (
+            [again, trained],
+            f"{again} and {trained}: two encoders of digits 16x16 that the method aegan trained",
+        ),
         "nowhere": ([folder / "nowhere"], "nowhere"),
     }
 
@@ -317,15 +352,23 @@ def problem_encoders(with_data: Path, folder: Path) -> dict[str, tuple[list[Path
 @pytest.mark.parametrize("problem", ["no encoder", "no origin", "twice", "nowhere"])
 def test_a_wrong_encoder_is_told_in_one_line_before_any_work(with_data, tmp_path, problem):
     given, message = problem_encoders(with_data, tmp_path)[problem]
+    data = [tmp_path / "no such data"]  # which is told later
     with pytest.raises(pyinv.PyinvError, match=message) as caught:
-        luo.reproduce(request(tmp_path / "out", encoders=given))
+        luo.reproduce(request(tmp_path / "out", encoders=given, data=data))
     assert "\n" not in str(caught.value)
 
 
-def test_an_encoder_of_another_generator_is_refused(with_data, toy, tmp_path):
+def test_a_wrong_encoder_is_told_before_a_generator_is_trained(tmp_path):
+    data = [tmp_path / "no such data"]
+    with pytest.raises(pyinv.BundleError, match="has no encoder"):
+        luo.reproduce(request(tmp_path, generators=[], encoders=[demo.BUNDLE], data=data))
+
+
+def test_an_encoder_of_another_generator_is_refused_before_data_is_read(with_data, toy, tmp_path):
     trained = with_data.parent / "encoders/digits-16x16-uniform-aegan"
-    with pytest.raises(pyinv.InputError, match="has not the images of the generator"):
-        luo.reproduce(request(tmp_path, generators=[toy], encoders=[trained]))
+    data = [tmp_path / "no such data"]
+    with pytest.raises(pyinv.InputError, match="encoder of another generator, with other images"):
+        luo.reproduce(request(tmp_path, generators=[toy], encoders=[trained], data=data))
 
 
 def test_a_missing_library_is_told_before_any_work(tmp_path, monkeypatch):

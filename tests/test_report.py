@@ -471,11 +471,17 @@ def test_numbers_of_an_older_report_are_rendered(report):
 
 
 def test_what_is_not_of_the_paper_gets_a_letter(report, picture):
-    for id, title in (("a", "ours"), ("b", "Figure 2: theirs"), ("c", "also ours")):
+    titles = ("ours", "Figure 2: theirs", "also ours", "Figure 3, below: a part of theirs")
+    for id, title in zip("abcd", titles, strict=True):
         report.add_figure(id, title, "", picture, alt="")
     _, page = written(report)
     labels = re.findall(r'<h2><span class="label">(.*?)</span> (.*?)</h2>', page)
-    assert labels == [("Figure A", "Ours"), ("Figure 2", "Theirs"), ("Figure B", "Also ours")]
+    assert labels == [
+        ("Figure A", "Ours"),
+        ("Figure 2", "Theirs"),
+        ("Figure B", "Also ours"),
+        ("Figure 3, below", "A part of theirs"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -542,7 +548,7 @@ IMAGES = np.linspace(-1, 1, 6 * 3 * 64, dtype=np.float32).reshape(6, 3, 8, 8)
 COLOURS = to_uint8(IMAGES, (-1, 1))
 
 
-def shown_in(path, zoom=16):
+def shown_in(path, zoom=20):
     """Return which of IMAGES a picture shows, row by row."""
     with Image.open(path) as picture:
         assert picture.format == "PNG"
@@ -582,6 +588,14 @@ def test_pictures_fit_the_page(tmp_path, count, size):
     path = figures.image_grid(images, tmp_path / "a.png", value_range=(0, 1))
     with Image.open(path) as picture:
         assert picture.width <= max(figures.WIDEST, 16 * (size + 8)) + 2 * figures.MARGIN
+
+
+@pytest.mark.parametrize(("size", "zoom"), [(8, 20), (16, 10), (32, 5), (64, 2), (128, 1)])
+def test_eight_small_images_beside_their_label_are_enlarged(tmp_path, size, zoom):
+    rows = {"colour histogram": np.zeros((8, 1, size, size), dtype=np.float32)}
+    path = figures.image_rows(rows, tmp_path / "a.png", value_range=(0, 1))
+    with Image.open(path) as picture:
+        assert picture.height == size * zoom + 2 * figures.MARGIN
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 8), (0, 1, 8, 8), (2, 2, 8, 8)])

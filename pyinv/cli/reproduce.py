@@ -87,8 +87,8 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         metavar="PATH",
         action="append",
         default=[],
-        help="luo: a bundle with an encoder, or a folder that `pyinv train encoder` wrote; can be "
-        "given several times [trained, into DIR/encoders]",
+        help="luo, bau: a bundle with an encoder, or a folder that `pyinv train encoder` wrote; "
+        "can be given several times [trained, into DIR/encoders]",
     )
     parser.add_argument(
         "--encoder-iterations",

@@ -23,8 +23,10 @@ from pyinv.datasets import to_range
 from pyinv.errors import BundleError, DependencyError
 from pyinv.papers import figures
 from pyinv.papers.differences import made_with, tell_shared_differences
+from pyinv.papers.encoders import match_encoders, open_encoders
 from pyinv.papers.folder import open_folder
 from pyinv.papers.generators import Generator, HeldOut, choose, obtain_generators
+from pyinv.papers.pixels import absolute_error
 from pyinv.papers.plan import Planned, carry_out
 from pyinv.papers.precise import (
     COST_COLUMNS,
@@ -125,15 +127,17 @@ def reproduce(request: Request) -> Path:
             layers to cut at, and the report says so in the place of (d), (e) and (f). The data's
             test images are the photographs, its training images and their labels the features'.
             The paper has 100 generated images, the authors' code 3,000 updates.
-            ``encoder_iterations`` are those of each phase of an encoder's training; None takes the
-            configuration's.
+            ``encoders`` are bundles with encoders; what is missing of "latent+image" and
+            "layers" is trained. ``encoder_iterations`` are those of each phase of an encoder's
+            training; None takes the configuration's.
 
     Returns:
         the path of report.html; numbers.json and the pictures lie beside it, the encoders in
         ``encoders``.
 
     Raises:
-        InputError: bad data, or a generator with a condition or batch statistics.
+        InputError: bad data; a generator with a condition or batch statistics; an encoder for
+            another generator, or two by the same method.
         BundleError: a bundle that is missing or damaged.
         OutputError: the folder cannot be written to.
         DependencyError: torch is missing.
@@ -145,6 +149,7 @@ def reproduce(request: Request) -> Path:
     """
     if find_spec("torch") is None:
         raise DependencyError("the encoders of Bau et al. need torch: pip install 'pyinv[export]'")
+    given = open_encoders(request, ENCODERS.values())
     open_folder(request.folder)
     opened = obtain_generators(
         request,
@@ -153,6 +158,7 @@ def reproduce(request: Request) -> Path:
         priors=(Normal, Uniform) if request.generators else (Normal,),
         overshoots=True,
     )
+    matched = match_encoders(given, opened)
     held_out = HeldOut(request, needed=False)
     photographs = [_photographs(generator, request, held_out) for generator in opened]
     from pyinv.papers.bau_networks import obtain_networks
@@ -160,7 +166,7 @@ def reproduce(request: Request) -> Path:
     experiments = [
         _Experiment(generator, networks, request, of_generator)
         for generator, networks, of_generator in zip(
-            opened, obtain_networks(opened, request), photographs, strict=True
+            opened, obtain_networks(opened, matched, request), photographs, strict=True
         )
     ]
     plan = [planned for experiment in experiments for planned in experiment.plan]
@@ -260,7 +266,7 @@ class _Experiment:
         with contextlib.suppress(BundleError):
             found["precise"] = recipes.precise(manifest, start="encoder")
         with contextlib.suppress(BundleError):
-            found["reconstruct"] = recipes.reconstruct(manifest)
+            found["reconstruct"] = recipes.reconstruct(manifest, start="encoder")
         return found
 
     def methods(self, targets: _Targets) -> dict[str, str]:
@@ -372,7 +378,9 @@ class _Experiment:
         id = self._id(targets, method)
         manifest = self.networks.inverter.manifest
         arrays = {
-            "absolute_error": self._absolute_error(targets.images, found.images),
+            "absolute_error": absolute_error(
+                targets.images, found.images, self.generator.manifest.value_range
+            ),
             "squared_error": np.square(
                 np.float64(targets.images) - found.images, dtype=np.float64
             ).mean(axis=(1, 2, 3)),
@@ -397,15 +405,6 @@ class _Experiment:
             arrays=arrays | {"loss": inversion.loss} | cost_arrays(inversion, size),
             facts=runs.facts(id),
         )
-
-    def _absolute_error(self, images: FloatArray, found: FloatArray) -> NDArray[np.float64]:
-        """Return the mean absolute errors in units of the generator's value range."""
-        low, high = self.generator.manifest.value_range
-        # A generator may overshoot its range, and its images are compared as they are.
-        reach = max(high, float(images.max()), float(np.nanmax(found)))
-        depth = min(low, float(images.min()), float(np.nanmin(found)))
-        errors = evaluation.mean_absolute_error(images, found, value_range=(depth, reach))
-        return errors * (reach - depth) / (high - low)
 
     def _mean(self, report: Report, targets: _Targets, method: str, array: str) -> Cell:
         return report.compute("mean", values=ref(self._id(targets, method), array))
@@ -469,7 +468,7 @@ class _Experiment:
             others = [f"({method}) {{{method}:.1%}}" for method in moved]
             cells |= {method: self._exact(report, method) for method in moved}
             paragraphs.append(
-                f"{PRECISE}, which is in no paper, recovers z itself, up to a scale: "
+                f"{PRECISE}, which is not in the paper, recovers z itself, up to a scale: "
                 f"{{precise:.1%}} of the latents have 1 − cos below {EXACT:g} at its end, at "
                 f"{{cost:,.0f}} forward equivalents per latent. Of the paper's methods: "
                 f"{', '.join(others)}. It assumes that this very generator made the image, to "
@@ -511,7 +510,7 @@ class _Experiment:
         )
         report.add_table(
             f"{self.generator.key}-figure-2",
-            f"Figure 2: Accuracy on generated images{about}",
+            f"The numbers of Figure 2, generated images{about}",
             f"Means over {targets.told}; {self.request.steps:,} updates in (a), (c), (e) and (f). "
             "The cosine is that of the angle between the latent that made the image and the one "
             "that was found, whose length does not count. "
@@ -534,12 +533,12 @@ class _Experiment:
         targets = self.targets[1]
         report.add_table(
             f"{self.generator.key}-photographs",
-            f"Figure 2: Photographs{about}",
+            f"The numbers of Figure 2, photographs{about}",
             f"Means over {targets.told}, which no latent makes exactly: what remains is what the "
             "generator, or in (f) its later layers, cannot make. The paper shows one image.",
             columns=[
-                Column("absolute error", "{:.4f}", group="pixels", best="lowest"),
-                Column("squared error", "{:.4g}", group="pixels", best="lowest"),
+                Column("absolute error", "{:.3g}", group="pixels", best="lowest"),
+                Column("squared error", "{:.3g}", group="pixels", best="lowest"),
             ],
             rows=self._rows(
                 targets,
@@ -631,7 +630,7 @@ class _Experiment:
         figures.image_rows(rows, path, value_range=self.generator.manifest.value_range)
         report.add_figure(
             id,
-            f"Figure 2: Reconstructions, {targets.title.lower()}{about}",
+            f"Figure 2, {targets.title.lower()}: Reconstructions{about}",
             f"The first of {literal(targets.told)}, and what each method makes of them.",
             path,
             alt="Rows of images: targets, and the reconstructions of each method",
@@ -660,9 +659,9 @@ class _Experiment:
         row = {"generated": "first", "photographs": "second and third"}[targets.key]
         report.add_figure(
             id,
-            f"Figure 1: Images beside their inversions by (f), {targets.title.lower()}{about}",
+            f"Figure 1, {targets.title.lower()}: Images beside their inversions by (f){about}",
             "x on the left, G_F(E_F(x)) on the right; in the paper's figure the "
-            f"{row} row. The mean absolute error of a pixel over all targets is {{error:.4f}}.",
+            f"{row} row. The mean absolute error of a pixel over all targets is {{error:.3g}}.",
             path,
             alt="Pairs of an image and its inversion by method f",
             cells={"error": self._mean(report, targets, "f", "absolute_error")},

@@ -20,15 +20,16 @@ from torch import nn
 
 from pyinv.bundle import Bundle
 from pyinv.datasets import Dataset, load_dataset
-from pyinv.errors import BundleError, ExportError, InputError
+from pyinv.errors import BundleError, ExportError
 from pyinv.export import export, perceptual
 from pyinv.export.layers import Layers, ResidualGenerator, first_layers, split
 from pyinv.export.onnx_reader import read_generator
 from pyinv.inverter import Inverter
 from pyinv.models.classifier import Classifier
 from pyinv.models.progan import pixel_norm
+from pyinv.papers.encoders import Encoder
 from pyinv.papers.folder import open_folder
-from pyinv.papers.generators import Generator, find_bundles
+from pyinv.papers.generators import Generator
 from pyinv.papers.request import Request
 from pyinv.training.checkpoint import read_checkpoint, write_checkpoint
 from pyinv.training.classifier import train_classifier
@@ -47,7 +48,6 @@ PERCEPTUAL = "perceptual"
 FEATURES = ("layer2", "layer4")  # of the classifier
 FEATURE_ITERATIONS = 1500
 BATCH = 64  # latents whose layers are computed at a time
-ROOM = 100  # spans of the value range that a target may lie outside of it
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,31 +143,29 @@ class Networks:
         return _compared(np.concatenate(parts), self.normalizes)
 
 
-def obtain_networks(generators: Sequence[Generator], request: Request) -> list[Networks]:
+def obtain_networks(
+    generators: Sequence[Generator],
+    encoders: Mapping[str, Mapping[str, Encoder]],
+    request: Request,
+) -> list[Networks]:
     """Train and export what is not there yet.
 
     Args:
         generators: the reproduction's.
-        request: gives the folder, the data, the seed, and encoders or their iterations.
+        encoders: those that were given, by the generator's key and the method.
+        request: gives the folder, the data, the seed, and the encoders' iterations.
 
     Returns:
         the networks of each generator.
 
     Raises:
-        InputError: bad data, or an encoder of another generator or method.
-        BundleError: an encoder's bundle that is missing, damaged or without an encoder.
+        InputError: bad data.
         ExportError: the generator cannot be exported.
         KeyboardInterrupt: Ctrl-C during a training, which keeps its checkpoint.
     """
-    makers = [_Maker(generator, request) for generator in generators]
-    for path in request.encoders:
-        for bundle in map(Bundle.open, find_bundles(path)):
-            if not [maker for maker in makers if maker.takes(bundle)]:
-                raise InputError(
-                    f"{bundle.path}: the encoder of another generator; give one that `pyinv train "
-                    "encoder` trained for this one, or leave --encoder out"
-                )
-    return [maker.networks() for maker in makers]
+    return [
+        _Maker(generator, encoders[generator.key], request).networks() for generator in generators
+    ]
 
 
 def _parts(count: int) -> list[slice]:
@@ -185,8 +183,11 @@ def _compared(activations: FloatArray, normalizes: bool) -> FloatArray:
 class _Maker:
     """Makes the networks of one generator."""
 
-    def __init__(self, generator: Generator, request: Request) -> None:
+    def __init__(
+        self, generator: Generator, encoders: Mapping[str, Encoder], request: Request
+    ) -> None:
         self.generator = generator
+        self.given = encoders
         self.request = request
         self.manifest = generator.manifest
         self.folder = request.folder / "networks" / generator.key
@@ -195,23 +196,6 @@ class _Maker:
         self.frozen: FrozenGenerator = open_generator(
             bundle.parent if trained else bundle, threads=request.machine.get("threads")
         )
-
-        self.given: dict[str, Path] = {}
-
-    def takes(self, bundle: Bundle) -> bool:
-        """Take an encoder that was trained before, if it is of this generator."""
-        origin = bundle.manifest.origin
-        settings, source = origin.get("configuration"), origin.get("generator")
-        method = settings.get("method") if isinstance(settings, Mapping) else None
-        if not bundle.manifest.has_encoder or method not in LETTERS:
-            raise InputError(
-                f"{bundle.path}: expected an encoder that `pyinv train encoder` trained by "
-                f"{' or '.join(LETTERS)}, and this bundle has {method or 'none'}"
-            )
-        if not isinstance(source, Mapping) or source.get("sha256") != self.frozen.sha256:
-            return False
-        self.given[str(method)] = bundle.path
-        return True
 
     def networks(self) -> Networks:
         names, why = self._names()
@@ -240,9 +224,7 @@ class _Maker:
     def _open(self, path: Path) -> Inverter:
         """Open a bundle for targets that leave its value range, as a generator's own may."""
         bundle = Bundle.open(path)
-        low, high = bundle.manifest.value_range
-        room = ROOM * (high - low)
-        manifest = replace(bundle.manifest, value_range=(low - room, high + room))
+        manifest = replace(bundle.manifest, bounded=False)
         return Inverter(replace(bundle, manifest=manifest), **self.request.machine)
 
     def _names(self) -> tuple[tuple[str, ...], str]:
@@ -441,7 +423,7 @@ class _Maker:
         configurations = self._configurations(names)
         for method, configuration in configurations.items():
             if method in self.given:
-                bundles[method] = self.given[method]
+                bundles[method] = self.given[method].path
                 continue
             key = f"{self.generator.key}-{method.replace('+', '-')}"
             self.request.say(
@@ -469,12 +451,11 @@ class _Maker:
     def _encoders_told(self, names: tuple[str, ...]) -> str:
         parts = []
         for method, wanted in self._configurations(names).items():
-            settings, iterations = wanted.describe(), wanted.iterations
-            if method in self.given:
-                origin = Bundle.open(self.given[method]).manifest.origin
-                settings, iterations = origin["configuration"], origin["iterations"]
-            parts.append(
-                f"({LETTERS[method]}) {iterations:,} iterations of {settings['batch_size']} images "
-                f"(configuration {settings['name']})"
+            told = (
+                self.given[method].told
+                if method in self.given
+                else f"{wanted.iterations:,} iterations of {wanted.batch_size} images "
+                f"(configuration {wanted.name})"
             )
+            parts.append(f"({LETTERS[method]}) {told}")
         return ", ".join(parts)

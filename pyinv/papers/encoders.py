@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,7 +21,14 @@ from pyinv.papers.generators import Generator, find_bundles
 from pyinv.papers.request import Request
 from pyinv.training.encoder_configurations import get_encoder_configuration
 
-__all__ = ["Encoder", "obtain_encoders", "to_pixels", "why_not_trained"]
+__all__ = [
+    "Encoder",
+    "match_encoders",
+    "open_encoders",
+    "to_pixels",
+    "train_encoders",
+    "why_not_trained",
+]
 
 Pixels = NDArray[np.uint8]
 FloatArray = NDArray[np.float32]
@@ -49,6 +55,11 @@ class Encoder:
     told: str
 
     @property
+    def path(self) -> Path:
+        """The bundle's folder."""
+        return self.inverter.bundle.path
+
+    @property
     def value_range(self) -> tuple[float, float]:
         """The images', in its own bundle."""
         return self.inverter.manifest.value_range
@@ -71,19 +82,69 @@ def to_pixels(images: FloatArray, value_range: tuple[float, float]) -> Pixels:
     return np.ascontiguousarray(to_uint8(images, value_range).transpose(0, 3, 1, 2))
 
 
-def obtain_encoders(
+def open_encoders(request: Request, methods: Collection[str]) -> list[Encoder]:
+    """Open the encoders that were given.
+
+    Args:
+        request: its ``encoders`` are bundles, or folders that ``pyinv train encoder`` wrote.
+        methods: the training methods that are needed.
+
+    Raises:
+        InputError: an encoder that was trained by another method.
+        BundleError: a bundle that is missing, damaged or without an encoder.
+    """
+    found = []
+    for given in request.encoders:
+        for path in find_bundles(given):
+            inverter = Inverter(Bundle.open(path), **request.machine)
+            method = _method(inverter.manifest, path, methods)
+            found.append(Encoder(method, inverter, _told(inverter.manifest)))
+    return found
+
+
+def match_encoders(
+    encoders: Sequence[Encoder], generators: Sequence[Generator]
+) -> dict[str, dict[str, Encoder]]:
+    """Return the encoders of each generator, by its key and by their methods.
+
+    Raises:
+        InputError: an encoder for none of the generators, or two of one generator and method.
+    """
+    found: dict[str, dict[str, Encoder]] = {generator.key: {} for generator in generators}
+    for encoder in encoders:
+        method = encoder.method
+        fitting = [one for one in generators if _fits(one, encoder.inverter, method)]
+        if not fitting:
+            what = "another image or latent size" if method in OWN_GENERATOR else "other images"
+            raise InputError(
+                f"{encoder.path}: the encoder of another generator, with {what} than this "
+                "reproduction's; give one that `pyinv train encoder` trained for this generator, "
+                "or leave --encoder out"
+            )
+        for generator in fitting:
+            if method in found[generator.key]:
+                raise InputError(
+                    f"{found[generator.key][method].path} and {encoder.path}: two encoders of "
+                    f"{generator.title} that the method {method} trained; give one of them"
+                )
+            found[generator.key][method] = encoder
+    return found
+
+
+def train_encoders(
+    given: Mapping[str, Mapping[str, Encoder]],
     generators: Sequence[Generator],
     request: Request,
     methods: Mapping[str, str],
     configurations: Mapping[str, str],
     images: Mapping[str, tuple[str, Pixels]],
 ) -> dict[str, dict[str, Encoder]]:
-    """Open the encoders that were given, and train those that are missing.
+    """Train the encoders that are missing.
 
     Args:
+        given: what ``match_encoders`` returned.
         generators: the reproduction's.
-        request: what it was asked for: its ``encoders`` are bundles, or folders that ``pyinv train
-            encoder`` wrote. The trained ones go into ``encoders`` in its folder.
+        request: what it was asked for. The encoders go into ``encoders`` in its folder.
         methods: the training methods that are needed, and what people call them.
         configurations: the name of the encoders' configuration, by a generator's key.
         images: the name of the data and its training images, uint8 [N, C, H, W], for the methods
@@ -91,16 +152,14 @@ def obtain_encoders(
             that the generator makes.
 
     Returns:
-        encoders by the generator's key and the method; without those that ``why_not_trained`` says
-        cannot be had.
+        encoders by the generator's key and the method, the given ones too; without those that
+        ``why_not_trained`` says cannot be had.
 
     Raises:
-        InputError: a given encoder that was trained by another method, or for another generator.
-        BundleError: a bundle that is missing, damaged or without an encoder.
         DependencyError: an encoder has to be trained, and torch is missing.
         KeyboardInterrupt: Ctrl-C during a training, which keeps its checkpoint.
     """
-    found = _open_given(generators, request, methods)
+    found = {key: dict(encoders) for key, encoders in given.items()}
     missing = [
         (generator, method)
         for generator in generators
@@ -181,34 +240,7 @@ def _train(
     return folder
 
 
-def _open_given(
-    generators: Sequence[Generator], request: Request, methods: Mapping[str, str]
-) -> dict[str, dict[str, Encoder]]:
-    """Open the encoders that were given, each for the generators that it fits."""
-    found: dict[str, dict[str, Encoder]] = {generator.key: {} for generator in generators}
-    for given in request.encoders:
-        for path in find_bundles(given):
-            inverter = Inverter(Bundle.open(path), **request.machine)
-            method = _method(inverter.manifest, path, methods)
-            fitting = [one for one in generators if _fits(one, inverter, method)]
-            if not fitting:
-                what = "image and latent size" if method in OWN_GENERATOR else "images"
-                raise InputError(
-                    f"{path}: its generator has not the {what} of the generator of this "
-                    "reproduction; give that generator's encoder, or this bundle as --generator"
-                )
-            for generator in fitting:
-                if method in found[generator.key]:
-                    raise InputError(
-                        f"{path}: the second encoder of {generator.title} that the method {method} "
-                        "trained; give one of them"
-                    )
-                told = _told(inverter.manifest)
-                found[generator.key][method] = Encoder(method, inverter, told)
-    return found
-
-
-def _method(manifest: Manifest, path: str | os.PathLike[str], methods: Mapping[str, str]) -> str:
+def _method(manifest: Manifest, path: Path, methods: Collection[str]) -> str:
     """Return the method that trained a bundle's encoder."""
     if not manifest.has_encoder:
         raise BundleError(

@@ -42,7 +42,7 @@ FRAME = (222, 225, 230)
 
 # Of images, in dots. The page's text is 800 CSS pixels wide, and a dot is half of one.
 WIDEST = 1600
-TILE = 128
+TILE = 160  # eight of these fit beside a label
 GAP = 6
 TEXT = 25
 MARGIN = 8

@@ -19,12 +19,21 @@ from numpy.typing import NDArray
 from pyinv import evaluation
 from pyinv.datasets import to_range
 from pyinv.errors import DependencyError, InputError
+from pyinv.inverter import Inverter
 from pyinv.papers import figures
 from pyinv.papers.collection import Collection, Collections
 from pyinv.papers.differences import made_with, tell_shared_differences
-from pyinv.papers.encoders import Encoder, obtain_encoders, to_pixels, why_not_trained
+from pyinv.papers.encoders import (
+    Encoder,
+    match_encoders,
+    open_encoders,
+    to_pixels,
+    train_encoders,
+    why_not_trained,
+)
 from pyinv.papers.folder import open_folder
 from pyinv.papers.generators import Generator, obtain_generators
+from pyinv.papers.pixels import absolute_error
 from pyinv.papers.plan import Planned, carry_out
 from pyinv.papers.precise import (
     COST_COLUMNS,
@@ -136,7 +145,7 @@ def reproduce(request: Request) -> Path:
 
     Raises:
         InputError: bad data; a generator with a condition or batch statistics; an encoder for
-            another generator.
+            another generator, or two by the same method.
         BundleError: a bundle that is missing or damaged.
         OutputError: the folder cannot be written to.
         DependencyError: torch, imagehash, scikit-learn or SciPy is missing.
@@ -146,6 +155,7 @@ def reproduce(request: Request) -> Path:
     Source: Luo et al. 2017, section 4 and the appendix.
     """
     _check_libraries()
+    given = open_encoders(request, METHODS)
     open_folder(request.folder)
     opened = obtain_generators(
         request,
@@ -154,9 +164,11 @@ def reproduce(request: Request) -> Path:
         priors=(Uniform, Normal) if request.generators else (Uniform,),
         overshoots=True,
     )
+    matched = match_encoders(given, opened)
     collections = Collections(request)
     searched = {generator.key: collections.of(generator) for generator in opened}
-    encoders = obtain_encoders(
+    encoders = train_encoders(
+        matched,
         opened,
         request,
         METHODS,
@@ -220,10 +232,9 @@ class _Experiment:
         self.inverter = generator.inverter
         self.value_range = generator.manifest.value_range
         self.latents = self.inverter.sample(request.targets, seed=request.seed)
-        self.images = self.inverter.generate(self.latents).clip(*self.value_range)
+        self.images = _targets(self.inverter, self.latents)
         self.shown = min(SHOWN, request.targets)
         self.precise = precise_recipe(generator.manifest)
-        self.reconstruct = reconstruct_recipe(generator.manifest)
         random = np.random.default_rng(request.seed + 2)
         count = min(request.targets, len(collection.pixels))
         self.wanted = np.sort(random.choice(len(collection.pixels), count, replace=False))
@@ -258,9 +269,10 @@ class _Experiment:
 
         if self.precise is not None:
             add("precise", self.precise)
-        if self.reconstruct is not None:
-            add("from-encoder", self.reconstruct, init=self.encoded)
-            add("from-draw", self.reconstruct)
+        from_encoder = reconstruct_recipe(self.generator.manifest, start="encoder")
+        add("from-encoder", from_encoder, init=self.encoded)
+        if (from_draw := reconstruct_recipe(self.generator.manifest)) is not None:
+            add("from-draw", from_draw)
         return runs
 
     def report(
@@ -301,16 +313,15 @@ class _Experiment:
             latents: FloatArray | None,
             **more: Any,
         ) -> None:
-            found = found.clip(*value_range)
+            # Hashes are of pixels as an image file has them.
+            inside = images.clip(*value_range), found.clip(*value_range)
             arrays: dict[str, Any] = {
                 f"{kind}_similarity": evaluation.hash_similarity(
-                    images, found, kind, value_range=value_range
+                    *inside, kind, value_range=value_range
                 )
                 for kind in ("dhash", "phash")
             }
-            arrays["absolute_error"] = evaluation.mean_absolute_error(
-                images, found, value_range=value_range
-            )
+            arrays["absolute_error"] = absolute_error(images, found, value_range)
             if latents is not None:
                 arrays["latent_error"] = evaluation.latent_error(self.latents, latents)
             report.add_run(
@@ -330,7 +341,7 @@ class _Experiment:
             if method == "bigan":
                 # It cannot have a generator that is there already, so that it has its own images.
                 made = inverter.sample(self.request.targets, seed=self.request.seed)
-                images, known = inverter.generate(made).clip(*value_range), False
+                images, known = _targets(inverter, made), False
             latents = inverter.encode(images)
             add(
                 method,
@@ -487,8 +498,8 @@ class _Experiment:
             }
             told = [f"{{{method.replace('-', '_')}:.4f}} with {OURS[method]}" for method in ours]
             paragraphs.append(
-                f"What is in no paper: {'; '.join(told)}. These search for a latent, where an "
-                "encoder makes one pass; what they take is in the table of costs."
+                f"Not in the paper: {'; '.join(told)}. These search for a latent, where an encoder "
+                "makes one pass; the table of costs says what they take."
             )
         if self.collection.labels is not None:
             found = {
@@ -543,7 +554,7 @@ class _Experiment:
             columns=[
                 Column("dHash", "{:.4f}", group="similarity", best="highest"),
                 Column("pHash", "{:.4f}", group="similarity", best="highest"),
-                Column("absolute error", "{:.4f}", best="lowest"),
+                Column("absolute error", "{:.3g}", best="lowest"),
                 Column("latent error", "{:.3g}", best="lowest"),
             ],
             rows=rows,
@@ -555,7 +566,7 @@ class _Experiment:
             return
         report.add_table(
             self._id("costs"),
-            f"What a latent costs without an encoder, and after one{about}",
+            f"What a latent costs, with and without an encoder's start{about}",
             "Means over the images of Table 1. "
             f"{describe_costs(self.generator.manifest.latent_size)} An encoder makes one pass, "
             "which is not counted.",
@@ -659,7 +670,7 @@ class _Experiment:
             self._draw(
                 report,
                 f"figure-3-{kind}",
-                f"Figure 3: What is found for an image that is {DEGRADATIONS[kind]}{about}",
+                f"Figure 3, {DEGRADATIONS[kind]}: What each search finds{about}",
                 f"Originals among {literal(self.collection.told)}, what was looked for, and what "
                 "each search finds first.",
                 rows,
@@ -724,7 +735,7 @@ class _Experiment:
             "blur and the one named.",
             columns=[
                 Column("dHash similarity", "{:.4f}", best="highest"),
-                Column("absolute error", "{:.4f}", best="lowest"),
+                Column("absolute error", "{:.3g}", best="lowest"),
             ],
             rows=[
                 Row(
@@ -753,6 +764,12 @@ class _Experiment:
         path = report.folder / "figures" / f"{self._id(id)}.png"
         figures.image_rows(rows, path, value_range=(0.0, 255.0))
         report.add_figure(self._id(id), title, caption, path, alt=alt)
+
+
+def _targets(inverter: Inverter, latents: FloatArray) -> FloatArray:
+    """Return the images of latents as targets, as they are where the generator leaves its range."""
+    images, manifest = inverter.generate(latents), inverter.manifest
+    return images.clip(*manifest.value_range) if manifest.bounded else images
 
 
 OURS_SHORT = {"precise": "precise", "from-encoder": "reconstruct"}

@@ -29,6 +29,8 @@ PROPER_NAMES = {
     "pyinv": "pyinv",
     "torch": "PyTorch",
 }
+# "Figure 2: what it shows", or "Figure 2, which part: what it shows".
+LABELLED = r"((?:Table|Figure|Fig\.)\s+\S+?(?:, [^:]+)?)\s*[:.–—-]\s+(.*)"
 # A fact of more letters gets a line of its own.
 LONG_FACT = 60
 CSS_DOTS_PER_INCH = 96
@@ -423,7 +425,7 @@ def _labels(content: Iterable[Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
     labels = {}
     for entry in content:
         kind = str(entry["kind"]).capitalize()
-        match = re.match(r"((?:Table|Figure|Fig\.)\s+\S+?)\s*[:.–—-]\s+(.*)", entry["title"])
+        match = re.match(LABELLED, entry["title"])
         if entry["kind"] == "text":
             labels[entry["id"]] = ("", entry["title"])
         elif match:

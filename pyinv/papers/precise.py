@@ -8,6 +8,7 @@ the latent's d directions.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,13 +57,13 @@ def precise_recipe(manifest: Manifest) -> Recipe | None:
     return _unless_lacking(recipes.precise, manifest)
 
 
-def reconstruct_recipe(manifest: Manifest) -> Recipe | None:
+def reconstruct_recipe(manifest: Manifest, *, start: str = "prior") -> Recipe | None:
     """Return the recipe for other images, one attempt from a draw of the prior; None: as above.
 
     The recipe itself starts at the prior's mean, always the same, and would have one result.
     """
-    recipe = _unless_lacking(recipes.reconstruct, manifest)
-    return recipe and recipe.replace(start="prior", restarts=0)
+    recipe = _unless_lacking(partial(recipes.reconstruct, start=start), manifest)
+    return recipe and recipe.replace(restarts=0)
 
 
 def _unless_lacking(make: Callable[[Manifest], Recipe], manifest: Manifest) -> Recipe | None:
@@ -128,7 +129,7 @@ def tell_precise(
         else f"L-BFGS steps (Liu & Nocedal 1989) on {pixels}"
     )
     paragraph = (
-        f"{PRECISE}, which is in no paper: {{precise:.1%}} of the latents have an error below "
+        f"{PRECISE}, which is not in the paper: {{precise:.1%}} of the latents have an error below "
         f"{threshold:g} at its end, at {{cost:,.0f}} forward equivalents a latent. It makes "
         f"{steps}, from the prior's mean; a latent whose loss stays above "
         f"{recipe.stages[-1].loss_tolerance:g} is tried again from a random one, at most "

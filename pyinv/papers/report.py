@@ -287,7 +287,8 @@ class Report:
 
         Args:
             id: its anchor in the page.
-            title: "Table 1: what it shows" for a table of the paper; others get a letter.
+            title: "Table 1: what it shows" for a table of the paper, "Table 1, which part: …"
+                for a part of one; others get a letter.
             caption: what one sees; ``{name}`` and ``{name:.3f}`` stand for ``cells``.
             columns: the columns.
             rows: the rows, with as many cells as there are columns, or a text.
@@ -341,7 +342,8 @@ class Report:
 
         Args:
             id: its anchor in the page.
-            title: "Figure 1: what it shows" for a figure of the paper; others get a letter.
+            title: "Figure 1: what it shows" for a figure of the paper, "Figure 1, which part: …"
+                for a part of one; others get a letter.
             caption: what one sees; ``{name}`` and ``{name:.3f}`` stand for ``cells``.
             path_png: a PNG file inside the report's folder. It is shown at the size that its
                 resolution gives: one of 192 dots an inch, as those of ``pyinv.papers.figures``,

@@ -37,7 +37,8 @@ from pyinv.models.luo import (  # noqa: E402
     LuoDiscriminator,
     LuoGenerator,
 )
-from pyinv.training import encoder, open_generator, train_encoder  # noqa: E402
+from pyinv.training import bigan, encoder, open_generator, train_encoder  # noqa: E402
+from pyinv.training.adversaries import gradient_penalty  # noqa: E402
 from pyinv.training.draws import Purpose  # noqa: E402
 from pyinv.training.encoder_methods import Phase, Setting, make_phases  # noqa: E402
 
@@ -299,6 +300,33 @@ def test_every_method_lowers_its_loss(bundle, tmp_path, unexported, method, kind
         assert rows[-10:].sum() < 0.9 * rows[:10].sum()
 
 
+def test_the_gradient_penalty_is_half_the_squared_slope():
+    rows = torch.arange(12.0).view(4, 3).requires_grad_()
+    more = torch.ones(4, 2, 1).requires_grad_()
+    logits = rows @ torch.tensor([1.0, 2.0, 3.0]) + 4 * more.sum((1, 2))
+    penalty = gradient_penalty(logits, rows, more)
+    assert penalty.item() == pytest.approx((1 + 4 + 9 + 16 + 16) / 2)
+
+
+def test_bigan_penalizes_the_discriminators_slope(tmp_path, unexported, monkeypatch):
+    """In one of four iterations, at four times the weight, at the pair (x, E(x)) alone."""
+    seen: list[tuple[float, ...]] = []
+
+    def slope(logits, *inputs):
+        assert [tuple(one.shape) for one in inputs] == [(8, 1, 32, 32), (8, LATENT)]
+        penalty = gradient_penalty(logits, *inputs)
+        penalty.register_hook(lambda weight: seen.append((weight.item(), penalty.item())))
+        return penalty
+
+    monkeypatch.setattr(bigan, "gradient_penalty", slope)
+    settings = SMALL.replace(method="bigan", schedule=Schedule(9, 5e-3), batch_size=8)
+    train(tmp_path / "without", as_module(size=32), settings)
+    assert not seen
+    train(tmp_path / "with", as_module(size=32), settings.replace(gradient_penalty=0.5))
+    assert [weight for weight, _ in seen] == [2.0] * 3
+    assert all(penalty > 0 for _, penalty in seen)
+
+
 def test_bigan_trains_encoder_and_generator_toward_each_other(tmp_path, unexported):
     """From N(0, 0.02^2) weights the discriminator learns to tell the pairs, then is fooled."""
     settings = SMALL.replace(method="bigan", schedule=Schedule(12, 5e-3), batch_size=8)
@@ -323,6 +351,7 @@ def test_a_stopped_run_ends_with_the_same_bits(bundle, tmp_path, unexported, met
         if kind == "bundle":
             pytest.skip("its networks are for 32 pixels")
         generator, data = as_module(size=32), {"data": photographs(20, 32)}
+        settings = settings.replace(gradient_penalty=0.5)
     if method == "aegan":
         settings, data = settings.replace(real_share=0.5), {"data": photographs(20)}
     train(tmp_path / "straight", generator, settings, **data)

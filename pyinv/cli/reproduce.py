@@ -12,6 +12,8 @@ from pyinv.cli.machine import add_machine_options, machine_options
 
 __all__ = ["add_parser", "run"]
 
+ENCODED = ("luo", "bau")  # the papers that have encoders
+
 _EPILOG = """\
 papers:
   creswell  Creswell & Bharath 2016: binary cross-entropy; clipping, or a penalty on the latents'
@@ -118,6 +120,11 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
 
     if arguments.paper not in PAPERS:
         raise InputError(f"unknown paper {arguments.paper!r}; there are {', '.join(PAPERS)}")
+    if (arguments.encoder or arguments.encoder_iterations) and arguments.paper not in ENCODED:
+        raise InputError(
+            f"{arguments.paper} has no encoders; leave --encoder and --encoder-iterations out, "
+            f"which are for {' and '.join(ENCODED)}"
+        )
     options = {
         "configuration": arguments.config,
         "targets": arguments.targets,

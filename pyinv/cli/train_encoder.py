@@ -90,6 +90,9 @@ def add_encoder(kinds: Any, shared: argparse.ArgumentParser) -> None:
         help="of each batch of aegan, from 0 to 1: how many images are real ones, from --data",
     )
     settings.add_argument(
+        "--gradient-penalty", type=float, metavar="X", help="weight, on bigan's discriminator"
+    )
+    settings.add_argument(
         "--iterations",
         type=int,
         metavar="N",
@@ -192,15 +195,15 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
 def _configuration(arguments: argparse.Namespace) -> EncoderConfiguration:
     """Return the named configuration with the command line's changes."""
     name = arguments.config or _DEFAULTS.get(arguments.method, _DEFAULT)
-    configuration = get_encoder_configuration(name)
+    configuration = get_encoder_configuration(name, arguments.method)
     names = (
-        "method",
         "network",
         "width",
         "latent_loss",
         "image_loss",
         "image_weight",
         "real_share",
+        "gradient_penalty",
         "batch_size",
         "seed",
     )

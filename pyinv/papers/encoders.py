@@ -216,7 +216,7 @@ def _train(
     from pyinv.training.encoder import train_encoder
     from pyinv.training.frozen import open_generator
 
-    settings = get_encoder_configuration(configuration).replace(method=method, seed=request.seed)
+    settings = get_encoder_configuration(configuration, method).replace(seed=request.seed)
     if request.encoder_iterations is not None:
         settings = settings.with_iterations(request.encoder_iterations)
     device, threads = request.machine.get("device", "cpu"), request.machine.get("threads")

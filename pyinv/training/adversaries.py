@@ -18,7 +18,7 @@ from pyinv.models import get_model, progan
 from pyinv.training.configurations import GanConfiguration
 from pyinv.training.draws import Purpose, draw_labels, draw_latents, random
 
-__all__ = ["Adversaries", "draw_weights"]
+__all__ = ["Adversaries", "draw_weights", "gradient_penalty"]
 
 GRID_IMAGES = 64
 # Generated batches whose mean statistics become those of the sampler's batch norm.
@@ -104,7 +104,8 @@ class Adversaries:
         discriminator_loss = on_real + on_fake
         minimized = discriminator_loss
         if penalized:
-            minimized = discriminator_loss + self._penalty(real, logits)
+            weight = configuration.gradient_penalty * configuration.penalty_every
+            minimized = discriminator_loss + weight * gradient_penalty(logits, real)
         self._update("discriminator", minimized)
 
         # The generator needs the gradient through the discriminator, not that of its weights.
@@ -209,13 +210,6 @@ class Adversaries:
                 assert isinstance(network, progan.GrowingGenerator | progan.GrowingDiscriminator)
                 network.grow(*self.configuration.grown(number))
 
-    def _penalty(self, real: Tensor, logits: Tensor) -> Tensor:
-        """Return the penalty on the gradient at real images."""
-        configuration = self.configuration
-        (slopes,) = torch.autograd.grad(logits.sum(), real, create_graph=True)
-        weight = configuration.gradient_penalty / 2 * configuration.penalty_every
-        return weight * slopes.square().sum((1, 2, 3)).mean()
-
     def _average(self, number: int) -> None:
         averaged = self.networks.get("averaged")
         if averaged is None:
@@ -256,6 +250,16 @@ class Adversaries:
         if self._device.type != "cuda":
             return tensor
         return tensor.pin_memory().to(self._device, non_blocking=True)
+
+
+def gradient_penalty(logits: Tensor, *inputs: Tensor) -> Tensor:
+    """Return half the mean squared norm of the logits' gradient at the inputs: R1.
+
+    Source: Mescheder et al. 2018, equation 9.
+    """
+    slopes = torch.autograd.grad(logits.sum(), inputs, create_graph=True)
+    squared = [slope.square().flatten(1).sum(1) for slope in slopes]
+    return torch.stack(squared).sum(0).mean() / 2
 
 
 def draw_weights(network: nn.Module, source: torch.Generator) -> None:

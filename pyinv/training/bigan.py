@@ -9,6 +9,10 @@ latent. With :math:`\sigma(D)` the probability of the first,
 where E and G minimise, as G does in every other GAN here, the loss that does not saturate:
 :math:`-\log(1 - \sigma(D(x, E(x)))) - \log \sigma(D(G(z), z))`. At the optimum E inverts G.
 
+With ``gradient_penalty`` above 0, D also minimises that weight times half the squared norm of its
+gradient at (x, E(x)) (Mescheder et al. 2018, R1), which keeps it from winning so soon that E and G
+learn nothing. The papers have no such term.
+
 Sources: Donahue, Krähenbühl & Darrell 2017 (arXiv:1605.09782), equations 2 and 3 and section 3.4;
 the networks are those of Luo et al. 2017, tables 3, 5 and 6. G cannot be trained before (Luo et
 al., section 4.1), so the generator that is given says only what latents and images are like, and
@@ -24,12 +28,14 @@ from pyinv.errors import InputError
 from pyinv.models import get_model
 from pyinv.models.encoders import make_encoder
 from pyinv.models.luo import LuoBiganDiscriminator, LuoGenerator
-from pyinv.training.adversaries import draw_weights
+from pyinv.training.adversaries import draw_weights, gradient_penalty
 from pyinv.training.draws import Purpose, random
 from pyinv.training.encoder_methods import Phase, Setting
 
 __all__ = ["Bigan", "check_images"]
 
+# The iterations of which one has the gradient penalty, at as many times its weight.
+PENALTY_EVERY = 4
 # What the generator's sigmoid gives.
 _VALUE_RANGE = (0.0, 1.0)
 
@@ -100,11 +106,17 @@ class Bigan(Phase):
         latents = self.setting.latents(number)
         found, made = networks["encoder"](real), networks["generator"](latents)
 
+        weight = self.setting.configuration.gradient_penalty
+        penalized = weight > 0 and iteration % PENALTY_EVERY == 0
+        pair = [part.detach().requires_grad_(penalized) for part in (real, found)]
         # Two batches and not one, so that batch norm sees pairs of one kind alone.
-        on_real = discriminator(real, found.detach())
+        on_real = discriminator(*pair)
         on_made = discriminator(made.detach(), latents)
         discriminator_loss = _toward(1, on_real) + _toward(0, on_made)
-        self.update("discriminator", discriminator_loss)
+        minimized = discriminator_loss
+        if penalized:
+            minimized = minimized + weight * PENALTY_EVERY * gradient_penalty(on_real, *pair)
+        self.update("discriminator", minimized)
 
         # These need the gradient through the discriminator, not that of its weights.
         discriminator.requires_grad_(False)

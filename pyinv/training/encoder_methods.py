@@ -60,6 +60,7 @@ _METHODS_OF = {
     "image_loss": ("aegan", "latent+image"),
     "image_weight": ("latent+image",),
     "real_share": ("aegan",),
+    "gradient_penalty": ("bigan",),
 }
 
 

@@ -74,6 +74,10 @@ CASES = [
     *[replace(TRANSPOSED, transposed=False, size=(12, 14), batch=batch) for batch in (1, 3, 17)],
     *[replace(TRANSPOSED, size=(n, n), batch=5) for n in (1, 2, 3, 4, 9)],
     *[replace(CONV, size=(n, n), batch=9) for n in (1, 2, 3, 4)],
+    *[
+        replace(CONV, kernel=(5, 5), stride=2, pads=pads, size=(n, n + 1), batch=9, channels=channels)
+        for n in (5, 6, 7, 12) for pads in PADS for channels in [(16, 8), (32, 40)]
+    ],
     replace(CONV, channels=(128, 128), batch=4),
     replace(TRANSPOSED, channels=(128, 200), batch=4),
     replace(TRANSPOSED, channels=(300, 8), batch=1),

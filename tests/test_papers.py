@@ -628,7 +628,7 @@ def test_an_interrupted_command_goes_on_with_what_is_missing(capsys, command, mo
 
 
 PROBLEMS = {
-    "an encoder for a paper without": (
+    "no encoders": (
         ["lipton", "--generator", "uniform", "--encoder", "nowhere"],
         "lipton has no encoders; leave --encoder and --encoder-iterations out",
     ),

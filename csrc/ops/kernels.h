@@ -26,9 +26,9 @@ struct Epilogue {
   }
 };
 
-// Which Winograd algorithm; see winograd.h for what each computes.
-enum class Scheme { upsample4, downsample4, same3 };
-constexpr std::size_t scheme_count = 3;
+// Which Winograd algorithm; see winograd.cpp for what each computes.
+enum class Scheme { upsample4, downsample4, same3, downsample5 };
+constexpr std::size_t scheme_count = 4;
 
 struct InputTransform {
   const float* const* pixels;  // the tile's input pixels, row by row, each `channels` floats

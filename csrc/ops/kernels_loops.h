@@ -145,27 +145,43 @@ struct Same3 {
   }
 };
 
+struct Downsample5 {
+  static constexpr std::size_t inputs = 7, transformed = 8, products = 4, outputs = 2;
+  static constexpr std::size_t groups = 2;
+  PYINV_INLINE void input(const Vector* x, Vector* t) {
+    t[0] = x[0] - x[4];
+    t[1] = x[2] + x[4];
+    t[2] = x[4] - x[2];
+    t[3] = x[2] - x[6];
+    t[4] = x[1] - x[5];
+    t[5] = x[3] + x[5];
+    t[6] = x[5] - x[3];
+    t[7] = Vector{};  // no product reads it
+  }
+  PYINV_INLINE void output(const Vector* m, Vector* y) { Same3::output(m, y); }
+};
+
 template <class S>
 static void transform_input(const InputTransform& tile) {
   constexpr std::size_t each = S::transformed / S::groups;
   for (std::size_t channel = 0; channel < tile.channels; channel += vector) {
     Vector half[S::inputs][S::transformed];
-#pragma GCC unroll 6
+#pragma GCC unroll 8
     for (std::size_t y = 0; y < S::inputs; ++y) {
       Vector line[S::inputs];
-#pragma GCC unroll 6
+#pragma GCC unroll 8
       for (std::size_t x = 0; x < S::inputs; ++x) {
         line[x] = load(tile.pixels[y * S::inputs + x] + channel);
       }
       S::input(line, half[y]);
     }
-#pragma GCC unroll 6
+#pragma GCC unroll 8
     for (std::size_t x = 0; x < S::transformed; ++x) {
       Vector column[S::inputs], full[S::transformed];
-#pragma GCC unroll 6
+#pragma GCC unroll 8
       for (std::size_t y = 0; y < S::inputs; ++y) column[y] = half[y][x];
       S::input(column, full);
-#pragma GCC unroll 6
+#pragma GCC unroll 8
       for (std::size_t y = 0; y < S::transformed; ++y) {
         const std::size_t position = (y % each) * each + x % each;
         const std::size_t group = (y / each) * S::groups + x / each;
@@ -258,8 +274,10 @@ static Kernels make_kernels(const char* name) {
           vector,
           panel,
           multiply,
-          {transform_input<Upsample4>, transform_input<Downsample4>, transform_input<Same3>},
-          {transform_output<Upsample4>, transform_output<Downsample4>, transform_output<Same3>},
+          {transform_input<Upsample4>, transform_input<Downsample4>, transform_input<Same3>,
+           transform_input<Downsample5>},
+          {transform_output<Upsample4>, transform_output<Downsample4>, transform_output<Same3>,
+           transform_output<Downsample5>},
           gather,
           finish};
 }

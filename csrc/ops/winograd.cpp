@@ -11,9 +11,12 @@
 //                even inputs and one over odd ones. The sum is taken among the products, by the
 //                matrix product itself: 3 products of twice the depth, 2 outputs.
 //   same3        convolution with kernel 3, stride 1, F(2, 3): 4 products, 2 outputs.
+//   downsample5  convolution with kernel 5, stride 2: F(2, 3) over even inputs, and a two-tap filter
+//                over odd ones. On the points 0, 1 and -1 the latter has the first 3 of the 4
+//                products, so the sum is again taken by the matrix product: 7 products, 2 outputs.
 //
-// In two dimensions that is 36 products for 64 taps, 36 for 64, and 16 for 36. The coefficients are
-// 0, 1 and 1/2, so the result is as accurate as a direct sum's to about a bit; larger tiles are
+// In two dimensions that is 36 products for 64 taps, 36 for 64, 16 for 36, and 49 for 100. The
+// coefficients are 0, 1 and 1/2, so the result is as accurate as a direct sum's to about a bit; larger tiles are
 // not.
 #include <algorithm>
 #include <array>
@@ -32,7 +35,14 @@ struct Dimension {
   std::size_t in_step;    // input pixels from one tile to the next
   std::size_t taps;
   std::array<std::size_t, 6> position;               // that a product reads
-  std::array<std::array<float, 4>, 6> coefficients;  // of each product's (and group's) weights
+  std::array<std::array<float, 5>, 8> coefficients;  // of each product's (and group's) weights
+
+  // A product's last groups, whose weights are 0, are left out of its sum.
+  std::size_t groups_of(std::size_t product) const {
+    std::size_t count = groups;
+    while (coefficients[(count - 1) * products + product] == std::array<float, 5>{}) --count;
+    return count;
+  }
 };
 
 constexpr Dimension upsample4{
@@ -71,6 +81,25 @@ constexpr Dimension same3{
     .coefficients = {{{1, 0, 0}, {0.5f, 0.5f, 0.5f}, {0.5f, -0.5f, 0.5f}, {0, 0, 1}}},
 };
 
+constexpr Dimension downsample5{
+    .inputs = 7,
+    .products = 4,
+    .outputs = 2,
+    .groups = 2,
+    .positions = 4,
+    .in_step = 4,
+    .taps = 5,
+    .position = {0, 1, 2, 3},
+    .coefficients = {{{1, 0, 0, 0, 0},
+                      {0.5f, 0, 0.5f, 0, 0.5f},
+                      {0.5f, 0, -0.5f, 0, 0.5f},
+                      {0, 0, 0, 0, 1},
+                      {0, 1, 0, 0, 0},
+                      {0, 0.5f, 0, 0.5f, 0},
+                      {0, 0.5f, 0, -0.5f, 0},
+                      {0, 0, 0, 0, 0}}},
+};
+
 struct Selection {
   Scheme scheme;
   const Dimension* dimension;
@@ -87,6 +116,8 @@ bool select(const ConvolutionAttributes& a, Selection& selection) {
     selection = {Scheme::upsample4, &upsample4, 1, 1};
   } else if (!a.transposed && square(4, 2)) {
     selection = {Scheme::downsample4, &downsample4, a.pad_top, a.pad_left};
+  } else if (!a.transposed && square(5, 2)) {
+    selection = {Scheme::downsample5, &downsample5, a.pad_top, a.pad_left};
   } else if (!a.transposed && square(3, 1)) {
     selection = {Scheme::same3, &same3, a.pad_top, a.pad_left};
   } else if (a.transposed && square(3, 1)) {
@@ -193,7 +224,7 @@ class Winograd : public Algorithm {
     for (std::size_t tile = 0; tile < tiles; ++tile) {
       std::size_t image, tile_y, tile_x;
       place(first + tile, image, tile_y, tile_x);
-      const float* pixels[36];
+      const float* pixels[49];
       const auto top = static_cast<std::ptrdiff_t>(tile_y * d.in_step) - selection_.pad_top;
       const auto left = static_cast<std::ptrdiff_t>(tile_x * d.in_step) - selection_.pad_left;
       for (std::size_t y = 0; y < d.inputs; ++y) {
@@ -216,12 +247,20 @@ class Winograd : public Algorithm {
       for (std::size_t index = 0; index < products; ++index) {
         const std::size_t from =
             d.position[index / d.products] * d.positions + d.position[index % d.products];
-        for (std::size_t tile = 0; tile < tiles; ++tile) {
-          rows[tile] = transformed + from * position + tile * row;
+        const std::size_t groups_y = d.groups_of(index / d.products);
+        const std::size_t groups_x = d.groups_of(index % d.products);
+        // Groups that lie side by side are summed in one go.
+        const bool at_once = groups_x == d.groups;
+        for (std::size_t group_y = 0; group_y < (at_once ? 1 : groups_y); ++group_y) {
+          const std::size_t begin = group_y * d.groups * in.channels;
+          for (std::size_t tile = 0; tile < tiles; ++tile) {
+            rows[tile] = transformed + from * position + tile * row + begin;
+          }
+          kernel.multiply(
+              rows.data(), tiles, groups_x * (at_once ? groups_y : 1) * in.channels,
+              weights_ + ((index * panels_ + column) * depth_ + begin) * kernel.panel, panels,
+              depth_ * kernel.panel, sums + index * product, columns, group_y > 0);
         }
-        kernel.multiply(rows.data(), tiles, depth_,
-                        weights_ + (index * panels_ + column) * depth_ * kernel.panel, panels,
-                        depth_ * kernel.panel, sums + index * product, columns, false);
       }
       const std::size_t channel = column * kernel.panel;
       Epilogue here = epilogue;

@@ -75,8 +75,8 @@ CASES = [
     *[replace(TRANSPOSED, size=(n, n), batch=5) for n in (1, 2, 3, 4, 9)],
     *[replace(CONV, size=(n, n), batch=9) for n in (1, 2, 3, 4)],
     *[
-        replace(CONV, kernel=(5, 5), stride=2, pads=pads, size=(n, n + 1), batch=9, channels=channels)
-        for n in (5, 6, 7, 12) for pads in PADS for channels in [(16, 8), (32, 40)]
+        replace(CONV, kernel=(5, 5), stride=2, pads=pads, size=(n, n + 1), batch=9, channels=both)
+        for n in (5, 6, 7, 12) for pads in PADS for both in [(16, 8), (32, 40)]
     ],
     replace(CONV, channels=(128, 128), batch=4),
     replace(TRANSPOSED, channels=(128, 200), batch=4),

@@ -11,13 +11,14 @@
 //                even inputs and one over odd ones. The sum is taken among the products, by the
 //                matrix product itself: 3 products of twice the depth, 2 outputs.
 //   same3        convolution with kernel 3, stride 1, F(2, 3): 4 products, 2 outputs.
-//   downsample5  convolution with kernel 5, stride 2: F(2, 3) over even inputs, and a two-tap filter
-//                over odd ones. On the points 0, 1 and -1 the latter has the first 3 of the 4
-//                products, so the sum is again taken by the matrix product: 7 products, 2 outputs.
+//   downsample5  convolution with kernel 5, stride 2: F(2, 3) over even inputs, and a two-tap
+//   filter
+//                over odd ones, which on the points 0, 1 and -1 has the first 3 of the 4 products.
+//                The sum is again the matrix product's: 7 products, 2 outputs.
 //
 // In two dimensions that is 36 products for 64 taps, 36 for 64, 16 for 36, and 49 for 100. The
-// coefficients are 0, 1 and 1/2, so the result is as accurate as a direct sum's to about a bit; larger tiles are
-// not.
+// coefficients are 0, 1 and 1/2, so the result is as accurate as a direct sum's to about a bit;
+// larger tiles are not.
 #include <algorithm>
 #include <array>
 #include <stdexcept>
@@ -256,10 +257,10 @@ class Winograd : public Algorithm {
           for (std::size_t tile = 0; tile < tiles; ++tile) {
             rows[tile] = transformed + from * position + tile * row + begin;
           }
-          kernel.multiply(
-              rows.data(), tiles, groups_x * (at_once ? groups_y : 1) * in.channels,
-              weights_ + ((index * panels_ + column) * depth_ + begin) * kernel.panel, panels,
-              depth_ * kernel.panel, sums + index * product, columns, group_y > 0);
+          kernel.multiply(rows.data(), tiles, groups_x * (at_once ? groups_y : 1) * in.channels,
+                          weights_ + ((index * panels_ + column) * depth_ + begin) * kernel.panel,
+                          panels, depth_ * kernel.panel, sums + index * product, columns,
+                          group_y > 0);
         }
       }
       const std::size_t channel = column * kernel.panel;

@@ -1,20 +1,18 @@
 // Winograd's minimal filtering (Lavin & Gray, "Fast algorithms for convolutional neural networks",
 // 2016): a tile's outputs from fewer products than outputs x taps, at the price of additions before
-// (on the input), after (on the products) and once on the weights. Three cases, in one dimension:
+// (on the input), after (on the products) and once on the weights. Four cases, in one dimension:
 //
 //   upsample4    transposed convolution, kernel 4, stride 2, padding 1. Outputs 2i and 2i + 1 are
-//   each
-//                a two-tap filter of the input. Two outputs of a two-tap filter take 3 products:
-//                (d0 - d1) g0, d1 (g0 + g1), (d1 - d2) g1. Both filters run over nearly the same
-//                inputs and share what they transform: 5 inputs, 6 products, 4 outputs.
+//                each a two-tap filter of the input. Two outputs of a two-tap filter take 3
+//                products: (d0 - d1) g0, d1 (g0 + g1), (d1 - d2) g1. Both filters run over nearly
+//                the same inputs and share what they transform: 5 inputs, 6 products, 4 outputs.
 //   downsample4  its adjoint, convolution with kernel 4, stride 2: the sum of a two-tap filter over
 //                even inputs and one over odd ones. The sum is taken among the products, by the
 //                matrix product itself: 3 products of twice the depth, 2 outputs.
 //   same3        convolution with kernel 3, stride 1, F(2, 3): 4 products, 2 outputs.
-//   downsample5  convolution with kernel 5, stride 2: F(2, 3) over even inputs, and a two-tap
-//   filter
-//                over odd ones, which on the points 0, 1 and -1 has the first 3 of the 4 products.
-//                The sum is again the matrix product's: 7 products, 2 outputs.
+//   downsample5  convolution with kernel 5, stride 2: F(2, 3) over even inputs, and over odd ones
+//                a two-tap filter, which on the points 0, 1 and -1 has the first 3 of the 4
+//                products. The sum is again the matrix product's: 7 products, 2 outputs.
 //
 // In two dimensions that is 36 products for 64 taps, 36 for 64, 16 for 36, and 49 for 100. The
 // coefficients are 0, 1 and 1/2, so the result is as accurate as a direct sum's to about a bit;

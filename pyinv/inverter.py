@@ -192,7 +192,8 @@ class Inverter:
             images: the targets, [N, C, H, W] floats in the bundle's value range, N >= 1: NumPy,
                 PyTorch (CPU) or anything with DLPack. Not copied when C-contiguous float32.
             recipe: a name in ``pyinv.recipes.RECIPES`` or a ``Recipe``. "precise" and
-                "reconstruct" need a bundle with normal equations.
+                "reconstruct" need a bundle with normal equations, but for "reconstruct" from an
+                encoder.
             restarts: attempts after the first for targets that have not converged; None takes the
                 recipe's. It needs a recipe with a loss tolerance to mean anything but "always".
             seed: 0 to 2^64 - 1. All draws depend on it and on the target's id alone.

@@ -476,7 +476,8 @@ def reconstruct(manifest: Manifest, noise: float | None = None, *, start: str = 
     last stage look for; the most probable one is kept.
 
     Raises:
-        BundleError: the bundle has no such normal equations; the message says how to get them.
+        BundleError: the start is not "encoder", and the bundle has no such normal equations; the
+            message says how to get them.
         InputError: noise out of its range.
 
     Source: ours; the maximum a posteriori estimate is textbook material.

@@ -90,12 +90,14 @@ def open_encoders(request: Request, methods: Collection[str]) -> list[Encoder]:
         methods: the training methods that are needed.
 
     Raises:
-        InputError: an encoder that was trained by another method.
+        InputError: an encoder that was trained by another method, or one given twice.
         BundleError: a bundle that is missing, damaged or without an encoder.
     """
-    found = []
+    found: list[Encoder] = []
     for given in request.encoders:
         for path in find_bundles(given):
+            if any(one.path.samefile(path) for one in found):
+                raise InputError(f"{path}: given twice; give each encoder once (--encoder)")
             inverter = Inverter(Bundle.open(path), **request.machine)
             method = _method(inverter.manifest, path, methods)
             found.append(Encoder(method, inverter, _told(inverter.manifest)))

@@ -523,8 +523,8 @@ class _Experiment:
                 rows.append(Row(name, text=why_not_trained(self.generator, method)))
                 continue
             if ours and all(planned.id != self._id(run) for planned in self.plan):
-                why = why_not_run(self.generator.manifest) if method == "precise" else ""
-                rows.append(Row(name, tag=NOT_THEIRS, text=why or "not run, as said above"))
+                why = why_not_run(self.generator.manifest)
+                rows.append(Row(name, tag=NOT_THEIRS, text=why))
                 continue
             rows.append(
                 Row(

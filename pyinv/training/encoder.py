@@ -137,7 +137,7 @@ def train_encoder(
             does not wait.
 
     Example:
-        >>> settings = get_encoder_configuration("luo-32").replace(method="aegan")
+        >>> settings = get_encoder_configuration("luo-32", "aegan")
         >>> trained = train_encoder(settings, "faces.bundle", "faces-encoder")
         >>> Inverter(trained.bundle).invert(images, init="encoder")
     """
@@ -174,8 +174,6 @@ def train_encoder(
             state = read_checkpoint(opened.checkpoint)
             if state is None:
                 opened.refuse_lost_checkpoint()
-                if configuration.method != "bigan":  # which exports another generator
-                    frozen.check_export()
             training = EncoderTraining(setting)
             if state is not None:
                 resume(training, state, opened)

@@ -303,6 +303,7 @@ def check_method(
     Raises:
         InputError: a setting that the method has no use for; the generator has no such loss, no
             such layers or another image size; or real images are missing or of no use.
+        ExportError: the generator cannot be exported.
     """
     method, share = configuration.method, configuration.real_share
     for setting, methods in _METHODS_OF.items():
@@ -337,6 +338,8 @@ def check_method(
         from pyinv.training.bigan import check_images
 
         check_images(generator.image_shape)
+    else:
+        generator.check_export()  # bigan exports its own
     if method == "layers":
         from pyinv.training.layerwise import with_layers
 

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,7 @@ class FrozenGenerator:
         self._values = dict(values)
         self._inverter = inverter
         self._given_losses = given_losses
+        self._exports = False
         baked = () if bundle is None else bundle.manifest.losses
         self.losses = tuple(dict.fromkeys((*values, *baked)))
         latents = draw_latents(prior, _TRIED, self.latent_size, torch.Generator().manual_seed(0))
@@ -152,10 +154,13 @@ class FrozenGenerator:
             )
 
     def check_export(self) -> None:
-        """Raise ExportError when ``write_bundle`` would, which is known before a training."""
-        if self.bundle is None:
-            with tempfile.TemporaryDirectory() as folder:
-                self._export(Path(folder) / "tried.bundle", normal_equations=False)
+        """Raise ExportError when ``write_bundle`` would, which can be known before a training."""
+        if self.bundle is not None or self._exports:
+            return
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the export after the training warns
+            self._export(Path(folder) / "tried.bundle", normal_equations=False)
+        self._exports = True
 
     def write_bundle(
         self,

@@ -389,8 +389,8 @@ def precise(manifest: Manifest, *, start: str = "mean") -> Recipe:
         manifest: the bundle's, which must hold the normal equations of "whitened" or of "mse",
             unless its latent has more than 512 components.
         start: where the first attempt begins, see ``Recipe``. With "encoder" an attempt also ends
-            later, after three still steps in place of one, and restarts hop from the best latent:
-            near the right one, to continue is worth more than a new draw.
+            later, after three still steps in place of one, and up to twenty restarts hop from the
+            best latent: near the right one, to continue is worth more than a new draw.
 
     The loss is "whitened" where the bundle has it: the residual before the generator's final tanh
     or sigmoid, so that pixels near the ends of the value range count as much as others; of those
@@ -434,7 +434,7 @@ def precise(manifest: Manifest, *, start: str = "mean") -> Recipe:
         seek = dataclasses.replace(seek, patience=3)
         # What restarts run, and where a first stage that stopped short of its tolerance ends.
         again = dataclasses.replace(seek, loss_tolerance=tolerance)
-        return Recipe("precise", (seek, again), restarts=10, start=start, hop=_NEAR)
+        return Recipe("precise", (seek, again), restarts=20, start=start, hop=_NEAR)
     # It ends with the first step that helps, or when none does: stalled, were it not exact.
     tell = dataclasses.replace(
         stage, max_steps=20, loss_tolerance=tolerance, relative_change_tolerance=1.0

@@ -285,6 +285,8 @@ def _told(manifest: Manifest) -> str:
         told += f", {manifest.origin['iterations']:,} iterations"
     if isinstance(settings.get("batch_size"), int):
         told += f" of {settings['batch_size']} images"
+    if settings.get("gradient_penalty"):
+        told += f", gradient penalty {settings['gradient_penalty']:g}"
     if isinstance(manifest.origin.get("images"), int):
         told += f", on {manifest.origin['images']:,} images of {manifest.origin.get('data')}"
     return told

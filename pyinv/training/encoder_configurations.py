@@ -350,7 +350,7 @@ _BAU = EncoderConfiguration(
     source="Bau et al. 2019, section 2, and the code at github.com/davidbau/ganseeing",
 )
 _QUICK_LAYER = Schedule(400, 2e-3, (200, 320))
-_QUICK_TAIL = Schedule(600, 2e-3, (300, 480))
+_QUICK_TAIL = Schedule(1500, 2e-3, (1000, 1350))
 
 ENCODER_CONFIGURATIONS: dict[str, EncoderConfiguration] = {
     configuration.name: configuration
@@ -366,7 +366,7 @@ ENCODER_CONFIGURATIONS: dict[str, EncoderConfiguration] = {
             width=32,
             schedule=Schedule(2000, 1e-3, (1200, 1700)),
             layer_schedules=(*(_QUICK_LAYER,) * 4, _QUICK_TAIL),
-            fine_tuning=Schedule(2000, 1e-3, (1200, 1700)),
+            fine_tuning=Schedule(2500, 5e-4, (1200, 1800, 2200), factor=0.4),
             source=f"{_BAU.source}; half the width and few iterations, to be quick",
         ),
         _LUO,

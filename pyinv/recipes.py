@@ -377,9 +377,8 @@ def egan(criterion: Constraint | None = None) -> Recipe:
 # The weight of a relative PriorPenalty under which Levenberg-Marquardt came from the prior's mean
 # to the right latent for each of 32 digits of a 100-dimensional generator.
 _EARLY_WEIGHT = 1.0
-# The share of a draw in a restart of ``precise`` from an encoder, picked on three latents of a
-# progressive GAN that the first attempt had missed.
-_NEAR = 0.15
+# A mean squared error at or below this is the generator's own rounding.
+_EXACT_MSE = 1e-10
 
 
 def precise(manifest: Manifest, *, start: str = "mean") -> Recipe:
@@ -388,9 +387,9 @@ def precise(manifest: Manifest, *, start: str = "mean") -> Recipe:
     Args:
         manifest: the bundle's, which must hold the normal equations of "whitened" or of "mse",
             unless its latent has more than 512 components.
-        start: where the first attempt begins, see ``Recipe``. With "encoder" an attempt also ends
-            later, after three still steps in place of one, and up to twenty restarts hop from the
-            best latent: near the right one, to continue is worth more than a new draw.
+        start: where the first attempt begins, see ``Recipe``. From "encoder", where the bundle has
+            no loss "whitened", the recipe is that of ``reconstruct`` from there, with an end: the
+            solver is ``LBFGS``, which needs the objective alone, and up to twenty restarts hop.
 
     The loss is "whitened" where the bundle has it: the residual before the generator's final tanh
     or sigmoid, so that pixels near the ends of the value range count as much as others; of those
@@ -411,6 +410,9 @@ def precise(manifest: Manifest, *, start: str = "mean") -> Recipe:
     Source: ours. See ``LevenbergMarquardt`` and ``PriorPenalty`` for what it is made of; what each
     part contributes was measured, see docs/recovery.md.
     """
+    if start == "encoder" and "whitened" not in manifest.losses:
+        recipe = reconstruct(manifest, start=start).replace(name="precise", keep="best")
+        return recipe.replace(loss_tolerance=_EXACT_MSE, restarts=20)
     solved = [loss for loss in ("whitened", "mse") if manifest.has_normal_equations(loss)]
     solver: Solver
     if not solved and manifest.latent_size > MAX_SOLVED:
@@ -429,12 +431,7 @@ def precise(manifest: Manifest, *, start: str = "mean") -> Recipe:
     stage = Stage(solver, _kept_by(manifest.prior), loss=loss)
     penalties = (PriorPenalty(_EARLY_WEIGHT, relative=True),)
     seek = dataclasses.replace(stage, penalties=penalties, loss_tolerance=1e-12, **ends)
-    tolerance = 1e-8 if loss == "whitened" else 1e-10
-    if start == "encoder" and isinstance(solver, LevenbergMarquardt):
-        seek = dataclasses.replace(seek, patience=3)
-        # What restarts run, and where a first stage that stopped short of its tolerance ends.
-        again = dataclasses.replace(seek, loss_tolerance=tolerance)
-        return Recipe("precise", (seek, again), restarts=20, start=start, hop=_NEAR)
+    tolerance = 1e-8 if loss == "whitened" else _EXACT_MSE
     # It ends with the first step that helps, or when none does: stalled, were it not exact.
     tell = dataclasses.replace(
         stage, max_steps=20, loss_tolerance=tolerance, relative_change_tolerance=1.0

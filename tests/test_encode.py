@@ -158,13 +158,9 @@ def test_precise_and_reconstruct_take_the_encoders_start(inverter, images):
     assert found.loss.max() < 1e-2
 
 
-def test_precise_from_an_encoder_looks_longer_before_it_draws(inverter, images, encoding):
+def test_a_recipes_name_says_what_an_encoders_start_changes(inverter, images, encoding):
     manifest = inverter.manifest
-    drawn, encoded = recipes.get("precise", manifest), recipes.precise(manifest, start="encoder")
-    assert [stage.patience for stage in drawn.stages] == [1, 1]
-    assert [stage.patience for stage in encoded.stages] == [3, 3]
-    assert (drawn.hop, encoded.hop) == (0.0, 0.15)
-    assert encoded == recipes.get("precise", manifest, start="encoder")
+    encoded = recipes.get("precise", manifest, start="encoder")
     found = inverter.invert(images, recipe="precise", init="encoder")
     assert found.recipe == encoded.fit(manifest.prior).describe()
     assert recipes.get("egan", manifest, start="encoder").start == "encoder"

@@ -332,6 +332,19 @@ def test_reconstruct_weighs_the_prior_by_the_noise():
     assert recipes.reconstruct(manifest(Normal()), noise=np.float32(0.5)) == known
 
 
+def test_precise_from_an_encoder_needs_gradients_alone_without_a_whitened_loss():
+    recipe = recipes.get("precise", manifest(Normal(), solved=()), start="encoder")
+    (stage,) = recipe.stages
+    assert (recipe.name, recipe.start, recipe.keep) == ("precise", "encoder", "best")
+    assert (recipe.restarts, recipe.hop) == (20, 0.3)
+    assert (stage.solver, stage.loss, stage.loss_tolerance) == (LBFGS(), "mse", 1e-10)
+    # Where there is one, the start alone changes.
+    whitened = manifest(losses=("mse", "whitened"))
+    assert recipes.precise(whitened, start="encoder") == recipes.precise(whitened).replace(
+        start="encoder"
+    )
+
+
 def test_reconstruct_from_an_encoder_needs_gradients_alone():
     recipe = recipes.get("reconstruct", manifest(Uniform(), solved=()), start="encoder")
     (stage,) = recipe.stages

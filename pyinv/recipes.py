@@ -386,7 +386,7 @@ def precise(manifest: Manifest, *, start: str = "mean") -> Recipe:
 
     Args:
         manifest: the bundle's, which must hold the normal equations of "whitened" or of "mse",
-            unless its latent has more than 512 components.
+            unless its latent has more than 512 components, or the recipe is L-BFGS (see ``start``).
         start: where the first attempt begins, see ``Recipe``. From "encoder", where the bundle has
             no loss "whitened", the recipe is that of ``reconstruct`` from there, with an end: the
             solver is ``LBFGS``, which needs the objective alone, and up to twenty restarts hop.
@@ -405,7 +405,8 @@ def precise(manifest: Manifest, *, start: str = "mean") -> Recipe:
     ``LBFGS``, which needs the objective alone, and an attempt takes up to 1,500 of its steps.
 
     Raises:
-        BundleError: the bundle has no such normal equations; the message says how to get them.
+        BundleError: the recipe needs normal equations that the bundle does not have; the message
+            says how to get them.
 
     Source: ours. See ``LevenbergMarquardt`` and ``PriorPenalty`` for what it is made of; what each
     part contributes was measured, see docs/recovery.md.

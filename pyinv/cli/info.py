@@ -18,7 +18,7 @@ from pyinv.errors import PyinvError
 
 __all__ = ["add_parser", "run"]
 
-TOLD_WIDTH = 80  # of the lines that tell where a generator comes from
+ORIGIN_WIDTH = 80  # characters per line
 
 
 def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
@@ -49,8 +49,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         rows = found if arguments.bundle is None else _bundle_rows(bundle)
         width = max(map(len, rows))
         for name, value in rows.items():
-            told = str(value).replace("\n", "\n" + " " * (width + 2))
-            print(f"{name.replace('_', ' '):<{width}}  {told}")
+            text = str(value).replace("\n", "\n" + " " * (width + 2))
+            print(f"{name.replace('_', ' '):<{width}}  {text}")
     return DONE
 
 
@@ -110,7 +110,7 @@ def _bundle_rows(bundle: Bundle) -> dict[str, Any]:
     manifest = bundle.manifest
     low, high = manifest.value_range
     size = sum(record.bytes for record in manifest.files.values())
-    origin = {f"origin_{name}": _wrapped(_told(value)) for name, value in manifest.origin.items()}
+    origin = {f"origin_{name}": _wrapped(_text(value)) for name, value in manifest.origin.items()}
     return {
         "bundle": bundle.path,
         "name": manifest.name or "-",
@@ -128,20 +128,20 @@ def _bundle_rows(bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def _told(value: Any, *, inside: bool = False) -> str:
+def _text(value: Any, *, inside: bool = False) -> str:
     """Return a JSON value as text; an object that is ``inside`` another one in brackets."""
     if value is None or value in ({}, []):
         return "none"
     if isinstance(value, Mapping):
-        told = ", ".join(f"{name}={_told(item, inside=True)}" for name, item in value.items())
-        return f"({told})" if inside else told
+        text = ", ".join(f"{name}={_text(item, inside=True)}" for name, item in value.items())
+        return f"({text})" if inside else text
     if isinstance(value, list):
-        return f"[{', '.join(_told(item, inside=True) for item in value)}]"
+        return f"[{', '.join(_text(item, inside=True) for item in value)}]"
     if isinstance(value, bool):
         return "yes" if value else "no"
     return str(value)
 
 
 def _wrapped(text: str) -> str:
-    lines = textwrap.wrap(text, TOLD_WIDTH, break_long_words=False, break_on_hyphens=False)
+    lines = textwrap.wrap(text, ORIGIN_WIDTH, break_long_words=False, break_on_hyphens=False)
     return "\n".join(lines)

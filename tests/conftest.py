@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from computes import COMPUTES, Compute
-from side_by_side import Engine
-from tiny_bundle import TinyGenerator, write_tiny_bundle
 
 from pyinv.bundle import Bundle
 from pyinv.inverter import Inverter
 from pyinv.priors import Normal
+from support.backends import BACKENDS, Backend
+from support.compare_reference import Engine
+from support.tiny_bundle import TinyGenerator, write_tiny_bundle
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -24,17 +24,17 @@ def interrupts_arrive() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.fixture(scope="session", params=COMPUTES)
-def compute(request: pytest.FixtureRequest) -> Compute:
+@pytest.fixture(scope="session", params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Backend:
     """Every runtime on every device."""
     request.param.require()
     return request.param
 
 
 @pytest.fixture
-def engine(compute: Compute, tmp_path: Path) -> Engine:
+def engine(backend: Backend, tmp_path: Path) -> Engine:
     """The engine's invert(), on every runtime and device."""
-    return Engine(compute, tmp_path)
+    return Engine(backend, tmp_path)
 
 
 @pytest.fixture(scope="session")

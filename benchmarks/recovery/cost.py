@@ -61,7 +61,7 @@ def run(bench: Bench, subjects: Sequence[Subject]) -> list[dict[str, Any]]:
             ) -> dict[str, Any]:
                 return _measure(subject, lanes, targets)
 
-            rows.append(bench.kept.measurement(name, settings, measure))
+            rows.append(bench.cache.measurement(name, settings, measure))
     return rows
 
 

@@ -13,9 +13,9 @@ from pyinv import evaluation, recipes
 
 from .bench import Bench
 from .generators import Subject
-from .kept import Found
 from .methods import PRECISE, RECONSTRUCT, first_order, precise
 from .rows import spread
+from .run_cache import Found
 
 __all__ = ["run"]
 
@@ -47,7 +47,7 @@ def _row(bench: Bench, subject: Subject, variance: float, complete: bool) -> dic
     coverage: dict[str, dict[str, Any]] = {}
     if RECONSTRUCT in bench.methods:
         for known, noise in (("known", deviation), ("unknown", None)):
-            found = bench.kept.run(
+            found = bench.cache.run(
                 f"{about}, {RECONSTRUCT}, noise {known}",
                 inverter,
                 images,
@@ -61,7 +61,7 @@ def _row(bench: Bench, subject: Subject, variance: float, complete: bool) -> dic
         # Pixels at or beyond the ends of the range have no weight in the whitened residual, so that
         # clipping them changes nothing; and no restart would reach the loss of an exact latent.
         own = subject.inverter()
-        found = bench.kept.run(
+        found = bench.cache.run(
             f"{about}, {PRECISE}",
             own,
             images.clip(-1, 1),
@@ -71,7 +71,7 @@ def _row(bench: Bench, subject: Subject, variance: float, complete: bool) -> dic
     others: dict[str, dict[str, Any]] = {}
     if complete:
         for name, recipe in bench.wanted(first_order(subject.prior, bench.steps).items()).items():
-            found = bench.kept.run(
+            found = bench.cache.run(
                 f"{about}, {name}, {bench.steps} updates", inverter, images, recipe
             )
             others[name] = _errors(found, truth)

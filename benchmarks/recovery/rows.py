@@ -13,7 +13,7 @@ from pyinv.recipes import Recipe
 from pyinv.solvers import LevenbergMarquardt
 
 from .generators import Subject
-from .kept import Found
+from .run_cache import Found
 
 __all__ = ["forward_equivalents", "result_row", "spread"]
 

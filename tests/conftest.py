@@ -1,4 +1,4 @@
-"""What tests share: bundles, none of which needs torch, and the runtimes and devices to run on."""
+"""What is collected, and what tests share: bundles that need no torch, runtimes and devices."""
 
 from __future__ import annotations
 
@@ -11,9 +11,33 @@ import pytest
 from pyinv.bundle import Bundle
 from pyinv.inverter import Inverter
 from pyinv.priors import Normal
-from support.backends import BACKENDS, Backend
+from support.backends import BACKENDS, Backend, missing_gpu
 from support.compare_reference import Engine
 from support.tiny_bundle import TinyGenerator, write_tiny_bundle
+
+
+def pytest_report_header() -> list[str]:
+    missing = {param.id: param.values[0].missing for param in BACKENDS}
+    reasons = [f"{name} ({reason})" for name, reason in missing.items() if reason]
+    return [f"not collected: tests on {', '.join(reasons)}"] if reasons else []
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what cannot run here, so that a skip is worth reading."""
+    kept, left_out = [], []
+    for item in items:
+        (left_out if _is_missing(item) else kept).append(item)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = kept
+
+
+def _is_missing(item: pytest.Item) -> bool:
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    backends = [value for value in params.values() if isinstance(value, Backend)]
+    if backends:
+        return any(backend.missing for backend in backends)
+    return item.get_closest_marker("gpu") is not None and missing_gpu() is not None
 
 
 @pytest.fixture(scope="session", autouse=True)

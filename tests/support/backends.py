@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,8 +33,26 @@ class Backend:
         """An objective of support/objectives.py, written to ``path`` and loaded from there."""
         return objective.load(path, runtime=self.runtime, device=self.stream, **options)
 
+    @cached_property
+    def missing(self) -> str | None:
+        """Why nothing can run here; None if it can, as far as that is known without loading.
+
+        Tests of a backend that is missing are not collected, unless it is required.
+        """
+        if self.runtime == "torchscript":
+            if find_spec("pyinv._torch") is None:
+                return None if _required("PYINV_REQUIRE_TORCHSCRIPT") else "built without torch"
+            if find_spec("torch") is None:
+                return None if _required("PYINV_REQUIRE_TORCHSCRIPT") else "there is no torch"
+        if self.device == "cuda" and not _required("PYINV_REQUIRE_CUDA", self.runtime):
+            if not _core.built_with_cuda():
+                return "this build has no CUDA"
+            if _core.cuda_device_count() == 0:
+                return "there is no GPU"
+        return None
+
     def require(self) -> None:
-        """Skip the test where this is not to be had: the one place that says what is skipped.
+        """Skip the test where the runtime, once loaded, turns out not to run on the device.
 
         PYINV_REQUIRE_TORCHSCRIPT=1 and PYINV_REQUIRE_CUDA=1 make it fail instead, and
         PYINV_REQUIRE_CUDA=torchscript where this is that runtime's.
@@ -61,10 +80,21 @@ def absent(what: str, promise: str, runtime: str | None = None) -> NoReturn:
     A promise is "1", or the name of the one runtime that it is for: what no runtime is needed for
     is promised by either.
     """
-    promised = os.environ.get(promise)
-    if promised == "1" or (promised in RUNTIMES and runtime in (None, promised)):
-        pytest.fail(f"{promise}={promised}, but {what}")
+    if _required(promise, runtime):
+        pytest.fail(f"{promise}={os.environ[promise]}, but {what}")
     pytest.skip(what)
+
+
+def _required(promise: str, runtime: str | None = None) -> bool:
+    promised = os.environ.get(promise)
+    return promised == "1" or (promised in RUNTIMES and runtime in (None, promised))
+
+
+@cache
+def missing_gpu() -> str | None:
+    """Return why tests that are marked ``gpu`` cannot run; None if they can, or are required."""
+    there = _core.cuda_device_count() > 0 or Path("/dev/nvidia0").exists()
+    return None if there or _required("PYINV_REQUIRE_CUDA") else "there is no GPU"
 
 
 BACKENDS = [

@@ -259,7 +259,9 @@ def measure_batch(
     latents = torch.rand(batch, generator.latent_size) * 2 - 1
     with torch.no_grad():
         targets = generator(torch.rand(batch, generator.latent_size) * 2 - 1)
-    inverter = pyinv.Inverter(bundle, device=device, runtime=runtime, lanes=batch, threads=threads)
+    inverter = pyinv.Inverter(
+        bundle, device=device, runtime=runtime, batch_size=batch, threads=threads
+    )
     runs = {"pyinv": engine_run(inverter, targets.numpy(), latents.numpy())}
     failed: dict[str, str] = {}
     steps: dict[str, int] = {}

@@ -30,7 +30,7 @@ class CpuFeed : public Feed {
            .condition =
                lanes_.condition_size ? targets_.condition + row * lanes_.condition_size : nullptr,
            .initial = targets_.initial ? targets_.initial + row * lanes_.latent_size : nullptr,
-           .truth = lanes_.truth_size ? targets_.truth + row * lanes_.truth_size : nullptr});
+           .truth = lanes_.truth_size ? targets_.true_latent + row * lanes_.truth_size : nullptr});
     }
     refill_cpu(lanes_, rows_);
   }

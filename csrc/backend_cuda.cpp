@@ -397,7 +397,7 @@ class CudaFeed : public Feed {
         end = std::copy_n(targets_.initial + row * initial_size_, initial_size_, end);
       }
       if (lanes_.truth_size) {
-        std::copy_n(targets_.truth + row * lanes_.truth_size, lanes_.truth_size, end);
+        std::copy_n(targets_.true_latent + row * lanes_.truth_size, lanes_.truth_size, end);
       }
       check_cuda(cudaMemcpyAsync(static_cast<float*>(staged_.get()) + slot * row_size_, to,
                                  bytes(1), cudaMemcpyHostToDevice, copies_.get()),

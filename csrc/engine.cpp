@@ -130,8 +130,9 @@ class Run {
       if (searches(stage)) arrays_.history = std::max(arrays_.history, stage.solver.history);
     }
     coupled_ |= over_batch_;
-    const double stay = prior.kind == PriorKind::uniform ? 1.0 - recipe.hop
-                                                         : std::sqrt(1.0 - recipe.hop * recipe.hop);
+    const double stay = prior.kind == PriorKind::uniform
+                            ? 1.0 - recipe.hop_size
+                            : std::sqrt(1.0 - recipe.hop_size * recipe.hop_size);
     const Penalties& last = recipe.stages.back().penalties;
     const RunRule rule{
         .prior = with_moments(prior),
@@ -145,7 +146,7 @@ class Run {
         .keep_best = recipe.keep_best,
         .coupled = coupled_,
         .start = recipe.start,
-        .hop = static_cast<float>(recipe.hop),
+        .hop = static_cast<float>(recipe.hop_size),
         .stay = static_cast<float>(stay),
         .rank_weight = last.anneal_prior ? 0.0f : last.prior_weight,
         .rank_relative = last.relative_prior};
@@ -153,7 +154,7 @@ class Run {
     arrays_.latent_size = latent_size_;
     arrays_.image_size = objectives.front()->image_size();
     arrays_.condition_size = targets.condition ? objectives.front()->condition_size() : 0;
-    arrays_.truth_size = results.nearest ? latent_size_ : 0;
+    arrays_.truth_size = results.min_latent_error ? latent_size_ : 0;
     arrays_.trace_length = rule.trace_length;
     for (const Objective* objective : objectives) {
       has_gram_.push_back(objective->has_gram());
@@ -446,7 +447,7 @@ class Run {
     results_.steps[row] = report.steps;
     results_.attempts[row] = report.attempts;
     if (results_.normal_equations) results_.normal_equations[row] = report.normal_equations;
-    if (results_.nearest) results_.nearest[row] = report.nearest;
+    if (results_.min_latent_error) results_.min_latent_error[row] = report.nearest;
     std::copy_n(arrays_.outbox + lane * latent_size_, latent_size_,
                 results_.latent + row * latent_size_);
     if (arrays_.trace_length) {
@@ -646,8 +647,8 @@ void check(const std::vector<const Objective*>& objectives, const Recipe& recipe
   expect(recipe.start != Start::encoder || targets.initial,
          "the recipe starts from an encoder, and the targets have no initial latents; give what "
          "Encoder::encode() makes of their images");
-  expect(recipe.hop >= 0.0 && recipe.hop <= 1.0,
-         "hop should be from 0 to 1, is " + std::to_string(recipe.hop));
+  expect(recipe.hop_size >= 0.0 && recipe.hop_size <= 1.0,
+         "hop_size should be from 0 to 1, is " + std::to_string(recipe.hop_size));
   const bool over_batch =
       std::any_of(recipe.stages.begin(), recipe.stages.end(),
                   [](const Stage& stage) { return stage.penalties.moments == MomentScope::batch; });
@@ -661,7 +662,8 @@ void check(const std::vector<const Objective*>& objectives, const Recipe& recipe
   expect(options.lanes >= 1, "lanes should be at least 1, is " + std::to_string(options.lanes));
   expect(!results.trace || options.trace_every >= 1,
          "a trace needs trace_every of at least 1, got " + std::to_string(options.trace_every));
-  expect(!results.nearest || targets.truth, "nearest needs the targets' truth, got none");
+  expect(!results.min_latent_error || targets.true_latent,
+         "min_latent_error needs the targets' true_latent, got none");
 }
 
 }  // namespace
@@ -691,7 +693,7 @@ RunSummary run(const std::vector<const Objective*>& objectives, const Prior& pri
   if (results.trace) {
     std::fill_n(results.trace, targets.count * trace_length(recipe, options.trace_every), kNaN);
   }
-  if (results.nearest) std::fill_n(results.nearest, targets.count, kNaN);
+  if (results.min_latent_error) std::fill_n(results.min_latent_error, targets.count, kNaN);
   // Targets that no attempt ended for stay where they began.
   const auto give_up_unfinished = [&] {
     const int64_t size = objectives.front()->latent_size();

@@ -14,9 +14,9 @@ namespace {
 using json::Node;
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-// As in Python: a draw's counter keeps 12 bits for the attempt and 32 for the update within it.
+// As in Python: a draw's counter keeps 12 bits for the attempt and 32 for the step within it.
 constexpr int64_t kMaxRestarts = (int64_t{1} << 12) - 1;
-constexpr int64_t kMaxUpdates = (int64_t{1} << 32) - 1;
+constexpr int64_t kMaxSteps = (int64_t{1} << 32) - 1;
 
 struct Range {
   double low = -kInfinity, high = kInfinity;
@@ -130,7 +130,7 @@ Constraint read_constraint(const Node& rule, const Prior& prior) {
     if (uniform)
       rule.fail("must fit the prior: " + kind + " needs a normal one; use stochastic_clip or clip");
   };
-  const auto horizon = [&] { return whole(rule, "horizon", 1, kMaxUpdates, 0); };
+  const auto horizon = [&] { return whole(rule, "horizon", 1, kMaxSteps, 0); };
   Constraint constraint;
   if (kind == "no_constraint" || kind == "none") {
     only(rule, {});
@@ -291,25 +291,25 @@ Stage read_stage(const Node& rule, const Prior& prior, std::vector<std::string>&
                       (solves ? "levenberg_marquardt" : "lbfgs") + "; use prior_penalty");
     }
   }
-  stage.max_steps = whole(rule, "max_steps", 1, kMaxUpdates, stage.max_steps);
+  stage.max_steps = whole(rule, "max_steps", 1, kMaxSteps, stage.max_steps);
   stage.loss_tolerance = number(rule, "loss_tolerance", kNotNegative, 0.0);
   stage.change_tolerance = number(rule, "change_tolerance", kNotNegative, 0.0);
   stage.relative_change_tolerance = number(rule, "relative_change_tolerance", kNotNegative, 0.0);
-  stage.patience = whole(rule, "patience", 1, kMaxUpdates, stage.patience);
+  stage.patience = whole(rule, "patience", 1, kMaxSteps, stage.patience);
   stage.reset_moments = flag(rule, "reset_moments", stage.reset_moments);
   return stage;
 }
 
 ParsedRecipe read_recipe(const Node& rule, const Prior& prior) {
-  only(rule, {"name", "stages", "restarts", "keep", "start", "hop"});
+  only(rule, {"name", "stages", "restarts", "keep", "start", "hop_size"});
   ParsedRecipe parsed;
   if (const auto name = rule.find("name")) parsed.name = name->text();
   const std::vector<Node> rules = rule["stages"].items();
   std::vector<Stage>& stages = parsed.recipe.stages;
-  int64_t updates = 0;
+  int64_t max_steps = 0;
   for (const Node& stage : rules) {
     stages.push_back(read_stage(stage, prior, parsed.losses));
-    updates += stages.back().max_steps;
+    max_steps += stages.back().max_steps;
   }
   if (stages.empty()) rule["stages"].fail("must hold a stage or more");
   bool over_batch = false;
@@ -327,14 +327,14 @@ ParsedRecipe read_recipe(const Node& rule, const Prior& prior) {
     rule["stages"].fail("must take each target on its own with " + alone +
                         "; give moment_penalty over \"latent\"");
   }
-  if (updates > kMaxUpdates) {
-    rule["stages"].fail("must make at most " + std::to_string(kMaxUpdates) + " updates, makes " +
-                        std::to_string(updates));
+  if (max_steps > kMaxSteps) {
+    rule["stages"].fail("must make at most " + std::to_string(kMaxSteps) + " steps, makes " +
+                        std::to_string(max_steps));
   }
   parsed.recipe.restarts = whole(rule, "restarts", 0, kMaxRestarts, 0);
   parsed.recipe.keep_best = choice(rule, "keep", {"best", "last"}) == 0;
   parsed.recipe.start = static_cast<Start>(choice(rule, "start", {"prior", "mean", "encoder"}));
-  parsed.recipe.hop = number(rule, "hop", kShare, 0.0);
+  parsed.recipe.hop_size = number(rule, "hop_size", kShare, 0.0);
   return parsed;
 }
 

@@ -203,7 +203,7 @@ class Manifest:
         return math.prod(self.latent_shape)
 
     @property
-    def pixels(self) -> int:
+    def image_size(self) -> int:
         """The number of values of an image, C * H * W."""
         return math.prod(self.image_shape)
 

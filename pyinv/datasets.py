@@ -22,7 +22,6 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from pyinv.arrays import as_numpy, shape_text
 from pyinv.errors import InputError
 from pyinv.images import (
     FILE_CHANNELS,
@@ -37,6 +36,7 @@ from pyinv.images import (
     resize_pixels,
     to_pillow,
 )
+from pyinv.validation import as_numpy, shape_text
 
 __all__ = ["DATASET_FORMATS", "SPLITS", "Dataset", "load_dataset", "to_range"]
 

@@ -17,9 +17,9 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyinv.arrays import as_numpy, first_bad_row, shape_text
 from pyinv.bundle import Manifest
 from pyinv.errors import DependencyError, InputError
+from pyinv.validation import as_numpy, first_bad_row, shape_text
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -447,7 +447,7 @@ def _channels_last(array: NDArray[Any], path: Path, manifest: Manifest) -> NDArr
                 candidates.append(array[None])
     elif array.ndim == 2 and channels == 1:
         candidates.append(array[None, ..., None])
-    if manifest.pixels == 1:
+    if manifest.image_size == 1:
         candidates = candidates[:1]  # the layouts are the same
     if len(candidates) > 1:
         exact = [one for one in candidates if one.shape[1:3] == (height, width)]

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyinv import _core, recipes, runtimes
-from pyinv.arrays import as_numpy, check_rows, noise_level, whole_number
 from pyinv.bundle import RUNTIMES, Bundle, Function, Manifest
 from pyinv.cores import usable_cores
 from pyinv.devices import open_device, resolve_device
@@ -31,14 +30,15 @@ from pyinv.uncertainty import (
     laplace_uncertainty,
     widened,
 )
+from pyinv.validation import as_numpy, check_rows, noise_level, whole_number
 
 __all__ = ["Inverter"]
 
 FloatArray = NDArray[np.float32]
 Progress = Callable[[dict[str, Any]], None]
 
-DEFAULT_LANES = 64
-AUTO_LANES = {"cpu": (8, 16, 32, 64, 128), "cuda": (64, 256, 1024, 4096, 16384)}
+DEFAULT_BATCH_SIZE = 64
+AUTO_BATCH_SIZES = {"cpu": (8, 16, 32, 64, 128), "cuda": (64, 256, 1024, 4096, 16384)}
 
 # Memory for the Jacobians of the targets whose normal equations are evaluated at a time. On the
 # CPU they gain nothing from larger batches than this holds.
@@ -69,17 +69,17 @@ class Inverter:
             "auto" is the first that the bundle has. TorchScript needs PyTorch.
         device: "cpu"; "cuda", which is "cuda:0"; another GPU as "cuda:1"; or "auto", the first GPU
             if there is one and the runtime can use it, else the CPU.
-        lanes: targets that run side by side, at least 1; never more than there are targets. More
-            lanes use more memory and, up to a point, make better use of the device. "auto" times
-            the engine at 8, 16, 32, 64 and 128 lanes before the first run (about as long as 16
-            steps of 64), on a GPU at 64, 256, 1,024 and so on to 16,384, as far as memory and
-            targets go, and takes the fewest lanes within 5 % of the best speed.
-            The normal equations of ``LevenbergMarquardt`` take far more memory a lane than a loss;
-            they are evaluated for as many lanes at a time as 128 MiB hold (8 GiB on a GPU), by the
-            bundle's own figure.
-            Results don't depend on lanes, except to rounding, unless targets are coupled (bundles
-            with ``batch_norm="batch"``, ``MomentPenalty(over="batch")``): there they are the group
-            size, and "auto" is 64.
+        batch_size: targets that run side by side, at least 1; never more than there are targets.
+            Larger batches use more memory and, up to a point, make better use of the device. "auto"
+            times the engine at 8, 16, 32, 64 and 128 targets before the first run (about as long as
+            16 steps of 64), on a GPU at 64, 256, 1,024 and so on to 16,384, as far as memory and
+            targets go, and takes the smallest batch within 5 % of the best speed. The normal
+            equations of ``LevenbergMarquardt`` take far more memory per target than a loss; they
+            are evaluated for as many targets at a time as 128 MiB hold (8 GiB on a GPU), by the
+            bundle's own figure. Results don't depend on the batch size, except to rounding, unless
+            targets are coupled (bundles with ``batch_norm="batch"``,
+            ``MomentPenalty(over="batch")``): there it is the most targets of a group, and "auto" is
+            64.
         threads: CPU threads, at least 1. None takes every physical core this process may use. Give
             fewer where other programs keep cores busy: threads that wait for a core slow all down.
         tf32: let a GPU round the inputs of its matrix products and convolutions to TF32's 10 bits
@@ -110,7 +110,7 @@ class Inverter:
         *,
         runtime: str = "auto",
         device: str = "cpu",
-        lanes: int | str = DEFAULT_LANES,
+        batch_size: int | str = DEFAULT_BATCH_SIZE,
         threads: int | None = None,
         tf32: bool = False,
     ) -> None:
@@ -123,9 +123,9 @@ class Inverter:
             raise InputError(f"tf32 must be True or False, got {tf32!r}")
         # A wrong name or a missing GPU is told before the bundle is read.
         resolve_device(device, runtime_has_cuda=False)
-        if lanes != "auto":
-            lanes = whole_number("lanes", lanes, at_least=1, or_else='"auto"')
-        self._lanes = lanes
+        if batch_size != "auto":
+            batch_size = whole_number("batch_size", batch_size, at_least=1, or_else='"auto"')
+        self._batch_size = batch_size
         self.threads = (
             usable_cores() if threads is None else whole_number("threads", threads, at_least=1)
         )
@@ -152,9 +152,9 @@ class Inverter:
         self._functions: dict[Function, Any] = {}
 
     @property
-    def lanes(self) -> int | str:
-        """The lanes asked for, or "auto"."""
-        return self._lanes
+    def batch_size(self) -> int | str:
+        """The batch size asked for, or "auto"."""
+        return self._batch_size
 
     @property
     def manifest(self) -> Manifest:
@@ -167,7 +167,8 @@ class Inverter:
             f"<Inverter of {manifest.name or self.bundle.path.name}: "
             f"latent {list(manifest.latent_shape)}, {manifest.prior}, "
             f"image {list(manifest.image_shape)}, losses {', '.join(manifest.losses)}; "
-            f"{self.runtime} on {self.device}, {self._lanes} lanes, {self.threads} threads>"
+            f"{self.runtime} on {self.device}, batch size {self._batch_size}, "
+            f"{self.threads} threads>"
         )
 
     def invert(
@@ -181,7 +182,7 @@ class Inverter:
         condition: Any = None,
         target_ids: Any = None,
         trace_every: int = 0,
-        truth: Any = None,
+        true_latents: Any = None,
         uncertainty: bool = False,
         noise: float | None = None,
         progress: bool | Progress | None = None,
@@ -203,11 +204,11 @@ class Inverter:
             condition: [N, k], for bundles that have a condition.
             target_ids: N whole numbers below 2^47 that random draws depend on; 0 to N - 1 by
                 default. To split a job over calls or machines, give each part its rows' numbers.
-            trace_every: record the loss every so many updates; 0 for no trace. Takes N * (1 +
+            trace_every: record the loss every this many steps; 0 for no trace. Takes N * (1 +
                 max_steps // trace_every) floats.
-            truth: the latents that made the images, [N, *latent_shape] or [N, d], where they are
-                known: to be told how near each target came to its own at any update, in the
-                Inversion's ``nearest``. Changes nothing else.
+            true_latents: the latents that made the images, [N, *latent_shape] or [N, d], where they
+                are known: for the Inversion's ``min_latent_error``, how near each target came to
+                its own at any step. Changes nothing else.
             uncertainty: also tell how far each latent may be from the true one, in the Inversion's
                 ``standard_error``, ``condition_number``, ``identifiable`` and ``noise``; see the
                 method ``uncertainty``. The bundle must hold the normal equations of "mse". Targets
@@ -218,10 +219,10 @@ class Inverter:
                 noise on a pixel, where it is known, the same for all images. A Recipe object is
                 taken as it is.
             progress: True for a bar on standard error, or a function that gets a dict at most ten
-                times a second: "finished" and "targets" count targets, "active" the lanes at work,
-                "evaluations" those of the objective so far, one a target and step, and those of
-                normal equations; "mean_loss" is that of the lanes. The search of ``uncertainty``
-                follows as a run of its own, whose targets are its hops.
+                times a second: "finished" and "targets" count targets, "active" those at work,
+                "evaluations" those of the objective so far, one per target and step, and those of
+                normal equations; "mean_loss" is that of the targets at work. The search of
+                ``uncertainty`` follows as a run of its own, whose targets are its hops.
 
         Returns:
             the Inversion. After Ctrl-C it comes within a step's time, with what was found so far
@@ -232,7 +233,7 @@ class Inverter:
             RuleError: an unknown recipe, or rules that do not fit the bundle's prior.
             BundleError: the bundle has no objective for a loss of the recipe, no normal equations
                 where they are needed, or no encoder to start from.
-            DeviceError: the GPU's memory does not hold the lanes; the message says how many fit.
+            DeviceError: the GPU's memory does not hold the batch; the message says how many fit.
             RunError: the runtime failed in the middle; what was found is in the error's attribute
                 ``inversion``. What a progress function raises gets that attribute as well.
         """
@@ -261,7 +262,9 @@ class Inverter:
         count = len(targets)
         conditions = self._condition(condition, count)
         initial = None if init is None else check_rows(init, "init", manifest.latent_shape, count)
-        known = None if truth is None else check_rows(truth, "truth", manifest.latent_shape, count)
+        known = None
+        if true_latents is not None:
+            known = check_rows(true_latents, "true_latents", manifest.latent_shape, count)
         ids = _check_target_ids(target_ids, count)
         seed = whole_number("seed", seed, at_least=0, at_most=2**64 - 1)
         trace_every = whole_number("trace_every", trace_every, at_least=0)
@@ -271,9 +274,8 @@ class Inverter:
         if manifest.batch_norm == "batch" and min(_group_sizes(count, lanes)) < 2:
             raise InputError(
                 f"this bundle takes batch-norm statistics over the batch and needs groups of 2 or "
-                f"more targets, got {count} target{'' if count == 1 else 's'} on {lanes} "
-                f"lane{'' if lanes == 1 else 's'}; give more, or export with "
-                'batch_norm="eval"'
+                f"more targets, got {count} target{'' if count == 1 else 's'} with "
+                f'batch_size={lanes}; give more, or export with batch_norm="eval"'
             )
         measured = Uncertainty.unknown(count, manifest.latent_shape) if uncertainty else None
         if encodes:
@@ -292,7 +294,7 @@ class Inverter:
                 recipe=recipe.describe(),
                 cancelled=found["cancelled"],
                 trace=found["trace"],
-                nearest=found["nearest"],
+                min_latent_error=found["min_latent_error"],
                 **({} if measured is None else vars(measured)),
                 _images=lambda: self._generate(latents, conditions, lanes),
             )
@@ -305,7 +307,7 @@ class Inverter:
                     images=targets.reshape(count, -1),
                     initial=initial,
                     condition=conditions,
-                    truth=known,
+                    true_latents=known,
                     target_ids=ids,
                     seed=seed,
                     lanes=lanes,
@@ -343,7 +345,7 @@ class Inverter:
                 conditions,
                 ids,
                 noise=noise,
-                hops=DEFAULT_HOPS,
+                n_hops=DEFAULT_HOPS,
                 seed=seed,
                 progress=progress,
             )
@@ -362,14 +364,14 @@ class Inverter:
         return inversion
 
     def generate(
-        self, latents: Any, *, condition: Any = None, batch: int | None = None
+        self, latents: Any, *, condition: Any = None, batch_size: int | None = None
     ) -> FloatArray:
         """Return the images of latents, G(z).
 
         Args:
             latents: [N, *latent_shape] or [N, d], N >= 1.
             condition: [N, k], for bundles that have a condition.
-            batch: the most images made at a time, at least 1; None takes the lanes. With
+            batch_size: the most images made at a time, at least 1; None takes the Inverter's. With
                 ``batch_norm="batch"`` the images of a batch depend on one another; batches are as
                 equal as possible.
 
@@ -381,15 +383,17 @@ class Inverter:
         """
         flat = check_rows(latents, "latents", self.manifest.latent_shape, None)
         conditions = self._condition(condition, len(flat))
-        return self._generate(flat, conditions, self._batch(batch))
+        return self._generate(flat, conditions, self._batch(batch_size))
 
-    def encode(self, images: Any, *, condition: Any = None, batch: int | None = None) -> FloatArray:
+    def encode(
+        self, images: Any, *, condition: Any = None, batch_size: int | None = None
+    ) -> FloatArray:
         """Return what the bundle's encoder makes of images: one forward pass, no search.
 
         Args:
             images: [N, C, H, W], as for ``invert``.
             condition: [N, k], for bundles that have a condition.
-            batch: the most images encoded at a time, at least 1; None takes the lanes.
+            batch_size: the most images encoded at a time, at least 1; None takes the Inverter's.
 
         Returns:
             latents, float32 [N, *latent_shape]. They are approximate;
@@ -403,7 +407,7 @@ class Inverter:
         manifest.encode(self.runtime)
         targets = check_images(images, manifest)
         conditions = self._condition(condition, len(targets))
-        flat = self._encode(targets, conditions, self._batch(batch))
+        flat = self._encode(targets, conditions, self._batch(batch_size))
         return flat.reshape(len(flat), *manifest.latent_shape)
 
     def evaluate(
@@ -413,7 +417,7 @@ class Inverter:
         *,
         loss: str = "mse",
         condition: Any = None,
-        batch: int | None = None,
+        batch_size: int | None = None,
     ) -> tuple[FloatArray, FloatArray]:
         """Return the loss between G(latents) and images, and its gradient.
 
@@ -422,7 +426,7 @@ class Inverter:
             images: [N, C, H, W], as for ``invert``.
             loss: one of the bundle's losses, a mean over pixels.
             condition: [N, k], for bundles that have a condition.
-            batch: the most images evaluated at a time, at least 1; see ``generate``.
+            batch_size: the most images evaluated at a time, at least 1; see ``generate``.
 
         Returns:
             (loss [N], gradient [N, *latent_shape]), float32. A row's gradient is that of its own
@@ -439,7 +443,7 @@ class Inverter:
         conditions = self._condition(condition, len(flat))
         losses = np.empty(len(flat), dtype=np.float32)
         gradients = np.empty_like(flat)
-        for rows in _groups(len(flat), self._batch(batch)):
+        for rows in _groups(len(flat), self._batch(batch_size)):
             found = self._evaluate(function, rows, flat, targets, conditions)
             losses[rows], gradients[rows] = found["loss"], found["gradient"]
         return losses, gradients.reshape(len(flat), *manifest.latent_shape)
@@ -451,7 +455,7 @@ class Inverter:
         *,
         loss: str = "mse",
         condition: Any = None,
-        batch: int | None = None,
+        batch_size: int | None = None,
     ) -> tuple[FloatArray, FloatArray, FloatArray]:
         r"""Return the loss between G(latents) and images, its gradient, and its gram matrix.
 
@@ -464,8 +468,8 @@ class Inverter:
             images: [N, C, H, W], as for ``invert``.
             loss: one of the bundle's losses with normal equations: "mse" or "whitened".
             condition: [N, k], for bundles that have a condition.
-            batch: the most images evaluated at a time, at least 1; None takes the lanes, or fewer
-                where 128 MiB (8 GiB on a GPU) do not hold their Jacobians.
+            batch_size: the most images evaluated at a time, at least 1; None takes the Inverter's,
+                or fewer where 128 MiB (8 GiB on a GPU) do not hold their Jacobians.
 
         Returns:
             (loss [N], gradient [N, *latent_shape], gram [N, d, d]), float32.
@@ -484,7 +488,7 @@ class Inverter:
         losses = np.empty(count, dtype=np.float32)
         gradients = np.empty_like(flat)
         grams = np.empty((count, size, size), dtype=np.float32)
-        for rows in _groups(count, self._batch(batch, function)):
+        for rows in _groups(count, self._batch(batch_size, function)):
             found = self._evaluate(function, rows, flat, targets, conditions)
             losses[rows], gradients[rows] = found["loss"], found["gradient"]
             grams[rows] = found["gram"]
@@ -496,10 +500,10 @@ class Inverter:
         images: Any,
         *,
         noise: float | None = None,
-        hops: int = DEFAULT_HOPS,
+        n_hops: int = DEFAULT_HOPS,
         seed: int = 0,
         condition: Any = None,
-        batch: int | None = None,
+        batch_size: int | None = None,
         progress: bool | Progress | None = None,
     ) -> Uncertainty:
         """Return how far the latents behind images may be from those that were found.
@@ -514,13 +518,15 @@ class Inverter:
             noise: the standard deviation of the noise on a pixel, in the bundle's value range,
                 above 0; None estimates each image's from what G(latent) leaves of it. That takes
                 more pixels than the latent has components.
-            hops: searches for other optima from each latent, 0 to 4095. Each costs about as much as
-                one of the recipe "reconstruct". 0: none, which takes one evaluation of the normal
-                equations a target and knows nothing of other latents that make the same image.
+            n_hops: searches for other optima from each latent, 0 to 4095. Each costs about as much
+                as one of the recipe "reconstruct". 0: none, which takes one evaluation of the
+                normal equations per target and knows nothing of other latents that make the same
+                image.
             seed: 0 to 2^64 - 1, of the hops.
             condition: [N, k], for bundles that have a condition.
-            batch: the most images taken at a time, at least 1; None takes the lanes, or fewer where
-                128 MiB (8 GiB on a GPU) do not hold their Jacobians. Hops take the lanes.
+            batch_size: the most images taken at a time, at least 1; None takes the Inverter's, or
+                fewer where 128 MiB (8 GiB on a GPU) do not hold their Jacobians. Hops take the
+                Inverter's.
             progress: for the hops, as for ``invert``; each counts as a target.
 
         Returns:
@@ -534,7 +540,7 @@ class Inverter:
             RunError: the runtime failed in the middle.
         """
         noise = noise_level(noise)
-        hops = whole_number("hops", hops, at_least=0, at_most=MAX_RESTARTS)
+        n_hops = whole_number("n_hops", n_hops, at_least=0, at_most=MAX_RESTARTS)
         seed = whole_number("seed", seed, at_least=0, at_most=2**64 - 1)
         self._check_uncertainty(noise)
         manifest = self.manifest
@@ -542,7 +548,7 @@ class Inverter:
         flat = check_rows(latents, "latents", manifest.latent_shape, len(targets))
         conditions = self._condition(condition, len(flat))
         measured = Uncertainty.unknown(len(flat), manifest.latent_shape)
-        losses = self._measure(measured, flat, targets, conditions, noise, batch)
+        losses = self._measure(measured, flat, targets, conditions, noise, batch_size)
         rows = np.arange(len(flat))
         self._widen(
             measured,
@@ -553,7 +559,7 @@ class Inverter:
             conditions,
             rows.astype(np.uint64),
             noise=noise,
-            hops=hops,
+            n_hops=n_hops,
             seed=seed,
             progress=progress,
         )
@@ -636,10 +642,10 @@ class Inverter:
         manifest = self.manifest
         for function in (manifest.objective, manifest.normal_equations):
             self._objective(function("mse", self.runtime))
-        if noise is None and manifest.pixels <= manifest.latent_size:
+        if noise is None and manifest.image_size <= manifest.latent_size:
             raise InputError(
-                f"noise must be given: {manifest.pixels} pixels are too few to estimate it beside "
-                f"{manifest.latent_size} latent components"
+                f"noise must be given: {manifest.image_size} pixels are too few to estimate it "
+                f"beside {manifest.latent_size} latent components"
             )
 
     def _choose(self, runtime: str) -> str:
@@ -669,7 +675,7 @@ class Inverter:
             path = self.bundle.file(function)
             sizes = (objective.latent_size, objective.image_size, objective.condition_size)
             manifest = self.manifest
-            expected = (manifest.latent_size, manifest.pixels, manifest.condition_size)
+            expected = (manifest.latent_size, manifest.image_size, manifest.condition_size)
             if sizes != expected:
                 raise BundleError(
                     f"{path}: its latent, image and condition hold {sizes} "
@@ -749,7 +755,7 @@ class Inverter:
         targets: FloatArray,
         conditions: FloatArray | None,
         noise: float | FloatArray | None,
-        batch: int | None,
+        batch_size: int | None,
         about: FloatArray | None = None,
     ) -> FloatArray:
         """Fill in the uncertainty by each latent's own optimum, some rows at a time.
@@ -759,8 +765,8 @@ class Inverter:
         """
         manifest = self.manifest
         function = manifest.normal_equations("mse", self.runtime)
-        most = self._batch(batch, function)
-        if batch is None:
+        most = self._batch(batch_size, function)
+        if batch_size is None:
             most = min(most, max(1, MATRIX_BYTES // (8 * manifest.latent_size**2)))
         tf32 = self._tf32 and self.device != "cpu"
         losses = np.empty(len(flat), dtype=np.float32)
@@ -774,7 +780,7 @@ class Inverter:
                     some = None if conditions is None else conditions[rows]
                     generated = self._generate(flat[rows], some, most)
             except DeviceError:
-                if batch is not None or most == 1:
+                if batch_size is not None or most == 1:
                     raise
                 most //= 2
                 continue
@@ -806,7 +812,7 @@ class Inverter:
         ids: NDArray[np.uint64],
         *,
         noise: float | None,
-        hops: int,
+        n_hops: int,
         seed: int,
         progress: bool | Progress | None,
     ) -> None:
@@ -815,24 +821,24 @@ class Inverter:
         Rows that were not reached, if it ends early, are left unknown.
         """
         rows = rows[np.isfinite(measured.noise[rows])]
-        if not hops or not len(rows):
+        if not n_hops or not len(rows):
             return
         manifest = self.manifest
         stage = recipes.reconstruct(manifest, noise).stages[-1]
         recipe = Recipe("hops", (stage,), keep="last").fit(manifest.prior)
         described, functions = self._plan(recipe)
-        total = hops * len(rows)
+        total = n_hops * len(rows)
         lanes = min(self._batch(None), total)
-        most = max(1, min(16 * lanes, HOP_BYTES // (4 * manifest.pixels)) // hops)
+        most = max(1, min(16 * lanes, HOP_BYTES // (4 * manifest.image_size)) // n_hops)
         done = 0
 
         def hop(some: NDArray[np.intp], report: Progress | None) -> Uncertainty:
             def for_each(values: NDArray[Any]) -> NDArray[Any]:
-                return np.repeat(values[some], hops, axis=0)
+                return np.repeat(values[some], n_hops, axis=0)
 
             def offset(now: dict[str, Any]) -> None:
                 assert report is not None
-                before = done * hops
+                before = done * n_hops
                 report(now | {"finished": before + now["finished"], "targets": total})
 
             images = for_each(targets)
@@ -841,7 +847,7 @@ class Inverter:
                 functions,
                 described,
                 images=images.reshape(len(images), -1),
-                initial=self._hops_from(flat[some], ids[some], hops, seed),
+                initial=self._hops_from(flat[some], ids[some], n_hops, seed),
                 condition=given,
                 target_ids=for_each(ids),
                 seed=seed,
@@ -854,7 +860,7 @@ class Inverter:
             there = Uncertainty.unknown(len(others), manifest.latent_shape)
             known, about = for_each(measured.noise), for_each(flat)
             misfits = self._measure(there, others, images, given, known, None, about)
-            shape = len(some), hops
+            shape = len(some), n_hops
             return widened(
                 measured.take(some),
                 flat[some],
@@ -862,7 +868,7 @@ class Inverter:
                 others.reshape(*shape, -1),
                 misfits.reshape(shape),
                 there.standard_error.reshape(*shape, -1),
-                pixels=manifest.pixels,
+                pixels=manifest.image_size,
                 prior=manifest.prior,
             )
 
@@ -885,14 +891,14 @@ class Inverter:
             measured.put(left, Uncertainty.unknown(len(left), manifest.latent_shape))
 
     def _hops_from(
-        self, latents: FloatArray, ids: NDArray[np.uint64], hops: int, seed: int
+        self, latents: FloatArray, ids: NDArray[np.uint64], n_hops: int, seed: int
     ) -> FloatArray:
-        """Return where hops from latents [n, d] begin, [n * hops, d]."""
+        """Return where hops from latents [n, d] begin, [n * n_hops, d]."""
         manifest = self.manifest
         prior, mean = manifest.prior, np.float32(manifest.prior.mean)
         rule = json.dumps(prior.describe())
-        starts = np.empty((len(latents), hops, manifest.latent_size), dtype=np.float32)
-        for k, share in enumerate(np.linspace(*HOP_SHARES, hops, dtype=np.float32)):
+        starts = np.empty((len(latents), n_hops, manifest.latent_size), dtype=np.float32)
+        for k, share in enumerate(np.linspace(*HOP_SHARES, n_hops, dtype=np.float32)):
             # Counted from the end: the recipe's own restarts are counted from the start.
             draws = _core.draw_initial(rule, seed, ids, MAX_RESTARTS - k, manifest.latent_size)
             stay = 1 - share if isinstance(prior, Uniform) else np.sqrt(1 - share**2)
@@ -940,11 +946,11 @@ class Inverter:
             )
         return check_rows(condition, "condition", shape, count)
 
-    def _batch(self, batch: int | None, function: Function | None = None) -> int:
-        """Return the most rows at a time: as asked for, or the lanes, as far as memory goes."""
-        if batch is not None:
-            return whole_number("batch", batch, at_least=1)
-        lanes = DEFAULT_LANES if self._lanes == "auto" else int(self._lanes)
+    def _batch(self, batch_size: int | None, function: Function | None = None) -> int:
+        """Return the most rows at a time: as asked for, or the Inverter's, as memory allows."""
+        if batch_size is not None:
+            return whole_number("batch_size", batch_size, at_least=1)
+        lanes = DEFAULT_BATCH_SIZE if self._batch_size == "auto" else int(self._batch_size)
         return lanes if function is None else min(lanes, self._most_at_once(function))
 
     def _most_at_once(self, function: Function) -> int:
@@ -954,12 +960,12 @@ class Inverter:
         return max(1, NORMAL_EQUATIONS_BYTES[kind] // function.bytes_per_target)
 
     def _lanes_for(self, recipe: Recipe, count: int, coupled: bool) -> int:
-        if self._lanes == "auto":
+        if self._batch_size == "auto":
             if coupled:
-                return min(DEFAULT_LANES, count)
+                return min(DEFAULT_BATCH_SIZE, count)
             kind = self.device.partition(":")[0]
-            # More lanes than targets would stand empty; a call with more targets tries again.
-            candidates = sorted({min(lanes, count) for lanes in AUTO_LANES[kind]})
+            # More lanes than targets would be empty; a call with more targets tries again.
+            candidates = sorted({min(lanes, count) for lanes in AUTO_BATCH_SIZES[kind]})
             lanes = self._fastest_lanes(recipe.stages[0].loss, candidates)
             # A lane also holds a gram matrix, which matters to a GPU's memory and not to speed.
             if kind != "cpu" and any(map(_is_second_order, recipe.stages)):
@@ -967,10 +973,10 @@ class Inverter:
                     if lanes == 1:
                         raise self._too_many(lanes, recipe)
                     lanes //= 2
-            if count >= max(AUTO_LANES[kind]):
-                self._lanes = lanes
+            if count >= max(AUTO_BATCH_SIZES[kind]):
+                self._batch_size = lanes
             return lanes
-        return min(int(self._lanes), count)
+        return min(int(self._batch_size), count)
 
     def _fastest_lanes(self, loss: str, candidates: Sequence[int]) -> int:
         """Return the fewest lanes within 5 % of the best images per second."""
@@ -999,7 +1005,7 @@ class Inverter:
             found = self._run(
                 functions,
                 described,
-                images=np.full((lanes, manifest.pixels), middle),
+                images=np.full((lanes, manifest.image_size), middle),
                 condition=condition,
                 target_ids=np.arange(lanes, dtype=np.uint64),
                 seed=0,
@@ -1018,8 +1024,8 @@ class Inverter:
         fitting = lanes // 2
         while fitting and self._trial(_short(recipe), fitting) is None:
             fitting //= 2
-        mend = f"lanes={fitting} fits" if fitting else "one is too many; use another device"
-        return DeviceError(f"{self.device} has no memory for {lanes} lanes; {mend}")
+        remedy = f"batch_size={fitting} fits" if fitting else "use another device"
+        return DeviceError(f"{self.device} has no memory for batch_size={lanes}; {remedy}")
 
 
 def _is_second_order(stage: Stage) -> bool:
@@ -1048,7 +1054,7 @@ def _check_target_ids(target_ids: Any, count: int) -> NDArray[np.uint64]:
     if ids.dtype.kind not in "iu" or ids.shape != (count,):
         raise InputError(
             f"target_ids must be {expected}, got {ids.dtype} [{', '.join(map(str, ids.shape))}]; "
-            "give one a target"
+            "give one per target"
         )
     if int(ids.min()) < 0 or int(ids.max()) >= MAX_TARGET_IDS:
         raise InputError(

@@ -62,8 +62,8 @@ class PriorPenalty(Rule):
         weight: at least 0.
         anneal: lower the weight to zero over the stage, so that the end of the run minimises the
             loss alone.
-        relative: multiply the weight by the loss at the latent that the update starts from (by 0 if
-            it is negative), a constant for that update. The penalty is then as strong early on and
+        relative: multiply the weight by the loss at the latent that the step starts from (by 0 if
+            it is negative), a constant for that step. The penalty is then as strong early on and
             as weak near an exact latent as the loss itself, whatever its unit.
             ``LevenbergMarquardt`` and ``LBFGS`` take weight and loss at the last step that was
             taken.

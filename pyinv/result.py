@@ -46,20 +46,21 @@ class Inversion:
         latents: float32 [N, *latent_shape].
         loss: float32 [N], each target's loss at its latent; NaN where none was finite.
         status: uint8 [N], the codes of ``Status``.
-        steps: int64 [N], updates made, over all attempts.
+        steps: int64 [N], steps made, over all attempts.
         attempts: int32 [N], attempts made.
         normal_equations: int64 [N], evaluations of the normal equations, over all attempts; 0 in
             first-order runs.
         seed: the seed of the run.
         recipe: the recipe as ``Recipe.describe()`` gives it.
         cancelled: whether the run was ended early, by Ctrl-C.
-        trace: float32 [N, T] or None: the loss at every ``trace_every``-th update of a target's
+        trace: float32 [N, T] or None: the loss at every ``trace_every``-th step of a target's
             last attempt, NaN where it did not get there.
-        nearest: float32 [N] or None: how near each target came at any update to the ``truth`` that
-            ``invert`` was given. The lowest mean squared error ||z - truth||²/d over all latents z
-            that were evaluated for it: each attempt's first, and one an update; so at most that of
-            ``latents``, to rounding. NaN where none was evaluated, or no error was finite. Lipton &
-            Tripathi's public code (2017) counts a latent as recovered by this error.
+        min_latent_error: float32 [N] or None: how near each target came at any step to the
+            ``true_latents`` that ``invert`` was given. The lowest mean squared error
+            ||z - true||²/d over all latents z that were evaluated for it: each attempt's first, and
+            one per step; so at most that of ``latents``, to rounding. NaN where none was evaluated,
+            or no error was finite. Lipton & Tripathi's public code (2017) counts a latent as
+            recovered by this error.
         standard_error: float32 [N, *latent_shape] or None: how far each component may be from the
             true one, if ``invert`` was asked for the uncertainty. NaN where the run was ended
             before it was known. See docs/uncertainty.md for this and the next three.
@@ -80,7 +81,7 @@ class Inversion:
     recipe: dict[str, Any]
     cancelled: bool = False
     trace: FloatArray | None = None
-    nearest: FloatArray | None = None
+    min_latent_error: FloatArray | None = None
     standard_error: FloatArray | None = None
     condition_number: FloatArray | None = None
     identifiable: NDArray[np.bool_] | None = None
@@ -134,7 +135,7 @@ class Inversion:
         if len(losses):
             low, middle, high = np.quantile(losses, [0, 0.5, 1])
             quantiles = f"min {low:.3g}, median {middle:.3g}, max {high:.3g}"
-        steps = f"{self.steps.mean():.0f} a target" if len(self) else "0"
+        steps = f"{self.steps.mean():.0f} per target" if len(self) else "0"
         restarted = int(np.sum(self.attempts > 1))
         measured = ""
         if self.standard_error is not None and self.identifiable is not None:
@@ -194,12 +195,8 @@ class Inversion:
         try:
             with np.load(Path(path), allow_pickle=False) as file:
                 run = json.loads(str(file["run"]))
-                arrays = {name: file[name] for name in _ARRAYS if name != "normal_equations"}
-                # Files of before there were normal equations have none.
-                none = np.zeros(len(arrays["latents"]), dtype=np.int64)
                 return cls(
-                    **arrays,
-                    normal_equations=file.get("normal_equations", none),
+                    **{name: file[name] for name in _ARRAYS},
                     seed=int(run["seed"]),
                     recipe=dict(run["recipe"]),
                     cancelled=bool(run["cancelled"]),
@@ -218,7 +215,7 @@ class Inversion:
 _ARRAYS = ("latents", "loss", "status", "steps", "attempts", "normal_equations")
 _ASKED_FOR = (  # arrays too, or None
     "trace",
-    "nearest",
+    "min_latent_error",
     "standard_error",
     "condition_number",
     "identifiable",

@@ -1,6 +1,6 @@
 """Solvers: how a latent moves; and schedules: how a first-order solver's learning rate changes.
 
-k counts the updates within a stage, from 0.
+k counts the steps within a stage, from 0.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ class Constant(Rule):
 
 @dataclass(frozen=True)
 class StepDecay(Rule):
-    r"""Multiply the learning rate by ``factor`` every ``every`` updates.
+    r"""Multiply the learning rate by ``factor`` every ``every`` steps.
 
     .. math:: \eta_k = \eta \cdot \text{factor}^{\lfloor k / \text{every} \rfloor}
 
     Args:
-        every: updates between two changes, at least 1.
+        every: steps between two changes, at least 1.
         factor: above 0, at most 1.
 
     Source: the learning rate "attenuated over time" of Lipton & Tripathi 2017, section 2, whose
-    code halves it every 50,000 updates.
+    code halves it every 50,000 steps.
     """
 
     every: int
@@ -110,11 +110,11 @@ class Adam(Rule):
         \frac{m}{\sqrt{v} / \sqrt{1 - \beta_2^{k+1}} + \epsilon}
 
     A component that a constraint draws anew starts afresh: its moments are zero, and its k counts
-    its own updates. (With the stage's k, its next steps would be up to 6.5 times the learning
+    its own steps. (With the stage's k, its next steps would be up to 6.5 times the learning
     rate.) ``Stage(reset_moments=False)`` switches both off.
 
     Args:
-        learning_rate: eta, above 0. About the distance that a component moves in one update.
+        learning_rate: eta, above 0. About the distance that a component moves in one step.
         beta1: decay of the gradient's mean, 0 to below 1.
         beta2: decay of the squared gradient's mean, 0 to below 1.
         epsilon: above 0.
@@ -161,9 +161,9 @@ class LevenbergMarquardt(Rule):
 
     Under ``Clip``, a component at a bound that its gradient pushes outwards stays out of the
     system, and the step is clipped before it is judged; so is a latent that a stage begins with.
-    Other constraints act on the stepped latent as after any update.
+    Other constraints act on the stepped latent as after any step.
 
-    Every step counts as an update, taken or not, and costs one evaluation of the loss; the normal
+    Every step counts, taken or not, and costs one evaluation of the loss; the normal
     equations (g and H) are evaluated where a stage begins and where a step was taken. The stop
     rules look at the losses of steps that were taken. A stage is stalled as well once
     :math:`\lambda` is above 1e5 after a step that was not taken, or when no :math:`\lambda` makes
@@ -219,9 +219,9 @@ class LBFGS(Rule):
 
     Under ``Clip``, a component at a bound that its gradient pushes outwards stays out of g and of
     the step, and the step is clipped before it is judged. Other constraints act on the stepped
-    latent as after any update.
+    latent as after any step.
 
-    Every step counts as an update, taken or not, and costs one evaluation of loss and gradient. The
+    Every step counts, taken or not, and costs one evaluation of loss and gradient. The
     stop rules look at the losses of steps that were taken. A stage is stalled as well when 12 steps
     without any pairs were not taken, or when there is no way down.
 

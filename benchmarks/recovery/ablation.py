@@ -40,7 +40,11 @@ def run(bench: Bench, subjects: Sequence[Subject]) -> list[dict[str, Any]]:
             latents, images = subject.targets(bench.few(TARGETS))
             for name, inverter, recipe in _variants(subject):
                 found = bench.cache.run(
-                    f"{subject.key}: ablation, {name}", inverter, images, recipe, truth=latents
+                    f"{subject.key}: ablation, {name}",
+                    inverter,
+                    images,
+                    recipe,
+                    true_latents=latents,
                 )
                 rows.append(result_row(subject, name, found, latents, images))
     return rows

@@ -48,7 +48,7 @@ def run(bench: Bench, subjects: Sequence[Subject], *, complete: bool) -> list[di
             wanted[RECONSTRUCT] = recipe.replace(restarts=0, start="prior")
         if complete:
             paper = "lipton-stochastic" if isinstance(subject.prior, Uniform) else "lipton-none"
-            papers = first_order(subject.prior, bench.steps)
+            papers = first_order(inverter.manifest, bench.steps)
             chosen = [(name, papers[name]) for name in (paper, "default")]
             wanted |= bench.wanted(chosen)
         for name, recipe in wanted.items():

@@ -44,7 +44,7 @@ def run(bench: Bench, subjects: Sequence[Subject]) -> list[dict[str, Any]]:
     for lanes, most in TARGETS.items():
         for subject in subjects:
             targets = bench.few(most)
-            recipe = _first_stage(precise(subject.inverter(lanes=lanes).manifest))
+            recipe = _first_stage(precise(subject.inverter(batch_size=lanes).manifest))
             settings = {
                 "weights": subject.weights,
                 "lanes": lanes,
@@ -71,7 +71,7 @@ def _first_stage(recipe: Recipe) -> Recipe:
 
 
 def _measure(subject: Subject, lanes: int, targets: int) -> dict[str, Any]:
-    inverter = subject.inverter(lanes=lanes)
+    inverter = subject.inverter(batch_size=lanes)
     truth, images = subject.targets(targets)
     batch = min(lanes, targets)
     pixels = torch.from_numpy(images)

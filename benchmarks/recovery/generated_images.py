@@ -27,7 +27,7 @@ def run(bench: Bench, subjects: Sequence[Subject], *, complete: bool) -> list[di
         rows += [_precise_row(bench, subject) for subject in subjects]
     if complete:
         for subject in subjects:
-            wanted = bench.wanted(first_order(subject.prior, bench.steps).items())
+            wanted = bench.wanted(first_order(subject.inverter().manifest, bench.steps).items())
             latents, images = subject.targets(bench.targets)
             for name, recipe in wanted.items():
                 found = bench.cache.run(
@@ -35,7 +35,7 @@ def run(bench: Bench, subjects: Sequence[Subject], *, complete: bool) -> list[di
                     subject.inverter(),
                     images,
                     recipe,
-                    truth=latents,
+                    true_latents=latents,
                     at_a_time=AT_A_TIME,
                 )
                 rows.append(result_row(subject, name, found, latents, images))
@@ -46,15 +46,17 @@ def _precise_row(bench: Bench, subject: Subject) -> dict[str, Any]:
     inverter = subject.inverter()
     latents, images = subject.targets(bench.targets)
     recipe = precise(inverter.manifest)
-    found = bench.cache.run(f"{subject.key}: {PRECISE}", inverter, images, recipe, truth=latents)
+    found = bench.cache.run(
+        f"{subject.key}: {PRECISE}", inverter, images, recipe, true_latents=latents
+    )
     row = result_row(subject, PRECISE, found, latents, images)
     row["latency"] = _latency(bench, subject)
     return row
 
 
 def _latency(bench: Bench, subject: Subject) -> dict[str, Any]:
-    """Return how long one image alone takes, on one lane."""
-    inverter = subject.inverter(lanes=1)
+    """Return how long one image alone takes."""
+    inverter = subject.inverter(batch_size=1)
     _, images = subject.targets(bench.few(LATENCY_TARGETS))
     recipe = precise(inverter.manifest)
 

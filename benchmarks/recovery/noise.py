@@ -70,7 +70,9 @@ def _row(bench: Bench, subject: Subject, variance: float, complete: bool) -> dic
         methods[PRECISE] = _errors(found, truth)
     others: dict[str, dict[str, Any]] = {}
     if complete:
-        for name, recipe in bench.wanted(first_order(subject.prior, bench.steps).items()).items():
+        for name, recipe in bench.wanted(
+            first_order(subject.inverter().manifest, bench.steps).items()
+        ).items():
             found = bench.cache.run(
                 f"{about}, {name}, {bench.steps} updates", inverter, images, recipe
             )

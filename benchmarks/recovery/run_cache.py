@@ -38,7 +38,7 @@ class Found:
         steps: [N], updates.
         attempts: [N].
         normal_equations: [N], evaluations of them.
-        nearest: [N], the lowest latent error at any update; None where no truth is known.
+        min_latent_error: [N], the lowest latent error at any update; None where no truth is known.
         standard_error: float32 [N, d], or None where it was not asked for.
         identifiable: bool [N], and
         noise: float32 [N], the standard deviation that was taken; None likewise.
@@ -52,7 +52,7 @@ class Found:
     steps: Array
     attempts: Array
     normal_equations: Array
-    nearest: Array | None
+    min_latent_error: Array | None
     standard_error: Array | None
     identifiable: Array | None
     noise: Array | None
@@ -98,7 +98,7 @@ class RunCache:
         images: Array,
         recipe: Recipe,
         *,
-        truth: Array | None = None,
+        true_latents: Array | None = None,
         at_a_time: int | None = None,
         **options: Any,
     ) -> Found:
@@ -109,7 +109,7 @@ class RunCache:
         Args:
             name: of the run, for people and for its files.
             inverter, images, recipe: as ``Inverter.invert`` has them; target n has the id n.
-            truth: the latents that made the images, where they are known.
+            true_latents: the latents that made the images, where they are known.
             at_a_time: the most targets of one call. A long run in parts loses one part at most to
                 a process that is killed.
             options: others of ``Inverter.invert``, as JSON values.
@@ -122,7 +122,7 @@ class RunCache:
             "recipe": recipe.describe(),
             "bundle": {name: one.sha256 for name, one in inverter.manifest.files.items()},
             "threads": inverter.threads,
-            "lanes": inverter.lanes,
+            "batch_size": inverter.batch_size,
             "options": options,
         }
         parts = []
@@ -131,7 +131,9 @@ class RunCache:
             rows = np.arange(start, min(start + size, len(images)))
             of = f" {rows[0] + 1} to {rows[-1] + 1} of {len(images)}" if size < len(images) else ""
             parts.append(
-                self._run(f"{name}{of}", described, inverter, images, recipe, truth, rows, options)
+                self._run(
+                    f"{name}{of}", described, inverter, images, recipe, true_latents, rows, options
+                )
             )
         return _joined(parts, recipe)
 
@@ -165,16 +167,16 @@ class RunCache:
         inverter: pyinv.Inverter,
         images: Array,
         recipe: Recipe,
-        truth: Array | None,
+        true_latents: Array | None,
         rows: NDArray[np.int64],
         options: dict[str, Any],
     ) -> Found:
-        known = None if truth is None else truth[rows]
+        known = None if true_latents is None else true_latents[rows]
         settings = {
             **described,
             "rows": [int(rows[0]), int(rows[-1])],
             "images": _hash(images[rows]),
-            "truth": None if known is None else _hash(known),
+            "true_latents": None if known is None else _hash(known),
         }
         path = self._path(name, settings, "npz")
         before = _read(path, recipe) if self._may_read(path) else None
@@ -189,7 +191,7 @@ class RunCache:
             images[rows[lacking]],
             recipe=recipe,
             target_ids=rows[lacking],
-            truth=None if known is None else known[lacking],
+            true_latents=None if known is None else known[lacking],
             progress=self._progress,
             **options,
         )

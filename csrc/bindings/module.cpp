@@ -92,7 +92,7 @@ PyObject* run_failed = nullptr;
   } catch (const OutOfMemory& error) {
     raise(out_of_memory, error.what());
   } catch (const std::bad_alloc&) {
-    raise(run_failed, "the engine ran out of memory; fewer lanes need less");
+    raise(run_failed, "the engine ran out of memory; a smaller batch_size needs less");
   } catch (const std::invalid_argument& error) {
     raise(PyExc_ValueError, error.what());
   } catch (const std::exception& error) {
@@ -105,7 +105,7 @@ py::dict invert(const std::vector<const Objective*>& objectives, const std::stri
                 const std::string& prior_rule, const Array<float>& images,
                 const std::optional<Array<float>>& initial,
                 const std::optional<Array<float>>& condition,
-                const std::optional<Array<float>>& truth, const Array<uint64_t>& target_ids,
+                const std::optional<Array<float>>& true_latents, const Array<uint64_t>& target_ids,
                 uint64_t seed, int64_t lanes, bool coupled, int64_t trace_every, int64_t look_every,
                 const py::object& progress) {
   const Prior prior = parse_prior(prior_rule);
@@ -116,7 +116,7 @@ py::dict invert(const std::vector<const Objective*>& objectives, const std::stri
   expect_shape(images, "images", count, objectives[0]->image_size());
   if (initial) expect_shape(*initial, "initial", count, latent_size);
   if (condition) expect_shape(*condition, "condition", count, objectives[0]->condition_size());
-  if (truth) expect_shape(*truth, "truth", count, latent_size);
+  if (true_latents) expect_shape(*true_latents, "true_latents", count, latent_size);
 
   Array<float> latents({count, latent_size}), loss(count);
   Array<uint8_t> status(count);
@@ -125,23 +125,24 @@ py::dict invert(const std::vector<const Objective*>& objectives, const std::stri
   Array<int64_t> normal_equations(count);
   std::optional<Array<float>> trace;
   if (trace_every > 0) trace.emplace(Array<float>({count, trace_length(recipe, trace_every)}));
-  std::optional<Array<float>> nearest;
-  if (truth) nearest.emplace(count);
+  std::optional<Array<float>> min_latent_error;
+  if (true_latents) min_latent_error.emplace(count);
 
   const Targets targets{.count = count,
                         .image = images.data(),
                         .initial = initial ? initial->data() : nullptr,
                         .condition = condition ? condition->data() : nullptr,
-                        .truth = truth ? truth->data() : nullptr,
+                        .true_latent = true_latents ? true_latents->data() : nullptr,
                         .id = target_ids.data()};
-  const Results results{.latent = latents.mutable_data(),
-                        .loss = loss.mutable_data(),
-                        .status = reinterpret_cast<Status*>(status.mutable_data()),
-                        .steps = steps.mutable_data(),
-                        .attempts = attempts.mutable_data(),
-                        .trace = trace ? trace->mutable_data() : nullptr,
-                        .normal_equations = normal_equations.mutable_data(),
-                        .nearest = nearest ? nearest->mutable_data() : nullptr};
+  const Results results{
+      .latent = latents.mutable_data(),
+      .loss = loss.mutable_data(),
+      .status = reinterpret_cast<Status*>(status.mutable_data()),
+      .steps = steps.mutable_data(),
+      .attempts = attempts.mutable_data(),
+      .trace = trace ? trace->mutable_data() : nullptr,
+      .normal_equations = normal_equations.mutable_data(),
+      .min_latent_error = min_latent_error ? min_latent_error->mutable_data() : nullptr};
   Ticker ticker(progress);
   RunSummary summary;
   std::exception_ptr failure;
@@ -165,7 +166,7 @@ py::dict invert(const std::vector<const Objective*>& objectives, const std::stri
   const py::dict found(
       "latents"_a = latents, "loss"_a = loss, "status"_a = status, "steps"_a = steps,
       "attempts"_a = attempts, "normal_equations"_a = normal_equations, "trace"_a = trace,
-      "nearest"_a = nearest, "cancelled"_a = summary.cancelled,
+      "min_latent_error"_a = min_latent_error, "cancelled"_a = summary.cancelled,
       "evaluations"_a = summary.evaluations, "total_seconds"_a = summary.total_seconds,
       "objective_seconds"_a = summary.objective_seconds);
   if (failure) raise_with_partial(failure, found);
@@ -311,7 +312,7 @@ PYBIND11_MODULE(_core, module) {
       .def("run", &run_function, "inputs"_a);
 
   module.def("invert", &invert, py::kw_only(), "objectives"_a, "recipe"_a, "prior"_a, "images"_a,
-             "initial"_a = py::none(), "condition"_a = py::none(), "truth"_a = py::none(),
+             "initial"_a = py::none(), "condition"_a = py::none(), "true_latents"_a = py::none(),
              "target_ids"_a, "seed"_a, "lanes"_a, "coupled"_a = false, "trace_every"_a = 0,
              "look_every"_a = 0, "progress"_a = py::none());
 

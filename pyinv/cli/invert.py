@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyinv import recipes
+from pyinv.atomic_files import OutputFile, OutputFolder
 from pyinv.bundle import Bundle, Manifest
 from pyinv.cli.arrays import read_array
 from pyinv.cli.console import Console
@@ -19,7 +20,6 @@ from pyinv.cli.machine import add_machine_options, machine_options
 from pyinv.constraints import CONSTRAINTS, parse_constraint
 from pyinv.errors import InputError, OutputError, RunError
 from pyinv.images import FITS, load_named_images, save_images
-from pyinv.outputs import OutputFile, OutputFolder
 from pyinv.recipes import Recipe
 from pyinv.result import Status
 
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
 __all__ = ["add_parser", "run"]
 
 _EPILOG = """\
-OUT.npz holds one row a target, in the order given (folders in natural order):
+OUT.npz holds one row per target, in the order given (folders in natural order):
   latents, loss, status (0 converged, 1 stalled, 2 step limit, 3 non-finite, 4 cancelled), steps,
   attempts, normal_equations, sources (where each image came from), and trace if asked for;
-  with --uncertainty also standard_error (one a latent component), condition_number, identifiable
+  with --uncertainty also standard_error (one per latent component), condition_number, identifiable
   (1 where the image determines the latent) and noise (of a pixel, in the bundle's value range).
 Read it with numpy.load or pyinv.Inversion.load.
 
 examples:
   pyinv invert faces.bundle photos/ -o latents.npz
-  pyinv invert faces.bundle a.png b.png -o latents.npz --steps 2000 --save-images seen
+  pyinv invert faces.bundle a.png b.png -o latents.npz --max-steps 2000 --save-images seen
   pyinv invert faces.bundle made.npy -o latents.npz --recipe precise --uncertainty
   pyinv invert faces.bundle noisy/ -o latents.npz --recipe reconstruct --uncertainty --noise 0.03
   pyinv invert faces.bundle images.npy -o latents.npz --recipe lipton --constraint clip
@@ -81,7 +81,7 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         help=f"one of {', '.join(recipes.RECIPES)} [%(default)s]; precise for images that the "
         "generator made, reconstruct for others",
     )
-    method.add_argument("--steps", type=int, metavar="N", help="the most updates of a stage")
+    method.add_argument("--max-steps", type=int, metavar="N", help="the most steps of a stage")
     method.add_argument(
         "--restarts", type=int, metavar="N", help="attempts after the first, while not converged"
     )
@@ -105,7 +105,7 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
     )
     method.add_argument("--condition", metavar="FILE", help=".npy [N, k], if the bundle needs one")
     method.add_argument(
-        "--trace-every", type=int, default=0, metavar="N", help="record the loss every N updates"
+        "--trace-every", type=int, default=0, metavar="N", help="record the loss every N steps"
     )
 
     known = parser.add_argument_group(
@@ -125,12 +125,7 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         "--uncertainty and reconstruct [estimated]",
     )
 
-    add_machine_options(parser).add_argument(
-        "--lanes",
-        default="64",
-        metavar="N",
-        help='targets run side by side, or "auto" [%(default)s]',
-    )
+    add_machine_options(parser, batch_size=True)
     parser.set_defaults(run=run)
 
 
@@ -148,11 +143,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         bundle = Bundle.open(arguments.bundle)
         init = _init(arguments.init)
         recipe = _recipe(arguments, bundle.manifest)
-        inverter = Inverter(
-            bundle,
-            lanes=int(arguments.lanes) if arguments.lanes.isdecimal() else arguments.lanes,
-            **machine_options(arguments),
-        )
+        inverter = Inverter(bundle, **machine_options(arguments))
         if isinstance(init, str):
             bundle.manifest.encode(inverter.runtime)  # before the images are read
         images, sources = load_named_images(arguments.images, bundle.manifest, fit=arguments.fit)
@@ -203,7 +194,7 @@ def _init(given: str | None) -> Any:
 def _recipe(arguments: argparse.Namespace, manifest: Manifest) -> Recipe:
     """Return the named recipe with the command line's changes."""
     changes = {
-        "max_steps": arguments.steps,
+        "max_steps": arguments.max_steps,
         "restarts": arguments.restarts,
         "learning_rate": arguments.learning_rate,
         "loss": arguments.loss,

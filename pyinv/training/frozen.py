@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pyinv.arrays import whole_number
 from pyinv.bundle import Bundle
 from pyinv.errors import InputError, PyinvError
 from pyinv.images import check_value_range
@@ -26,6 +25,7 @@ from pyinv.models import get_model
 from pyinv.priors import Prior, Uniform
 from pyinv.training.configurations import GanConfiguration
 from pyinv.training.draws import draw_latents
+from pyinv.validation import whole_number
 
 __all__ = ["FrozenGenerator", "open_generator"]
 
@@ -113,7 +113,7 @@ class FrozenGenerator:
                 images: Tensor = self.module(self._shaped(latents))
             return images
         assert self._inverter is not None
-        made = self._inverter.generate(_numpy(latents), batch=len(latents))
+        made = self._inverter.generate(_numpy(latents), batch_size=len(latents))
         return torch.from_numpy(made).to(latents.device)
 
     def loss(self, name: str, latents: Tensor, images: Tensor) -> Tensor:
@@ -138,7 +138,7 @@ class FrozenGenerator:
 
         def evaluate(latents: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
             loss, gradient = inverter.evaluate(
-                _numpy(latents), _numpy(images), loss=name, batch=len(latents)
+                _numpy(latents), _numpy(images), loss=name, batch_size=len(latents)
             )
             return torch.from_numpy(loss), torch.from_numpy(gradient).flatten(1)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from manifests import manifest
 
 import pyinv
 from pyinv import recipes
@@ -223,7 +224,7 @@ def test_interrupted_goes_on(cache, nowhere, tmp_path, monkeypatch, capsys, call
 
 def test_targets_that_were_done_are_kept(tmp_path, inverter, monkeypatch, calls):
     images = inverter.generate(inverter.sample(5, seed=1))
-    recipe = recipes.default(inverter.manifest.prior).replace(max_steps=4)
+    recipe = recipes.default(inverter.manifest).replace(max_steps=4)
     whole = RunCache(tmp_path / "whole", fresh=False, progress=False, say=print).run(
         "whole", inverter, images, recipe
     )
@@ -248,7 +249,7 @@ def test_targets_that_were_done_are_kept(tmp_path, inverter, monkeypatch, calls)
 
 def test_parts_are_the_whole(tmp_path, inverter, calls):
     images = inverter.generate(inverter.sample(5, seed=1))
-    recipe = recipes.default(inverter.manifest.prior).replace(max_steps=4)
+    recipe = recipes.default(inverter.manifest).replace(max_steps=4)
     cache = RunCache(tmp_path, fresh=False, progress=False, say=print)
     whole = cache.run("whole", inverter, images, recipe)
     parts = cache.run("parts", inverter, images, recipe, at_a_time=2)
@@ -343,7 +344,7 @@ def found_of(latents: np.ndarray, recipe: pyinv.Recipe, **changes: Any) -> Found
         "steps": np.zeros(count, dtype=int),
         "attempts": np.ones(count, dtype=int),
         "normal_equations": np.zeros(count, dtype=int),
-        "nearest": None,
+        "min_latent_error": None,
         "standard_error": None,
         "identifiable": None,
         "noise": None,
@@ -354,7 +355,7 @@ def found_of(latents: np.ndarray, recipe: pyinv.Recipe, **changes: Any) -> Found
 
 
 def test_forward_equivalents():
-    first_order = recipes.default(Normal())
+    first_order = recipes.default(manifest(Normal()))
     second_order = pyinv.Recipe("lm", (pyinv.Stage(pyinv.LevenbergMarquardt()),))
     both = pyinv.Recipe("both", (*first_order.stages, *second_order.stages))
     steps, attempts, evaluated = np.array([7, 10]), np.array([1, 2]), np.array([3, 4])
@@ -383,7 +384,7 @@ def test_coverage():
     error[1, 2] = math.nan
     found = found_of(
         latents,
-        recipes.default(Normal()),
+        recipes.default(manifest(Normal())),
         standard_error=error,
         identifiable=np.array([True, False]),
         noise=np.array([0.1, 0.3]),

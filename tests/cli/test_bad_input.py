@@ -104,10 +104,22 @@ BAD_CALLS: list[tuple[Callable[[Inverter], Any], type[PyinvError], str]] = [
     (lambda i: i.invert(GOOD, init=np.zeros((1, 6))), InputError, "init must be float32 [2, 6]"),
     (lambda i: i.invert(GOOD, init=np.zeros((2, 5))), InputError, "got [2, 5]; reshape it"),
     (lambda i: i.invert(GOOD, init=np.full((2, 6), np.nan)), InputError, "init must be finite"),
-    (lambda i: i.invert(GOOD, truth=np.zeros((1, 6))), InputError, "truth must be float32 [2, 6]"),
-    (lambda i: i.invert(GOOD, truth=np.zeros((2, 5))), InputError, "got [2, 5]; reshape it"),
-    (lambda i: i.invert(GOOD, truth=np.full((2, 6), np.nan)), InputError, "truth must be finite"),
-    (lambda i: i.invert(GOOD, truth="z"), InputError, "truth must be float32 [2, 6], got str"),
+    (
+        lambda i: i.invert(GOOD, true_latents=np.zeros((1, 6))),
+        InputError,
+        "true_latents must be float32 [2, 6]",
+    ),
+    (lambda i: i.invert(GOOD, true_latents=np.zeros((2, 5))), InputError, "got [2, 5]; reshape it"),
+    (
+        lambda i: i.invert(GOOD, true_latents=np.full((2, 6), np.nan)),
+        InputError,
+        "true_latents must be finite",
+    ),
+    (
+        lambda i: i.invert(GOOD, true_latents="z"),
+        InputError,
+        "true_latents must be float32 [2, 6], got str",
+    ),
     (lambda i: i.invert(GOOD, target_ids=[0]), InputError, "target_ids must be 2 whole numbers"),
     (lambda i: i.invert(GOOD, target_ids=[0, -1]), InputError, "got -1 to 0"),
     (lambda i: i.invert(GOOD, target_ids=[0, 2**47]), InputError, "from 0 to below 2^47"),
@@ -116,8 +128,12 @@ BAD_CALLS: list[tuple[Callable[[Inverter], Any], type[PyinvError], str]] = [
     (lambda i: i.generate(np.zeros(6)), InputError, "got [6]; add a batch axis in front"),
     (lambda i: i.generate(np.zeros((0, 6))), InputError, "got 0 rows; give at least one row"),
     (lambda i: i.generate(np.full((1, 6), np.inf)), InputError, "row 0 is not"),
-    (lambda i: i.generate(np.zeros((1, 6)), batch=0), InputError, "batch must be"),
-    (lambda i: i.evaluate(np.zeros((3, 6)), GOOD), InputError, "got 3 rows; give one row a target"),
+    (lambda i: i.generate(np.zeros((1, 6)), batch_size=0), InputError, "batch_size must be"),
+    (
+        lambda i: i.evaluate(np.zeros((3, 6)), GOOD),
+        InputError,
+        "got 3 rows; give one row per target",
+    ),
     (lambda i: i.invert(GOOD, recipe="precise"), BundleError, NEEDS_EXPORT),
     (lambda i: i.invert(GOOD, recipe="reconstruct"), BundleError, NEEDS_EXPORT),
     (lambda i: i.invert(GOOD, recipe=SECOND_ORDER), BundleError, NEEDS_EXPORT),
@@ -166,8 +182,8 @@ def test_bad_argument_is_refused(inverter, call, kind, message):
         ({"runtime": "tensorrt"}, InputError, 'runtime must be "auto", "onnx" or "torchscript"'),
         ({"runtime": "torchscript"}, BundleError, "export it again"),
         ({"tf32": 1}, InputError, "tf32 must be True or False, got 1"),
-        ({"lanes": 0}, InputError, 'lanes must be a whole number >= 1 or "auto", got 0'),
-        ({"lanes": "many"}, InputError, "or \"auto\", got 'many'"),
+        ({"batch_size": 0}, InputError, 'batch_size must be a whole number >= 1 or "auto", got 0'),
+        ({"batch_size": "many"}, InputError, "or \"auto\", got 'many'"),
         ({"threads": 0}, InputError, "threads must be a whole number >= 1, got 0"),
         ({"threads": 1.5}, InputError, "threads must be"),
     ],
@@ -183,10 +199,10 @@ def test_default_recipe_does_not_fit_by_accident(normal_bundle_path):
         Inverter(normal_bundle_path).invert(GOOD, recipe="lipton")
 
 
-@pytest.mark.parametrize(("count", "lanes"), [(1, 64), (5, 1)])
-def test_batch_norm_over_a_batch_of_one_is_refused(tmp_path, count, lanes):
+@pytest.mark.parametrize(("count", "batch_size"), [(1, 64), (5, 1)])
+def test_batch_norm_over_a_batch_of_one_is_refused(tmp_path, count, batch_size):
     write_tiny_bundle(tmp_path / "b", batch_norm="batch", prior=Normal())
-    inverter = Inverter(tmp_path / "b", lanes=lanes)
+    inverter = Inverter(tmp_path / "b", batch_size=batch_size)
     with pytest.raises(InputError, match="needs groups of 2 or more targets"):
         inverter.invert(np.zeros((count, 1, 8, 8), np.float32))
 
@@ -223,12 +239,12 @@ def test_arguments_of_normal_equations_are_checked_like_others(tmp_path):
             with pytest.raises(InputError) as error:
                 call(latents, images)
             assert message in str(error.value)
-        with pytest.raises(InputError, match="got 3 rows; give one row a target"):
+        with pytest.raises(InputError, match="got 3 rows; give one row per target"):
             call(np.zeros((3, LATENT)), GOOD)
         with pytest.raises(InputError, match="latents must be finite"):
             call(np.full((2, LATENT), np.nan), GOOD)
-        with pytest.raises(InputError, match="batch must be a whole number >= 1"):
-            call(latents, GOOD, batch=0)
+        with pytest.raises(InputError, match="batch_size must be a whole number >= 1"):
+            call(latents, GOOD, batch_size=0)
         with pytest.raises(InputError, match="takes no condition"):
             call(latents, GOOD, condition=latents)
 
@@ -238,7 +254,7 @@ def test_arguments_of_normal_equations_are_checked_like_others(tmp_path):
     [
         (None, "needs a condition for every target, got none; give condition=float32 [2, 3]"),
         (np.zeros((2, 4)), "condition must be float32 [2, 3], got [2, 4]"),
-        (np.zeros((1, 3)), "got 1 rows; give one row a target"),
+        (np.zeros((1, 3)), "got 1 rows; give one row per target"),
     ],
 )
 def test_bad_condition_is_refused(tmp_path, condition, message):
@@ -379,11 +395,11 @@ def image(tmp_path: Path) -> Path:
         (["--loss", "lpips"], "no loss 'lpips', only mse, l1, bce"),
         (["--device", "cuda:99"], "got device='cuda:99'; use "),
         (["--runtime", "tensorrt"], "runtime must be"),
-        (["--steps", "0"], "max_steps must be a whole number >= 1"),
+        (["--max-steps", "0"], "max_steps must be a whole number >= 1"),
         (["--learning-rate", "nan"], "learning_rate must be a finite number"),
         (["--restarts", "-1"], "restarts must be"),
         (["--seed", "-1"], "seed must be"),
-        (["--lanes", "few"], 'lanes must be a whole number >= 1 or "auto"'),
+        (["--batch-size", "few"], 'batch_size must be a whole number >= 1 or "auto"'),
         (["--threads", "0"], "threads must be"),
         (["--init", "nowhere.npy"], "nowhere.npy: no such file"),
     ],
@@ -486,7 +502,7 @@ def test_full_disk_is_one_line(capsys, monkeypatch, bundle_path, image, tmp_path
     assert_refused(
         capsys,
         "a.npz: cannot be written (No space left on device)",
-        *("invert", bundle_path, image, "-o", tmp_path / "a.npz", "--steps", 2),
+        *("invert", bundle_path, image, "-o", tmp_path / "a.npz", "--max-steps", 2),
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["image.png"]
 

@@ -71,7 +71,8 @@ def test_module_runs_as_the_command():
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["fly"], ["invert", "b"], ["invert", "b", "i", "-o", "x.npz", "--steps", "z"]]
+    "arguments",
+    [[], ["fly"], ["invert", "b"], ["invert", "b", "i", "-o", "x.npz", "--max-steps", "z"]],
 )
 def test_wrong_usage_exits_with_2(capsys, arguments):
     code, out, err = run(capsys, *arguments)
@@ -118,7 +119,7 @@ def test_info_tells_where_a_bundle_comes_from(capsys, tmp_path):
 def test_invert_writes_an_inversion(capsys, bundle_path, pictures, tmp_path):
     out_path = tmp_path / "out.npz"
     code, out, err = run(
-        capsys, "invert", bundle_path, pictures, "-o", out_path, "--steps", 20, "--seed", 4
+        capsys, "invert", bundle_path, pictures, "-o", out_path, "--max-steps", 20, "--seed", 4
     )
     assert (code, out) == (0, "")
     assert "3 step limit" in err
@@ -134,7 +135,7 @@ def test_invert_prints_json_on_standard_output_alone(capsys, bundle_path, pictur
     code, out, err = run(
         capsys,
         *("invert", bundle_path, pictures, "-o", tmp_path / "a.npz"),
-        *("--steps", 5, "--json", "--quiet"),
+        *("--max-steps", 5, "--json", "--quiet"),
     )
     assert (code, err) == (0, "")
     found = json.loads(out)
@@ -156,8 +157,8 @@ def test_invert_options_reach_the_recipe(capsys, bundle_path, pictures, tmp_path
             "--recipe",
             "lipton",
         ),
-        *("--steps", 7, "--restarts", 2, "--learning-rate", 0.5, "--constraint", "clip:low=-1"),
-        *("--loss", "l1", "--loss-tolerance", 1e-9, "--lanes", 2, "--threads", 1),
+        *("--max-steps", 7, "--restarts", 2, "--learning-rate", 0.5, "--constraint", "clip:low=-1"),
+        *("--loss", "l1", "--loss-tolerance", 1e-9, "--batch-size", 2, "--threads", 1),
     )
     recipe = json.loads(out)["recipe"]
     (stage,) = recipe["stages"]
@@ -171,7 +172,7 @@ def test_invert_saves_the_reconstructions(capsys, bundle_path, pictures, tmp_pat
     code, _, _ = run(
         capsys,
         *("invert", bundle_path, pictures, "-o", tmp_path / "a.npz"),
-        *("--steps", 5, "--save-images", tmp_path / "seen"),
+        *("--max-steps", 5, "--save-images", tmp_path / "seen"),
     )
     assert code == 0
     assert sorted(path.name for path in (tmp_path / "seen").iterdir()) == [
@@ -184,8 +185,8 @@ def test_invert_saves_the_reconstructions(capsys, bundle_path, pictures, tmp_pat
 def test_invert_can_go_on_from_an_earlier_result(capsys, bundle_path, pictures, tmp_path):
     first, second = tmp_path / "a.npz", tmp_path / "b.npz"
     command = ["invert", bundle_path, pictures, "--constraint", "none", "--learning-rate", 0.02]
-    run(capsys, *command, "-o", first, "--steps", 200)
-    run(capsys, *command, "-o", second, "--steps", 200, "--init", first, "--trace-every", 50)
+    run(capsys, *command, "-o", first, "--max-steps", 200)
+    run(capsys, *command, "-o", second, "--max-steps", 200, "--init", first, "--trace-every", 50)
     before, after = Inversion.load(first), Inversion.load(second)
     np.testing.assert_allclose(after.trace[:, 0], before.loss, rtol=1e-3)
     assert (after.loss <= before.loss).all()
@@ -194,7 +195,7 @@ def test_invert_can_go_on_from_an_earlier_result(capsys, bundle_path, pictures, 
 def test_invert_says_when_a_loss_was_not_finite(capsys, bundle_path, pictures, tmp_path):
     code, out, _ = run(
         capsys,
-        *("invert", bundle_path, pictures, "-o", tmp_path / "a.npz", "--json", "--steps", 5),
+        *("invert", bundle_path, pictures, "-o", tmp_path / "a.npz", "--json", "--max-steps", 5),
         *("--learning-rate", 3e38, "--constraint", "none"),
     )
     assert code == 3
@@ -246,7 +247,7 @@ def test_noise_reaches_reconstruct(capsys, pictures, tmp_path):
 def test_invert_without_uncertainty_does_not_mention_it(capsys, bundle_path, pictures, tmp_path):
     _, out, err = run(
         capsys,
-        *("invert", bundle_path, pictures, "-o", tmp_path / "a.npz", "--steps", 5, "--json"),
+        *("invert", bundle_path, pictures, "-o", tmp_path / "a.npz", "--max-steps", 5, "--json"),
     )
     assert "identifiable" not in out + err
     assert "standard_error" not in np.load(tmp_path / "a.npz")
@@ -257,7 +258,7 @@ def test_second_order_recipes_run_by_name(capsys, second_order_path, pictures, t
     code, out, err = run(
         capsys,
         *("invert", second_order_path, pictures, "-o", tmp_path / "a.npz"),
-        *("--recipe", name, "--steps", 30, "--restarts", 1, "--json"),
+        *("--recipe", name, "--max-steps", 30, "--restarts", 1, "--json"),
     )
     assert code == 0
     # These pictures are files of 8 bits.
@@ -276,7 +277,7 @@ def test_invert_takes_a_condition(capsys, tmp_path, generator):
     code, _, _ = run(
         capsys,
         *("invert", tmp_path / "b", tmp_path / "images.npy", "-o", tmp_path / "a.npz"),
-        *("--steps", 5, "--condition", tmp_path / "condition.npy"),
+        *("--max-steps", 5, "--condition", tmp_path / "condition.npy"),
     )
     assert code == 0
 
@@ -287,7 +288,7 @@ def test_interrupted_invert_writes_what_was_found(bundle_path, pictures, tmp_pat
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "pyinv", "invert", bundle_path, pictures, "-o", out_path),
-            *("--steps", "100000000", "--json"),
+            *("--max-steps", "100000000", "--json"),
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -338,7 +339,7 @@ def test_existing_output_is_replaced_only_on_success(capsys, bundle_path, pictur
     out_path.write_text("precious")
     run(capsys, "invert", bundle_path, tmp_path / "nowhere.png", "-o", out_path)
     assert out_path.read_text() == "precious"
-    run(capsys, "invert", bundle_path, pictures, "-o", out_path, "--steps", 2)
+    run(capsys, "invert", bundle_path, pictures, "-o", out_path, "--max-steps", 2)
     assert len(Inversion.load(out_path)) == 3
 
 
@@ -373,6 +374,6 @@ def test_export_makes_a_bundle_that_inverts(capsys, tmp_path):
     code, _, err = run(
         capsys,
         *("invert", bundle, tmp_path / "images.npy", "-o", tmp_path / "a.npz"),
-        *("--steps", 5, "--loss", "l1"),
+        *("--max-steps", 5, "--loss", "l1"),
     )
     assert code == 0, err

@@ -74,7 +74,9 @@ def test_every_method_starts_from_the_same_latents():
     images = inverter.generate(inverter.sample(4))
     first = [
         inverter.invert(
-            images, recipe=method.recipe.replace(max_steps=1, restarts=0), trace_every=1
+            images,
+            recipe=method.recipe(inverter.manifest).replace(max_steps=1, restarts=0),
+            trace_every=1,
         ).trace[:, 0]
         for method in demo.METHODS
     ]

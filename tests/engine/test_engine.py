@@ -441,7 +441,7 @@ def test_lanes_in_different_stages(engine):
 @pytest.mark.parametrize("keep", ["best", "last"])
 def test_restarts_keep_the_best_attempt(engine, keep, hop, tolerance):
     stage = Stage(Adam(0.1), StochasticClip(), max_steps=30, loss_tolerance=tolerance)
-    method = recipe(stage, restarts=3, keep=keep, hop=hop)
+    method = recipe(stage, restarts=3, keep=keep, hop_size=hop)
     images = distant_images(16, reach=1.0)
     _, expected = both(
         engine, [PERCEPTRON], method, Uniform(), images, seed=11, trace_every=1, lanes=5
@@ -499,7 +499,7 @@ def test_attempts_are_compared_by_what_the_last_stage_minimises(engine, prior, p
 def test_hops_lead_from_the_best_latent_towards_draws(engine, prior, stay):
     # Hardly a step: an attempt ends where it begins.
     still = Stage(GradientDescent(1e-9), max_steps=1)
-    method = recipe(replace(still, max_steps=5), still, restarts=3, hop=0.6)
+    method = recipe(replace(still, max_steps=5), still, restarts=3, hop_size=0.6)
     first, optimum = some_latents(40, 3), some_latents(40, 3, seed=1)
 
     def distance(latents):
@@ -524,7 +524,7 @@ def test_hops_lead_from_the_best_latent_towards_draws(engine, prior, stay):
 
 def test_a_hop_needs_a_best_latent(engine):
     trap = NotANumberBeyond(2, 0.5, where="loss")
-    method = recipe(Stage(GradientDescent(1e-9), max_steps=1), restarts=1, hop=0.5)
+    method = recipe(Stage(GradientDescent(1e-9), max_steps=1), restarts=1, hop_size=0.5)
     prior = Normal()
     drawn = _core.draw_initial(json.dumps(prior.describe()), 0, np.arange(8, dtype=np.uint64), 1, 2)
     beyond = np.full((8, 2), 0.9, dtype=np.float32)
@@ -616,11 +616,11 @@ NEAREST = {
 def test_nearest_is_of_every_update(engine, truth, nearest, keep):
     quadratic = Quadratic(1)
     images, initial = quadratic.images([[0.0]]), np.ones((1, 1), dtype=np.float32)
-    options = {"initial": initial, "truth": np.array([[truth]], dtype=np.float32)}
+    options = {"initial": initial, "true_latents": np.array([[truth]], dtype=np.float32)}
     method = recipe(HALVING, keep=keep)
     result, _ = both(engine, [quadratic], method, Uniform(), images, **options)
-    assert result["nearest"].dtype == np.float32
-    np.testing.assert_array_equal(result["nearest"], np.float32([nearest]))
+    assert result["min_latent_error"].dtype == np.float32
+    np.testing.assert_array_equal(result["min_latent_error"], np.float32([nearest]))
 
 
 def test_nearest_is_of_every_stage(engine):
@@ -630,10 +630,10 @@ def test_nearest_is_of_every_stage(engine):
     method = recipe(HALVING, climbing, replace(HALVING, max_steps=1))
     truth = np.array([[2.0**-3], [2.0**-10], [-32.0], [-16.0]], dtype=np.float32)
     images, initial = quadratic.images(np.zeros((4, 1))), np.ones((4, 1), dtype=np.float32)
-    options = {"initial": initial, "truth": truth}
+    options = {"initial": initial, "true_latents": truth}
     result, _ = both(engine, [quadratic] * 2, method, Uniform(), images, use=(0, 1, 0), **options)
     np.testing.assert_array_equal(result["latents"], -16)
-    np.testing.assert_array_equal(result["nearest"], 0)
+    np.testing.assert_array_equal(result["min_latent_error"], 0)
 
 
 def test_nearest_is_a_mean_over_components(engine):
@@ -641,8 +641,8 @@ def test_nearest_is_a_mean_over_components(engine):
     initial = np.arange(8, dtype=np.float32).reshape(2, 4)
     truth = initial + np.array([[1.0, -1.0, 2.0, 0.0], [0.5, 0.5, 0.5, 0.5]], dtype=np.float32)
     method, images = recipe(HALVING), np.zeros((2, 1), dtype=np.float32)
-    result, _ = both(engine, [flat], method, Normal(), images, initial=initial, truth=truth)
-    np.testing.assert_array_equal(result["nearest"], [1.5, 0.25])
+    result, _ = both(engine, [flat], method, Normal(), images, initial=initial, true_latents=truth)
+    np.testing.assert_array_equal(result["min_latent_error"], [1.5, 0.25])
 
 
 @pytest.mark.parametrize("coupled", [False, True])
@@ -654,12 +654,12 @@ def test_nearest_is_of_every_attempt(engine, coupled):
         for row in range(3)
     ]
     method, images = recipe(HALVING, restarts=2), np.zeros((3, 1), dtype=np.float32)
-    options = {"truth": np.stack(drawn), "seed": 4, "lanes": 2, "coupled": coupled}
+    options = {"true_latents": np.stack(drawn), "seed": 4, "lanes": 2, "coupled": coupled}
     result, _ = both(engine, [flat], method, prior, images, **options)
     np.testing.assert_array_equal(result["attempts"], 3)
-    np.testing.assert_array_equal(result["nearest"], 0)
+    np.testing.assert_array_equal(result["min_latent_error"], 0)
     # What is given back is of yet another attempt.
-    assert (reference.latent_error(result["latents"], options["truth"]) > 0.01).all()
+    assert (reference.latent_error(result["latents"], options["true_latents"]) > 0.01).all()
 
 
 def test_nearest_is_no_number_where_no_error_is(engine):
@@ -667,19 +667,19 @@ def test_nearest_is_no_number_where_no_error_is(engine):
     initial = np.array([[-3e38, 0.0], [-3e38, 0.0], [1.0, 0.0]], dtype=np.float32)
     truth = np.array([[3e38, 0.0], [-3e38, 0.0], [0.0, 0.0]], dtype=np.float32)
     method, images = recipe(HALVING), np.zeros((3, 1), dtype=np.float32)
-    options = {"initial": initial, "truth": truth, "lanes": 1}
+    options = {"initial": initial, "true_latents": truth, "lanes": 1}
     result, _ = both(engine, [flat], method, Normal(), images, **options)
-    np.testing.assert_array_equal(result["nearest"], [np.nan, 0.0, 0.5])
+    np.testing.assert_array_equal(result["min_latent_error"], [np.nan, 0.0, 0.5])
 
 
 def test_nearest_is_found_on_the_way(engine):
     """It is the least error of all, and of a latent that is not given back."""
     method = recipe(Stage(Adam(0.3), StochasticClip(), max_steps=40), restarts=1)
     images, truth = distant_images(9, reach=1.0), some_latents(9, 5, reach=1.0)
-    result, _ = both(engine, [PERCEPTRON], method, Uniform(), images, truth=truth)
+    result, _ = both(engine, [PERCEPTRON], method, Uniform(), images, true_latents=truth)
     final = reference.latent_error(result["latents"], truth)
-    assert (result["nearest"] <= final).all()
-    assert (result["nearest"] < 0.5 * final).any()
+    assert (result["min_latent_error"] <= final).all()
+    assert (result["min_latent_error"] < 0.5 * final).any()
 
 
 @pytest.mark.parametrize("coupled", [False, True])
@@ -688,9 +688,9 @@ def test_a_truth_changes_nothing_else(engine, coupled):
     method = recipe(*stages, restarts=1, keep="best")
     arguments = [PERCEPTRON, OTHER], method, Uniform(), distant_images(9)
     options = {"use": (0, 0) if coupled else (0, 1), "coupled": coupled, "trace_every": 1}
-    told = engine(*arguments, truth=some_latents(9, 5), **options)
+    told = engine(*arguments, true_latents=some_latents(9, 5), **options)
     untold = engine(*arguments, **options)
-    assert untold["nearest"] is None
+    assert untold["min_latent_error"] is None
     for name in ("latents", "loss", "status", "steps", "attempts", "trace"):
         np.testing.assert_array_equal(told[name], untold[name])
     assert told["evaluations"] == untold["evaluations"]
@@ -699,8 +699,10 @@ def test_a_truth_changes_nothing_else(engine, coupled):
 @pytest.mark.parametrize("shape", [(3, 4), (2, 5), (15,)], ids=str)
 def test_a_truth_of_another_shape_is_refused(engine, shape):
     method, images = recipe(HALVING), distant_images(3)
-    with pytest.raises(ValueError, match=r"^truth must have shape \(3, 5\)$"):
-        engine([PERCEPTRON], method, Normal(), images, truth=np.zeros(shape, dtype=np.float32))
+    with pytest.raises(ValueError, match=r"^true_latents must have shape \(3, 5\)$"):
+        engine(
+            [PERCEPTRON], method, Normal(), images, true_latents=np.zeros(shape, dtype=np.float32)
+        )
 
 
 # Coupled batches
@@ -763,13 +765,13 @@ def test_a_member_that_converged_keeps_what_it_had(engine):
     options = {"initial": initial, "coupled": True, "lanes": 2}
     truth = np.array([[2.0**-9], [2.0**-4]], dtype=np.float32)
     result, _ = both(
-        engine, [quadratic], recipe(stage, stage), Uniform(), images, truth=truth, **options
+        engine, [quadratic], recipe(stage, stage), Uniform(), images, true_latents=truth, **options
     )
     np.testing.assert_array_equal(result["status"], [CONVERGED, STEP_LIMIT])
     np.testing.assert_array_equal(result["latents"][:, 0], [2.0**-5, 2.0**-10])
     np.testing.assert_array_equal(result["loss"], [4.0**-5, 1 + 4.0**-10])
     # What it did for its group's sake was evaluated all the same.
-    np.testing.assert_array_equal(result["nearest"], 0)
+    np.testing.assert_array_equal(result["min_latent_error"], 0)
 
 
 @pytest.mark.parametrize("hop", [0.0, 0.4])
@@ -784,7 +786,7 @@ def test_groups_through_stages_and_restarts(engine, solver, keep, hop):
         relative_change_tolerance=0.02,
         patience=2,
     )
-    method = recipe(first, replace(first, max_steps=20), restarts=2, keep=keep, hop=hop)
+    method = recipe(first, replace(first, max_steps=20), restarts=2, keep=keep, hop_size=hop)
     images = coupled_images(11)
     _, expected = both(
         engine, [COUPLED], method, Uniform(), images, coupled=True, trace_every=1, seed=2
@@ -908,7 +910,7 @@ def test_looking_seldom_changes_nothing(engine, look_every, lanes):
     method = recipe(*stages, restarts=2, keep="best")
     objectives, images = [PERCEPTRON, OTHER], distant_images(13)
     options = {"use": (0, 1), "lanes": lanes, "trace_every": 5, "seed": 4}
-    options["truth"] = some_latents(13, 5)
+    options["true_latents"] = some_latents(13, 5)
     looked = engine(objectives, method, Uniform(), images, look_every=look_every, **options)
     expected = twin(objectives, method, Uniform(), images, **options)
     assert_agree(looked, expected, engine.device)
@@ -922,7 +924,12 @@ def test_looking_seldom_at_groups_changes_nothing(engine, look_every):
     second = replace(first, penalties=(MomentPenalty(0.2, 0.2),), max_steps=11)
     method = recipe(first, second, restarts=1, keep="best")
     arguments = [COUPLED, COUPLED], method, Uniform(), coupled_images(10)
-    options = {"use": (0, 1), "coupled": True, "trace_every": 4, "truth": some_latents(10, 5)}
+    options = {
+        "use": (0, 1),
+        "coupled": True,
+        "trace_every": 4,
+        "true_latents": some_latents(10, 5),
+    }
     looked = engine(*arguments, look_every=look_every, **options)
     assert_agree(looked, twin(*arguments, **options), engine.device)
 
@@ -941,7 +948,7 @@ def test_cancelling_between_looks_keeps_what_was_found(engine):
 
     stage = replace(HALVING, max_steps=12)
     options = {"lanes": 2, "seed": 8, "look_every": 10, "progress": progress}
-    options["truth"] = reference.draw_initial(Uniform().describe(), 8, range(9), 0, 2)
+    options["true_latents"] = reference.draw_initial(Uniform().describe(), 8, range(9), 0, 2)
     result = engine([quadratic], recipe(stage), Uniform(), images, **options)
     assert result["cancelled"]
     done = result["status"] == STEP_LIMIT
@@ -950,8 +957,10 @@ def test_cancelling_between_looks_keeps_what_was_found(engine):
     np.testing.assert_array_equal(result["steps"][done], 12)
     np.testing.assert_allclose(result["latents"][done], 0.0, atol=0.1)
     # All that began are known to have begun at their first latent, the others to nothing.
-    np.testing.assert_array_equal(result["nearest"], np.where(result["attempts"] > 0, 0, np.nan))
-    assert np.isnan(result["nearest"]).any()
+    np.testing.assert_array_equal(
+        result["min_latent_error"], np.where(result["attempts"] > 0, 0, np.nan)
+    )
+    assert np.isnan(result["min_latent_error"]).any()
 
 
 # Progress, cancelling, threads, memory
@@ -984,8 +993,8 @@ def assert_partial(result, quadratic, images, seed):
     np.testing.assert_array_equal(result["steps"][4:], 0)
     # The way to the optimum is straight: the last latent is the nearest.
     error = reference.latent_error(result["latents"], images[:, :3])
-    np.testing.assert_allclose(result["nearest"][:4], error[:4], rtol=1e-5, atol=1e-6)
-    assert np.isnan(result["nearest"][4:]).all()
+    np.testing.assert_allclose(result["min_latent_error"][:4], error[:4], rtol=1e-5, atol=1e-6)
+    assert np.isnan(result["min_latent_error"][4:]).all()
 
 
 @pytest.mark.parametrize("how", ["raise", "signal"])
@@ -1000,7 +1009,7 @@ def test_progress_can_cancel(engine, how):
                 raise KeyboardInterrupt
             signal.raise_signal(signal.SIGINT)
 
-    options = {"lanes": 2, "seed": 8, "truth": images[:, :3], "progress": progress}
+    options = {"lanes": 2, "seed": 8, "true_latents": images[:, :3], "progress": progress}
     result = engine([quadratic], method, Uniform(), images, **options)
     assert_partial(result, quadratic, images, 8)
     assert len(seen) == 3
@@ -1020,7 +1029,7 @@ def test_control_c_cancels_at_once(engine):
     timer = threading.Timer(0.3, interrupt)
     timer.start()
     try:
-        options = {"lanes": 2, "seed": 8, "truth": images[:, :3]}
+        options = {"lanes": 2, "seed": 8, "true_latents": images[:, :3]}
         result = engine([quadratic], method, Uniform(), images, **options)
     finally:
         timer.cancel()
@@ -1037,11 +1046,11 @@ def test_a_cancelled_group_keeps_its_best(engine):
         if len(calls) == 2:
             raise KeyboardInterrupt
 
-    options = {"lanes": 2, "coupled": True, "truth": images[:, :3], "progress": progress}
+    options = {"lanes": 2, "coupled": True, "true_latents": images[:, :3], "progress": progress}
     result = engine([quadratic], method, Uniform(), images, **options)
     assert result["cancelled"]
-    assert (result["nearest"][:2] < 1e-3).all()
-    assert np.isnan(result["nearest"][2:]).all()
+    assert (result["min_latent_error"][:2] < 1e-3).all()
+    assert np.isnan(result["min_latent_error"][2:]).all()
     np.testing.assert_allclose(result["loss"][1], 1.0, atol=1e-5)
     np.testing.assert_allclose(result["latents"][:2], images[:2, :3], atol=2e-2)
     np.testing.assert_array_equal(result["status"][1:], CANCELLED)

@@ -90,7 +90,7 @@ def invert(objective, images, *, initial=None, progress=None):
         prior=json.dumps(Uniform().describe()),
         images=np.array(images, np.float32)[:, None],
         initial=initial,
-        truth=np.array(images, np.float32)[:, None],
+        true_latents=np.array(images, np.float32)[:, None],
         target_ids=np.arange(len(images), dtype=np.uint64),
         seed=3,
         lanes=1,
@@ -113,24 +113,24 @@ def test_a_failing_runtime_loses_no_finished_target(tmp_path: Path, given: bool)
     # The others: as if cancelled before they began.
     np.testing.assert_array_equal(partial["attempts"], [1, 1, 0, 0])
     assert np.isnan(partial["loss"][2:]).all()
-    assert (partial["nearest"][:2] < 1e-9).all()
-    assert np.isnan(partial["nearest"][2:]).all()
+    assert (partial["min_latent_error"][:2] < 1e-9).all()
+    assert np.isnan(partial["min_latent_error"][2:]).all()
     prior = json.dumps(Uniform().describe())
     drawn = _core.draw_initial(prior, 3, np.arange(4, dtype=np.uint64), 0, 1)
     np.testing.assert_array_equal(partial["latents"][2:], (initial if given else drawn)[2:])
 
 
 def test_the_inverter_hands_on_what_was_done(tmp_path: Path) -> None:
-    inverter = Inverter(picky_bundle(tmp_path / "picky"), lanes=1, threads=1)
+    inverter = Inverter(picky_bundle(tmp_path / "picky"), batch_size=1, threads=1)
     stage = Stage(GradientDescent(0.5), max_steps=100, loss_tolerance=1e-10)
     images = np.array([0.5, 1.0, 7.0, 0.5], np.float32).reshape(4, 1, 1, 1)
     with pytest.raises(RunError, match=r"Gather.*; 2 of 4 targets were done") as error:
-        inverter.invert(images, recipe=Recipe("r", (stage,)), truth=images.reshape(4, 1))
+        inverter.invert(images, recipe=Recipe("r", (stage,)), true_latents=images.reshape(4, 1))
     inversion = error.value.inversion
     assert inversion.cancelled
     np.testing.assert_array_equal(inversion.status, [CONVERGED] * 2 + [CANCELLED] * 2)
     np.testing.assert_allclose(inversion.images[:2, 0, 0, 0], [0.5, 1.0], atol=2e-5)
-    np.testing.assert_array_equal(np.isnan(inversion.nearest), [False, False, True, True])
+    np.testing.assert_array_equal(np.isnan(inversion.min_latent_error), [False, False, True, True])
 
     def progress(report):
         if report["finished"]:
@@ -142,7 +142,7 @@ def test_the_inverter_hands_on_what_was_done(tmp_path: Path) -> None:
 
 
 def test_an_error_of_the_progress_function_stays_what_it_is(tmp_path: Path) -> None:
-    inverter = Inverter(picky_bundle(tmp_path / "picky"), lanes=1, threads=1)
+    inverter = Inverter(picky_bundle(tmp_path / "picky"), batch_size=1, threads=1)
     images = np.tile(np.array([0.5, 1.0], np.float32), 50_000).reshape(-1, 1, 1, 1)
 
     def progress(report):
@@ -161,7 +161,15 @@ def test_the_command_line_writes_what_was_done(tmp_path: Path, capsys) -> None:
     np.save(tmp_path / "images.npy", np.array([0.5, 7.0], np.float32).reshape(2, 1, 1, 1))
     output = tmp_path / "latents.npz"
     code = main(
-        ["invert", str(bundle), str(tmp_path / "images.npy"), "-o", str(output), "--lanes", "1"]
+        [
+            "invert",
+            str(bundle),
+            str(tmp_path / "images.npy"),
+            "-o",
+            str(output),
+            "--batch-size",
+            "1",
+        ]
     )
     assert code == 1
     assert "Gather" in capsys.readouterr().err
@@ -183,8 +191,8 @@ def test_a_failing_progress_function_loses_no_finished_target(tmp_path: Path) ->
     partial = error.value.partial
     status = partial["status"]
     np.testing.assert_array_equal(status[:2], CONVERGED)
-    assert (partial["nearest"][status == CONVERGED] < 1e-9).all()
-    assert np.isnan(partial["nearest"][-1])
+    assert (partial["min_latent_error"][status == CONVERGED] < 1e-9).all()
+    assert np.isnan(partial["min_latent_error"][-1])
     assert status[-1] == CANCELLED
 
 

@@ -396,7 +396,7 @@ def test_the_manifest_says_what_a_target_takes(exported: Callable[[str], Exporte
         for runtime in case.case.runtimes:
             function = manifest.normal_equations("mse", runtime)
             # At least the Jacobian, and a few times what every layer's tangents take.
-            jacobian = 4 * manifest.latent_size * manifest.pixels
+            jacobian = 4 * manifest.latent_size * manifest.image_size
             assert jacobian <= function.bytes_per_target <= 40 * jacobian, name
 
 

@@ -123,7 +123,7 @@ def test_a_bundle_has_its_value_and_gradient(
     expected = LOSSES[name][1](seeded(BatchNormGenerator())(latent), target)
     (right,) = torch.autograd.grad(expected.sum(), latent)
 
-    inverter = Inverter(bundle, runtime=runtime, lanes=batch)
+    inverter = Inverter(bundle, runtime=runtime, batch_size=batch)
     value, gradient = inverter.evaluate(latent.detach().numpy(), target.numpy(), loss=name)
     np.testing.assert_allclose(value, expected.detach().numpy(), rtol=1e-5)
     np.testing.assert_allclose(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from manifests import manifest
 
 torch = pytest.importorskip("torch")
 
@@ -106,7 +107,7 @@ def expected(encoder, images, *condition):
 
 @pytest.mark.parametrize("batch", [None, 1, 2])
 def test_encode_is_the_encoder(inverter, images, encoder, batch):
-    latents = inverter.encode(images, batch=batch)
+    latents = inverter.encode(images, batch_size=batch)
     assert latents.shape == (5, *LATENT)
     assert latents.dtype == np.float32
     np.testing.assert_allclose(latents, expected(encoder, images), rtol=1e-5, atol=1e-5)
@@ -115,7 +116,7 @@ def test_encode_is_the_encoder(inverter, images, encoder, batch):
 def test_inversions_begin_at_the_encoders_latents(inverter, images):
     encoded = inverter.encode(images)
     begins, _ = inverter.evaluate(encoded, images)
-    recipe = recipes.default(pyinv.Normal()).replace(max_steps=20)
+    recipe = recipes.default(manifest()).replace(max_steps=20)
     first = inverter.invert(images, recipe=recipe, init="encoder", trace_every=1)
     np.testing.assert_allclose(first.trace[:, 0], begins, rtol=1e-4)
     same = inverter.invert(images, recipe=recipe.replace(start="encoder"))
@@ -128,7 +129,7 @@ def test_inversions_begin_at_the_encoders_latents(inverter, images):
 
 
 def test_latents_given_come_before_the_encoder(inverter, images):
-    recipe = recipes.default(pyinv.Normal()).replace(max_steps=5)
+    recipe = recipes.default(manifest()).replace(max_steps=5)
     latents = inverter.sample(5, seed=3)
     asked = inverter.invert(images, recipe=recipe.replace(start="encoder"), init=latents)
     given = inverter.invert(images, recipe=recipe, init=latents)
@@ -183,7 +184,7 @@ def test_conditions_reach_the_encoder(tmp_path):
     images = inverter.generate(inverter.sample(3), condition=condition)
     wanted = expected(encoder, images, torch.from_numpy(condition))
     np.testing.assert_allclose(inverter.encode(images, condition=condition), wanted, atol=1e-5)
-    recipe = recipes.lipton().replace(max_steps=2)
+    recipe = recipes.lipton(manifest()).replace(max_steps=2)
     found = inverter.invert(images, recipe=recipe, condition=condition, init="encoder")
     assert np.isfinite(found.loss).all()
     with pytest.raises(InputError, match="needs a condition for every target"):
@@ -317,7 +318,7 @@ class Constant(nn.Module):
 def test_what_needs_an_encoder_says_how_to_get_one(bundle_path):
     inverter = pyinv.Inverter(bundle_path, threads=1)
     images = inverter.generate(inverter.sample(2))
-    recipe = recipes.lipton().replace(start="encoder")
+    recipe = recipes.lipton(manifest()).replace(start="encoder")
     for ask in (
         lambda: inverter.encode(images),
         lambda: inverter.invert(images, init="encoder"),
@@ -371,7 +372,7 @@ def test_encode_and_invert_on_the_command_line(encoding, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["latent_shape"] == list(LATENT)
     assert np.load(plain).shape == (4, *LATENT)
     inverted = str(tmp_path / "inverted.npz")
-    options = ["--init", "encoder", "--steps", "3", "--threads", "1", "--json", "-q"]
+    options = ["--init", "encoder", "--max-steps", "3", "--threads", "1", "--json", "-q"]
     assert main(["invert", str(encoding), source, "-o", inverted, *options]) == 0
     assert json.loads(capsys.readouterr().out)["recipe"]["start"] == "encoder"
     assert main(["info", str(encoding)]) == 0

@@ -43,7 +43,7 @@ def test_generate_is_the_generator(inverter, generator):
     assert images.shape == (70, 1, 8, 8)
     assert images.dtype == np.float32
     np.testing.assert_allclose(images, generator(latents), atol=1e-5)
-    np.testing.assert_allclose(inverter.generate(latents, batch=7), images, atol=1e-6)
+    np.testing.assert_allclose(inverter.generate(latents, batch_size=7), images, atol=1e-6)
 
 
 def losses_of(images, targets):
@@ -60,7 +60,7 @@ def losses_of(images, targets):
 @pytest.mark.parametrize("loss", ["mse", "l1", "bce"])
 def test_evaluate_gives_the_loss_and_its_gradient(inverter, generator, images, loss):
     latents = inverter.sample(5, seed=9)
-    value, gradient = inverter.evaluate(latents, images, loss=loss, batch=2)
+    value, gradient = inverter.evaluate(latents, images, loss=loss, batch_size=2)
     np.testing.assert_allclose(value, losses_of(generator(latents), images)[loss], rtol=1e-4)
     assert gradient.shape == latents.shape
     step = 1e-5
@@ -114,8 +114,8 @@ def test_latents_keep_the_bundles_shape(tmp_path):
     assert found.latents.shape == latents.shape
     np.testing.assert_allclose(found.latents, latents, atol=1e-6)  # it began at the answer
     for truth in (latents, flat):
-        found = inverter.invert(images, recipe=QUICK, init=flat, truth=truth)
-        np.testing.assert_array_equal(found.nearest, 0)
+        found = inverter.invert(images, recipe=QUICK, init=flat, true_latents=truth)
+        np.testing.assert_array_equal(found.min_latent_error, 0)
 
 
 def test_sample_does_not_depend_on_how_many(inverter):
@@ -133,8 +133,10 @@ def test_inverting_a_sample_with_its_own_seed_does_not_begin_at_the_answer(inver
 
 def test_calls_lanes_and_threads_change_no_draw(inverter, bundle, images):
     whole = inverter.invert(images, recipe=QUICK, seed=4)
-    for lanes, threads in ((1, 1), (2, 2), (64, 1)):
-        other = Inverter(bundle, lanes=lanes, threads=threads).invert(images, recipe=QUICK, seed=4)
+    for batch_size, threads in ((1, 1), (2, 2), (64, 1)):
+        other = Inverter(bundle, batch_size=batch_size, threads=threads).invert(
+            images, recipe=QUICK, seed=4
+        )
         np.testing.assert_allclose(other.latents, whole.latents, atol=1e-4)
     parts = [
         inverter.invert(images[rows], recipe=QUICK, seed=4, target_ids=np.arange(5)[rows])
@@ -145,7 +147,7 @@ def test_calls_lanes_and_threads_change_no_draw(inverter, bundle, images):
 
 
 def test_automatic_lanes_give_the_same_answer(bundle, inverter, images):
-    automatic = Inverter(bundle, lanes="auto", threads=1).invert(images, recipe=QUICK, seed=4)
+    automatic = Inverter(bundle, batch_size="auto", threads=1).invert(images, recipe=QUICK, seed=4)
     np.testing.assert_allclose(
         automatic.latents, inverter.invert(images, recipe=QUICK, seed=4).latents, atol=1e-4
     )
@@ -161,15 +163,17 @@ def test_trace_holds_the_loss_every_so_many_updates(inverter, images):
 
 def test_nearest_tells_how_near_a_target_came_to_its_truth(inverter, images):
     truth = inverter.sample(5, seed=3)
-    told = inverter.invert(images, recipe=QUICK, seed=1, truth=truth)
-    assert told.nearest.shape == (5,)
-    assert told.nearest.dtype == np.float32
-    assert (told.nearest <= np.mean((told.latents - truth) ** 2, axis=1) * (1 + 1e-6)).all()
-    assert (told.nearest > 0).all()
-    begun = inverter.invert(images, recipe=QUICK, seed=1, init=truth, truth=truth)
-    np.testing.assert_array_equal(begun.nearest, 0)
+    told = inverter.invert(images, recipe=QUICK, seed=1, true_latents=truth)
+    assert told.min_latent_error.shape == (5,)
+    assert told.min_latent_error.dtype == np.float32
+    assert (
+        told.min_latent_error <= np.mean((told.latents - truth) ** 2, axis=1) * (1 + 1e-6)
+    ).all()
+    assert (told.min_latent_error > 0).all()
+    begun = inverter.invert(images, recipe=QUICK, seed=1, init=truth, true_latents=truth)
+    np.testing.assert_array_equal(begun.min_latent_error, 0)
     untold = inverter.invert(images, recipe=QUICK, seed=1)
-    assert untold.nearest is None
+    assert untold.min_latent_error is None
     np.testing.assert_array_equal(untold.latents, told.latents)
 
 
@@ -199,14 +203,14 @@ def test_stages_may_minimise_different_losses(inverter, images):
 @pytest.mark.parametrize("name", ["default", "creswell", "egan"])
 def test_named_recipes_run_on_a_normal_prior(normal_bundle_path, name):
     inverter = Inverter(normal_bundle_path, threads=1)
-    recipe = recipes.get(name, inverter.manifest.prior).replace(max_steps=10)
+    recipe = recipes.get(name, inverter.manifest).replace(max_steps=10)
     images = inverter.generate(inverter.sample(3))
     assert np.isfinite(inverter.invert(images, recipe=recipe).loss).all()
 
 
 @pytest.mark.parametrize("name", ["default", "lipton", "creswell"])
 def test_named_recipes_run_on_a_uniform_prior(inverter, images, name):
-    recipe = recipes.get(name, inverter.manifest.prior).replace(max_steps=10)
+    recipe = recipes.get(name, inverter.manifest).replace(max_steps=10)
     assert np.isfinite(inverter.invert(images, recipe=recipe).loss).all()
 
 
@@ -308,7 +312,7 @@ def test_normal_equations_are_evaluated_as_memory_allows(second_order, monkeypat
 
 def test_automatic_lanes_take_second_order_recipes(second_order):
     images = second_order.generate(second_order.sample(5, seed=3))
-    automatic = Inverter(second_order.bundle, lanes="auto", threads=1)
+    automatic = Inverter(second_order.bundle, batch_size="auto", threads=1)
     found = automatic.invert(images, recipe="precise")
     expected = second_order.invert(images, recipe="precise")
     np.testing.assert_allclose(found.latents, expected.latents, atol=1e-4)
@@ -329,7 +333,7 @@ def test_lanes_that_do_not_fit_name_those_that_do(second_order, monkeypatch):
         return whole(objectives=objectives, lanes=lanes, **arguments)
 
     monkeypatch.setattr(inverter_module._core, "invert", small)
-    with pytest.raises(DeviceError, match="no memory for 5 lanes; lanes=2 fits"):
+    with pytest.raises(DeviceError, match="no memory for batch_size=5; batch_size=2 fits"):
         second_order.invert(images, recipe="precise")
 
 
@@ -361,7 +365,7 @@ def test_condition_reaches_the_generator(tmp_path):
 
 def test_targets_of_a_batch_norm_bundle_run_in_equal_groups(tmp_path):
     write_tiny_bundle(tmp_path / "b", batch_norm="batch")
-    inverter = Inverter(tmp_path / "b", lanes=4, threads=1)
+    inverter = Inverter(tmp_path / "b", batch_size=4, threads=1)
     images = inverter.generate(inverter.sample(5))
     found = inverter.invert(images, recipe=QUICK)  # groups of 3 and 2
     assert len(set(found.steps.tolist())) == 1
@@ -423,7 +427,7 @@ def test_inputs_are_not_changed_or_kept_as_copies(inverter):
 def test_repr_says_how_it_went(inversion, inverter):
     text = repr(inversion)
     assert text.startswith("<Inversion of 5 targets: latents [5, 6]; 5 step limit; loss min ")
-    assert "steps 20 a target; recipe quick, seed 1>" in text
+    assert "steps 20 per target; recipe quick, seed 1>" in text
     assert "\n" not in text
     assert "tiny: latent [6], uniform on [-1, 1], image [1, 8, 8]" in repr(inverter)
 
@@ -454,14 +458,16 @@ def test_index_beyond_the_targets_is_an_index_error(inversion):
 
 ARRAYS = (
     *("latents", "loss", "status", "steps", "attempts", "normal_equations"),
-    *("trace", "nearest"),
+    *("trace", "min_latent_error"),
 )
 
 
 def test_inversion_comes_back_from_disk_and_pickle(inverter, images, tmp_path):
     truth = inverter.sample(5, seed=3)
-    inversion = inverter.invert(images, recipe=QUICK, seed=2**64 - 1, trace_every=10, truth=truth)
-    assert (inversion[1:3].nearest == inversion.nearest[1:3]).all()
+    inversion = inverter.invert(
+        images, recipe=QUICK, seed=2**64 - 1, trace_every=10, true_latents=truth
+    )
+    assert (inversion[1:3].min_latent_error == inversion.min_latent_error[1:3]).all()
     inversion.save(tmp_path / "a.npz", sources=list("abcde"))
     for again in (Inversion.load(tmp_path / "a.npz"), pickle.loads(pickle.dumps(inversion))):
         for name in (*ARRAYS, "images"):
@@ -478,15 +484,7 @@ def test_inversion_saved_without_images_says_how_to_make_them(inversion, tmp_pat
         _ = loaded.images
     assert loaded[1:3].latents.shape == (2, LATENT)
     assert loaded.trace is None
-    assert loaded.nearest is None
-
-
-def test_inversion_of_before_normal_equations_is_read(inversion, tmp_path):
-    inversion.save(tmp_path / "a.npz")
-    with np.load(tmp_path / "a.npz") as file:
-        older = {name: file[name] for name in file if name != "normal_equations"}
-    np.savez(tmp_path / "b.npz", **older)
-    np.testing.assert_array_equal(Inversion.load(tmp_path / "b.npz").normal_equations, 0)
+    assert loaded.min_latent_error is None
 
 
 def test_open_bundle_is_taken_as_it_is(bundle_path):

@@ -89,7 +89,7 @@ def test_normal_equations_are_the_jacobians_products(normal):
     inverter, generator = normal
     latents = draw(NORMAL, 7).astype(np.float32)
     images = noisy(generator, latents, 0.1).astype(np.float32)
-    loss, gradient, gram = inverter.normal_equations(latents, images, batch=3)
+    loss, gradient, gram = inverter.normal_equations(latents, images, batch_size=3)
     residual = (generator(latents) - images).reshape(7, -1)
     expected = equations(generator.jacobian(latents), residual)
     np.testing.assert_allclose(loss, (residual**2).mean(1), rtol=1e-5)
@@ -108,7 +108,7 @@ def test_linear_generator_gives_the_posterior(normal, uniform, prior, noise):
     mean, covariance = posterior(generator, images, noise, prior)
     expected = np.sqrt(np.diag(covariance))
     # A linear generator's hops come back; but those under a uniform prior stay within its bounds.
-    found = inverter.uncertainty(mean, images, noise=noise, hops=4 if prior is NORMAL else 0)
+    found = inverter.uncertainty(mean, images, noise=noise, n_hops=4 if prior is NORMAL else 0)
     np.testing.assert_allclose(found.standard_error, np.tile(expected, (5, 1)), rtol=1e-4)
     np.testing.assert_allclose(found.noise, noise, rtol=1e-6)
     singular = np.linalg.svd(generator.jacobian(np.zeros((1, LATENT)))[0], compute_uv=False)
@@ -382,10 +382,10 @@ def test_latents_that_make_the_same_image_widen_the_intervals(folded, known):
     images += np.random.default_rng(1).normal(0, 0.01, images.shape).astype(np.float32)
     noise = 0.01 if known else None
     latents = folded.invert(images, recipe="reconstruct", noise=noise, init=truth).latents
-    alone = folded.uncertainty(latents, images, noise=noise, hops=0)
+    alone = folded.uncertainty(latents, images, noise=noise, n_hops=0)
     assert alone.identifiable.all()
     assert (alone.standard_error < 0.1).all()
-    wide = folded.uncertainty(latents, images, noise=noise, hops=64)
+    wide = folded.uncertainty(latents, images, noise=noise, n_hops=64)
     assert not wide.identifiable.any()
     # Of a share p of the hops, a component comes back with the other sign: 2 |z| away.
     flipped = (wide.standard_error**2 - alone.standard_error**2) / (2 * latents) ** 2
@@ -448,7 +448,7 @@ def inversion(normal, targets):
 
 
 def test_inversion_carries_the_uncertainty_of_its_latents(normal, targets, inversion):
-    known = normal[0].uncertainty(inversion.latents, targets, batch=2)
+    known = normal[0].uncertainty(inversion.latents, targets, batch_size=2)
     assert inversion.standard_error.shape == inversion.latents.shape
     for name in NAMES:
         expected = getattr(known, name)
@@ -475,9 +475,9 @@ def test_condition_reaches_the_normal_equations(tmp_path):
     latents = draw(NORMAL, 3).astype(np.float32)
     condition = np.eye(3, 2, dtype=np.float32)
     images = generator(latents, condition).astype(np.float32)
-    known = inverter.uncertainty(latents, images, condition=condition, batch=2)
+    known = inverter.uncertainty(latents, images, condition=condition, batch_size=2)
     assert known.noise.max() < 1e-5
-    loss, _, _ = inverter.normal_equations(latents, images, condition=condition, batch=2)
+    loss, _, _ = inverter.normal_equations(latents, images, condition=condition, batch_size=2)
     assert loss.max() < 1e-10
     assert inverter.uncertainty(latents, images, condition=condition[::-1]).noise.max() > 1e-2
     found = inverter.invert(
@@ -503,7 +503,7 @@ def test_repr_says_how_many_are_identifiable(inversion):
 
 def interrupted(inverter, monkeypatch, error, after=1):
     """Let the normal equations be evaluated so many times, of two targets each."""
-    inverter._lanes = 2
+    inverter._batch_size = 2
     whole, calls = inverter._evaluate, []
 
     def evaluate(*arguments):
@@ -533,8 +533,8 @@ def test_hops_are_made_where_a_target_has_not_converged(folded):
     converged = found.status == Status.CONVERGED
     assert 0 < converged.sum() < 6
     alone, wide = (
-        folded.uncertainty(found.latents, images, noise=0.1, hops=hops, seed=3).standard_error
-        for hops in (0, 8)
+        folded.uncertainty(found.latents, images, noise=0.1, n_hops=n_hops, seed=3).standard_error
+        for n_hops in (0, 8)
     )
     assert (np.abs(wide / alone - 1).max(axis=1) > 0.1).all()
     expected = np.where(converged[:, None], alone, wide)
@@ -592,7 +592,7 @@ def test_failure_during_hops_keeps_the_inversion(normal, targets, monkeypatch):
 
 
 def test_the_bar_counts_hops(normal, targets, capsys):
-    normal[0].uncertainty(draw(NORMAL, 5), targets, hops=6, progress=True)
+    normal[0].uncertainty(draw(NORMAL, 5), targets, n_hops=6, progress=True)
     assert "/30 hops [" in capsys.readouterr().err
 
 
@@ -628,7 +628,7 @@ def test_hops_take_fewer_lanes_where_memory_is_short(normal, targets, monkeypatc
 def test_hops_report_their_progress(normal, targets, monkeypatch):
     monkeypatch.setattr("pyinv.inverter.HOP_BYTES", 1)
     seen = []
-    normal[0].uncertainty(draw(NORMAL, 5), targets, hops=6, progress=seen.append)
+    normal[0].uncertainty(draw(NORMAL, 5), targets, n_hops=6, progress=seen.append)
     assert {now["targets"] for now in seen} == {30}
     finished = [now["finished"] for now in seen]
     assert finished == sorted(finished)
@@ -718,7 +718,7 @@ def test_batch_is_halved_until_memory_holds_it(tmp_path, targets, monkeypatch):
     np.testing.assert_allclose(found.standard_error, expected.standard_error, rtol=1e-4)
     assert min(sizes) == 2
     with pytest.raises(DeviceError):  # nobody's choice is changed in silence
-        inverter.uncertainty(draw(NORMAL, 5), targets, batch=4)
+        inverter.uncertainty(draw(NORMAL, 5), targets, batch_size=4)
 
 
 def test_bundle_without_normal_equations_says_how_to_get_them(tmp_path, targets):
@@ -738,7 +738,11 @@ def test_bundle_without_normal_equations_says_how_to_get_them(tmp_path, targets)
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"hops": -1}, "hops must be"), ({"hops": 4096}, "hops must be"), ({"seed": -1}, "seed must")],
+    [
+        ({"n_hops": -1}, "n_hops must be"),
+        ({"n_hops": 4096}, "n_hops must be"),
+        ({"seed": -1}, "seed must"),
+    ],
 )
 def test_bad_hops_are_refused(normal, targets, wrong, message):
     with pytest.raises(InputError, match=message):

@@ -106,14 +106,16 @@ def test_it_recovers_what_the_inverter_recovers(embed: Path, demo, tmp_path: Pat
 
 def test_a_recipe_from_a_file(embed: Path, demo, tmp_path: Path) -> None:
     inverter, images, file = demo
-    recipe = pyinv.recipes.lipton().replace(max_steps=60, learning_rate=8.0, loss="l1")
-    first = pyinv.recipes.default(inverter.manifest.prior).replace(max_steps=40, restarts=1)
+    recipe = pyinv.recipes.lipton(inverter.manifest).replace(
+        max_steps=60, learning_rate=8.0, loss="l1"
+    )
+    first = pyinv.recipes.default(inverter.manifest).replace(max_steps=40, restarts=1)
     recipe = recipe.replace(stages=(*first.stages, *recipe.stages), restarts=1)
     path, latents = tmp_path / "recipe.json", tmp_path / "latents.f32"
     path.write_text(json.dumps(recipe.describe()))
     options = ("--seed", 2, "--lanes", 5, "--recipe", path, "--latents", latents)
     done = run(embed, DEMO, file, "--threads", 1, *options)
-    expected = pyinv.Inverter(DEMO, threads=1, lanes=5).invert(images, recipe=recipe, seed=2)
+    expected = pyinv.Inverter(DEMO, threads=1, batch_size=5).invert(images, recipe=recipe, seed=2)
     assert statuses_in(done.stdout) == [Status(s).name.lower() for s in expected.status]
     assert set(expected.attempts) == {2}
     found = np.fromfile(latents, np.float32).reshape(expected.latents.shape)
@@ -173,7 +175,7 @@ def test_it_begins_where_the_encoder_says(embed: Path, tmp_path: Path) -> None:
     inverter = pyinv.Inverter(bundle, threads=1)
     images = inverter.generate(inverter.sample(5))
     images.tofile(file)
-    recipe = pyinv.recipes.lipton("none").replace(max_steps=3)
+    recipe = pyinv.recipes.lipton(inverter.manifest, "none").replace(max_steps=3)
     expected = inverter.invert(images, recipe=recipe, init="encoder").latents
     options = ("--threads", 1, "--latents", latents, "--recipe", tmp_path / "recipe.json")
     for described, more in (
@@ -396,7 +398,7 @@ def test_torchscript_gives_what_onnx_gives(embed: Path, tmp_path: Path) -> None:
     )
     inverter = pyinv.Inverter(bundle, threads=1)
     inverter.generate(inverter.sample(6)).tofile(file)
-    recipe = pyinv.recipes.default(inverter.manifest.prior).replace(max_steps=200, loss_tolerance=0)
+    recipe = pyinv.recipes.default(inverter.manifest).replace(max_steps=200, loss_tolerance=0)
     (tmp_path / "recipe.json").write_text(json.dumps(recipe.describe()))
     found = {}
     for runtime in ("onnx", "torchscript"):

@@ -18,7 +18,7 @@ from pyinv import Normal, demo
 from pyinv.cli import main
 from pyinv.papers import PAPERS, Request, bau, bau_networks
 from pyinv.papers.report import check
-from pyinv.papers.runs import Runs
+from pyinv.papers.run_cache import RunCache
 from pyinv.solvers import Adam
 from support.tiny_bundle import write_tiny_bundle
 
@@ -51,9 +51,9 @@ def made(data, tmp_path_factory) -> tuple[Request, Path]:
         data=[data],
         generators=[demo.BUNDLE],
         targets=TARGETS,
-        steps=STEPS,
+        max_steps=STEPS,
         encoder_iterations=ITERATIONS,
-        machine={"threads": 1, "lanes": 3},
+        machine={"threads": 1, "batch_size": 3},
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bau_networks, "FEATURE_ITERATIONS", 10)
@@ -133,7 +133,7 @@ def test_optimisation_begins_at_the_encoders_and_improves_on_them(numbers):
 
 
 def test_the_layer_of_f_is_that_of_its_image(made, numbers):
-    """A run of no updates would leave every residual at 0, and the layer where (d) has it."""
+    """A run of no steps would leave every residual at 0, and the layer where (d) has it."""
     kept = pyinv.Inversion.load(made[0].folder / "runs" / f"{DIGITS}-generated-f.npz")
     assert np.abs(kept.latents).max() > 0
     d, f = (array(numbers, f"generated-{method}", "layer_error") for method in "df")
@@ -146,8 +146,8 @@ def test_features_are_told_and_the_paper_s_are_beside_them(numbers):
     assert "trained on the 40 training images of mnist" in told["d_I"][1]
     assert "zero_grad" in told["Encoders"][0]
     assert f"(b) {ITERATIONS} iterations" in told["Encoders"][1]
-    assert "halved after 8, 12, 18 updates" in told["Optimiser"][1]
-    assert {"Targets", "Updates", "Residuals of (f)", "Random draws", "Precision"} <= set(told)
+    assert "halved after 8, 12, 18 steps" in told["Optimiser"][1]
+    assert {"Targets", "Steps", "Residuals of (f)", "Random draws", "Precision"} <= set(told)
 
 
 def test_figures_and_page_stand_alone(made, numbers):
@@ -180,7 +180,7 @@ def test_encoders_that_were_trained_before_are_taken(made, numbers, tmp_path, mo
             generators=[demo.BUNDLE],
             encoders=[folder / f"{DIGITS}-{name}" for name in ("latent-image", "layers")],
             targets=2,
-            steps=1,
+            max_steps=1,
             machine={"threads": 1},
         )
     )
@@ -230,7 +230,7 @@ def test_a_generator_without_layers_says_why_they_are_not_run(tmp_path):
             tmp_path / "out",
             generators=[tmp_path / "tiny.bundle"],
             targets=2,
-            steps=2,
+            max_steps=2,
             encoder_iterations=2,
             machine={"threads": 1},
         )
@@ -282,7 +282,7 @@ def test_a_run_from_another_start_is_another_run(tmp_path):
     latents = inverter.sample(3)
     images = inverter.generate(latents)
     recipe = bau.bau_recipe(1, "mse", 1e-9)
-    runs = [Runs(tmp_path) for _ in range(3)]
+    runs = [RunCache(tmp_path) for _ in range(3)]
     for one, init in zip(runs, (latents, latents, -latents), strict=True):
         found = one.run("a", inverter, images, recipe=recipe, seed=0, init=init)
         np.testing.assert_allclose(found.latents, init, atol=1e-6)

@@ -160,7 +160,7 @@ def test_a_report_says_what_differs(report):
     assert {"Encoders", "BiGAN", "Search", "Labels", "Degraded images", "Images"} <= set(told)
     assert f"{ITERATIONS} iterations of 64 images" in told["Encoders"]
     assert numbers["settings"]["encoder_iterations"] == ITERATIONS
-    assert "steps" not in numbers["settings"]
+    assert "max_steps" not in numbers["settings"]
 
 
 def test_all_figures_are_drawn(report):

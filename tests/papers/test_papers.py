@@ -22,6 +22,7 @@ from pyinv.papers.generators import Generator
 from pyinv.papers.precise import PRECISE
 from pyinv.papers.report import check, recompute
 from support import reference
+from support.manifests import manifest
 from support.paths import SHARED
 from support.tiny_bundle import write_tiny_bundle
 
@@ -102,8 +103,8 @@ def reports(bundles, mnist, tmp_path_factory) -> dict[str, Path]:
             Request(
                 tmp_path_factory.mktemp(paper),
                 targets=TARGETS,
-                steps=STEPS,
-                machine={"threads": 1, "lanes": 3},
+                max_steps=STEPS,
+                machine={"threads": 1, "batch_size": 3},
                 **arguments[paper],
             )
         )
@@ -189,7 +190,7 @@ def test_lipton_has_its_tables_and_figures(reports):
     assert published[0] == [0.98, 0.986, 0.998, 1.0, None]
     assert published[1] == [0.984, 0.99, 1.0, 1.0, None]
     assert published[2] == [1.0, 1.0, 1.0, 1.0, None]
-    # The authors' code counts at any update, not after the last one.
+    # The authors' code counts at any step, not after the last one.
     assert published[3:] == [[None] * 5] * 7
     ours = [bool(row["tag"]) for row in table["rows"]]
     assert ours == [False, False, False, True, True] * 2
@@ -208,15 +209,21 @@ def test_lipton_counts_at_any_update_and_at_the_end(reports):
     runs = numbers_of(reports["lipton"])["runs"]
     for name in (*lipton.CLIPPINGS, "default"):
         arrays = runs[f"digits-16x16-uniform-table-1-{name}"]["arrays"]
-        final, nearest = (np.array(arrays[key]["values"]) for key in ("latent_error", "nearest"))
-        assert (nearest <= final * (1 + 1e-6)).all()
-        assert (nearest > 0).all()
+        final, best = (
+            np.array(arrays[key]["values"]) for key in ("latent_error", "min_latent_error")
+        )
+        assert (best <= final * (1 + 1e-6)).all()
+        assert (best > 0).all()
 
 
 def test_lipton_without_data_takes_means_of_two_images(bundles, tmp_path):
     report = lipton.reproduce(
         Request(
-            tmp_path, generators=[bundles["uniform"]], targets=2, steps=2, machine={"threads": 1}
+            tmp_path,
+            generators=[bundles["uniform"]],
+            targets=2,
+            max_steps=2,
+            machine={"threads": 1},
         )
     )
     assert "mean of two generated images" in part(numbers_of(report), "table-2")["caption"]
@@ -227,10 +234,10 @@ def test_lipton_without_data_takes_means_of_two_images(bundles, tmp_path):
     [(80_000, 1.0, 50_000), (100_000, 1.0, 50_000), (20_000, 4.0, 12_500), (2000, 5.0, 1250)],
 )
 def test_a_short_lipton_run_goes_as_far_along_the_gradient(steps, rate, halved):
-    recipe = lipton.clipping_recipe("stochastic", steps)
+    recipe = lipton.clipping_recipe(manifest(), "stochastic", steps)
     (stage,) = recipe.stages
     assert stage.solver == dataclasses.replace(
-        recipes.lipton().stages[0].solver,
+        recipes.lipton(manifest()).stages[0].solver,
         learning_rate=rate,
         schedule=pyinv.StepDecay(every=halved, factor=0.5),
     )
@@ -239,9 +246,14 @@ def test_a_short_lipton_run_goes_as_far_along_the_gradient(steps, rate, halved):
     if steps <= 80_000:
         assert flow == pytest.approx(65_000 * rate * min(steps / 80_000, 1))
         assert rate == 5 or flow == pytest.approx(65_000)
-    darker = lipton.clipping_recipe("stochastic", steps, value_range=(0, 1))
+    darker = lipton.clipping_recipe(
+        dataclasses.replace(manifest(), value_range=(0.0, 1.0)), "stochastic", steps
+    )
     assert darker.stages[0].solver.learning_rate == 4 * rate
-    assert lipton.clipping_recipe("none", steps, 0.25).stages[0].solver.learning_rate == 0.25
+    assert (
+        lipton.clipping_recipe(manifest(), "none", steps, 0.25).stages[0].solver.learning_rate
+        == 0.25
+    )
 
 
 def test_figure_1_begins_where_the_runs_begin(inverter):
@@ -279,7 +291,7 @@ def test_egan_compares_all_criteria_from_the_same_start(reports):
     recipe = {key: run["recipe"]["stages"][0] for key, run in runs.items()}
     for criterion in egan.CRITERIA:
         stage = recipe[f"normal-normal-{criterion.key}"]
-        # E is the number of updates.
+        # E is the number of steps.
         assert stage["constraint"].get("horizon", STEPS) == STEPS
         assert stage["solver"] == recipe["normal-normal-disabled"]["solver"]
     seeds = {run["facts"]["seed"] for run in runs.values()}
@@ -344,7 +356,7 @@ def test_paths_lie_about_the_priors_mean(tmp_path, monkeypatch):
     monkeypatch.setattr(pyinv.Inverter, "generate", generate)
     machine = {"threads": 1}
     egan.reproduce(
-        Request(tmp_path / "out", generators=[bundle], targets=2, steps=1, machine=machine)
+        Request(tmp_path / "out", generators=[bundle], targets=2, max_steps=1, machine=machine)
     )
     linear, slerp, half, other = made[-4:]
     np.testing.assert_allclose(slerp[[0, -1]], linear[[0, -1]], rtol=1e-5)
@@ -394,17 +406,17 @@ def test_precise_recovers_the_latents_and_says_what_they_cost(reports, paper, ru
 
 
 @pytest.mark.parametrize(
-    ("paper", "name", "updates"), [("lipton", "No clipping", 100_000), ("egan", "disabled", 20_000)]
+    ("paper", "name", "steps"), [("lipton", "No clipping", 100_000), ("egan", "disabled", 20_000)]
 )
-def test_a_first_order_method_costs_two_passes_an_evaluation(reports, paper, name, updates):
+def test_a_first_order_method_costs_two_passes_an_evaluation(reports, paper, name, steps):
     costs = {
         row["label"]: row["cells"][1:] for row in part(numbers_of(reports[paper]), "costs")["rows"]
     }
     objective, equations, forwards = costs[name]
-    # One at the start, and one an update.
-    assert (objective["value"], objective["published"]) == (STEPS + 1, updates)
+    # One at the start, and one an step.
+    assert (objective["value"], objective["published"]) == (STEPS + 1, steps)
     assert equations is None
-    assert (forwards["value"], forwards["published"]) == (2 * STEPS + 2, 2 * updates)
+    assert (forwards["value"], forwards["published"]) == (2 * STEPS + 2, 2 * steps)
 
 
 @pytest.mark.parametrize(
@@ -423,7 +435,9 @@ def test_without_normal_equations_a_report_says_how_to_get_them(
     bundles, tmp_path, paper, bundle, mends
 ):
     report = PAPERS[paper](
-        Request(tmp_path, generators=[bundles[bundle]], targets=2, steps=1, machine={"threads": 1})
+        Request(
+            tmp_path, generators=[bundles[bundle]], targets=2, max_steps=1, machine={"threads": 1}
+        )
     )
     numbers = numbers_of(report)
     assert check(numbers) > 20
@@ -438,7 +452,9 @@ def test_a_report_is_rendered_again_from_its_kept_runs(bundles, tmp_path, monkey
     def render():
         machine = {"threads": 1}
         report = egan.reproduce(
-            Request(tmp_path, generators=[bundles["normal"]], targets=2, steps=1, machine=machine)
+            Request(
+                tmp_path, generators=[bundles["normal"]], targets=2, max_steps=1, machine=machine
+            )
         )
         return numbers_of(report)
 
@@ -509,7 +525,7 @@ def test_creswell_publishes_omniglot_beside_omniglot_alone(bundles, tmp_path):
                 data=[tmp_path / f"{name}.npz"],
                 generators=[bundles["uniform"], bundles["normal"]],
                 targets=2,
-                steps=1,
+                max_steps=1,
                 machine={"threads": 1},
             )
         )
@@ -527,7 +543,7 @@ def test_generators_of_the_same_kind_are_told_apart(bundles, mnist, tmp_path):
             data=[mnist],
             generators=[bundles["uniform"], other],
             targets=2,
-            steps=1,
+            max_steps=1,
             machine={"threads": 1},
         )
     )
@@ -550,7 +566,7 @@ def test_creswell_matches_generators_to_their_data(bundles, mnist, tmp_path):
                 data=[mnist, other],
                 generators=[bundles["normal"]],
                 targets=2,
-                steps=1,
+                max_steps=1,
             )
         )
     report = creswell.reproduce(
@@ -559,7 +575,7 @@ def test_creswell_matches_generators_to_their_data(bundles, mnist, tmp_path):
             data=[mnist, other],
             generators=[bundles["trained"]],
             targets=2,
-            steps=1,
+            max_steps=1,
             machine={"threads": 1},
         )
     )
@@ -580,7 +596,7 @@ def command(bundles, tmp_path) -> list[object]:
     """A reproduction of thirteen runs."""
     return [
         *("reproduce", "lipton", "--generator", bundles["uniform"], "-o", tmp_path / "out"),
-        *("--targets", 4, "--steps", 5, "--threads", 1),
+        *("--targets", 4, "--max-steps", 5, "--threads", 1),
     ]
 
 
@@ -599,7 +615,7 @@ def test_json_names_the_files_and_settings(capsys, command, tmp_path):
     assert (code, err) == (0, "")
     assert Path(found["report"]).is_file()
     assert check(json.loads(Path(found["numbers"]).read_text())) > 20
-    assert (found["settings"]["steps"], found["settings"]["learning_rate"]) == (5, 0.5)
+    assert (found["settings"]["max_steps"], found["settings"]["learning_rate"]) == (5, 0.5)
 
 
 def test_an_interrupted_command_goes_on_with_what_is_missing(capsys, command, monkeypatch):
@@ -651,7 +667,7 @@ PROBLEMS = {
         ["lipton", "--generator", "uniform", "--targets", "1"],
         "targets must be a whole number >= 2",
     ),
-    "no steps": (["lipton", "--generator", "uniform", "--steps", "0"], "steps must be"),
+    "no steps": (["lipton", "--generator", "uniform", "--max-steps", "0"], "max_steps must be"),
     "a wrong rate": (
         ["lipton", "--generator", "uniform", "--learning-rate", "-1"],
         "learning_rate must be a finite number > 0",
@@ -684,11 +700,14 @@ PROBLEMS = {
         "expected images of 1 or 3 channels",
     ),
     "no such paper": (["goodfellow", "--generator", "uniform"], "there are creswell, lipton, egan"),
-    "lanes too few for a batch": (
-        ["creswell", "--generator", "trained", "--data", "mnist", "--lanes", "2"],
-        "needs 3 lanes or more, got 2",
+    "a batch too small": (
+        ["creswell", "--generator", "trained", "--data", "mnist", "--batch-size", "2"],
+        "needs a batch size of 3 or more, got 2",
     ),
-    "wrong lanes": (["lipton", "--generator", "uniform", "--lanes", "x"], "lanes must be"),
+    "a wrong batch size": (
+        ["lipton", "--generator", "uniform", "--batch-size", "x"],
+        "batch_size must be",
+    ),
     "no such device": (["lipton", "--generator", "uniform", "--device", "tpu"], "device"),
 }
 
@@ -748,7 +767,7 @@ def test_runs_that_fly_off_are_reported(bundles, tmp_path):
             tmp_path,
             generators=[bundles["uniform"]],
             targets=4,
-            steps=3,
+            max_steps=3,
             learning_rate=3e38,
             machine={"threads": 1},
         )
@@ -785,7 +804,7 @@ def trained(bundles, monkeypatch) -> list[dict]:
 
 def test_without_a_generator_the_papers_own_are_trained(trained, mnist, tmp_path):
     report = creswell.reproduce(
-        Request(tmp_path, data=[mnist], targets=2, steps=1, machine={"threads": 1})
+        Request(tmp_path, data=[mnist], targets=2, max_steps=1, machine={"threads": 1})
     )
     assert [call["configuration"].name for call in trained] == ["creswell", "creswell"]
     assert [call["configuration"].prior.kind() for call in trained] == ["uniform", "normal"]
@@ -798,7 +817,7 @@ def test_without_a_generator_the_papers_own_are_trained(trained, mnist, tmp_path
 
 @pytest.mark.parametrize(("paper", "prior"), [("lipton", "uniform"), ("egan", "normal")])
 def test_a_paper_trains_its_prior(trained, mnist, tmp_path, paper, prior):
-    PAPERS[paper](Request(tmp_path, data=[mnist], targets=2, steps=1, machine={"threads": 1}))
+    PAPERS[paper](Request(tmp_path, data=[mnist], targets=2, max_steps=1, machine={"threads": 1}))
     assert [call["configuration"].name for call in trained] == [f"{paper}-32"]
     assert trained[0]["configuration"].prior.kind() == prior
 
@@ -823,7 +842,7 @@ def test_lipton_does_without_test_images(trained, mnist, tmp_path):
             tmp_path / "out",
             data=[data],
             targets=2,
-            steps=1,
+            max_steps=1,
             seed=7,
             machine={"threads": 1},
             say=said.append,

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from manifests import manifest
 from PIL import Image
 
 from pyinv import Adam, Inverter, Normal, Recipe, Stage, evaluation, recipes
@@ -21,7 +22,7 @@ from pyinv.images import to_uint8
 from pyinv.papers import figures
 from pyinv.papers.page import render
 from pyinv.papers.report import Column, Paper, Report, Row, check, literal, recompute, ref
-from pyinv.papers.runs import Runs
+from pyinv.papers.run_cache import RunCache
 from pyinv.result import Status
 from support.tiny_bundle import LATENT, write_tiny_bundle
 
@@ -533,7 +534,7 @@ def test_a_report_is_replaced_whole_or_not_at_all(report, monkeypatch):
     assert sorted(path.name for path in report.folder.iterdir()) == ["numbers.json", "report.html"]
 
 
-@pytest.mark.parametrize("make", [lambda path: Report(path, PAPER), Runs])
+@pytest.mark.parametrize("make", [lambda path: Report(path, PAPER), RunCache])
 def test_a_file_in_place_of_the_folder_is_told(tmp_path, make):
     path = tmp_path / "file"
     path.write_text("")
@@ -675,13 +676,13 @@ def calls(monkeypatch):
 
 
 def test_a_finished_run_is_given_back(tmp_path, inverter, images, latents, calls):
-    settings = {"recipe": QUICK, "seed": 1, "truth": latents}
-    first = Runs(tmp_path).run("run", inverter, images, **settings)
-    runs = Runs(tmp_path)
+    settings = {"recipe": QUICK, "seed": 1, "true_latents": latents}
+    first = RunCache(tmp_path).run("run", inverter, images, **settings)
+    runs = RunCache(tmp_path)
     again = runs.run("run", inverter, images, **settings)
     assert len(calls) == 1
     assert runs.read_back == {"run"}
-    for name in ("latents", "loss", "status", "steps", "attempts", "nearest", "images"):
+    for name in ("latents", "loss", "status", "steps", "attempts", "min_latent_error", "images"):
         np.testing.assert_array_equal(getattr(again, name), getattr(first, name), err_msg=name)
     assert (again.seed, again.recipe) == (first.seed, first.recipe)
     plain = inverter.invert(images, **settings)
@@ -695,17 +696,17 @@ CHANGES = {
     "restarts": {"recipe": QUICK.replace(restarts=1)},
     "start": {"recipe": QUICK.replace(start="mean")},
     "seed": {"seed": 2},
-    "truth": {"truth": np.zeros((5, LATENT), dtype=np.float32)},
-    "other truth": {"truth": np.ones((5, LATENT), dtype=np.float32)},
-    "no truth": {"truth": None},
+    "true_latents": {"true_latents": np.zeros((5, LATENT), dtype=np.float32)},
+    "other true latents": {"true_latents": np.ones((5, LATENT), dtype=np.float32)},
+    "no true latents": {"true_latents": None},
 }
 
 
 @pytest.fixture
 def kept(tmp_path, inverter, images, latents, calls):
     """The settings of a run that is kept in tmp_path."""
-    settings = {"recipe": QUICK, "seed": 1, "truth": latents}
-    Runs(tmp_path).run("run", inverter, images, **settings)
+    settings = {"recipe": QUICK, "seed": 1, "true_latents": latents}
+    RunCache(tmp_path).run("run", inverter, images, **settings)
     assert len(calls) == 1
     return settings
 
@@ -713,13 +714,13 @@ def kept(tmp_path, inverter, images, latents, calls):
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_another_setting_runs_again(tmp_path, inverter, images, kept, calls, change):
     for _ in range(2):
-        Runs(tmp_path).run("run", inverter, images, **kept | change)
+        RunCache(tmp_path).run("run", inverter, images, **kept | change)
         assert len(calls) == 2
 
 
 def test_other_images_run_again(tmp_path, inverter, images, kept, calls):
     for _ in range(2):
-        Runs(tmp_path).run("run", inverter, np.ascontiguousarray(images[::-1]), **kept)
+        RunCache(tmp_path).run("run", inverter, np.ascontiguousarray(images[::-1]), **kept)
         assert len(calls) == 2
 
 
@@ -734,35 +735,35 @@ def test_another_bundle_runs_again(tmp_path, images, kept, calls):
         write_tiny_bundle(tmp_path / name, **changed)
         inverter = Inverter(tmp_path / name, threads=1)
         for _ in range(2):
-            Runs(tmp_path).run("run", inverter, images, **kept)
+            RunCache(tmp_path).run("run", inverter, images, **kept)
             assert len(calls) == count
 
 
 def test_threads_and_lanes_run_nothing_again(tmp_path, bundle_path, images, kept, calls):
-    Runs(tmp_path).run("run", Inverter(bundle_path, threads=2, lanes=3), images, **kept)
+    RunCache(tmp_path).run("run", Inverter(bundle_path, threads=2, batch_size=3), images, **kept)
     assert len(calls) == 1
 
 
 def test_lanes_tell_a_run_apart_where_targets_are_coupled(tmp_path, images, calls):
     path = tmp_path / "batch.bundle"
     write_tiny_bundle(path, batch_norm="batch")
-    for lanes in (4, 2):
-        inverter = Inverter(path, threads=1, lanes=lanes)
-        Runs(tmp_path).run("run", inverter, images[:4], recipe=QUICK, seed=1)
+    for batch_size in (4, 2):
+        inverter = Inverter(path, threads=1, batch_size=batch_size)
+        RunCache(tmp_path).run("run", inverter, images[:4], recipe=QUICK, seed=1)
     assert len(calls) == 2
 
 
 def test_truth_is_handed_on_only_where_it_is_given(tmp_path, inverter, images, latents, calls):
-    runs = Runs(tmp_path)
+    runs = RunCache(tmp_path)
     runs.run("without", inverter, images, recipe=QUICK, seed=1)
-    runs.run("with", inverter, images, recipe=QUICK, seed=1, truth=latents)
-    assert "truth" not in calls[0]
-    np.testing.assert_array_equal(calls[1]["truth"], latents)
+    runs.run("with", inverter, images, recipe=QUICK, seed=1, true_latents=latents)
+    assert "true_latents" not in calls[0]
+    np.testing.assert_array_equal(calls[1]["true_latents"], latents)
 
 
 @pytest.mark.parametrize("harm", ["empty", "truncated", "flipped", "foreign", "no settings"])
 def test_a_damaged_file_runs_again(tmp_path, inverter, images, calls, harm):
-    first = Runs(tmp_path).run("run", inverter, images, recipe=QUICK, seed=1)
+    first = RunCache(tmp_path).run("run", inverter, images, recipe=QUICK, seed=1)
     path = tmp_path / "runs" / "run.npz"
     content = path.read_bytes()
     if harm == "flipped":
@@ -775,10 +776,10 @@ def test_a_damaged_file_runs_again(tmp_path, inverter, images, calls, harm):
     )
     if harm == "no settings":
         first.save(path, images=False)
-    again = Runs(tmp_path).run("run", inverter, images, recipe=QUICK, seed=1)
+    again = RunCache(tmp_path).run("run", inverter, images, recipe=QUICK, seed=1)
     assert len(calls) == 2
     np.testing.assert_array_equal(again.latents, first.latents)
-    Runs(tmp_path).run("run", inverter, images, recipe=QUICK, seed=1)
+    RunCache(tmp_path).run("run", inverter, images, recipe=QUICK, seed=1)
     assert len(calls) == 2
 
 
@@ -786,7 +787,7 @@ def test_a_damaged_file_runs_again(tmp_path, inverter, images, calls, harm):
 def test_ctrl_c_keeps_the_finished_runs_alone(tmp_path, inverter, images, calls):
     import signal
 
-    runs = Runs(tmp_path)
+    runs = RunCache(tmp_path)
     runs.run("first", inverter, images, recipe=QUICK, seed=1)
     endless = QUICK.replace(max_steps=100_000_000)
     with pytest.raises(KeyboardInterrupt):
@@ -799,11 +800,11 @@ def test_ctrl_c_keeps_the_finished_runs_alone(tmp_path, inverter, images, calls)
             progress=lambda state: os.kill(os.getpid(), signal.SIGINT),
         )
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["first.npz"]
-    Runs(tmp_path).run("first", inverter, images, recipe=QUICK, seed=1)
+    RunCache(tmp_path).run("first", inverter, images, recipe=QUICK, seed=1)
     assert len(calls) == 2
 
 
-KEPT = ("latents", "loss", "status", "steps", "attempts", "nearest")
+KEPT = ("latents", "loss", "status", "steps", "attempts", "min_latent_error")
 
 
 def stopping(monkeypatch, done, error):
@@ -830,17 +831,17 @@ def test_what_a_stopped_run_had_done_is_not_done_again(
     tmp_path, inverter, images, latents, calls, monkeypatch, error
 ):
     settings = {
-        "recipe": recipes.lipton("stochastic").replace(max_steps=30),
+        "recipe": recipes.lipton(manifest(), "stochastic").replace(max_steps=30),
         "seed": 1,
-        "truth": latents,
+        "true_latents": latents,
     }
-    whole = Runs(tmp_path / "whole").run("run", inverter, images, **settings)
+    whole = RunCache(tmp_path / "whole").run("run", inverter, images, **settings)
     for done in ([0, 3], [1]):  # of five, then of the three that are left
         stopping(monkeypatch, done, error)
         with pytest.raises(error or KeyboardInterrupt):
-            Runs(tmp_path).run("run", inverter, images, **settings)
+            RunCache(tmp_path).run("run", inverter, images, **settings)
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["run.npz.part"]
-    again = Runs(tmp_path)
+    again = RunCache(tmp_path)
     found = again.run("run", inverter, images, **settings)
     assert [call["target_ids"].tolist() for call in calls[1:]] == [[*range(5)], [1, 2, 4], [1, 4]]
     for name in KEPT:
@@ -850,15 +851,15 @@ def test_what_a_stopped_run_had_done_is_not_done_again(
     assert not found.cancelled
     assert again.read_back == set()
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["run.npz"]
-    Runs(tmp_path).run("run", inverter, images, **settings)
+    RunCache(tmp_path).run("run", inverter, images, **settings)
     assert len(calls) == 4
 
 
 def test_a_stopped_run_of_other_settings_is_no_part(tmp_path, inverter, images, calls, monkeypatch):
     stopping(monkeypatch, [0, 1], None)
     with pytest.raises(KeyboardInterrupt):
-        Runs(tmp_path).run("run", inverter, images, recipe=QUICK, seed=1)
-    Runs(tmp_path).run("run", inverter, images, recipe=QUICK, seed=2)
+        RunCache(tmp_path).run("run", inverter, images, recipe=QUICK, seed=1)
+    RunCache(tmp_path).run("run", inverter, images, recipe=QUICK, seed=2)
     assert len(calls[-1]["target_ids"]) == 5
 
 
@@ -867,32 +868,24 @@ def test_targets_of_a_batch_are_kept_together_or_not_at_all(tmp_path, images, mo
     write_tiny_bundle(path, batch_norm="batch")
     stopping(monkeypatch, [0, 1], None)
     with pytest.raises(KeyboardInterrupt):
-        Runs(tmp_path).run("run", Inverter(path, threads=1), images, recipe=QUICK, seed=1)
+        RunCache(tmp_path).run("run", Inverter(path, threads=1), images, recipe=QUICK, seed=1)
     assert list((tmp_path / "runs").iterdir()) == []
 
 
-def test_an_older_pyinv_made_the_same_fingerprint(tmp_path, inverter, images, latents):
-    Runs(tmp_path).run("run", inverter, images, recipe=QUICK, seed=1, truth=latents)
+def test_the_settings_are_all_that_a_result_depends_on(tmp_path, inverter, images, latents):
+    RunCache(tmp_path).run("run", inverter, images, recipe=QUICK, seed=1, true_latents=latents)
     with np.load(tmp_path / "runs" / "run.npz") as file:
         settings = json.loads(str(file["settings"]))["settings"]
-    names = ["recipe", "seed", "trace_every", "images", "bundle", "prior", "batch_norm", "truth"]
-    assert list(settings) == names
-    assert settings["trace_every"] == 0
-
-
-def test_recipes_of_an_older_pyinv_are_told_as_it_did(tmp_path, normal_bundle_path, images):
-    recipe = recipes.default(Normal()).replace(max_steps=2)
-    Runs(tmp_path).run("run", Inverter(normal_bundle_path), images, recipe=recipe, seed=1)
-    with np.load(tmp_path / "runs" / "run.npz") as file:
-        told = json.loads(str(file["settings"]))["settings"]["recipe"]
-    assert set(told) == {"kind", "name", "stages", "restarts", "keep"}
-    assert told["stages"][0]["penalties"] == [
-        {"kind": "prior_penalty", "weight": 0.001, "anneal": True}
+    assert list(settings) == [
+        *("recipe", "seed", "images", "bundle", "prior", "batch_norm", "true_latents")
     ]
+    assert settings["recipe"] == json.loads(
+        json.dumps(QUICK.fit(inverter.manifest.prior).describe())
+    )
 
 
 def test_a_full_disk_is_told_and_keeps_what_was_there(tmp_path, inverter, images, monkeypatch):
-    Runs(tmp_path).run("run", inverter, images, recipe=QUICK, seed=1)
+    RunCache(tmp_path).run("run", inverter, images, recipe=QUICK, seed=1)
     path = tmp_path / "runs" / "run.npz"
     before = path.read_bytes()
 
@@ -901,7 +894,7 @@ def test_a_full_disk_is_told_and_keeps_what_was_there(tmp_path, inverter, images
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OutputError, match=r"run\.npz: cannot be written \(No space left"):
-        Runs(tmp_path).run("run", inverter, images, recipe=QUICK, seed=2)
+        RunCache(tmp_path).run("run", inverter, images, recipe=QUICK, seed=2)
     assert path.read_bytes() == before
     assert list((tmp_path / "runs").iterdir()) == [path]
 
@@ -909,11 +902,11 @@ def test_a_full_disk_is_told_and_keeps_what_was_there(tmp_path, inverter, images
 @pytest.mark.parametrize("id", ["", "../up", "a/b", ".hidden", "a b"])
 def test_an_id_must_be_a_file_name(tmp_path, inverter, images, id):
     with pytest.raises(InputError, match="a run's id must be"):
-        Runs(tmp_path).run(id, inverter, images, recipe=QUICK, seed=1)
+        RunCache(tmp_path).run(id, inverter, images, recipe=QUICK, seed=1)
 
 
 def test_one_id_is_one_run(tmp_path, inverter, images):
-    runs = Runs(tmp_path)
+    runs = RunCache(tmp_path)
     runs.run("run", inverter, images, recipe=QUICK, seed=1)
     runs.run("run", inverter, images, recipe=QUICK, seed=1)
     with pytest.raises(InputError, match="'run' was run with other settings"):
@@ -921,7 +914,7 @@ def test_one_id_is_one_run(tmp_path, inverter, images):
 
 
 def test_facts_tell_how_a_run_went(tmp_path, inverter, images):
-    runs = Runs(tmp_path)
+    runs = RunCache(tmp_path)
     runs.run("run", inverter, images, recipe=QUICK, seed=1)
     facts = runs.facts("run")
     assert facts["targets"] == 5
@@ -929,7 +922,7 @@ def test_facts_tell_how_a_run_went(tmp_path, inverter, images):
     assert facts["status"] == {"step_limit": 5}
     assert facts["mean_steps"] == 20
     assert (facts["device"], facts["threads"]) == ("cpu", 1)
-    again = Runs(tmp_path)
+    again = RunCache(tmp_path)
     again.run("run", inverter, images, recipe=QUICK, seed=1)
     assert again.facts("run") == facts == json.loads(json.dumps(facts))
     with pytest.raises(InputError, match="run 'no' is not done; those done are run"):

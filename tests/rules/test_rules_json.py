@@ -237,7 +237,7 @@ STAGES = [
 @pytest.mark.parametrize(("prior", "stage"), STAGES, ids=str)
 @pytest.mark.parametrize("fitted", [True, False], ids=["fitted", "as written"])
 def test_what_describe_gives_is_read(prior, stage, fitted) -> None:
-    recipe = Recipe("r", (stage,), restarts=4095, keep="last", start="mean", hop=0.3)
+    recipe = Recipe("r", (stage,), restarts=4095, keep="last", start="mean", hop_size=0.3)
     described = (recipe.fit(prior) if fitted else recipe).describe()
     assert read(prior.describe(), described) == RIGHT
     # With a setting more anywhere it is not, so none of those above is passed over in silence.
@@ -326,12 +326,16 @@ WRONG = {
         {**stage_of(), "restarts": 4096},
         "recipe.restarts must be a whole number from 0 to 4095, got 4096",
     ),
-    "hop": (U, {**stage_of(), "hop": 1.5}, "recipe.hop must be a number >= 0 and <= 1, got 1.5"),
+    "hop_size": (
+        U,
+        {**stage_of(), "hop_size": 1.5},
+        "recipe.hop_size must be a number >= 0 and <= 1, got 1.5",
+    ),
     "keep": (U, {**stage_of(), "keep": "all"}, 'recipe.keep must be one of best, last, got "all"'),
-    "updates": (
+    "steps": (
         U,
         {"stages": [*stage_of(max_steps=2**32 - 1)["stages"], *stage_of()["stages"]]},
-        "recipe.stages must make at most 4294967295 updates, makes 4294968295",
+        "recipe.stages must make at most 4294967295 steps, makes 4294968295",
     ),
     "max_steps": (U, stage_of(max_steps=0), "recipe.stages[0].max_steps must be a whole number"),
     "a float": (U, stage_of(max_steps=1.0), "max_steps must be a whole number, got 1"),

@@ -122,7 +122,7 @@ def test_all_end_in_the_same_way(backend, bundles):
     """Targets that converge soon, late, in a second attempt, or not at all."""
     path = bundles["uniform"]
     onnx = Inverter(path, threads=1)
-    other = Inverter(path, runtime=backend.runtime, device=backend.device, threads=1, lanes=5)
+    other = Inverter(path, runtime=backend.runtime, device=backend.device, threads=1, batch_size=5)
     stage = Stage(Adam(0.05), Clip(), max_steps=60, loss_tolerance=2e-4)
     recipe = Recipe("ends", stage, restarts=1)
     latents = np.random.default_rng(2).uniform(-1.3, 1.3, (24, LATENT)).astype(np.float32)
@@ -436,14 +436,14 @@ def hungry(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(("lanes", "asked"), [(64, 48), ("auto", 8)])
-def test_too_many_lanes_for_the_memory(hungry, lanes, asked):
+@pytest.mark.parametrize(("batch_size", "asked"), [(64, 48), ("auto", 8)])
+def test_too_many_lanes_for_the_memory(hungry, batch_size, asked):
     images = np.zeros((48, 1, 1, 2), np.float32)
     with pytest.raises(DeviceError) as error:
-        Inverter(hungry, lanes=lanes, threads=1).invert(images)
+        Inverter(hungry, batch_size=batch_size, threads=1).invert(images)
     fitting = {48: 3, 8: 4}[asked]
-    assert one_line(error) == f"cpu has no memory for {asked} lanes; lanes={fitting} fits"
-    inversion = Inverter(hungry, lanes=fitting, threads=1).invert(images)
+    assert one_line(error) == f"cpu has no memory for batch_size={asked}; batch_size={fitting} fits"
+    inversion = Inverter(hungry, batch_size=fitting, threads=1).invert(images)
     assert inversion.counts()["converged"] == 48
 
 
@@ -452,7 +452,7 @@ def test_too_large_a_batch_for_the_memory(hungry):
     arrays = np.zeros((6, 2), np.float32), np.zeros((6, 1, 1, 2), np.float32)
     with pytest.raises(DeviceError, match="cpu has no memory for 6 images at a time"):
         inverter.evaluate(*arrays)
-    assert len(inverter.evaluate(*arrays, batch=3)[0]) == 6
+    assert len(inverter.evaluate(*arrays, batch_size=3)[0]) == 6
 
 
 # ---- in one process with the user's torch --------------------------------------------------------

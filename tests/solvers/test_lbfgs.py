@@ -174,7 +174,7 @@ def test_latents_of_generated_images_are_recovered(engine, prior, rules):
     truth = some_latents(20, 5, reach=1.0)
     stage = Stage(LBFGS(), max_steps=300, loss_tolerance=1e-9, **rules)
     method = recipe(stage, restarts=10, start="mean")
-    result = engine([NET], method, prior, NET.generate(truth), truth=truth)
+    result = engine([NET], method, prior, NET.generate(truth), true_latents=truth)
     np.testing.assert_array_equal(result["status"], CONVERGED)
     assert (reference.latent_error(result["latents"], truth) < 1e-6).all()
 
@@ -213,7 +213,7 @@ def test_a_relative_penalty_minimises_the_logarithm_of_the_loss(engine, weight):
 SINGLE = Quadratic(1)
 STUCK = {
     "initial": np.zeros((1, 1), dtype=np.float32),
-    "truth": np.ones((1, 1), dtype=np.float32),
+    "true_latents": np.ones((1, 1), dtype=np.float32),
     "trace_every": 1,
 }
 TO_ONE = SINGLE.images([[1.0]])
@@ -233,7 +233,7 @@ def test_a_trial_that_is_not_finite_is_not_taken(engine, where):
     assert np.isfinite(result["loss"][0])
     # The second and third trial were at 1 and 0.3 + 0.3 * 0.7; the fourth one is taken.
     np.testing.assert_allclose(expected.trace[0, :5], [1, 0.49, 0.49, 0.49, 0.637**2], rtol=1e-5)
-    assert result["nearest"][0] < 1e-9, "the second trial was evaluated all the same"
+    assert result["min_latent_error"][0] < 1e-9, "the second trial was evaluated all the same"
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf], ids=str)
@@ -491,7 +491,7 @@ def test_two_runs_give_the_same_bits(engine):
 def test_a_truth_changes_nothing_else(engine):
     images = images_of(NET, 9, noise=0.1)
     arguments = [NET], RESTARTED, Uniform(), images
-    told = engine(*arguments, truth=some_latents(9, 5), trace_every=1)
+    told = engine(*arguments, true_latents=some_latents(9, 5), trace_every=1)
     untold = engine(*arguments, trace_every=1)
     for name in ("latents", "loss", "status", "steps", "trace"):
         np.testing.assert_array_equal(told[name], untold[name])

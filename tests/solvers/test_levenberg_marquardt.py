@@ -133,7 +133,7 @@ def test_latents_of_generated_images_are_recovered(engine, objective, prior, rul
     images = objective.generate(truth)
     stage = replace(USUAL, max_steps=100, loss_tolerance=1e-8, **rules)
     method = recipe(stage, restarts=10, start="mean")
-    result, expected = both(engine, solvable(objective), method, prior, images, truth=truth)
+    result, expected = both(engine, solvable(objective), method, prior, images, true_latents=truth)
     np.testing.assert_array_equal(result["status"], CONVERGED)
     assert (reference.latent_error(result["latents"], truth) < 1e-6).all()
     assert np.median(expected.normal_equations) < 10
@@ -197,7 +197,7 @@ def test_curvatures_that_differ_by_a_million(engine):
     truth = some_latents(6, 7, reach=1.0)
     stage = Stage(LevenbergMarquardt(1e-4), max_steps=30, loss_tolerance=1e-13)
     result, _ = both(
-        engine, solvable(steep), recipe(stage), Normal(), steep.generate(truth), truth=truth
+        engine, solvable(steep), recipe(stage), Normal(), steep.generate(truth), true_latents=truth
     )
     np.testing.assert_array_equal(result["status"], CONVERGED)
     np.testing.assert_allclose(result["latents"], truth, atol=2e-3)
@@ -312,7 +312,11 @@ def test_a_trial_that_is_not_finite_is_not_taken(engine, value):
     plain = Spoiled(TANH, 0.5, output="loss", value=value)
     truth = np.tile(np.float32([0.9, 0, 0, 0, 0]), (4, 1))
     method = recipe(USUAL)
-    options = {"initial": np.zeros((4, 5), dtype=np.float32), "trace_every": 1, "truth": truth}
+    options = {
+        "initial": np.zeros((4, 5), dtype=np.float32),
+        "trace_every": 1,
+        "true_latents": truth,
+    }
     result, expected = both(
         engine, [plain, TANH.normal_equations], method, Normal(), TANH.generate(truth), **options
     )
@@ -322,8 +326,8 @@ def test_a_trial_that_is_not_finite_is_not_taken(engine, value):
     # The trace stands still where a step is not taken.
     assert (np.diff(expected.trace[:, : result["steps"].min()]) == 0).any(axis=1).all()
     # Its latent was evaluated all the same.
-    assert (result["nearest"] < 0.01).all()
-    assert (result["nearest"] < reference.latent_error(result["latents"], truth)).all()
+    assert (result["min_latent_error"] < 0.01).all()
+    assert (result["min_latent_error"] < reference.latent_error(result["latents"], truth)).all()
 
 
 def test_the_gradient_of_a_trial_does_not_matter(engine):
@@ -401,7 +405,7 @@ def test_stop_rules(engine, changes, status, steps, equations, keep):
 BLOCKED = [Spoiled(SINGLE, 0.5, output="loss"), SINGLE.normal_equations]
 BLOCKED_START = {
     "initial": np.zeros((1, 1), dtype=np.float32),
-    "truth": np.ones((1, 1), dtype=np.float32),
+    "true_latents": np.ones((1, 1), dtype=np.float32),
     "trace_every": 1,
 }
 
@@ -547,7 +551,7 @@ def test_random_numbers_go_on_from_stage_to_stage(engine):
 def test_restarts_keep_the_best_attempt(engine, prior, rules, start, hop, keep):
     images = images_of(NET, 16)
     stage = replace(STEADY, loss_tolerance=1e-4, relative_change_tolerance=0.0, **rules)
-    method = recipe(stage, restarts=3, keep=keep, start=start, hop=hop)
+    method = recipe(stage, restarts=3, keep=keep, start=start, hop_size=hop)
     options = {"seed": 11, "lanes": 5, "trace_every": 1}
     _, expected = both(engine, solvable(NET), method, prior, images, **options)
     assert {1, 4} < set(expected.attempts), "some at once, some later, some never"
@@ -644,7 +648,7 @@ def test_trace(engine, every):
 def test_a_truth_changes_nothing_else(engine):
     images = images_of(NET, 9, noise=0.1)
     arguments = solvable(NET), RESTARTED, Uniform(), images
-    told = engine(*arguments, truth=some_latents(9, 5), trace_every=1)
+    told = engine(*arguments, true_latents=some_latents(9, 5), trace_every=1)
     untold = engine(*arguments, trace_every=1)
     for name in ("latents", "loss", "status", "steps", "normal_equations", "trace"):
         np.testing.assert_array_equal(told[name], untold[name])
@@ -666,7 +670,7 @@ def test_cancelling_keeps_what_was_found(engine):
         if report["finished"] == 2:
             raise KeyboardInterrupt
 
-    options = {"lanes": 2, "truth": truth, "progress": progress, "seed": 8}
+    options = {"lanes": 2, "true_latents": truth, "progress": progress, "seed": 8}
     result = engine(solvable(LINEAR), method, Uniform(), images, **options)
     assert result["cancelled"]
     # On two lanes, 0 and 2 finish, 1 and 3 block the lanes, 4 and 5 must wait.
@@ -678,7 +682,7 @@ def test_cancelling_keeps_what_was_found(engine):
     assert (result["normal_equations"][:4] > 0).all()
     np.testing.assert_array_equal(result["normal_equations"][4:], 0)
     assert np.isnan(result["loss"][4:]).all()
-    assert np.isnan(result["nearest"][4:]).all()
+    assert np.isnan(result["min_latent_error"][4:]).all()
     drawn = reference.draw_initial(Uniform().describe(), 8, range(6), 0, 5)
     np.testing.assert_array_equal(result["latents"][4:], drawn[4:])
 

@@ -44,7 +44,7 @@ class Engine:
         use: Any = None,
         initial: Any = None,
         condition: Any = None,
-        truth: Any = None,
+        true_latents: Any = None,
         target_ids: Any = None,
         seed: int = 0,
         lanes: int = 4,
@@ -64,7 +64,7 @@ class Engine:
             images=images,
             initial=initial,
             condition=condition,
-            truth=truth,
+            true_latents=true_latents,
             target_ids=np.array(ids, dtype=np.uint64),
             seed=seed,
             lanes=lanes,
@@ -112,8 +112,13 @@ def assert_agree(
     assert_close(result["loss"], expected.loss, "loss" + solver, device=device)
     if expected.trace is not None:
         assert_close(result["trace"], expected.trace, "loss" + solver, device=device)
-    if expected.nearest is not None:
-        assert_close(result["nearest"], expected.nearest, "latent error" + solver, device=device)
+    if expected.min_latent_error is not None:
+        assert_close(
+            result["min_latent_error"],
+            expected.min_latent_error,
+            "latent error" + solver,
+            device=device,
+        )
 
 
 def both(
@@ -123,8 +128,11 @@ def both(
 
     Each target is told how near it came to some latent on its way, wherever it went.
     """
-    truth = some_latents(len(images), objectives[0].size)
-    arguments, options = (objectives, recipe, prior, images), {"truth": truth, **options}
+    true_latents = some_latents(len(images), objectives[0].size)
+    arguments, options = (
+        (objectives, recipe, prior, images),
+        {"true_latents": true_latents, **options},
+    )
     result = engine(*arguments, **options)
     # The twin has none of these.
     for name in ("look_every", "threads", "most_at_once"):

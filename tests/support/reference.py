@@ -315,9 +315,9 @@ class Progress:
         return Outcome(self.status, *kept)
 
 
-def latent_error(z: Array, truth: Array) -> Array:
+def latent_error(z: Array, true_latents: Array) -> Array:
     """Each row's mean squared difference; NaN where float32 does not hold it."""
-    error = rounded(lambda a, b: np.mean((a - b) ** 2, axis=1), z, truth)
+    error = rounded(lambda a, b: np.mean((a - b) ** 2, axis=1), z, true_latents)
     return np.where(np.isfinite(error), error, f32(np.nan))
 
 
@@ -421,7 +421,7 @@ class Attempt:
     images: Array
     latents: Array
     condition: Array | None
-    truth: Array | None
+    true_latents: Array | None
     target_ids: Sequence[int]
     seed: int
     restart: int
@@ -431,12 +431,12 @@ class Attempt:
         count, stages = len(self.latents), self.recipe["stages"]
         every, updates = self.trace_every, sum(stage["max_steps"] for stage in stages)
         self.trace = np.full((count, 1 + updates // every if every else 0), np.nan, np.float32)
-        self.nearest = np.full(count, np.nan, dtype=np.float32)
+        self.min_latent_error = np.full(count, np.nan, dtype=np.float32)
         self.outcomes: list[Outcome | None] = [None] * count
         self.update = 0
         self.updates, self.resampled, self.normal_equations = np.zeros((3, count), dtype=np.int64)
 
-        first = len(stages) - 1 if self.restart and self.recipe["hop"] else 0
+        first = len(stages) - 1 if self.restart and self.recipe["hop_size"] else 0
         for index, stage in enumerate(stages[first:], first):
             kind = stage["solver"]["kind"]
             if kind in ("levenberg_marquardt", "lbfgs"):
@@ -452,8 +452,10 @@ class Attempt:
                 break
 
     def evaluate(self, stage: Description, which: str, latents: Array) -> tuple[Array, ...]:
-        if self.truth is not None:
-            self.nearest = np.fmin(self.nearest, latent_error(latents, self.truth))
+        if self.true_latents is not None:
+            self.min_latent_error = np.fmin(
+                self.min_latent_error, latent_error(latents, self.true_latents)
+            )
         return self.objectives[stage[which]](latents, self.images, self.condition)
 
     def traced(self, losses: Any) -> None:
@@ -640,7 +642,7 @@ class Inversion:
     normal_equations: NDArray[np.int64]
     attempts: NDArray[np.int32]
     trace: Array | None
-    nearest: Array | None
+    min_latent_error: Array | None
     resampled: NDArray[np.int64]
 
 
@@ -653,7 +655,7 @@ def invert(
     size: int,
     initial: Array | None = None,
     condition: Array | None = None,
-    truth: Array | None = None,
+    true_latents: Array | None = None,
     target_ids: Sequence[int] | None = None,
     seed: int = 0,
     lanes: int = 64,
@@ -674,7 +676,7 @@ def invert(
         normal_equations=np.zeros(count, dtype=np.int64),
         attempts=np.zeros(count, dtype=np.int32),
         trace=None,
-        nearest=None if truth is None else np.full(count, np.nan, dtype=np.float32),
+        min_latent_error=None if true_latents is None else np.full(count, np.nan, dtype=np.float32),
         resampled=np.zeros(count, dtype=np.int64),
     )
     traces: list[Array] = []
@@ -691,10 +693,10 @@ def invert(
                 start = np.full((len(rows), size), prior_moments(prior)[0], dtype=np.float32)
             else:
                 start = draw_initial(prior, seed, members, restart, size)
-            if restart and recipe["hop"]:
+            if restart and recipe["hop_size"]:
                 kept = np.array([outcome.latent for outcome in best])
                 known = np.isfinite([outcome.loss for outcome in best])[:, None]
-                start = np.where(known, hopped(prior, recipe["hop"], kept, start), start)
+                start = np.where(known, hopped(prior, recipe["hop_size"], kept, start), start)
             with np.errstate(all="ignore"):
                 attempt = Attempt(
                     objectives,
@@ -703,7 +705,7 @@ def invert(
                     images[rows],
                     start,
                     None if condition is None else condition[rows],
-                    None if truth is None else truth[rows],
+                    None if true_latents is None else true_latents[rows],
                     members,
                     seed,
                     restart,
@@ -718,8 +720,10 @@ def invert(
             result.resampled[rows] += attempt.resampled
             result.normal_equations[rows] += attempt.normal_equations
             result.attempts[rows] = restart + 1
-            if result.nearest is not None:
-                result.nearest[rows] = np.fmin(result.nearest[rows], attempt.nearest)
+            if result.min_latent_error is not None:
+                result.min_latent_error[rows] = np.fmin(
+                    result.min_latent_error[rows], attempt.min_latent_error
+                )
             if all(outcome.status == CONVERGED for outcome in best):
                 break
         for row, outcome in zip(rows, best, strict=True):

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pyinv import outputs
+from pyinv import atomic_files
 from pyinv.bundle import Bundle
 from pyinv.cli import main
 from pyinv.demo import DIGITS
@@ -445,7 +445,7 @@ def full_disk(name: str, monkeypatch, *, spared: int = 0) -> None:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         write(handle)
 
-    monkeypatch.setattr(outputs.os, "fsync", fsync)
+    monkeypatch.setattr(atomic_files.os, "fsync", fsync)
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="finds a file's name in /proc")
@@ -677,7 +677,7 @@ def test_a_finished_training(digits, tmp_path, monkeypatch):
         with torch.no_grad():
             expected = generator.train(mode == "batch")(latents).numpy()
         # One lane for each image, so that all are in one batch.
-        found = Inverter(path, threads=1, lanes=9).generate(latents.numpy())
+        found = Inverter(path, threads=1, batch_size=9).generate(latents.numpy())
         np.testing.assert_allclose(found, expected, atol=2e-5)
 
     # Again: nothing is trained, and no file is touched.

@@ -28,7 +28,7 @@ struct Constraint {
   ConstraintKind kind = ConstraintKind::none;
   float low = -1.0f, high = 1.0f;  // clip, stochastic_clip
   float a = 0.0f, b = 0.0f;        // the cutoffs: c | steepness, midpoint | a
-  int64_t horizon = 0;  // updates over which the cutoff's probability holds; 0: max_steps
+  int64_t horizon = 0;             // steps over which the cutoff's probability holds; 0: max_steps
 };
 
 enum class SolverKind : int32_t { gradient_descent, adam, levenberg_marquardt, lbfgs };
@@ -87,7 +87,7 @@ struct Recipe {
   Start start = Start::prior;
   // 0: restarts are drawn. Up to 1: they run the last stage alone, from the best latent so far
   // moved towards a draw, 1 all the way.
-  double hop = 0.0;
+  double hop_size = 0.0;
 };
 
 }  // namespace pyinv

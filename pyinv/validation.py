@@ -66,7 +66,7 @@ def check_rows(value: Any, name: str, shape: tuple[int, ...], rows: int | None) 
         mend = "add a batch axis in front" if array.shape in (shape, (size,)) else "reshape it"
         raise InputError(f"{name} must be {expected}, got [{shape_text(array.shape)}]; {mend}")
     if len(array) == 0 or (rows is not None and len(array) != rows):
-        wanted = "at least one row" if rows is None else "one row a target"
+        wanted = "at least one row" if rows is None else "one row per target"
         raise InputError(f"{name} must be {expected}, got {len(array)} rows; give {wanted}")
     flat = np.ascontiguousarray(array, dtype=np.float32).reshape(len(array), size)
     if not (np.isfinite(flat.min()) and np.isfinite(flat.max())):

@@ -19,15 +19,15 @@ from numpy.typing import NDArray
 
 import pyinv
 from pyinv import runtimes
-from pyinv.arrays import as_numpy
+from pyinv.atomic_files import OutputFile
 from pyinv.errors import InputError, OutputError
 from pyinv.inverter import Inverter
-from pyinv.outputs import OutputFile
 from pyinv.papers.folder import open_folder
 from pyinv.recipes import Recipe
 from pyinv.result import Inversion, Status
+from pyinv.validation import as_numpy
 
-__all__ = ["Runs"]
+__all__ = ["RunCache"]
 
 _ROWS = ("latents", "loss", "status", "steps", "attempts", "normal_equations")
 
@@ -36,7 +36,7 @@ RUNTIMES = {"onnx": "ONNX Runtime", "torchscript": "TorchScript of"}
 Progress = Callable[[dict[str, Any]], None]
 
 
-class Runs:
+class RunCache:
     """The inversions of one reproduction, each kept as ``folder/runs/<id>.npz`` once it is done.
 
     A run that is asked for again with the same settings is read back. Its settings are the recipe,
@@ -66,7 +66,7 @@ class Runs:
 
     def made_with(self) -> dict[str, Any]:
         """Return the versions and machines of all runs that are done, each thing once."""
-        names = ("pyinv", "runtime", "device", "threads", "lanes")
+        names = ("pyinv", "runtime", "device", "threads", "batch_size")
         return {
             name: ", ".join(dict.fromkeys(str(facts[name]) for facts in self._facts.values()))
             for name in names
@@ -79,8 +79,8 @@ class Runs:
             id: the run's.
 
         Returns:
-            bundle, targets, seed, lanes, runtime, device, threads, seconds, status (how many ended
-            with each), mean_steps, and pyinv (the version), as they were when it ran.
+            bundle, targets, seed, batch_size, runtime, device, threads, seconds, status (how many
+            ended with each), mean_steps, and pyinv (the version), as they were when it ran.
 
         Raises:
             InputError: no such run.
@@ -98,7 +98,7 @@ class Runs:
         *,
         recipe: Recipe,
         seed: int,
-        truth: Any = None,
+        true_latents: Any = None,
         init: Any = None,
         condition: Any = None,
         progress: bool | Progress | None = None,
@@ -107,7 +107,7 @@ class Runs:
 
         Args:
             id: letters, digits, dots, hyphens and underscores; its own for each run.
-            truth: the latents that made the images, where they are known.
+            true_latents: the latents that made the images, where they are known.
             init: the latents that first attempts begin at; None takes the recipe's start.
             condition: [N, k], for bundles that have a condition.
             inverter, images, recipe, seed, progress: as ``Inverter.invert`` has them.
@@ -130,9 +130,8 @@ class Runs:
         recipe = recipe.fit(manifest.prior)
         images = as_numpy(images, "images", "floats [N, C, H, W]")
         settings: dict[str, Any] = {
-            "recipe": _as_kept(recipe.describe()),
+            "recipe": recipe.describe(),
             "seed": int(seed),
-            "trace_every": 0,  # kept runs have it in their fingerprint
             "images": _hash(images),
             "bundle": {name: record.sha256 for name, record in manifest.files.items()},
             "prior": manifest.prior.describe(),
@@ -140,13 +139,17 @@ class Runs:
         }
         rows_of: dict[str, Any] = {
             name: as_numpy(given, name, "numbers")
-            for name, given in (("truth", truth), ("init", init), ("condition", condition))
+            for name, given in (
+                ("true_latents", true_latents),
+                ("init", init),
+                ("condition", condition),
+            )
             if given is not None
         }
         settings |= {name: _hash(given) for name, given in rows_of.items()}
         coupled = manifest.batch_norm == "batch" or recipe.couples
         if coupled:
-            settings["lanes"] = inverter.lanes
+            settings["batch_size"] = inverter.batch_size
         fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
         if self._fingerprints.setdefault(id, fingerprint) != fingerprint:
             raise InputError(
@@ -205,23 +208,6 @@ class Runs:
         return replace(inversion, _images=lambda: inverter.generate(latents, condition=of))
 
 
-# What recipes could not say once, and what it was then.
-_ADDED = {"start": "prior", "hop": 0.0, "relative": False}
-
-
-def _as_kept(described: Any) -> Any:
-    """Return a recipe's description as an older pyinv gave it, so that its kept runs are found."""
-    if isinstance(described, dict):
-        return {
-            name: _as_kept(value)
-            for name, value in described.items()
-            if name not in _ADDED or value != _ADDED[name]
-        }
-    if isinstance(described, (list, tuple)):
-        return [_as_kept(one) for one in described]
-    return described
-
-
 def _lacks(inversion: Inversion) -> NDArray[np.bool_]:
     """Return which targets are not done."""
     lacks: NDArray[np.bool_] = inversion.status == Status.CANCELLED
@@ -233,7 +219,7 @@ def _joined(before: Inversion | None, found: Inversion) -> Inversion:
     if before is None:
         return replace(found, cancelled=bool(_lacks(found).any()))
     joined = {}
-    for name in (*_ROWS, "nearest"):
+    for name in (*_ROWS, "min_latent_error"):
         if getattr(before, name) is not None:
             joined[name] = getattr(before, name).copy()
             joined[name][_lacks(before)] = getattr(found, name)
@@ -259,7 +245,7 @@ def _facts(inverter: Inverter, inversion: Inversion, seconds: float) -> dict[str
         "runtime": f"{RUNTIMES[inverter.runtime]} {runtimes.load(inverter.runtime)}",
         "device": inverter.device,
         "threads": inverter.threads,
-        "lanes": inverter.lanes,
+        "batch_size": inverter.batch_size,
         "seconds": round(seconds, 2),
         "status": {name: count for name, count in inversion.counts().items() if count},
         **means,

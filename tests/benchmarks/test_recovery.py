@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from manifests import manifest
 
 import pyinv
 from pyinv import recipes
@@ -18,6 +17,7 @@ from pyinv.inverter import Inverter
 from pyinv.priors import Normal
 from pyinv.result import Inversion, Status
 from pyinv.training import get_configuration
+from support.manifests import manifest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnx")

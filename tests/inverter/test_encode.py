@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from manifests import manifest
+
+from support.manifests import manifest
 
 torch = pytest.importorskip("torch")
 

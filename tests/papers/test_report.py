@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from manifests import manifest
 from PIL import Image
 
 from pyinv import Adam, Inverter, Normal, Recipe, Stage, evaluation, recipes
@@ -24,6 +23,7 @@ from pyinv.papers.page import render
 from pyinv.papers.report import Column, Paper, Report, Row, check, literal, recompute, ref
 from pyinv.papers.run_cache import RunCache
 from pyinv.result import Status
+from support.manifests import manifest
 from support.tiny_bundle import LATENT, write_tiny_bundle
 
 PAPER = Paper(

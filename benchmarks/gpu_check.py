@@ -310,6 +310,7 @@ def tests(check: Check) -> dict[str, Any]:
                 "--tb=short", "-p", "no:cacheprovider",
                 f"--basetemp={folder / f'temporary{index}'}",
                 "--ignore", "tests/cuda/test_cuda_kernels.py",
+                "-W", "default",  # libraries of other versions than constraints.txt may warn
             ],
             limit=limit, environment=environment,
         )  # fmt: skip

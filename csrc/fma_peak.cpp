@@ -68,6 +68,7 @@ double measure_fma_peak(int threads, double seconds) {
   const Kernel kernel = widest_kernel();
   std::vector<double> rates(static_cast<size_t>(threads));
   std::vector<std::thread> workers;
+  workers.reserve(rates.size());
   for (double& rate : rates) {
     workers.emplace_back([&rate, &kernel, seconds] {
       volatile float sink = kernel.rounds(1.0f);

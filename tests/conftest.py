@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,19 @@ from pyinv.priors import Normal
 from support.backends import BACKENDS, Backend, missing_gpu
 from support.compare_reference import Engine
 from support.tiny_bundle import TinyGenerator, write_tiny_bundle
+
+ALL_CORES = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+
+
+def pytest_configure() -> None:
+    """Keep each worker of pytest-xdist, and what it starts, to a core of its own.
+
+    So whatever takes as many threads as there are cores takes one.
+    """
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker is not None and hasattr(os, "sched_setaffinity"):
+        cores = sorted(ALL_CORES)
+        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 
 def pytest_report_header() -> list[str]:
@@ -46,6 +60,18 @@ def interrupts_arrive() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def all_cores() -> Iterator[None]:
+    """For a test whose threads should run at once."""
+    if not ALL_CORES:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, ALL_CORES)
+    yield
+    os.sched_setaffinity(0, before)
 
 
 @pytest.fixture(scope="session", params=BACKENDS)

@@ -161,7 +161,8 @@ def resampling_probability(criterion: Constraint, distance: NDArray[Any]) -> NDA
     if isinstance(criterion, LogisticCutoff):
         return 1 / (1 + np.exp(-criterion.a * (distance - criterion.b)))
     if isinstance(criterion, TruncatedNormalCutoff):
-        return np.exp((np.minimum(distance, criterion.a) ** 2 - criterion.a**2) / 2)
+        exponent: NDArray[np.float64] = np.minimum(distance, criterion.a) ** 2 - criterion.a**2
+        return np.exp(exponent / 2)
     raise TypeError(f"{criterion!r} is not a criterion of Egan et al.")
 
 

@@ -142,7 +142,7 @@ class FrozenGenerator:
             )
             return torch.from_numpy(loss), torch.from_numpy(gradient).flatten(1)
 
-        values: Tensor = _Baked.apply(flat, images, evaluate)
+        values: Tensor = _Baked.apply(flat, images, evaluate)  # type: ignore[no-untyped-call]
         return values
 
     def check_loss(self, name: str) -> None:
@@ -186,14 +186,15 @@ class FrozenGenerator:
 
         more: dict[str, Any] = {"origin": origin, "overwrite": True, "progress": say}
         if self.bundle is not None:
-            return add_encoder(self.bundle, encoder, path, **more)
+            written: Path = add_encoder(self.bundle, encoder, path, **more)
+            return written
         return self._export(path, encoder=encoder, name=self.name, **more)
 
     def _export(self, path: Path, **more: Any) -> Path:
         from pyinv.export import export
 
         assert self.module is not None
-        return export(
+        written: Path = export(
             self.module,
             path,
             latent_shape=self.latent_shape,
@@ -202,6 +203,7 @@ class FrozenGenerator:
             value_range=self.value_range,
             **more,
         )
+        return written
 
     def _shaped(self, latents: Tensor) -> Tensor:
         return latents.reshape(len(latents), *self.latent_shape)

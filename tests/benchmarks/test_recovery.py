@@ -105,7 +105,6 @@ def parsed(text: str) -> dict[str, Any]:
     return report
 
 
-@pytest.mark.slow
 def test_whole_report(cache, nowhere, quick, capsys):
     assert benchmark(cache, nowhere, "--generator", "faces") == 0
     out, err = capsys.readouterr()

@@ -250,7 +250,8 @@ def test_invert_without_uncertainty_does_not_mention_it(capsys, bundle_path, pic
         *("invert", bundle_path, pictures, "-o", tmp_path / "a.npz", "--max-steps", 5, "--json"),
     )
     assert "identifiable" not in out + err
-    assert "standard_error" not in np.load(tmp_path / "a.npz")
+    with np.load(tmp_path / "a.npz") as written:
+        assert "standard_error" not in written
 
 
 @pytest.mark.parametrize("name", ["precise", "reconstruct"])
@@ -317,7 +318,8 @@ def test_generate_writes_what_the_suffix_says(capsys, bundle_path, tmp_path, inv
         np.testing.assert_array_equal(file["latents"], inverter.sample(4, seed=2))
         np.testing.assert_allclose(file["images"], expected, atol=1e-6)
     np.testing.assert_allclose(np.load(tmp_path / "a.npy"), expected, atol=1e-6)
-    assert Image.open(tmp_path / "a.png").size == (17, 17)
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.size == (17, 17)
     assert len(list((tmp_path / "folder").iterdir())) == 4
 
 

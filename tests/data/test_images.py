@@ -202,7 +202,8 @@ def test_saved_images_load_as_they_were(tmp_path, colour):
 def test_grid_holds_every_image(tmp_path):
     images = np.full((5, 1, 8, 8), -1, dtype=np.float32)
     save_grid(images, tmp_path / "grid.png", (-1, 1), columns=3)
-    sheet = np.asarray(Image.open(tmp_path / "grid.png"))
+    with Image.open(tmp_path / "grid.png") as picture:
+        sheet = np.asarray(picture)
     assert sheet.shape == (17, 26)
     assert np.sum(sheet == 0) == 5 * 64
 

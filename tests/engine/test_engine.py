@@ -856,6 +856,7 @@ VARIATIONS = {
 }
 
 
+@pytest.mark.usefixtures("all_cores")
 @pytest.mark.parametrize(("parts", "changes"), VARIATIONS.values(), ids=VARIATIONS)
 def test_results_do_not_depend_on_how_the_call_is_made(engine, parts, changes):
     wide = Perceptron(5, hidden=64, image_shape=(3, 16, 16))
@@ -869,6 +870,7 @@ def test_results_do_not_depend_on_how_the_call_is_made(engine, parts, changes):
         assert_close(other[key], base[key], f"{quantity}, other batch", device=engine.device)
 
 
+@pytest.mark.usefixtures("all_cores")
 @pytest.mark.parametrize(
     ("constraint", "prior"),
     [
@@ -1018,6 +1020,7 @@ def test_progress_can_cancel(engine, how):
     assert seen[0]["evaluations"] < seen[-1]["evaluations"]
 
 
+@pytest.mark.usefixtures("all_cores")
 def test_control_c_cancels_at_once(engine):
     quadratic, method, images = endless(6)
     sent = []
@@ -1080,6 +1083,7 @@ def test_progress_is_called_at_most_ten_times_a_second(engine):
     assert times[-1] - times[0] > 0.45
 
 
+@pytest.mark.usefixtures("all_cores")
 def test_other_python_threads_run_meanwhile(engine):
     # The thread ends the run; were the lock held, the run would end by its step limit.
     quadratic, method, images = endless(2)
@@ -1101,6 +1105,7 @@ def test_other_python_threads_run_meanwhile(engine):
     assert finished == 50
 
 
+@pytest.mark.usefixtures("all_cores")
 def test_two_threads_invert_with_one_objective(backend, tmp_path):
     # In a process of its own: what goes wrong here takes the interpreter with it.
     run_script(

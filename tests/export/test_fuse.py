@@ -173,6 +173,7 @@ CASES = {
 }  # fmt: skip
 
 
+@pytest.mark.usefixtures("all_cores")
 @pytest.mark.parametrize("name", CASES)
 def test_fused_graph_gives_the_same(name: str, tmp_path: Path) -> None:
     module, shape, operators = CASES[name]

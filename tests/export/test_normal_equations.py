@@ -42,8 +42,6 @@ BATCHES = (1, 3, 7)
 BOTH = ("onnx", "torchscript")
 SMOOTH = (0.0, 1.0)
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
-
 
 class Scaled(nn.Module):
     """A perceptron with tanh throughout, whose images are scaled to [0, 1] and then reshaped."""

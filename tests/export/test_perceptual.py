@@ -25,8 +25,6 @@ from pyinv.inverter import Inverter  # noqa: E402
 from pyinv.priors import Normal  # noqa: E402
 from support.generators import BatchNormGenerator, seeded  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated:DeprecationWarning")
-
 MEAN, STD = 0.45, 0.25
 
 

@@ -44,8 +44,6 @@ from support.generators import (  # noqa: E402
 TOLERANCE = 1e-5
 BATCHES = (1, 3, 17)
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
-
 
 def charbonnier(image: Tensor, target: Tensor) -> Tensor:
     return ((image - target).square() + 1e-3).sqrt().mean((1, 2, 3))

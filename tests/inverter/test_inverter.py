@@ -404,6 +404,7 @@ def test_progress_bar_goes_to_standard_error(inverter, images, capsys):
     assert "5 images" in err
 
 
+@pytest.mark.usefixtures("all_cores")
 @pytest.mark.skipif(os.name != "posix", reason="sends this process a signal")
 def test_ctrl_c_returns_what_was_found(inverter, images):
     endless = QUICK.replace(max_steps=100_000_000)

@@ -417,7 +417,7 @@ def test_sanitizers_find_nothing(demo, changed_bundle: Path, tmp_path: Path) -> 
     flags = "-DCMAKE_CXX_FLAGS=-fsanitize=address,undefined -fno-sanitize-recover=all"
     # Sanitizers need no fast code; this halves the time that the compiler takes.
     quick = "-DCMAKE_CXX_FLAGS_RELEASE=-O1"
-    package, prefix = tmp_path / "package", tmp_path / "prefix"
+    package, prefix = REPOSITORY / "build" / "sanitized", tmp_path / "prefix"
     build(REPOSITORY, package, flags, quick, "-DPYINV_CUDA=OFF", "-DPYINV_TORCH=OFF")
     run("cmake", "--install", package, "--prefix", prefix)
     source = REPOSITORY / "examples" / "embed"

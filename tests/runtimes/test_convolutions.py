@@ -223,6 +223,7 @@ def run_function(path: Path, feeds: dict[str, np.ndarray]) -> np.ndarray:
     return session.run(["Y"], feeds)[0]
 
 
+@pytest.mark.usefixtures("all_cores")
 @pytest.mark.parametrize("run", [run_kernel, run_function])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_operator_gives_what_torch_gives(case: Case, run, tmp_path: Path) -> None:

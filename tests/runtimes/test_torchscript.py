@@ -199,13 +199,14 @@ def test_conditions_reach_a_method(tmp_path):
 
 
 def test_the_command_line_takes_the_runtime(bundles, tmp_path, capsys):
-    outputs = []
+    images = []
     for runtime in ("onnx", "torchscript"):
-        outputs.append(tmp_path / f"{runtime}.npz")
-        options = ["-o", str(outputs[-1]), "-n", "3", "--runtime", runtime, "--tf32"]
+        output = tmp_path / f"{runtime}.npz"
+        options = ["-o", str(output), "-n", "3", "--runtime", runtime, "--tf32"]
         assert main(["generate", str(bundles["uniform"]), *options]) == 0
-    first, second = (np.load(path)["images"] for path in outputs)
-    np.testing.assert_allclose(second, first, atol=1e-6)
+        with np.load(output) as written:
+            images.append(written["images"])
+    np.testing.assert_allclose(images[1], images[0], atol=1e-6)
     capsys.readouterr()
     assert main(["info", str(bundles["uniform"])]) == 0
     assert "onnx, torchscript" in capsys.readouterr().out
@@ -467,6 +468,7 @@ def test_torchs_state_is_as_before(tmp_path):
     assert not torch.is_inference_mode_enabled()
 
 
+@pytest.mark.usefixtures("all_cores")
 def test_runs_and_torch_side_by_side(tmp_path):
     """Each thread's run, with its own number of threads, gives what it gives alone."""
     toy = Perceptron(5, hidden=64, image_shape=(3, 16, 16))

@@ -463,6 +463,7 @@ VARIATIONS = {
 }
 
 
+@pytest.mark.usefixtures("all_cores")
 @pytest.mark.parametrize("changes", VARIATIONS.values(), ids=VARIATIONS)
 def test_results_do_not_depend_on_how_the_call_is_made(engine, changes):
     label = 0.5 * matrix(3, 6, seed=5)

@@ -598,6 +598,7 @@ def with_conditions(count):
     return objective, condition
 
 
+@pytest.mark.usefixtures("all_cores")
 @pytest.mark.parametrize("changes", VARIATIONS.values(), ids=VARIATIONS)
 def test_results_do_not_depend_on_how_the_call_is_made(engine, changes):
     objective, condition = with_conditions(23)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,10 +30,25 @@ def build(folder: str, *definitions: str) -> Path:
     if shutil.which("cmake") is None:
         pytest.skip("cmake is not installed")
     where = REPOSITORY / "build" / folder
-    for step in (
-        ["cmake", "-S", REPOSITORY / "tests" / "cuda", "-B", where, *definitions],
-        ["cmake", "--build", where, "--parallel", "2"],
-    ):
-        done = run(*step)
-        assert done.returncode == 0, done.stdout + done.stderr
+    with _alone(where):
+        for step in (
+            ["cmake", "-S", REPOSITORY / "tests" / "cuda", "-B", where, *definitions],
+            ["cmake", "--build", where, "--parallel", "2"],
+        ):
+            done = run(*step)
+            assert done.returncode == 0, done.stdout + done.stderr
     return where
+
+
+@contextlib.contextmanager
+def _alone(where: Path) -> Iterator[None]:
+    """Two workers may want the same program: the second waits, and finds it built."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    where.mkdir(parents=True, exist_ok=True)
+    with (where / "build.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

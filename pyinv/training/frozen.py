@@ -430,7 +430,7 @@ def _frozen(module: nn.Module, device: torch.device) -> nn.Module:
 
 def _values(losses: Any, value_range: tuple[float, float]) -> dict[str, LossFunction]:
     """Return the losses that PyTorch can compute of two images, by name."""
-    from pyinv.export.losses import resolve_losses
+    from pyinv.export.derivatives.losses import resolve_losses
 
     resolved = resolve_losses(losses, value_range=value_range)
     return {loss.name: loss.value for loss in resolved if not loss.needs_activation}

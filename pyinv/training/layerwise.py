@@ -31,9 +31,9 @@ from torch.nn import functional
 
 from pyinv.errors import ExportError, InputError
 from pyinv.export import export
+from pyinv.export.capture.torchscript_reader import load_torchscript
 from pyinv.export.layers import Layers, first_layers, split
-from pyinv.export.onnx_reader import read_generator
-from pyinv.export.scripted import load_torchscript
+from pyinv.export.runtimes.onnx_reader import read_generator
 from pyinv.models.layer_encoders import (
     LayeredEncoder,
     make_first_encoder,

@@ -680,15 +680,15 @@ def test_values_outside_the_range_draw_a_warning(tmp_path: Path) -> None:
 
 
 def test_a_wrong_gradient_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pyinv.export import trace
+    from pyinv.export.derivatives import functions
 
-    right = trace._value_and_gradient
+    right = functions._value_and_gradient
 
     def wrong(*arguments: Any) -> Any:
         value, gradient = right(*arguments)
         return value, gradient * 1.01
 
-    monkeypatch.setattr(trace, "_value_and_gradient", wrong)
+    monkeypatch.setattr(functions, "_value_and_gradient", wrong)
     with pytest.raises(ExportError, match=r"objective_mse.onnx .* gradient is off by 1\.0e-02"):
         export_small(seeded(Small()), tmp_path / "b")
     assert list(tmp_path.iterdir()) == []

@@ -16,7 +16,7 @@ _core = pytest.importorskip("pyinv._core")
 from torch import nn  # noqa: E402
 
 from pyinv import runtimes  # noqa: E402
-from pyinv.export.fuse import DOMAIN, fuse  # noqa: E402
+from pyinv.export.runtimes.onnx_fusion import DOMAIN, fuse  # noqa: E402
 
 # Of the largest value: two float32 computations of one graph.
 TOLERANCE = 3e-6

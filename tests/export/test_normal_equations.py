@@ -24,8 +24,8 @@ from torch import Tensor, fx, nn  # noqa: E402
 from pyinv.bundle import Bundle, Function  # noqa: E402
 from pyinv.errors import ExportError  # noqa: E402
 from pyinv.export import export, exporter, whitened  # noqa: E402
-from pyinv.export.memory import bytes_per_target  # noqa: E402
-from pyinv.export.onnx import _LARGEST_FOLDED as LARGEST_FOLDED  # noqa: E402
+from pyinv.export.passes.peak_memory import bytes_per_target  # noqa: E402
+from pyinv.export.runtimes.onnx import _LARGEST_FOLDED as LARGEST_FOLDED  # noqa: E402
 from pyinv.priors import Normal  # noqa: E402
 from support.generators import (  # noqa: E402
     BatchNormGenerator,
@@ -276,7 +276,7 @@ def test_of_saturated_pixels_one_side_counts(
 
 
 def test_the_whitened_loss_of_a_saturated_pixel() -> None:
-    from pyinv.export.losses import resolve_losses
+    from pyinv.export.derivatives.losses import resolve_losses
 
     (loss,) = resolve_losses(whitened(0.5, 0.1), value_range=(-1.0, 1.0))
     end = torch.tensor([2.0, 1.5, 1.4, 0.0, -2.0, -1.0])
@@ -292,7 +292,7 @@ def test_the_whitened_loss_of_a_saturated_pixel() -> None:
 
 def test_the_whitened_loss_of_a_sigmoid_is_that_of_its_tanh() -> None:
     """sigmoid(u) in [0, 1] and tanh(u / 2) in [-1, 1] are the same images, and the same loss."""
-    from pyinv.export.losses import resolve_losses
+    from pyinv.export.derivatives.losses import resolve_losses
 
     u, image = torch.randn(4, 3, 5, 5), torch.rand(4, 3, 5, 5)
     (as_sigmoid,) = resolve_losses("whitened", value_range=(0.0, 1.0))
@@ -304,7 +304,7 @@ def test_the_whitened_loss_of_a_sigmoid_is_that_of_its_tanh() -> None:
 
 def test_whitened_keeps_the_bits_of_nearly_saturated_pixels() -> None:
     """1 - x^2, computed as it is written, loses three digits there."""
-    from pyinv.export.losses import resolve_losses
+    from pyinv.export.derivatives.losses import resolve_losses
 
     (loss,) = resolve_losses(whitened(1.0, 1e-6), value_range=(-1.0, 1.0))
     x = torch.tensor([1 - 2e-6, 1e-5 - 1, 0.5]).view(1, 1, 1, 3)
@@ -422,7 +422,7 @@ def test_a_chunk_of_directions_at_a_time(
 
 
 def test_a_graphs_memory_is_that_of_what_lives_together() -> None:
-    from pyinv.export.trace import Shapes, trace_generator
+    from pyinv.export.capture.trace import Shapes, trace_generator
 
     class Chain(nn.Module):
         def forward(self, latent: Tensor) -> Tensor:
@@ -563,14 +563,14 @@ def test_parameters_of_whitened_are_checked(parameters: Any, message: str) -> No
 
 
 def test_a_wrong_matrix_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pyinv.export import trace
+    from pyinv.export.derivatives import functions
 
-    right = trace.normal_equations
+    right = functions.normal_equations
 
     def wrong(*arguments: Any) -> Any:
         return [part * 1.01 if part.ndim == 3 else part for part in right(*arguments)]
 
-    monkeypatch.setattr(trace, "normal_equations", wrong)
+    monkeypatch.setattr(functions, "normal_equations", wrong)
     with pytest.raises(ExportError, match=r"normal_equations_mse.onnx .* gram is off by 1\.0e-02"):
         export_tiny(tmp_path / "b", losses="mse", normal_equations=True)
     assert list(tmp_path.iterdir()) == []

@@ -404,9 +404,9 @@ def test_generators_without_onnx(tmp_path: Path) -> None:
 
 
 def test_a_wrong_graph_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pyinv.export import torchscript
+    from pyinv.export.runtimes import torchscript_writer
 
-    right = torchscript._scaled_product
+    right = torchscript_writer._scaled_product
 
     def wrong(module: Any, node: Any) -> Any:
         by = right(module, node)
@@ -414,21 +414,21 @@ def test_a_wrong_graph_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             by.kwargs = {**by.kwargs, "alpha": 1.01 * by.kwargs["alpha"]}
         return by
 
-    monkeypatch.setattr(torchscript, "_scaled_product", wrong)
+    monkeypatch.setattr(torchscript_writer, "_scaled_product", wrong)
     with pytest.raises(ExportError, match=r"functions.pt: objective_mse .* is off by 1\.0e-02"):
         export_small(seeded(Small()), tmp_path / "b")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_wrong_result_in_out_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pyinv.export import torchscript
+    from pyinv.export.runtimes import torchscript_writer
 
-    right = torchscript._Source.text
+    right = torchscript_writer._Source.text
 
     def wrong(self: Any) -> str:
         return right(self).replace("    return out", "    out[1].mul_(2.0)\n        return out")
 
-    monkeypatch.setattr(torchscript._Source, "text", wrong)
+    monkeypatch.setattr(torchscript_writer._Source, "text", wrong)
     with pytest.raises(ExportError, match="objective_mse writes into out something else"):
         export_small(seeded(Small()), tmp_path / "b")
 
@@ -631,15 +631,15 @@ def test_what_a_file_cannot_hold(tmp_path: Path, make: Any, message: str) -> Non
 def test_a_module_that_reads_otherwise_than_it_runs_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pyinv.export import scripted
+    from pyinv.export.capture import torchscript_reader
 
-    right = scripted.Scripted._call
+    right = torchscript_reader.Scripted._call
 
     def wrong(self: Any, step: Any, arguments: list[Any]) -> Any:
         result = right(self, step, arguments)
         return 0.9 * result if step.kind == "aten::tanh" else result
 
-    monkeypatch.setattr(scripted.Scripted, "_call", wrong)
+    monkeypatch.setattr(torchscript_reader.Scripted, "_call", wrong)
     with pytest.raises(ExportError, match="computes other images than its graph says"):
         export_small(torch.jit.script(seeded(Small())), tmp_path / "b")
 

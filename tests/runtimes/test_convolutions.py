@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
 from pyinv import runtimes  # noqa: E402
-from pyinv.export.fuse import DOMAIN, operator_function  # noqa: E402
+from pyinv.export.runtimes.onnx_fusion import DOMAIN, operator_function  # noqa: E402
 
 # Of the largest value in the output. Sums of up to 25 * 128 products in float32, in another order.
 TOLERANCE = 2e-6

@@ -1,14 +1,19 @@
-"""What to tell the user about an exception that torch raised: one line, and the operator."""
+"""What users see of torch's messages: one line of an error, and no developers' warnings."""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import re
+import warnings
+from collections.abc import Iterator
 
-__all__ = ["first_line", "named_operator"]
+__all__ = ["first_line", "named_operator", "quiet"]
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's message that says something, or its type's name."""
+    """Return the first nonempty line of an exception's message, or its type's name."""
     for line in str(error).splitlines():
         if line.strip():
             return line.strip()
@@ -16,7 +21,7 @@ def first_line(error: BaseException) -> str:
 
 
 def named_operator(error: BaseException | None) -> str | None:
-    """The ATen operator an exception, or any exception behind it, complains about."""
+    """Return the ATen operator that an exception or one of its causes names, or None."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -39,3 +44,23 @@ def _operator_text(message: str) -> str:
         return match[1]
     match = re.search(r"\b((?:torch\.ops\.)?(aten|prims|torchvision)(?:::|\.)\w+)", message)
     return match[1].removeprefix("torch.ops.") if match else ""
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Drop what torch and onnxscript print, warn and log in this context."""
+    loggers = [logging.getLogger(name) for name in ("torch", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pyinv.errors import ExportError
 
-from .failure import first_line
+from ..diagnostics import first_line
 
 __all__ = [
     "Loss",

@@ -13,8 +13,8 @@ from torch import nn
 
 from pyinv.errors import ExportError
 
-from .failure import first_line
-from .scripted import load_torchscript
+from ..diagnostics import first_line
+from .torchscript_reader import load_torchscript
 
 __all__ = ["load_factory", "load_generator"]
 

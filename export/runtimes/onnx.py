@@ -16,10 +16,9 @@ from torch import fx
 
 from pyinv.errors import ExportError
 
-from .failure import first_line, named_operator
-from .fuse import fuse
-from .graph import Signature, copied, is_op
-from .quiet import quiet
+from ..diagnostics import first_line, named_operator, quiet
+from ..passes.graph import Signature, copied, is_op
+from .onnx_fusion import fuse
 
 __all__ = ["OPSET", "WEIGHTS_FILE", "WeightsFile", "to_onnx", "write_onnx"]
 

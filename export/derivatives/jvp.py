@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from pyinv.errors import ExportError
 
-from .graph import is_op, shape
+from ..passes.graph import is_op, shape
 
 __all__ = ["Tangents"]
 

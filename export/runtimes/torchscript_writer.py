@@ -21,9 +21,8 @@ from torch import Tensor, fx
 
 from pyinv.errors import ExportError
 
-from .failure import first_line
-from .graph import Signature, add_constant, constant, copied, insert, is_op, shape
-from .quiet import quiet
+from ..diagnostics import first_line, quiet
+from ..passes.graph import Signature, add_constant, constant, copied, insert, is_op, shape
 
 __all__ = ["FUNCTIONS_FILE", "method_names", "write_torchscript"]
 

@@ -11,7 +11,7 @@ from torch import fx
 
 from .graph import insert, is_op
 
-__all__ = ["Ending", "expose_ending"]
+__all__ = ["OutputActivation", "expose_output_activation"]
 
 _OWN_RANGES = {"tanh": (-1.0, 1.0), "sigmoid": (0.0, 1.0)}
 # They commute with what is done to each pixel.
@@ -19,7 +19,7 @@ _RESHAPES = ("view", "reshape", "_unsafe_view", "squeeze", "unsqueeze")
 
 
 @dataclass(frozen=True)
-class Ending:
+class OutputActivation:
     """The last operator that changes a pixel's value.
 
     operator: its name.
@@ -46,7 +46,7 @@ class Ending:
         return f"{self.operator} with values in [{low:g}, {high:g}]"
 
 
-def expose_ending(traced: fx.GraphModule) -> Ending:
+def expose_output_activation(traced: fx.GraphModule) -> OutputActivation:
     """Find a traced generator's last activation, and make the graph return its input as well.
 
     The graph returns its image and, where it ends in tanh or sigmoid, what goes into that, in the
@@ -72,7 +72,7 @@ def expose_ending(traced: fx.GraphModule) -> Ending:
     if name not in _OWN_RANGES or scale <= 0:
         output.args = ([image],)
         traced.recompile()
-        return Ending(name)
+        return OutputActivation(name)
     before = node.args[0]
     with graph.inserting_before(output):
         for reshape in reshapes:
@@ -83,7 +83,7 @@ def expose_ending(traced: fx.GraphModule) -> Ending:
     graph.eliminate_dead_code()
     traced.recompile()
     low, high = _OWN_RANGES[name]
-    return Ending(name, (scale * low + shift, scale * high + shift))
+    return OutputActivation(name, (scale * low + shift, scale * high + shift))
 
 
 def _affine(node: Any) -> tuple[float | None, float]:

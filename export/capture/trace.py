@@ -1,8 +1,7 @@
-"""Trace a generator, and the gradient of a loss of it, to plain ATen graphs.
+"""Trace generators, encoders and feature networks to plain ATen graphs, with a symbolic batch.
 
-Both are traced with a symbolic batch. The generator comes first, so that batch norm can be folded
-in its graph; the objective is then traced from that folded graph, and forward and backward pass
-share the folded weights.
+Their batch norm is folded. What is computed from a network, such as the gradient of a loss, is
+traced from its folded graph, so that forward and backward pass share the folded weights.
 """
 
 from __future__ import annotations
@@ -29,38 +28,33 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from pyinv.errors import ExportError
 
-from .decompose import decomposition_table
-from .ending import Ending, expose_ending
-from .failure import first_line, named_operator
-from .fold import (
+from ..diagnostics import first_line, named_operator
+from ..passes.canonicalize import (
     fold_batch_norm,
     has_batch_statistics,
     instance_norm_as_group_norm,
     one_pixel_convolution_as_dense,
     unit_stride_transposed_as_convolution,
 )
-from .losses import Loss, check_loss
-from .memory import bytes_per_target
-from .normal_equations import normal_equations
-from .scripted import Scripted
-from .simplify import simplify
-from .tangents import Tangents
+from ..passes.decompose import decomposition_table
+from ..passes.output_activation import OutputActivation, expose_output_activation
+from ..passes.simplify import simplify
+from .torchscript_reader import Scripted
 
 __all__ = [
     "Shapes",
     "TracedGenerator",
     "prepare",
+    "refuse_randomness",
+    "trace_decomposed",
     "trace_encoder",
     "trace_features",
-    "trace_functions",
     "trace_generator",
 ]
 
 # A size that layers do not have, so that no other size is mistaken for the batch. Tracing computes
 # nothing, and the examples' memory is never touched.
 _EXAMPLE_BATCH = 97
-# Of directions: each is a copy of the generator in the graph.
-_MOST_CHUNKS = 16
 
 
 @dataclass(frozen=True)
@@ -82,7 +76,7 @@ class TracedGenerator:
     """A generator's graph, which returns its image and what goes into its last activation."""
 
     module: fx.GraphModule
-    ending: Ending
+    output_activation: OutputActivation
 
 
 def prepare(generator: nn.Module, *, batch_norm: str, what: str = "generator") -> nn.Module:
@@ -240,7 +234,7 @@ def trace_generator(generator: nn.Module, shapes: Shapes, *, batch_norm: str) ->
         return generator(latent, *condition)
 
     module = _trace_network(forward, inputs, batch_norm=batch_norm, what="the generator")
-    return TracedGenerator(module, expose_ending(module))
+    return TracedGenerator(module, expose_output_activation(module))
 
 
 def trace_encoder(encoder: nn.Module, shapes: Shapes) -> fx.GraphModule:
@@ -263,7 +257,7 @@ def trace_encoder(encoder: nn.Module, shapes: Shapes) -> fx.GraphModule:
         return [traced(image, *condition)]
 
     inputs.insert(1, (shapes.latent_size,))
-    return _in_basic_operators(function, inputs, what="the encoder")
+    return trace_decomposed(function, inputs, describe=lambda: "the encoder")
 
 
 def trace_features(features: nn.Module, image: tuple[int, int, int]) -> fx.GraphModule:
@@ -280,7 +274,7 @@ def _trace_network(
         mode, fakes = _fakes(inputs)
         with mode, enable_python_dispatcher(), torch.no_grad(), watch:
             module = make_fx(torch.func.functionalize(forward, remove="mutations"))(*fakes)
-        _refuse_randomness(module.graph, what)
+        refuse_randomness(module.graph, what)
         instance_norm_as_group_norm(module)
         coupled = has_batch_statistics(module)
         if coupled and batch_norm == "eval":
@@ -305,111 +299,28 @@ def _trace_network(
     return module
 
 
-def trace_functions(
-    traced: TracedGenerator,
-    losses: Sequence[Loss],
-    shapes: Shapes,
+def trace_decomposed(
+    function: Callable[..., Any],
+    inputs: Sequence[tuple[int, ...]],
     *,
-    value_range: tuple[float, float],
-    solved: Sequence[Loss] = (),
-    most_bytes_per_target: int = 1 << 28,
+    describe: Callable[[], str],
 ) -> fx.GraphModule:
-    """Trace the bundle's functions as one graph, with the operators that ONNX has.
-
-    Inputs are latent, image and, where there is one, condition; outputs the generated image, then
-    loss [B] and d loss / d latent [B, d] for every loss, then for every one of ``solved`` the
-    gradient [B, d] and the Gauss-Newton matrix [B, d, d] of its normal equations.
+    """Trace a function of traced networks, with normalisations and the like written out.
 
     Args:
-        traced: what trace_generator returned.
-        losses: the losses of the objectives.
-        shapes: one target's shapes.
-        value_range: of the images.
-        solved: those losses whose normal equations are wanted; least-squares losses.
-        most_bytes_per_target: push tangents in as many chunks of directions as it takes to need
-            about no more memory than this for one target, within reason.
+        function: maps tensors [B, *shape] to a tensor or a list of them.
+        inputs: their shapes, without the batch axis.
+        describe: names what is being traced, in errors.
     """
-    losses = [loss.for_images(shapes.image) for loss in losses]
-    tracing = "the generator"
-    generator = traced.module
-    activation = traced.ending.operator if traced.ending.fits(value_range) else ""
-    inputs: list[tuple[int, ...]] = [(shapes.latent_size,), shapes.image]
-    if shapes.condition is not None:
-        inputs.append(shapes.condition)
-    basic = None
-    if solved:
-        basic = _in_basic_operators(generator, [inputs[0], *inputs[2:]], what="the generator")
-
-    def functions(latent: Tensor, target: Tensor, *condition: Tensor) -> list[Tensor]:
-        nonlocal tracing
-        latent = latent.detach().requires_grad_(True)
-        with torch.enable_grad():
-            image, *before = generator(latent, *condition)
-            ends = {activation: before[0]} if activation else {}
-            outputs = [image.detach()]
-            for loss in losses:
-                tracing = f"the objective with loss {loss.name!r}"
-                outputs += _value_and_gradient(loss, image, target, latent, ends)
-        if basic is not None:
-            tracing = "the generator's tangents"
-            tangents = Tangents(basic, (latent.detach(), *condition))
-            chunks = _chunks(basic, shapes, most_bytes_per_target)
-            outputs += normal_equations(solved, tangents, target, activation, chunks)
-        return outputs
-
-    with _explained(lambda: tracing):
+    with _explained(describe):
         mode, fakes = _fakes(inputs)
-        with mode, enable_python_dispatcher(), _Watch():
-            module = make_fx(functions, decomposition_table=decomposition_table())(*fakes)
+        with mode, enable_python_dispatcher(), torch.no_grad(), _Watch():
+            module = make_fx(function, decomposition_table=decomposition_table())(*fakes)
         simplify(module)
-    _refuse_randomness(module.graph, "a loss")
     return module
 
 
-def _in_basic_operators(
-    network: Callable[..., Any], inputs: Sequence[tuple[int, ...]], *, what: str
-) -> fx.GraphModule:
-    """A traced network with normalisations and the like written out."""
-    with _explained(lambda: what):
-        mode, fakes = _fakes(inputs)
-        with mode, enable_python_dispatcher(), torch.no_grad(), _Watch():
-            basic = make_fx(network, decomposition_table=decomposition_table())(*fakes)
-        simplify(basic)
-    return basic
-
-
-def _chunks(basic: fx.GraphModule, shapes: Shapes, most_bytes: int) -> list[tuple[int, int]]:
-    """The first direction of each chunk, and how many it has."""
-    size = shapes.latent_size
-    jacobian = 4 * size * math.prod(shapes.image)
-    # Tangents in one direction take what the images take on the way.
-    count = max(1, (most_bytes - jacobian) // max(1, bytes_per_target(basic)))
-    count = max(count, -(-size // _MOST_CHUNKS))
-    return [(first, min(count, size - first)) for first in range(0, size, count)]
-
-
-def _value_and_gradient(
-    loss: Loss, image: Tensor, target: Tensor, latent: Tensor, before: dict[str, Tensor]
-) -> tuple[Tensor, Tensor]:
-    for activation, from_input in loss.before_activation.items():
-        if activation in before:
-            end = before[activation]
-            with torch.no_grad():
-                value, direction, factor = from_input(end, image, target)
-            (gradient,) = torch.autograd.grad(end, latent, direction, retain_graph=True)
-            return value, gradient * factor
-    if loss.cotangent is None:
-        value = loss.value(image, target)
-        check_loss(value, latent.shape[0], loss.name)
-        (gradient,) = torch.autograd.grad(value.sum(), latent, retain_graph=True)
-        return value.detach(), gradient
-    with torch.no_grad():
-        value, direction, factor = loss.cotangent(image, target)
-    (gradient,) = torch.autograd.grad(image, latent, direction, retain_graph=True)
-    return value, gradient * factor
-
-
-def _refuse_randomness(graph: fx.Graph, what: str) -> None:
+def refuse_randomness(graph: fx.Graph, what: str) -> None:
     graph.eliminate_dead_code()
     for node in graph.nodes:
         if isinstance(node.target, torch._ops.OpOverload) and (

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from pyinv.errors import ExportError
 
-from .failure import first_line
+from ..capture.torchscript_reader import load_torchscript
+from ..capture.trace import prepare, trace_features
+from ..diagnostics import first_line
 from .losses import Specialised
-from .scripted import load_torchscript
-from .trace import prepare, trace_features
 
 __all__ = ["Perceptual", "perceptual"]
 

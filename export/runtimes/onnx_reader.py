@@ -20,7 +20,7 @@ from torch.nn import functional
 from pyinv.bundle import Bundle
 from pyinv.errors import ExportError
 
-from .failure import first_line
+from ..diagnostics import first_line
 
 __all__ = ["read_generator"]
 

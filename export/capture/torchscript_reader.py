@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from pyinv.errors import ExportError
 
-from .failure import first_line
-from .quiet import quiet
+from ..diagnostics import first_line, quiet
 
 __all__ = ["Scripted", "load_torchscript"]
 

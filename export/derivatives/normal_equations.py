@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .jvp import Tangents
 from .losses import Loss
-from .tangents import Tangents
 
 __all__ = ["normal_equations"]
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 import pyinv
 from pyinv import _core
-from pyinv.outputs import write_whole
+from pyinv.atomic_files import write_whole
 from pyinv.recipes import Recipe
 from pyinv.result import Status
 

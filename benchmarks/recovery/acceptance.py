@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from pyinv.inverter import DEFAULT_BATCH_SIZE
+from pyinv.batching import DEFAULT_BATCH_SIZE
 
 from .methods import PRECISE, RECONSTRUCT
 

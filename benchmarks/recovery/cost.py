@@ -13,7 +13,7 @@ from torch import Tensor
 
 import pyinv
 from pyinv import evaluation
-from pyinv.inverter import DEFAULT_BATCH_SIZE
+from pyinv.batching import DEFAULT_BATCH_SIZE
 from pyinv.recipes import Recipe
 
 from .bench import Bench

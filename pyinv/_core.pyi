@@ -67,7 +67,7 @@ def invert(
     images: npt.NDArray[np.float32],
     initial: npt.NDArray[np.float32] | None = None,
     condition: npt.NDArray[np.float32] | None = None,
-    truth: npt.NDArray[np.float32] | None = None,
+    true_latents: npt.NDArray[np.float32] | None = None,
     target_ids: npt.NDArray[np.uint64],
     seed: int,
     lanes: int,

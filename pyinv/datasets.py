@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from pyinv.array_files import opened
 from pyinv.errors import InputError
 from pyinv.images import (
     FILE_CHANNELS,
@@ -491,25 +492,12 @@ def _load_tree(
 
 
 def _load_arrays(path: Path, split: str, shape: Shape, fit: str) -> Dataset:
-    try:
-        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
-        if isinstance(loaded, np.lib.npyio.NpzFile):
-            with loaded:
-                images, labels = _choose_arrays(loaded, path, split)
-        else:
+    with opened(path) as file:
+        if isinstance(file, np.ndarray):
             _refuse_unless(split, "train", path)
-            images, labels = np.asarray(loaded), None
-    except InputError:
-        raise
-    except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        # NumPy takes whatever is not an array for a pickle, which would only mislead.
-        reason = error_reason(error)
-        if "pickle" in reason or "Python objects" in reason:
-            reason = "no numeric array in it"
-        raise InputError(
-            f"{path}: not a readable {path.suffix} file, or truncated ({reason}); "
-            "save it again with NumPy"
-        ) from None
+            images, labels = file, None
+        else:
+            images, labels = _choose_arrays(file, path, split)
     images = _channels_last(images, path)
     texts = None
     if labels is not None:

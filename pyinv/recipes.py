@@ -23,7 +23,7 @@ from pyinv.constraints import (
     NoConstraint,
     StochasticClip,
 )
-from pyinv.errors import RuleError
+from pyinv.errors import BundleError, RuleError
 from pyinv.penalties import PENALTIES, MomentPenalty, Penalty, PriorPenalty
 from pyinv.priors import Prior, Uniform
 from pyinv.solvers import (
@@ -120,7 +120,7 @@ class Stage(Rule):
                 f"Stage: penalties must hold each kind once, got {', '.join(kinds)}; "
                 "add up their weights instead"
             )
-        if isinstance(self.solver, (LevenbergMarquardt, LBFGS)) and MomentPenalty.kind() in kinds:
+        if self.solver.needs_independent_targets and MomentPenalty.kind() in kinds:
             raise RuleError(
                 f"Stage: {type(self.solver).__name__} takes no MomentPenalty, whose curvature "
                 "is not constant; use PriorPenalty, or Adam"
@@ -209,6 +209,11 @@ class Recipe(Rule):
         return sum(stage.max_steps for stage in self.stages)
 
     @property
+    def needs_normal_equations(self) -> bool:
+        """Whether a stage's solver needs the normal equations of its loss."""
+        return any(stage.solver.needs_normal_equations for stage in self.stages)
+
+    @property
     def couples(self) -> bool:
         """Whether targets affect one another: a moment penalty is taken over the batch."""
         return any(
@@ -216,6 +221,31 @@ class Recipe(Rule):
             for stage in self.stages
             for penalty in stage.penalties
         )
+
+    def is_coupled(self, manifest: Manifest) -> bool:
+        """Whether targets affect one another on this bundle, by the recipe or by batch norm.
+
+        Raises:
+            RuleError: they do, by the recipe, and one of its solvers needs them not to.
+            BundleError: they do, by the bundle.
+        """
+        by_bundle = manifest.batch_norm == "batch"
+        for stage in self.stages:
+            if not (stage.solver.needs_independent_targets and (self.couples or by_bundle)):
+                continue
+            needs = (
+                f"recipe {self.name}: {type(stage.solver).__name__} needs targets that do not "
+                "affect one another, and "
+            )
+            if self.couples:
+                raise RuleError(
+                    f'{needs}MomentPenalty(over="batch") ties them together; give it over="latent"'
+                )
+            raise BundleError(
+                f"{needs}this bundle takes batch-norm statistics over the batch; export it "
+                'again with batch_norm="eval", or choose a recipe of first order'
+            )
+        return self.couples or by_bundle
 
     def fit(self, prior: Prior) -> Recipe:
         """Return this recipe with what its rules take from the prior filled in.

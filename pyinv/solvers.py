@@ -6,6 +6,7 @@ k counts the steps within a stage, from 0.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from pyinv._rule import Rule
 
@@ -71,12 +72,21 @@ class Cosine(Rule):
         self._number("final", at_least=0.0, at_most=1.0, single=False)
 
 
+class _Solver(Rule):
+    """What a recipe has to know of its solvers."""
+
+    needs_normal_equations: ClassVar[bool] = False
+    """Whether the loss's normal equations are evaluated, and not its objective alone."""
+    needs_independent_targets: ClassVar[bool] = False
+    """Whether each target has to be on its own: no target's loss may depend on another's latent."""
+
+
 Schedule = Constant | StepDecay | Cosine
 _SCHEDULES = (Constant, StepDecay, Cosine)
 
 
 @dataclass(frozen=True)
-class GradientDescent(Rule):
+class GradientDescent(_Solver):
     r"""Gradient descent, with heavy-ball momentum if asked for.
 
     .. math:: m \leftarrow \text{momentum} \cdot m + g, \qquad z \leftarrow z - \eta_k m
@@ -101,7 +111,7 @@ class GradientDescent(Rule):
 
 
 @dataclass(frozen=True)
-class Adam(Rule):
+class Adam(_Solver):
     r"""Adam: steps scaled by running means of the gradient and of its square.
 
     .. math:: m &\leftarrow \beta_1 m + (1 - \beta_1) g, \qquad
@@ -138,7 +148,7 @@ class Adam(Rule):
 
 
 @dataclass(frozen=True)
-class LevenbergMarquardt(Rule):
+class LevenbergMarquardt(_Solver):
     r"""Damped Gauss-Newton steps: few, each from the residual's whole Jacobian.
 
     For a loss that is a mean of squared residuals r over P pixels, with J the residual's Jacobian
@@ -186,6 +196,9 @@ class LevenbergMarquardt(Rule):
     picked on 32 images of each of two 100-dimensional generators.
     """
 
+    needs_normal_equations: ClassVar[bool] = True
+    needs_independent_targets: ClassVar[bool] = True
+
     damping: float = 1e-3
     up: float = 4.0
     down: float = 0.25
@@ -197,7 +210,7 @@ class LevenbergMarquardt(Rule):
 
 
 @dataclass(frozen=True)
-class LBFGS(Rule):
+class LBFGS(_Solver):
     r"""Quasi-Newton steps whose curvature comes from the last gradients: for latents of any length.
 
     With :math:`\varphi(z) = \text{loss} + \frac{c}{2} \lVert z - \text{mean} \rVert^2`, c the
@@ -237,6 +250,8 @@ class LBFGS(Rule):
     2006, the sufficient fall their algorithm 3.1. Components at bounds: Bertsekas 1982. The numbers
     are ours.
     """
+
+    needs_independent_targets: ClassVar[bool] = True
 
     history: int = 20
     first_step: float = 0.3

@@ -46,14 +46,17 @@ def as_numpy(value: Any, name: str, expected: str) -> NDArray[Any]:
     return array
 
 
-def check_rows(value: Any, name: str, shape: tuple[int, ...], rows: int | None) -> NDArray[Any]:
-    """Return ``value`` as C-contiguous float32 [N, size], finite, without a copy where it can.
+def check_rows(
+    value: Any, name: str, shape: tuple[int, ...], rows: int | None, *, finite: bool = True
+) -> NDArray[Any]:
+    """Return ``value`` as C-contiguous float32 [N, size], without a copy where it can.
 
     Args:
         value: [N, *shape], or [N, size] with size the product of ``shape``.
         name: the argument's name, for errors.
         shape: one row's shape.
         rows: the N it must have; None for any from 1.
+        finite: whether it must not hold NaN or infinity.
 
     Raises:
         InputError: wrong shape, type or N, or not finite.
@@ -63,14 +66,14 @@ def check_rows(value: Any, name: str, shape: tuple[int, ...], rows: int | None) 
     array = as_numpy(value, name, expected)
     size = int(np.prod(shape))
     if array.ndim == 0 or array.shape[1:] not in (shape, (size,)):
-        mend = "add a batch axis in front" if array.shape in (shape, (size,)) else "reshape it"
-        raise InputError(f"{name} must be {expected}, got [{shape_text(array.shape)}]; {mend}")
+        remedy = "add a batch axis in front" if array.shape in (shape, (size,)) else "reshape it"
+        raise InputError(f"{name} must be {expected}, got [{shape_text(array.shape)}]; {remedy}")
     if len(array) == 0 or (rows is not None and len(array) != rows):
         wanted = "at least one row" if rows is None else "one row per target"
         raise InputError(f"{name} must be {expected}, got {len(array)} rows; give {wanted}")
     flat = np.ascontiguousarray(array, dtype=np.float32).reshape(len(array), size)
-    if not (np.isfinite(flat.min()) and np.isfinite(flat.max())):
-        raise InputError(f"{name} must be finite, but row {first_bad_row(flat)} is not; mend it")
+    if finite and not (np.isfinite(flat.min()) and np.isfinite(flat.max())):
+        raise InputError(f"{name} must be finite, but row {first_bad_row(flat)} is not")
     return flat
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import pyinv
 from pyinv import evaluation
-from pyinv.inverter import DEFAULT_LANES
+from pyinv.batching import DEFAULT_BATCH_SIZE
 from pyinv.recipes import Recipe
 
 from .bench import Bench
@@ -24,7 +24,7 @@ from .peers import Peer, Tangents, VmapJvp, recover, whitened
 __all__ = ["run"]
 
 # Targets on each number of lanes: enough for about half a minute of the slowest.
-TARGETS = {1: 4, 8: 16, DEFAULT_LANES: DEFAULT_LANES}
+TARGETS = {1: 4, 8: 16, DEFAULT_BATCH_SIZE: DEFAULT_BATCH_SIZE}
 ROUNDS = 3
 PEERS: dict[str, type[Peer]] = {"tangents": Tangents, "vmap_jvp": VmapJvp}
 AT_A_TIME = (1, 4, 16, 64)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pyinv import evaluation, recipes
+from pyinv import Inverter, evaluation, recipes
+from pyinv.uncertainty import Uncertainty
 
 from .bench import Bench
 from .generators import Subject
@@ -52,11 +55,13 @@ def _row(bench: Bench, subject: Subject, variance: float, complete: bool) -> dic
                 inverter,
                 images,
                 recipes.reconstruct(inverter.manifest, noise=noise),
-                uncertainty=True,
-                noise=noise,
             )
             methods[f"{RECONSTRUCT}, noise {known}"] = _errors(found, truth)
-            coverage[f"noise {known}"] = _coverage(found, truth)
+            coverage[f"noise {known}"] = bench.kept.measurement(
+                f"{about}, uncertainty, noise {known}",
+                [noise, bench.threads, *map(_hash, (images, found.latents)), subject.weights],
+                partial(_measure, inverter, found, images, truth, noise),
+            )
     if PRECISE in bench.methods:
         # Pixels at or beyond the ends of the range have no weight in the whitened residual, so that
         # clipping them changes nothing; and no restart would reach the loss of an exact latent.
@@ -102,18 +107,35 @@ def _mean(errors: dict[str, Any]) -> float:
     return math.inf if mean is None else float(mean)
 
 
-def _coverage(found: Found, truth: NDArray[Any]) -> dict[str, Any]:
+def _measure(
+    inverter: Inverter,
+    found: Found,
+    images: NDArray[Any],
+    truth: NDArray[Any],
+    noise: float | None,
+) -> dict[str, Any]:
+    """Return how often intervals from the measured uncertainty hold the true latents."""
+    uncertainty = inverter.uncertainty(found.latents, images, noise=noise)
+    if uncertainty.cancelled:
+        raise KeyboardInterrupt
+    return _coverage(found.latents, uncertainty, truth)
+
+
+def _coverage(
+    latents: NDArray[Any], uncertainty: Uncertainty, truth: NDArray[Any]
+) -> dict[str, Any]:
     """Return how many components lie within their 95 % intervals."""
-    assert found.standard_error is not None
-    assert found.identifiable is not None
-    assert found.noise is not None
-    error, stated = np.abs(found.latents - truth), found.standard_error
+    error, stated = np.abs(latents - truth), uncertainty.standard_error.reshape(latents.shape)
     finite = np.isfinite(stated)
     inside = error[finite] <= INTERVAL * stated[finite]
     return {
         "inside": float(inside.mean()) if inside.size else None,
         "with_an_interval": float(finite.mean()),
-        "median_noise": float(np.median(found.noise)),
-        "identifiable": float(found.identifiable.mean()),
+        "median_noise": float(np.median(uncertainty.noise)),
+        "identifiable": float(uncertainty.identifiable.mean()),
         "median_standard_error": float(np.median(stated[finite])) if inside.size else None,
     }
+
+
+def _hash(array: NDArray[Any]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).data.cast("B")).hexdigest()

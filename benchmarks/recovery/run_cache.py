@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 import pyinv
 from pyinv import _core
-from pyinv.outputs import write_whole
+from pyinv.atomic_files import write_whole
 from pyinv.recipes import Recipe
 from pyinv.result import Status
 
@@ -39,9 +39,6 @@ class Found:
         attempts: [N].
         normal_equations: [N], evaluations of them.
         min_latent_error: [N], the lowest latent error at any update; None where no truth is known.
-        standard_error: float32 [N, d], or None where it was not asked for.
-        identifiable: bool [N], and
-        noise: float32 [N], the standard deviation that was taken; None likewise.
         seconds: wall time of the run, or of its parts.
         recipe: the recipe.
     """
@@ -53,9 +50,6 @@ class Found:
     attempts: Array
     normal_equations: Array
     min_latent_error: Array | None
-    standard_error: Array | None
-    identifiable: Array | None
-    noise: Array | None
     seconds: float
     recipe: Recipe
 
@@ -198,9 +192,7 @@ class RunCache:
         found = _found(inversion, time.perf_counter() - started, recipe)
         if before is not None:
             found = _completed(before, found, lacking)
-        # Ctrl-C may come when all latents are found and their errors are not.
-        whole = not inversion.cancelled or found.standard_error is None
-        if whole and not _lacks(found).all():
+        if not _lacks(found).all():
             write_whole(path, _packed(found))
             self._made.add(path)
         if inversion.cancelled:
@@ -227,9 +219,7 @@ class RunCache:
 def _found(inversion: pyinv.Inversion, seconds: float, recipe: Recipe) -> Found:
     count = len(inversion)
     arrays = {name: getattr(inversion, name) for name in _ARRAYS}
-    for name in ("latents", "standard_error"):
-        if arrays[name] is not None:
-            arrays[name] = arrays[name].reshape(count, -1)
+    arrays["latents"] = arrays["latents"].reshape(count, -1)
     return Found(**arrays, seconds=seconds, recipe=recipe)
 
 

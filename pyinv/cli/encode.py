@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from pyinv.array_files import read_array
 from pyinv.atomic_files import OutputFile
-from pyinv.cli.arrays import read_array
 from pyinv.cli.console import Console
 from pyinv.cli.exit_codes import DONE
 from pyinv.cli.machine import add_machine_options, machine_options

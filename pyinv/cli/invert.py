@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyinv import recipes
+from pyinv.array_files import read_array
 from pyinv.atomic_files import OutputFile, OutputFolder
 from pyinv.bundle import Bundle, Manifest
-from pyinv.cli.arrays import read_array
 from pyinv.cli.console import Console
 from pyinv.cli.exit_codes import DONE, INTERRUPTED, NON_FINITE
 from pyinv.cli.machine import add_machine_options, machine_options
@@ -22,6 +22,7 @@ from pyinv.errors import InputError, OutputError, RunError
 from pyinv.images import FITS, load_named_images, save_images
 from pyinv.recipes import Recipe
 from pyinv.result import Status
+from pyinv.uncertainty import Uncertainty
 
 if TYPE_CHECKING:
     from pyinv.result import Inversion
@@ -144,45 +145,63 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         init = _init(arguments.init)
         recipe = _recipe(arguments, bundle.manifest)
         inverter = Inverter(bundle, **machine_options(arguments))
+        if arguments.uncertainty:
+            inverter.check_uncertainty(noise=arguments.noise)
         if isinstance(init, str):
             bundle.manifest.encode(inverter.runtime)  # before the images are read
         images, sources = load_named_images(arguments.images, bundle.manifest, fit=arguments.fit)
+        condition = None
+        if arguments.condition is not None:
+            condition = read_array(arguments.condition, "condition")
         console.message(f"inverting {len(images)} images with recipe {recipe.name}")
         start = time.perf_counter()
-        failure: RunError | None = None
+        failure: Exception | None = None
         try:
             inversion = inverter.invert(
                 images,
                 recipe=recipe,
                 seed=arguments.seed,
                 init=init,
-                condition=(
-                    None
-                    if arguments.condition is None
-                    else read_array(arguments.condition, "condition")
-                ),
+                condition=condition,
                 trace_every=arguments.trace_every,
-                uncertainty=arguments.uncertainty,
-                noise=arguments.noise if arguments.uncertainty else None,
                 progress=console.shows_progress,
             )
         except RunError as error:
             if error.inversion is None:
                 raise
             inversion, failure = error.inversion, error
+        uncertainty: Uncertainty | None = None
+        if arguments.uncertainty:
+            uncertainty = Uncertainty.unknown(len(images), bundle.manifest.latent_shape)
+            if not inversion.cancelled:
+                try:
+                    uncertainty = inverter.uncertainty(
+                        inversion,
+                        images,
+                        noise=arguments.noise,
+                        condition=condition,
+                        progress=console.shows_progress,
+                    )
+                except Exception as error:  # the inversion is written all the same
+                    uncertainty, failure = getattr(error, "uncertainty", None) or uncertainty, error
         seconds = time.perf_counter() - start
-        output.write(lambda file: inversion.save(file, images=False, sources=sources))
-        if folder is not None and not inversion.cancelled:
+        cancelled = inversion.cancelled or (uncertainty is not None and uncertainty.cancelled)
+        output.write(
+            lambda file: inversion.save(
+                file, images=False, sources=sources, uncertainty=uncertainty
+            )
+        )
+        if folder is not None and not cancelled:
             save_images(
                 inversion.images,
                 folder.path,
                 bundle.manifest.value_range,
                 names=_picture_names(sources),
             )
-    _report(arguments, console, inversion, sources, seconds)
+    _report(arguments, console, inversion, uncertainty, sources, seconds)
     if failure is not None:
         raise failure
-    if inversion.cancelled:
+    if cancelled:
         return INTERRUPTED
     return NON_FINITE if np.any(inversion.status == Status.NON_FINITE) else DONE
 
@@ -220,6 +239,7 @@ def _report(
     arguments: argparse.Namespace,
     console: Console,
     inversion: Inversion,
+    uncertainty: Uncertainty | None,
     sources: list[str],
     seconds: float,
 ) -> None:
@@ -228,6 +248,11 @@ def _report(
     if inversion.cancelled:
         console.message(f"ended early; {finished} of {len(inversion)} targets were done")
     console.message(repr(inversion).strip("<>"))
+    if uncertainty is not None:
+        if uncertainty.cancelled:
+            known = int(np.isfinite(uncertainty.noise).sum())
+            console.message(f"ended early; the uncertainty of {known} targets is known")
+        console.message(repr(uncertainty).strip("<>"))
     if arguments.recipe == "precise" and counts["converged"] < finished:
         console.message(
             f"{finished - counts['converged']} of {finished} images are not this generator's own "
@@ -241,20 +266,24 @@ def _report(
             "bundle": arguments.bundle,
             "recipe": inversion.recipe,
             "seed": inversion.seed,
-            "cancelled": inversion.cancelled,
+            "cancelled": inversion.cancelled or (uncertainty is not None and uncertainty.cancelled),
             "seconds": seconds,
             "images_per_second": finished / max(seconds, 1e-9),
             "output": arguments.output,
             "save_images": arguments.save_images,
             "counts": counts,
-            "targets": [_target(inversion, row, source) for row, source in enumerate(sources)],
+            "targets": [
+                _target(inversion, uncertainty, row, source) for row, source in enumerate(sources)
+            ],
         }
     )
 
 
-def _target(inversion: Inversion, row: int, source: str) -> dict[str, Any]:
+def _target(
+    inversion: Inversion, uncertainty: Uncertainty | None, row: int, source: str
+) -> dict[str, Any]:
     """Return what the report says about one target."""
-    told = {
+    described = {
         "source": source,
         "status": Status(int(inversion.status[row])).name.lower(),
         "loss": float(inversion.loss[row]),
@@ -262,13 +291,11 @@ def _target(inversion: Inversion, row: int, source: str) -> dict[str, Any]:
         "attempts": int(inversion.attempts[row]),
         "normal_equations": int(inversion.normal_equations[row]),
     }
-    if inversion.standard_error is not None:
-        told["median_standard_error"] = float(np.median(inversion.standard_error[row]))
-    for name in ("condition_number", "identifiable", "noise"):
-        values = getattr(inversion, name)
-        if values is not None:
-            told[name] = values[row].item()
-    return told
+    if uncertainty is not None:
+        described["median_standard_error"] = float(np.median(uncertainty.standard_error[row]))
+        for name in ("condition_number", "identifiable", "noise"):
+            described[name] = getattr(uncertainty, name)[row].item()
+    return described
 
 
 def _picture_names(sources: list[str]) -> list[str]:

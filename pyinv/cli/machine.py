@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from pyinv.batching import DEFAULT_BATCH_SIZE
 from pyinv.bundle import RUNTIMES
 
 __all__ = ["add_machine_options", "machine_options"]
@@ -30,7 +31,7 @@ def add_machine_options(parser: argparse.ArgumentParser, *, batch_size: bool = F
         machine.add_argument(
             "--batch-size",
             type=_whole_or_text,
-            default=64,
+            default=DEFAULT_BATCH_SIZE,
             metavar="N",
             help='targets run side by side, or "auto" [%(default)s]',
         )

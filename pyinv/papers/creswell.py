@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyinv import evaluation, recipes
+from pyinv.batching import DEFAULT_BATCH_SIZE
 from pyinv.bundle import Manifest
 from pyinv.constraints import NoConstraint
 from pyinv.datasets import Dataset, to_range
 from pyinv.errors import InputError
-from pyinv.inverter import DEFAULT_BATCH_SIZE
 from pyinv.papers import figures
 from pyinv.papers.differences import made_with, tell_shared_differences
 from pyinv.papers.folder import open_folder

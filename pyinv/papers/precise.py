@@ -18,7 +18,7 @@ from pyinv.bundle import MAX_SOLVED, Manifest
 from pyinv.errors import BundleError
 from pyinv.papers.report import Cell, Column, Report, ref
 from pyinv.priors import Normal
-from pyinv.recipes import Recipe, Stage
+from pyinv.recipes import Recipe
 from pyinv.result import Inversion
 from pyinv.solvers import LevenbergMarquardt
 
@@ -125,7 +125,7 @@ def tell_precise(
     steps = (
         f"Levenberg-Marquardt steps (Levenberg 1944, Marquardt 1963) on {pixels}, with the exact "
         "Jacobian"
-        if any(_is_second_order(stage) for stage in recipe.stages)
+        if recipe.needs_normal_equations
         else f"L-BFGS steps (Liu & Nocedal 1989) on {pixels}"
     )
     paragraph = (
@@ -191,13 +191,9 @@ def cost_cells(
         return report.compute("mean", values=ref(run_id, name), published=published)
 
     theirs = published_steps
-    second_order = any(_is_second_order(stage) for stage in recipe.stages)
+    second_order = recipe.needs_normal_equations
     return [
         mean("objective_evaluations", theirs),
         mean("normal_equations") if second_order else None,
         mean("forward_equivalents", None if theirs is None else OBJECTIVE_FORWARDS * theirs),
     ]
-
-
-def _is_second_order(stage: Stage) -> bool:
-    return isinstance(stage.solver, LevenbergMarquardt)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 import pyinv
 from pyinv import runtimes
+from pyinv.array_files import read_npz
 from pyinv.atomic_files import OutputFile
 from pyinv.errors import InputError, OutputError
 from pyinv.inverter import Inverter
@@ -147,7 +148,7 @@ class RunCache:
             if given is not None
         }
         settings |= {name: _hash(given) for name, given in rows_of.items()}
-        coupled = manifest.batch_norm == "batch" or recipe.couples
+        coupled = recipe.is_coupled(manifest)
         if coupled:
             settings["batch_size"] = inverter.batch_size
         fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
@@ -272,8 +273,7 @@ def _write(
 def _read(path: Path, fingerprint: str, count: int) -> tuple[Inversion, dict[str, Any]] | None:
     """Return what was kept of a run and its facts; None where there is none of these settings."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            kept = json.loads(str(file["settings"]))
+        kept = json.loads(str(read_npz(path, ["settings"])["settings"]))
         if kept["fingerprint"] != fingerprint:
             return None
         inversion = Inversion.load(path)

@@ -17,6 +17,7 @@ from pyinv.inverter import Inverter
 from pyinv.priors import Normal
 from pyinv.result import Inversion, Status
 from pyinv.training import get_configuration
+from pyinv.uncertainty import Uncertainty
 from support.manifests import manifest
 
 torch = pytest.importorskip("torch")
@@ -344,9 +345,6 @@ def found_of(latents: np.ndarray, recipe: pyinv.Recipe, **changes: Any) -> Found
         "attempts": np.ones(count, dtype=int),
         "normal_equations": np.zeros(count, dtype=int),
         "min_latent_error": None,
-        "standard_error": None,
-        "identifiable": None,
-        "noise": None,
         "seconds": 1.0,
         "recipe": recipe,
     }
@@ -381,14 +379,13 @@ def test_coverage():
     latents = np.array([[0.0, 1.9, 2.1], [0.0, -1.9, 9.0]])
     error = np.ones((2, 3))
     error[1, 2] = math.nan
-    found = found_of(
-        latents,
-        recipes.default(manifest(Normal())),
+    known = Uncertainty(
         standard_error=error,
+        condition_number=np.ones(2),
         identifiable=np.array([True, False]),
         noise=np.array([0.1, 0.3]),
     )
-    assert noise._coverage(found, truth) == {
+    assert noise._coverage(latents, known, truth) == {
         "inside": pytest.approx(4 / 5),
         "with_an_interval": pytest.approx(5 / 6),
         "median_noise": pytest.approx(0.2),

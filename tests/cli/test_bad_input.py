@@ -142,11 +142,10 @@ BAD_CALLS: list[tuple[Callable[[Inverter], Any], type[PyinvError], str]] = [
         BundleError,
         "no loss 'ssim'",
     ),
-    (lambda i: i.invert(GOOD, uncertainty=True), BundleError, NEEDS_EXPORT),
-    (lambda i: i.invert(GOOD, uncertainty="yes"), InputError, "uncertainty must be True or False"),
-    (lambda i: i.invert(GOOD, noise=0.1), InputError, "noise is for uncertainty=True and for"),
+    (lambda i: i.check_uncertainty(), BundleError, NEEDS_EXPORT),
+    (lambda i: i.invert(GOOD, noise=0.1), InputError, 'noise is for recipe="reconstruct"'),
     (
-        lambda i: i.invert(GOOD, uncertainty=True, noise=-1),
+        lambda i: i.invert(GOOD, recipe="reconstruct", noise=-1),
         InputError,
         "noise must be a number > 0 and <= 1e",
     ),
@@ -216,7 +215,7 @@ def test_coupled_targets_have_no_normal_equations(tmp_path, recipe):
     with pytest.raises(BundleError, match=r'LBFGS needs targets .* batch_norm="eval"'):
         inverter.invert(GOOD, recipe=Recipe("matrix-free", (Stage(LBFGS(), max_steps=3),)))
     with pytest.raises(BundleError, match='batch_norm="eval"'):
-        inverter.invert(GOOD, uncertainty=True)
+        inverter.uncertainty(np.zeros((2, LATENT)), GOOD)
 
 
 def test_stages_that_couple_targets_do_not_go_with_normal_equations(tmp_path):
@@ -324,7 +323,7 @@ BAD_FILES: list[tuple[Callable[[Path], Path], str]] = [
     (lambda path: written(path, "a.png", b""), "a.png: not a readable image"),
     (lambda path: written(path, "notes.txt", b"hello"), "notes.txt: not a readable image"),
     (lambda path: written(path, "a.npy", b""), "a.npy: not a readable .npy file"),
-    (lambda path: written(path, "a.npy", b"text"), "no NumPy array in it"),
+    (lambda path: written(path, "a.npy", b"text"), "no numeric array in it"),
     (lambda path: written(path, "a.npz", b"PK\x03\x04"), "a.npz: not a readable .npz file"),
     (cut_array, "array.npy: not a readable .npy file, or truncated"),
     (several, 'expected one array or one named "images", found a, b'),

@@ -20,6 +20,8 @@ from pyinv.cli import main
 from pyinv.images import save_images
 from pyinv.priors import Normal
 from pyinv.result import Inversion
+from pyinv.session import Session
+from pyinv.uncertainty import Uncertainty
 from support.tiny_bundle import write_tiny_bundle
 
 
@@ -220,16 +222,41 @@ def test_invert_tells_the_uncertainty(capsys, second_order_path, pictures, tmp_p
     )
     assert code == 0
     inversion = Inversion.load(tmp_path / "a.npz")
-    np.testing.assert_allclose(inversion.noise, 0.01)
-    count, median = int(inversion.identifiable.sum()), np.median(inversion.standard_error)
-    assert f"{count} identifiable, median standard error {median:.2g}" in err
+    known = Uncertainty.load(tmp_path / "a.npz")
+    np.testing.assert_allclose(known.noise, 0.01)
+    count, median = int(known.identifiable.sum()), np.median(known.standard_error)
+    assert f"{count} identifiable; medians: standard error {median:.3g}" in err
     for row, target in enumerate(json.loads(out)["targets"]):
-        assert target["identifiable"] == inversion.identifiable[row]
+        assert target["identifiable"] == known.identifiable[row]
         assert target["normal_equations"] == inversion.normal_equations[row] > 0
-        np.testing.assert_allclose(target["condition_number"], inversion.condition_number[row])
+        np.testing.assert_allclose(target["condition_number"], known.condition_number[row])
         np.testing.assert_allclose(
-            target["median_standard_error"], np.median(inversion.standard_error[row])
+            target["median_standard_error"], np.median(known.standard_error[row])
         )
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [(KeyboardInterrupt(), 130, "ended early"), (MemoryError("it broke"), 1, "it broke")],
+    ids=["Ctrl-C", "failure"],
+)
+def test_an_end_within_the_uncertainty_loses_no_latents(
+    capsys, second_order_path, pictures, tmp_path, monkeypatch, error, code, told
+):
+    def evaluate(*arguments):
+        raise error
+
+    monkeypatch.setattr(Session, "evaluate", evaluate)
+    ended, out, err = run(
+        capsys,
+        *("invert", second_order_path, pictures, "-o", tmp_path / "a.npz", "--json"),
+        *("--max-steps", 5, "--uncertainty"),
+    )
+    assert ended == code
+    assert told in err
+    assert np.isfinite(Inversion.load(tmp_path / "a.npz").loss).all()
+    assert np.isnan(Uncertainty.load(tmp_path / "a.npz").noise).all()
+    assert json.loads(out)["cancelled"] == (code == 130)
 
 
 def test_noise_reaches_reconstruct(capsys, pictures, tmp_path):

@@ -12,8 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from pyinv import inverter as inverter_module
-from pyinv import recipes
+from pyinv import _core, recipes, session
 from pyinv.bundle import Bundle
 from pyinv.constraints import Clip, StochasticClip
 from pyinv.errors import BundleError, DeviceError, InputError
@@ -281,29 +280,27 @@ def test_normal_equations_are_evaluated_as_memory_allows(second_order, monkeypat
     expected = second_order.normal_equations(latents, images, loss="whitened")
     whole = second_order.invert(images, recipe="precise")
     function = second_order.manifest.normal_equations("mse")
-    monkeypatch.setitem(
-        inverter_module.NORMAL_EQUATIONS_BYTES, "cpu", 2 * function.bytes_per_target
-    )
+    monkeypatch.setitem(session.NORMAL_EQUATIONS_BYTES, "cpu", 2 * function.bytes_per_target)
     split = Inverter(second_order.bundle, threads=1)
-    call, batches = split._call, []
+    evaluate, batches = split._session.evaluate, []
 
-    def record(function, feeds):
-        batches.append(len(feeds["latent"]))
-        return call(function, feeds)
+    def record(function, rows, *arguments):
+        batches.append(rows.stop - rows.start)
+        return evaluate(function, rows, *arguments)
 
-    monkeypatch.setattr(split, "_call", record)
+    monkeypatch.setattr(split._session, "evaluate", record)
     for one, other in zip(
         split.normal_equations(latents, images, loss="whitened"), expected, strict=True
     ):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
     assert batches == [2, 2, 1]
-    load, limits = split._load, []
+    load, limits = split._session._load, []
 
     def record_limit(kind, function, **options):
         limits.append((function.name, options))
         return load(kind, function, **options)
 
-    monkeypatch.setattr(split, "_load", record_limit)
+    monkeypatch.setattr(split._session, "_load", record_limit)
     found = split.invert(images, recipe="precise")
     np.testing.assert_allclose(found.latents, whole.latents, atol=1e-4)
     np.testing.assert_array_equal(found.attempts, whole.attempts)
@@ -320,11 +317,11 @@ def test_automatic_lanes_take_second_order_recipes(second_order):
 
 def test_lanes_that_do_not_fit_name_those_that_do(second_order, monkeypatch):
     images = second_order.generate(second_order.sample(5, seed=3))
-    whole = inverter_module._core.invert
+    whole = _core.invert
 
     def small(*, objectives, lanes, **arguments):
         if lanes > 2:
-            error = inverter_module._core.OutOfMemory("gone")
+            error = _core.OutOfMemory("gone")
             found = whole(objectives=objectives, lanes=1, **arguments)
             found["status"][:] = Status.CANCELLED
             error.partial = found
@@ -332,7 +329,7 @@ def test_lanes_that_do_not_fit_name_those_that_do(second_order, monkeypatch):
         assert any(objective.has_gram for objective in objectives)  # as the run has
         return whole(objectives=objectives, lanes=lanes, **arguments)
 
-    monkeypatch.setattr(inverter_module._core, "invert", small)
+    monkeypatch.setattr(_core, "invert", small)
     with pytest.raises(DeviceError, match="no memory for batch_size=5; batch_size=2 fits"):
         second_order.invert(images, recipe="precise")
 

@@ -7,8 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pyinv import _core
-from pyinv.errors import BundleError, DeviceError, InputError, RunError
+from pyinv.errors import BundleError, DeviceError, InputError, OutOfMemoryError, RunError
 from pyinv.inverter import Inverter
 from pyinv.priors import Normal, Uniform
 from pyinv.recipes import Recipe, Stage
@@ -344,7 +343,7 @@ def test_row_that_is_not_finite_is_unknown_and_harms_no_other(normal, value):
         latents, images, generator(latents), gradient, gram, prior=NORMAL, value_range=RANGE
     )
     whole = measure(generator, latents, images, NORMAL)
-    for name, values in vars(found).items():
+    for name, values in found.arrays().items():
         np.testing.assert_array_equal(values[[0, 2]], getattr(whole, name)[[0, 2]], err_msg=name)
     assert np.isnan(found.standard_error[1]).all()
     assert np.isnan(found.condition_number[1])
@@ -431,7 +430,7 @@ def test_optima_that_agree_make_a_mixture():
     assert narrower.identifiable[0]
 
 
-# Through invert
+# Of an inversion
 
 
 @pytest.fixture(scope="module")
@@ -444,29 +443,46 @@ NAMES = ("standard_error", "condition_number", "identifiable", "noise")
 
 @pytest.fixture(scope="module")
 def inversion(normal, targets):
-    return normal[0].invert(targets, recipe=QUICK, uncertainty=True)
+    return normal[0].invert(targets, recipe=QUICK)
 
 
-def test_inversion_carries_the_uncertainty_of_its_latents(normal, targets, inversion):
-    known = normal[0].uncertainty(inversion.latents, targets, batch_size=2)
-    assert inversion.standard_error.shape == inversion.latents.shape
-    for name in NAMES:
-        expected = getattr(known, name)
-        assert getattr(inversion, name).dtype == expected.dtype
-        np.testing.assert_allclose(getattr(inversion, name), expected, rtol=1e-4, err_msg=name)
-    given = normal[0].invert(targets, recipe=QUICK, uncertainty=True, noise=0.2)
+@pytest.fixture(scope="module")
+def known(normal, targets, inversion):
+    return normal[0].uncertainty(inversion, targets)
+
+
+def test_that_of_an_inversion_is_that_of_its_latents(normal, targets, inversion, known):
+    expected = normal[0].uncertainty(inversion.latents, targets, batch_size=2)
+    assert known.standard_error.shape == inversion.latents.shape
+    for name, values in expected.arrays().items():
+        assert getattr(known, name).dtype == values.dtype
+        np.testing.assert_allclose(getattr(known, name), values, rtol=1e-4, err_msg=name)
+    assert not known.cancelled
+    given = normal[0].uncertainty(inversion, targets, noise=0.2)
     np.testing.assert_allclose(given.noise, 0.2)
-    np.testing.assert_array_equal(given.latents, inversion.latents)
-    plain = normal[0].invert(targets, recipe=QUICK)
-    np.testing.assert_array_equal(plain.latents, inversion.latents)
-    assert [getattr(plain, name) for name in NAMES] == [None] * 4
+
+
+def test_hops_take_the_inversions_seed(folded):
+    images = folded.generate(folded.sample(5))
+    found = folded.invert(images, recipe=QUICK, seed=2)
+    of_inversion, same, other = (
+        folded.uncertainty(latents, images, noise=0.1, **seed).standard_error
+        for latents, seed in ((found, {}), (found.latents, {"seed": 2}), (found, {"seed": 3}))
+    )
+    np.testing.assert_allclose(of_inversion, same, rtol=1e-3)
+    assert np.abs(other / same - 1).max() > 0.01
+
+
+def test_an_inversion_of_other_targets_is_refused(normal, targets, inversion):
+    with pytest.raises(InputError, match="got 5 rows; give one row per target"):
+        normal[0].uncertainty(inversion, targets[:3])
 
 
 def test_standard_error_has_the_latents_shape(tmp_path, targets):
     inverter, _ = linear(NORMAL, tmp_path, latent_shape=(2, 3, 1))
-    found = inverter.invert(targets, recipe=QUICK, uncertainty=True)
-    assert found.standard_error.shape == (5, 2, 3, 1)
-    assert inverter.uncertainty(found.latents, targets).standard_error.shape == (5, 2, 3, 1)
+    found = inverter.invert(targets, recipe=QUICK)
+    for latents in (found, found.latents):
+        assert inverter.uncertainty(latents, targets).standard_error.shape == (5, 2, 3, 1)
     assert inverter.normal_equations(found.latents, targets)[1].shape == (5, 2, 3, 1)
 
 
@@ -480,31 +496,37 @@ def test_condition_reaches_the_normal_equations(tmp_path):
     loss, _, _ = inverter.normal_equations(latents, images, condition=condition, batch_size=2)
     assert loss.max() < 1e-10
     assert inverter.uncertainty(latents, images, condition=condition[::-1]).noise.max() > 1e-2
-    found = inverter.invert(
-        images, recipe=QUICK, init=latents, condition=condition, uncertainty=True
-    )
-    assert found.noise.max() < 1e-5
+    found = inverter.invert(images, recipe=QUICK, init=latents, condition=condition)
+    assert inverter.uncertainty(found, images, condition=condition).noise.max() < 1e-5
 
 
-def test_uncertainty_comes_back_from_disk_and_is_indexed(inversion, tmp_path):
-    inversion.save(tmp_path / "a.npz")
-    again = Inversion.load(tmp_path / "a.npz")
-    for name in NAMES:
-        np.testing.assert_array_equal(getattr(again, name), getattr(inversion, name))
-        part = getattr(inversion[1:3], name)
-        np.testing.assert_array_equal(part, getattr(inversion, name)[1:3])
-    assert len(inversion[-1].standard_error) == 1
+def test_uncertainty_comes_back_from_disk_and_is_indexed(inversion, known, tmp_path):
+    inversion.save(tmp_path / "a.npz", uncertainty=known)
+    known.save(tmp_path / "b.npz")
+    for path in (tmp_path / "a.npz", tmp_path / "b.npz"):
+        again = Uncertainty.load(path)
+        for name in NAMES:
+            np.testing.assert_array_equal(getattr(again, name), getattr(known, name))
+            part = getattr(known[1:3], name)
+            np.testing.assert_array_equal(part, getattr(known, name)[1:3])
+    np.testing.assert_array_equal(Inversion.load(tmp_path / "a.npz").latents, inversion.latents)
+    assert len(known[-1].standard_error) == 1
+    with pytest.raises(IndexError):
+        known[5]
+    inversion.save(tmp_path / "c.npz")
+    with pytest.raises(InputError, match="has no array 'standard_error'"):
+        Uncertainty.load(tmp_path / "c.npz")
 
 
-def test_repr_says_how_many_are_identifiable(inversion):
-    median = np.median(inversion.standard_error)
-    assert f"; 5 identifiable, median standard error {median:.2g}; steps" in repr(inversion)
+def test_repr_says_how_many_are_identifiable(known):
+    median = np.median(known.standard_error)
+    assert f": 5 identifiable; medians: standard error {median:.3g}, noise" in repr(known)
 
 
 def interrupted(inverter, monkeypatch, error, after=1):
     """Let the normal equations be evaluated so many times, of two targets each."""
     inverter._batch_size = 2
-    whole, calls = inverter._evaluate, []
+    whole, calls = inverter._session.evaluate, []
 
     def evaluate(*arguments):
         calls.append(None)
@@ -512,24 +534,25 @@ def interrupted(inverter, monkeypatch, error, after=1):
             raise error
         return whole(*arguments)
 
-    monkeypatch.setattr(inverter, "_evaluate", evaluate)
+    monkeypatch.setattr(inverter._session, "evaluate", evaluate)
 
 
-def test_ctrl_c_keeps_the_inversion_and_what_is_known(tmp_path, targets, monkeypatch):
+def test_ctrl_c_keeps_what_is_known(tmp_path, targets, monkeypatch):
     inverter, _ = linear(NORMAL, tmp_path)
+    latents = inverter.invert(targets, recipe=QUICK)
     interrupted(inverter, monkeypatch, KeyboardInterrupt())
-    found = inverter.invert(targets, recipe=QUICK, uncertainty=True)
-    assert found.cancelled
-    assert found.counts()["cancelled"] == 0
-    np.testing.assert_array_equal(np.isnan(found.noise), [False, False, True, True, True])
-    assert "2 identifiable" in repr(found)
+    known = inverter.uncertainty(latents, targets)
+    assert known.cancelled
+    np.testing.assert_array_equal(np.isnan(known.noise), [False, False, True, True, True])
+    assert "5 targets, cancelled: 2 identifiable" in repr(known)
 
 
 def test_hops_are_made_where_a_target_has_not_converged(folded):
     images = folded.generate(folded.sample(6))
     tolerance = float(np.median(folded.invert(images, recipe=QUICK, seed=3).loss))
     method = Recipe("some", replace(QUICK.stages[0], loss_tolerance=tolerance))
-    found = folded.invert(images, recipe=method, uncertainty=True, noise=0.1, seed=3)
+    found = folded.invert(images, recipe=method, seed=3)
+    known = folded.uncertainty(found, images, noise=0.1)
     converged = found.status == Status.CONVERGED
     assert 0 < converged.sum() < 6
     alone, wide = (
@@ -538,57 +561,59 @@ def test_hops_are_made_where_a_target_has_not_converged(folded):
     )
     assert (np.abs(wide / alone - 1).max(axis=1) > 0.1).all()
     expected = np.where(converged[:, None], alone, wide)
-    np.testing.assert_allclose(found.standard_error, expected, rtol=1e-3)
+    np.testing.assert_allclose(known.standard_error, expected, rtol=1e-3)
 
 
 def test_hops_depend_on_a_targets_id_alone(folded):
     images = folded.generate(folded.sample(5))
-    options = {"recipe": QUICK, "uncertainty": True, "noise": 0.1, "seed": 2}
-    whole = folded.invert(images, **options)
-    part = folded.invert(images[3:], target_ids=[3, 4], **options)
+    found = folded.invert(images, recipe=QUICK, seed=2)
+    whole = folded.uncertainty(found, images, noise=0.1)
+    part, other = (
+        folded.uncertainty(found[3:], images[3:], noise=0.1, target_ids=ids)
+        for ids in ([3, 4], [0, 1])
+    )
     np.testing.assert_allclose(part.standard_error, whole.standard_error[3:], rtol=1e-3)
-    other = folded.invert(images[3:], target_ids=[0, 1], **options)
     assert np.abs(other.standard_error / part.standard_error - 1).max() > 0.01
 
 
-def test_ctrl_c_during_hops_leaves_unknown_what_was_not_reached(normal, targets, monkeypatch):
+def test_ctrl_c_during_hops_leaves_unknown_what_was_not_reached(
+    normal, targets, inversion, monkeypatch
+):
     inverter, _ = normal
-    monkeypatch.setattr("pyinv.inverter.HOP_BYTES", 1)  # one target at a time
-    run, calls = inverter._run, []
+    monkeypatch.setattr("pyinv.uncertainty.search.HOP_BYTES", 1)  # one target at a time
+    run, calls = inverter._session.run, []
 
     def interrupted_run(*arguments, **options):
         calls.append(None)
         found = run(*arguments, **options)
-        return {**found, "cancelled": len(calls) == 4}
+        return {**found, "cancelled": len(calls) == 3}
 
-    monkeypatch.setattr(inverter, "_run", interrupted_run)
-    found = inverter.invert(targets, recipe=QUICK, uncertainty=True)
+    monkeypatch.setattr(inverter._session, "run", interrupted_run)
+    found = inverter.uncertainty(inversion, targets)
     assert found.cancelled
-    assert found.counts()["cancelled"] == 0
     known = [True, True, False, False, False]
     np.testing.assert_array_equal(np.isfinite(found.standard_error).all(1), known)
     np.testing.assert_array_equal(found.identifiable, known)
 
 
-def test_failure_during_hops_keeps_the_inversion(normal, targets, monkeypatch):
+def test_failure_during_hops_keeps_what_is_known(normal, targets, inversion, monkeypatch):
     inverter, _ = normal
-    monkeypatch.setattr("pyinv.inverter.HOP_BYTES", 1)
-    run, calls = inverter._run, []
+    monkeypatch.setattr("pyinv.uncertainty.search.HOP_BYTES", 1)
+    run, calls = inverter._session.run, []
 
     def failing_run(*arguments, **options):
         calls.append(None)
-        if len(calls) == 3:
-            raise _core.RunFailed("out of luck")
+        if len(calls) == 2:
+            raise RunError("out of luck")
         return run(*arguments, **options)
 
-    monkeypatch.setattr(inverter, "_run", failing_run)
+    monkeypatch.setattr(inverter._session, "run", failing_run)
     with pytest.raises(
-        RunError, match=r"out of luck; every target was inverted, and the .* of 1 of 5"
-    ):
-        inverter.invert(targets, recipe=QUICK, uncertainty=True)
-    calls.clear()
-    with pytest.raises(RunError, match="out of luck"):
-        inverter.uncertainty(targets[:, 0, 0, :LATENT], targets)
+        RunError, match="out of luck; the uncertainty of 1 of 5 targets is known"
+    ) as error:
+        inverter.uncertainty(inversion, targets)
+    known = [True, False, False, False, False]
+    np.testing.assert_array_equal(np.isfinite(error.value.uncertainty.noise), known)
 
 
 def test_the_bar_counts_hops(normal, targets, capsys):
@@ -596,37 +621,35 @@ def test_the_bar_counts_hops(normal, targets, capsys):
     assert "/30 hops [" in capsys.readouterr().err
 
 
-def test_progress_function_that_fails_during_hops_keeps_the_inversion(normal, targets):
+def test_progress_function_that_fails_during_hops_keeps_what_is_known(normal, targets, inversion):
     def stop(now):
-        if now["targets"] != len(targets):
-            raise LookupError("enough")
+        raise LookupError("enough")
 
     with pytest.raises(LookupError, match="enough") as error:
-        normal[0].invert(targets, recipe=QUICK, uncertainty=True, progress=stop)
-    assert error.value.inversion.counts()["cancelled"] == 0
-    assert np.isnan(error.value.inversion.standard_error).all()
+        normal[0].uncertainty(inversion, targets, progress=stop)
+    assert np.isnan(error.value.uncertainty.standard_error).all()
 
 
 def test_hops_take_fewer_lanes_where_memory_is_short(normal, targets, monkeypatch):
     inverter, _ = normal
     latents = draw(NORMAL, 5)
     expected = inverter.uncertainty(latents, targets)
-    run, tried = inverter._run, []
+    run, tried = inverter._session.run, []
 
     def short_run(*arguments, lanes, **options):
         tried.append(lanes)
         if lanes > 10:
-            raise _core.OutOfMemory("no memory")
+            raise OutOfMemoryError("no memory")
         return run(*arguments, lanes=lanes, **options)
 
-    monkeypatch.setattr(inverter, "_run", short_run)
+    monkeypatch.setattr(inverter._session, "run", short_run)
     found = inverter.uncertainty(latents, targets)
     assert tried == [40, 20, 10]
     np.testing.assert_allclose(found.standard_error, expected.standard_error, rtol=1e-4)
 
 
 def test_hops_report_their_progress(normal, targets, monkeypatch):
-    monkeypatch.setattr("pyinv.inverter.HOP_BYTES", 1)
+    monkeypatch.setattr("pyinv.uncertainty.search.HOP_BYTES", 1)
     seen = []
     normal[0].uncertainty(draw(NORMAL, 5), targets, n_hops=6, progress=seen.append)
     assert {now["targets"] for now in seen} == {30}
@@ -635,62 +658,52 @@ def test_hops_report_their_progress(normal, targets, monkeypatch):
     assert {0, 6, 12, 18, 24} <= set(finished)
 
 
-def test_cancelled_run_knows_no_uncertainty(normal, targets, monkeypatch):
-    run = normal[0]._run
-
-    def cancelled(*arguments, **options):
-        return {**run(*arguments, **options), "cancelled": True}
-
-    monkeypatch.setattr(normal[0], "_run", cancelled)
-    found = normal[0].invert(targets, recipe=QUICK, uncertainty=True)
-    assert found.cancelled
-    assert np.isnan(found.standard_error).all()
-    assert not found.identifiable.any()
-
-
-def test_run_that_fails_knows_no_uncertainty(tmp_path, targets):
-    inverter, _ = linear(NORMAL, tmp_path)
-
-    def stop(report):
-        raise LookupError("enough")
-
-    with pytest.raises(LookupError) as error:
-        inverter.invert(
-            targets, recipe=QUICK.replace(max_steps=10**7), uncertainty=True, progress=stop
-        )
-    assert np.isnan(error.value.inversion.standard_error).all()
-    assert "0 identifiable, median standard error nan" in repr(error.value.inversion)
+def test_cancelled_targets_are_left_unknown(normal, targets, inversion):
+    status = inversion.status.copy()
+    status[[0, 3]] = Status.CANCELLED
+    latents = inversion.latents.copy()
+    latents[0] = np.nan
+    found = normal[0].uncertainty(replace(inversion, status=status, latents=latents), targets)
+    known = [False, True, True, False, True]
+    np.testing.assert_array_equal(np.isfinite(found.standard_error).all(1), known)
+    np.testing.assert_array_equal(found.identifiable, known)
+    whole = normal[0].uncertainty(inversion, targets)
+    np.testing.assert_allclose(found.standard_error[known], whole.standard_error[known], rtol=1e-3)
 
 
 @pytest.mark.parametrize(
     "failure", [RunError("it broke"), BundleError("it broke"), MemoryError("it broke")], ids=repr
 )
-def test_failure_keeps_the_inversion(tmp_path, targets, monkeypatch, failure):
+def test_failure_keeps_what_is_known(tmp_path, targets, inversion, monkeypatch, failure):
     inverter, _ = linear(NORMAL, tmp_path)
     interrupted(inverter, monkeypatch, failure)
-    with pytest.raises(RunError, match="it broke; every target was inverted, and the unc") as error:
-        inverter.invert(targets, recipe=QUICK, uncertainty=True)
-    assert "of 2 of 5 is known" in str(error.value)
-    assert np.isfinite(error.value.inversion.loss).all()
-    assert np.isfinite(error.value.inversion.standard_error).sum() == 2 * LATENT
+    with pytest.raises(
+        RunError, match="it broke; the uncertainty of 2 of 5 targets is known"
+    ) as error:
+        inverter.uncertainty(inversion, targets)
+    assert np.isfinite(error.value.uncertainty.standard_error).sum() == 2 * LATENT
 
 
 @pytest.mark.parametrize("name", ["normal_equations", "objective"])
-def test_functions_that_cannot_be_loaded_are_found_before_the_run(
+def test_functions_that_cannot_be_loaded_are_found_before_any_work(
     tmp_path, targets, monkeypatch, name
 ):
     inverter, _ = linear(NORMAL, tmp_path)
-    load, damaged = inverter._load, getattr(inverter.manifest, name)("mse")
+    load, damaged = inverter._session._load, getattr(inverter.manifest, name)("mse")
 
     def without(kind, function, **options):
         if function == damaged:
             raise BundleError("they are damaged")
         return load(kind, function, **options)
 
-    monkeypatch.setattr(inverter, "_load", without)
-    monkeypatch.setattr(inverter, "_run", lambda *_, **__: pytest.fail("the run began"))
-    with pytest.raises(BundleError, match="they are damaged"):
-        inverter.invert(targets, recipe=QUICK, uncertainty=True)
+    monkeypatch.setattr(inverter._session, "_load", without)
+    monkeypatch.setattr(inverter._session, "evaluate", lambda *_: pytest.fail("work began"))
+    for call in (
+        inverter.check_uncertainty,
+        lambda: inverter.uncertainty(np.zeros((5, LATENT)), targets),
+    ):
+        with pytest.raises(BundleError, match="they are damaged"):
+            call()
 
 
 def test_uncertainty_says_what_it_is(normal, targets):
@@ -705,7 +718,7 @@ def test_uncertainty_says_what_it_is(normal, targets):
 def test_batch_is_halved_until_memory_holds_it(tmp_path, targets, monkeypatch):
     inverter, _ = linear(NORMAL, tmp_path)
     expected = inverter.uncertainty(draw(NORMAL, 5), targets)
-    whole, sizes = inverter._evaluate, []
+    whole, sizes = inverter._session.evaluate, []
 
     def evaluate(function, rows, *arguments):
         sizes.append(rows.stop - rows.start)
@@ -713,7 +726,7 @@ def test_batch_is_halved_until_memory_holds_it(tmp_path, targets, monkeypatch):
             raise DeviceError("no memory")
         return whole(function, rows, *arguments)
 
-    monkeypatch.setattr(inverter, "_evaluate", evaluate)
+    monkeypatch.setattr(inverter._session, "evaluate", evaluate)
     found = inverter.uncertainty(draw(NORMAL, 5), targets)
     np.testing.assert_allclose(found.standard_error, expected.standard_error, rtol=1e-4)
     assert min(sizes) == 2
@@ -726,7 +739,7 @@ def test_bundle_without_normal_equations_says_how_to_get_them(tmp_path, targets)
     inverter = Inverter(tmp_path, threads=1)
     latents = np.zeros((5, LATENT))
     for call in (
-        lambda: inverter.invert(targets, uncertainty=True),
+        inverter.check_uncertainty,
         lambda: inverter.uncertainty(latents, targets),
         lambda: inverter.normal_equations(latents, targets),
     ):
@@ -752,7 +765,7 @@ def test_bad_hops_are_refused(normal, targets, wrong, message):
 @pytest.mark.parametrize("noise", [0, -1, 1e200, np.nan, np.inf, "loud", True, [0.1, 0.2]])
 def test_bad_noise_is_refused(normal, targets, noise):
     for call in (
-        lambda: normal[0].invert(targets, uncertainty=True, noise=noise),
+        lambda: normal[0].check_uncertainty(noise=noise),
         lambda: normal[0].uncertainty(np.zeros((5, LATENT)), targets, noise=noise),
     ):
         with pytest.raises(InputError, match="noise must be a number > 0"):
@@ -768,7 +781,7 @@ def test_noise_of_fewer_pixels_than_components_must_be_given(tmp_path):
     inverter, _ = linear(NORMAL, tmp_path, generator=generator)
     images = np.zeros((2, 1, 2, 2), dtype=np.float32)
     with pytest.raises(InputError, match="noise must be given: 4 pixels are too few"):
-        inverter.invert(images, recipe=QUICK, uncertainty=True)
-    found = inverter.invert(images, recipe=QUICK, uncertainty=True, noise=0.1)
+        inverter.check_uncertainty()
+    found = inverter.uncertainty(inverter.invert(images, recipe=QUICK), images, noise=0.1)
     assert np.isinf(found.condition_number).all()
     assert not found.identifiable.any()

@@ -1,23 +1,17 @@
-"""Uncertainty: how far the latent behind an image may be from the one that was found.
-
-From the pixel residual's Jacobian at the latent, the noise of the image, and other latents that
-agree with the image as well. docs/uncertainty.md has the derivation, and says when the figures can
-be trusted.
-"""
+"""The uncertainty around one optimum: the Laplace approximation of the posterior."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyinv.priors import Prior
+from pyinv.uncertainty.result import Uncertainty
 
-__all__ = ["FLOAT32_ROUNDING", "TF32_ROUNDING", "Uncertainty", "laplace_uncertainty", "widened"]
+__all__ = ["DETERMINED", "FLOAT32_ROUNDING", "TF32_ROUNDING", "laplace_uncertainty"]
 
-FloatArray = NDArray[np.float32]
 DoubleArray = NDArray[np.float64]
 
 FLOAT32_ROUNDING = 2.0**-24
@@ -34,63 +28,6 @@ mean of a normal distribution whose mean has this prior."""
 # The noise depends on the degrees of freedom and these on the noise; each round shrinks what is
 # left by a factor below d / P.
 _NOISE_ROUNDS = 10
-
-
-@dataclass(frozen=True, eq=False)
-class Uncertainty:
-    """What N images say about their latents.
-
-    Args:
-        standard_error: float32 [N, *latent_shape], how far each component may be from the true
-            one: the root of the mean square, over the latents that agree with image and prior, of
-            their distance from the latent given. NaN where it is not known.
-        condition_number: float32 [N], the ratio of the Jacobian's largest singular value to its
-            smallest; infinity where the smallest is zero to rounding.
-        identifiable: bool [N], whether the image determines the latent, as far as was looked: no
-            singular value is zero to rounding, no direction keeps more than half of the prior's
-            standard deviation, and other optima that agree with the image spread no wider.
-        noise: float32 [N], the standard deviation of the noise on a pixel that was taken, in the
-            units of the value range: the one given or the one estimated.
-    """
-
-    standard_error: FloatArray
-    condition_number: FloatArray
-    identifiable: NDArray[np.bool_]
-    noise: FloatArray
-
-    @classmethod
-    def unknown(cls, count: int, latent_shape: tuple[int, ...]) -> Uncertainty:
-        """Return that of targets about which nothing is known yet: NaN, and not identifiable."""
-        return cls(
-            standard_error=np.full((count, *latent_shape), np.nan, dtype=np.float32),
-            condition_number=np.full(count, np.nan, dtype=np.float32),
-            identifiable=np.zeros(count, dtype=np.bool_),
-            noise=np.full(count, np.nan, dtype=np.float32),
-        )
-
-    def __len__(self) -> int:
-        return len(self.noise)
-
-    def take(self, rows: Any) -> Uncertainty:
-        """Return that of some targets, by an index of NumPy's."""
-        return Uncertainty(**{name: values[rows] for name, values in vars(self).items()})
-
-    def put(self, rows: Any, part: Uncertainty) -> None:
-        """Set that of some targets, whose latents may be flat in the part."""
-        for name, values in vars(part).items():
-            whole = getattr(self, name)
-            whole[rows] = values.reshape(whole[rows].shape)
-
-    def __repr__(self) -> str:
-        known = int(np.isfinite(self.noise).sum())
-        if not known:
-            return f"<Uncertainty of {len(self)} targets, none of them known>"
-        return (
-            f"<Uncertainty of {len(self)} targets: {int(self.identifiable.sum())} identifiable; "
-            f"medians: standard error {np.nanmedian(self.standard_error):.3g}, noise "
-            f"{np.nanmedian(self.noise):.3g}, condition number "
-            f"{np.nanmedian(self.condition_number):.3g}>"
-        )
 
 
 def laplace_uncertainty(
@@ -182,77 +119,6 @@ def laplace_uncertainty(
     found.identifiable[:] = known & (smallest > 0) & (worst <= DETERMINED * prior.std)
     found.noise[known] = np.sqrt(squared)[known]
     return found
-
-
-def widened(
-    found: Uncertainty,
-    latents: NDArray[Any],
-    losses: NDArray[Any],
-    others: NDArray[Any],
-    other_losses: NDArray[Any],
-    other_errors: NDArray[Any],
-    *,
-    pixels: int,
-    prior: Prior,
-) -> Uncertainty:
-    r"""Return the uncertainty with other optima of the posterior taken into account.
-
-    With P pixels, noise s and y = (z - mean)/std,
-
-    .. math:: -\log p(z \mid x) = \frac{P}{2 s^2} \text{mse}(z) + \frac{1}{2} \lVert y \rVert^2
-        + \text{const}
-
-    An optimum agrees with the image where this is larger than at the latent by at most half the
-    95 % quantile of the chi-squared distribution with d degrees of freedom: 95 % of a normal
-    posterior lie within as much of its peak. Where any do, the posterior is taken as the mixture of
-    theirs.
-
-    Args:
-        found: that of N latents.
-        latents: [N, d].
-        losses: [N], their mean squared errors.
-        others: [N, H, d], optima that searches from nearby came to. The latent's own counts as
-            often as they came back to it.
-        other_losses: [N, H], their mean squared errors.
-        other_errors: [N, H, d], standard errors about the latent, not the optimum, by the Laplace
-            approximation at each optimum. An optimum where they are not finite never agrees.
-        pixels: P.
-        prior: what the latents are drawn from. A uniform one counts as the normal one of its mean
-            and standard deviation.
-
-    Returns:
-        the Uncertainty. A latent is not identifiable where those that agree have, in some
-        direction, a standard deviation of more than half of the prior's.
-
-    Source: ours. The moments of a mixture are textbook material, and the threshold is that of
-    Wilks's regions; docs/uncertainty.md has what they are good for.
-    """
-    here, there = latents[:, None].astype(np.float64), others.astype(np.float64)
-    improbable = ((there - prior.mean) ** 2 - (here - prior.mean) ** 2).sum(axis=2) / prior.std**2
-    misfit = other_losses.astype(np.float64) - losses[:, None]
-    squared = found.noise.astype(np.float64)[:, None] ** 2
-    with np.errstate(invalid="ignore"):
-        agree = pixels * misfit / squared + improbable <= _chi_squared_95(latents.shape[1])
-    agree &= np.isfinite(other_errors).all(axis=2)
-    share = (agree / np.maximum(agree.sum(axis=1, keepdims=True), 1))[..., None]
-    errors = np.where(share > 0, other_errors.astype(np.float64), 0.0)
-    mixed = np.sqrt((share * errors**2).sum(axis=1)).reshape(found.standard_error.shape)
-    # The largest eigenvalue of the covariance, by the smaller of the two gram matrices.
-    there = np.where(share > 0, there, 0.0)
-    away = np.sqrt(share) * (there - (share * there).sum(axis=1, keepdims=True))
-    widest = np.linalg.eigvalsh(away @ away.transpose(0, 2, 1))[:, -1]
-    alone = ~agree.any(axis=1).reshape(-1, *(1,) * (found.standard_error.ndim - 1))
-    return replace(
-        found,
-        standard_error=np.where(alone, found.standard_error, mixed).astype(np.float32),
-        identifiable=found.identifiable & (widest <= (DETERMINED * prior.std) ** 2),
-    )
-
-
-def _chi_squared_95(degrees: int) -> float:
-    """Return the 95 % quantile, to 3 % (Wilson & Hilferty 1931)."""
-    share = 2 / (9 * degrees)
-    return degrees * (1 - share + 1.6448536 * share**0.5) ** 3
 
 
 def _along(directions: DoubleArray, vectors: DoubleArray) -> DoubleArray:

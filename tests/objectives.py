@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from onnx_operators import operators_of
 
 Array = NDArray[np.float32]
 
@@ -187,7 +188,7 @@ class ToyObjective(ABC):
             return _torch.TorchObjective(file, METHOD, **options)
         from pyinv import _core
 
-        return _core.OnnxObjective(file, **options)
+        return _core.OnnxObjective(file, **options, **operators_of(onnx.load(file)))
 
 
 class Quadratic(ToyObjective):

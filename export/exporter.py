@@ -30,6 +30,7 @@ from .passes.graph import Signature
 from .passes.output_activation import OutputActivation
 from .passes.peak_memory import bytes_per_target
 from .runtimes.onnx import OPSET, WEIGHTS_FILE, WeightsFile, to_onnx, write_onnx
+from .runtimes.onnx_operators import operators_in
 from .runtimes.torchscript_writer import FUNCTIONS_FILE, method_names, write_torchscript
 from .staging import check_target, staged
 
@@ -315,14 +316,18 @@ def _write_onnx(
     inputs: Mapping[str, tuple[int, ...]],
 ) -> list[Function]:
     functions = []
-    for plan in planned:
-        file = f"{plan.name}.onnx" if plan.loss is None else f"{plan.name}_{plan.loss.name}.onnx"
-        functions.append(_function(plan, "onnx", file))
     models = to_onnx(whole, [plan.signature for plan in planned], inputs=inputs)
     with open(folder / WEIGHTS_FILE, "wb") as stream:
         weights = WeightsFile(stream)
-        for function, model in zip(functions, models, strict=True):
-            write_onnx(model, folder / function.file, weights)
+        for plan, model in zip(planned, models, strict=True):
+            loss = "" if plan.loss is None else f"_{plan.loss.name}"
+            file = f"{plan.name}{loss}.onnx"
+            write_onnx(model, folder / file, weights)
+            function = _function(plan, "onnx", file)
+            if plan.loss is not None:
+                operators, readers = operators_in(folder / file)
+                function = replace(function, operators=operators, input_operators=readers)
+            functions.append(function)
     return functions
 
 

@@ -98,8 +98,13 @@ class Session:
         """
         if function not in self._objectives:
             second_order = function.bytes_per_target is not None
-            limit = {"most_at_once": self.most_at_once(function)} if second_order else {}
-            objective: _core.Objective = self._load("Objective", function, **limit)
+            options: dict[str, Any] = {}
+            if second_order:
+                options["most_at_once"] = self.most_at_once(function)
+            if function.runtime == "onnx":
+                options["operators"] = function.operators
+                options["input_operators"] = function.input_operators
+            objective: _core.Objective = self._load("Objective", function, **options)
             path = self.bundle.file(function)
             sizes = (objective.latent_size, objective.image_size, objective.condition_size)
             manifest = self.manifest

@@ -13,11 +13,13 @@
 #include <stdexcept>
 #include <string>
 #include <type_traits>
+#include <utility>
+#include <vector>
 
 #include "fma_peak.h"
 #include "json.h"
+#include "onnxruntime/cuda_operators.h"
 #include "onnxruntime/objective.h"
-#include "onnxruntime/operators.h"
 #include "onnxruntime/session.h"
 #include "philox.h"
 #include "pyinv/engine.h"
@@ -214,14 +216,21 @@ std::string kind_of(const Device& device) {
   return device.kind() == DeviceKind::cuda ? "cuda" : "cpu";
 }
 
-template <class Loaded>
-std::unique_ptr<Loaded> load(const std::string& path, int threads, std::shared_ptr<Device> device,
-                             bool tf32, int64_t most_at_once) {
+RuntimeOptions runtime_options(int threads, std::shared_ptr<Device> device, bool tf32,
+                               int64_t most_at_once) {
   if (!device) device = cpu_device();
-  return std::make_unique<Loaded>(path, RuntimeOptions{.threads = threads,
-                                                       .device = std::move(device),
-                                                       .tf32 = tf32,
-                                                       .most_at_once = most_at_once});
+  return {
+      .threads = threads, .device = std::move(device), .tf32 = tf32, .most_at_once = most_at_once};
+}
+
+std::unique_ptr<OnnxObjective> load_onnx_objective(const std::string& path, int threads,
+                                                   std::shared_ptr<Device> device, bool tf32,
+                                                   int64_t most_at_once,
+                                                   std::vector<std::string> operators,
+                                                   std::vector<std::string> input_operators) {
+  return std::make_unique<OnnxObjective>(
+      path, OnnxOperators{std::move(operators), std::move(input_operators)},
+      runtime_options(threads, std::move(device), tf32, most_at_once));
 }
 
 py::object to_python(const json::Value& value) {
@@ -298,14 +307,17 @@ PYBIND11_MODULE(_core, module) {
       .def_property_readonly("device", &Objective::device);
 
   py::class_<OnnxObjective, Objective>(module, "OnnxObjective")
-      .def(py::init(&load<OnnxObjective>), "path"_a, py::kw_only(), "threads"_a,
+      .def(py::init(&load_onnx_objective), "path"_a, py::kw_only(), "threads"_a,
            "device"_a = py::none(), "tf32"_a = false, "most_at_once"_a = 0,
+           "operators"_a = std::vector<std::string>{},
+           "input_operators"_a = std::vector<std::string>{},
            py::call_guard<py::gil_scoped_release>());
 
   py::class_<ort::Function>(module, "OnnxFunction")
       .def(py::init(
                [](const std::string& path, int threads, std::shared_ptr<Device> device, bool tf32) {
-                 return load<ort::Function>(path, threads, std::move(device), tf32, 0);
+                 return std::make_unique<ort::Function>(
+                     path, runtime_options(threads, std::move(device), tf32, 0));
                }),
            "path"_a, py::kw_only(), "threads"_a, "device"_a = py::none(), "tf32"_a = false,
            py::call_guard<py::gil_scoped_release>())
@@ -333,13 +345,8 @@ PYBIND11_MODULE(_core, module) {
   // For tests and benchmarks.
   module.def(
       "parse_json", [](const std::string& text) { return to_python(json::parse(text)); }, "text"_a);
-  module.def(
-      "onnx_operators", [](const std::string& path) { return ort::operators_in(path); }, "path"_a);
-  module.def(
-      "onnx_recordable", [](const std::string& path) { return ort::recordable(path); }, "path"_a);
-  module.def(
-      "onnx_readers_without_cuda",
-      [](const std::string& path) { return ort::readers_without_cuda(path); }, "path"_a);
+  module.def("onnx_recordable", &ort::recordable, "operators"_a);
+  module.def("onnx_without_cuda", &ort::without_cuda, "operators"_a);
   module.def("philox", &philox, "counter"_a, "key"_a);
   module.def("fma_peak", &measure_fma_peak, "threads"_a, "seconds"_a = 0.5,
              py::call_guard<py::gil_scoped_release>());

@@ -31,6 +31,10 @@ def test_manifest_comes_back_from_disk(tmp_path):
     assert bundle.file(manifest.forward()).is_file()
 
 
+# Of the tiny bundle's mse.
+OPERATORS = ["Gemm", "Identity", "Mul", "ReduceMean", "Reshape", "Sub", "Tanh"]
+
+
 def test_manifest_is_written_as_the_format_says(bundle_path):
     described = json.loads((bundle_path / "manifest.json").read_text())
     assert described["format"] == "pyinv-bundle"
@@ -38,7 +42,14 @@ def test_manifest_is_written_as_the_format_says(bundle_path):
     assert described["prior"] == Uniform().describe()
     assert described["functions"][:2] == [
         {"name": "forward", "runtime": "onnx", "file": "forward.onnx"},
-        {"name": "objective", "loss": "mse", "runtime": "onnx", "file": "objective_mse.onnx"},
+        {
+            "name": "objective",
+            "loss": "mse",
+            "runtime": "onnx",
+            "file": "objective_mse.onnx",
+            "operators": OPERATORS,
+            "input_operators": ["Gemm", "Reshape"],
+        },
     ]
     assert set(described["files"]) == {
         "forward.onnx",
@@ -87,6 +98,7 @@ def solved(path: Path, *losses: str, runtime: str = "onnx", **wrong: Any) -> Non
         function = {"name": "normal_equations", "loss": loss, "runtime": runtime}
         if runtime == "onnx":
             function["file"] = file = f"normal_equations_{loss}.onnx"
+            function.update(operators=["Gemm", "MatMul"], input_operators=["Gemm"])
             (path / file).write_bytes(b"graph")
             described["files"][file] = {
                 "bytes": 5,
@@ -234,6 +246,7 @@ def both(*changes: Callable[[Path], None]) -> Callable[[Path], None]:
 
 
 FORWARD = {"name": "forward", "runtime": "onnx", "file": "forward.onnx"}
+OBJECTIVE = {"name": "objective", "loss": "mse", "runtime": "onnx", "file": "objective_mse.onnx"}
 DAMAGES = [
     (flip_a_bit, "weights.bin: its SHA-256 is not the manifest's"),
     (truncate, "weights.bin: expected 4800 bytes, found 4799"),
@@ -282,6 +295,11 @@ DAMAGES = [
     (solving("mse", bytes_per_target=None), "needs bytes_per_target, a whole number >= 1, got Non"),
     (solving("mse", bytes_per_target=0), "needs bytes_per_target, a whole number >= 1, got 0"),
     (solving("mse", bytes_per_target=1.5), "needs bytes_per_target, a whole number >= 1, got 1.5"),
+    (solving("mse", operators=[]), "normal_equations needs operators, a list of the names of ONNX"),
+    (solving("mse", input_operators=[]), "normal_equations needs input_operators, a list of"),
+    (solving("mse", operators="Gemm"), "operators must be a list of names, got 'Gemm'"),
+    (solving("mse", operators=[1]), "operators must be a list of names, got [1]"),
+    (change_manifest(functions=[FORWARD, OBJECTIVE]), "objective needs operators, a list of"),
     (both(scripted(), solving("mse")), "for each runtime; torchscript lacks those of mse"),
     (
         both(solving("mse"), change_manifest(batch_norm="batch")),

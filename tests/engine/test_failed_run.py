@@ -20,6 +20,7 @@ from pyinv.recipes import Recipe, Stage
 from pyinv.result import Inversion
 from pyinv.runtimes import load_onnxruntime
 from pyinv.solvers import GradientDescent
+from support.onnx_operators import operators_of
 from support.reference import CANCELLED, CONVERGED
 
 
@@ -58,6 +59,7 @@ def picky_bundle(path: Path) -> Path:
     """A bundle with that objective."""
     path.mkdir()
     picky_objective(path / "objective_mse.onnx")
+    operators = operators_of(onnx.load(path / "objective_mse.onnx"))
     shape = helper.make_node("Constant", [], ["shape"], value_ints=[-1, 1, 1, 1])
     values = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", *sizes])
@@ -69,7 +71,7 @@ def picky_bundle(path: Path) -> Path:
     onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=9), path / "forward.onnx")
     functions = (
         Function("forward", "onnx", "forward.onnx"),
-        Function("objective", "onnx", "objective_mse.onnx", "mse"),
+        Function("objective", "onnx", "objective_mse.onnx", "mse", **operators),
     )
     Manifest(
         latent_shape=(1,),

@@ -333,6 +333,18 @@ BROKEN_BUNDLES = {
         lambda m: (with_normal_equations(m, 1), change(m, batch_norm="batch")),
         'with batch_norm "batch" images depend on one another',
     ),
+    "operators": (
+        lambda m: with_functions(m, 0, 1, operators=None),
+        'functions[1] lacks "operators"',
+    ),
+    "no operators at the inputs": (
+        lambda m: with_functions(m, 0, 1, input_operators=[]),
+        "functions[1].input_operators must be one operator or more",
+    ),
+    "an operator without a name": (
+        lambda m: with_functions(m, 0, 1, operators=["Gemm", 3]),
+        "functions[1].operators[1] must be a text",
+    ),
     "encode twice": (
         with_two_encoders,
         'functions must hold "encode" once for each runtime, or for none; onnx has 2',

@@ -8,13 +8,14 @@ from pyinv.priors import Normal
 
 def manifest(prior=None, solved=("mse", "whitened"), losses=(), latent_shape=(10,)):
     """A bundle's, with P = 48; ``solved``: the losses that have normal equations."""
+    operators = {"operators": ("Gemm", "Sub"), "input_operators": ("Gemm",)}
     functions = [Function("forward", "onnx", "forward.onnx")]
     functions += [
-        Function("objective", "onnx", f"objective_{loss}.onnx", loss)
+        Function("objective", "onnx", f"objective_{loss}.onnx", loss, **operators)
         for loss in dict.fromkeys(["mse", *solved, *losses])
     ]
     functions += [
-        Function("normal_equations", "onnx", f"{loss}.onnx", loss, bytes_per_target=1)
+        Function("normal_equations", "onnx", f"{loss}.onnx", loss, bytes_per_target=1, **operators)
         for loss in solved
     ]
     return Manifest(

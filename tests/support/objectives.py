@@ -17,6 +17,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from support.onnx_operators import operators_of
+
 Array = NDArray[np.float32]
 
 METHOD = "objective_toy"  # in TorchScript files
@@ -187,7 +189,7 @@ class ToyObjective(ABC):
             return _torch.TorchObjective(file, METHOD, **options)
         from pyinv import _core
 
-        return _core.OnnxObjective(file, **options)
+        return _core.OnnxObjective(file, **options, **operators_of(onnx.load(file)))
 
 
 class Quadratic(ToyObjective):

@@ -9,7 +9,7 @@ forward nodes, as every exported bundle does, and its normal equations the whole
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from onnx.external_data_helper import set_external_data
 
 from pyinv.bundle import FileRecord, Function, Manifest
 from pyinv.priors import Prior, Uniform
+from support.onnx_operators import operators_of
 
 LATENT, HIDDEN, HEIGHT, WIDTH = 6, 16, 8, 8
 WEIGHTS_FILE = "weights.bin"
@@ -116,8 +117,11 @@ def write_tiny_bundle(
         )
         for loss in normal_equations
     ]
-    for function in functions:
-        _save(_model(generator, function.name, function.loss), path / function.file)
+    for i, function in enumerate(functions):
+        model = _model(generator, function.name, function.loss)
+        (path / function.file).write_bytes(model.SerializeToString())
+        if function.loss is not None:
+            functions[i] = replace(function, **operators_of(model))
     (path / WEIGHTS_FILE).write_bytes(b"".join(w.tobytes() for w in generator.weights.values()))
     files = [*(function.file for function in functions), WEIGHTS_FILE]
     Manifest(
@@ -279,7 +283,3 @@ def _model(generator: TinyGenerator, name: str, loss: str | None) -> onnx.ModelP
 
 def _value(name: str, *sizes: int) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", *sizes])
-
-
-def _save(model: onnx.ModelProto, path: Path) -> None:
-    path.write_bytes(model.SerializeToString())

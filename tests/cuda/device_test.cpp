@@ -21,7 +21,6 @@
 #include "backend.h"
 #include "cuda_support.h"
 #include "kernels/kernels.h"
-#include "lane_rule.h"
 #include "pyinv/engine.h"
 
 #ifdef PYINV_EMULATED

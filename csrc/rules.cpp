@@ -194,6 +194,7 @@ Schedule read_schedule(const Node& rule) {
 Solver read_solver(const Node& rule) {
   const std::string kind = kind_of(rule);
   Solver solver;
+  std::optional<double> default_rate;
   if (kind == "gradient_descent") {
     only(rule, {"learning_rate", "momentum", "schedule"});
     solver.kind = SolverKind::gradient_descent;
@@ -204,6 +205,13 @@ Solver read_solver(const Node& rule) {
     solver.beta1 = number<float>(rule, "beta1", kDecay, solver.beta1);
     solver.beta2 = number<float>(rule, "beta2", kDecay, solver.beta2);
     solver.epsilon = number<float>(rule, "epsilon", kPositive, solver.epsilon);
+  } else if (kind == "rmsprop") {
+    only(rule, {"learning_rate", "alpha", "epsilon", "momentum", "schedule"});
+    solver.kind = SolverKind::rmsprop;
+    solver.alpha = number<float>(rule, "alpha", kDecay, solver.alpha);
+    solver.epsilon = number<float>(rule, "epsilon", kPositive, solver.epsilon);
+    solver.momentum = number<float>(rule, "momentum", kDecay, 0.0);
+    default_rate = solver.learning_rate;
   } else if (kind == "levenberg_marquardt") {
     only(rule, {"damping", "up", "down"});
     solver.kind = SolverKind::levenberg_marquardt;
@@ -218,9 +226,9 @@ Solver read_solver(const Node& rule) {
     solver.first_step = number<float>(rule, "first_step", kPositive, solver.first_step);
     return solver;
   } else {
-    unknown_kind(rule, "gradient_descent, adam, levenberg_marquardt, lbfgs");
+    unknown_kind(rule, "gradient_descent, adam, levenberg_marquardt, lbfgs, rmsprop");
   }
-  solver.learning_rate = number<float>(rule, "learning_rate", kPositive);
+  solver.learning_rate = number<float>(rule, "learning_rate", kPositive, default_rate);
   if (const auto schedule = rule.find("schedule")) solver.schedule = read_schedule(*schedule);
   return solver;
 }

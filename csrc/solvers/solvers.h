@@ -6,6 +6,7 @@
 #include "solvers/gradient_descent.h"
 #include "solvers/lbfgs.h"
 #include "solvers/levenberg_marquardt.h"
+#include "solvers/rmsprop.h"
 
 namespace pyinv {
 
@@ -27,7 +28,7 @@ struct SolverList {
   }
 };
 
-using Solvers = SolverList<GradientDescent, Adam, LevenbergMarquardt, Lbfgs>;
+using Solvers = SolverList<GradientDescent, Adam, LevenbergMarquardt, Lbfgs, RmsProp>;
 
 // A component's step by the stage's solver.
 PYINV_HOST_DEVICE inline void step_component(const StepRule& rule, const LaneStep& lane,

@@ -14,7 +14,6 @@
 #include <string>
 #include <type_traits>
 
-#include "fma_peak.h"
 #include "json.h"
 #include "onnxruntime/objective.h"
 #include "onnxruntime/operators.h"
@@ -340,6 +339,4 @@ PYBIND11_MODULE(_core, module) {
       "onnx_readers_without_cuda",
       [](const std::string& path) { return ort::readers_without_cuda(path); }, "path"_a);
   module.def("philox", &philox, "counter"_a, "key"_a);
-  module.def("fma_peak", &measure_fma_peak, "threads"_a, "seconds"_a = 0.5,
-             py::call_guard<py::gil_scoped_release>());
 }

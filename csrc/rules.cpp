@@ -6,7 +6,7 @@
 #include <limits>
 #include <optional>
 
-#include "lbfgs_rule.h"
+#include "solvers/solvers.h"
 
 namespace pyinv {
 namespace {
@@ -194,6 +194,7 @@ Schedule read_schedule(const Node& rule) {
 Solver read_solver(const Node& rule) {
   const std::string kind = kind_of(rule);
   Solver solver;
+  std::optional<double> default_rate;
   if (kind == "gradient_descent") {
     only(rule, {"learning_rate", "momentum", "schedule"});
     solver.kind = SolverKind::gradient_descent;
@@ -204,6 +205,13 @@ Solver read_solver(const Node& rule) {
     solver.beta1 = number<float>(rule, "beta1", kDecay, solver.beta1);
     solver.beta2 = number<float>(rule, "beta2", kDecay, solver.beta2);
     solver.epsilon = number<float>(rule, "epsilon", kPositive, solver.epsilon);
+  } else if (kind == "rmsprop") {
+    only(rule, {"learning_rate", "alpha", "epsilon", "momentum", "schedule"});
+    solver.kind = SolverKind::rmsprop;
+    solver.alpha = number<float>(rule, "alpha", kDecay, solver.alpha);
+    solver.epsilon = number<float>(rule, "epsilon", kPositive, solver.epsilon);
+    solver.momentum = number<float>(rule, "momentum", kDecay, 0.0);
+    default_rate = solver.learning_rate;
   } else if (kind == "levenberg_marquardt") {
     only(rule, {"damping", "up", "down"});
     solver.kind = SolverKind::levenberg_marquardt;
@@ -214,13 +222,13 @@ Solver read_solver(const Node& rule) {
   } else if (kind == "lbfgs") {
     only(rule, {"history", "first_step"});
     solver.kind = SolverKind::lbfgs;
-    solver.history = whole(rule, "history", 1, kMostPairs, solver.history);
+    solver.history = whole(rule, "history", 1, Lbfgs::kMaxPairs, solver.history);
     solver.first_step = number<float>(rule, "first_step", kPositive, solver.first_step);
     return solver;
   } else {
-    unknown_kind(rule, "gradient_descent, adam, levenberg_marquardt, lbfgs");
+    unknown_kind(rule, "gradient_descent, adam, levenberg_marquardt, lbfgs, rmsprop");
   }
-  solver.learning_rate = number<float>(rule, "learning_rate", kPositive);
+  solver.learning_rate = number<float>(rule, "learning_rate", kPositive, default_rate);
   if (const auto schedule = rule.find("schedule")) solver.schedule = read_schedule(*schedule);
   return solver;
 }
@@ -275,7 +283,13 @@ Stage read_stage(const Node& rule, const Prior& prior, std::vector<std::string>&
               "patience", "reset_moments"});
   Stage stage;
   stage.solver = read_solver(rule["solver"]);
-  const bool solves = stage.solver.kind == SolverKind::levenberg_marquardt;
+  std::string solver;
+  bool makes_trials = false, solves = false;
+  Solvers::visit(stage.solver.kind, [&](auto of) {
+    solver = of.kName;
+    makes_trials = of.kMakesTrials;
+    solves = of.kSolvesNormalEquations;
+  });
   if (!solves && rule.find("normal_equations")) {
     rule.fail("has no setting \"normal_equations\" without levenberg_marquardt");
   }
@@ -285,10 +299,8 @@ Stage read_stage(const Node& rule, const Prior& prior, std::vector<std::string>&
   }
   if (const auto penalties = rule.find("penalties")) {
     stage.penalties = read_penalties(*penalties);
-    const bool searches = stage.solver.kind == SolverKind::lbfgs;
-    if ((solves || searches) && stage.penalties.moments != MomentScope::none) {
-      penalties->fail(std::string("must hold no moment_penalty with ") +
-                      (solves ? "levenberg_marquardt" : "lbfgs") + "; use prior_penalty");
+    if (makes_trials && stage.penalties.moments != MomentScope::none) {
+      penalties->fail("must hold no moment_penalty with " + solver + "; use prior_penalty");
     }
   }
   stage.max_steps = whole(rule, "max_steps", 1, kMaxSteps, stage.max_steps);
@@ -316,9 +328,12 @@ ParsedRecipe read_recipe(const Node& rule, const Prior& prior) {
   std::string alone;  // a solver that takes each target on its own
   for (size_t i = 0; i < stages.size(); ++i) {
     over_batch |= stages[i].penalties.moments == MomentScope::batch;
-    if (stages[i].solver.kind == SolverKind::lbfgs) alone = "lbfgs";
-    if (stages[i].solver.kind != SolverKind::levenberg_marquardt) continue;
-    alone = "levenberg_marquardt";
+    bool solves = false;
+    Solvers::visit(stages[i].solver.kind, [&](auto solver) {
+      if (solver.kMakesTrials) alone = solver.kName;
+      solves = solver.kSolvesNormalEquations;
+    });
+    if (!solves) continue;
     const int64_t place = place_of(loss_of(rules[i]), parsed.normal_equations);
     stages[i].normal_equations =
         index(rules[i], "normal_equations", static_cast<int64_t>(parsed.losses.size()) + place);

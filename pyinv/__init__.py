@@ -48,6 +48,7 @@ from pyinv.solvers import (
     Cosine,
     GradientDescent,
     LevenbergMarquardt,
+    RMSprop,
     StepDecay,
 )
 
@@ -78,6 +79,7 @@ __all__ = [
     "OutputError",
     "PriorPenalty",
     "PyinvError",
+    "RMSprop",
     "Recipe",
     "RuleError",
     "RunError",

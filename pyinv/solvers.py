@@ -17,6 +17,7 @@ __all__ = [
     "Cosine",
     "GradientDescent",
     "LevenbergMarquardt",
+    "RMSprop",
     "Schedule",
     "Solver",
     "StepDecay",
@@ -148,6 +149,47 @@ class Adam(_Solver):
 
 
 @dataclass(frozen=True)
+class RMSprop(_Solver):
+    r"""RMSprop: steps scaled by a running mean of the gradient's square.
+
+    $$
+    \begin{aligned}
+    v &\leftarrow \alpha v + (1 - \alpha) g^2 \\
+    m &\leftarrow \text{momentum} \cdot m + \frac{g}{\sqrt{v} + \epsilon} \\
+    z &\leftarrow z - \eta_k m
+    \end{aligned}
+    $$
+
+    v and m begin every stage at 0, and there is no bias correction: the first step is up to
+    $1 / \sqrt{1 - \alpha}$ times the learning rate. They begin at 0 again for a component
+    that a constraint resamples, unless ``Stage(reset_moments=False)``.
+
+    Args:
+        learning_rate: eta, above 0.
+        alpha: decay of the squared gradient's mean, 0 to below 1.
+        epsilon: above 0.
+        momentum: 0 to below 1.
+        schedule: how eta changes.
+
+    Source: Tieleman & Hinton 2012, "Neural networks for machine learning", lecture 6.5. Form and
+    defaults as in torch.optim.RMSprop, not centered.
+    """
+
+    learning_rate: float = 0.01
+    alpha: float = 0.99
+    epsilon: float = 1e-8
+    momentum: float = 0.0
+    schedule: Schedule = field(default=Constant())
+
+    def __post_init__(self) -> None:
+        self._number("learning_rate", above=0.0)
+        self._number("alpha", at_least=0.0, below=1.0)
+        self._number("epsilon", above=0.0)
+        self._number("momentum", at_least=0.0, below=1.0)
+        self._instance("schedule", _SCHEDULES)
+
+
+@dataclass(frozen=True)
 class LevenbergMarquardt(_Solver):
     r"""Damped Gauss-Newton steps: few, each from the residual's whole Jacobian.
 
@@ -261,10 +303,5 @@ class LBFGS(_Solver):
         self._number("first_step", above=0.0)
 
 
-Solver = GradientDescent | Adam | LevenbergMarquardt | LBFGS
-SOLVERS: tuple[type[GradientDescent] | type[Adam] | type[LevenbergMarquardt] | type[LBFGS], ...] = (
-    GradientDescent,
-    Adam,
-    LevenbergMarquardt,
-    LBFGS,
-)
+Solver = GradientDescent | Adam | LevenbergMarquardt | LBFGS | RMSprop
+SOLVERS: tuple[type[Solver], ...] = (GradientDescent, Adam, LevenbergMarquardt, LBFGS, RMSprop)

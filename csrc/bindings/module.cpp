@@ -16,7 +16,6 @@
 #include <utility>
 #include <vector>
 
-#include "fma_peak.h"
 #include "json.h"
 #include "onnxruntime/cuda_operators.h"
 #include "onnxruntime/objective.h"
@@ -348,6 +347,4 @@ PYBIND11_MODULE(_core, module) {
   module.def("onnx_recordable", &ort::recordable, "operators"_a);
   module.def("onnx_without_cuda", &ort::without_cuda, "operators"_a);
   module.def("philox", &philox, "counter"_a, "key"_a);
-  module.def("fma_peak", &measure_fma_peak, "threads"_a, "seconds"_a = 0.5,
-             py::call_guard<py::gil_scoped_release>());
 }

@@ -21,7 +21,6 @@
 #include "backend.h"
 #include "cuda_support.h"
 #include "kernels/kernels.h"
-#include "lane_rule.h"
 #include "pyinv/engine.h"
 
 #ifdef PYINV_EMULATED
@@ -383,7 +382,8 @@ void test_rules(const std::shared_ptr<Device>& gpu) {
     return list[random() % sizeof...(values)];
   };
   uint32_t number = 0;
-  for (const SolverKind solver : {SolverKind::gradient_descent, SolverKind::adam}) {
+  for (const SolverKind solver :
+       {SolverKind::gradient_descent, SolverKind::adam, SolverKind::rmsprop}) {
     for (int constraint = 0; constraint < 6; ++constraint) {
       for (const PriorKind prior : {PriorKind::uniform, PriorKind::normal}) {
         for (int penalty = 0; penalty < 4; ++penalty) {

@@ -28,7 +28,7 @@ from pyinv.constraints import (
 from pyinv.penalties import MomentPenalty, PriorPenalty
 from pyinv.priors import Normal, Uniform
 from pyinv.recipes import Stage
-from pyinv.solvers import Adam, Cosine, GradientDescent, StepDecay
+from pyinv.solvers import Adam, Cosine, GradientDescent, RMSprop, StepDecay
 from support import reference
 from support.compare_reference import assert_agree, both, recipe, some_latents, twin
 from support.objectives import Flat, NotANumberBeyond, Perceptron, Quadratic
@@ -57,6 +57,9 @@ SOLVERS = {
     "adam": Adam(0.1),
     "adam, step decay": Adam(0.2, beta1=0.8, schedule=StepDecay(10, 0.7)),
     "adam, cosine": Adam(0.2, beta1=0.0, beta2=0.99, epsilon=1e-3, schedule=Cosine(0.1)),
+    "rmsprop": RMSprop(0.05),
+    "rmsprop, step decay": RMSprop(0.1, alpha=0.9, schedule=StepDecay(10, 0.7)),
+    "rmsprop, momentum, cosine": RMSprop(0.05, 0.9, 1e-3, 0.8, schedule=Cosine(0.1)),
 }
 
 CONSTRAINED_PRIORS = [
@@ -97,18 +100,44 @@ def test_every_solver_constraint_and_prior(engine, solver, constraint, prior):
         assert (np.abs(expected.latents) > 1.2).any()
 
 
-@pytest.mark.parametrize("solver", [SOLVERS["momentum"], SOLVERS["adam"]], ids=["momentum", "adam"])
+@pytest.mark.parametrize("solver", ["momentum", "adam", "rmsprop", "rmsprop, momentum, cosine"])
 @pytest.mark.parametrize(
     ("constraint", "prior"),
     [(StochasticClip(), Uniform()), (HardCutoff(1.2), Normal())],
     ids=["stochastic_clip", "hard_cutoff"],
 )
 def test_resampling_resets_moments_or_not(engine, solver, constraint, prior):
-    stage = Stage(solver, constraint=constraint, max_steps=50)
+    stage = Stage(SOLVERS[solver], constraint=constraint, max_steps=50)
     images = distant_images(6)
     reset, _ = both(engine, [PERCEPTRON], recipe(stage), prior, images)
     kept, _ = both(engine, [PERCEPTRON], recipe(replace(stage, reset_moments=False)), prior, images)
     assert not np.allclose(reset["latents"], kept["latents"], atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "solver", [RMSprop(), RMSprop(0.05, 0.9, 1e-4, 0.8)], ids=["defaults", "all settings"]
+)
+def test_rmsprop_is_that_of_torch(engine, solver):
+    torch = pytest.importorskip("torch")
+    objective = Quadratic(5)
+    images, start = objective.images(some_latents(3, 5, seed=3)), some_latents(3, 5, seed=4)
+    method = recipe(Stage(solver, max_steps=30), keep="last")
+    result = engine([objective], method, Normal(), images, initial=start)
+
+    latents = torch.tensor(start)
+    settings = solver.describe()
+    steps = torch.optim.RMSprop(
+        [latents],
+        lr=settings["learning_rate"],
+        alpha=settings["alpha"],
+        eps=settings["epsilon"],
+        momentum=settings["momentum"],
+        foreach=False,
+    )
+    for _ in range(30):
+        latents.grad = torch.tensor(objective(latents.numpy(), images, None)[1])
+        steps.step()
+    assert_close(result["latents"], latents.numpy(), "latent")
 
 
 def test_a_component_beyond_a_hard_cutoff_never_stays(engine):

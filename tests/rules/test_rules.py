@@ -31,6 +31,7 @@ from pyinv.solvers import (
     Cosine,
     GradientDescent,
     LevenbergMarquardt,
+    RMSprop,
     StepDecay,
 )
 from support.manifests import manifest
@@ -121,7 +122,13 @@ def test_prior_comes_back_from_its_description(prior):
 
 @pytest.mark.parametrize(
     "solver",
-    [GradientDescent(0.1), Adam(0.1), LevenbergMarquardt(0.5, 3, 0.1), LBFGS(7, 0.2)],
+    [
+        GradientDescent(0.1),
+        Adam(0.1),
+        LevenbergMarquardt(0.5, 3, 0.1),
+        LBFGS(7, 0.2),
+        RMSprop(0.1, 0.5, 1e-3, 0.9),
+    ],
     ids=str,
 )
 def test_solver_comes_back_from_its_description(solver):
@@ -153,6 +160,11 @@ WRONG = [
     (lambda: Adam(0.1, beta2=1.0), "beta2 must be a finite number and >= 0 and < 1, got 1.0"),
     (lambda: Adam(0.1, epsilon=0), "epsilon must be"),
     (lambda: Adam(0.1, schedule=None), "schedule must be one of Constant"),
+    (lambda: RMSprop(0), "learning_rate must be"),
+    (lambda: RMSprop(alpha=1), "alpha must be a finite number and >= 0 and < 1, got 1"),
+    (lambda: RMSprop(epsilon=0), "epsilon must be"),
+    (lambda: RMSprop(momentum=1), "momentum must be"),
+    (lambda: RMSprop(schedule=None), "schedule must be one of Constant"),
     (lambda: StepDecay(0, 0.5), "every must be a whole number >= 1, got 0"),
     (lambda: StepDecay(1.5, 0.5), "every must be a whole number >= 1, got 1.5"),
     (lambda: StepDecay(1, 2), "factor must be"),
@@ -173,7 +185,7 @@ WRONG = [
     (
         lambda: Stage(Clip()),
         "solver must be one of GradientDescent(...), Adam(...), LevenbergMarquardt(...), "
-        "LBFGS(...); got",
+        "LBFGS(...), RMSprop(...); got",
     ),
     (
         lambda: Stage(LevenbergMarquardt(), penalties=(MomentPenalty(over="latent"),)),

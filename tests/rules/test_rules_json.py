@@ -27,6 +27,7 @@ from pyinv.solvers import (
     Cosine,
     GradientDescent,
     LevenbergMarquardt,
+    RMSprop,
     StepDecay,
 )
 from support.manifests import manifest
@@ -221,6 +222,7 @@ UNIFORM, NORMAL = Uniform(-2.0, 0.5), Normal(0.5, 2.0)
 STAGES = [
     (UNIFORM, Stage(GradientDescent(1, momentum=0.5, schedule=Constant()), NoConstraint())),
     (UNIFORM, Stage(Adam(0.1, 0.0, 0.5, 1e-3, StepDecay(3, 1)), Clip())),
+    (UNIFORM, Stage(RMSprop(0.1, 0.0, 1e-3, 0.5, StepDecay(3, 1)), Clip())),
     (UNIFORM, Stage(Adam(0.1, schedule=Cosine(1)), StochasticClip(-1))),
     (UNIFORM, Stage(Adam(0.1), penalties=(MomentPenalty(0, 1, "latent"),), patience=2**32 - 1)),
     (NORMAL, Stage(Adam(0.1), Clip(-1, 2), max_steps=2**32 - 1)),
@@ -265,9 +267,9 @@ def test_every_named_recipe_is_read(name: str) -> None:
         assert read(kind().describe(), recipe.describe()) == RIGHT
 
 
-def test_what_has_a_default_may_be_left_out() -> None:
-    short = {"stages": [{"solver": {"kind": "adam", "learning_rate": 0.1}}]}
-    assert read({"kind": "normal"}, short) == RIGHT
+@pytest.mark.parametrize("solver", [{"kind": "adam", "learning_rate": 0.1}, {"kind": "rmsprop"}])
+def test_what_has_a_default_may_be_left_out(solver) -> None:
+    assert read({"kind": "normal"}, {"stages": [{"solver": solver}]}) == RIGHT
 
 
 def stage_of(**changes: Any) -> dict[str, Any]:
@@ -400,6 +402,9 @@ WRONG = {
     "no rate": (U, stage_of(solver={"kind": "adam"}), 'solver lacks "learning_rate"'),
     "beta": (U, solver_of(beta1=1), "solver.beta1 must be a number >= 0 and < 1, got 1"),
     "momentum": (U, solver_of("gradient_descent", momentum=1.5), "momentum must be a number >= 0"),
+    "alpha": (U, solver_of("rmsprop", alpha=1), "alpha must be a number >= 0 and < 1, got 1"),
+    "rmsprop's epsilon": (U, solver_of("rmsprop", epsilon=0), "epsilon must be a number > 0"),
+    "rmsprop's momentum": (U, solver_of("rmsprop", momentum=1), "momentum must be a number >= 0"),
     "other's setting": (
         U,
         solver_of(momentum=0.5),

@@ -232,6 +232,10 @@ def solver_update(
     if solver["kind"] == "gradient_descent":
         m = f32(solver["momentum"]) * m + g
         return z - f32(rate) * m, m, v
+    if solver["kind"] == "rmsprop":
+        v = f32(solver["alpha"]) * v + f32(1 - solver["alpha"]) * (g * g)
+        m = f32(solver["momentum"]) * m + g / (np.sqrt(v) + f32(solver["epsilon"]))
+        return z - f32(rate) * m, m, v
     beta1, beta2 = solver["beta1"], solver["beta2"]
     m = f32(beta1) * m + f32(1 - beta1) * g
     v = f32(beta2) * v + f32(1 - beta2) * (g * g)

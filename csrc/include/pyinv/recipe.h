@@ -31,7 +31,7 @@ struct Constraint {
   int64_t horizon = 0;             // steps over which the cutoff's probability holds; 0: max_steps
 };
 
-enum class SolverKind : int32_t { gradient_descent, adam, levenberg_marquardt, lbfgs };
+enum class SolverKind : int32_t { gradient_descent, adam, levenberg_marquardt, lbfgs, rmsprop };
 enum class ScheduleKind : int32_t { constant, step_decay, cosine };
 
 struct Schedule {
@@ -44,8 +44,10 @@ struct Schedule {
 struct Solver {
   SolverKind kind = SolverKind::adam;
   double learning_rate = 0.01;
-  double momentum = 0.0;                                         // gradient_descent
-  double beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8;             // adam
+  double momentum = 0.0;                                         // gradient_descent, rmsprop
+  double beta1 = 0.9, beta2 = 0.999;                             // adam
+  double alpha = 0.99;                                           // rmsprop
+  double epsilon = 1e-8;                                         // adam, rmsprop
   double damping = 1e-3, damping_up = 4.0, damping_down = 0.25;  // levenberg_marquardt
   int64_t history = 20;     // lbfgs: pairs of steps and gradient differences
   double first_step = 0.3;  // lbfgs: its length, in standard deviations of the prior

@@ -1,11 +1,15 @@
-#include "fma_peak.h"
-
+// Billions of float32 operations per second (a fused multiply-add counts as two) that threads reach
+// which do nothing but independent fused multiply-adds in registers: what benchmarks report a
+// fraction of. loop.py builds and runs it:
+//   c++ -std=c++20 -O3 -ffp-contract=fast -pthread benchmarks/fma_peak.cpp -o build/fma_peak
+//   build/fma_peak [threads] [seconds]
 #include <chrono>
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
 #include <thread>
 #include <vector>
 
-namespace pyinv {
 namespace {
 
 // Enough independent sums to hide the latency of two multiply-add pipes, few enough for 16
@@ -61,9 +65,7 @@ float rounds_scalar(float seed) {
 Kernel widest_kernel() { return {rounds_scalar, 1}; }
 #endif
 
-}  // namespace
-
-double measure_fma_peak(int threads, double seconds) {
+double measure(int threads, double seconds) {
   using Clock = std::chrono::steady_clock;
   const Kernel kernel = widest_kernel();
   std::vector<double> rates(static_cast<size_t>(threads));
@@ -90,4 +92,10 @@ double measure_fma_peak(int threads, double seconds) {
   return sum;
 }
 
-}  // namespace pyinv
+}  // namespace
+
+int main(int count, char** values) {
+  const int threads = count > 1 ? std::atoi(values[1]) : 1;
+  const double seconds = count > 2 ? std::atof(values[2]) : 0.5;
+  std::printf("%.3f\n", measure(threads, seconds));
+}

@@ -7,7 +7,7 @@ PIP := PIP_CONSTRAINT=$(abspath constraints.txt) $(BIN)/python -m pip install -q
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell find cmake csrc pyinv export -type f -not -name '*.pyc' 2>/dev/null)
 CPP := $(shell find csrc benchmarks examples tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' 2>/dev/null)
 
-.PHONY: demo test lint format bench gpu-check clean
+.PHONY: demo test lint format bench docs gpu-check clean
 
 demo: $(VENV)/installed-demo
 	$(BIN)/pyinv demo
@@ -29,6 +29,10 @@ format: $(VENV)/installed-test
 bench: $(VENV)/installed-test
 	$(BIN)/python benchmarks/loop.py
 
+# Writes build/site. Reads the sources, so pyinv need not be built.
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 # With the machine's own Python, as its PyTorch is the one with CUDA. GPU_CHECK="--data DIR" and more.
 gpu-check:
 	$(PYTHON) benchmarks/gpu_check.py $(GPU_CHECK)
@@ -48,3 +52,8 @@ $(VENV)/installed-test: $(BIN)/python $(SOURCES)
 	$(PIP) scikit-build-core pybind11 cmake ninja torch
 	$(PIP) --no-build-isolation '.[dev]'
 	touch $@ $(VENV)/installed-demo
+
+$(VENV)/installed-docs: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) 'pip>=25.1' # the first with --group
+	$(PIP) --group docs
+	touch $@

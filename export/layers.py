@@ -307,12 +307,14 @@ class Layers:
     ) -> Path:
         r"""Export the generator of Bau's method (f): a latent of residuals, z_0 as the condition.
 
-        .. math:: x = G_F(g_k(\delta_{k-1} + g_{k-1}(\cdots \delta_1 + g_1(z_0))))
+        $$
+        x = G_F(g_k(\delta_{k-1} + g_{k-1}(\cdots \delta_1 + g_1(z_0))))
+        $$
 
-        The bundle's latent u, of shape [d], holds :math:`\delta_1, \dots, \delta_{k-1}` one after
+        The bundle's latent u, of shape [d], holds $\delta_1, \dots, \delta_{k-1}$ one after
         the other, each divided by its scale (see ``ResidualGenerator``), its prior is
         Normal(0, 1), and its condition is z_0, flattened. With these scales the penalty
-        ``PriorPenalty(1.0)`` is :math:`\sum_i \lambda_i \operatorname{mean}(\delta_i^2)`, the term
+        ``PriorPenalty(1.0)`` is $\sum_i \lambda_i \operatorname{mean}(\delta_i^2)$, the term
         of equation 12 as the authors' code has it. The search begins at residuals of 0 with
         ``invert(images, condition=z0, init=numpy.zeros((N, d)))``.
 
@@ -471,17 +473,21 @@ class StandardisedTail(nn.Module):
 class ResidualGenerator(nn.Module):
     r"""(u [B, d], z_0 [B, *latent_shape] or [B, size]) -> image, Bau's method (f).
 
-    .. math:: r_1 = g_1(z_0), \quad r_{i+1} = g_{i+1}(\delta_i + r_i), \quad x = G_F(r_k)
+    $$
+    r_1 = g_1(z_0), \quad r_{i+1} = g_{i+1}(\delta_i + r_i), \quad x = G_F(r_k)
+    $$
 
-    u holds the residuals one after the other, :math:`\delta_i` = scale_i * its part of u. With
-    n_i components in :math:`\delta_i` and :math:`d = \sum_i n_i`,
+    u holds the residuals one after the other, $\delta_i$ = scale_i * its part of u. With
+    n_i components in $\delta_i$ and $d = \sum_i n_i$,
 
-    .. math:: \text{scale}_i = \sqrt{\frac{n_i}{2 d \lambda_i}}
-        \quad\Rightarrow\quad \frac{1}{d} \sum_j \frac{u_j^2}{2}
-        = \sum_i \lambda_i \operatorname{mean}(\delta_i^2)
+    $$
+    \text{scale}_i = \sqrt{\frac{n_i}{2 d \lambda_i}}
+    \quad\Rightarrow\quad \frac{1}{d} \sum_j \frac{u_j^2}{2}
+    = \sum_i \lambda_i \operatorname{mean}(\delta_i^2)
+    $$
 
     whose left side is ``PriorPenalty(1.0)`` under the prior Normal(0, 1). A step of Adam's that
-    moves components of u by the learning rate moves those of :math:`\delta_i` by scale_i times it.
+    moves components of u by the learning rate moves those of $\delta_i$ by scale_i times it.
 
     Attributes:
         latent_shape: of z_0.

@@ -456,8 +456,8 @@ class Inverter:
         r"""Return the loss between G(latents) and images, its gradient, and its gram matrix.
 
         For the loss's residual r over P pixels and its Jacobian J at the latent: the loss is
-        :math:`\frac{1}{P} \lVert r \rVert^2`, the gradient :math:`\frac{2}{P} J^T r`, and the gram
-        matrix :math:`\frac{2}{P} J^T J`. So a Gauss-Newton step solves gram · step = -gradient.
+        $\frac{1}{P} \lVert r \rVert^2$, the gradient $\frac{2}{P} J^T r$, and the gram
+        matrix $\frac{2}{P} J^T J$. So a Gauss-Newton step solves gram · step = -gradient.
 
         Args:
             latents: [N, *latent_shape] or [N, d], N >= 1.

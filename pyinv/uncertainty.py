@@ -109,13 +109,15 @@ def laplace_uncertainty(
     r"""Return the uncertainty of latents, from the normal equations of the pixel loss at them.
 
     With J the Jacobian of the P pixels at the latent z, r = G(z) - x, noise s, and a prior of
-    standard deviation :math:`\sigma`, the posterior is taken as normal, with
+    standard deviation $\sigma$, the posterior is taken as normal, with
 
-    .. math:: C = \left( \frac{J^T J}{s^2} + \frac{I}{\sigma^2} \right)^{-1}, \qquad
-        \delta = -C \left( \frac{J^T r}{s^2} + \frac{z - \text{mean}}{\sigma^2} \right)
+    $$
+    C = \left( \frac{J^T J}{s^2} + \frac{I}{\sigma^2} \right)^{-1}, \qquad
+    \delta = -C \left( \frac{J^T r}{s^2} + \frac{z - \text{mean}}{\sigma^2} \right)
+    $$
 
     its covariance and the way from z to its mean. The standard error about z is the root of
-    :math:`\operatorname{diag}(C) + \delta^2`. A uniform prior counts as the normal one of its mean
+    $\operatorname{diag}(C) + \delta^2$. A uniform prior counts as the normal one of its mean
     and standard deviation.
 
     Args:
@@ -199,8 +201,10 @@ def widened(
 
     With P pixels, noise s and y = (z - mean)/std,
 
-    .. math:: -\log p(z \mid x) = \frac{P}{2 s^2} \text{mse}(z) + \frac{1}{2} \lVert y \rVert^2
-        + \text{const}
+    $$
+    -\log p(z \mid x) = \frac{P}{2 s^2} \text{mse}(z) + \frac{1}{2} \lVert y \rVert^2
+    + \text{const}
+    $$
 
     An optimum agrees with the image where this is larger than at the latent by at most half the
     95 % quantile of the chi-squared distribution with d degrees of freedom: 95 % of a normal

@@ -73,7 +73,7 @@ def split(generator: nn.Module, names: Sequence[str]) -> Layers:
         ExportError: no such submodule (the names that exist are listed), names out of order, or a
             cut that more than one tensor passes, as over a skip connection.
 
-    Example:
+    Examples:
         >>> layers = split(generator, ["layer1", "layer2", "layer3", "layer4"])
         >>> r1, r2, r3, r4 = layers.activations(latents)
         >>> images = layers.tail(r4)
@@ -255,7 +255,7 @@ class Layers:
         Raises:
             ExportError, OutputError: as ``export`` does; or an argument that does not fit.
 
-        Example:
+        Examples:
             >>> layers.export_tail("tail.bundle", latent_shape=128, prior=Normal())
             >>> u = Inverter("tail.bundle").invert(images).latents
             >>> r4 = TailScale.of("tail.bundle").activation_of(u)

@@ -4,7 +4,7 @@ Latents drawn from a normal prior of many components lie near a sphere. A straig
 of them cuts inside it, where the generator saw no latents in training; an arc stays near it (White
 2016, section 2).
 
-Example:
+Examples:
     >>> first, second = inverter.sample(2)
     >>> images = inverter.generate(slerp(first, second, 9))
 """

@@ -97,7 +97,7 @@ class Inverter:
         DeviceError: the device is not there, or the runtime cannot use it.
         InputError: another argument is out of range.
 
-    Example:
+    Examples:
         >>> inverter = pyinv.Inverter("faces.bundle")               # doctest: +SKIP
         >>> inversion = inverter.invert(images, restarts=2)         # doctest: +SKIP
         >>> inversion.latents.shape                                 # doctest: +SKIP

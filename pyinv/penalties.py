@@ -60,7 +60,7 @@ class PriorPenalty(Rule):
 
     $$
     w_k \frac{1}{d} \sum_i \frac{(z_i - \text{mean})^2}{2\,\text{std}^2}, \qquad
-    w_k = \text{weight} \cdot (1 - k / \text{max\_steps}) \text{ if annealed}
+    w_k = \text{weight} \cdot (1 - k / \text{max_steps}) \text{ if annealed}
     \cdot \text{loss}(z_k) \text{ if relative}
     $$
 

@@ -239,7 +239,7 @@ class Recipe(Rule):
         Raises:
             RuleError: an unknown field, or a value out of its range.
 
-        Example:
+        Examples:
             >>> lipton().replace(max_steps=20_000, learning_rate=0.5).stages[0].solver.learning_rate
             0.5
         """

@@ -62,7 +62,7 @@ class Cosine(Rule):
 
     $$
     \eta_k = \eta \left(\text{final} + (1 - \text{final})
-    \frac{1 + \cos(\pi k / \text{max\_steps})}{2}\right)
+    \frac{1 + \cos(\pi k / \text{max_steps})}{2}\right)
     $$
 
     Args:

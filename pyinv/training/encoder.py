@@ -136,7 +136,7 @@ def train_encoder(
         KeyboardInterrupt: Ctrl-C, after the iteration under way and a checkpoint. A second Ctrl-C
             does not wait.
 
-    Example:
+    Examples:
         >>> settings = get_encoder_configuration("luo-32", "aegan")
         >>> trained = train_encoder(settings, "faces.bundle", "faces-encoder")
         >>> Inverter(trained.bundle).invert(images, init="encoder")

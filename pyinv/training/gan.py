@@ -111,7 +111,7 @@ def train_gan(
         KeyboardInterrupt: Ctrl-C, after the iteration under way and a checkpoint. A second Ctrl-C
             does not wait.
 
-    Example:
+    Examples:
         >>> digits = load_dataset("mnist/", image_shape=(1, 28, 28))
         >>> train_gan(CONFIGURATIONS["creswell"], digits.images, "digits", data_name="mnist")
     """

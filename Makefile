@@ -14,7 +14,7 @@ PYTEST := PATH="$(abspath $(BIN)):$$PATH" PYINV_REQUIRE_TORCHSCRIPT=1 OMP_NUM_TH
 # What clang-tidy reads: each source of the library, as CMake compiles it without CUDA and torch.
 CPU_ONLY := -DPYINV_CUDA=OFF -DPYINV_TORCH=OFF
 
-.PHONY: demo test test-all lint format bench gpu-check clean
+.PHONY: demo test test-all lint format bench docs gpu-check clean
 
 demo: $(VENV)/installed-demo
 	$(BIN)/pyinv demo
@@ -42,6 +42,10 @@ format: $(VENV)/installed-test
 bench: $(VENV)/installed-test
 	$(BIN)/python benchmarks/loop.py
 
+# Writes build/site. Reads the sources, so pyinv need not be built.
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 # With the machine's own Python, as its PyTorch is the one with CUDA. GPU_CHECK="--data DIR" and more.
 gpu-check:
 	$(PYTHON) benchmarks/gpu_check.py $(GPU_CHECK)
@@ -62,3 +66,8 @@ $(VENV)/installed-test: $(BIN)/python $(SOURCES)
 	$(PIP) pip scikit-build-core pybind11 cmake ninja torch
 	$(PIP) --no-build-isolation '.[all]' --group dev
 	touch $@ $(VENV)/installed-demo
+
+$(VENV)/installed-docs: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) pip
+	$(PIP) --group docs
+	touch $@

@@ -76,7 +76,7 @@ def add_encoder(
         ExportError: the encoder does not fit the bundle or cannot be exported.
         OutputError: the path is taken or cannot be written.
 
-    Example:
+    Examples:
         >>> add_encoder("faces.bundle", encoder, "faces-encoder.bundle")
     """
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)

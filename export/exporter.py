@@ -121,7 +121,7 @@ def export(
         ExportError: the generator or a loss cannot be exported, or the result does not agree.
         OutputError: the path is taken or cannot be written.
 
-    Example:
+    Examples:
         >>> export(netG, "faces.bundle", latent_shape=(100, 1, 1), prior=Normal())
     """
     say = progress or (lambda line: None)

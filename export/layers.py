@@ -73,7 +73,7 @@ def split(generator: nn.Module, names: Sequence[str]) -> Layers:
         ExportError: no such submodule (the names that exist are listed), names out of order, or a
             cut that more than one tensor passes, as over a skip connection.
 
-    Example:
+    Examples:
         >>> layers = split(generator, ["layer1", "layer2", "layer3", "layer4"])
         >>> r1, r2, r3, r4 = layers.activations(latents)
         >>> images = layers.tail(r4)
@@ -255,7 +255,7 @@ class Layers:
         Raises:
             ExportError, OutputError: as ``export`` does; or an argument that does not fit.
 
-        Example:
+        Examples:
             >>> layers.export_tail("tail.bundle", latent_shape=128, prior=Normal())
             >>> u = Inverter("tail.bundle").invert(images).latents
             >>> r4 = TailScale.of("tail.bundle").activation_of(u)
@@ -307,12 +307,14 @@ class Layers:
     ) -> Path:
         r"""Export the generator of Bau's method (f): a latent of residuals, z_0 as the condition.
 
-        .. math:: x = G_F(g_k(\delta_{k-1} + g_{k-1}(\cdots \delta_1 + g_1(z_0))))
+        $$
+        x = G_F(g_k(\delta_{k-1} + g_{k-1}(\cdots \delta_1 + g_1(z_0))))
+        $$
 
-        The bundle's latent u, of shape [d], holds :math:`\delta_1, \dots, \delta_{k-1}` one after
+        The bundle's latent u, of shape [d], holds $\delta_1, \dots, \delta_{k-1}$ one after
         the other, each divided by its scale (see ``ResidualGenerator``), its prior is
         Normal(0, 1), and its condition is z_0, flattened. With these scales the penalty
-        ``PriorPenalty(1.0)`` is :math:`\sum_i \lambda_i \operatorname{mean}(\delta_i^2)`, the term
+        ``PriorPenalty(1.0)`` is $\sum_i \lambda_i \operatorname{mean}(\delta_i^2)$, the term
         of equation 12 as the authors' code has it. The search begins at residuals of 0 with
         ``invert(images, condition=z0, init=numpy.zeros((N, d)))``.
 
@@ -471,17 +473,21 @@ class StandardisedTail(nn.Module):
 class ResidualGenerator(nn.Module):
     r"""(u [B, d], z_0 [B, *latent_shape] or [B, size]) -> image, Bau's method (f).
 
-    .. math:: r_1 = g_1(z_0), \quad r_{i+1} = g_{i+1}(\delta_i + r_i), \quad x = G_F(r_k)
+    $$
+    r_1 = g_1(z_0), \quad r_{i+1} = g_{i+1}(\delta_i + r_i), \quad x = G_F(r_k)
+    $$
 
-    u holds the residuals one after the other, :math:`\delta_i` = scale_i * its part of u. With
-    n_i components in :math:`\delta_i` and :math:`d = \sum_i n_i`,
+    u holds the residuals one after the other, $\delta_i$ = scale_i * its part of u. With
+    n_i components in $\delta_i$ and $d = \sum_i n_i$,
 
-    .. math:: \text{scale}_i = \sqrt{\frac{n_i}{2 d \lambda_i}}
-        \quad\Rightarrow\quad \frac{1}{d} \sum_j \frac{u_j^2}{2}
-        = \sum_i \lambda_i \operatorname{mean}(\delta_i^2)
+    $$
+    \text{scale}_i = \sqrt{\frac{n_i}{2 d \lambda_i}}
+    \quad\Rightarrow\quad \frac{1}{d} \sum_j \frac{u_j^2}{2}
+    = \sum_i \lambda_i \operatorname{mean}(\delta_i^2)
+    $$
 
     whose left side is ``PriorPenalty(1.0)`` under the prior Normal(0, 1). A step of Adam's that
-    moves components of u by the learning rate moves those of :math:`\delta_i` by scale_i times it.
+    moves components of u by the learning rate moves those of $\delta_i$ by scale_i times it.
 
     Attributes:
         latent_shape: of z_0.

@@ -97,7 +97,7 @@ __all__ = [
 def cmake_dir() -> str:
     """Return the folder of the C++ package, for CMake's ``find_package(pyinv)``.
 
-    Example:
+    Examples:
         ``cmake -B build -Dpyinv_DIR=$(python -c "import pyinv; print(pyinv.cmake_dir())")``
     """
     return str(_Path(_core.__file__).parent / "lib" / "cmake" / "pyinv")

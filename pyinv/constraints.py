@@ -45,7 +45,9 @@ class Constraint(Rule):
 class NoConstraint(Constraint):
     r"""Leave every component where the solver put it.
 
-    .. math:: z_i \leftarrow z_i
+    $$
+    z_i \leftarrow z_i
+    $$
 
     Source: "no clipping" of Lipton & Tripathi 2017, "disabled" of Egan et al. 2018 (Tables 1).
     """
@@ -73,7 +75,9 @@ class _Bounds(Constraint):
 class Clip(_Bounds):
     r"""Move a component that is out of bounds to the nearest bound.
 
-    .. math:: z_i \leftarrow \min(\max(z_i, \text{low}), \text{high})
+    $$
+    z_i \leftarrow \min(\max(z_i, \text{low}), \text{high})
+    $$
 
     Args:
         low: the lower bound, finite; None takes a uniform prior's.
@@ -100,8 +104,10 @@ class Clip(_Bounds):
 class StochasticClip(_Bounds):
     r"""Draw a component at or beyond a bound anew, uniformly between the bounds.
 
-    .. math:: z_i \leftarrow u \sim U(\text{low}, \text{high})
-        \quad\text{where } z_i \le \text{low} \text{ or } z_i \ge \text{high}
+    $$
+    z_i \leftarrow u \sim U(\text{low}, \text{high})
+    \quad\text{where } z_i \le \text{low} \text{ or } z_i \ge \text{high}
+    $$
 
     Args:
         low: the lower bound, finite; None takes the prior's.
@@ -127,8 +133,10 @@ class StochasticClip(_Bounds):
 class HardCutoff(Constraint):
     r"""Draw a component anew from the normal prior when it is further than ``c`` from the mean.
 
-    .. math:: y_i = (z_i - \text{mean}) / \text{std}, \qquad
-        p(y_i) = [\,|y_i| > c\,]
+    $$
+    y_i = (z_i - \text{mean}) / \text{std}, \qquad
+    p(y_i) = [\,|y_i| > c\,]
+    $$
 
     Args:
         c: the cutoff in standard deviations, above 0. The paper tries 2.5, 3 and 3.5.
@@ -154,11 +162,13 @@ class HardCutoff(Constraint):
 class LogisticCutoff(Constraint):
     r"""Draw a component anew from the normal prior, more probably the further out it is.
 
-    .. math:: y_i = (z_i - \text{mean}) / \text{std}, \qquad
-        p(y_i) = \frac{1}{1 + e^{-a (|y_i| - b)}}
+    $$
+    y_i = (z_i - \text{mean}) / \text{std}, \qquad
+    p(y_i) = \frac{1}{1 + e^{-a (|y_i| - b)}}
+    $$
 
-    :math:`p` is the probability over a run of :math:`E` steps. In one step it is
-    :math:`1 - (1 - p)^{1/E}`.
+    $p$ is the probability over a run of $E$ steps. In one step it is
+    $1 - (1 - p)^{1/E}$.
 
     Args:
         a: steepness, above 0. The paper tries 2, 3 and 4.
@@ -190,11 +200,13 @@ class LogisticCutoff(Constraint):
 class TruncatedNormalCutoff(Constraint):
     r"""Draw a component anew from the normal prior, with a probability that grows as 1 / density.
 
-    .. math:: y_i = (z_i - \text{mean}) / \text{std}, \qquad
-        p(y_i) = \begin{cases} e^{(y_i^2 - a^2) / 2} & |y_i| \le a \\ 1 & |y_i| > a \end{cases}
+    $$
+    y_i = (z_i - \text{mean}) / \text{std}, \qquad
+    p(y_i) = \begin{cases} e^{(y_i^2 - a^2) / 2} & |y_i| \le a \\ 1 & |y_i| > a \end{cases}
+    $$
 
-    :math:`p` is the probability over a run of :math:`E` steps. In one step it is
-    :math:`1 - (1 - p)^{1/E}`, which is 1 beyond ``a``.
+    $p$ is the probability over a run of $E$ steps. In one step it is
+    $1 - (1 - p)^{1/E}$, which is 1 beyond ``a``.
 
     Args:
         a: the cutoff in standard deviations, above 0. The paper tries 2.5, 2.75, 3, 3.25 and 3.5.

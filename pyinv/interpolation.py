@@ -4,7 +4,7 @@ Latents drawn from a normal prior of many components lie near a sphere. A straig
 of them cuts inside it, where the generator saw no latents in training; an arc stays near it (White
 2016, section 2).
 
-Example:
+Examples:
     >>> first, second = inverter.sample(2)
     >>> images = inverter.generate(slerp(first, second, 9))
 """
@@ -31,7 +31,9 @@ SMALLEST_ANGLE = 1e-4
 def linear(a: Any, b: Any, n: int) -> FloatArray:
     r"""Return n latents on the straight line from a to b, evenly spaced, both ends included.
 
-    .. math:: z_k = (1 - \mu_k) a + \mu_k b, \quad \mu_k = k / (n - 1)
+    $$
+    z_k = (1 - \mu_k) a + \mu_k b, \quad \mu_k = k / (n - 1)
+    $$
 
     For a uniform prior, whose cube holds every line between two of its latents.
 
@@ -54,8 +56,10 @@ def linear(a: Any, b: Any, n: int) -> FloatArray:
 def slerp(a: Any, b: Any, n: int) -> FloatArray:
     r"""Return n latents on the arc from a to b about the origin, evenly turned, both ends included.
 
-    .. math:: z_k = \frac{\sin((1 - \mu_k) \theta)}{\sin \theta} a
-              + \frac{\sin(\mu_k \theta)}{\sin \theta} b, \quad \mu_k = k / (n - 1)
+    $$
+    z_k = \frac{\sin((1 - \mu_k) \theta)}{\sin \theta} a
+    + \frac{\sin(\mu_k \theta)}{\sin \theta} b, \quad \mu_k = k / (n - 1)
+    $$
 
     with theta the angle between a and b. Where they are of one length, the arc is of a great circle
     and all latents have that length; else the length goes smoothly from one to the other. Parallel
@@ -95,8 +99,10 @@ def slerp(a: Any, b: Any, n: int) -> FloatArray:
 def great_circle(a: Any, b: Any = None, n: int = 60, *, seed: int = 0) -> FloatArray:
     r"""Return n latents once round the great circle through a, evenly spaced, beginning at a.
 
-    .. math:: z_k = \cos(\phi_k)\, a + \sin(\phi_k)\, \lVert a \rVert w,
-              \quad \phi_k = 2 \pi k / n
+    $$
+    z_k = \cos(\phi_k)\, a + \sin(\phi_k)\, \lVert a \rVert w,
+    \quad \phi_k = 2 \pi k / n
+    $$
 
     with w the unit vector at a right angle to a, on the side of b. The circle is closed: the next
     latent after the last would be a again.

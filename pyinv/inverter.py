@@ -82,7 +82,7 @@ class Inverter:
         DeviceError: the device is not there, or the runtime cannot use it.
         InputError: another argument is out of range.
 
-    Example:
+    Examples:
         >>> inverter = pyinv.Inverter("faces.bundle")               # doctest: +SKIP
         >>> inversion = inverter.invert(images, restarts=2)         # doctest: +SKIP
         >>> inversion.latents.shape                                 # doctest: +SKIP
@@ -406,8 +406,8 @@ class Inverter:
         r"""Return the loss between G(latents) and images, its gradient, and its gram matrix.
 
         For the loss's residual r over P pixels and its Jacobian J at the latent: the loss is
-        :math:`\frac{1}{P} \lVert r \rVert^2`, the gradient :math:`\frac{2}{P} J^T r`, and the gram
-        matrix :math:`\frac{2}{P} J^T J`. So a Gauss-Newton step solves gram · step = -gradient.
+        $\frac{1}{P} \lVert r \rVert^2$, the gradient $\frac{2}{P} J^T r$, and the gram
+        matrix $\frac{2}{P} J^T J$. So a Gauss-Newton step solves gram · step = -gradient.
 
         Args:
             latents: [N, *latent_shape] or [N, d], N >= 1.

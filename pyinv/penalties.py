@@ -17,13 +17,17 @@ __all__ = ["MomentPenalty", "Penalty", "PriorPenalty"]
 class MomentPenalty(Rule):
     r"""Pull the mean and standard deviation of the components towards the prior's.
 
-    .. math:: \gamma_\text{mean} (\mu - \hat\mu)^2 + \gamma_\text{std} (\sigma - \hat\sigma)^2
+    $$
+    \gamma_\text{mean} (\mu - \hat\mu)^2 + \gamma_\text{std} (\sigma - \hat\sigma)^2
+    $$
 
     where the hats are taken over every component of the lanes that run together, or over one
     latent's components. Its gradient in a component of a latent of size d:
 
-    .. math:: \frac{2 \gamma_\text{mean} (\hat\mu - \mu)}{d}
-        + \frac{2 \gamma_\text{std} (\hat\sigma - \sigma) (z_i - \hat\mu)}{d \hat\sigma}
+    $$
+    \frac{2 \gamma_\text{mean} (\hat\mu - \mu)}{d}
+    + \frac{2 \gamma_\text{std} (\hat\sigma - \sigma) (z_i - \hat\mu)}{d \hat\sigma}
+    $$
 
     Args:
         gamma_mean: weight of the mean, at least 0.
@@ -54,9 +58,11 @@ class MomentPenalty(Rule):
 class PriorPenalty(Rule):
     r"""Add the mean negative log density of the latent under a normal prior.
 
-    .. math:: w_k \frac{1}{d} \sum_i \frac{(z_i - \text{mean})^2}{2\,\text{std}^2}, \qquad
-        w_k = \text{weight} \cdot (1 - k / \text{max\_steps}) \text{ if annealed}
-        \cdot \text{loss}(z_k) \text{ if relative}
+    $$
+    w_k \frac{1}{d} \sum_i \frac{(z_i - \text{mean})^2}{2\,\text{std}^2}, \qquad
+    w_k = \text{weight} \cdot (1 - k / \text{max_steps}) \text{ if annealed}
+    \cdot \text{loss}(z_k) \text{ if relative}
+    $$
 
     Args:
         weight: at least 0.
@@ -68,12 +74,12 @@ class PriorPenalty(Rule):
             ``LevenbergMarquardt`` and ``LBFGS`` take weight and loss at the last step that was
             taken.
 
-    A relative penalty is at rest where :math:`\nabla \log \text{loss}(z)` and weight times the
+    A relative penalty is at rest where $\nabla \log \text{loss}(z)$ and weight times the
     gradient of the mean above cancel: it minimises
-    :math:`\log \text{loss}(z) + \text{weight} \cdot \frac{1}{d} \sum_i (\dots)`.
+    $\log \text{loss}(z) + \text{weight} \cdot \frac{1}{d} \sum_i (\dots)$.
 
     A uniform prior counts as the normal one of its mean and standard deviation,
-    :math:`(\text{high} - \text{low}) / \sqrt{12}`: its own density has no gradient, and with few
+    $(\text{high} - \text{low}) / \sqrt{12}$: its own density has no gradient, and with few
     data a latent would drift to the bounds. For a linear generator this gives the latent of least
     expected squared error among those linear in the image.
 

@@ -17,7 +17,9 @@ __all__ = ["Normal", "Prior", "Uniform", "prior_from_description"]
 class Uniform(Rule):
     r"""Every component is uniform on an interval.
 
-    .. math:: z_i \sim U(\text{low}, \text{high})
+    $$
+    z_i \sim U(\text{low}, \text{high})
+    $$
 
     Args:
         low: the lower bound, finite.
@@ -56,7 +58,9 @@ class Uniform(Rule):
 class Normal(Rule):
     r"""Every component is normal.
 
-    .. math:: z_i \sim N(\text{mean}, \text{std}^2)
+    $$
+    z_i \sim N(\text{mean}, \text{std}^2)
+    $$
 
     Args:
         mean: the mean, finite.

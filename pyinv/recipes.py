@@ -271,9 +271,9 @@ class Recipe(Rule):
         Raises:
             RuleError: an unknown field, or a value out of its range.
 
-        Example:
-            >>> recipe = lipton(manifest).replace(learning_rate=0.5)    # doctest: +SKIP
-            >>> recipe.stages[0].solver.learning_rate                   # doctest: +SKIP
+        Examples:
+            >>> recipe = lipton(manifest).replace(learning_rate=0.5)  # doctest: +SKIP
+            >>> recipe.stages[0].solver.learning_rate  # doctest: +SKIP
             0.5
         """
         own = {name: changes.pop(name) for name in _names(Recipe) if name in changes}
@@ -488,16 +488,18 @@ def reconstruct(manifest: Manifest, noise: float | None = None, *, start: str = 
             further than the few costly ones of ``LevenbergMarquardt``.
 
     Under a normal prior the result is the maximum a posteriori latent. With
-    :math:`y = (z - \text{mean}) / \text{std}` and Gaussian noise,
+    $y = (z - \text{mean}) / \text{std}$ and Gaussian noise,
 
-    .. math:: -\log p(z, s \mid x) = \frac{P}{2 s^2} \text{mse}(z) + P \log s
-        + \frac{1}{2} \lVert y \rVert^2 + \text{const}
+    $$
+    -\log p(z, s \mid x) = \frac{P}{2 s^2} \text{mse}(z) + P \log s
+    + \frac{1}{2} \lVert y \rVert^2 + \text{const}
+    $$
 
-    For a known s, times :math:`2 s^2 / P`, this is
-    :math:`\text{mse} + \frac{s^2}{P} \lVert y \rVert^2`, which is a ``PriorPenalty`` of weight
-    :math:`2 s^2 d / P`. For an unknown one it is least over s at :math:`s^2 = \text{mse}(z)`. What
-    is left, :math:`\frac{P}{2} \log \text{mse}(z) + \frac{1}{2} \lVert y \rVert^2`, is what a
-    relative ``PriorPenalty`` of weight :math:`2 d / P` minimises. Both weights are small, so,
+    For a known s, times $2 s^2 / P$, this is
+    $\text{mse} + \frac{s^2}{P} \lVert y \rVert^2$, which is a ``PriorPenalty`` of weight
+    $2 s^2 d / P$. For an unknown one it is least over s at $s^2 = \text{mse}(z)$. What
+    is left, $\frac{P}{2} \log \text{mse}(z) + \frac{1}{2} \lVert y \rVert^2$, is what a
+    relative ``PriorPenalty`` of weight $2 d / P$ minimises. Both weights are small, so,
     unless an encoder does, a first stage with the larger relative penalty of ``precise`` finds
     where to begin.
 

@@ -28,7 +28,9 @@ __all__ = [
 class Constant(Rule):
     r"""Keep the learning rate.
 
-    .. math:: \eta_k = \eta
+    $$
+    \eta_k = \eta
+    $$
     """
 
 
@@ -36,7 +38,9 @@ class Constant(Rule):
 class StepDecay(Rule):
     r"""Multiply the learning rate by ``factor`` every ``every`` steps.
 
-    .. math:: \eta_k = \eta \cdot \text{factor}^{\lfloor k / \text{every} \rfloor}
+    $$
+    \eta_k = \eta \cdot \text{factor}^{\lfloor k / \text{every} \rfloor}
+    $$
 
     Args:
         every: steps between two changes, at least 1.
@@ -58,8 +62,10 @@ class StepDecay(Rule):
 class Cosine(Rule):
     r"""Lower the learning rate along half a cosine, down to ``final`` of it at ``max_steps``.
 
-    .. math:: \eta_k = \eta \left(\text{final} + (1 - \text{final})
-        \frac{1 + \cos(\pi k / \text{max\_steps})}{2}\right)
+    $$
+    \eta_k = \eta \left(\text{final} + (1 - \text{final})
+    \frac{1 + \cos(\pi k / \text{max_steps})}{2}\right)
+    $$
 
     Args:
         final: the share of the learning rate that is left at the end, 0 to 1.
@@ -90,7 +96,9 @@ _SCHEDULES = (Constant, StepDecay, Cosine)
 class GradientDescent(_Solver):
     r"""Gradient descent, with heavy-ball momentum if asked for.
 
-    .. math:: m \leftarrow \text{momentum} \cdot m + g, \qquad z \leftarrow z - \eta_k m
+    $$
+    m \leftarrow \text{momentum} \cdot m + g, \qquad z \leftarrow z - \eta_k m
+    $$
 
     Args:
         learning_rate: eta, above 0. Losses are means over pixels, so it does not depend on the
@@ -115,10 +123,14 @@ class GradientDescent(_Solver):
 class Adam(_Solver):
     r"""Adam: steps scaled by running means of the gradient and of its square.
 
-    .. math:: m &\leftarrow \beta_1 m + (1 - \beta_1) g, \qquad
-        v \leftarrow \beta_2 v + (1 - \beta_2) g^2 \\
-        z &\leftarrow z - \frac{\eta_k}{1 - \beta_1^{k+1}}
-        \frac{m}{\sqrt{v} / \sqrt{1 - \beta_2^{k+1}} + \epsilon}
+    $$
+    \begin{aligned}
+    m &\leftarrow \beta_1 m + (1 - \beta_1) g, \qquad
+    v \leftarrow \beta_2 v + (1 - \beta_2) g^2 \\
+    z &\leftarrow z - \frac{\eta_k}{1 - \beta_1^{k+1}}
+    \frac{m}{\sqrt{v} / \sqrt{1 - \beta_2^{k+1}} + \epsilon}
+    \end{aligned}
+    $$
 
     A component that a constraint draws anew starts afresh: its moments are zero, and its k counts
     its own steps. (With the stage's k, its next steps would be up to 6.5 times the learning
@@ -194,22 +206,26 @@ class LevenbergMarquardt(_Solver):
     r"""Damped Gauss-Newton steps: few, each from the residual's whole Jacobian.
 
     For a loss that is a mean of squared residuals r over P pixels, with J the residual's Jacobian
-    at the latent z, :math:`g = \frac{2}{P} J^T r` and :math:`H = \frac{2}{P} J^T J`, a step solves
+    at the latent z, $g = \frac{2}{P} J^T r$ and $H = \frac{2}{P} J^T J$, a step solves
 
-    .. math:: (H + c I + \lambda m I)\, \delta = -(g + c (z - \text{mean})), \qquad
-        m = \frac{1}{d} \sum_i H_{ii}
+    $$
+    (H + c I + \lambda m I)\, \delta = -(g + c (z - \text{mean})), \qquad
+    m = \frac{1}{d} \sum_i H_{ii}
+    $$
 
     where c is the curvature of a ``PriorPenalty`` (0 without one). With
-    :math:`\varphi(z) = \text{loss} + \frac{c}{2} \lVert z - \text{mean} \rVert^2`, the gain is what
-    :math:`\varphi` fell by over the fall that the quadratic model promised,
+    $\varphi(z) = \text{loss} + \frac{c}{2} \lVert z - \text{mean} \rVert^2$, the gain is what
+    $\varphi$ fell by over the fall that the quadratic model promised,
 
-    .. math:: \text{gain} = \frac{\varphi(z) - \varphi(z + \delta)}
-        {-(g + c (z - \text{mean})) \cdot \delta - \frac{1}{2} \delta \cdot (H + c I) \delta}
+    $$
+    \text{gain} = \frac{\varphi(z) - \varphi(z + \delta)}
+    {-(g + c (z - \text{mean})) \cdot \delta - \frac{1}{2} \delta \cdot (H + c I) \delta}
+    $$
 
-    The step is taken if :math:`\varphi` fell and the gain is above 0.001. Then
-    :math:`\lambda` is multiplied by ``down`` where the gain is above 0.75, by 2 where it is below
+    The step is taken if $\varphi$ fell and the gain is above 0.001. Then
+    $\lambda$ is multiplied by ``down`` where the gain is above 0.75, by 2 where it is below
     0.25. A step that is not taken multiplies it by ``up``, and the next one is solved from the same
-    g and H. :math:`\lambda` stays within 1e-8 and 1e8. It begins every stage at ``damping``.
+    g and H. $\lambda$ stays within 1e-8 and 1e8. It begins every stage at ``damping``.
 
     Under ``Clip``, a component at a bound that its gradient pushes outwards stays out of the
     system, and the step is clipped before it is judged; so is a latent that a stage begins with.
@@ -218,7 +234,7 @@ class LevenbergMarquardt(_Solver):
     Every step counts, taken or not, and costs one evaluation of the loss; the normal
     equations (g and H) are evaluated where a stage begins and where a step was taken. The stop
     rules look at the losses of steps that were taken. A stage is stalled as well once
-    :math:`\lambda` is above 1e5 after a step that was not taken, or when no :math:`\lambda` makes
+    $\lambda$ is above 1e5 after a step that was not taken, or when no $\lambda$ makes
     the matrix positive definite. A loss that is not finite at the stepped latent is a step that is
     not taken.
 
@@ -231,7 +247,7 @@ class LevenbergMarquardt(_Solver):
         up: what lambda is multiplied by after a step that was not taken, above 1.
         down: what it is multiplied by after one that did as promised, above 0 and below 1.
 
-    Source: Levenberg 1944 (the damping, :math:`\lambda I`); Marquardt 1963 (raised after a failure,
+    Source: Levenberg 1944 (the damping, $\lambda I$); Marquardt 1963 (raised after a failure,
     lowered after a success). Acceptance by the gain, and its thresholds 1/4 and 3/4: Moré 1978,
     for a trust region's radius; for the damping: Nielsen 1999, who scales the first one by the
     largest element of the diagonal. The mean instead, held throughout, and the numbers are ours:
@@ -255,22 +271,26 @@ class LevenbergMarquardt(_Solver):
 class LBFGS(_Solver):
     r"""Quasi-Newton steps whose curvature comes from the last gradients: for latents of any length.
 
-    With :math:`\varphi(z) = \text{loss} + \frac{c}{2} \lVert z - \text{mean} \rVert^2`, c the
-    curvature of a ``PriorPenalty`` (0 without one) and g the gradient of :math:`\varphi`, a step is
+    With $\varphi(z) = \text{loss} + \frac{c}{2} \lVert z - \text{mean} \rVert^2$, c the
+    curvature of a ``PriorPenalty`` (0 without one) and g the gradient of $\varphi$, a step is
 
-    .. math:: z' = z - t H g
+    $$
+    z' = z - t H g
+    $$
 
     H is the inverse Hessian as the last ``history`` pairs of a step s and of the difference y that
-    it made to g tell it, from :math:`\frac{s \cdot y}{y \cdot y} I` of the newest pair on. While
+    it made to g tell it, from $\frac{s \cdot y}{y \cdot y} I$ of the newest pair on. While
     there are no pairs, the step is downhill and as long as ``first_step`` standard deviations of
     the prior. t is 1. The step is taken if the gradient is finite there and
 
-    .. math:: \varphi(z') \le \varphi(z) + 10^{-4}\, g \cdot (z' - z), \qquad
-        \varphi(z') < \varphi(z)
+    $$
+    \varphi(z') \le \varphi(z) + 10^{-4}\, g \cdot (z' - z), \qquad
+    \varphi(z') < \varphi(z)
+    $$
 
     or else t is multiplied by 0.3, at most 11 times in a row. Then all pairs are forgotten, as they
     are when -H g does not lead downhill. A step gives a pair if
-    :math:`s \cdot y > 10^{-10}\, y \cdot y`, with c as it was for the step.
+    $s \cdot y > 10^{-10}\, y \cdot y$, with c as it was for the step.
 
     Under ``Clip``, a component at a bound that its gradient pushes outwards stays out of g and of
     the step, and the step is clipped before it is judged. Other constraints act on the stepped

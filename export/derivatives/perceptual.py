@@ -70,7 +70,7 @@ def perceptual(
             of its range. Called, or exported: the network does not take such images, or what it
             returns are no features.
 
-    Example:
+    Examples:
         >>> vgg = torchvision.models.vgg16(weights="IMAGENET1K_V1").features[:22]  # to conv4_3
         >>> loss = perceptual(vgg, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
         >>> export(netG, "faces.bundle", latent_shape=100, prior=Normal(), losses=("mse", loss))

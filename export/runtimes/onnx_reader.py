@@ -42,7 +42,7 @@ def read_generator(bundle: Bundle | str | os.PathLike[str]) -> nn.Module:
         BundleError: the bundle is missing or damaged, or has no ONNX files.
         ExportError: a condition, or an operator that is not known here, named.
 
-    Example:
+    Examples:
         >>> generator = read_generator("faces.bundle")
         >>> layers = split(generator, first_layers(generator))
     """

@@ -20,7 +20,9 @@ from pyinv.evaluation._checks import (
 def win_rate(errors: Any, baseline_errors: Any) -> float:
     r"""Return the share of targets with a lower error than the baseline's.
 
-    .. math:: \frac{1}{N} \sum_n [e_n < b_n]
+    $$
+    \frac{1}{N} \sum_n [e_n < b_n]
+    $$
 
     Args:
         errors: [N], from 0; NaN counts as infinite, so that it never wins.
@@ -41,8 +43,10 @@ def win_rate(errors: Any, baseline_errors: Any) -> float:
 def significant_win_rate(errors: Any, baseline_errors: Any, factor: float = 2) -> float:
     r"""Return the share of wins among targets whose error differs from the baseline's by a factor.
 
-    .. math:: \frac{W}{W + L}, \quad W = \sum_n [f e_n \le b_n \ne e_n],
-              \quad L = \sum_n [f b_n \le e_n \ne b_n]
+    $$
+    \frac{W}{W + L}, \quad W = \sum_n [f e_n \le b_n \ne e_n],
+    \quad L = \sum_n [f b_n \le e_n \ne b_n]
+    $$
 
     Targets on which both do about the same, which of the two is ahead being chance, do not count.
 
@@ -70,7 +74,9 @@ def significant_win_rate(errors: Any, baseline_errors: Any, factor: float = 2) -
 def rank_correlation(a: Any, b: Any) -> float:
     r"""Return Kendall's rank correlation tau-b: how alike two orderings are.
 
-    .. math:: \tau_b = \frac{P - Q}{\sqrt{(P + Q + T_a) (P + Q + T_b)}}
+    $$
+    \tau_b = \frac{P - Q}{\sqrt{(P + Q + T_a) (P + Q + T_b)}}
+    $$
 
     over all pairs of items: P in the same order in both, Q in opposite order, T_a tied in a alone,
     T_b tied in b alone. Used to compare our ordering of a table's rows with the paper's.

@@ -60,7 +60,9 @@ def change_colour(
 ) -> FloatImages:
     r"""Return images with their colours changed, clipped to the value range.
 
-    .. math:: x' = \text{clip}\left(c \, (S R x - \tfrac12) + \tfrac12 + b\right)
+    $$
+    x' = \text{clip}\left(c \, (S R x - \tfrac12) + \tfrac12 + b\right)
+    $$
 
     on pixels in [0, 1]: R turns colours about the gray axis by the hue's angle, and S scales their
     distance from it. 120 degrees send red to green, green to blue and blue to red.

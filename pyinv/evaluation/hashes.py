@@ -76,7 +76,9 @@ def hash_similarity(
 ) -> FloatArray:
     r"""Return how alike the hashes of each image and its reconstruction are.
 
-    .. math:: s_n = 1 - \frac{1}{B} \sum_b [h(x_n)_b \ne h(x'_n)_b]
+    $$
+    s_n = 1 - \frac{1}{B} \sum_b [h(x_n)_b \ne h(x'_n)_b]
+    $$
 
     The paper's figure is the mean of these; unrelated images have about one half.
 
@@ -111,7 +113,9 @@ def colour_histogram(
 ) -> NDArray[np.float32]:
     r"""Return each image's histogram over opponent colours.
 
-    .. math:: rg = r - g, \quad by = 2b - r - g, \quad wb = r + g + b
+    $$
+    rg = r - g, \quad by = 2b - r - g, \quad wb = r + g + b
+    $$
 
     in 16, 16 and 8 equal bins over all that 8-bit colours can have.
 
@@ -151,7 +155,9 @@ def colour_histogram(
 def histogram_intersection(histograms: Any, others: Any) -> FloatArray:
     r"""Return how much each two histograms have in common.
 
-    .. math:: s_n = \sum_b \min(h_{nb}, h'_{nb}) \Big/ \sum_b h'_{nb}
+    $$
+    s_n = \sum_b \min(h_{nb}, h'_{nb}) \Big/ \sum_b h'_{nb}
+    $$
 
     Args:
         histograms: [N, bins], from 0.

@@ -13,7 +13,9 @@ from pyinv.evaluation._checks import FloatArray, check_pair, check_rows
 def latent_error(latents: Any, found: Any) -> FloatArray:
     r"""Return each target's mean squared latent error.
 
-    .. math:: e_n = \frac{1}{d} \lVert z_n - z'_n \rVert_2^2
+    $$
+    e_n = \frac{1}{d} \lVert z_n - z'_n \rVert_2^2
+    $$
 
     Args:
         latents: the latents that made the images, [N, d] or [N, *latent_shape].
@@ -36,9 +38,11 @@ def latent_error(latents: Any, found: Any) -> FloatArray:
 def cosine_distance(latents: Any, found: Any) -> FloatArray:
     r"""Return one minus the cosine of the angle between each target's latents.
 
-    .. math:: e_n = 1 - \frac{z_n \cdot z'_n}{\lVert z_n \rVert \lVert z'_n \rVert}
-              = \frac{1}{2} \left\lVert \frac{z_n}{\lVert z_n \rVert}
-              - \frac{z'_n}{\lVert z'_n \rVert} \right\rVert^2
+    $$
+    e_n = 1 - \frac{z_n \cdot z'_n}{\lVert z_n \rVert \lVert z'_n \rVert}
+    = \frac{1}{2} \left\lVert \frac{z_n}{\lVert z_n \rVert}
+    - \frac{z'_n}{\lVert z'_n \rVert} \right\rVert^2
+    $$
 
     The latter, in double, is exact for latents that all but agree. For generators that normalise
     their latent, and so make the same image of z and of 2 z.
@@ -67,7 +71,9 @@ def cosine_distance(latents: Any, found: Any) -> FloatArray:
 def relative_error(activations: Any, found: Any) -> FloatArray:
     r"""Return each target's distance between activations, relative to the true ones.
 
-    .. math:: e_n = \frac{\lVert r_n - r'_n \rVert_2}{\lVert r_n \rVert_2}
+    $$
+    e_n = \frac{\lVert r_n - r'_n \rVert_2}{\lVert r_n \rVert_2}
+    $$
 
     Args:
         activations: a layer's true ones, [N, ...].
@@ -88,7 +94,9 @@ def relative_error(activations: Any, found: Any) -> FloatArray:
 def pairwise_distance(latents: Any) -> float:
     r"""Return the mean distance of two different latents, over the number of components.
 
-    .. math:: \frac{2}{N (N - 1)} \sum_{i < j} \frac{\lVert z_i - z_j \rVert_2}{d}
+    $$
+    \frac{2}{N (N - 1)} \sum_{i < j} \frac{\lVert z_i - z_j \rVert_2}{d}
+    $$
 
     The norm itself, not its square: two draws from U(-1, 1)^100 are sqrt(200 / 3) apart on
     (quadratic) average, which over 100 is 0.0816, and the paper's baseline is .0815. Every pair is

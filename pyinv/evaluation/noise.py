@@ -18,8 +18,10 @@ def add_noise(
 ) -> NDArray[np.float32]:
     r"""Return images with white Gaussian noise, clipped to the value range.
 
-    .. math:: x' = \text{clip}(x + \eta, \text{low}, \text{high}), \quad
-              \eta \sim N(0, \text{variance})
+    $$
+    x' = \text{clip}(x + \eta, \text{low}, \text{high}), \quad
+    \eta \sim N(0, \text{variance})
+    $$
 
     Args:
         images: [N, C, H, W] in ``value_range``.

@@ -15,8 +15,10 @@ def mean_absolute_error(
 ) -> FloatArray:
     r"""Return each image's mean absolute pixel error, in units of a pixel from 0 to 1.
 
-    .. math:: e_n = \frac{1}{C H W\,(\text{high} - \text{low})}
-              \sum_{c, h, w} |x_{nchw} - G(z_n)_{nchw}|
+    $$
+    e_n = \frac{1}{C H W\,(\text{high} - \text{low})}
+    \sum_{c, h, w} |x_{nchw} - G(z_n)_{nchw}|
+    $$
 
     The paper's figure is the mean of these: ``mean(mean_absolute_error(...))``.
 

@@ -42,7 +42,9 @@ class Neighbours(NamedTuple):
 def search(collection: Any, queries: Any, k: int = 1, *, metric: str = "euclidean") -> Neighbours:
     r"""Return the k nearest rows of a collection for each query.
 
-    .. math:: \lVert z_m - z'_n \rVert_2
+    $$
+    \lVert z_m - z'_n \rVert_2
+    $$
 
     for latents, in this order for all k; for hashes the share of bits that differ.
 
@@ -75,7 +77,9 @@ def search(collection: Any, queries: Any, k: int = 1, *, metric: str = "euclidea
 def rank_of(collection: Any, queries: Any, truth: Any, *, metric: str = "euclidean") -> FloatArray:
     r"""Return at which place of a search each query's true row is found.
 
-    .. math:: r_m = 1 + \sum_n [d_{mn} < d_{mt}] + \tfrac12 \sum_{n \ne t} [d_{mn} = d_{mt}]
+    $$
+    r_m = 1 + \sum_n [d_{mn} < d_{mt}] + \tfrac12 \sum_{n \ne t} [d_{mn} = d_{mt}]
+    $$
 
     where t is the true row: 1 is found first and alone. Hashes often tie; a tie counts as half a
     place, as if chance put the rows in order.
@@ -123,7 +127,9 @@ def rank_of(collection: Any, queries: Any, truth: Any, *, metric: str = "euclide
 def hit_rate(ranks: Any, k: int = 1) -> float:
     r"""Return the share of queries whose true row is among the first k.
 
-    .. math:: \frac{1}{M} \sum_m [r_m \le k]
+    $$
+    \frac{1}{M} \sum_m [r_m \le k]
+    $$
 
     Args:
         ranks: [M], from 1; see ``rank_of``. A row that ties for the first place has a rank above 1
@@ -146,7 +152,9 @@ def hit_rate(ranks: Any, k: int = 1) -> float:
 def label_similarity(labels: Any, found: Any) -> float:
     r"""Return the share of labels that images have in common with what a search found for them.
 
-    .. math:: \frac{1}{M K L} \sum_{m, k, l} [y_{ml} = y'_{mkl}]
+    $$
+    \frac{1}{M K L} \sum_{m, k, l} [y_{ml} = y'_{mkl}]
+    $$
 
     Args:
         labels: of the images looked for: [M] with one class each, or [M, L] with L attributes.

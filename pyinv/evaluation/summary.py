@@ -13,7 +13,9 @@ from pyinv.evaluation._checks import check_errors, check_number, check_values
 def recovery_rate(errors: Any, threshold: float) -> float:
     r"""Return the share of targets that were recovered.
 
-    .. math:: \frac{1}{N} \sum_n [e_n < \epsilon]
+    $$
+    \frac{1}{N} \sum_n [e_n < \epsilon]
+    $$
 
     Of final errors it is Egan's count; of ``Inversion.nearest``, the lowest error at any step, it
     is that of Lipton & Tripathi, whose code counts a latent once it came near enough.
@@ -35,7 +37,7 @@ def recovery_rate(errors: Any, threshold: float) -> float:
 
 
 def mean(values: Any) -> float:
-    r"""Return the mean, :math:`\frac{1}{N} \sum_n v_n`; NaN when one of the values is NaN.
+    r"""Return the mean, $\frac{1}{N} \sum_n v_n$; NaN when one of the values is NaN.
 
     Args:
         values: [N] numbers: errors of targets, or figures to average.

@@ -29,7 +29,9 @@ EPSILON = 1e-8
 def pixel_norm(x: Tensor) -> Tensor:
     r"""Divide each pixel's vector of channels by its root mean square.
 
-    .. math:: b = a / \sqrt{\tfrac1C \sum_j a_j^2 + 10^{-8}}
+    $$
+    b = a / \sqrt{\tfrac1C \sum_j a_j^2 + 10^{-8}}
+    $$
 
     Source: Karras et al. 2018 (arXiv:1710.10196), section 4.2. A vector of zeros stays zeros.
 

@@ -1,13 +1,14 @@
 r"""The method ``bigan``: an encoder, a generator and a discriminator of pairs, trained together.
 
 The discriminator D tells the pair (x, E(x)) of a real image from the pair (G(z), z) of a drawn
-latent. With :math:`\sigma(D)` the probability of the first,
+latent. With $\sigma(D)$ the probability of the first,
 
-.. math::
-    \min_{E, G} \max_D\; E_x \log \sigma(D(x, E(x))) + E_z \log(1 - \sigma(D(G(z), z)))
+$$
+\min_{E, G} \max_D\; E_x \log \sigma(D(x, E(x))) + E_z \log(1 - \sigma(D(G(z), z)))
+$$
 
 where E and G minimise, as G does in every other GAN here, the loss that does not saturate:
-:math:`-\log(1 - \sigma(D(x, E(x)))) - \log \sigma(D(G(z), z))`. At the optimum E inverts G.
+$-\log(1 - \sigma(D(x, E(x)))) - \log \sigma(D(G(z), z))$. At the optimum E inverts G.
 
 With ``gradient_penalty`` above 0, D also minimises that weight times half the squared norm of its
 gradient at (x, E(x)) (Mescheder et al. 2018, R1), which keeps it from winning so soon that E and G

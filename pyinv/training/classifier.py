@@ -78,7 +78,7 @@ def train_classifier(
         RunError: the loss is no longer finite.
         DeviceError: no such device.
 
-    Example:
+    Examples:
         >>> photographs = load_dataset("cifar10.zip", image_shape=(3, 32, 32))
         >>> classifier = train_classifier(photographs.images, photographs.labels, mirror=True)
         >>> loss = perceptual(classifier, ("layer2", "layer4"))

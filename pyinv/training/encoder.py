@@ -82,14 +82,14 @@ def train_encoder(
     r"""Train an encoder E of a frozen generator G, and write G's bundle with ``encode``.
 
     ``configuration.method`` says what E minimises, with z from the prior, x = G(z), and
-    :math:`d_L` and :math:`d_I` the latent and the image loss:
+    $d_L$ and $d_I$ the latent and the image loss:
 
     =============  ====================================================  ==========================
     method         minimised over E                                      source
     =============  ====================================================  ==========================
-    direct         :math:`d_L(z, E(x))`                                  Luo et al. 2017, sec. 4.1
-    aegan          :math:`d_I(G(E(x)), x)`                               Luo et al. 2017, eq. 5-8
-    latent+image   :math:`d_L(z, E(x)) + \lambda d_I(G(E(x)), x)`        Bau et al. 2019, eq. 3-5
+    direct         $d_L(z, E(x))$                                  Luo et al. 2017, sec. 4.1
+    aegan          $d_I(G(E(x)), x)$                               Luo et al. 2017, eq. 5-8
+    latent+image   $d_L(z, E(x)) + \lambda d_I(G(E(x)), x)$        Bau et al. 2019, eq. 3-5
     bigan          a GAN of pairs; G and a discriminator train along     Donahue et al. 2017, eq. 3
     layers         an inverse for each layer of G, then E fine-tuned     Bau et al. 2019, eq. 6-9
     =============  ====================================================  ==========================
@@ -136,7 +136,7 @@ def train_encoder(
         KeyboardInterrupt: Ctrl-C, after the iteration under way and a checkpoint. A second Ctrl-C
             does not wait.
 
-    Example:
+    Examples:
         >>> settings = get_encoder_configuration("luo-32", "aegan")
         >>> trained = train_encoder(settings, "faces.bundle", "faces-encoder")
         >>> Inverter(trained.bundle).invert(images, init="encoder")

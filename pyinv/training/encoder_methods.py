@@ -4,14 +4,14 @@ G is the generator, which is never changed, z a latent drawn from its prior, x a
 encoder. What the methods minimise over E's weights:
 
 ``direct``
-    :math:`E_z\, d_L(z, E(G(z)))`. Luo et al. 2017, section 4.1 ("directly training"), after
-    Perarnau et al. 2016, equation 3; :math:`d_L` is the mean over components of the squared
+    $E_z\, d_L(z, E(G(z)))$. Luo et al. 2017, section 4.1 ("directly training"), after
+    Perarnau et al. 2016, equation 3; $d_L$ is the mean over components of the squared
     difference, or 1 - cosine.
 ``aegan``
-    :math:`E_x\, d_I(G(E(x)), x)` with x = G(z). Luo et al. 2017, equations 5 to 8. A share of each
+    $E_x\, d_I(G(E(x)), x)$ with x = G(z). Luo et al. 2017, equations 5 to 8. A share of each
     batch may be real images, as in the domain-guided encoder of Zhu et al. 2020 (IDInvert).
 ``latent+image``
-    :math:`E_z [d_L(z, E(G(z))) + \lambda\, d_I(G(E(G(z))), G(z))]`. Bau et al. 2019, equations 3
+    $E_z [d_L(z, E(G(z))) + \lambda\, d_I(G(E(G(z))), G(z))]$. Bau et al. 2019, equations 3
     to 5.
 ``bigan``
     Donahue et al. 2017, with the networks of Luo et al. 2017: see ``bigan.py``.

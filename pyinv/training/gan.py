@@ -69,12 +69,12 @@ def train_gan(
     In each iteration the discriminator D and then the generator G make one step of Adam, on the
     same latents z. D minimises the binary cross-entropy of its logits for real images x and for
     G(z), against labels that are drawn for each image anew from the configuration's intervals. G
-    minimises :math:`-\log \sigma(D(G(z)))`, the loss that does not saturate (Goodfellow et al.
+    minimises $-\log \sigma(D(G(z)))$, the loss that does not saturate (Goodfellow et al.
     2014, section 3).
 
     What is exported is the average over G's weights, if the configuration asks for one:
-    :math:`\bar w \leftarrow a_t \bar w + (1 - a_t) w` with :math:`a_t = \min(a, (1 + t) / (10 +
-    t))`; and with it the batch-norm statistics of generated batches, measured for these weights.
+    $\bar w \leftarrow a_t \bar w + (1 - a_t) w$ with $a_t = \min(a, (1 + t) / (10 +
+    t))$; and with it the batch-norm statistics of generated batches, measured for these weights.
 
     The folder then holds ``configuration.json``; ``checkpoint.pt``; ``losses.csv``; in
     ``samples``, the images of 64 latents, after each tenth of the iterations; ``generator.pt``, the
@@ -111,7 +111,7 @@ def train_gan(
         KeyboardInterrupt: Ctrl-C, after the iteration under way and a checkpoint. A second Ctrl-C
             does not wait.
 
-    Example:
+    Examples:
         >>> digits = load_dataset("mnist/", image_shape=(1, 28, 28))
         >>> train_gan(CONFIGURATIONS["creswell"], digits.images, "digits", data_name="mnist")
     """

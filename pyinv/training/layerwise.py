@@ -3,11 +3,11 @@ r"""The method ``layers``: an inverse for each layer of a generator, composed an
 For G(z) = G_F(g_k(... g_1(z))), r_0 = z, r_i = g_i(r_{i-1}) and x = G_F(r_k), z from the prior:
 
 1. for each i, e_i minimises
-   :math:`d(r_{i-1}, e_i(r_i)) + 0.01\, d(r_i, g_i(e_i(r_i)))`  (equations 6 to 8);
-2. e_F minimises the mean squared error :math:`|r_k - e_F(x)|^2`;
+   $d(r_{i-1}, e_i(r_i)) + 0.01\, d(r_i, g_i(e_i(r_i)))$  (equations 6 to 8);
+2. e_F minimises the mean squared error $|r_k - e_F(x)|^2$;
 3. E = e_1(e_2(... e_k(e_F(x)))) (equation 9) minimises, from there and with its 1x1 convolutions
-   fixed, :math:`d(z, \hat z) + d(r_k, \hat r_k) + d(r_k, g_k(... g_1(\hat z))) + |x - G(\hat z)|^2`
-   with :math:`\hat r_k = e_F(x)` and :math:`\hat z = E(x)`.
+   fixed, $d(z, \hat z) + d(r_k, \hat r_k) + d(r_k, g_k(... g_1(\hat z))) + |x - G(\hat z)|^2$
+   with $\hat r_k = e_F(x)$ and $\hat z = E(x)$.
 
 d is 1 - cosine, over each pixel's channels and averaged, for a generator that takes away lengths by
 pixel norm, and the mean squared error for others.

@@ -46,13 +46,15 @@ def laplace_uncertainty(
     r"""Return the uncertainty of latents, from the normal equations of the pixel loss at them.
 
     With J the Jacobian of the P pixels at the latent z, r = G(z) - x, noise s, and a prior of
-    standard deviation :math:`\sigma`, the posterior is taken as normal, with
+    standard deviation $\sigma$, the posterior is taken as normal, with
 
-    .. math:: C = \left( \frac{J^T J}{s^2} + \frac{I}{\sigma^2} \right)^{-1}, \qquad
-        \delta = -C \left( \frac{J^T r}{s^2} + \frac{z - \text{mean}}{\sigma^2} \right)
+    $$
+    C = \left( \frac{J^T J}{s^2} + \frac{I}{\sigma^2} \right)^{-1}, \qquad
+    \delta = -C \left( \frac{J^T r}{s^2} + \frac{z - \text{mean}}{\sigma^2} \right)
+    $$
 
     its covariance and the way from z to its mean. The standard error about z is the root of
-    :math:`\operatorname{diag}(C) + \delta^2`. A uniform prior counts as the normal one of its mean
+    $\operatorname{diag}(C) + \delta^2$. A uniform prior counts as the normal one of its mean
     and standard deviation.
 
     Args:

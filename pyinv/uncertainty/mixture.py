@@ -30,8 +30,10 @@ def widened(
 
     With P pixels, noise s and y = (z - mean)/std,
 
-    .. math:: -\log p(z \mid x) = \frac{P}{2 s^2} \text{mse}(z) + \frac{1}{2} \lVert y \rVert^2
-        + \text{const}
+    $$
+    -\log p(z \mid x) = \frac{P}{2 s^2} \text{mse}(z) + \frac{1}{2} \lVert y \rVert^2
+    + \text{const}
+    $$
 
     An optimum agrees with the image where this is larger than at the latent by at most half the
     95 % quantile of the chi-squared distribution with d degrees of freedom: 95 % of a normal
@@ -83,4 +85,4 @@ def widened(
 def _chi_squared_95(degrees: int) -> float:
     """Return the 95 % quantile, to 3 % (Wilson & Hilferty 1931)."""
     share = 2 / (9 * degrees)
-    return degrees * (1 - share + 1.6448536 * share**0.5) ** 3
+    return float(degrees * (1 - share + 1.6448536 * share**0.5) ** 3)

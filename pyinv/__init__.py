@@ -30,6 +30,7 @@ from pyinv.errors import (
     DeviceError,
     ExportError,
     InputError,
+    OutOfMemoryError,
     OutputError,
     PyinvError,
     RuleError,
@@ -50,6 +51,7 @@ from pyinv.solvers import (
     LevenbergMarquardt,
     StepDecay,
 )
+from pyinv.uncertainty import Uncertainty
 
 __version__ = _version("pyinv")
 
@@ -75,6 +77,7 @@ __all__ = [
     "MomentPenalty",
     "NoConstraint",
     "Normal",
+    "OutOfMemoryError",
     "OutputError",
     "PriorPenalty",
     "PyinvError",
@@ -86,6 +89,7 @@ __all__ = [
     "StepDecay",
     "StochasticClip",
     "TruncatedNormalCutoff",
+    "Uncertainty",
     "Uniform",
     "cmake_dir",
     "load_images",

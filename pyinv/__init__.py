@@ -30,6 +30,7 @@ from pyinv.errors import (
     DeviceError,
     ExportError,
     InputError,
+    OutOfMemoryError,
     OutputError,
     PyinvError,
     RuleError,
@@ -51,6 +52,7 @@ from pyinv.solvers import (
     RMSprop,
     StepDecay,
 )
+from pyinv.uncertainty import Uncertainty
 
 __version__ = _version("pyinv")
 
@@ -76,6 +78,7 @@ __all__ = [
     "MomentPenalty",
     "NoConstraint",
     "Normal",
+    "OutOfMemoryError",
     "OutputError",
     "PriorPenalty",
     "PyinvError",
@@ -88,6 +91,7 @@ __all__ = [
     "StepDecay",
     "StochasticClip",
     "TruncatedNormalCutoff",
+    "Uncertainty",
     "Uniform",
     "cmake_dir",
     "load_images",

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyinv.errors import InputError
+from pyinv.errors import InputError, one_line
 
 __all__ = ["opened", "read_array", "read_npz"]
 
@@ -40,12 +40,12 @@ def opened(path: str | os.PathLike[str]) -> Iterator[NDArray[Any] | np.lib.npyio
         raise InputError(f"{path}: no such file") from None
     except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         # NumPy takes whatever is not an array for a pickle, which would only mislead.
-        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
+        reason = one_line(error)
         if "pickle" in reason or "Python objects" in reason:
             reason = "no numeric array in it"
         raise InputError(
-            f"{path}: not a readable {path.suffix} file, or truncated "
-            f"({reason or type(error).__name__}); save it again with NumPy"
+            f"{path}: not a readable {path.suffix} file, or truncated ({reason}); "
+            "save it again with NumPy"
         ) from None
 
 

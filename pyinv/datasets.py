@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyinv.array_files import opened
-from pyinv.errors import InputError
+from pyinv.errors import InputError, one_line
 from pyinv.images import (
     FILE_CHANNELS,
     IMAGE_SUFFIXES,
@@ -31,7 +31,6 @@ from pyinv.images import (
     check_fit,
     check_value_range,
     convert_pixels,
-    error_reason,
     image_names,
     read_pixels,
     resize_pixels,
@@ -154,7 +153,7 @@ def load_dataset(
             "choose a smaller image_shape"
         ) from None
     except OSError as error:
-        raise InputError(f"{root}: cannot be read ({error_reason(error)})") from None
+        raise InputError(f"{root}: cannot be read ({one_line(error)})") from None
 
 
 def to_range(images: Any, value_range: tuple[float, float]) -> NDArray[np.float32]:
@@ -308,7 +307,7 @@ def _read_idx(path: Path, axes: int, what: str) -> Pixels:
             data = stream.read()
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(
-            f"{path}: not readable, or truncated ({error_reason(error)}); fetch it again"
+            f"{path}: not readable, or truncated ({one_line(error)}); fetch it again"
         ) from None
     header = 4 + 4 * axes
     magic = bytes((0, 0, IDX_UBYTE, axes))
@@ -353,7 +352,7 @@ def _open_tree(path: Path) -> Iterator[_Tree]:
         archive = zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile) as error:
         raise InputError(
-            f"{path}: not a readable zip, or truncated ({error_reason(error)}); fetch it again"
+            f"{path}: not a readable zip, or truncated ({one_line(error)}); fetch it again"
         ) from None
     with archive:
         # By path, which is tidier than the entry's own name: ./a.png is a.png.
@@ -370,7 +369,7 @@ def _open_entry(archive: zipfile.ZipFile, path: Path, entry: str) -> io.BytesIO:
     except (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError) as error:
         # RuntimeError: it has a password, or is packed in a way that Python lacks.
         raise InputError(
-            f"{path}: {entry} in it cannot be read ({error_reason(error)}); fetch the zip again"
+            f"{path}: {entry} in it cannot be read ({one_line(error)}); fetch the zip again"
         ) from None
 
 

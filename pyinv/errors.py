@@ -19,6 +19,7 @@ __all__ = [
     "PyinvError",
     "RuleError",
     "RunError",
+    "one_line",
 ]
 
 
@@ -79,3 +80,9 @@ class DependencyError(PyinvError, ImportError):
 
 class ExportError(PyinvError):
     """A generator cannot be exported, or its bundle does not agree with PyTorch."""
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's text as one line, without what its class adds."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(str(text).split())

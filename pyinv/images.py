@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pyinv.array_files import read_array
 from pyinv.bundle import Manifest
-from pyinv.errors import DependencyError, InputError
+from pyinv.errors import DependencyError, InputError, one_line
 from pyinv.validation import as_numpy, first_bad_row, shape_text
 
 if TYPE_CHECKING:
@@ -299,7 +299,7 @@ def read_pixels(file: PathLike | IO[bytes], name: str, channels: int) -> FloatAr
     except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError) as error:
         # Pillow's decoders raise all of these on damaged files.
         raise InputError(
-            f"{name}: not a readable image, or truncated ({error_reason(error)}); mend or remove it"
+            f"{name}: not a readable image, or truncated ({one_line(error)}); mend or remove it"
         ) from None
 
 
@@ -506,9 +506,3 @@ def _pillow() -> Any:
             "reading and writing image files needs Pillow: pip install pillow"
         ) from None
     return Image
-
-
-def error_reason(error: BaseException) -> str:
-    """Return an error as one line, without what its class adds."""
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(str(text).split())

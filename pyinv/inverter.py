@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -23,17 +22,19 @@ from pyinv.bundle import RUNTIMES, Bundle, Manifest
 from pyinv.cores import usable_cores
 from pyinv.devices import resolve_device
 from pyinv.errors import (
+    BundleError,
     DeviceError,
     InputError,
     OutOfMemoryError,
     PyinvError,
     RunError,
+    one_line,
 )
 from pyinv.images import check_images
-from pyinv.progress import progress_reporter
+from pyinv.progress import Progress, progress_reporter
 from pyinv.recipes import MAX_RESTARTS, Recipe
 from pyinv.result import Inversion, Status
-from pyinv.session import Session, one_line
+from pyinv.session import Session
 from pyinv.uncertainty import Uncertainty
 from pyinv.uncertainty.search import DEFAULT_HOPS, Search, Targets
 from pyinv.validation import as_numpy, check_rows, noise_level, whole_number
@@ -41,7 +42,6 @@ from pyinv.validation import as_numpy, check_rows, noise_level, whole_number
 __all__ = ["Inverter"]
 
 FloatArray = NDArray[np.float32]
-Progress = Callable[[dict[str, Any]], None]
 
 # The engine's counters hold 48 bits of target id. ``sample`` draws from the upper half and
 # ``invert`` from the lower, or inverting G(sample(n, seed)) with that seed would begin at the
@@ -533,16 +533,15 @@ class Inverter:
             search.widen(wanted, part, losses, rows, n_hops=n_hops, seed=seed, progress=progress)
         except KeyboardInterrupt:
             return replace(known(), cancelled=True)
-        except (PyinvError, MemoryError) as error:
+        except Exception as error:
             measured = int(np.isfinite(known().noise).sum())
-            if isinstance(error, DeviceError) and not measured:
-                raise
-            raise RunError(
-                f"{one_line(error)}; the uncertainty of {measured} of {count} targets is known",
-                uncertainty=found,
-            ) from None
-        except Exception as error:  # of the progress function
-            error.uncertainty = known()  # type: ignore[attr-defined]
+            failed = isinstance(error, (RunError, BundleError, MemoryError))
+            if failed or (isinstance(error, DeviceError) and measured):
+                raise RunError(
+                    f"{one_line(error)}; the uncertainty of {measured} of {count} targets is known",
+                    uncertainty=found,
+                ) from None
+            error.uncertainty = found  # type: ignore[attr-defined]
             raise
         return known()
 

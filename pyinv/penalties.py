@@ -21,7 +21,7 @@ class MomentPenalty(Rule):
     \gamma_\text{mean} (\mu - \hat\mu)^2 + \gamma_\text{std} (\sigma - \hat\sigma)^2
     $$
 
-    where the hats are taken over every component of the lanes that run together, or over one
+    where the hats are taken over every component of the targets that run together, or over one
     latent's components. Its gradient in a component of a latent of size d:
 
     $$

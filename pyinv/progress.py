@@ -9,7 +9,7 @@ from typing import Any
 
 from pyinv.errors import DependencyError, InputError
 
-__all__ = ["progress_reporter"]
+__all__ = ["Progress", "progress_reporter"]
 
 Progress = Callable[[dict[str, Any]], None]
 

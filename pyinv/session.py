@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,13 +18,12 @@ from pyinv import _core, runtimes
 from pyinv.batching import groups
 from pyinv.bundle import Bundle, Function, Manifest
 from pyinv.devices import open_device, resolve_device
-from pyinv.errors import BundleError, DeviceError, OutOfMemoryError, RunError
+from pyinv.errors import BundleError, DeviceError, OutOfMemoryError, RunError, one_line
 from pyinv.recipes import Recipe
 
-__all__ = ["Session", "one_line"]
+__all__ = ["Session"]
 
 FloatArray = NDArray[np.float32]
-Progress = Callable[[dict[str, Any]], None]
 
 # Memory for the Jacobians of the targets whose normal equations are evaluated at a time. On the
 # CPU they gain nothing from larger batches than this holds.
@@ -257,11 +256,6 @@ class Session:
             raise BundleError(
                 f"{path}: {name} cannot load it ({error}); export the bundle again"
             ) from None
-
-
-def one_line(error: BaseException) -> str:
-    """Return an error's text without line breaks."""
-    return " ".join(str(error).split())
 
 
 @contextlib.contextmanager

@@ -300,7 +300,7 @@ class LBFGS(_Solver):
     stop rules look at the losses of steps that were taken. A stage is stalled as well when 12 steps
     without any pairs were not taken, or when there is no way down.
 
-    The memory is 2 ``history`` numbers for each component of a lane's latent. Targets must not
+    The memory is 2 ``history`` numbers per component of each latent in the batch. Targets must not
     affect one another: no ``MomentPenalty``, no batch norm over the batch. Where
     ``LevenbergMarquardt`` can be used it needs less time.
 

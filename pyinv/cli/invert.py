@@ -35,7 +35,7 @@ OUT.npz holds one row per target, in the order given (folders in natural order):
   attempts, normal_equations, sources (where each image came from), and trace if asked for;
   with --uncertainty also standard_error (one per latent component), condition_number, identifiable
   (1 where the image determines the latent) and noise (of a pixel, in the bundle's value range).
-Read it with numpy.load or pyinv.Inversion.load.
+Read it with numpy.load, or pyinv.Inversion.load and pyinv.Uncertainty.load.
 
 examples:
   pyinv invert faces.bundle photos/ -o latents.npz

@@ -1,4 +1,4 @@
-"""Inversions that are kept on disk, so that a long reproduction can be stopped and gone on with."""
+"""A cache of inversions on disk, so that a long reproduction can be stopped and continued."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import json
 import re
 import time
 import zipfile
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,6 +23,7 @@ from pyinv.atomic_files import OutputFile
 from pyinv.errors import InputError, OutputError
 from pyinv.inverter import Inverter
 from pyinv.papers.folder import open_folder
+from pyinv.progress import Progress
 from pyinv.recipes import Recipe
 from pyinv.result import Inversion, Status
 from pyinv.validation import as_numpy
@@ -34,11 +34,9 @@ _ROWS = ("latents", "loss", "status", "steps", "attempts", "normal_equations")
 
 RUNTIMES = {"onnx": "ONNX Runtime", "torchscript": "TorchScript of"}
 
-Progress = Callable[[dict[str, Any]], None]
-
 
 class RunCache:
-    """The inversions of one reproduction, each kept as ``folder/runs/<id>.npz`` once it is done.
+    """The inversions of one reproduction, each cached as ``folder/runs/<id>.npz`` once it is done.
 
     A run that is asked for again with the same settings is read back. Its settings are the recipe,
     the seed, the images, the bundle's files and whatever else the draws and the results depend on.
@@ -104,7 +102,7 @@ class RunCache:
         condition: Any = None,
         progress: bool | Progress | None = None,
     ) -> Inversion:
-        """Return the inversion of these images: the kept one, or a new one, which is then kept.
+        """Return the inversion of these images: the cached one, or a new one, which is then cached.
 
         Args:
             id: letters, digits, dots, hyphens and underscores; its own for each run.
@@ -158,15 +156,15 @@ class RunCache:
             )
 
         path = self.folder / f"{id}.npz"
-        kept = _read(path, fingerprint, len(images))
-        if kept is not None and not kept[0].cancelled:
-            inversion, self._facts[id] = kept
+        cached = _read(path, fingerprint, len(images))
+        if cached is not None and not cached[0].cancelled:
+            inversion, self._facts[id] = cached
             self.read_back.add(id)
         else:
             part = path.with_name(f"{path.name}.part")
             before = None if coupled else _read(part, fingerprint, len(images))
-            lacking = _lacks(before[0]) if before else np.ones(len(images), dtype=bool)
-            rows = np.flatnonzero(lacking)
+            missing = _unfinished(before[0]) if before else np.ones(len(images), dtype=bool)
+            rows = np.flatnonzero(missing)
 
             def write(output: OutputFile, inversion: Inversion) -> dict[str, Any]:
                 seconds = time.perf_counter() - started + (before[1]["seconds"] if before else 0)
@@ -174,7 +172,7 @@ class RunCache:
                 output.write(lambda file: _write(file, inversion, settings, fingerprint, facts))
                 return facts
 
-            # The draft is opened before the work, so that a folder gone bad is told at once.
+            # The draft is opened before the work, so that a bad folder is found at once.
             with OutputFile(path) as output:
                 started = time.perf_counter()
                 stopped: BaseException | None = None
@@ -197,8 +195,8 @@ class RunCache:
                 if not inversion.cancelled:
                     self._facts[id] = write(output, inversion)
                     part.unlink(missing_ok=True)
-                elif not coupled and not _lacks(inversion).all():
-                    # Of two errors, the one that stopped the run is told.
+                elif not coupled and not _unfinished(inversion).all():
+                    # Of two errors, the one that stopped the run is raised.
                     failed = not isinstance(stopped, KeyboardInterrupt)
                     with contextlib.suppress(*[OutputError] * failed), OutputFile(part) as output:
                         write(output, inversion)
@@ -209,22 +207,22 @@ class RunCache:
         return replace(inversion, _images=lambda: inverter.generate(latents, condition=of))
 
 
-def _lacks(inversion: Inversion) -> NDArray[np.bool_]:
+def _unfinished(inversion: Inversion) -> NDArray[np.bool_]:
     """Return which targets are not done."""
-    lacks: NDArray[np.bool_] = inversion.status == Status.CANCELLED
-    return lacks
+    unfinished: NDArray[np.bool_] = inversion.status == Status.CANCELLED
+    return unfinished
 
 
 def _joined(before: Inversion | None, found: Inversion) -> Inversion:
-    """Return what was kept of a run with what was now found for the targets that it lacked."""
+    """Return a run's cached targets together with those that were found now."""
     if before is None:
-        return replace(found, cancelled=bool(_lacks(found).any()))
+        return replace(found, cancelled=bool(_unfinished(found).any()))
     joined = {}
     for name in (*_ROWS, "min_latent_error"):
         if getattr(before, name) is not None:
             joined[name] = getattr(before, name).copy()
-            joined[name][_lacks(before)] = getattr(found, name)
-    return replace(before, **joined, cancelled=bool(_lacks(found).any()))
+            joined[name][_unfinished(before)] = getattr(found, name)
+    return replace(before, **joined, cancelled=bool(_unfinished(found).any()))
 
 
 def _hash(array: NDArray[Any]) -> str:
@@ -273,12 +271,12 @@ def _write(
 def _read(path: Path, fingerprint: str, count: int) -> tuple[Inversion, dict[str, Any]] | None:
     """Return what was kept of a run and its facts; None where there is none of these settings."""
     try:
-        kept = json.loads(str(read_npz(path, ["settings"])["settings"]))
-        if kept["fingerprint"] != fingerprint:
+        cached = json.loads(str(read_npz(path, ["settings"])["settings"]))
+        if cached["fingerprint"] != fingerprint:
             return None
         inversion = Inversion.load(path)
         if len(inversion) != count:
             return None
-        return inversion, dict(kept["facts"])
-    except Exception:  # whatever is wrong with a kept run, running it again mends it
+        return inversion, dict(cached["facts"])
+    except Exception:  # whatever is wrong with the file: the run is made again
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from pyinv import recipes
 from pyinv.errors import DeviceError, OutOfMemoryError
 from pyinv.priors import Uniform
-from pyinv.progress import progress_reporter
+from pyinv.progress import Progress, progress_reporter
 from pyinv.recipes import MAX_RESTARTS, Recipe
 from pyinv.session import Session
 from pyinv.uncertainty.laplace import FLOAT32_ROUNDING, TF32_ROUNDING, laplace_uncertainty
@@ -22,7 +21,6 @@ from pyinv.uncertainty.result import Uncertainty
 __all__ = ["DEFAULT_HOPS", "Search", "Targets"]
 
 FloatArray = NDArray[np.float32]
-Progress = Callable[[dict[str, Any]], None]
 
 DEFAULT_HOPS = 8
 # The hops' sizes. The first is one with which most find their way where an image leaves little

@@ -630,6 +630,11 @@ def test_progress_function_that_fails_during_hops_keeps_what_is_known(normal, ta
     assert np.isnan(error.value.uncertainty.standard_error).all()
 
 
+def test_bad_progress_is_refused(normal, targets, inversion):
+    with pytest.raises(InputError, match="progress must be None, True or a function"):
+        normal[0].uncertainty(inversion, targets, progress="yes")
+
+
 def test_hops_take_fewer_lanes_where_memory_is_short(normal, targets, monkeypatch):
     inverter, _ = normal
     latents = draw(NORMAL, 5)

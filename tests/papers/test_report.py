@@ -639,7 +639,7 @@ def test_matplotlib_is_needed_for_plots_alone(tmp_path, monkeypatch):
 def test_a_report_needs_no_torch():
     code = (
         "import sys; sys.modules['torch'] = None; "
-        "from pyinv.papers import report, runs, figures; print('matplotlib' in sys.modules)"
+        "from pyinv.papers import report, run_cache, figures; print('matplotlib' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr

@@ -78,8 +78,8 @@ def slerp(a: Any, b: Any, n: int) -> FloatArray:
         InputError: latents that are zero, opposite, not finite or differ in shape; no such n.
 
     Source: White 2016, "Sampling generative networks", section 2.1, after Shoemake 1985. Egan et
-        al. 2018, section 5.2, prints sin(1 - mu) theta and q_1 for the first term, which would not
-        begin at z_1; it is meant as here.
+    al. 2018, section 5.2, prints sin(1 - mu) theta and q_1 for the first term, which would not
+    begin at z_1; it is meant as here.
     """
     start, end, dtype = _check_latents(a, b)
     angle = _angle(_direction(start, "a"), _direction(end, "b"))

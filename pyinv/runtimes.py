@@ -153,7 +153,7 @@ def load_onnxruntime() -> OnnxRuntimeInfo:
     """Loads ONNX Runtime into the engine, once per process, and says which it is.
 
     Raises:
-        DependencyError: As :func:`find_onnxruntime`, or the library cannot be loaded or is too old.
+        DependencyError: As ``find_onnxruntime``, or the library cannot be loaded or is too old.
     """
     from pyinv import _core
 

@@ -38,7 +38,7 @@ def add_noise(
         InputError: no images, pixels outside of the range, or a wrong argument.
 
     Source: Lipton & Tripathi 2017, section 3, Figure 2; that noisy images are clipped is in the
-        authors' code alone.
+    authors' code alone.
     """
     clean = check_rows(images, "images", "images [N, C, H, W]")
     low, high = check_value_range(value_range)

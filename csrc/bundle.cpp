@@ -22,7 +22,7 @@ constexpr const char* kFormat = "pyinv-bundle";
 constexpr int64_t kFormatVersion = 1;
 constexpr const char* kManifest = "manifest.json";
 constexpr int64_t kMaxValues = std::numeric_limits<int32_t>::max();  // of one target
-constexpr const char* kMend = "; export or copy the bundle again";
+constexpr const char* kFix = "; export or copy the bundle again";
 
 int64_t product(const std::vector<int64_t>& shape) {
   return std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>());
@@ -211,14 +211,14 @@ void check_file(const fs::path& path, int64_t expected) {
   const std::string name = path.string();
   const fs::file_type type = type_of(path, name + ":");
   if (type == fs::file_type::not_found)
-    throw BundleError(name + ": missing from the bundle" + kMend);
-  if (type != fs::file_type::regular) throw BundleError(name + ": expected a file" + kMend);
+    throw BundleError(name + ": missing from the bundle" + kFix);
+  if (type != fs::file_type::regular) throw BundleError(name + ": expected a file" + kFix);
   std::error_code error;
   const uintmax_t size = fs::file_size(path, error);
   if (error) throw BundleError(name + ": cannot be read (" + error.message() + ")");
   if (size != static_cast<uintmax_t>(expected)) {
     throw BundleError(name + ": expected " + std::to_string(expected) + " bytes, found " +
-                      std::to_string(size) + kMend);
+                      std::to_string(size) + kFix);
   }
 }
 
@@ -237,7 +237,7 @@ std::string read_text(const fs::path& folder) {
                       "; make one with `pyinv export`");
   }
   if (manifest != fs::file_type::regular) {
-    throw BundleError(std::string(kManifest) + " must be a file" + kMend);
+    throw BundleError(std::string(kManifest) + " must be a file" + kFix);
   }
   std::string text;
   std::ifstream file(path, std::ios::binary);
@@ -276,7 +276,7 @@ Bundle Bundle::open(const fs::path& folder) {
     try {
       document = json::parse(text);
     } catch (const json::Error& error) {
-      throw BundleError(std::string(kManifest) + " is not valid JSON: " + error.what() + kMend);
+      throw BundleError(std::string(kManifest) + " is not valid JSON: " + error.what() + kFix);
     }
     const Node manifest(document, kManifest);
     read_manifest(manifest, bundle);

@@ -1,4 +1,4 @@
-"""Run a written bundle against PyTorch on fresh latents before anybody trusts it."""
+"""Compare a bundle's functions, as they were written, with PyTorch on fresh inputs."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ class Reference:
             return self.image(inputs), last
 
     def normal_equations(self, loss: Loss, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """An objective, and the Gauss-Newton matrices [B, d, d] of its loss.
+        """An objective, and gram [B, d, d] of its loss.
 
         The Jacobian comes from forward-mode differentiation, one latent for every direction.
         """

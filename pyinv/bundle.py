@@ -173,7 +173,7 @@ class Manifest:
         missing = [loss for loss in self.losses if loss not in losses]
         if missing:
             raise BundleError(
-                f"functions must hold the same losses for each runtime; {runtime} lacks "
+                f"functions must hold the same losses for each runtime; {runtime} has no "
                 f"{', '.join(missing)}"
             )
         self._check_normal_equations(runtime, held)
@@ -203,8 +203,8 @@ class Manifest:
         missing = [str(loss) for loss in dict.fromkeys(every) if loss not in losses]
         if missing:
             raise BundleError(
-                f"functions must hold the same normal equations for each runtime; {runtime} lacks "
-                f"those of {', '.join(missing)}"
+                f"functions must hold the same normal equations for each runtime; {runtime} has "
+                f"none of {', '.join(missing)}"
             )
 
     @property
@@ -418,7 +418,7 @@ class Manifest:
                 origin=dict(described.get("origin", {})),
             )
         except KeyError as error:
-            raise BundleError(f"the manifest lacks {error.args[0]!r}") from None
+            raise BundleError(f"the manifest has no {error.args[0]!r}") from None
         except RuleError as error:
             raise BundleError(f"the manifest's prior is wrong: {error}") from None
         except (TypeError, ValueError, AttributeError) as error:
@@ -499,24 +499,24 @@ class Bundle:
         return self.path / function.file
 
     def _check_files(self, *, contents: bool) -> None:
-        mend = "export or copy the bundle again"
+        fix = "export or copy the bundle again"
         for name, expected in self.manifest.files.items():
             path = self.path / name
             try:
                 size = path.stat().st_size
                 if not path.is_file():
-                    raise BundleError(f"{path}: expected a file; {mend}")
+                    raise BundleError(f"{path}: expected a file; {fix}")
                 if size != expected.bytes:
                     raise BundleError(
-                        f"{path}: expected {expected.bytes} bytes, found {size}; {mend}"
+                        f"{path}: expected {expected.bytes} bytes, found {size}; {fix}"
                     )
                 if contents and FileRecord.of(path).sha256 != expected.sha256:
                     raise BundleError(
                         f"{path}: its SHA-256 is not the manifest's, so it was changed or damaged; "
-                        f"{mend}"
+                        f"{fix}"
                     )
             except FileNotFoundError:
-                raise BundleError(f"{path}: missing from the bundle; {mend}") from None
+                raise BundleError(f"{path}: missing from the bundle; {fix}") from None
             except OSError as error:
                 raise BundleError(f"{path}: cannot be read ({error.strerror})") from None
 

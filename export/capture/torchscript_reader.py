@@ -413,7 +413,7 @@ class _Held:
 
 
 def _operator(node: Any) -> Any:
-    """The ATen operator that a node calls; None where it is Python's work, or nobody's."""
+    """The ATen operator that a node calls; None if it has none, or Python computes it."""
     space, _, name = node.kind().partition("::")
     if space != "aten" or node.kind() in (*_CONVERSIONS, *_QUERIES):
         return None

@@ -206,7 +206,7 @@ def _interpolate(
 
 @contextmanager
 def _explained(tracing: Callable[[], str]) -> Iterator[None]:
-    """Turn whatever torch raises while tracing into one line that names the operator."""
+    """Turn an exception that torch raises while tracing into one line that names the operator."""
     try:
         yield
     except ExportError:

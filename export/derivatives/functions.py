@@ -31,9 +31,9 @@ def trace_functions(
 ) -> fx.GraphModule:
     """Trace the bundle's functions as one graph, with the operators that ONNX has.
 
-    Inputs are latent, image and, where there is one, condition; outputs the generated image, then
-    loss [B] and d loss / d latent [B, d] for every loss, then for every one of ``solved`` the
-    gradient [B, d] and gram [B, d, d] of its normal equations.
+    Its inputs are latent, image and, if there is one, condition. Its outputs are the generated
+    image, then loss [B] and d loss / d latent [B, d] for each loss, then for each loss of
+    ``solved`` the gradient [B, d] and gram [B, d, d] of its normal equations.
 
     Args:
         traced: what trace_generator returned.
@@ -41,8 +41,8 @@ def trace_functions(
         shapes: one target's shapes.
         value_range: of the images.
         solved: those losses whose normal equations are wanted; least-squares losses.
-        most_bytes_per_target: push tangents in as many chunks of directions as it takes to need
-            about no more memory than this for one target, within reason.
+        most_bytes_per_target: about the most memory that one target's tangents may take at a
+            time. The latent's directions are split into up to 16 chunks for that.
     """
     losses = [loss.for_images(shapes.image) for loss in losses]
     tracing = "the generator"

@@ -1,12 +1,12 @@
-"""Push tangents through a traced generator: its derivatives in many directions at once.
+"""Jacobian-vector products of a traced generator, in many directions at once (forward mode).
 
-One pass over the graph, along with the images: every operator's tangents from its inputs'. The
-tangents of all directions lie in one batch, a target's directions next to one another, so that
-linear operators take them as they take images. What works element by element multiplies them by
-its derivative, which is computed once a target; consecutive factors are multiplied with one
-another first, and reach the tangents as one. Tangents that are the same for all targets, such as
-those of the first dense layer, which are its weights, stay so as long as nothing depends on the
-target.
+One pass over the graph computes every operator's tangents from those of its inputs, along with the
+images. The tangents of all directions form one batch, in which the directions of one target are
+neighbours, so that linear operators take them as they take images. An element-wise operator
+multiplies them by its derivative, which is computed once per target. Consecutive factors are
+multiplied with one another first and reach the tangents as one. Some tangents are the same for all
+targets: those of the first dense layer, for example, are its weights. They are stored once until an
+operator depends on the target.
 
 A row is one direction of one target. Where a tensor of the graph has B targets along an axis, its
 tangents have B * directions rows.

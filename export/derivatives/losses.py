@@ -344,17 +344,15 @@ def resolve_losses(
                     f"unknown loss {loss!r}: use one of {', '.join(built_in)}, or a torch callable"
                 )
             made = built_in[loss]()
-            made = replace(made, name=given_name or made.name)
         elif isinstance(loss, Whitened):
             made = _whitened(loss, value_range)
-            made = replace(made, name=given_name or made.name)
         elif callable(loss):
-            own_name = str(getattr(loss, "__name__", type(loss).__name__))
-            made = Loss(given_name or own_name, loss)
+            made = Loss(str(getattr(loss, "__name__", type(loss).__name__)), loss)
         else:
             raise ExportError(
                 f"a loss must be a name or a callable (image, target), got {type(loss).__name__}"
             )
+        made = replace(made, name=given_name or made.name)
         # The name becomes part of a file's name.
         if not isinstance(made.name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", made.name):
             raise ExportError(

@@ -1,4 +1,4 @@
-"""Normal equations of a least-squares loss: its Gauss-Newton matrix beside its gradient."""
+"""Normal equations of a least-squares loss: gram (2 / P J^T J) beside its gradient."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def normal_equations(
     activation: str,
     chunks: Sequence[tuple[int, int]],
 ) -> list[Tensor]:
-    """The gradients and the Gauss-Newton matrices of least-squares losses.
+    """The gradients and grams of least-squares losses.
 
     With the residual r, its Jacobian J = d r / d latent, and P pixels, the loss is the mean of r^2,
-    its gradient 2 / P J^T r, and the matrix 2 / P J^T J.
+    its gradient 2 / P J^T r, and its gram 2 / P J^T J.
 
     Args:
         losses: least-squares losses.
@@ -33,7 +33,7 @@ def normal_equations(
         chunks: the first direction of each chunk of directions, and how many it has.
 
     Returns:
-        gradient [B, d] and matrix [B, d, d] for each loss, one after the other.
+        gradient [B, d] and gram [B, d, d] of each loss in turn.
     """
     image, *before = tangents.outputs
     residuals = []
@@ -43,7 +43,7 @@ def normal_equations(
         else:
             assert loss.residual is not None
             residuals.append((0, *loss.residual(image, target)))
-    # One chunk's tangents serve all losses, and are gone when the next chunk's come.
+    # All losses share a chunk's tangents, which are released before the next chunk.
     parts: list[list[Tensor]] = [[] for _ in losses]
     for first, count in chunks:
         for part, (output, _, slope, _) in zip(parts, residuals, strict=True):

@@ -1,4 +1,4 @@
-"""Fold batch norm and other per-channel work into the weights of a traced generator.
+"""Bring a traced generator's layers into one form, with batch norm folded into their weights.
 
 With running statistics, batch norm is y = scale * x + shift for every channel. Where x comes from
 a convolution, transposed convolution or dense layer (possibly through a reshape, an upsampling or
@@ -125,7 +125,7 @@ def _scale_and_shift(
 def _absorb(
     module: fx.GraphModule, node: fx.Node, user: fx.Node, scale: Tensor, shift: Tensor
 ) -> bool:
-    """Make a node compute scale * node + shift, if nothing but ``user`` sees the difference."""
+    """Make a node compute scale * node + shift, if ``user`` is its only user."""
     if any(other is not user for other in node.users):
         return False
     if is_op(node, "convolution"):

@@ -1,4 +1,4 @@
-"""What a traced generator ends in: some losses are better computed before its last activation."""
+"""The last activation of a traced generator, as some losses are better computed before it."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ class OutputActivation:
 def expose_output_activation(traced: fx.GraphModule) -> OutputActivation:
     """Find a traced generator's last activation, and make the graph return its input as well.
 
-    The graph returns its image and, where it ends in tanh or sigmoid, what goes into that, in the
-    image's shape. Reshapes may follow the activation, and so may a number that is added or
-    multiplied.
+    The graph returns its image and, if the last activation is a tanh or sigmoid, that activation's
+    input in the image's shape. Reshapes may follow the activation, and so may the addition of a
+    number or the multiplication by one.
     """
     graph = traced.graph
     output = next(node for node in graph.nodes if node.op == "output")

@@ -1,4 +1,4 @@
-"""How much memory a graph's values take at once."""
+"""How much memory a graph's values take at the same time."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _VIEWS = ("view", "reshape", "_unsafe_view", "squeeze", "unsqueeze", "alias", "d
 
 
 def bytes_per_target(module: fx.GraphModule, outputs: Iterable[int] | None = None) -> int:
-    """The most bytes that one target's values take at any time, in the graph's order.
+    """The peak memory in bytes per target, if the operators run in the graph's order.
 
-    A value is there from the operator that makes it to the last that takes it, results to the end.
-    What does not depend on the number of targets does not count.
+    A value takes memory from the operator that computes it to the last that reads it, a result to
+    the end. Only values whose size depends on the number of targets count.
 
     Args:
         module: a graph whose nodes know their shapes.

@@ -1,4 +1,4 @@
-"""Make a traced graph as small as what it computes: what ONNX Runtime then runs at every step.
+"""Reduce a traced graph to the operators that it needs: ONNX Runtime runs them at every step.
 
 A gradient traced from autograd is full of aliases, recomputed masks, powers, broadcast ones and
 symbolic sizes. After these passes, activation gradients have one form, ``where(a > 0, g, slope*g)``
@@ -85,7 +85,7 @@ def _order(node: Any) -> list[int]:
 
 
 def _undo_transposes(module: fx.GraphModule, node: fx.Node) -> bool:
-    """Drop what moves no axis, alone or after the one before."""
+    """Drop a transpose that moves no axis, alone or together with the one before it."""
     if not is_op(node, *_TRANSPOSES):
         return False
     source: Any = node.args[0]

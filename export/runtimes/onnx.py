@@ -48,7 +48,7 @@ def to_onnx(
     graph, and functions cut from one graph name their shared weights alike.
 
     Args:
-        module: a graph from trace.py, which stays as it is.
+        module: a simplified graph; it is not changed.
         functions: the functions to cut from it.
         inputs: name and shape, without the batch axis, of each of the graph's inputs.
 
@@ -263,7 +263,7 @@ def _cut(whole: ModelProto, function: Signature) -> ModelProto:
 class WeightsFile:
     """One file that holds every distinct tensor of some of a bundle's graphs once.
 
-    Tensors with equal bytes share a place, whatever their shapes.
+    Tensors with equal bytes share a place, even if their shapes differ.
 
     Args:
         file: open for writing.

@@ -225,7 +225,7 @@ class _Fusion:
         self.done.add(node)
 
     def visit_source(self, value: ir.Value | None) -> None:
-        """Visit what a value is computed from element by element, which may stand further on."""
+        """Visit the element-wise operators behind a value, which may come later in the graph."""
         node = value.producer() if value is not None else None
         if node is None or node in self.done or node.op_type not in _ELEMENTWISE:
             return
@@ -272,7 +272,7 @@ class _Fusion:
         self.done.add(node)
 
     def replace_by_last(self, node: ir.Node, last: ir.Value) -> None:
-        """The same for a channels-last value. A way back that nobody goes is removed later."""
+        """The same for a channels-last value. Unused transposes back are removed later."""
         old = node.outputs[0]
         sizes = _sizes(old)
         assert sizes is not None

@@ -74,7 +74,7 @@ def write_torchscript(
     The same graph and weights give the same bytes.
 
     Args:
-        module: a graph from trace.py, which stays as it is.
+        module: a simplified graph; it is not changed.
         methods: each method's part of the graph, by name.
         path: the file to write.
         inputs: the names of the graph's inputs.

@@ -259,7 +259,7 @@ DAMAGES = [
     (change_manifest(format="gltf"), "not a pyinv bundle"),
     (change_manifest(format_version=2), "format_version is 2 and this pyinv reads up to 1"),
     (change_manifest(format_version="1"), "format_version must be a whole number"),
-    (change_manifest(latent_shape=None), "the manifest lacks 'latent_shape'"),
+    (change_manifest(latent_shape=None), "the manifest has no 'latent_shape'"),
     (change_manifest(latent_shape=[0]), "latent_shape must be"),
     (change_manifest(latent_shape=[2**16, 2**15]), "latent_shape must hold at most 2147483647"),
     (change_manifest(image_shape=[8, 8]), "image_shape must be 3 axes"),
@@ -287,7 +287,7 @@ DAMAGES = [
                 {"name": "objective", "loss": "l1", "method": "objective_l1"},
             ]
         ),
-        "the same losses for each runtime; onnx lacks l1",
+        "the same losses for each runtime; onnx has no l1",
     ),
     (solving("l1"), "normal equations for onnx of the loss 'l1', which has no objective"),
     (solving("mse", "mse"), "a loss's normal equations for onnx once"),
@@ -300,7 +300,7 @@ DAMAGES = [
     (solving("mse", operators="Gemm"), "operators must be a list of names, got 'Gemm'"),
     (solving("mse", operators=[1]), "operators must be a list of names, got [1]"),
     (change_manifest(functions=[FORWARD, OBJECTIVE]), "objective needs operators, a list of"),
-    (both(scripted(), solving("mse")), "for each runtime; torchscript lacks those of mse"),
+    (both(scripted(), solving("mse")), "for each runtime; torchscript has none of mse"),
     (
         both(solving("mse"), change_manifest(batch_norm="batch")),
         'with batch_norm "batch" images depend on one another',

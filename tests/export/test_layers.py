@@ -17,6 +17,7 @@ from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
 from pyinv import Inverter, Normal, Uniform  # noqa: E402
+from pyinv.bundle import Bundle  # noqa: E402
 from pyinv.cli import main  # noqa: E402
 from pyinv.errors import ExportError, InputError  # noqa: E402
 from pyinv.export import (  # noqa: E402
@@ -301,6 +302,23 @@ def test_residuals_are_added_between_layers(layers: Layers, tmp_path: Path) -> N
         inverter = Inverter(path, runtime=runtime)
         found = inverter.generate(latent.numpy(), condition=z_0.numpy())
         assert np.allclose(found, expected.numpy(), atol=1e-5)
+
+
+def test_large_residuals_draw_no_warning_about_the_range(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    """Their prior is there for the penalty, and no generator makes the images that it gives."""
+    small = seeded(
+        nn.Sequential(
+            *(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU()),
+            *(nn.Linear(6, 16), nn.Unflatten(1, (1, 4, 4))),
+        )
+    )
+    path = split(small, ["1", "3"]).export_residual(
+        tmp_path / "residual.bundle", latent_shape=4, weights=1e-4, **FIRST_ORDER
+    )
+    assert [warning for warning in recwarn if "value_range" in str(warning.message)] == []
+    assert not Bundle.open(path).manifest.bounded
 
 
 def test_the_prior_penalty_is_that_of_equation_12(layers: Layers, tmp_path: Path) -> None:

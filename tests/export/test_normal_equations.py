@@ -23,7 +23,7 @@ from torch import Tensor, fx, nn  # noqa: E402
 
 from pyinv.bundle import Bundle, Function  # noqa: E402
 from pyinv.errors import ExportError  # noqa: E402
-from pyinv.export import export, exporter, whitened  # noqa: E402
+from pyinv.export import export, whitened, writer  # noqa: E402
 from pyinv.export.passes.peak_memory import bytes_per_target  # noqa: E402
 from pyinv.export.runtimes.onnx import _LARGEST_FOLDED as LARGEST_FOLDED  # noqa: E402
 from pyinv.priors import Normal  # noqa: E402
@@ -402,7 +402,7 @@ def test_a_chunk_of_directions_at_a_time(
     exported: Callable[[str], Exported], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = exported("upsample")
-    monkeypatch.setattr(exporter, "_MOST_BYTES_PER_TARGET", 300_000)
+    monkeypatch.setattr(writer, "_MOST_BYTES_PER_TARGET", 300_000)
     parts = Exported(CASES["upsample"], tmp_path / "b")
     inputs = whole.draw(3)
     for loss in ("mse", "whitened"):

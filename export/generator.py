@@ -1,0 +1,116 @@
+"""Try a generator before it is exported: what it takes, what it returns, and in which range."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pyinv.errors import ExportError
+from pyinv.priors import Prior
+
+from .capture.trace import Shapes
+from .check import Reference
+from .derivatives.losses import Loss
+from .diagnostics import first_line, quiet, warn_caller
+
+__all__ = ["check_generator", "check_reading"]
+
+# Latents it is tried on.
+_TRIED = 64
+# Values this far outside, relative to the range's width, are rounding.
+_RANGE_SLACK = 1e-5
+
+
+def check_generator(
+    generator: nn.Module,
+    latent_shape: tuple[int, ...],
+    condition_shape: tuple[int, ...] | None,
+    prior: Prior,
+    value_range: tuple[float, float],
+    losses: Sequence[Loss],
+) -> tuple[tuple[int, int, int], bool]:
+    """Run a prepared generator on a few latents, and say what is wrong with it before any work.
+
+    Returns:
+        its image shape, and whether these images lie in the value range.
+
+    Raises:
+        ExportError: it does not take such latents, or does not return images.
+    """
+    shapes = Shapes(latent_shape, (1, 1, 1), condition_shape)
+    reference = Reference(generator, shapes, prior=prior, value_range=value_range)
+    inputs = reference.draw(_TRIED, seed=0)
+    given = f"a latent of shape {['B', *latent_shape]}".replace("'", "")
+    if condition_shape is not None:
+        given += f" and a condition of shape [B, {condition_shape[0]}]"
+    try:
+        # Noise that the generator draws must not change the caller's random state.
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            image = reference.image(inputs)
+            again = reference.image(inputs)
+    except ExportError:
+        raise
+    except Exception as error:
+        raise ExportError(
+            f"the generator does not take {given}: {first_line(error)}; "
+            "check latent_shape and condition_shape"
+        ) from error
+    if not isinstance(image, Tensor):
+        raise ExportError(
+            f"the generator must return one image tensor [B, C, H, W], it returned "
+            f"{type(image).__name__}: wrap it in a module that returns the image alone"
+        )
+    if image.ndim != 4 or image.shape[0] != _TRIED:
+        raise ExportError(
+            f"the generator must return images [B, C, H, W], it returned {list(image.shape)} for "
+            f"{_TRIED} latents"
+        )
+    if not image.is_floating_point():
+        raise ExportError(f"the generator must return floats, it returned {image.dtype}")
+    if not bool(torch.isfinite(image).all()):
+        raise ExportError("the generator returned NaN or infinity: check its weights")
+    if not torch.allclose(image, again, rtol=1e-5, atol=1e-6):
+        raise ExportError(
+            "the generator returned different images for the same latents: it draws noise or drops "
+            "out in eval mode; give it fixed noise before export"
+        )
+    bounded = _check_range(image, value_range, losses)
+    _, channels, height, width = image.shape
+    return (channels, height, width), bounded
+
+
+def check_reading(generator: torch.jit.ScriptModule, reference: Reference) -> None:
+    """Compare the images of a TorchScript module with those of its graph as it was read."""
+    inputs = reference.draw(_TRIED, seed=1)
+    try:
+        with quiet(), torch.no_grad():
+            own = copy.deepcopy(generator).cpu().float().eval()
+            images = Reference(
+                own, reference.shapes, prior=reference.prior, value_range=reference.value_range
+            ).image(inputs)
+    except Exception:
+        # Made for a device or a precision that this machine has not: there is nothing to compare.
+        return
+    if not torch.allclose(images, reference.image(inputs), rtol=1e-4, atol=1e-5):
+        raise ExportError(
+            "the TorchScript module computes other images than its graph says: "
+            "export the torch.nn.Module that it was made from"
+        )
+
+
+def _check_range(image: Tensor, value_range: tuple[float, float], losses: Sequence[Loss]) -> bool:
+    """Return whether images lie in the value range; warn, or raise, where they do not."""
+    low, high = value_range
+    slack = _RANGE_SLACK * (high - low)
+    least, most = float(image.min()), float(image.max())
+    if least >= low - slack and most <= high + slack:
+        return True
+    found = f"the generator's values lie in [{least:.3g}, {most:.3g}], outside value_range"
+    bounded = [loss.name for loss in losses if loss.bounded]
+    if bounded:
+        raise ExportError(f"{found} ({low:g}, {high:g}), where {bounded[0]} has no value")
+    warn_caller(f"{found} ({low:g}, {high:g}): is that the right range?")
+    return False

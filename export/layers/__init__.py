@@ -1,0 +1,14 @@
+"""A sequential generator in parts: its first layers, its tail, and residuals between layers."""
+
+from .layers import Layers, first_layers, split
+from .residuals import ResidualGenerator
+from .tail import StandardisedTail, TailScale
+
+__all__ = [
+    "Layers",
+    "ResidualGenerator",
+    "StandardisedTail",
+    "TailScale",
+    "first_layers",
+    "split",
+]

@@ -108,7 +108,9 @@ def main() -> None:
             if not difference <= 1e-4:
                 raise SystemExit(f"the encoders differ by {difference}")
             runs: dict[str, Callable[[], object]] = {
-                "pyinv": lambda images=images, batch=batch: inverter.encode(images, batch=batch),
+                "pyinv": lambda images=images, batch=batch: inverter.encode(
+                    images, batch_size=batch
+                ),
                 "eager": lambda image=image: apply(encoder, image),
                 "folded": lambda image=image: apply(folded, image),
                 "channels-last": lambda as_last=as_last: apply(last, as_last),

@@ -45,11 +45,11 @@ def variants(
             for start in ("mean", "prior"):
                 drawn = recipes.reconstruct(manifest, start=start)
                 yield "reconstruct", start, drawn.replace(restarts=hops)
-    named = {"default": recipes.default(manifest.prior)}
+    named = {"default": recipes.default(manifest)}
     if isinstance(manifest.prior, pyinv.Uniform):
-        named["lipton"] = recipes.lipton()
+        named["lipton"] = recipes.lipton(manifest)
     else:
-        named["egan"] = recipes.egan()
+        named["egan"] = recipes.egan(manifest)
     for name, recipe in named.items():
         for steps in step_counts:
             for start in ("prior", "encoder"):

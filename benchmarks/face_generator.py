@@ -118,7 +118,7 @@ def main() -> None:
             normal_equations=False,
             value_range=(-1.0, 1.0),
         )
-        inverter = pyinv.Inverter(bundle, lanes=BATCH, threads=threads)
+        inverter = pyinv.Inverter(bundle, batch_size=BATCH, threads=threads)
         truth = inverter.sample(arguments.count, seed=arguments.seed)
         initial = inverter.sample(arguments.count, seed=arguments.seed + 1)
         with torch.no_grad():

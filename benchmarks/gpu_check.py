@@ -32,7 +32,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / "build" / "gpu-check"
 SITE = WORK / "site"
-# Where tests/test_cuda_kernels.py builds the same programs.
+# Where tests/cuda/test_cuda_kernels.py builds the same programs.
 PROGRAMS = ROOT / "build" / "gpu"
 KERNEL_TESTS = ("draws", "lanes", "groups", "cancel")
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
@@ -180,7 +180,7 @@ def build(check: Check) -> dict[str, Any]:
 
     def programs() -> list[Done]:
         done = []
-        # As tests/test_cuda_kernels.py has it. What only warns is still worth measuring.
+        # As tests/cuda/test_cuda_kernels.py has it. What only warns is still worth measuring.
         for flags in ("-Werror all-warnings", ""):
             done.append(run([*configure, f"-DCMAKE_CUDA_FLAGS={flags}"], limit=limit,
                             environment=environment))  # fmt: skip
@@ -306,9 +306,11 @@ def tests(check: Check) -> dict[str, Any]:
         )
         return run(
             [
-                sys.executable, "-m", "pytest", "-p", "shard", "-m", "gpu", "-q", "--tb=short",
-                "-p", "no:cacheprovider", f"--basetemp={folder / f'temporary{index}'}",
-                "--ignore", "tests/test_cuda_kernels.py",
+                sys.executable, "-m", "pytest", "-p", "support.shard", "-m", "gpu", "-q",
+                "--tb=short", "-p", "no:cacheprovider",
+                f"--basetemp={folder / f'temporary{index}'}",
+                "--ignore", "tests/cuda/test_cuda_kernels.py",
+                "-W", "default",  # libraries of other versions than constraints.txt may warn
             ],
             limit=limit, environment=environment,
         )  # fmt: skip
@@ -343,7 +345,7 @@ def has_onnx_cuda(check: Check) -> bool:
 
 
 def summarize(shards: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
-    """Add up what tests/shard.py wrote, one list of its lines per shard."""
+    """Add up what tests/support/shard.py wrote, one list of its lines per shard."""
     outcomes: dict[str, dict[str, Any]] = {}
     collected, unfinished = 0, []
     for lines in shards:
@@ -492,7 +494,8 @@ def lines_of(part: str, result: dict[str, Any]) -> list[str]:
             )
     if part == "recovery":
         more += [
-            "{done} of {count} on {lanes} lanes: {latents_per_second:.1f} latents/s; ".format(**one)
+            "{done} of {count}, batch size {batch_size}: ".format(**one)
+            + "{latents_per_second:.1f} latents/s; ".format(**one)
             + ", ".join(f"{share:.1%} below {limit}" for limit, share in one["recovered"].items())
             for one in result.get("runs", [])
         ]

@@ -1,7 +1,7 @@
 """How fast does `precise` recover the face generator's own images on a GPU, and how many of them?
 
     python benchmarks/gpu_recovery.py generator.pt
-    python benchmarks/gpu_recovery.py generator.pt --count 100 --lanes 64 --device cpu
+    python benchmarks/gpu_recovery.py generator.pt --count 100 --batch-size 64 --device cpu
 
 The state dict is the one that examples/face_generator.py exports. One JSON object per number of
 lanes, on a line of its own, so that what was measured is there when the program is stopped. Needs
@@ -33,10 +33,17 @@ class TimeUp(Exception):
 
 
 def measure(
-    bundle: Path, *, count: int, lanes: int, device: str, runtime: str, seed: int, seconds: float
+    bundle: Path,
+    *,
+    count: int,
+    batch_size: int,
+    device: str,
+    runtime: str,
+    seed: int,
+    seconds: float,
 ) -> dict[str, Any]:
     """Return how long it took, and how many latents came back."""
-    inverter = pyinv.Inverter(bundle, device=device, runtime=runtime, lanes=lanes)
+    inverter = pyinv.Inverter(bundle, device=device, runtime=runtime, batch_size=batch_size)
     latents = inverter.sample(count, seed=seed)
     images = inverter.generate(latents)
     started = time.perf_counter()
@@ -58,7 +65,7 @@ def measure(
     statuses = [one.name.lower() for one in map(pyinv.Status, found.status.tolist())]
     return {
         "count": count,
-        "lanes": lanes,
+        "batch_size": batch_size,
         "device": inverter.device,
         "runtime": inverter.runtime,
         "finished": finished,
@@ -82,7 +89,7 @@ def main() -> None:
     )
     parser.add_argument("state_dict", type=Path, help="the generator's state dict")
     parser.add_argument("--count", type=int, default=1000, help="images [%(default)s]")
-    parser.add_argument("--lanes", type=int, nargs="+", default=[256, 1000])
+    parser.add_argument("--batch-size", type=int, nargs="+", default=[256, 1000])
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--runtime", default="torchscript")
     parser.add_argument("--seconds", type=float, default=30.0, help="limit of a run [%(default)s]")
@@ -101,12 +108,12 @@ def main() -> None:
             normal_equations=True,
             runtimes=(arguments.runtime,),
         )
-        for lanes in arguments.lanes:
-            print(f"{arguments.count} images on {lanes} lanes", file=sys.stderr, flush=True)
+        for batch_size in arguments.batch_size:
+            print(f"{arguments.count} images, batch size {batch_size}", file=sys.stderr, flush=True)
             result = measure(
                 bundle,
                 count=arguments.count,
-                lanes=lanes,
+                batch_size=batch_size,
                 device=arguments.device,
                 runtime=arguments.runtime,
                 seed=arguments.seed,

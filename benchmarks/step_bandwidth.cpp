@@ -10,7 +10,7 @@
 #include "backend.h"
 #include "cuda_support.h"
 #include "kernels/kernels.h"
-#include "lane_rule.h"
+#include "solvers/adam.h"
 
 namespace {
 
@@ -50,11 +50,12 @@ int main(int count, char** values) {
   };
 
   LaneArrays arrays{.lanes = lanes, .latent_size = d};
-  for (float** array : {&arrays.latent, &arrays.first_moment, &arrays.second_moment,
-                        &arrays.recorded, &arrays.gradient}) {
+  for (float** array : {&arrays.latent, &arrays.recorded, &arrays.gradient}) {
     allocate(*array, lanes * d);
   }
-  allocate(arrays.born, lanes * d);
+  arrays.storage = Adam::storage({});
+  allocate(arrays.vectors, lanes * d * arrays.storage.vectors);
+  allocate(arrays.count_vectors, lanes * d * arrays.storage.count_vectors);
   const auto upload = [&]<class T>(const T*& array, const std::vector<T>& host) {
     T* target = nullptr;
     allocate(target, static_cast<int64_t>(host.size()));
@@ -63,11 +64,7 @@ int main(int count, char** values) {
   };
   std::vector<StageRule> stages(1);
   stages[0].step.solver = SolverKind::adam;
-  stages[0].step.beta1 = 0.9f;
-  stages[0].step.beta2 = 0.999f;
-  stages[0].step.rest1 = 0.1f;
-  stages[0].step.rest2 = 0.001f;
-  stages[0].step.epsilon = 1e-8f;
+  Adam::resolve({}, stages[0].step);
   upload(arrays.stages, stages);
   upload(arrays.rule, std::vector<RunRule>(1));
   std::vector<LaneState> states(static_cast<size_t>(lanes));
@@ -80,8 +77,8 @@ int main(int count, char** values) {
   upload(state, states);
   arrays.state = const_cast<LaneState*>(state);
 
-  // A component's: latent, gradient, two moments and born are read, latent, the moments and
-  // recorded written.
+  // A component's: latent, gradient, two moments and the last reset are read, latent, the moments
+  // and recorded written.
   const double bytes = 36.0 * static_cast<double>(lanes * d);
   const size_t copied = static_cast<size_t>(lanes * d) * sizeof(float);
   const double copy = 2.0 * static_cast<double>(copied) / seconds(stream, [&] {

@@ -18,11 +18,10 @@ if(_pyinv_cuda)
   target_sources(pyinv PRIVATE
     csrc/backend_cuda.cpp
     csrc/kernels/arrange_cuda.cu
-    csrc/kernels/lbfgs_cuda.cu
     csrc/kernels/moments_cuda.cu
     csrc/kernels/observe_cuda.cu
+    csrc/kernels/propose_cuda.cu
     csrc/kernels/refill_cuda.cu
-    csrc/kernels/solve_cuda.cu
     csrc/kernels/step_cuda.cu)
   pyinv_use_cuda(pyinv)
 else()

@@ -58,10 +58,8 @@ class Backend : public Device {
   // How many lanes to evaluate when `count` have to be, of at most `limit`: runtimes prepare
   // themselves for every batch size anew, so a GPU sees few of them.
   virtual int64_t rounded(int64_t count, int64_t limit) const = 0;
-  // Values in LaneArrays::factors that solve() wants.
-  virtual int64_t solve_scratch(int64_t latent_size, int64_t lanes) const = 0;
-  // Values in LaneArrays::direction that lbfgs() wants.
-  virtual int64_t lbfgs_scratch(int64_t latent_size, int64_t lanes) const = 0;
+  // Values in LaneArrays::scratch that propose() wants.
+  virtual int64_t propose_scratch(SolverKind kind, int64_t latent_size, int64_t lanes) const = 0;
 
   // The kernels of kernels/kernels.h.
   virtual std::unique_ptr<Feed> make_feed(const LaneArrays& lanes, const Targets& targets) = 0;
@@ -70,8 +68,7 @@ class Backend : public Device {
   virtual void observe(const LaneArrays& lanes, int64_t active) = 0;
   virtual void batch_moments(const LaneArrays& lanes, int64_t active) = 0;
   virtual void decide_group(const LaneArrays& lanes, int64_t active) = 0;
-  virtual void solve(const LaneArrays& lanes, int64_t active) = 0;
-  virtual void lbfgs(const LaneArrays& lanes, int64_t active) = 0;
+  virtual void propose(const LaneArrays& lanes, SolverKind kind, int64_t active) = 0;
   virtual void step(const LaneArrays& lanes, int64_t active) = 0;
   virtual void abandon(const LaneArrays& lanes, int64_t active) = 0;
   virtual void report(const LaneArrays& lanes, int64_t active, LaneReport* reports) = 0;

@@ -30,7 +30,7 @@ class CpuFeed : public Feed {
            .condition =
                lanes_.condition_size ? targets_.condition + row * lanes_.condition_size : nullptr,
            .initial = targets_.initial ? targets_.initial + row * lanes_.latent_size : nullptr,
-           .truth = lanes_.truth_size ? targets_.truth + row * lanes_.truth_size : nullptr});
+           .truth = lanes_.truth_size ? targets_.true_latent + row * lanes_.truth_size : nullptr});
     }
     refill_cpu(lanes_, rows_);
   }
@@ -67,11 +67,8 @@ class CpuBackend : public Backend {
 
   int64_t reports_ahead() const override { return 0; }
   int64_t rounded(int64_t count, int64_t) const override { return count; }
-  int64_t solve_scratch(int64_t latent_size, int64_t) const override {
-    return solve_scratch_cpu(latent_size);
-  }
-  int64_t lbfgs_scratch(int64_t latent_size, int64_t) const override {
-    return lbfgs_scratch_cpu(latent_size);
+  int64_t propose_scratch(SolverKind kind, int64_t latent_size, int64_t) const override {
+    return propose_scratch_cpu(kind, latent_size);
   }
 
   std::unique_ptr<Feed> make_feed(const LaneArrays& lanes, const Targets& targets) override {
@@ -90,8 +87,9 @@ class CpuBackend : public Backend {
   void decide_group(const LaneArrays& lanes, int64_t active) override {
     decide_group_cpu(lanes, active);
   }
-  void solve(const LaneArrays& lanes, int64_t active) override { solve_cpu(lanes, active); }
-  void lbfgs(const LaneArrays& lanes, int64_t active) override { lbfgs_cpu(lanes, active); }
+  void propose(const LaneArrays& lanes, SolverKind kind, int64_t active) override {
+    propose_cpu(lanes, kind, active);
+  }
   void step(const LaneArrays& lanes, int64_t active) override { step_cpu(lanes, active); }
   void abandon(const LaneArrays& lanes, int64_t active) override { abandon_cpu(lanes, active); }
   void report(const LaneArrays& lanes, int64_t active, LaneReport* reports) override {

@@ -140,7 +140,7 @@ class CudaBackend : public Backend {
       : index_(index),
         stream_(index),
         scratch_(allocate(kMomentsScratch * sizeof(PartialMoments))),
-        solve_memory_(prepare_solve_cuda()) {}
+        shared_memory_(prepare_propose_cuda()) {}
 
   DeviceKind kind() const override { return DeviceKind::cuda; }
   int index() const override { return index_; }
@@ -210,11 +210,8 @@ class CudaBackend : public Backend {
     return std::min(limit, static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(count))));
   }
 
-  int64_t solve_scratch(int64_t latent_size, int64_t lanes) const override {
-    return solve_scratch_cuda(latent_size, lanes, solve_memory_);
-  }
-  int64_t lbfgs_scratch(int64_t latent_size, int64_t lanes) const override {
-    return lbfgs_scratch_cuda(latent_size, lanes);
+  int64_t propose_scratch(SolverKind kind, int64_t latent_size, int64_t lanes) const override {
+    return propose_scratch_cuda(kind, latent_size, lanes, shared_memory_);
   }
 
   std::unique_ptr<Feed> make_feed(const LaneArrays& lanes, const Targets& targets) override;
@@ -238,13 +235,9 @@ class CudaBackend : public Backend {
     set_device(index_);
     decide_group_cuda(lanes, active, stream_.get());
   }
-  void solve(const LaneArrays& lanes, int64_t active) override {
+  void propose(const LaneArrays& lanes, SolverKind kind, int64_t active) override {
     set_device(index_);
-    solve_cuda(lanes, active, stream_.get());
-  }
-  void lbfgs(const LaneArrays& lanes, int64_t active) override {
-    set_device(index_);
-    lbfgs_cuda(lanes, active, stream_.get());
+    propose_cuda(lanes, kind, active, shared_memory_, stream_.get());
   }
   void step(const LaneArrays& lanes, int64_t active) override {
     set_device(index_);
@@ -265,7 +258,7 @@ class CudaBackend : public Backend {
   const int index_;
   const Stream stream_;
   const Memory scratch_;
-  const size_t solve_memory_;  // bytes that a block may share
+  const size_t shared_memory_;  // bytes that a block may have
   std::recursive_mutex mutex_;
 };
 
@@ -397,7 +390,7 @@ class CudaFeed : public Feed {
         end = std::copy_n(targets_.initial + row * initial_size_, initial_size_, end);
       }
       if (lanes_.truth_size) {
-        std::copy_n(targets_.truth + row * lanes_.truth_size, lanes_.truth_size, end);
+        std::copy_n(targets_.true_latent + row * lanes_.truth_size, lanes_.truth_size, end);
       }
       check_cuda(cudaMemcpyAsync(static_cast<float*>(staged_.get()) + slot * row_size_, to,
                                  bytes(1), cudaMemcpyHostToDevice, copies_.get()),

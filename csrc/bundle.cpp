@@ -61,13 +61,21 @@ bool is_plain(const std::string& file) {
          file.find_first_of("/\\") == std::string::npos;
 }
 
+std::vector<std::string> read_operators(const Node& node) {
+  std::vector<std::string> names;
+  for (const Node& name : node.items()) names.push_back(name.text());
+  if (names.empty()) node.expected("one operator or more");
+  return names;
+}
+
 BundleFunction read_function(const Node& node) {
   BundleFunction function{.name = node["name"].text(),
                           .loss = {},
                           .runtime = node["runtime"].text(),
                           .file = node["file"].text(),
                           .method = {},
-                          .bytes_per_target = 0};
+                          .bytes_per_target = 0,
+                          .operators = {}};
   if (const auto loss = node.find("loss")) function.loss = loss->text();
   if (const auto method = node.find("method")) function.method = method->text();
   if (const auto bytes = node.find("bytes_per_target")) {
@@ -78,8 +86,12 @@ BundleFunction read_function(const Node& node) {
     node["runtime"].expected("onnx or torchscript, which is what this pyinv has");
   }
   const bool is_normal_equations = function.name == "normal_equations";
-  if ((function.name == "objective" || is_normal_equations) && function.loss.empty()) {
-    node.fail("lacks its \"loss\"");
+  if (function.name == "objective" || is_normal_equations) {
+    if (function.loss.empty()) node.fail("lacks its \"loss\"");
+    if (function.runtime == "onnx") {
+      function.operators = {read_operators(node["operators"]),
+                            read_operators(node["input_operators"])};
+    }
   }
   if (is_normal_equations && !function.bytes_per_target) {
     node.fail("lacks its \"bytes_per_target\"");

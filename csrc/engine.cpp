@@ -7,15 +7,14 @@
 #include <limits>
 #include <map>
 #include <memory>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <tuple>
 #include <utility>
 
 #include "backend.h"
-#include "lane_rule.h"
-#include "lbfgs_rule.h"
-#include "solve_rule.h"
+#include "solvers/solvers.h"
 
 namespace pyinv {
 namespace {
@@ -50,39 +49,46 @@ Prior with_moments(Prior prior) {
   return prior;
 }
 
-bool solves(const Stage& stage) { return stage.solver.kind == SolverKind::levenberg_marquardt; }
+// What its solver says of a stage.
+struct SolverTraits {
+  std::string name;
+  bool makes_trials = false, solves_normal_equations = false;
+};
 
-bool searches(const Stage& stage) { return stage.solver.kind == SolverKind::lbfgs; }
+SolverTraits traits_of(const Stage& stage) {
+  SolverTraits traits;
+  Solvers::visit(stage.solver.kind, [&](auto solver) {
+    traits = {solver.kName, solver.kMakesTrials, solver.kSolvesNormalEquations};
+  });
+  return traits;
+}
 
-bool makes_trials(const Stage& stage) { return solves(stage) || searches(stage); }
+bool makes_trials(const Stage& stage) { return traits_of(stage).makes_trials; }
 
-std::string name_of(const Stage& stage) { return solves(stage) ? "levenberg_marquardt" : "lbfgs"; }
-
-bool has_stage(const Recipe& recipe, bool (*of_kind)(const Stage&)) {
-  return std::any_of(recipe.stages.begin(), recipe.stages.end(), of_kind);
+bool solves_normal_equations(const Stage& stage) {
+  return traits_of(stage).solves_normal_equations;
 }
 
 StageRule resolve(const Stage& stage, const Prior& prior) {
   const int64_t horizon = std::max<int64_t>(
       1, stage.constraint.horizon > 0 ? stage.constraint.horizon : stage.max_steps);
-  const StepRule step{.prior = prior,
-                      .solver = stage.solver.kind,
-                      .momentum = static_cast<float>(stage.solver.momentum),
-                      .beta1 = static_cast<float>(stage.solver.beta1),
-                      .beta2 = static_cast<float>(stage.solver.beta2),
-                      .rest1 = static_cast<float>(1.0 - stage.solver.beta1),
-                      .rest2 = static_cast<float>(1.0 - stage.solver.beta2),
-                      .log_beta1 = static_cast<float>(std::log(stage.solver.beta1)),
-                      .log_beta2 = static_cast<float>(std::log(stage.solver.beta2)),
-                      .epsilon = static_cast<float>(stage.solver.epsilon),
-                      .constraint = stage.constraint,
-                      .inverse_horizon = static_cast<float>(1.0 / static_cast<double>(horizon)),
-                      .reset_moments = stage.reset_moments};
+  StepRule step{};
+  step.prior = prior;
+  step.solver = stage.solver.kind;
+  step.constraint = stage.constraint;
+  step.inverse_horizon = static_cast<float>(1.0 / static_cast<double>(horizon));
+  step.reset_moments = stage.reset_moments;
+  Solvers::visit(stage.solver.kind, [&](auto solver) {
+    if constexpr (!solver.kMakesTrials) solver.resolve(stage.solver, step);
+  });
+  const SolverTraits traits = traits_of(stage);
   return {.step = step,
           .solver = stage.solver,
           .penalties = stage.penalties,
           .objective = static_cast<int32_t>(stage.objective),
-          .normal_equations = static_cast<int32_t>(solves(stage) ? stage.normal_equations : -1),
+          .normal_equations =
+              static_cast<int32_t>(traits.solves_normal_equations ? stage.normal_equations : -1),
+          .makes_trials = traits.makes_trials,
           .max_steps = stage.max_steps,
           .patience = stage.patience,
           .loss_tolerance = stage.loss_tolerance,
@@ -117,8 +123,7 @@ class Run {
         latent_size_(objectives.front()->latent_size()),
         lanes_(std::min(options.lanes, std::max<int64_t>(1, targets.count))),
         coupled_(options.coupled),
-        solves_(has_stage(recipe, solves)),
-        searches_(has_stage(recipe, searches)),
+        solves_(std::any_of(recipe.stages.begin(), recipe.stages.end(), solves_normal_equations)),
         reports_ahead_(solves_                  ? 0
                        : options.look_every > 0 ? 1
                                                 : device_->reports_ahead()),
@@ -127,11 +132,19 @@ class Run {
     for (const Stage& stage : recipe.stages) {
       stages.push_back(resolve(stage, with_moments(prior)));
       over_batch_ |= stage.penalties.moments == MomentScope::batch;
-      if (searches(stage)) arrays_.history = std::max(arrays_.history, stage.solver.history);
+      Storage& storage = arrays_.storage;
+      Solvers::visit(stage.solver.kind, [&](auto solver) {
+        const Storage wanted = solver.storage(stage.solver);
+        storage = {.vectors = std::max(storage.vectors, wanted.vectors),
+                   .count_vectors = std::max(storage.count_vectors, wanted.count_vectors),
+                   .doubles = std::max(storage.doubles, wanted.doubles)};
+      });
+      if (makes_trials(stage)) proposing_.insert(stage.solver.kind);
     }
     coupled_ |= over_batch_;
-    const double stay = prior.kind == PriorKind::uniform ? 1.0 - recipe.hop
-                                                         : std::sqrt(1.0 - recipe.hop * recipe.hop);
+    const double stay = prior.kind == PriorKind::uniform
+                            ? 1.0 - recipe.hop_size
+                            : std::sqrt(1.0 - recipe.hop_size * recipe.hop_size);
     const Penalties& last = recipe.stages.back().penalties;
     const RunRule rule{
         .prior = with_moments(prior),
@@ -145,7 +158,7 @@ class Run {
         .keep_best = recipe.keep_best,
         .coupled = coupled_,
         .start = recipe.start,
-        .hop = static_cast<float>(recipe.hop),
+        .hop = static_cast<float>(recipe.hop_size),
         .stay = static_cast<float>(stay),
         .rank_weight = last.anneal_prior ? 0.0f : last.prior_weight,
         .rank_relative = last.relative_prior};
@@ -153,7 +166,7 @@ class Run {
     arrays_.latent_size = latent_size_;
     arrays_.image_size = objectives.front()->image_size();
     arrays_.condition_size = targets.condition ? objectives.front()->condition_size() : 0;
-    arrays_.truth_size = results.nearest ? latent_size_ : 0;
+    arrays_.truth_size = results.min_latent_error ? latent_size_ : 0;
     arrays_.trace_length = rule.trace_length;
     for (const Objective* objective : objectives) {
       has_gram_.push_back(objective->has_gram());
@@ -166,19 +179,17 @@ class Run {
     const std::vector<LaneState> idle(lanes_, LaneState{.done = true});
     arrays_.state = upload(idle.data(), idle.size());
     arrays_.latent = allocate<float>(components);
-    arrays_.first_moment = allocate<float>(components);
-    arrays_.second_moment = allocate<float>(components);
     arrays_.recorded = allocate<float>(components);
     arrays_.gradient = allocate<float>(components);
     arrays_.gram = allocate<float>(lanes_ * arrays_.gram_size);
-    const int64_t scratch = solves_ ? device_->solve_scratch(latent_size_, lanes_) : 0;
-    if (scratch > 0) arrays_.factors = allocate<double>(scratch);
-    arrays_.pairs = allocate<float>(2 * components * arrays_.history);
-    arrays_.products = allocate<double>(2 * lanes_ * arrays_.history);
-    if (searches_) {
-      arrays_.direction = allocate<double>(device_->lbfgs_scratch(latent_size_, lanes_));
+    arrays_.vectors = allocate<float>(components * arrays_.storage.vectors);
+    arrays_.count_vectors = allocate<uint32_t>(components * arrays_.storage.count_vectors);
+    arrays_.doubles = allocate<double>(lanes_ * arrays_.storage.doubles);
+    int64_t scratch = 0;
+    for (const SolverKind kind : proposing_) {
+      scratch = std::max(scratch, device_->propose_scratch(kind, latent_size_, lanes_));
     }
-    arrays_.born = allocate<uint32_t>(components);
+    arrays_.scratch = allocate<double>(scratch);
     arrays_.loss = allocate<float>(lanes_);
     arrays_.image = allocate<float>(lanes_ * arrays_.image_size);
     arrays_.condition = allocate<float>(lanes_ * arrays_.condition_size);
@@ -303,8 +314,6 @@ class Run {
   void step() {
     if (arranged_) arrange();
     summary_.evaluations += active_;
-    for (const Range& range : ranges_) {
-    }
     if (device_->kind() == DeviceKind::cpu) {
       const auto start = Clock::now();
       evaluate();
@@ -364,8 +373,7 @@ class Run {
     if (over_batch_) device_->batch_moments(arrays_, lanes);
     device_->observe(arrays_, lanes);
     if (coupled_) device_->decide_group(arrays_, lanes);
-    if (solves_) device_->solve(arrays_, lanes);
-    if (searches_) device_->lbfgs(arrays_, lanes);
+    for (const SolverKind kind : proposing_) device_->propose(arrays_, kind, lanes);
     device_->step(arrays_, lanes);
   }
 
@@ -446,7 +454,7 @@ class Run {
     results_.steps[row] = report.steps;
     results_.attempts[row] = report.attempts;
     if (results_.normal_equations) results_.normal_equations[row] = report.normal_equations;
-    if (results_.nearest) results_.nearest[row] = report.nearest;
+    if (results_.min_latent_error) results_.min_latent_error[row] = report.nearest;
     std::copy_n(arrays_.outbox + lane * latent_size_, latent_size_,
                 results_.latent + row * latent_size_);
     if (arrays_.trace_length) {
@@ -562,9 +570,10 @@ class Run {
   // Trials and normal equations take turns, and what a lane's turn is wants to be known at once: an
   // evaluation by the other function would cost it its gram.
   const bool solves_;
-  const bool searches_;
   const int64_t reports_ahead_;
   int64_t look_every_;  // steps
+
+  std::set<SolverKind> proposing_;  // of the stages whose solvers make trials
 
   std::vector<Backend::Memory> memory_;
   LaneArrays arrays_{};
@@ -626,42 +635,40 @@ void check(const std::vector<const Objective*>& objectives, const Recipe& recipe
     expect(!objectives[stage.objective]->has_gram(),
            "a stage's objective, number " + std::to_string(stage.objective) +
                ", gives normal equations; name it as normal_equations");
-    if (searches(stage)) {
-      expect(stage.solver.history >= 1 && stage.solver.history <= kMostPairs,
-             "lbfgs takes a history of 1 to " + std::to_string(kMostPairs) + " pairs, got " +
-                 std::to_string(stage.solver.history));
-    }
-    expect(!makes_trials(stage) || stage.penalties.moments == MomentScope::none,
-           name_of(stage) + " takes no moment penalty; use the prior's");
-    if (!solves(stage)) continue;
+    const SolverTraits solver = traits_of(stage);
+    std::string problem;
+    Solvers::visit(stage.solver.kind, [&](auto of) {
+      problem = of.problem(stage.solver, objectives.front()->latent_size());
+    });
+    expect(problem.empty(), solver.name + " " + problem);
+    expect(!solver.makes_trials || stage.penalties.moments == MomentScope::none,
+           solver.name + " takes no moment penalty; use the prior's");
+    if (!solver.solves_normal_equations) continue;
     expect_number(stage.normal_equations, "normal equations are");
     expect(objectives[stage.normal_equations]->has_gram(),
            "a stage's normal equations, number " + std::to_string(stage.normal_equations) +
                ", have no gram; give an objective with has_gram()");
-    expect(objectives.front()->latent_size() <= kMostSolvedComponents,
-           "levenberg_marquardt takes latents of at most " + std::to_string(kMostSolvedComponents) +
-               " components, got " + std::to_string(objectives.front()->latent_size()) +
-               "; use lbfgs");
   }
   expect(recipe.start != Start::encoder || targets.initial,
          "the recipe starts from an encoder, and the targets have no initial latents; give what "
          "Encoder::encode() makes of their images");
-  expect(recipe.hop >= 0.0 && recipe.hop <= 1.0,
-         "hop should be from 0 to 1, is " + std::to_string(recipe.hop));
+  expect(recipe.hop_size >= 0.0 && recipe.hop_size <= 1.0,
+         "hop_size should be from 0 to 1, is " + std::to_string(recipe.hop_size));
   const bool over_batch =
       std::any_of(recipe.stages.begin(), recipe.stages.end(),
                   [](const Stage& stage) { return stage.penalties.moments == MomentScope::batch; });
   const auto trying = std::find_if(recipe.stages.begin(), recipe.stages.end(), makes_trials);
   if (trying != recipe.stages.end()) {
     expect(!options.coupled && !over_batch,
-           name_of(*trying) +
+           traits_of(*trying).name +
                " takes each target on its own, and here targets depend on each other (batch norm "
                "on batch statistics, or a moment penalty over the batch); use adam");
   }
   expect(options.lanes >= 1, "lanes should be at least 1, is " + std::to_string(options.lanes));
   expect(!results.trace || options.trace_every >= 1,
          "a trace needs trace_every of at least 1, got " + std::to_string(options.trace_every));
-  expect(!results.nearest || targets.truth, "nearest needs the targets' truth, got none");
+  expect(!results.min_latent_error || targets.true_latent,
+         "min_latent_error needs the targets' true_latent, got none");
 }
 
 }  // namespace
@@ -691,7 +698,7 @@ RunSummary run(const std::vector<const Objective*>& objectives, const Prior& pri
   if (results.trace) {
     std::fill_n(results.trace, targets.count * trace_length(recipe, options.trace_every), kNaN);
   }
-  if (results.nearest) std::fill_n(results.nearest, targets.count, kNaN);
+  if (results.min_latent_error) std::fill_n(results.min_latent_error, targets.count, kNaN);
   // Targets that no attempt ended for stay where they began.
   const auto give_up_unfinished = [&] {
     const int64_t size = objectives.front()->latent_size();

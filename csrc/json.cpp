@@ -307,6 +307,7 @@ std::vector<Node> Node::items() const {
   const auto* array = std::get_if<Array>(&value_->data);
   if (!array) expected("an array");
   std::vector<Node> items;
+  items.reserve(array->size());
   for (size_t i = 0; i < array->size(); ++i) {
     items.emplace_back((*array)[i], path_ + "[" + std::to_string(i) + "]");
   }

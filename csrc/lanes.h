@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "pyinv/engine.h"
 #include "step_rule.h"
@@ -20,6 +21,7 @@ struct StageRule {
   Penalties penalties;
   int32_t objective;
   int32_t normal_equations;  // an objective too; -1: a stage that solves none
+  bool makes_trials;         // its solver does
   int64_t max_steps, patience;
   double loss_tolerance, change_tolerance, relative_change_tolerance;
 };
@@ -40,42 +42,49 @@ struct RunRule {
   bool rank_relative;
 };
 
-// What the kernels have to do with a lane's components, in this order. The kernels that make
-// trials, solve and lbfgs, clear what is theirs and leave the rest to the step kernel.
+// What the kernels have to do with a lane's components, in this order. The propose kernel does the
+// first two, with kRecord where it accepts, and leaves the rest to the step kernel.
 enum LaneAction : uint8_t {
-  kAccept = 64,        // accepted <- latent, its gradient and gram
-  kSolve = 128,        // latent <- a trial: the accepted one and a step
-  kReturn = 32,        // latent <- the accepted one: the last trial was in vain
-  kRecord = 1,         // recorded <- latent
-  kKeep = 2,           // outbox <- recorded: the best attempt so far
-  kStep = 4,           // one update
-  kDraw = 8,           // latent <- an attempt's first: a draw, or a hop from the outbox
-  kClearMoments = 16,  // and recorded <- latent: a stage or an attempt begins
+  kAccept = 64,    // accepted <- latent, its gradient and gram
+  kPropose = 128,  // latent <- a trial: the accepted one and a step
+  kReturn = 32,    // latent <- the accepted one: the last trial was in vain
+  kRecord = 1,     // recorded <- latent
+  kKeep = 2,       // outbox <- recorded: the best attempt so far
+  kStep = 4,       // a first-order step
+  kDraw = 8,       // latent <- an attempt's first: a draw, or a hop from the outbox
+  kBegin = 16,     // recorded <- latent, the solver's numbers <- 0: a stage or an attempt begins
 };
 
 constexpr uint8_t kNoStop = 255;  // beside the values of Status
 
-// A lane whose stage makes trials goes from one accepted latent to the next: it evaluates, with the
-// stage's objective, trials, until one is accepted. With normal equations, it evaluates those at
-// the accepted one in between.
-struct Trust {
-  int64_t normal_equations;  // evaluated for this target
-  double damping;            // lambda, of the mean of the gram's diagonal
-  double prior_slope;        // c: the penalty is c/2 |z - mean|^2; fixed at an accepted latent
-  double former_slope;       // c at the one accepted before
-  double predicted;          // how far the model falls by the trial's step
-  double penalty_fall;       // how far the penalty falls by it
-  bool trial;                // what is evaluated next, or waits for that
+// What all solvers that make trial steps keep of a lane (see solvers/trial.h).
+struct TrialState {
+  double prior_slope;   // c: the penalty is c/2 |z - mean|^2; fixed at an accepted latent
+  double former_slope;  // c at the one accepted before
+  double predicted;     // how far the solver's model falls by the trial step
+  double penalty_fall;  // how far the penalty falls by it
+  bool pending;         // a trial is evaluated next, or waits for that
 };
 
-// What a lane of an lbfgs stage knows beside its pairs, the steps s it took and the differences y
-// of the gradients at their ends.
-struct Search {
-  int64_t made;      // pairs; they lie in a ring, as far as it reaches
-  int64_t pairs;     // of the last ones, how many count
-  double curvature;  // s y / y y of the newest
-  double length;     // t: the trial's step is t times the direction
-  int32_t rejected;  // trials in a row
+// Room for what a solver keeps of a lane from one step to the next: a struct of its own file. The
+// solver sets it up at the first evaluation of a stage.
+class SolverState {
+ public:
+  template <class State>
+  PYINV_HOST_DEVICE State& as() {
+    static_assert(sizeof(State) <= sizeof(bytes_) && alignof(State) <= alignof(SolverState) &&
+                  std::is_trivially_copyable_v<State>);
+    return *reinterpret_cast<State*>(bytes_);
+  }
+
+ private:
+  alignas(8) unsigned char bytes_[40];
+};
+
+// What a solver keeps of a lane in arrays: vectors of latent_size floats, as many of counts, and
+// doubles.
+struct Storage {
+  int64_t vectors = 0, count_vectors = 0, doubles = 0;
 };
 
 struct LaneState {
@@ -100,9 +109,10 @@ struct LaneState {
   Moments moments;      // of the latent, where they are wanted
   // What attempts are compared by: the loss and the prior penalty.
   double recorded_rank, best_rank;
+  int64_t normal_equations;  // evaluated for this target
   LaneStep step;
-  Trust trust;
-  Search search;
+  TrialState trial;
+  SolverState solver;
 };
 
 // What the host learns of a lane.
@@ -121,27 +131,34 @@ struct LaneReport {
 struct LaneArrays {
   const RunRule* rule;
   const StageRule* stages;
-  LaneState* state;                                         // [lanes]
-  float *latent, *first_moment, *second_moment, *recorded;  // [lanes, latent_size]
-  float* gradient;                                          // [lanes, latent_size]
-  float* gram;  // [lanes, gram_size], the accepted latent's; its gradient is first_moment, itself
-                // second_moment
-  uint32_t* born;  // [lanes, latent_size], the stage's update that reset a moment; 0: none
-  float* loss;     // [lanes]
+  LaneState* state;          // [lanes]
+  float *latent, *recorded;  // [lanes, latent_size]
+  float* gradient;           // [lanes, latent_size]
+  float* gram;               // [lanes, gram_size], the accepted latent's
+  float* loss;               // [lanes]
   float *image, *condition;  // [lanes, their size]
   float* truth;              // [lanes, truth_size]
   Moments* batch_moments;    // [1]
   float* outbox;             // [lanes, latent_size]
   float* trace;              // [lanes, trace_length]
+  // What the solvers of the run's stages keep, each stage's in its turn.
+  float* vectors;           // [storage.vectors, lanes, latent_size]
+  uint32_t* count_vectors;  // [storage.count_vectors, lanes, latent_size]
+  double* doubles;          // [lanes, storage.doubles]
+  double* scratch;          // of the teams that propose steps
   int64_t lanes, latent_size, image_size, condition_size, trace_length;
   int64_t truth_size;  // latent_size, or 0: nobody asks for `nearest`
   int64_t gram_size;   // latent_size^2, or 0: nobody solves normal equations
-  double* factors;     // the solve kernel's
-  float* pairs;        // [lanes, history, 2, latent_size], of s and y
-  double* products;    // [lanes, 2, history], of each pair s y, and what the kernel makes of it
-  double* direction;   // the lbfgs kernel's
-  int64_t history;     // the longest of any stage, or 0: nobody wants pairs
+  Storage storage;     // enough for each of the solvers
 };
+
+PYINV_HOST_DEVICE inline float* solver_vector(const LaneArrays& lanes, int64_t number,
+                                              int64_t lane) {
+  return lanes.vectors + (number * lanes.lanes + lane) * lanes.latent_size;
+}
+PYINV_HOST_DEVICE inline double* solver_doubles(const LaneArrays& lanes, int64_t lane) {
+  return lanes.doubles + lane * lanes.storage.doubles;
+}
 
 // A lane takes the target `row`, and is evaluated with the first stage's objective.
 struct Refill {

@@ -6,7 +6,7 @@
 #include <limits>
 #include <optional>
 
-#include "lbfgs_rule.h"
+#include "solvers/solvers.h"
 
 namespace pyinv {
 namespace {
@@ -14,9 +14,9 @@ namespace {
 using json::Node;
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-// As in Python: a draw's counter keeps 12 bits for the attempt and 32 for the update within it.
+// As in Python: a draw's counter keeps 12 bits for the attempt and 32 for the step within it.
 constexpr int64_t kMaxRestarts = (int64_t{1} << 12) - 1;
-constexpr int64_t kMaxUpdates = (int64_t{1} << 32) - 1;
+constexpr int64_t kMaxSteps = (int64_t{1} << 32) - 1;
 
 struct Range {
   double low = -kInfinity, high = kInfinity;
@@ -130,7 +130,7 @@ Constraint read_constraint(const Node& rule, const Prior& prior) {
     if (uniform)
       rule.fail("must fit the prior: " + kind + " needs a normal one; use stochastic_clip or clip");
   };
-  const auto horizon = [&] { return whole(rule, "horizon", 1, kMaxUpdates, 0); };
+  const auto horizon = [&] { return whole(rule, "horizon", 1, kMaxSteps, 0); };
   Constraint constraint;
   if (kind == "no_constraint" || kind == "none") {
     only(rule, {});
@@ -194,6 +194,7 @@ Schedule read_schedule(const Node& rule) {
 Solver read_solver(const Node& rule) {
   const std::string kind = kind_of(rule);
   Solver solver;
+  std::optional<double> default_rate;
   if (kind == "gradient_descent") {
     only(rule, {"learning_rate", "momentum", "schedule"});
     solver.kind = SolverKind::gradient_descent;
@@ -204,6 +205,13 @@ Solver read_solver(const Node& rule) {
     solver.beta1 = number<float>(rule, "beta1", kDecay, solver.beta1);
     solver.beta2 = number<float>(rule, "beta2", kDecay, solver.beta2);
     solver.epsilon = number<float>(rule, "epsilon", kPositive, solver.epsilon);
+  } else if (kind == "rmsprop") {
+    only(rule, {"learning_rate", "alpha", "epsilon", "momentum", "schedule"});
+    solver.kind = SolverKind::rmsprop;
+    solver.alpha = number<float>(rule, "alpha", kDecay, solver.alpha);
+    solver.epsilon = number<float>(rule, "epsilon", kPositive, solver.epsilon);
+    solver.momentum = number<float>(rule, "momentum", kDecay, 0.0);
+    default_rate = solver.learning_rate;
   } else if (kind == "levenberg_marquardt") {
     only(rule, {"damping", "up", "down"});
     solver.kind = SolverKind::levenberg_marquardt;
@@ -214,13 +222,13 @@ Solver read_solver(const Node& rule) {
   } else if (kind == "lbfgs") {
     only(rule, {"history", "first_step"});
     solver.kind = SolverKind::lbfgs;
-    solver.history = whole(rule, "history", 1, kMostPairs, solver.history);
+    solver.history = whole(rule, "history", 1, Lbfgs::kMaxPairs, solver.history);
     solver.first_step = number<float>(rule, "first_step", kPositive, solver.first_step);
     return solver;
   } else {
-    unknown_kind(rule, "gradient_descent, adam, levenberg_marquardt, lbfgs");
+    unknown_kind(rule, "gradient_descent, adam, levenberg_marquardt, lbfgs, rmsprop");
   }
-  solver.learning_rate = number<float>(rule, "learning_rate", kPositive);
+  solver.learning_rate = number<float>(rule, "learning_rate", kPositive, default_rate);
   if (const auto schedule = rule.find("schedule")) solver.schedule = read_schedule(*schedule);
   return solver;
 }
@@ -275,7 +283,13 @@ Stage read_stage(const Node& rule, const Prior& prior, std::vector<std::string>&
               "patience", "reset_moments"});
   Stage stage;
   stage.solver = read_solver(rule["solver"]);
-  const bool solves = stage.solver.kind == SolverKind::levenberg_marquardt;
+  std::string solver;
+  bool makes_trials = false, solves = false;
+  Solvers::visit(stage.solver.kind, [&](auto of) {
+    solver = of.kName;
+    makes_trials = of.kMakesTrials;
+    solves = of.kSolvesNormalEquations;
+  });
   if (!solves && rule.find("normal_equations")) {
     rule.fail("has no setting \"normal_equations\" without levenberg_marquardt");
   }
@@ -285,40 +299,41 @@ Stage read_stage(const Node& rule, const Prior& prior, std::vector<std::string>&
   }
   if (const auto penalties = rule.find("penalties")) {
     stage.penalties = read_penalties(*penalties);
-    const bool searches = stage.solver.kind == SolverKind::lbfgs;
-    if ((solves || searches) && stage.penalties.moments != MomentScope::none) {
-      penalties->fail(std::string("must hold no moment_penalty with ") +
-                      (solves ? "levenberg_marquardt" : "lbfgs") + "; use prior_penalty");
+    if (makes_trials && stage.penalties.moments != MomentScope::none) {
+      penalties->fail("must hold no moment_penalty with " + solver + "; use prior_penalty");
     }
   }
-  stage.max_steps = whole(rule, "max_steps", 1, kMaxUpdates, stage.max_steps);
+  stage.max_steps = whole(rule, "max_steps", 1, kMaxSteps, stage.max_steps);
   stage.loss_tolerance = number(rule, "loss_tolerance", kNotNegative, 0.0);
   stage.change_tolerance = number(rule, "change_tolerance", kNotNegative, 0.0);
   stage.relative_change_tolerance = number(rule, "relative_change_tolerance", kNotNegative, 0.0);
-  stage.patience = whole(rule, "patience", 1, kMaxUpdates, stage.patience);
+  stage.patience = whole(rule, "patience", 1, kMaxSteps, stage.patience);
   stage.reset_moments = flag(rule, "reset_moments", stage.reset_moments);
   return stage;
 }
 
 ParsedRecipe read_recipe(const Node& rule, const Prior& prior) {
-  only(rule, {"name", "stages", "restarts", "keep", "start", "hop"});
+  only(rule, {"name", "stages", "restarts", "keep", "start", "hop_size"});
   ParsedRecipe parsed;
   if (const auto name = rule.find("name")) parsed.name = name->text();
   const std::vector<Node> rules = rule["stages"].items();
   std::vector<Stage>& stages = parsed.recipe.stages;
-  int64_t updates = 0;
+  int64_t max_steps = 0;
   for (const Node& stage : rules) {
     stages.push_back(read_stage(stage, prior, parsed.losses));
-    updates += stages.back().max_steps;
+    max_steps += stages.back().max_steps;
   }
   if (stages.empty()) rule["stages"].fail("must hold a stage or more");
   bool over_batch = false;
   std::string alone;  // a solver that takes each target on its own
   for (size_t i = 0; i < stages.size(); ++i) {
     over_batch |= stages[i].penalties.moments == MomentScope::batch;
-    if (stages[i].solver.kind == SolverKind::lbfgs) alone = "lbfgs";
-    if (stages[i].solver.kind != SolverKind::levenberg_marquardt) continue;
-    alone = "levenberg_marquardt";
+    bool solves = false;
+    Solvers::visit(stages[i].solver.kind, [&](auto solver) {
+      if (solver.kMakesTrials) alone = solver.kName;
+      solves = solver.kSolvesNormalEquations;
+    });
+    if (!solves) continue;
     const int64_t place = place_of(loss_of(rules[i]), parsed.normal_equations);
     stages[i].normal_equations =
         index(rules[i], "normal_equations", static_cast<int64_t>(parsed.losses.size()) + place);
@@ -327,14 +342,14 @@ ParsedRecipe read_recipe(const Node& rule, const Prior& prior) {
     rule["stages"].fail("must take each target on its own with " + alone +
                         "; give moment_penalty over \"latent\"");
   }
-  if (updates > kMaxUpdates) {
-    rule["stages"].fail("must make at most " + std::to_string(kMaxUpdates) + " updates, makes " +
-                        std::to_string(updates));
+  if (max_steps > kMaxSteps) {
+    rule["stages"].fail("must make at most " + std::to_string(kMaxSteps) + " steps, makes " +
+                        std::to_string(max_steps));
   }
   parsed.recipe.restarts = whole(rule, "restarts", 0, kMaxRestarts, 0);
   parsed.recipe.keep_best = choice(rule, "keep", {"best", "last"}) == 0;
   parsed.recipe.start = static_cast<Start>(choice(rule, "start", {"prior", "mean", "encoder"}));
-  parsed.recipe.hop = number(rule, "hop", kShare, 0.0);
+  parsed.recipe.hop_size = number(rule, "hop_size", kShare, 0.0);
   return parsed;
 }
 

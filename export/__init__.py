@@ -19,13 +19,13 @@ _missing = [
 if _missing:
     raise DependencyError(f"export needs {', '.join(_missing)}: run `pip install 'pyinv[export]'`")
 
+from .capture.factory import load_factory, load_generator  # noqa: E402
+from .derivatives.losses import whitened  # noqa: E402
+from .derivatives.perceptual import perceptual  # noqa: E402
 from .encoder import add_encoder  # noqa: E402
 from .exporter import export  # noqa: E402
-from .factory import load_factory, load_generator  # noqa: E402
 from .layers import Layers, TailScale, first_layers, split  # noqa: E402
-from .losses import whitened  # noqa: E402
-from .onnx_reader import read_generator  # noqa: E402
-from .perceptual import perceptual  # noqa: E402
+from .runtimes.onnx_reader import read_generator  # noqa: E402
 
 __all__ = [
     "ExportError",

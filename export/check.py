@@ -16,10 +16,9 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from pyinv.errors import ExportError
 from pyinv.priors import Normal, Prior, Uniform
 
-from .failure import first_line
-from .losses import Loss
-from .quiet import quiet
-from .trace import Shapes
+from .capture.trace import Shapes
+from .derivatives.losses import Loss
+from .diagnostics import first_line, quiet
 
 __all__ = [
     "BATCHES",

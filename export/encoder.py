@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from pyinv.bundle import Bundle, FileRecord, Function
 from pyinv.errors import ExportError
 
+from .capture.trace import Shapes, prepare, trace_encoder
 from .check import EncoderReference, check_function, onnx_function, torchscript_function
-from .failure import first_line
-from .graph import Signature
-from .onnx import WeightsFile, to_onnx, write_onnx
+from .diagnostics import first_line
 from .origin import checked_origin
+from .passes.graph import Signature
+from .runtimes.onnx import WeightsFile, to_onnx, write_onnx
+from .runtimes.torchscript_writer import write_torchscript
 from .staging import check_target, staged
-from .torchscript import write_torchscript
-from .trace import Shapes, prepare, trace_encoder
 
 __all__ = ["CheckedEncoder", "add_encoder", "check_encoder", "write_encoder"]
 

@@ -19,19 +19,20 @@ from pyinv.bundle import MAX_SOLVED, RUNTIMES, FileRecord, Function, Manifest
 from pyinv.errors import BundleError, ExportError
 from pyinv.priors import Normal, Prior, Uniform
 
+from .capture.trace import Shapes, TracedGenerator, prepare, trace_generator
 from .check import Reference, check_function, onnx_function, torchscript_function
+from .derivatives.functions import trace_functions
+from .derivatives.losses import GivenLosses, Loss, resolve_losses, try_losses
+from .diagnostics import first_line, quiet
 from .encoder import check_encoder, write_encoder
-from .ending import Ending
-from .failure import first_line
-from .graph import Signature
-from .losses import GivenLosses, Loss, resolve_losses, try_losses
-from .memory import bytes_per_target
-from .onnx import OPSET, WEIGHTS_FILE, WeightsFile, to_onnx, write_onnx
 from .origin import checked_origin
-from .quiet import quiet
+from .passes.graph import Signature
+from .passes.output_activation import OutputActivation
+from .passes.peak_memory import bytes_per_target
+from .runtimes.onnx import OPSET, WEIGHTS_FILE, WeightsFile, to_onnx, write_onnx
+from .runtimes.onnx_operators import operators_in
+from .runtimes.torchscript_writer import FUNCTIONS_FILE, method_names, write_torchscript
 from .staging import check_target, staged
-from .torchscript import FUNCTIONS_FILE, method_names, write_torchscript
-from .trace import Shapes, TracedGenerator, prepare, trace_functions, trace_generator
 
 __all__ = ["export"]
 
@@ -158,9 +159,9 @@ def export(
 
     say("tracing the generator")
     traced = trace_generator(prepared, shapes, batch_norm=batch_norm)
-    if losses is None and traced.ending.fits((low, high)):
+    if losses is None and traced.output_activation.fits((low, high)):
         resolved += resolve_losses("whitened", value_range=(low, high))
-    _check_ending(traced.ending, (low, high), resolved)
+    _check_output_activation(traced.output_activation, (low, high), resolved)
     solved = [loss for loss in resolved if loss.is_least_squares] if solve else []
 
     with staged(target) as staging:
@@ -216,13 +217,15 @@ def _wants_normal_equations(
     return given is not False and not lacking
 
 
-def _check_ending(ending: Ending, value_range: tuple[float, float], losses: Sequence[Loss]) -> None:
+def _check_output_activation(
+    activation: OutputActivation, value_range: tuple[float, float], losses: Sequence[Loss]
+) -> None:
     for loss in losses:
-        if loss.needs_activation and not ending.fits(value_range):
+        if loss.needs_activation and not activation.fits(value_range):
             low, high = value_range
             raise ExportError(
                 f"loss {loss.name!r} needs a generator that ends in tanh or sigmoid with values in "
-                f"value_range [{low:g}, {high:g}], this one ends in {ending.describe()}: use "
+                f"value_range [{low:g}, {high:g}], this one ends in {activation.describe()}: use "
                 "another loss"
             )
 
@@ -313,14 +316,18 @@ def _write_onnx(
     inputs: Mapping[str, tuple[int, ...]],
 ) -> list[Function]:
     functions = []
-    for plan in planned:
-        file = f"{plan.name}.onnx" if plan.loss is None else f"{plan.name}_{plan.loss.name}.onnx"
-        functions.append(_function(plan, "onnx", file))
     models = to_onnx(whole, [plan.signature for plan in planned], inputs=inputs)
     with open(folder / WEIGHTS_FILE, "wb") as stream:
         weights = WeightsFile(stream)
-        for function, model in zip(functions, models, strict=True):
-            write_onnx(model, folder / function.file, weights)
+        for plan, model in zip(planned, models, strict=True):
+            loss = "" if plan.loss is None else f"_{plan.loss.name}"
+            file = f"{plan.name}{loss}.onnx"
+            write_onnx(model, folder / file, weights)
+            function = _function(plan, "onnx", file)
+            if plan.loss is not None:
+                operators, readers = operators_in(folder / file)
+                function = replace(function, operators=operators, input_operators=readers)
+            functions.append(function)
     return functions
 
 

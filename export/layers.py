@@ -27,11 +27,11 @@ from pyinv.bundle import Bundle
 from pyinv.errors import ExportError, InputError
 from pyinv.priors import Normal, Prior, Uniform
 
+from .capture.trace import prepare
 from .check import draw_latents
+from .diagnostics import first_line
 from .exporter import export
-from .failure import first_line
 from .origin import checked_origin
-from .trace import prepare
 
 __all__ = [
     "Layers",

@@ -30,6 +30,7 @@ from pyinv.errors import (
     DeviceError,
     ExportError,
     InputError,
+    OutOfMemoryError,
     OutputError,
     PyinvError,
     RuleError,
@@ -48,8 +49,10 @@ from pyinv.solvers import (
     Cosine,
     GradientDescent,
     LevenbergMarquardt,
+    RMSprop,
     StepDecay,
 )
+from pyinv.uncertainty import Uncertainty
 
 __version__ = _version("pyinv")
 
@@ -75,9 +78,11 @@ __all__ = [
     "MomentPenalty",
     "NoConstraint",
     "Normal",
+    "OutOfMemoryError",
     "OutputError",
     "PriorPenalty",
     "PyinvError",
+    "RMSprop",
     "Recipe",
     "RuleError",
     "RunError",
@@ -86,6 +91,7 @@ __all__ = [
     "StepDecay",
     "StochasticClip",
     "TruncatedNormalCutoff",
+    "Uncertainty",
     "Uniform",
     "cmake_dir",
     "load_images",

@@ -59,6 +59,10 @@ class Function:
         method: the method of a TorchScript file; None for ONNX, where a file is one graph.
         bytes_per_target: for normal equations, an upper bound of the memory that one more target
             in a batch takes while they run; None for other functions.
+        operators: for an objective or normal equations in an ONNX file, the operators there, by
+            which the engine knows how a GPU can run them; those of another domain than ONNX's own
+            as "domain:name". Empty for other functions.
+        input_operators: those of the operators that read an input of the graph.
     """
 
     name: str
@@ -67,6 +71,8 @@ class Function:
     loss: str | None = None
     method: str | None = None
     bytes_per_target: int | None = None
+    operators: tuple[str, ...] = ()
+    input_operators: tuple[str, ...] = ()
 
     def describe(self) -> dict[str, Any]:
         """Return the manifest's entry for this function."""
@@ -78,6 +84,9 @@ class Function:
             described["method"] = self.method
         if self.bytes_per_target is not None:
             described["bytes_per_target"] = self.bytes_per_target
+        if self.operators:
+            described["operators"] = list(self.operators)
+            described["input_operators"] = list(self.input_operators)
         return described
 
 
@@ -145,6 +154,7 @@ class Manifest:
                 raise BundleError(f"function {function.name} names {function.file}, not in files")
             _check_method(function)
             _check_bytes(function)
+            _check_operators(function)
         for name in self.files:
             if not name or name in (".", "..", MANIFEST_NAME) or "/" in name or "\\" in name:
                 raise BundleError(f"files must hold plain file names, got {name!r}")
@@ -203,7 +213,7 @@ class Manifest:
         return math.prod(self.latent_shape)
 
     @property
-    def pixels(self) -> int:
+    def image_size(self) -> int:
         """The number of values of an image, C * H * W."""
         return math.prod(self.image_shape)
 
@@ -391,6 +401,8 @@ class Manifest:
                         loss=function.get("loss"),
                         method=function.get("method"),
                         bytes_per_target=function.get("bytes_per_target"),
+                        operators=_names(function, "operators"),
+                        input_operators=_names(function, "input_operators"),
                     )
                     for function in described["functions"]
                 ),
@@ -487,24 +499,24 @@ class Bundle:
         return self.path / function.file
 
     def _check_files(self, *, contents: bool) -> None:
-        mend = "export or copy the bundle again"
+        remedy = "export or copy the bundle again"
         for name, expected in self.manifest.files.items():
             path = self.path / name
             try:
                 size = path.stat().st_size
                 if not path.is_file():
-                    raise BundleError(f"{path}: expected a file; {mend}")
+                    raise BundleError(f"{path}: expected a file; {remedy}")
                 if size != expected.bytes:
                     raise BundleError(
-                        f"{path}: expected {expected.bytes} bytes, found {size}; {mend}"
+                        f"{path}: expected {expected.bytes} bytes, found {size}; {remedy}"
                     )
                 if contents and FileRecord.of(path).sha256 != expected.sha256:
                     raise BundleError(
                         f"{path}: its SHA-256 is not the manifest's, so it was changed or damaged; "
-                        f"{mend}"
+                        f"{remedy}"
                     )
             except FileNotFoundError:
-                raise BundleError(f"{path}: missing from the bundle; {mend}") from None
+                raise BundleError(f"{path}: missing from the bundle; {remedy}") from None
             except OSError as error:
                 raise BundleError(f"{path}: cannot be read ({error.strerror})") from None
 
@@ -532,6 +544,24 @@ def _check_bytes(function: Function) -> None:
         raise BundleError(
             f"function {function.name} needs bytes_per_target, a whole number >= 1, got {count!r}"
         )
+
+
+def _check_operators(function: Function) -> None:
+    if function.runtime != "onnx" or function.name not in ("objective", "normal_equations"):
+        return
+    for name in ("operators", "input_operators"):
+        if not getattr(function, name):
+            raise BundleError(
+                f"function {function.name} needs {name}, a list of the names of ONNX operators; "
+                "export the bundle again"
+            )
+
+
+def _names(function: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    names = function.get(key, [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"{key} must be a list of names, got {names!r}")
+    return tuple(names)
 
 
 def _check_shape(name: str, shape: Iterable[Any], *, axes: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Constraints: what happens, after each update, to a component that leaves the prior.
+"""Constraints: what happens, after each step, to a component that leaves the prior.
 
 A component that is drawn anew gets its own draw, and the solver forgets its moments
 (``Stage(reset_moments=False)`` keeps them).

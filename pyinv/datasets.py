@@ -22,8 +22,8 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from pyinv.arrays import as_numpy, shape_text
-from pyinv.errors import InputError
+from pyinv.array_files import opened
+from pyinv.errors import InputError, one_line
 from pyinv.images import (
     FILE_CHANNELS,
     IMAGE_SUFFIXES,
@@ -31,12 +31,12 @@ from pyinv.images import (
     check_fit,
     check_value_range,
     convert_pixels,
-    error_reason,
     image_names,
     read_pixels,
     resize_pixels,
     to_pillow,
 )
+from pyinv.validation import as_numpy, shape_text
 
 __all__ = ["DATASET_FORMATS", "SPLITS", "Dataset", "load_dataset", "to_range"]
 
@@ -153,7 +153,7 @@ def load_dataset(
             "choose a smaller image_shape"
         ) from None
     except OSError as error:
-        raise InputError(f"{root}: cannot be read ({error_reason(error)})") from None
+        raise InputError(f"{root}: cannot be read ({one_line(error)})") from None
 
 
 def to_range(images: Any, value_range: tuple[float, float]) -> NDArray[np.float32]:
@@ -307,7 +307,7 @@ def _read_idx(path: Path, axes: int, what: str) -> Pixels:
             data = stream.read()
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(
-            f"{path}: not readable, or truncated ({error_reason(error)}); fetch it again"
+            f"{path}: not readable, or truncated ({one_line(error)}); fetch it again"
         ) from None
     header = 4 + 4 * axes
     magic = bytes((0, 0, IDX_UBYTE, axes))
@@ -352,7 +352,7 @@ def _open_tree(path: Path) -> Iterator[_Tree]:
         archive = zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile) as error:
         raise InputError(
-            f"{path}: not a readable zip, or truncated ({error_reason(error)}); fetch it again"
+            f"{path}: not a readable zip, or truncated ({one_line(error)}); fetch it again"
         ) from None
     with archive:
         # By path, which is tidier than the entry's own name: ./a.png is a.png.
@@ -369,7 +369,7 @@ def _open_entry(archive: zipfile.ZipFile, path: Path, entry: str) -> io.BytesIO:
     except (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError) as error:
         # RuntimeError: it has a password, or is packed in a way that Python lacks.
         raise InputError(
-            f"{path}: {entry} in it cannot be read ({error_reason(error)}); fetch the zip again"
+            f"{path}: {entry} in it cannot be read ({one_line(error)}); fetch the zip again"
         ) from None
 
 
@@ -491,25 +491,12 @@ def _load_tree(
 
 
 def _load_arrays(path: Path, split: str, shape: Shape, fit: str) -> Dataset:
-    try:
-        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
-        if isinstance(loaded, np.lib.npyio.NpzFile):
-            with loaded:
-                images, labels = _choose_arrays(loaded, path, split)
-        else:
+    with opened(path) as file:
+        if isinstance(file, np.ndarray):
             _refuse_unless(split, "train", path)
-            images, labels = np.asarray(loaded), None
-    except InputError:
-        raise
-    except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        # NumPy takes whatever is not an array for a pickle, which would only mislead.
-        reason = error_reason(error)
-        if "pickle" in reason or "Python objects" in reason:
-            reason = "no numeric array in it"
-        raise InputError(
-            f"{path}: not a readable {path.suffix} file, or truncated ({reason}); "
-            "save it again with NumPy"
-        ) from None
+            images, labels = file, None
+        else:
+            images, labels = _choose_arrays(file, path, split)
     images = _channels_last(images, path)
     texts = None
     if labels is not None:

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from pyinv.bundle import Manifest
 from pyinv.constraints import Clip, Constraint, NoConstraint, StochasticClip
 from pyinv.inverter import Inverter
-from pyinv.priors import Uniform
 from pyinv.recipes import Recipe, Stage, default
 from pyinv.result import Inversion
 from pyinv.solvers import Cosine, GradientDescent
@@ -47,7 +47,7 @@ TRACE_EVERY = 10
 # three): the last row says what pyinv does by default.
 LEARNING_RATE = 5.0
 LOSS_TOLERANCE = 1e-8
-LANES = 64
+BATCH_SIZE = 64
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,9 @@ class _Method:
     constraint: Constraint | None
     """None for pyinv's default recipe."""
 
-    @property
-    def recipe(self) -> Recipe:
+    def recipe(self, manifest: Manifest) -> Recipe:
         if self.constraint is None:
-            return default(Uniform(-1.0, 1.0)).replace(
-                max_steps=MAX_STEPS, loss_tolerance=LOSS_TOLERANCE
-            )
+            return default(manifest).replace(max_steps=MAX_STEPS, loss_tolerance=LOSS_TOLERANCE)
         stage = Stage(
             GradientDescent(LEARNING_RATE, schedule=Cosine(final=0.01)),
             constraint=self.constraint,
@@ -148,7 +145,7 @@ def run(
     quiet = quiet or json
     started = time.perf_counter()
     output = Path(output)
-    inverter = Inverter(BUNDLE, lanes=LANES, threads=threads)
+    inverter = Inverter(BUNDLE, batch_size=BATCH_SIZE, threads=threads)
     say: Callable[[str], None] = _silent if quiet else _to_stderr
 
     latents = inverter.sample(GENERATED, seed=seed)
@@ -156,7 +153,8 @@ def run(
     with np.load(DIGITS) as file:
         digits = np.ascontiguousarray(file["images"], dtype=np.float32)
     # Reads the graph and starts the threads, so that the first method is not charged for it.
-    inverter.invert(images[:LANES], recipe=METHODS[0].recipe.replace(max_steps=1), seed=seed)
+    first = METHODS[0].recipe(inverter.manifest)
+    inverter.invert(images[:BATCH_SIZE], recipe=first.replace(max_steps=1), seed=seed)
 
     outcomes = []
     for method in METHODS:
@@ -211,7 +209,8 @@ def _invert(
     latents: FloatArray | None = None,
 ) -> _Outcome:
     started = time.perf_counter()
-    inversion = inverter.invert(targets, recipe=method.recipe, seed=seed, trace_every=TRACE_EVERY)
+    recipe = method.recipe(inverter.manifest)
+    inversion = inverter.invert(targets, recipe=recipe, seed=seed, trace_every=TRACE_EVERY)
     seconds = time.perf_counter() - started
     if inversion.cancelled:
         raise KeyboardInterrupt
@@ -253,7 +252,7 @@ def _table(report: dict[str, Any]) -> str:
         "recovered    share of latents found again: their mean squared error is below the number",
         "             above; two random latents differ by 0.67 on average",
         "image error  root mean square difference of a pixel, in grey levels of 255; a mean",
-        f"steps        updates made, a mean; an attempt ends after {report['max_steps']}, or once "
+        f"steps        steps made, a mean; an attempt ends after {report['max_steps']}, or once "
         "the mean squared",
         f"             error of the image is below {report['loss_tolerance']:g}",
         "",

@@ -1,4 +1,4 @@
-"""Every error that pyinv raises on purpose: one line with what was wanted, what came, the mend."""
+"""Every error that pyinv raises on purpose: one line: what was wanted, what came, the remedy."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pyinv.result import Inversion
+    from pyinv.uncertainty import Uncertainty
 
 __all__ = [
     "BundleError",
@@ -13,10 +14,12 @@ __all__ = [
     "DeviceError",
     "ExportError",
     "InputError",
+    "OutOfMemoryError",
     "OutputError",
     "PyinvError",
     "RuleError",
     "RunError",
+    "one_line",
 ]
 
 
@@ -42,11 +45,18 @@ class RunError(PyinvError, RuntimeError):
     Attributes:
         inversion: of ``invert``, the ``Inversion`` of the targets that were done, the others
             ``cancelled``; else None.
+        uncertainty: of ``uncertainty``, what was measured, the other targets NaN; else None.
     """
 
-    def __init__(self, message: str, inversion: Inversion | None = None) -> None:
-        super().__init__(message, inversion)
+    def __init__(
+        self,
+        message: str,
+        inversion: Inversion | None = None,
+        uncertainty: Uncertainty | None = None,
+    ) -> None:
+        super().__init__(message, inversion, uncertainty)
         self.inversion = inversion
+        self.uncertainty = uncertainty
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -60,9 +70,19 @@ class DeviceError(PyinvError):
     """The device is not there, this build has no code for it, or its memory is too small."""
 
 
+class OutOfMemoryError(DeviceError):
+    """The device's memory does not hold a batch."""
+
+
 class DependencyError(PyinvError, ImportError):
     """A package or shared library that pyinv needs is missing, doubled or too old."""
 
 
 class ExportError(PyinvError):
     """A generator cannot be exported, or its bundle does not agree with PyTorch."""
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's text as one line, without what its class adds."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(str(text).split())

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -17,9 +16,10 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyinv.arrays import as_numpy, first_bad_row, shape_text
+from pyinv.array_files import read_array
 from pyinv.bundle import Manifest
-from pyinv.errors import DependencyError, InputError
+from pyinv.errors import DependencyError, InputError, one_line
+from pyinv.validation import as_numpy, first_bad_row, shape_text
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -299,7 +299,7 @@ def read_pixels(file: PathLike | IO[bytes], name: str, channels: int) -> FloatAr
     except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError) as error:
         # Pillow's decoders raise all of these on damaged files.
         raise InputError(
-            f"{name}: not a readable image, or truncated ({error_reason(error)}); mend or remove it"
+            f"{name}: not a readable image, or truncated ({one_line(error)}); mend or remove it"
         ) from None
 
 
@@ -385,7 +385,7 @@ def _sources(path: Path, manifest: Manifest) -> list[_Source]:
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     if path.suffix.lower() in ARRAY_SUFFIXES:
-        array = _channels_last(_read_array(path), path, manifest)
+        array = _channels_last(read_array(path, "images"), path, manifest)
         return [_Source(path, len(array), array)]
     return [_Source(path, 1)]
 
@@ -401,29 +401,6 @@ def _natural(path: PurePath) -> tuple[list[list[tuple[bool, int, str]]], str]:
         for part in path.parts
     ]
     return pieces, str(path)
-
-
-def _read_array(path: Path) -> NDArray[Any]:
-    try:
-        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
-        if not isinstance(loaded, np.lib.npyio.NpzFile):
-            return np.asarray(loaded)
-        with loaded:
-            names = loaded.files
-            if "images" in names:
-                return np.asarray(loaded["images"])
-            if len(names) == 1:
-                return np.asarray(loaded[names[0]])
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        # NumPy takes whatever is not an array for a pickle, which would only mislead.
-        reason = "no NumPy array in it" if "pickle" in str(error) else error_reason(error)
-        raise InputError(
-            f"{path}: not a readable {path.suffix} file, or truncated ({reason}); "
-            "save it again with numpy.save"
-        ) from None
-    raise InputError(
-        f'{path}: expected one array or one named "images", found {", ".join(names) or "none"}'
-    )
 
 
 def _channels_last(array: NDArray[Any], path: Path, manifest: Manifest) -> NDArray[Any]:
@@ -447,7 +424,7 @@ def _channels_last(array: NDArray[Any], path: Path, manifest: Manifest) -> NDArr
                 candidates.append(array[None])
     elif array.ndim == 2 and channels == 1:
         candidates.append(array[None, ..., None])
-    if manifest.pixels == 1:
+    if manifest.image_size == 1:
         candidates = candidates[:1]  # the layouts are the same
     if len(candidates) > 1:
         exact = [one for one in candidates if one.shape[1:3] == (height, width)]
@@ -529,9 +506,3 @@ def _pillow() -> Any:
             "reading and writing image files needs Pillow: pip install pillow"
         ) from None
     return Image
-
-
-def error_reason(error: BaseException) -> str:
-    """Return an error as one line, without what its class adds."""
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(str(text).split())

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyinv.arrays import as_numpy, shape_text, whole_number
 from pyinv.errors import InputError
+from pyinv.validation import as_numpy, shape_text, whole_number
 
 __all__ = ["great_circle", "linear", "slerp"]
 

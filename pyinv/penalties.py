@@ -21,7 +21,7 @@ class MomentPenalty(Rule):
     \gamma_\text{mean} (\mu - \hat\mu)^2 + \gamma_\text{std} (\sigma - \hat\sigma)^2
     $$
 
-    where the hats are taken over every component of the lanes that run together, or over one
+    where the hats are taken over every component of the targets that run together, or over one
     latent's components. Its gradient in a component of a latent of size d:
 
     $$
@@ -68,8 +68,8 @@ class PriorPenalty(Rule):
         weight: at least 0.
         anneal: lower the weight to zero over the stage, so that the end of the run minimises the
             loss alone.
-        relative: multiply the weight by the loss at the latent that the update starts from (by 0 if
-            it is negative), a constant for that update. The penalty is then as strong early on and
+        relative: multiply the weight by the loss at the latent that the step starts from (by 0 if
+            it is negative), a constant for that step. The penalty is then as strong early on and
             as weak near an exact latent as the loss itself, whatever its unit.
             ``LevenbergMarquardt`` and ``LBFGS`` take weight and loss at the last step that was
             taken.

@@ -9,7 +9,7 @@ from typing import Any
 
 from pyinv.errors import DependencyError, InputError
 
-__all__ = ["progress_reporter"]
+__all__ = ["Progress", "progress_reporter"]
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -23,7 +23,7 @@ def progress_reporter(
     Args:
         progress: None or False for silence, True for a bar on standard error, or a function.
         targets: how many there are.
-        max_steps: the most updates of one attempt.
+        max_steps: the most steps of one attempt.
         unit: what a bar calls the targets.
 
     Raises:

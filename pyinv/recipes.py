@@ -3,7 +3,8 @@
 ``precise`` recovers latents of images that the generator made, ``reconstruct`` finds latents for
 other images, ``default`` needs gradients only. The others are the papers' methods with the papers'
 settings. Any field can be changed:
-``recipes.get("lipton", prior).replace(max_steps=5000, learning_rate=0.5)``.
+``recipes.lipton(manifest).replace(max_steps=5000, learning_rate=0.5)``. Every function that makes a
+recipe takes the bundle's manifest, ``inverter.manifest``.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from pyinv._rule import Rule
-from pyinv.arrays import noise_level
 from pyinv.bundle import MAX_SOLVED, Manifest
 from pyinv.constraints import (
     Clip,
@@ -23,7 +23,7 @@ from pyinv.constraints import (
     NoConstraint,
     StochasticClip,
 )
-from pyinv.errors import RuleError
+from pyinv.errors import BundleError, RuleError
 from pyinv.penalties import PENALTIES, MomentPenalty, Penalty, PriorPenalty
 from pyinv.priors import Prior, Uniform
 from pyinv.solvers import (
@@ -36,6 +36,7 @@ from pyinv.solvers import (
     Solver,
     StepDecay,
 )
+from pyinv.validation import noise_level
 
 __all__ = [
     "RECIPES",
@@ -50,9 +51,9 @@ __all__ = [
     "reconstruct",
 ]
 
-# The engine's random draws keep 12 bits for the attempt and 32 for the update within it.
+# The engine's random draws keep 12 bits for the attempt and 32 for the step within it.
 MAX_RESTARTS = 2**12 - 1
-MAX_UPDATES = 2**32 - 1
+MAX_STEPS = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Stage(Rule):
     """One way of moving a latent, and when to stop.
 
     A stage that meets ``loss_tolerance`` ends the whole attempt: converged. A stage whose loss
-    changes too little (stalled) or that has made ``max_steps`` updates (step limit) gives its
+    changes too little (stalled) or that has made ``max_steps`` steps (step limit) gives its
     latent to the next one, which starts with fresh moments.
 
     Args:
@@ -71,15 +72,15 @@ class Stage(Rule):
             stopping.
         loss: name of the loss to minimise; the bundle must hold its objective, and for
             ``LevenbergMarquardt`` its normal equations.
-        max_steps: the most updates, at least 1. A step that ``LevenbergMarquardt`` or ``LBFGS``
-            tries and does not take is one.
+        max_steps: the most steps, at least 1. One that ``LevenbergMarquardt`` or ``LBFGS`` tries
+            and does not take counts.
         loss_tolerance: converged at a loss at or below this; 0 never.
         change_tolerance: a step is still when the loss changes by this or less; 0 never.
         relative_change_tolerance: a step is still when the loss changes by this share of itself or
             less; 0 never.
         patience: stalled after this many still steps in a row, at least 1.
         reset_moments: a component drawn anew by the constraint starts with moments of zero,
-            and Adam's bias corrections count its own updates. ``LevenbergMarquardt`` and ``LBFGS``
+            and Adam's bias corrections count its own steps. ``LevenbergMarquardt`` and ``LBFGS``
             have none.
 
     Raises:
@@ -119,18 +120,18 @@ class Stage(Rule):
                 f"Stage: penalties must hold each kind once, got {', '.join(kinds)}; "
                 "add up their weights instead"
             )
-        if isinstance(self.solver, (LevenbergMarquardt, LBFGS)) and MomentPenalty.kind() in kinds:
+        if self.solver.needs_independent_targets and MomentPenalty.kind() in kinds:
             raise RuleError(
                 f"Stage: {type(self.solver).__name__} takes no MomentPenalty, whose curvature "
                 "is not constant; use PriorPenalty, or Adam"
             )
         if not isinstance(self.loss, str) or not self.loss:
             raise RuleError(f'Stage: loss must be a loss\'s name such as "mse", got {self.loss!r}')
-        self._count("max_steps", at_least=1, at_most=MAX_UPDATES)
+        self._count("max_steps", at_least=1, at_most=MAX_STEPS)
         self._number("loss_tolerance", at_least=0.0, single=False)
         self._number("change_tolerance", at_least=0.0, single=False)
         self._number("relative_change_tolerance", at_least=0.0, single=False)
-        self._count("patience", at_least=1, at_most=MAX_UPDATES)
+        self._count("patience", at_least=1, at_most=MAX_STEPS)
         self._flag("reset_moments")
 
     def fit(self, prior: Prior) -> Stage:
@@ -154,17 +155,18 @@ class Recipe(Rule):
         name: what to call it in reports.
         stages: one ``Stage`` or more, run in turn.
         restarts: attempts after the first, made while a target has not converged; 0 to 4095. Each
-            begins at a fresh draw, unless ``hop`` is given. The best attempt is kept: of the lowest
-            loss, with the last stage's ``PriorPenalty`` unless that is annealed.
+            begins at a fresh draw, unless ``hop_size`` is given. The best attempt is kept: of the
+            lowest loss, with the last stage's ``PriorPenalty`` unless that is annealed.
         keep: "best" keeps an attempt's lowest loss in its last stage, "last" the loss it ended
             with. Of the steps of ``LevenbergMarquardt`` and ``LBFGS``, those that were taken count.
         start: where a target's first attempt begins: "prior" draws a latent, "mean" takes the
             prior's mean (a uniform one's middle), "encoder" what the bundle's encoder makes of the
             image. Latents given to ``invert`` as ``init`` come before all three.
-        hop: 0: restarts are drawn, and run all stages. Above 0, up to 1: a restart runs the last
-            stage alone, and begins near the best latent so far, moved by this share of a draw:
-            with y = (z - mean)/std, at sqrt(1 - hop²) y + hop · draw under a normal prior, at
-            (1 - hop) y + hop · draw under a uniform one. For losses with many optima side by side.
+        hop_size: 0: restarts are drawn, and run all stages. Above 0, up to 1: a restart is a hop.
+            It runs the last stage alone, and begins near the best latent so far, moved by this
+            share h of a draw: with y = (z - mean)/std, at sqrt(1 - h²) y + h · draw under a normal
+            prior, at (1 - h) y + h · draw under a uniform one. For losses with many optima side by
+            side.
 
     Raises:
         RuleError: a value out of its range.
@@ -178,7 +180,7 @@ class Recipe(Rule):
     restarts: int = 0
     keep: str = "best"
     start: str = "prior"
-    hop: float = 0.0
+    hop_size: float = 0.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -191,20 +193,25 @@ class Recipe(Rule):
         ):
             raise RuleError(f"Recipe: stages must be one Stage(...) or more, got {self.stages!r}")
         object.__setattr__(self, "stages", tuple(stages))
-        if self.max_steps > MAX_UPDATES:
+        if self.max_steps > MAX_STEPS:
             raise RuleError(
-                f"Recipe: the stages' max_steps must add up to at most {MAX_UPDATES}, "
+                f"Recipe: the stages' max_steps must add up to at most {MAX_STEPS}, "
                 f"got {self.max_steps}"
             )
         self._count("restarts", at_least=0, at_most=MAX_RESTARTS)
         self._choice("keep", ("best", "last"))
         self._choice("start", ("prior", "mean", "encoder"))
-        self._number("hop", at_least=0.0, at_most=1.0, single=False)
+        self._number("hop_size", at_least=0.0, at_most=1.0, single=False)
 
     @property
     def max_steps(self) -> int:
-        """The most updates that one attempt makes over all its stages."""
+        """The most steps that one attempt makes over all its stages."""
         return sum(stage.max_steps for stage in self.stages)
+
+    @property
+    def needs_normal_equations(self) -> bool:
+        """Whether a stage's solver needs the normal equations of its loss."""
+        return any(stage.solver.needs_normal_equations for stage in self.stages)
 
     @property
     def couples(self) -> bool:
@@ -214,6 +221,31 @@ class Recipe(Rule):
             for stage in self.stages
             for penalty in stage.penalties
         )
+
+    def is_coupled(self, manifest: Manifest) -> bool:
+        """Whether targets affect one another on this bundle, by the recipe or by batch norm.
+
+        Raises:
+            RuleError: they do, by the recipe, and one of its solvers needs them not to.
+            BundleError: they do, by the bundle.
+        """
+        by_bundle = manifest.batch_norm == "batch"
+        for stage in self.stages:
+            if not (stage.solver.needs_independent_targets and (self.couples or by_bundle)):
+                continue
+            needs = (
+                f"recipe {self.name}: {type(stage.solver).__name__} needs targets that do not "
+                "affect one another, and "
+            )
+            if self.couples:
+                raise RuleError(
+                    f'{needs}MomentPenalty(over="batch") ties them together; give it over="latent"'
+                )
+            raise BundleError(
+                f"{needs}this bundle takes batch-norm statistics over the batch; export it "
+                'again with batch_norm="eval", or choose a recipe of first order'
+            )
+        return self.couples or by_bundle
 
     def fit(self, prior: Prior) -> Recipe:
         """Return this recipe with what its rules take from the prior filled in.
@@ -227,7 +259,7 @@ class Recipe(Rule):
         """Return a copy with some fields changed.
 
         Args:
-            changes: fields of the recipe (``restarts``, ``keep``, ``start``, ``hop``,
+            changes: fields of the recipe (``restarts``, ``keep``, ``start``, ``hop_size``,
                 ``name``, ``stages``), of its stages (``max_steps``, ``constraint``, ``loss``,
                 ``loss_tolerance``, ...) or of their solvers (``learning_rate``, ``schedule``,
                 ``momentum``, ``beta1``, ``damping``, ...). A change to a stage applies to every
@@ -240,7 +272,8 @@ class Recipe(Rule):
             RuleError: an unknown field, or a value out of its range.
 
         Examples:
-            >>> lipton().replace(max_steps=20_000, learning_rate=0.5).stages[0].solver.learning_rate
+            >>> recipe = lipton(manifest).replace(learning_rate=0.5)  # doctest: +SKIP
+            >>> recipe.stages[0].solver.learning_rate  # doctest: +SKIP
             0.5
         """
         own = {name: changes.pop(name) for name in _names(Recipe) if name in changes}
@@ -263,7 +296,7 @@ class Recipe(Rule):
         return dataclasses.replace(changed, stages=tuple(stages))
 
 
-def default(prior: Prior) -> Recipe:
+def default(manifest: Manifest) -> Recipe:
     """Adam with a falling learning rate, kept inside the prior. What to try first.
 
     A uniform prior is kept by clipping. For a normal one, an annealed -log p(z) holds the latent
@@ -271,7 +304,7 @@ def default(prior: Prior) -> Recipe:
     follow ``max_steps``.
 
     Args:
-        prior: the bundle's prior.
+        manifest: the bundle's, for its prior.
 
     Source: ours. The numbers were picked by hand, on the images they are reported for, with one
     seed and 1,000 steps: 9 settings on 32 images of a 32x32 face generator (uniform prior,
@@ -283,7 +316,7 @@ def default(prior: Prior) -> Recipe:
     Converged means a root mean square error of 1e-4 in the bundle's value range.
     """
     rules: dict[str, Any]
-    if isinstance(prior, Uniform):
+    if isinstance(manifest.prior, Uniform):
         rules = {"constraint": Clip()}
     else:
         rules = {"penalties": (PriorPenalty(weight=0.001, anneal=True),)}
@@ -292,17 +325,18 @@ def default(prior: Prior) -> Recipe:
     return Recipe("default", (stage,))
 
 
-def lipton(clipping: str = "stochastic") -> Recipe:
+def lipton(manifest: Manifest, clipping: str = "stochastic") -> Recipe:
     """Gradient descent with clipping, for uniform priors.
 
     Args:
+        manifest: the bundle's. The recipe is the same for every one.
         clipping: "stochastic", "standard" or "none".
 
-    The paper gives the update and the clipping, and 100,000 updates for its Table 1. It leaves out
-    the learning rate. Ours is that of the authors' public code: 1.0, halved every 50,000 of 80,000
-    updates (100,000 for the untrained net), on a loss averaged over pixels. That code counts a
-    latent as recovered once its error was below the threshold at any update, and runs batch norm
-    on batch statistics (``batch_norm="batch"`` at export).
+    The paper gives the step and the clipping, and 100,000 steps for its Table 1. It leaves out the
+    learning rate. Ours is that of the authors' public code: 1.0, halved every 50,000 of 80,000
+    steps (100,000 for the untrained net), on a loss averaged over pixels. That code counts a latent
+    as recovered once its error was below the threshold at any step, and runs batch norm on batch
+    statistics (``batch_norm="batch"`` at export).
 
     Source: Lipton & Tripathi 2017, section 2.
     """
@@ -323,24 +357,24 @@ def lipton(clipping: str = "stochastic") -> Recipe:
     return Recipe("lipton", (stage,), keep="last")
 
 
-def creswell(prior: Prior) -> Recipe:
+def creswell(manifest: Manifest) -> Recipe:
     """Binary cross-entropy; clipping for a uniform prior, a moment penalty for a normal one.
 
     Args:
-        prior: the bundle's prior.
+        manifest: the bundle's, for its prior.
 
     The bundle needs the loss "bce". The paper gives the loss, the clipping, equation 5 and its
     weights (1), and that targets run as a batch. It leaves out the solver, its learning rate and
-    the number of updates. Ours come from a later version of the authors' public code: RMSprop with
-    learning rate 0.01 and 5,000 updates (that code goes up to 10,000), here as Adam without a mean
+    the number of steps. Ours come from a later version of the authors' public code: RMSprop with
+    learning rate 0.01 and 5,000 steps (that code goes up to 10,000), here as Adam without a mean
     of gradients, ``Adam(0.01, beta1=0, beta2=0.99)``, which differs from RMSprop in its bias
-    correction, that is in the first few hundred updates. That code minimises the mean squared error
+    correction, that is in the first few hundred steps. That code minimises the mean squared error
     minus 0.01 log p(z) instead of the paper's loss.
 
     Source: Creswell & Bharath 2016, algorithm 1, equation 5 and section 5.
     """
     rules: dict[str, Any]
-    if isinstance(prior, Uniform):
+    if isinstance(manifest.prior, Uniform):
         rules = {"constraint": Clip()}
     else:
         rules = {"penalties": (MomentPenalty(1.0, 1.0, over="batch"),)}
@@ -348,15 +382,16 @@ def creswell(prior: Prior) -> Recipe:
     return Recipe("creswell", (stage,), keep="last")
 
 
-def egan(criterion: Constraint | None = None) -> Recipe:
+def egan(manifest: Manifest, criterion: Constraint | None = None) -> Recipe:
     """Adam with resampling of improbable components, for normal priors.
 
     Args:
+        manifest: the bundle's. The recipe is the same for every one.
         criterion: ``HardCutoff(c)``, ``LogisticCutoff(a, b)``, ``TruncatedNormalCutoff(a)`` or
             ``NoConstraint()`` ("disabled" in the paper). None takes ``LogisticCutoff(2, 2)``, which
             has the lowest error in the paper's Table 1.
 
-    The paper gives 20,000 updates, which are also the horizon E of the criteria. It says that Adam
+    The paper gives 20,000 steps, which are also the horizon E of the criteria. It says that Adam
     adjusts the learning rate and leaves out its settings. Ours are those of the authors' public
     code: learning rate 0.01, betas 0.5 and 0.999, an end when the loss changes by less than 1e-10,
     moments kept when a component is resampled. That code gives all components resampled in one step
@@ -483,7 +518,7 @@ def reconstruct(manifest: Manifest, noise: float | None = None, *, start: str = 
     Source: ours; the maximum a posteriori estimate is textbook material.
     """
     noise = noise_level(noise)
-    share = 2 * manifest.latent_size / manifest.pixels
+    share = 2 * manifest.latent_size / manifest.image_size
     final = PriorPenalty(share, relative=True) if noise is None else PriorPenalty(share * noise**2)
     settle = Stage(
         LevenbergMarquardt(),
@@ -502,61 +537,46 @@ def reconstruct(manifest: Manifest, noise: float | None = None, *, start: str = 
         early = PriorPenalty(max(_EARLY_WEIGHT, share), relative=True)
         seek = dataclasses.replace(settle, penalties=(early,), relative_change_tolerance=1e-2)
         stages = (seek, settle)
-    return Recipe("reconstruct", stages, restarts=8, keep="last", start=start, hop=0.3)
+    return Recipe("reconstruct", stages, restarts=8, keep="last", start=start, hop_size=0.3)
 
 
 def _kept_by(prior: Prior) -> Constraint:
     return Clip() if isinstance(prior, Uniform) else NoConstraint()
 
 
-RECIPES: dict[str, Callable[[Prior | Manifest], Recipe]] = {
-    "default": lambda subject: default(_prior(subject)),
-    "lipton": lambda subject: lipton(),
-    "creswell": lambda subject: creswell(_prior(subject)),
-    "egan": lambda subject: egan(),
-    "precise": lambda subject: precise(_manifest(subject, "precise")),
-    "reconstruct": lambda subject: reconstruct(_manifest(subject, "reconstruct")),
+RECIPES: dict[str, Callable[[Manifest], Recipe]] = {
+    "default": default,
+    "lipton": lipton,
+    "creswell": creswell,
+    "egan": egan,
+    "precise": precise,
+    "reconstruct": reconstruct,
 }
-"""Every named recipe: its name, and what makes it for a bundle's manifest, or its prior if that
-says enough."""
+"""Every named recipe: its name, and what makes it for a bundle's manifest."""
 
 
-def get(name: str, subject: Prior | Manifest, *, start: str | None = None) -> Recipe:
+def get(name: str, manifest: Manifest, *, start: str | None = None) -> Recipe:
     """Return the named recipe for a bundle.
 
     Args:
         name: one of ``RECIPES``.
-        subject: the bundle's manifest; its prior will do for all but "precise" and "reconstruct".
+        manifest: the bundle's.
         start: where first attempts begin, see ``Recipe``; None leaves it to the recipe. "precise"
             and "reconstruct" differ by more than that with "encoder".
 
     Raises:
-        RuleError: no recipe has this name; the message lists those there are. Or a prior for a
-            recipe that needs the manifest.
+        RuleError: no recipe has this name; the message lists those there are.
         BundleError: the bundle lacks a function that the recipe needs.
     """
     if name not in RECIPES:
         raise RuleError(f"unknown recipe {name!r}; there are {', '.join(RECIPES)}")
     if start is None:
-        return RECIPES[name](subject)
+        return RECIPES[name](manifest)
     if name == "precise":
-        return precise(_manifest(subject, name), start=start)
+        return precise(manifest, start=start)
     if name == "reconstruct":
-        return reconstruct(_manifest(subject, name), start=start)
-    return RECIPES[name](subject).replace(start=start)
-
-
-def _prior(subject: Prior | Manifest) -> Prior:
-    return subject.prior if isinstance(subject, Manifest) else subject
-
-
-def _manifest(subject: Prior | Manifest, name: str) -> Manifest:
-    if isinstance(subject, Manifest):
-        return subject
-    raise RuleError(
-        f"recipe {name} depends on more than the prior; give the bundle's manifest: "
-        f'recipes.get("{name}", bundle.manifest)'
-    )
+        return reconstruct(manifest, start=start)
+    return RECIPES[name](manifest).replace(start=start)
 
 
 def _names(cls: type[Rule]) -> list[str]:

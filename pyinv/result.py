@@ -5,16 +5,19 @@ from __future__ import annotations
 import enum
 import json
 import os
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pyinv.array_files import read_npz
 from pyinv.errors import InputError
+
+if TYPE_CHECKING:
+    from pyinv.uncertainty import Uncertainty
 
 __all__ = ["Inversion", "Status"]
 
@@ -46,28 +49,21 @@ class Inversion:
         latents: float32 [N, *latent_shape].
         loss: float32 [N], each target's loss at its latent; NaN where none was finite.
         status: uint8 [N], the codes of ``Status``.
-        steps: int64 [N], updates made, over all attempts.
+        steps: int64 [N], steps made, over all attempts.
         attempts: int32 [N], attempts made.
         normal_equations: int64 [N], evaluations of the normal equations, over all attempts; 0 in
             first-order runs.
         seed: the seed of the run.
         recipe: the recipe as ``Recipe.describe()`` gives it.
         cancelled: whether the run was ended early, by Ctrl-C.
-        trace: float32 [N, T] or None: the loss at every ``trace_every``-th update of a target's
+        trace: float32 [N, T] or None: the loss at every ``trace_every``-th step of a target's
             last attempt, NaN where it did not get there.
-        nearest: float32 [N] or None: how near each target came at any update to the ``truth`` that
-            ``invert`` was given. The lowest mean squared error ||z - truth||²/d over all latents z
-            that were evaluated for it: each attempt's first, and one an update; so at most that of
-            ``latents``, to rounding. NaN where none was evaluated, or no error was finite. Lipton &
-            Tripathi's public code (2017) counts a latent as recovered by this error.
-        standard_error: float32 [N, *latent_shape] or None: how far each component may be from the
-            true one, if ``invert`` was asked for the uncertainty. NaN where the run was ended
-            before it was known. See docs/uncertainty.md for this and the next three.
-        condition_number: float32 [N] or None: how much less the image tells of the latent in its
-            worst direction than in its best; infinity where it tells nothing.
-        identifiable: bool [N] or None: whether the image determines the latent, as far as was
-            looked.
-        noise: float32 [N] or None: the standard deviation of the noise on a pixel that was taken.
+        min_latent_error: float32 [N] or None: how near each target came at any step to the
+            ``true_latents`` that ``invert`` was given. The lowest mean squared error
+            ||z - true||²/d over all latents z that were evaluated for it: each attempt's first, and
+            one per step; so at most that of ``latents``, to rounding. NaN where none was evaluated,
+            or no error was finite. Lipton & Tripathi's public code (2017) counts a latent as
+            recovered by this error.
     """
 
     latents: FloatArray
@@ -80,11 +76,7 @@ class Inversion:
     recipe: dict[str, Any]
     cancelled: bool = False
     trace: FloatArray | None = None
-    nearest: FloatArray | None = None
-    standard_error: FloatArray | None = None
-    condition_number: FloatArray | None = None
-    identifiable: NDArray[np.bool_] | None = None
-    noise: FloatArray | None = None
+    min_latent_error: FloatArray | None = None
     _images: Callable[[], FloatArray] | FloatArray | None = field(default=None, repr=False)
 
     @property
@@ -134,20 +126,12 @@ class Inversion:
         if len(losses):
             low, middle, high = np.quantile(losses, [0, 0.5, 1])
             quantiles = f"min {low:.3g}, median {middle:.3g}, max {high:.3g}"
-        steps = f"{self.steps.mean():.0f} a target" if len(self) else "0"
+        steps = f"{self.steps.mean():.0f} per target" if len(self) else "0"
         restarted = int(np.sum(self.attempts > 1))
-        measured = ""
-        if self.standard_error is not None and self.identifiable is not None:
-            errors = self.standard_error[np.isfinite(self.standard_error)]
-            median = np.median(errors) if len(errors) else np.nan
-            measured = (
-                f"{int(np.sum(self.identifiable))} identifiable, "
-                f"median standard error {median:.2g}; "
-            )
         return (
             f"<Inversion of {len(self)} target{'' if len(self) == 1 else 's'}"
             f"{', cancelled' if self.cancelled else ''}: latents [{shape}]; {ended or 'none'}; "
-            f"loss {quantiles}; {measured}steps {steps}"
+            f"loss {quantiles}; steps {steps}"
             f"{f'; {restarted} restarted' if restarted else ''}; "
             f"recipe {self.recipe.get('name')}, seed {self.seed}>"
         )
@@ -163,6 +147,7 @@ class Inversion:
         *,
         images: bool = True,
         sources: Sequence[str] | None = None,
+        uncertainty: Uncertainty | None = None,
     ) -> None:
         """Write everything into one .npz file.
 
@@ -170,6 +155,7 @@ class Inversion:
             path: where to, or an open binary file. NumPy adds .npz to a path without it.
             images: write G(latents) as well, which computes it.
             sources: N texts, where the targets came from, to be written as well.
+            uncertainty: the latents' own, to be written as well; ``Uncertainty.load`` reads it.
 
         The arrays have the names of the fields; the rest is JSON text under "run".
         """
@@ -181,6 +167,8 @@ class Inversion:
             arrays["images"] = self.images
         if sources is not None:
             arrays["sources"] = np.asarray(sources, dtype=np.str_)
+        if uncertainty is not None:
+            arrays |= uncertainty.arrays()
         run = {"seed": self.seed, "recipe": self.recipe, "cancelled": self.cancelled}
         np.savez(path, run=np.asarray(json.dumps(run)), **arrays)
 
@@ -192,23 +180,20 @@ class Inversion:
             InputError: not such a file.
         """
         try:
-            with np.load(Path(path), allow_pickle=False) as file:
-                run = json.loads(str(file["run"]))
-                arrays = {name: file[name] for name in _ARRAYS if name != "normal_equations"}
-                # Files of before there were normal equations have none.
-                none = np.zeros(len(arrays["latents"]), dtype=np.int64)
-                return cls(
-                    **arrays,
-                    normal_equations=file.get("normal_equations", none),
-                    seed=int(run["seed"]),
-                    recipe=dict(run["recipe"]),
-                    cancelled=bool(run["cancelled"]),
-                    **{name: file.get(name) for name in _ASKED_FOR},
-                    _images=file.get("images"),
-                )
-        except FileNotFoundError:
-            raise InputError(f"{path}: no such file") from None
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+            found: dict[str, Any] = dict(
+                read_npz(path, ("run", *_ARRAYS), optional=(*_ASKED_FOR, "images"))
+            )
+            run = json.loads(str(found.pop("run")))
+            return cls(
+                _images=found.pop("images", None),
+                **found,
+                seed=int(run["seed"]),
+                recipe=dict(run["recipe"]),
+                cancelled=bool(run["cancelled"]),
+            )
+        except (ValueError, KeyError, TypeError):
+            if not Path(path).exists():
+                raise
             raise InputError(
                 f"{path}: not a saved Inversion, or truncated; expected what Inversion.save or "
                 "`pyinv invert -o` wrote"
@@ -216,14 +201,7 @@ class Inversion:
 
 
 _ARRAYS = ("latents", "loss", "status", "steps", "attempts", "normal_equations")
-_ASKED_FOR = (  # arrays too, or None
-    "trace",
-    "nearest",
-    "standard_error",
-    "condition_number",
-    "identifiable",
-    "noise",
-)
+_ASKED_FOR = ("trace", "min_latent_error")  # arrays too, or None
 _FIELDS = (*_ARRAYS, "seed", "recipe", "cancelled", *_ASKED_FOR)
 
 

@@ -103,7 +103,7 @@ def load(runtime: str) -> OnnxRuntimeInfo | TorchScriptInfo:
     """Loads the runtime "onnx" or "torchscript", once per process, and says which it is.
 
     Raises:
-        DependencyError: It is missing or does not fit; the message has the command that mends it.
+        DependencyError: It is missing or does not fit; the message has the command that fixes it.
     """
     return load_onnxruntime() if runtime == "onnx" else load_torchscript()
 

@@ -1,11 +1,12 @@
 """Solvers: how a latent moves; and schedules: how a first-order solver's learning rate changes.
 
-k counts the updates within a stage, from 0.
+k counts the steps within a stage, from 0.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from pyinv._rule import Rule
 
@@ -16,6 +17,7 @@ __all__ = [
     "Cosine",
     "GradientDescent",
     "LevenbergMarquardt",
+    "RMSprop",
     "Schedule",
     "Solver",
     "StepDecay",
@@ -34,18 +36,18 @@ class Constant(Rule):
 
 @dataclass(frozen=True)
 class StepDecay(Rule):
-    r"""Multiply the learning rate by ``factor`` every ``every`` updates.
+    r"""Multiply the learning rate by ``factor`` every ``every`` steps.
 
     $$
     \eta_k = \eta \cdot \text{factor}^{\lfloor k / \text{every} \rfloor}
     $$
 
     Args:
-        every: updates between two changes, at least 1.
+        every: steps between two changes, at least 1.
         factor: above 0, at most 1.
 
     Source: the learning rate "attenuated over time" of Lipton & Tripathi 2017, section 2, whose
-    code halves it every 50,000 updates.
+    code halves it every 50,000 steps.
     """
 
     every: int
@@ -77,12 +79,21 @@ class Cosine(Rule):
         self._number("final", at_least=0.0, at_most=1.0, single=False)
 
 
+class _Solver(Rule):
+    """What a recipe has to know of its solvers."""
+
+    needs_normal_equations: ClassVar[bool] = False
+    """Whether the loss's normal equations are evaluated, and not its objective alone."""
+    needs_independent_targets: ClassVar[bool] = False
+    """Whether each target has to be on its own: no target's loss may depend on another's latent."""
+
+
 Schedule = Constant | StepDecay | Cosine
 _SCHEDULES = (Constant, StepDecay, Cosine)
 
 
 @dataclass(frozen=True)
-class GradientDescent(Rule):
+class GradientDescent(_Solver):
     r"""Gradient descent, with heavy-ball momentum if asked for.
 
     $$
@@ -109,7 +120,7 @@ class GradientDescent(Rule):
 
 
 @dataclass(frozen=True)
-class Adam(Rule):
+class Adam(_Solver):
     r"""Adam: steps scaled by running means of the gradient and of its square.
 
     $$
@@ -122,11 +133,11 @@ class Adam(Rule):
     $$
 
     A component that a constraint draws anew starts afresh: its moments are zero, and its k counts
-    its own updates. (With the stage's k, its next steps would be up to 6.5 times the learning
+    its own steps. (With the stage's k, its next steps would be up to 6.5 times the learning
     rate.) ``Stage(reset_moments=False)`` switches both off.
 
     Args:
-        learning_rate: eta, above 0. About the distance that a component moves in one update.
+        learning_rate: eta, above 0. About the distance that a component moves in one step.
         beta1: decay of the gradient's mean, 0 to below 1.
         beta2: decay of the squared gradient's mean, 0 to below 1.
         epsilon: above 0.
@@ -150,7 +161,48 @@ class Adam(Rule):
 
 
 @dataclass(frozen=True)
-class LevenbergMarquardt(Rule):
+class RMSprop(_Solver):
+    r"""RMSprop: steps scaled by a running mean of the gradient's square.
+
+    $$
+    \begin{aligned}
+    v &\leftarrow \alpha v + (1 - \alpha) g^2 \\
+    m &\leftarrow \text{momentum} \cdot m + \frac{g}{\sqrt{v} + \epsilon} \\
+    z &\leftarrow z - \eta_k m
+    \end{aligned}
+    $$
+
+    v and m begin every stage at 0, and there is no bias correction: the first step is up to
+    $1 / \sqrt{1 - \alpha}$ times the learning rate. They begin at 0 again for a component
+    that a constraint resamples, unless ``Stage(reset_moments=False)``.
+
+    Args:
+        learning_rate: eta, above 0.
+        alpha: decay of the squared gradient's mean, 0 to below 1.
+        epsilon: above 0.
+        momentum: 0 to below 1.
+        schedule: how eta changes.
+
+    Source: Tieleman & Hinton 2012, "Neural networks for machine learning", lecture 6.5. Form and
+    defaults as in torch.optim.RMSprop, not centered.
+    """
+
+    learning_rate: float = 0.01
+    alpha: float = 0.99
+    epsilon: float = 1e-8
+    momentum: float = 0.0
+    schedule: Schedule = field(default=Constant())
+
+    def __post_init__(self) -> None:
+        self._number("learning_rate", above=0.0)
+        self._number("alpha", at_least=0.0, below=1.0)
+        self._number("epsilon", above=0.0)
+        self._number("momentum", at_least=0.0, below=1.0)
+        self._instance("schedule", _SCHEDULES)
+
+
+@dataclass(frozen=True)
+class LevenbergMarquardt(_Solver):
     r"""Damped Gauss-Newton steps: few, each from the residual's whole Jacobian.
 
     For a loss that is a mean of squared residuals r over P pixels, with J the residual's Jacobian
@@ -177,9 +229,9 @@ class LevenbergMarquardt(Rule):
 
     Under ``Clip``, a component at a bound that its gradient pushes outwards stays out of the
     system, and the step is clipped before it is judged; so is a latent that a stage begins with.
-    Other constraints act on the stepped latent as after any update.
+    Other constraints act on the stepped latent as after any step.
 
-    Every step counts as an update, taken or not, and costs one evaluation of the loss; the normal
+    Every step counts, taken or not, and costs one evaluation of the loss; the normal
     equations (g and H) are evaluated where a stage begins and where a step was taken. The stop
     rules look at the losses of steps that were taken. A stage is stalled as well once
     $\lambda$ is above 1e5 after a step that was not taken, or when no $\lambda$ makes
@@ -202,6 +254,9 @@ class LevenbergMarquardt(Rule):
     picked on 32 images of each of two 100-dimensional generators.
     """
 
+    needs_normal_equations: ClassVar[bool] = True
+    needs_independent_targets: ClassVar[bool] = True
+
     damping: float = 1e-3
     up: float = 4.0
     down: float = 0.25
@@ -213,7 +268,7 @@ class LevenbergMarquardt(Rule):
 
 
 @dataclass(frozen=True)
-class LBFGS(Rule):
+class LBFGS(_Solver):
     r"""Quasi-Newton steps whose curvature comes from the last gradients: for latents of any length.
 
     With $\varphi(z) = \text{loss} + \frac{c}{2} \lVert z - \text{mean} \rVert^2$, c the
@@ -239,13 +294,13 @@ class LBFGS(Rule):
 
     Under ``Clip``, a component at a bound that its gradient pushes outwards stays out of g and of
     the step, and the step is clipped before it is judged. Other constraints act on the stepped
-    latent as after any update.
+    latent as after any step.
 
-    Every step counts as an update, taken or not, and costs one evaluation of loss and gradient. The
+    Every step counts, taken or not, and costs one evaluation of loss and gradient. The
     stop rules look at the losses of steps that were taken. A stage is stalled as well when 12 steps
     without any pairs were not taken, or when there is no way down.
 
-    The memory is 2 ``history`` numbers for each component of a lane's latent. Targets must not
+    The memory is 2 ``history`` numbers per component of each latent in the batch. Targets must not
     affect one another: no ``MomentPenalty``, no batch norm over the batch. Where
     ``LevenbergMarquardt`` can be used it needs less time.
 
@@ -258,6 +313,8 @@ class LBFGS(Rule):
     are ours.
     """
 
+    needs_independent_targets: ClassVar[bool] = True
+
     history: int = 20
     first_step: float = 0.3
 
@@ -266,10 +323,5 @@ class LBFGS(Rule):
         self._number("first_step", above=0.0)
 
 
-Solver = GradientDescent | Adam | LevenbergMarquardt | LBFGS
-SOLVERS: tuple[type[GradientDescent] | type[Adam] | type[LevenbergMarquardt] | type[LBFGS], ...] = (
-    GradientDescent,
-    Adam,
-    LevenbergMarquardt,
-    LBFGS,
-)
+Solver = GradientDescent | Adam | LevenbergMarquardt | LBFGS | RMSprop
+SOLVERS: tuple[type[Solver], ...] = (GradientDescent, Adam, LevenbergMarquardt, LBFGS, RMSprop)

@@ -1,19 +1,57 @@
-"""What tests share: bundles, none of which needs torch, and the runtimes and devices to run on."""
+"""What is collected, and what tests share: bundles that need no torch, runtimes and devices."""
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from computes import COMPUTES, Compute
-from side_by_side import Engine
-from tiny_bundle import TinyGenerator, write_tiny_bundle
 
 from pyinv.bundle import Bundle
 from pyinv.inverter import Inverter
 from pyinv.priors import Normal
+from support.backends import BACKENDS, Backend, missing_gpu
+from support.compare_reference import Engine
+from support.tiny_bundle import TinyGenerator, write_tiny_bundle
+
+ALL_CORES = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+
+
+def pytest_configure() -> None:
+    """Keep each worker of pytest-xdist, and what it starts, to a core of its own.
+
+    So whatever takes as many threads as there are cores takes one.
+    """
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker is not None and hasattr(os, "sched_setaffinity"):
+        cores = sorted(ALL_CORES)
+        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
+
+def pytest_report_header() -> list[str]:
+    missing = {param.id: param.values[0].missing for param in BACKENDS}
+    reasons = [f"{name} ({reason})" for name, reason in missing.items() if reason]
+    return [f"not collected: tests on {', '.join(reasons)}"] if reasons else []
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what cannot run here, so that a skip is worth reading."""
+    kept, left_out = [], []
+    for item in items:
+        (left_out if _is_missing(item) else kept).append(item)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = kept
+
+
+def _is_missing(item: pytest.Item) -> bool:
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    backends = [value for value in params.values() if isinstance(value, Backend)]
+    if backends:
+        return any(backend.missing for backend in backends)
+    return item.get_closest_marker("gpu") is not None and missing_gpu() is not None
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -24,17 +62,29 @@ def interrupts_arrive() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.fixture(scope="session", params=COMPUTES)
-def compute(request: pytest.FixtureRequest) -> Compute:
+@pytest.fixture
+def all_cores() -> Iterator[None]:
+    """For a test whose threads should run at once."""
+    if not ALL_CORES:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, ALL_CORES)
+    yield
+    os.sched_setaffinity(0, before)
+
+
+@pytest.fixture(scope="session", params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Backend:
     """Every runtime on every device."""
     request.param.require()
     return request.param
 
 
 @pytest.fixture
-def engine(compute: Compute, tmp_path: Path) -> Engine:
+def engine(backend: Backend, tmp_path: Path) -> Engine:
     """The engine's invert(), on every runtime and device."""
-    return Engine(compute, tmp_path)
+    return Engine(backend, tmp_path)
 
 
 @pytest.fixture(scope="session")

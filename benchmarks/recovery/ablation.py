@@ -39,8 +39,12 @@ def run(bench: Bench, subjects: Sequence[Subject]) -> list[dict[str, Any]]:
         for subject in subjects:
             latents, images = subject.targets(bench.few(TARGETS))
             for name, inverter, recipe in _variants(subject):
-                found = bench.kept.run(
-                    f"{subject.key}: ablation, {name}", inverter, images, recipe, truth=latents
+                found = bench.cache.run(
+                    f"{subject.key}: ablation, {name}",
+                    inverter,
+                    images,
+                    recipe,
+                    true_latents=latents,
                 )
                 rows.append(result_row(subject, name, found, latents, images))
     return rows

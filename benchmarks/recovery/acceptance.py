@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from pyinv.inverter import DEFAULT_LANES
+from pyinv.batching import DEFAULT_BATCH_SIZE
 
 from .methods import PRECISE, RECONSTRUCT
 
@@ -53,7 +53,7 @@ def _recovered(report: dict[str, Any]) -> Iterator[Promise]:
 
 def _cost(report: dict[str, Any]) -> Iterator[Promise]:
     for row in report.get("cost", []):
-        wanted = 2.0 if row["lanes"] == DEFAULT_LANES else 1.0
+        wanted = 2.0 if row["lanes"] == DEFAULT_BATCH_SIZE else 1.0
         what = f"{row['generator']}: times faster than PyTorch on {row['lanes']} lanes"
         yield what, row["times_faster"]["median"], wanted, math.inf
 

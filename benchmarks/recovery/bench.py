@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pyinv.recipes import Recipe
 
 from .generators import Missing
-from .kept import Kept
+from .run_cache import RunCache
 
 __all__ = ["Bench"]
 
@@ -22,7 +22,7 @@ class Bench:
         steps: updates of the first-order methods.
         threads: of everybody.
         methods: the methods to measure, of ``METHODS``.
-        kept: where results are kept.
+        cache: where results are kept.
         say: called with a line of progress.
         skipped: what could not be measured and why, a line each.
     """
@@ -31,7 +31,7 @@ class Bench:
     steps: int
     threads: int
     methods: frozenset[str]
-    kept: Kept
+    cache: RunCache
     say: Callable[[str], None]
     skipped: list[str]
 

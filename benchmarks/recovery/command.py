@@ -21,13 +21,13 @@ import pyinv
 from pyinv import cores
 from pyinv.errors import PyinvError
 
-from . import ablation, consistency, cost, noise, own_images
+from . import ablation, consistency, cost, generated_images, noise
 from .acceptance import judge
 from .bench import Bench
 from .data import REPOSITORY, find_data
 from .generators import BY_DEFAULT, GENERATORS, Missing, Subject, obtain
-from .kept import Kept
 from .methods import FIRST_ORDER_STEPS, METHODS
+from .run_cache import RunCache
 from .tables import tables
 
 __all__ = ["main"]
@@ -146,13 +146,13 @@ def _measure(options: argparse.Namespace, say: Any) -> dict[str, Any]:
         say(f"other programs were running just now (load {load:.1f}): expect noise in seconds")
     torch.set_num_threads(options.threads)
     bar = sys.stderr.isatty()
-    kept = Kept(options.cache / "runs", fresh=options.fresh, progress=bar, say=say)
+    cache = RunCache(options.cache / "runs", fresh=options.fresh, progress=bar, say=say)
     bench = Bench(
         targets=options.targets,
         steps=options.steps,
         threads=options.threads,
         methods=frozenset(options.recipe or METHODS),
-        kept=kept,
+        cache=cache,
         say=say,
         skipped=[],
     )
@@ -173,7 +173,7 @@ def _measure(options: argparse.Namespace, say: Any) -> dict[str, Any]:
     # their sections are gone through twice, and the second time the rest is read back.
     with_papers = {"noise": noise.run, "consistency": consistency.run}
     if "recovery" in wanted:
-        own_images.run(bench, subjects, complete=False)
+        generated_images.run(bench, subjects, complete=False)
     if "cost" in wanted:
         report["cost"] = cost.run(bench, subjects)
     for section, run in with_papers.items():
@@ -185,10 +185,10 @@ def _measure(options: argparse.Namespace, say: Any) -> dict[str, Any]:
         if section in wanted:
             report[section] = run(bench, subjects, complete=True)
     if "recovery" in wanted:
-        report["results"] = own_images.run(bench, subjects, complete=True)
+        report["results"] = generated_images.run(bench, subjects, complete=True)
     report["skipped"] = bench.skipped
     report["acceptance"] = judge(report)
-    report["kept_from_before"] = kept.read_back
+    report["kept_from_before"] = cache.read_back
     return report
 
 

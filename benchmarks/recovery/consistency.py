@@ -13,8 +13,8 @@ from pyinv.priors import Uniform
 
 from .bench import Bench
 from .generators import Missing, Subject
-from .kept import Found
 from .methods import RECONSTRUCT, first_order
+from .run_cache import Found
 
 __all__ = ["clusters_of", "run"]
 
@@ -48,11 +48,11 @@ def run(bench: Bench, subjects: Sequence[Subject], *, complete: bool) -> list[di
             wanted[RECONSTRUCT] = recipe.replace(restarts=0, start="prior")
         if complete:
             paper = "lipton-stochastic" if isinstance(subject.prior, Uniform) else "lipton-none"
-            papers = first_order(subject.prior, bench.steps)
+            papers = first_order(inverter.manifest, bench.steps)
             chosen = [(name, papers[name]) for name in (paper, "default")]
             wanted |= bench.wanted(chosen)
         for name, recipe in wanted.items():
-            found = bench.kept.run(
+            found = bench.cache.run(
                 f"{subject.key}: {starts} starts on {len(images)} unseen images, {name}",
                 inverter,
                 np.repeat(images, starts, axis=0),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import pyinv
 from pyinv import evaluation
-from pyinv.inverter import DEFAULT_LANES
+from pyinv.batching import DEFAULT_BATCH_SIZE
 from pyinv.recipes import Recipe
 
 from .bench import Bench
@@ -24,7 +24,7 @@ from .peers import Peer, Tangents, VmapJvp, recover, whitened
 __all__ = ["run"]
 
 # Targets on each number of lanes: enough for about half a minute of the slowest.
-TARGETS = {1: 4, 8: 16, DEFAULT_LANES: DEFAULT_LANES}
+TARGETS = {1: 4, 8: 16, DEFAULT_BATCH_SIZE: DEFAULT_BATCH_SIZE}
 ROUNDS = 3
 PEERS: dict[str, type[Peer]] = {"tangents": Tangents, "vmap_jvp": VmapJvp}
 AT_A_TIME = (1, 4, 16, 64)
@@ -44,7 +44,7 @@ def run(bench: Bench, subjects: Sequence[Subject]) -> list[dict[str, Any]]:
     for lanes, most in TARGETS.items():
         for subject in subjects:
             targets = bench.few(most)
-            recipe = _first_stage(precise(subject.inverter(lanes=lanes).manifest))
+            recipe = _first_stage(precise(subject.inverter(batch_size=lanes).manifest))
             settings = {
                 "weights": subject.weights,
                 "lanes": lanes,
@@ -61,7 +61,7 @@ def run(bench: Bench, subjects: Sequence[Subject]) -> list[dict[str, Any]]:
             ) -> dict[str, Any]:
                 return _measure(subject, lanes, targets)
 
-            rows.append(bench.kept.measurement(name, settings, measure))
+            rows.append(bench.cache.measurement(name, settings, measure))
     return rows
 
 
@@ -71,7 +71,7 @@ def _first_stage(recipe: Recipe) -> Recipe:
 
 
 def _measure(subject: Subject, lanes: int, targets: int) -> dict[str, Any]:
-    inverter = subject.inverter(lanes=lanes)
+    inverter = subject.inverter(batch_size=lanes)
     truth, images = subject.targets(targets)
     batch = min(lanes, targets)
     pixels = torch.from_numpy(images)

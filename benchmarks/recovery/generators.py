@@ -118,9 +118,9 @@ class Subject:
             digest.update(tensor.numpy().tobytes())
         return digest.hexdigest()
 
-    def inverter(self, *, lanes: int | None = None) -> pyinv.Inverter:
+    def inverter(self, *, batch_size: int | None = None) -> pyinv.Inverter:
         """Return the inverter of its bundle with the losses mse and whitened."""
-        return self._inverter("", lanes, losses=("mse", "whitened"), value_range=VALUE_RANGE)
+        return self._inverter("", batch_size, losses=("mse", "whitened"), value_range=VALUE_RANGE)
 
     def noisy_inverter(self) -> pyinv.Inverter:
         """Return one that takes images in ``NOISY_RANGE``, with the loss mse."""
@@ -166,23 +166,23 @@ class Subject:
             "weights": self.weights,
             "multiply_adds_per_forward": products,
             # The symmetric half of a [d, P] matrix times its transpose.
-            "gram_in_forwards": size * (size + 1) / 2 * manifest.pixels / products,
+            "gram_in_forwards": size * (size + 1) / 2 * manifest.image_size / products,
         }
 
     def _inverter(
         self,
         named: str,
-        lanes: int | None,
+        batch_size: int | None,
         *,
         losses: tuple[Any, ...],
         value_range: tuple[float, float],
     ) -> pyinv.Inverter:
-        if (named, lanes) not in self._inverters:
+        if (named, batch_size) not in self._inverters:
             path = self._export(named, losses, value_range)
-            options = {} if lanes is None else {"lanes": lanes}
+            options = {} if batch_size is None else {"batch_size": batch_size}
             inverter = pyinv.Inverter(path, threads=self.threads, **options)
-            self._inverters[named, lanes] = inverter
-        return self._inverters[named, lanes]
+            self._inverters[named, batch_size] = inverter
+        return self._inverters[named, batch_size]
 
     def _export(
         self, named: str, losses: tuple[Any, ...], value_range: tuple[float, float]

@@ -6,7 +6,7 @@ from pyinv import recipes
 from pyinv.bundle import Manifest
 from pyinv.constraints import LogisticCutoff, NoConstraint
 from pyinv.papers.lipton import clipping_recipe
-from pyinv.priors import Prior, Uniform
+from pyinv.priors import Uniform
 from pyinv.recipes import Recipe
 
 __all__ = ["FIRST_ORDER_STEPS", "METHODS", "PRECISE", "RECONSTRUCT", "first_order", "precise"]
@@ -34,16 +34,16 @@ def precise(manifest: Manifest) -> Recipe:
     return recipes.precise(manifest)
 
 
-def first_order(prior: Prior, steps: int) -> dict[str, Recipe]:
-    """Return the papers' methods for a prior, each cut to so many updates, and pyinv's own.
+def first_order(manifest: Manifest, steps: int) -> dict[str, Recipe]:
+    """Return the papers' methods for a generator, each cut to ``steps``, and pyinv's own.
 
     Lipton & Tripathi's three for a uniform prior; for a normal one theirs without clipping, and of
     Egan et al.'s criteria the baseline, logistic(4, 2), and logistic(2, 2), whose error is the
     lowest in their Table 1. Learning rates are those of ``pyinv reproduce``.
     """
-    if isinstance(prior, Uniform):
+    if isinstance(manifest.prior, Uniform):
         papers = {
-            f"lipton-{clipping}": clipping_recipe(clipping, steps)
+            f"lipton-{clipping}": clipping_recipe(manifest, clipping, steps)
             for clipping in ("none", "standard", "stochastic")
         }
     else:
@@ -53,10 +53,10 @@ def first_order(prior: Prior, steps: int) -> dict[str, Recipe]:
             "logistic-2-2": LogisticCutoff(2.0, 2.0),
         }
         papers = {
-            "lipton-none": clipping_recipe("none", steps),
+            "lipton-none": clipping_recipe(manifest, "none", steps),
             **{
-                f"egan-{name}": recipes.egan(criterion).replace(max_steps=steps)
+                f"egan-{name}": recipes.egan(manifest, criterion).replace(max_steps=steps)
                 for name, criterion in criteria.items()
             },
         }
-    return {**papers, "default": recipes.default(prior).replace(max_steps=steps)}
+    return {**papers, "default": recipes.default(manifest).replace(max_steps=steps)}

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pyinv import evaluation, recipes
+from pyinv import Inverter, evaluation, recipes
+from pyinv.uncertainty import Uncertainty
 
 from .bench import Bench
 from .generators import Subject
-from .kept import Found
 from .methods import PRECISE, RECONSTRUCT, first_order, precise
 from .rows import spread
+from .run_cache import Found
 
 __all__ = ["run"]
 
@@ -47,21 +50,23 @@ def _row(bench: Bench, subject: Subject, variance: float, complete: bool) -> dic
     coverage: dict[str, dict[str, Any]] = {}
     if RECONSTRUCT in bench.methods:
         for known, noise in (("known", deviation), ("unknown", None)):
-            found = bench.kept.run(
+            found = bench.cache.run(
                 f"{about}, {RECONSTRUCT}, noise {known}",
                 inverter,
                 images,
                 recipes.reconstruct(inverter.manifest, noise=noise),
-                uncertainty=True,
-                noise=noise,
             )
             methods[f"{RECONSTRUCT}, noise {known}"] = _errors(found, truth)
-            coverage[f"noise {known}"] = _coverage(found, truth)
+            coverage[f"noise {known}"] = bench.kept.measurement(
+                f"{about}, uncertainty, noise {known}",
+                [noise, bench.threads, *map(_hash, (images, found.latents)), subject.weights],
+                partial(_measure, inverter, found, images, truth, noise),
+            )
     if PRECISE in bench.methods:
         # Pixels at or beyond the ends of the range have no weight in the whitened residual, so that
         # clipping them changes nothing; and no restart would reach the loss of an exact latent.
         own = subject.inverter()
-        found = bench.kept.run(
+        found = bench.cache.run(
             f"{about}, {PRECISE}",
             own,
             images.clip(-1, 1),
@@ -70,8 +75,10 @@ def _row(bench: Bench, subject: Subject, variance: float, complete: bool) -> dic
         methods[PRECISE] = _errors(found, truth)
     others: dict[str, dict[str, Any]] = {}
     if complete:
-        for name, recipe in bench.wanted(first_order(subject.prior, bench.steps).items()).items():
-            found = bench.kept.run(
+        for name, recipe in bench.wanted(
+            first_order(subject.inverter().manifest, bench.steps).items()
+        ).items():
+            found = bench.cache.run(
                 f"{about}, {name}, {bench.steps} updates", inverter, images, recipe
             )
             others[name] = _errors(found, truth)
@@ -100,18 +107,35 @@ def _mean(errors: dict[str, Any]) -> float:
     return math.inf if mean is None else float(mean)
 
 
-def _coverage(found: Found, truth: NDArray[Any]) -> dict[str, Any]:
+def _measure(
+    inverter: Inverter,
+    found: Found,
+    images: NDArray[Any],
+    truth: NDArray[Any],
+    noise: float | None,
+) -> dict[str, Any]:
+    """Return how often intervals from the measured uncertainty hold the true latents."""
+    uncertainty = inverter.uncertainty(found.latents, images, noise=noise)
+    if uncertainty.cancelled:
+        raise KeyboardInterrupt
+    return _coverage(found.latents, uncertainty, truth)
+
+
+def _coverage(
+    latents: NDArray[Any], uncertainty: Uncertainty, truth: NDArray[Any]
+) -> dict[str, Any]:
     """Return how many components lie within their 95 % intervals."""
-    assert found.standard_error is not None
-    assert found.identifiable is not None
-    assert found.noise is not None
-    error, stated = np.abs(found.latents - truth), found.standard_error
+    error, stated = np.abs(latents - truth), uncertainty.standard_error.reshape(latents.shape)
     finite = np.isfinite(stated)
     inside = error[finite] <= INTERVAL * stated[finite]
     return {
         "inside": float(inside.mean()) if inside.size else None,
         "with_an_interval": float(finite.mean()),
-        "median_noise": float(np.median(found.noise)),
-        "identifiable": float(found.identifiable.mean()),
+        "median_noise": float(np.median(uncertainty.noise)),
+        "identifiable": float(uncertainty.identifiable.mean()),
         "median_standard_error": float(np.median(stated[finite])) if inside.size else None,
     }
+
+
+def _hash(array: NDArray[Any]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).data.cast("B")).hexdigest()

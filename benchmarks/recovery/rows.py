@@ -13,7 +13,7 @@ from pyinv.recipes import Recipe
 from pyinv.solvers import LevenbergMarquardt
 
 from .generators import Subject
-from .kept import Found
+from .run_cache import Found
 
 __all__ = ["forward_equivalents", "result_row", "spread"]
 
@@ -64,9 +64,9 @@ def result_row(
         "latent_error": spread(error),
         "loss": spread(found.loss),
     }
-    if found.nearest is not None:
+    if found.min_latent_error is not None:
         # What the papers' code counts: near enough at any update.
-        row["recovered_at_any_update"] = _shares(found.nearest)
+        row["recovered_at_any_update"] = _shares(found.min_latent_error)
     if equivalents:
         row["cheaper_than_100000_steps"] = {
             "a step is 2 forwards": 2 * LIPTON_STEPS / equivalents,

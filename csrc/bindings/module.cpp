@@ -13,11 +13,12 @@
 #include <stdexcept>
 #include <string>
 #include <type_traits>
+#include <utility>
+#include <vector>
 
-#include "fma_peak.h"
 #include "json.h"
+#include "onnxruntime/cuda_operators.h"
 #include "onnxruntime/objective.h"
-#include "onnxruntime/operators.h"
 #include "onnxruntime/session.h"
 #include "philox.h"
 #include "pyinv/engine.h"
@@ -92,7 +93,7 @@ PyObject* run_failed = nullptr;
   } catch (const OutOfMemory& error) {
     raise(out_of_memory, error.what());
   } catch (const std::bad_alloc&) {
-    raise(run_failed, "the engine ran out of memory; fewer lanes need less");
+    raise(run_failed, "the engine ran out of memory; a smaller batch_size needs less");
   } catch (const std::invalid_argument& error) {
     raise(PyExc_ValueError, error.what());
   } catch (const std::exception& error) {
@@ -105,7 +106,7 @@ py::dict invert(const std::vector<const Objective*>& objectives, const std::stri
                 const std::string& prior_rule, const Array<float>& images,
                 const std::optional<Array<float>>& initial,
                 const std::optional<Array<float>>& condition,
-                const std::optional<Array<float>>& truth, const Array<uint64_t>& target_ids,
+                const std::optional<Array<float>>& true_latents, const Array<uint64_t>& target_ids,
                 uint64_t seed, int64_t lanes, bool coupled, int64_t trace_every, int64_t look_every,
                 const py::object& progress) {
   const Prior prior = parse_prior(prior_rule);
@@ -116,7 +117,7 @@ py::dict invert(const std::vector<const Objective*>& objectives, const std::stri
   expect_shape(images, "images", count, objectives[0]->image_size());
   if (initial) expect_shape(*initial, "initial", count, latent_size);
   if (condition) expect_shape(*condition, "condition", count, objectives[0]->condition_size());
-  if (truth) expect_shape(*truth, "truth", count, latent_size);
+  if (true_latents) expect_shape(*true_latents, "true_latents", count, latent_size);
 
   Array<float> latents({count, latent_size}), loss(count);
   Array<uint8_t> status(count);
@@ -125,23 +126,24 @@ py::dict invert(const std::vector<const Objective*>& objectives, const std::stri
   Array<int64_t> normal_equations(count);
   std::optional<Array<float>> trace;
   if (trace_every > 0) trace.emplace(Array<float>({count, trace_length(recipe, trace_every)}));
-  std::optional<Array<float>> nearest;
-  if (truth) nearest.emplace(count);
+  std::optional<Array<float>> min_latent_error;
+  if (true_latents) min_latent_error.emplace(count);
 
   const Targets targets{.count = count,
                         .image = images.data(),
                         .initial = initial ? initial->data() : nullptr,
                         .condition = condition ? condition->data() : nullptr,
-                        .truth = truth ? truth->data() : nullptr,
+                        .true_latent = true_latents ? true_latents->data() : nullptr,
                         .id = target_ids.data()};
-  const Results results{.latent = latents.mutable_data(),
-                        .loss = loss.mutable_data(),
-                        .status = reinterpret_cast<Status*>(status.mutable_data()),
-                        .steps = steps.mutable_data(),
-                        .attempts = attempts.mutable_data(),
-                        .trace = trace ? trace->mutable_data() : nullptr,
-                        .normal_equations = normal_equations.mutable_data(),
-                        .nearest = nearest ? nearest->mutable_data() : nullptr};
+  const Results results{
+      .latent = latents.mutable_data(),
+      .loss = loss.mutable_data(),
+      .status = reinterpret_cast<Status*>(status.mutable_data()),
+      .steps = steps.mutable_data(),
+      .attempts = attempts.mutable_data(),
+      .trace = trace ? trace->mutable_data() : nullptr,
+      .normal_equations = normal_equations.mutable_data(),
+      .min_latent_error = min_latent_error ? min_latent_error->mutable_data() : nullptr};
   Ticker ticker(progress);
   RunSummary summary;
   std::exception_ptr failure;
@@ -165,7 +167,7 @@ py::dict invert(const std::vector<const Objective*>& objectives, const std::stri
   const py::dict found(
       "latents"_a = latents, "loss"_a = loss, "status"_a = status, "steps"_a = steps,
       "attempts"_a = attempts, "normal_equations"_a = normal_equations, "trace"_a = trace,
-      "nearest"_a = nearest, "cancelled"_a = summary.cancelled,
+      "min_latent_error"_a = min_latent_error, "cancelled"_a = summary.cancelled,
       "evaluations"_a = summary.evaluations, "total_seconds"_a = summary.total_seconds,
       "objective_seconds"_a = summary.objective_seconds);
   if (failure) raise_with_partial(failure, found);
@@ -213,14 +215,21 @@ std::string kind_of(const Device& device) {
   return device.kind() == DeviceKind::cuda ? "cuda" : "cpu";
 }
 
-template <class Loaded>
-std::unique_ptr<Loaded> load(const std::string& path, int threads, std::shared_ptr<Device> device,
-                             bool tf32, int64_t most_at_once) {
+RuntimeOptions runtime_options(int threads, std::shared_ptr<Device> device, bool tf32,
+                               int64_t most_at_once) {
   if (!device) device = cpu_device();
-  return std::make_unique<Loaded>(path, RuntimeOptions{.threads = threads,
-                                                       .device = std::move(device),
-                                                       .tf32 = tf32,
-                                                       .most_at_once = most_at_once});
+  return {
+      .threads = threads, .device = std::move(device), .tf32 = tf32, .most_at_once = most_at_once};
+}
+
+std::unique_ptr<OnnxObjective> load_onnx_objective(const std::string& path, int threads,
+                                                   std::shared_ptr<Device> device, bool tf32,
+                                                   int64_t most_at_once,
+                                                   std::vector<std::string> operators,
+                                                   std::vector<std::string> input_operators) {
+  return std::make_unique<OnnxObjective>(
+      path, OnnxOperators{std::move(operators), std::move(input_operators)},
+      runtime_options(threads, std::move(device), tf32, most_at_once));
 }
 
 py::object to_python(const json::Value& value) {
@@ -297,21 +306,24 @@ PYBIND11_MODULE(_core, module) {
       .def_property_readonly("device", &Objective::device);
 
   py::class_<OnnxObjective, Objective>(module, "OnnxObjective")
-      .def(py::init(&load<OnnxObjective>), "path"_a, py::kw_only(), "threads"_a,
+      .def(py::init(&load_onnx_objective), "path"_a, py::kw_only(), "threads"_a,
            "device"_a = py::none(), "tf32"_a = false, "most_at_once"_a = 0,
+           "operators"_a = std::vector<std::string>{},
+           "input_operators"_a = std::vector<std::string>{},
            py::call_guard<py::gil_scoped_release>());
 
   py::class_<ort::Function>(module, "OnnxFunction")
       .def(py::init(
                [](const std::string& path, int threads, std::shared_ptr<Device> device, bool tf32) {
-                 return load<ort::Function>(path, threads, std::move(device), tf32, 0);
+                 return std::make_unique<ort::Function>(
+                     path, runtime_options(threads, std::move(device), tf32, 0));
                }),
            "path"_a, py::kw_only(), "threads"_a, "device"_a = py::none(), "tf32"_a = false,
            py::call_guard<py::gil_scoped_release>())
       .def("run", &run_function, "inputs"_a);
 
   module.def("invert", &invert, py::kw_only(), "objectives"_a, "recipe"_a, "prior"_a, "images"_a,
-             "initial"_a = py::none(), "condition"_a = py::none(), "truth"_a = py::none(),
+             "initial"_a = py::none(), "condition"_a = py::none(), "true_latents"_a = py::none(),
              "target_ids"_a, "seed"_a, "lanes"_a, "coupled"_a = false, "trace_every"_a = 0,
              "look_every"_a = 0, "progress"_a = py::none());
 
@@ -332,14 +344,7 @@ PYBIND11_MODULE(_core, module) {
   // For tests and benchmarks.
   module.def(
       "parse_json", [](const std::string& text) { return to_python(json::parse(text)); }, "text"_a);
-  module.def(
-      "onnx_operators", [](const std::string& path) { return ort::operators_in(path); }, "path"_a);
-  module.def(
-      "onnx_recordable", [](const std::string& path) { return ort::recordable(path); }, "path"_a);
-  module.def(
-      "onnx_readers_without_cuda",
-      [](const std::string& path) { return ort::readers_without_cuda(path); }, "path"_a);
+  module.def("onnx_recordable", &ort::recordable, "operators"_a);
+  module.def("onnx_without_cuda", &ort::without_cuda, "operators"_a);
   module.def("philox", &philox, "counter"_a, "key"_a);
-  module.def("fma_peak", &measure_fma_peak, "threads"_a, "seconds"_a = 0.5,
-             py::call_guard<py::gil_scoped_release>());
 }

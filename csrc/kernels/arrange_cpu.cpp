@@ -11,14 +11,15 @@ void exchange_cpu(const LaneArrays& lanes, std::span<const LanePair> pairs) {
     const auto swap_rows = [a = a, b = b](auto* rows, int64_t size) {
       std::swap_ranges(rows + a * size, rows + (a + 1) * size, rows + b * size);
     };
-    for (float* rows :
-         {lanes.latent, lanes.first_moment, lanes.second_moment, lanes.recorded, lanes.outbox}) {
-      swap_rows(rows, d);
-    }
-    swap_rows(lanes.born, d);
+    for (float* rows : {lanes.latent, lanes.recorded, lanes.outbox}) swap_rows(rows, d);
     swap_rows(lanes.gram, lanes.gram_size);
-    swap_rows(lanes.pairs, 2 * d * lanes.history);
-    swap_rows(lanes.products, 2 * lanes.history);
+    for (int64_t i = 0; i < lanes.storage.vectors; ++i) {
+      swap_rows(lanes.vectors + i * lanes.lanes * d, d);
+    }
+    for (int64_t i = 0; i < lanes.storage.count_vectors; ++i) {
+      swap_rows(lanes.count_vectors + i * lanes.lanes * d, d);
+    }
+    swap_rows(lanes.doubles, lanes.storage.doubles);
     swap_rows(lanes.image, lanes.image_size);
     swap_rows(lanes.condition, lanes.condition_size);
     swap_rows(lanes.truth, lanes.truth_size);

@@ -31,6 +31,20 @@ __device__ void swap_rows(T* rows, int64_t size, const LanePair& pair) {
   }
 }
 
+// The same with two lanes' rows of `count` arrays, one behind the other.
+template <class T>
+__device__ void swap_vectors(T* arrays, int64_t count, const LaneArrays& lanes,
+                             const LanePair& pair) {
+  const int64_t d = lanes.latent_size;
+  const int64_t stride = int64_t{gridDim.x} * kThreads;
+  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < count * d; i += stride) {
+    T* component = arrays + (i / d) * lanes.lanes * d + i % d;
+    const T value = component[pair.first * d];
+    component[pair.first * d] = component[pair.second * d];
+    component[pair.second * d] = value;
+  }
+}
+
 // Block (x, y) does a part of pair y.
 __global__ void __launch_bounds__(kThreads)
     exchange_kernel(const __grid_constant__ LaneArrays lanes,
@@ -38,14 +52,12 @@ __global__ void __launch_bounds__(kThreads)
   const LanePair& pair = pairs.pair[blockIdx.y];
   swap_rows(lanes.state, 1, pair);
   swap_rows(lanes.latent, lanes.latent_size, pair);
-  swap_rows(lanes.first_moment, lanes.latent_size, pair);
-  swap_rows(lanes.second_moment, lanes.latent_size, pair);
   swap_rows(lanes.recorded, lanes.latent_size, pair);
   swap_rows(lanes.outbox, lanes.latent_size, pair);
-  swap_rows(lanes.born, lanes.latent_size, pair);
   swap_rows(lanes.gram, lanes.gram_size, pair);
-  swap_rows(lanes.pairs, 2 * lanes.latent_size * lanes.history, pair);
-  swap_rows(lanes.products, 2 * lanes.history, pair);
+  swap_vectors(lanes.vectors, lanes.storage.vectors, lanes, pair);
+  swap_vectors(lanes.count_vectors, lanes.storage.count_vectors, lanes, pair);
+  swap_rows(lanes.doubles, lanes.storage.doubles, pair);
   swap_rows(lanes.image, lanes.image_size, pair);
   swap_rows(lanes.condition, lanes.condition_size, pair);
   swap_rows(lanes.truth, lanes.truth_size, pair);
@@ -62,9 +74,8 @@ __global__ void __launch_bounds__(kRowsALaunch)
 }  // namespace
 
 void exchange_cuda(const LaneArrays& lanes, std::span<const LanePair> pairs, CudaStream stream) {
-  const int64_t longest =
-      std::max({lanes.image_size, lanes.condition_size, lanes.latent_size, lanes.trace_length,
-                lanes.gram_size, 2 * lanes.latent_size * lanes.history});
+  const int64_t longest = std::max({lanes.image_size, lanes.condition_size, lanes.trace_length,
+                                    lanes.gram_size, lanes.storage.vectors * lanes.latent_size});
   const unsigned width =
       blocks_for(std::min<int64_t>(longest, kMaxBlocksAPair * kThreads), kThreads);
   while (!pairs.empty()) {

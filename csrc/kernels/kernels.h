@@ -1,6 +1,6 @@
 // The kernels: loops over the lanes [0, active) of a run, each for the CPU (<kernel>_cpu.cpp) and
 // for CUDA (<kernel>_cuda.cu, which puts it into a stream and returns). What they do to a lane or a
-// component is written once, in lane_rule.h and step_rule.h.
+// component is written once, in lane_rule.h, decide_rule.h, act_rule.h and solvers/.
 #pragma once
 
 #include <cstddef>
@@ -59,24 +59,20 @@ void batch_moments_cpu(const LaneArrays& lanes, int64_t active);
 void batch_moments_cuda(const LaneArrays& lanes, int64_t active, PartialMoments* scratch,
                         CudaStream stream);
 
-// solve: for lanes that solve normal equations. Takes over the latent that was accepted, and makes
-// the next trial out of it; or stays there, when nothing gives a trial. It wants so many
-// values in lanes.factors; on a GPU they may be 0, as it has `shared_memory` bytes of its own a
-// lane, which prepare_solve_cuda() finds out, once for the current device.
-int64_t solve_scratch_cpu(int64_t latent_size);
-int64_t solve_scratch_cuda(int64_t latent_size, int64_t lanes, size_t shared_memory);
-size_t prepare_solve_cuda();
-void solve_cpu(const LaneArrays& lanes, int64_t active);
-void solve_cuda(const LaneArrays& lanes, int64_t active, CudaStream stream);
-
-// lbfgs: the same for lanes of an lbfgs stage. It wants so many values in lanes.direction.
-int64_t lbfgs_scratch_cpu(int64_t latent_size);
-int64_t lbfgs_scratch_cuda(int64_t latent_size, int64_t lanes);
-void lbfgs_cpu(const LaneArrays& lanes, int64_t active);
-void lbfgs_cuda(const LaneArrays& lanes, int64_t active, CudaStream stream);
+// propose: for lanes whose solver makes trials and is of this kind. Takes over the latent that was
+// accepted, and makes the next trial out of it; or stays there, when nothing gives a trial. It
+// wants propose_scratch() doubles in lanes.scratch. On a GPU a block has `shared_memory` bytes of
+// its own as well, which prepare_propose_cuda() finds out, once for the current device.
+int64_t propose_scratch_cpu(SolverKind kind, int64_t latent_size);
+int64_t propose_scratch_cuda(SolverKind kind, int64_t latent_size, int64_t lanes,
+                             size_t shared_memory);
+size_t prepare_propose_cuda();
+void propose_cpu(const LaneArrays& lanes, SolverKind kind, int64_t active);
+void propose_cuda(const LaneArrays& lanes, SolverKind kind, int64_t active, size_t shared_memory,
+                  CudaStream stream);
 
 // step: does to every component what was decided: go back to what was accepted, record, keep,
-// update and constrain, draw.
+// step and constrain, draw.
 void step_cpu(const LaneArrays& lanes, int64_t active);
 void step_cuda(const LaneArrays& lanes, int64_t active, CudaStream stream);
 

@@ -1,8 +1,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "decide_rule.h"
 #include "kernels/kernels.h"
-#include "lane_rule.h"
 
 namespace pyinv {
 namespace {
@@ -64,7 +64,7 @@ void observe_cpu(const LaneArrays& lanes, int64_t active) {
     if (wants_moments(rule, stage)) {
       lane.moments = moments_of(lanes.latent + i * lanes.latent_size, lanes.latent_size);
     }
-    observe_any(rule, stage, loss, finite, trace, lane);
+    take_in(rule, stage, loss, finite, trace, lane);
     if (!rule.coupled) decide(rule, stage, loss, lane);
   }
 }

@@ -1,9 +1,9 @@
 #include <algorithm>
 
 #include "cuda_support.h"
+#include "decide_rule.h"
 #include "kernels/block_sum.h"
 #include "kernels/kernels.h"
-#include "lane_rule.h"
 
 namespace pyinv {
 namespace {
@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(kMaxThreads)
   if (threadIdx.x > 0) return;
   if (by_moments) lane.moments = moments;
   if (lanes.truth_size) observe_error(error, lane);
-  observe_any(rule, stage, lanes.loss[i], finite, trace, lane);
+  take_in(rule, stage, lanes.loss[i], finite, trace, lane);
   if (!rule.coupled) decide(rule, stage, lanes.loss[i], lane);
 }
 

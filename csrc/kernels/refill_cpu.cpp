@@ -1,7 +1,7 @@
 #include <algorithm>
 
 #include "kernels/kernels.h"
-#include "lane_rule.h"
+#include "solvers/first_order.h"
 
 namespace pyinv {
 
@@ -24,9 +24,12 @@ void refill_cpu(const LaneArrays& lanes, std::span<const RefillRows> rows) {
       latent[i] = within_bounds(lanes.stages[0], z);
     }
     std::copy_n(latent, d, lanes.recorded + lane * d);
-    std::fill_n(lanes.first_moment + lane * d, d, 0.0f);
-    std::fill_n(lanes.second_moment + lane * d, d, 0.0f);
-    std::fill_n(lanes.born + lane * d, d, 0u);
+    if (!lanes.stages[0].makes_trials) {
+      const FirstOrderRows rows = first_order_rows(lanes, lane * d);
+      std::fill_n(rows.m, d, 0.0f);
+      std::fill_n(rows.v, d, 0.0f);
+      std::fill_n(rows.reset_step, d, 0u);
+    }
     std::fill_n(lanes.trace + lane * lanes.trace_length, lanes.trace_length, NAN);
   }
 }

@@ -2,7 +2,7 @@
 
 #include "cuda_support.h"
 #include "kernels/kernels.h"
-#include "lane_rule.h"
+#include "solvers/first_order.h"
 
 namespace pyinv {
 namespace {
@@ -47,8 +47,11 @@ __global__ void __launch_bounds__(kThreads)
         lanes.stages[0],
         row.initial ? row.initial[i] : first_latent(rule, row.id, static_cast<uint32_t>(i)));
     lanes.latent[k] = lanes.recorded[k] = z;
-    lanes.first_moment[k] = lanes.second_moment[k] = 0.0f;
-    lanes.born[k] = 0;
+    if (!lanes.stages[0].makes_trials) {
+      const FirstOrderRows rows = first_order_rows(lanes, k);
+      *rows.m = *rows.v = 0.0f;
+      *rows.reset_step = 0;
+    }
   }
   for (int64_t i = start; i < lanes.trace_length; i += stride) {
     lanes.trace[lane * lanes.trace_length + i] = NAN;

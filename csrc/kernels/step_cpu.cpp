@@ -1,7 +1,7 @@
 #include <algorithm>
 
+#include "act_rule.h"
 #include "kernels/kernels.h"
-#include "lane_rule.h"
 
 namespace pyinv {
 namespace {
@@ -15,13 +15,18 @@ void step_lane(const LaneArrays& lanes, int64_t lane) {
   const int64_t d = lanes.latent_size, first = lane * d;
   float* latent = lanes.latent + first;
   const float* gradient = lanes.gradient + first;
-  float *m = lanes.first_moment + first, *v = lanes.second_moment + first;
-  uint32_t* born = lanes.born + first;
+  const FirstOrderRows rows = first_order_rows(lanes, first);
   if (state.action & kRecord) std::copy_n(latent, d, lanes.recorded + first);
-  for (int64_t i = 0; i < d; ++i) {
-    step_component(rule, step, static_cast<uint32_t>(i), gradient[i], latent[i], m[i], v[i],
-                   born[i]);
-  }
+  Solvers::visit(rule.solver, [=](auto solver) {
+    if constexpr (!solver.kMakesTrials) {
+      for (int64_t i = 0; i < d; ++i) {
+        const float g = penalised(rule, step, gradient[i], latent[i]);
+        solver.move(rule, step, g, latent[i], rows.m[i], rows.v[i], rows.reset_step[i]);
+        constrain_step(rule, step, static_cast<uint32_t>(i), latent[i], rows.m[i], rows.v[i],
+                       rows.reset_step[i]);
+      }
+    }
+  });
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
+#include "act_rule.h"
 #include "cuda_support.h"
 #include "kernels/kernels.h"
-#include "lane_rule.h"
 
 namespace pyinv {
 namespace {

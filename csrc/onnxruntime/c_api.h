@@ -10,7 +10,7 @@
 // Names are ONNX Runtime's own, so that its documentation can be searched. They live in pyinv::ort:
 // a program that also includes ONNX Runtime's headers meets no second definition. Slot numbers were
 // counted in onnxruntime_c_api.h of API version 29 and, independently, in the Rust bindings
-// `ort-sys`; tests/test_runtimes.py checks what they do.
+// `ort-sys`; tests/runtimes/test_onnxruntime.py checks what they do.
 #pragma once
 
 #include <cstddef>

@@ -62,7 +62,7 @@ std::mutex loading;
   throw std::runtime_error(path.string() + ": " + problem);
 }
 
-std::string one_line(std::string text) {
+std::string one_line(const std::string& text) {
   std::string line;
   for (char character : text) {
     const bool space = character == '\n' || character == '\r' || character == '\t';

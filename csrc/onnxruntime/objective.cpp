@@ -3,13 +3,12 @@
 #include <algorithm>
 #include <cassert>
 #include <map>
-#include <set>
 #include <span>
 #include <stdexcept>
 #include <string>
 #include <utility>
 
-#include "onnxruntime/operators.h"
+#include "onnxruntime/cuda_operators.h"
 
 namespace pyinv {
 namespace {
@@ -73,8 +72,12 @@ void check_signature(const std::string& file, const char* kind,
 }
 
 // A binding lasts for many steps, and what the CPU reads of it would be the first step's.
-void check_readers(const std::string& file, const std::filesystem::path& path) {
-  const std::set<std::string> readers = ort::readers_without_cuda(path);
+void check_inputs_stay_on_gpu(const std::string& file, const OnnxOperators& operators) {
+  if (operators.all.empty()) {
+    throw std::invalid_argument(file + ": a GPU needs to know the graph's operators; give those " +
+                                "of its BundleFunction");
+  }
+  const std::vector<std::string> readers = ort::without_cuda(operators.reading_inputs);
   if (readers.empty()) return;
   std::string names;
   for (const std::string& name : readers) names += (names.empty() ? "" : ", ") + name;
@@ -196,7 +199,8 @@ void OnnxEvaluator::run(int64_t first, int64_t count) {
 
 }  // namespace
 
-OnnxObjective::OnnxObjective(const std::filesystem::path& file, const RuntimeOptions& options)
+OnnxObjective::OnnxObjective(const std::filesystem::path& file, const OnnxOperators& operators,
+                             const RuntimeOptions& options)
     : model_(file, options), most_at_once_(options.most_at_once) {
   check_signature(model_.file(), "input", model_.inputs(), kInputs);
   check_signature(model_.file(), "output", model_.outputs(), kOutputs);
@@ -209,8 +213,8 @@ OnnxObjective::OnnxObjective(const std::filesystem::path& file, const RuntimeOpt
     condition_size_ = row_size(model_.file(), *condition);
   }
   if (options.device->kind() == DeviceKind::cuda) {
-    check_readers(model_.file(), file);
-    recordable_ = ort::recordable(file);
+    check_inputs_stay_on_gpu(model_.file(), operators);
+    recordable_ = ort::recordable(operators.all);
   }
   // A gradient of undeclared width is checked by ONNX Runtime when it writes the first one.
   const TensorInfo& gradient = *find(model_.outputs(), "gradient");

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "onnxruntime/session.h"
+#include "pyinv/bundle.h"
 #include "pyinv/objective.h"
 
 namespace pyinv {
@@ -15,8 +16,9 @@ namespace pyinv {
 // The engine's arrays are bound to the graph as they are: a step copies and allocates nothing here.
 class PYINV_API OnnxObjective : public Objective {
  public:
-  // Throws std::runtime_error if the file is not such a graph, DeviceError, OutOfMemory.
-  OnnxObjective(const std::filesystem::path& file, const RuntimeOptions& options);
+  // Throws as onnx_objective.
+  OnnxObjective(const std::filesystem::path& file, const OnnxOperators& operators,
+                const RuntimeOptions& options);
 
   int64_t latent_size() const override { return latent_size_; }
   int64_t image_size() const override { return image_size_; }

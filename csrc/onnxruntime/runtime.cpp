@@ -128,8 +128,9 @@ std::string load_onnxruntime(const std::filesystem::path& library) {
 }
 
 std::unique_ptr<Objective> onnx_objective(const std::filesystem::path& file,
+                                          const OnnxOperators& operators,
                                           const RuntimeOptions& options) {
-  return std::make_unique<OnnxObjective>(file, options);
+  return std::make_unique<OnnxObjective>(file, operators, options);
 }
 
 std::unique_ptr<Generator> onnx_generator(const std::filesystem::path& file,

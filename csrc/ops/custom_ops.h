@@ -3,7 +3,7 @@
 // Six operators: Conv2d and ConvTranspose2d, each plain, with LeakyRelu after it, and times the
 // derivative of a LeakyRelu (LeakyReluGradient). Files that use them also define them as ONNX
 // functions in standard operators, so that they run, slower, where these are not registered;
-// export/fuse.py writes both and describes the operators' inputs and attributes.
+// export/runtimes/onnx_fusion.py writes both and describes the operators' inputs and attributes.
 #pragma once
 
 #include "onnxruntime/c_api.h"

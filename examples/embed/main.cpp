@@ -214,7 +214,7 @@ class Runtime {
       return pyinv::torch_objective(bundle_.file(function), function.method, options);
     }
 #endif
-    return pyinv::onnx_objective(bundle_.file(function), options);
+    return pyinv::onnx_objective(bundle_.file(function), function.operators, options);
   }
 
   const pyinv::Bundle& bundle_;

@@ -121,5 +121,5 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if isinstance(error, MemoryError):
-        return "out of memory; try fewer --lanes, or fewer images at a time"
+        return "out of memory; try a smaller --batch-size, or fewer images at a time"
     return f"{type(error).__name__}: {text} (an error within pyinv; --traceback shows where)"

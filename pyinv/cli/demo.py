@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from pyinv.atomic_files import OutputFolder
 from pyinv.cli.console import Console
 from pyinv.cli.exit_codes import DONE
-from pyinv.outputs import OutputFolder
 
 __all__ = ["add_parser", "run"]
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from pyinv.cli.arrays import read_array
+from pyinv.array_files import read_array
+from pyinv.atomic_files import OutputFile
 from pyinv.cli.console import Console
 from pyinv.cli.exit_codes import DONE
 from pyinv.cli.machine import add_machine_options, machine_options
 from pyinv.errors import OutputError
 from pyinv.images import FITS, load_named_images
-from pyinv.outputs import OutputFile
 
 __all__ = ["add_parser", "run"]
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from pyinv.cli.arrays import read_array
+from pyinv.array_files import read_array
+from pyinv.atomic_files import OutputFile, OutputFolder
 from pyinv.cli.console import Console
 from pyinv.cli.exit_codes import DONE
 from pyinv.cli.machine import add_machine_options, machine_options
 from pyinv.errors import OutputError
-from pyinv.outputs import OutputFile, OutputFolder
 
 __all__ = ["add_parser", "run"]
 

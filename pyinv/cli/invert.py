@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyinv import recipes
+from pyinv.array_files import read_array
+from pyinv.atomic_files import OutputFile, OutputFolder
 from pyinv.bundle import Bundle, Manifest
-from pyinv.cli.arrays import read_array
 from pyinv.cli.console import Console
 from pyinv.cli.exit_codes import DONE, INTERRUPTED, NON_FINITE
 from pyinv.cli.machine import add_machine_options, machine_options
 from pyinv.constraints import CONSTRAINTS, parse_constraint
 from pyinv.errors import InputError, OutputError, RunError
 from pyinv.images import FITS, load_named_images, save_images
-from pyinv.outputs import OutputFile, OutputFolder
 from pyinv.recipes import Recipe
 from pyinv.result import Status
+from pyinv.uncertainty import Uncertainty
 
 if TYPE_CHECKING:
     from pyinv.result import Inversion
@@ -29,16 +30,16 @@ if TYPE_CHECKING:
 __all__ = ["add_parser", "run"]
 
 _EPILOG = """\
-OUT.npz holds one row a target, in the order given (folders in natural order):
+OUT.npz holds one row per target, in the order given (folders in natural order):
   latents, loss, status (0 converged, 1 stalled, 2 step limit, 3 non-finite, 4 cancelled), steps,
   attempts, normal_equations, sources (where each image came from), and trace if asked for;
-  with --uncertainty also standard_error (one a latent component), condition_number, identifiable
+  with --uncertainty also standard_error (one per latent component), condition_number, identifiable
   (1 where the image determines the latent) and noise (of a pixel, in the bundle's value range).
-Read it with numpy.load or pyinv.Inversion.load.
+Read it with numpy.load, or pyinv.Inversion.load and pyinv.Uncertainty.load.
 
 examples:
   pyinv invert faces.bundle photos/ -o latents.npz
-  pyinv invert faces.bundle a.png b.png -o latents.npz --steps 2000 --save-images seen
+  pyinv invert faces.bundle a.png b.png -o latents.npz --max-steps 2000 --save-images seen
   pyinv invert faces.bundle made.npy -o latents.npz --recipe precise --uncertainty
   pyinv invert faces.bundle noisy/ -o latents.npz --recipe reconstruct --uncertainty --noise 0.03
   pyinv invert faces.bundle images.npy -o latents.npz --recipe lipton --constraint clip
@@ -81,7 +82,7 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         help=f"one of {', '.join(recipes.RECIPES)} [%(default)s]; precise for images that the "
         "generator made, reconstruct for others",
     )
-    method.add_argument("--steps", type=int, metavar="N", help="the most updates of a stage")
+    method.add_argument("--max-steps", type=int, metavar="N", help="the most steps of a stage")
     method.add_argument(
         "--restarts", type=int, metavar="N", help="attempts after the first, while not converged"
     )
@@ -105,7 +106,7 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
     )
     method.add_argument("--condition", metavar="FILE", help=".npy [N, k], if the bundle needs one")
     method.add_argument(
-        "--trace-every", type=int, default=0, metavar="N", help="record the loss every N updates"
+        "--trace-every", type=int, default=0, metavar="N", help="record the loss every N steps"
     )
 
     known = parser.add_argument_group(
@@ -125,12 +126,7 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         "--uncertainty and reconstruct [estimated]",
     )
 
-    add_machine_options(parser).add_argument(
-        "--lanes",
-        default="64",
-        metavar="N",
-        help='targets run side by side, or "auto" [%(default)s]',
-    )
+    add_machine_options(parser, batch_size=True)
     parser.set_defaults(run=run)
 
 
@@ -148,50 +144,64 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         bundle = Bundle.open(arguments.bundle)
         init = _init(arguments.init)
         recipe = _recipe(arguments, bundle.manifest)
-        inverter = Inverter(
-            bundle,
-            lanes=int(arguments.lanes) if arguments.lanes.isdecimal() else arguments.lanes,
-            **machine_options(arguments),
-        )
+        inverter = Inverter(bundle, **machine_options(arguments))
+        if arguments.uncertainty:
+            inverter.check_uncertainty(noise=arguments.noise)
         if isinstance(init, str):
             bundle.manifest.encode(inverter.runtime)  # before the images are read
         images, sources = load_named_images(arguments.images, bundle.manifest, fit=arguments.fit)
+        condition = None
+        if arguments.condition is not None:
+            condition = read_array(arguments.condition, "condition")
         console.message(f"inverting {len(images)} images with recipe {recipe.name}")
         start = time.perf_counter()
-        failure: RunError | None = None
+        failure: Exception | None = None
         try:
             inversion = inverter.invert(
                 images,
                 recipe=recipe,
                 seed=arguments.seed,
                 init=init,
-                condition=(
-                    None
-                    if arguments.condition is None
-                    else read_array(arguments.condition, "condition")
-                ),
+                condition=condition,
                 trace_every=arguments.trace_every,
-                uncertainty=arguments.uncertainty,
-                noise=arguments.noise if arguments.uncertainty else None,
                 progress=console.shows_progress,
             )
         except RunError as error:
             if error.inversion is None:
                 raise
             inversion, failure = error.inversion, error
+        uncertainty: Uncertainty | None = None
+        if arguments.uncertainty:
+            uncertainty = Uncertainty.unknown(len(images), bundle.manifest.latent_shape)
+            if not inversion.cancelled:
+                try:
+                    uncertainty = inverter.uncertainty(
+                        inversion,
+                        images,
+                        noise=arguments.noise,
+                        condition=condition,
+                        progress=console.shows_progress,
+                    )
+                except Exception as error:  # the inversion is written all the same
+                    uncertainty, failure = getattr(error, "uncertainty", None) or uncertainty, error
         seconds = time.perf_counter() - start
-        output.write(lambda file: inversion.save(file, images=False, sources=sources))
-        if folder is not None and not inversion.cancelled:
+        cancelled = inversion.cancelled or (uncertainty is not None and uncertainty.cancelled)
+        output.write(
+            lambda file: inversion.save(
+                file, images=False, sources=sources, uncertainty=uncertainty
+            )
+        )
+        if folder is not None and not cancelled:
             save_images(
                 inversion.images,
                 folder.path,
                 bundle.manifest.value_range,
                 names=_picture_names(sources),
             )
-    _report(arguments, console, inversion, sources, seconds)
+    _report(arguments, console, inversion, uncertainty, sources, seconds)
     if failure is not None:
         raise failure
-    if inversion.cancelled:
+    if cancelled:
         return INTERRUPTED
     return NON_FINITE if np.any(inversion.status == Status.NON_FINITE) else DONE
 
@@ -203,7 +213,7 @@ def _init(given: str | None) -> Any:
 def _recipe(arguments: argparse.Namespace, manifest: Manifest) -> Recipe:
     """Return the named recipe with the command line's changes."""
     changes = {
-        "max_steps": arguments.steps,
+        "max_steps": arguments.max_steps,
         "restarts": arguments.restarts,
         "learning_rate": arguments.learning_rate,
         "loss": arguments.loss,
@@ -229,6 +239,7 @@ def _report(
     arguments: argparse.Namespace,
     console: Console,
     inversion: Inversion,
+    uncertainty: Uncertainty | None,
     sources: list[str],
     seconds: float,
 ) -> None:
@@ -237,6 +248,11 @@ def _report(
     if inversion.cancelled:
         console.message(f"ended early; {finished} of {len(inversion)} targets were done")
     console.message(repr(inversion).strip("<>"))
+    if uncertainty is not None:
+        if uncertainty.cancelled:
+            known = int(np.isfinite(uncertainty.noise).sum())
+            console.message(f"ended early; the uncertainty of {known} targets is known")
+        console.message(repr(uncertainty).strip("<>"))
     if arguments.recipe == "precise" and counts["converged"] < finished:
         console.message(
             f"{finished - counts['converged']} of {finished} images are not this generator's own "
@@ -250,20 +266,24 @@ def _report(
             "bundle": arguments.bundle,
             "recipe": inversion.recipe,
             "seed": inversion.seed,
-            "cancelled": inversion.cancelled,
+            "cancelled": inversion.cancelled or (uncertainty is not None and uncertainty.cancelled),
             "seconds": seconds,
             "images_per_second": finished / max(seconds, 1e-9),
             "output": arguments.output,
             "save_images": arguments.save_images,
             "counts": counts,
-            "targets": [_target(inversion, row, source) for row, source in enumerate(sources)],
+            "targets": [
+                _target(inversion, uncertainty, row, source) for row, source in enumerate(sources)
+            ],
         }
     )
 
 
-def _target(inversion: Inversion, row: int, source: str) -> dict[str, Any]:
+def _target(
+    inversion: Inversion, uncertainty: Uncertainty | None, row: int, source: str
+) -> dict[str, Any]:
     """Return what the report says about one target."""
-    told = {
+    described = {
         "source": source,
         "status": Status(int(inversion.status[row])).name.lower(),
         "loss": float(inversion.loss[row]),
@@ -271,13 +291,11 @@ def _target(inversion: Inversion, row: int, source: str) -> dict[str, Any]:
         "attempts": int(inversion.attempts[row]),
         "normal_equations": int(inversion.normal_equations[row]),
     }
-    if inversion.standard_error is not None:
-        told["median_standard_error"] = float(np.median(inversion.standard_error[row]))
-    for name in ("condition_number", "identifiable", "noise"):
-        values = getattr(inversion, name)
-        if values is not None:
-            told[name] = values[row].item()
-    return told
+    if uncertainty is not None:
+        described["median_standard_error"] = float(np.median(uncertainty.standard_error[row]))
+        for name in ("condition_number", "identifiable", "noise"):
+            described[name] = getattr(uncertainty, name)[row].item()
+    return described
 
 
 def _picture_names(sources: list[str]) -> list[str]:

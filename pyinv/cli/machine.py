@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from pyinv.batching import DEFAULT_BATCH_SIZE
 from pyinv.bundle import RUNTIMES
 
 __all__ = ["add_machine_options", "machine_options"]
 
 
-def add_machine_options(parser: argparse.ArgumentParser) -> Any:
-    """Add the options to a command, and return their group."""
+def add_machine_options(parser: argparse.ArgumentParser, *, batch_size: bool = False) -> None:
+    """Add the options to a command, ``--batch-size`` if it has one."""
     machine = parser.add_argument_group("machine")
     machine.add_argument(
         "--runtime",
@@ -26,9 +27,21 @@ def add_machine_options(parser: argparse.ArgumentParser) -> Any:
         "--tf32", action="store_true", help="let a GPU round to TF32: faster, errors near 1e-3"
     )
     machine.add_argument("--threads", type=int, metavar="N", help="CPU threads [all cores]")
-    return machine
+    if batch_size:
+        machine.add_argument(
+            "--batch-size",
+            type=_whole_or_text,
+            default=DEFAULT_BATCH_SIZE,
+            metavar="N",
+            help='targets run side by side, or "auto" [%(default)s]',
+        )
 
 
 def machine_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the Inverter's arguments that the options give."""
-    return {name: getattr(arguments, name) for name in ("runtime", "device", "tf32", "threads")}
+    names = ("runtime", "device", "tf32", "threads", "batch_size")
+    return {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
+
+
+def _whole_or_text(given: str) -> int | str:
+    return int(given) if given.isdecimal() else given

@@ -18,20 +18,20 @@ _EPILOG = """\
 papers:
   creswell  Creswell & Bharath 2016: binary cross-entropy; clipping, or a penalty on the latents'
             mean and spread. Inverts test images. Any prior; the bundles need the loss bce.
-            Here 100 images and 1,000 updates
+            Here 100 images and 1,000 steps
   lipton    Lipton & Tripathi 2017: gradient descent with no, standard and stochastic clipping.
             Inverts generated images. Uniform priors. Paper: 1,000 images and 80,000 to 100,000
-            updates; here 100 and 1,000
+            steps; here 100 and 1,000
   egan      Egan et al. 2018: 18 criteria for drawing components anew. Inverts generated images.
-            Normal priors. Paper: 100 images and 20,000 updates; here 100 and 1,000
+            Normal priors. Paper: 100 images and 20,000 steps; here 100 and 1,000
   luo       Luo et al. 2017: encoders by three methods (AEGAN, direct training, BiGAN), and search
             by latents, hashes and colours. Inverts generated images, searches the data. Any prior.
             Paper: 20,000 images searched; here as many, where the data has them
   bau       Bau et al. 2019: six methods, of which two invert layer by layer. Inverts generated
             images and test images. Any prior; layers need the folder of a training. Paper: 100
-            images and 3,000 updates; here 100 and 1,000
+            images and 3,000 steps; here 100 and 1,000
 
-Give the papers' own numbers with --targets and --steps. DIR/report.html is the report,
+Give the papers' own numbers with --targets and --max-steps. DIR/report.html is the report,
 DIR/numbers.json has all its numbers. Finished runs are kept in DIR/runs, and of a run that was
 stopped the targets that were done, where they do not share a batch: the same command goes on from
 there. Encoders are trained into DIR/encoders and go on from their checkpoints.
@@ -39,7 +39,7 @@ there. Encoders are trained into DIR/encoders and go on from their checkpoints.
 examples:
   pyinv reproduce lipton --generator faces.bundle -o lipton
   pyinv reproduce creswell --data mnist/ --data omniglot/ -o creswell
-  pyinv reproduce egan --generator trained/ --targets 100 --steps 20000 -o egan
+  pyinv reproduce egan --generator trained/ --targets 100 --max-steps 20000 -o egan
   pyinv reproduce luo --generator faces.bundle -o luo
   pyinv reproduce luo --generator trained/ --data mnist/ --encoder aegan/ --targets 1000 -o luo
   pyinv reproduce bau --generator progan/ --data cifar10.zip -o bau
@@ -99,17 +99,12 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         help="luo, bau: of an encoder's training [the configuration's]",
     )
     parser.add_argument("--targets", type=int, metavar="N", help="images to invert [see below]")
-    parser.add_argument("--steps", type=int, metavar="N", help="updates of a run [see below]")
+    parser.add_argument("--max-steps", type=int, metavar="N", help="of a run [see below]")
     parser.add_argument(
         "--learning-rate", type=float, metavar="X", help="of the paper's method [its own]"
     )
     parser.add_argument("--seed", type=int, metavar="N", help="of all random draws [0]")
-    add_machine_options(parser).add_argument(
-        "--lanes",
-        default="64",
-        metavar="N",
-        help='targets run side by side, or "auto" [%(default)s]',
-    )
+    add_machine_options(parser, batch_size=True)
     parser.set_defaults(run=run)
 
 
@@ -128,18 +123,17 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     options = {
         "configuration": arguments.config,
         "targets": arguments.targets,
-        "steps": arguments.steps,
+        "max_steps": arguments.max_steps,
         "learning_rate": arguments.learning_rate,
         "encoder_iterations": arguments.encoder_iterations,
         "seed": arguments.seed,
     }
-    lanes = int(arguments.lanes) if arguments.lanes.isdecimal() else arguments.lanes
     request = Request(
         arguments.output,
         data=arguments.data,
         generators=arguments.generator,
         encoders=arguments.encoder,
-        machine={"lanes": lanes, **machine_options(arguments)},
+        machine=machine_options(arguments),
         say=console.message,
         progress=console.shows_progress,
         **{name: value for name, value in options.items() if value is not None},

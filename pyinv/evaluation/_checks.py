@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyinv.arrays import as_numpy, shape_text
 from pyinv.errors import InputError
 from pyinv.images import RANGE_SLACK
+from pyinv.validation import as_numpy, shape_text
 
 FloatArray = NDArray[np.float64]
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyinv.arrays import shape_text
 from pyinv.errors import DependencyError, InputError
 from pyinv.evaluation._checks import check_inside, check_number, check_rows
 from pyinv.images import check_value_range
+from pyinv.validation import shape_text
 
 __all__ = ["change_colour", "gaussian_blur", "occlude"]
 

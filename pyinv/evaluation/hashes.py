@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyinv.arrays import shape_text, whole_number
 from pyinv.errors import DependencyError, InputError
 from pyinv.evaluation._checks import FloatArray, check_inside, check_pair, check_rows
 from pyinv.images import check_value_range, to_pillow, to_uint8
+from pyinv.validation import shape_text, whole_number
 
 __all__ = ["HASHES", "colour_histogram", "hash_similarity", "histogram_intersection", "image_hash"]
 

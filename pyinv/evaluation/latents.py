@@ -31,7 +31,8 @@ def latent_error(latents: Any, found: Any) -> FloatArray:
     """
     true, recovered = check_pair(latents, found, ("latents", "found"), "latents [N, d]")
     difference = true.astype(np.float64) - recovered
-    return np.square(difference).reshape(len(difference), -1).mean(axis=1)
+    error: FloatArray = np.square(difference).reshape(len(difference), -1).mean(axis=1)
+    return error
 
 
 def cosine_distance(latents: Any, found: Any) -> FloatArray:
@@ -63,7 +64,8 @@ def cosine_distance(latents: Any, found: Any) -> FloatArray:
     with np.errstate(invalid="ignore"):
         true = true / np.linalg.norm(true, axis=1, keepdims=True)
         recovered = recovered / np.linalg.norm(recovered, axis=1, keepdims=True)
-    return np.square(true - recovered).sum(axis=1) / 2
+    distance: FloatArray = np.square(true - recovered).sum(axis=1) / 2
+    return distance
 
 
 def relative_error(activations: Any, found: Any) -> FloatArray:
@@ -85,7 +87,8 @@ def relative_error(activations: Any, found: Any) -> FloatArray:
     """
     true, recovered = _flat_pair(activations, found, "activations")
     size = np.linalg.norm(true, axis=1)
-    return np.linalg.norm(true - recovered, axis=1) / np.where(size > 0, size, np.nan)
+    error: FloatArray = np.linalg.norm(true - recovered, axis=1)
+    return error / np.where(size > 0, size, np.nan)
 
 
 def pairwise_distance(latents: Any) -> float:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyinv.arrays import whole_number
 from pyinv.evaluation._checks import check_inside, check_number, check_rows
 from pyinv.images import check_value_range
+from pyinv.validation import whole_number
 
 
 def add_noise(

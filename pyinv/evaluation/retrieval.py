@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pyinv.arrays import as_numpy, shape_text, whole_number
 from pyinv.errors import DependencyError, InputError
 from pyinv.evaluation._checks import FloatArray, check_rows, check_values
+from pyinv.validation import as_numpy, shape_text, whole_number
 
 __all__ = ["METRICS", "Neighbours", "hit_rate", "label_similarity", "rank_of", "search"]
 

@@ -316,7 +316,7 @@ class GrowingGenerator(_Growing):
         before = x = latent
         for stage in range(self._stage + 1):
             before, x = x, self.generator.stage(stage, x)
-        image = self._output(self._stage)(x)
+        image: Tensor = self._output(self._stage)(x)
         if self.alpha < 1:
             image = torch.lerp(_doubled(self._output(self._stage - 1)(before)), image, self.alpha)
         return image

@@ -39,7 +39,7 @@ from pyinv.papers.precise import (
 )
 from pyinv.papers.report import Cell, Column, Paper, Report, Row, literal, ref
 from pyinv.papers.request import Request
-from pyinv.papers.runs import Runs
+from pyinv.papers.run_cache import RunCache
 from pyinv.penalties import PriorPenalty
 from pyinv.priors import Normal, Uniform
 from pyinv.recipes import Recipe, Stage
@@ -80,7 +80,7 @@ OURS = {"precise": f"{PRECISE} from the encoder", "reconstruct": RECONSTRUCT}
 EXACT = 1e-6
 """1 - cos of a latent that counts as recovered: 0.08 degrees."""
 
-# The authors' code: Adam at 0.01, halved after 800, 1,200 and 1,800 of 3,000 updates.
+# The authors' code: Adam at 0.01, halved after 800, 1,200 and 1,800 of 3,000 steps.
 PAPER_STEPS = 3000
 PAPER_HALVED = (800, 1200, 1800)
 PAPER_LEARNING_RATE = 0.01
@@ -94,13 +94,13 @@ QUANTILES = {"best": 0.0, "median": 0.5, "9 of 10 below": 0.9, "worst": 1.0}
 def bau_recipe(
     steps: int, loss: str, learning_rate: float | None = None, *, penalty: float = 0.0
 ) -> Recipe:
-    """Return the paper's optimisation, cut to a number of updates.
+    """Return the paper's optimisation, cut to a number of steps.
 
-    Adam at a learning rate that is halved three times, at the same shares of the updates as in the
+    Adam at a learning rate that is halved three times, at the same shares of the steps as in the
     authors' code, which makes 3,000 and halves after 800, 1,200 and 1,800.
 
     Args:
-        steps: updates.
+        steps: steps.
         loss: name of the loss, the paper's d_I where the bundle has it.
         learning_rate: at the beginning; None takes 0.01.
         penalty: weight of the prior penalty; 0 for none.
@@ -126,7 +126,7 @@ def reproduce(request: Request) -> Path:
             "progan-32". A generator whose module cannot be had, such as a bundle alone, has no
             layers to cut at, and the report says so in the place of (d), (e) and (f). The data's
             test images are the photographs, its training images and their labels the features'.
-            The paper has 100 generated images, the authors' code 3,000 updates.
+            The paper has 100 generated images, the authors' code 3,000 steps.
             ``encoders`` are bundles with encoders; what is missing of "latent+image" and
             "layers" is trained. ``encoder_iterations`` are those of each phase of an encoder's
             training; None takes the configuration's.
@@ -145,7 +145,7 @@ def reproduce(request: Request) -> Path:
             it goes on.
 
     Source: Bau et al. 2019; the authors' code (github.com/davidbau/ganseeing) for the optimiser,
-    the number of updates and the penalty.
+    the number of steps and the penalty.
     """
     if find_spec("torch") is None:
         raise DependencyError("the encoders of Bau et al. need torch: pip install 'pyinv[export]'")
@@ -170,7 +170,7 @@ def reproduce(request: Request) -> Path:
         )
     ]
     plan = [planned for experiment in experiments for planned in experiment.plan]
-    runs = Runs(request.folder)
+    runs = RunCache(request.folder)
     done = carry_out(plan, runs, request)
     report = Report(request.folder, PAPER, settings=request.describe(), made=made_with(runs))
     _tell_differences(report, request, experiments)
@@ -255,13 +255,16 @@ class _Experiment:
         """Return the recipe of each method that optimises and that can be run."""
         networks, request = self.networks, self.request
         manifest = networks.inverter.manifest
-        own = bau_recipe(request.steps, networks.loss, request.learning_rate)
+        own = bau_recipe(request.max_steps, networks.loss, request.learning_rate)
         found = {"a": own, "c": own}
         if networks.residual is not None:
             rate = request.learning_rate or PAPER_LEARNING_RATE
             found["e"] = own
             found["f"] = bau_recipe(
-                request.steps, networks.loss, rate * networks.residual.rate, penalty=PAPER_PENALTY
+                request.max_steps,
+                networks.loss,
+                rate * networks.residual.rate,
+                penalty=PAPER_PENALTY,
             )
         with contextlib.suppress(BundleError):
             found["precise"] = recipes.precise(manifest, start="encoder")
@@ -327,7 +330,7 @@ class _Experiment:
         return f"{self.generator.key}-{targets.key}-{name}"
 
     def report(
-        self, report: Report, runs: Runs, done: Mapping[str, Inversion], *, alone: bool
+        self, report: Report, runs: RunCache, done: Mapping[str, Inversion], *, alone: bool
     ) -> None:
         """Add the tables and figures; ``alone``: there is no other generator."""
         about = "" if alone else f", {self.generator.title}"
@@ -368,7 +371,7 @@ class _Experiment:
     def _add_run(
         self,
         report: Report,
-        runs: Runs,
+        runs: RunCache,
         done: Mapping[str, Inversion],
         targets: _Targets,
         method: str,
@@ -511,9 +514,9 @@ class _Experiment:
         report.add_table(
             f"{self.generator.key}-figure-2",
             f"The numbers of Figure 2, generated images{about}",
-            f"Means over {targets.told}; {self.request.steps:,} updates in (a), (c), (e) and (f). "
-            "The cosine is that of the angle between the latent that made the image and the one "
-            "that was found, whose length does not count. "
+            f"Means over {targets.told}; {self.request.max_steps:,} steps in (a), (c), (e) and "
+            "(f). The cosine is that of the angle between the latent that made the image and the "
+            "one that was found, whose length does not count. "
             f"{layer}The absolute error of a pixel is relative to the value range. d_I is "
             f"{literal(self.networks.loss_told)}. {RECONSTRUCT} begins at "
             f"({self.best_encoder}). The paper plots such accuracies without numbers.",
@@ -594,7 +597,7 @@ class _Experiment:
                 report,
                 self._id(generated, method),
                 recipe,
-                published_updates=PAPER_STEPS if method in METHODS else None,
+                published_steps=PAPER_STEPS if method in METHODS else None,
             )
             for method, recipe in self.recipes.items()
         }
@@ -603,7 +606,7 @@ class _Experiment:
             f"What a latent costs{about}",
             f"Means over {generated.told}. "
             f"{describe_costs(self.networks.inverter.manifest.latent_size)} An encoder's latent "
-            "costs about one. The figures beside ours are the 3,000 updates of the authors' code.",
+            "costs about one. The figures beside ours are the 3,000 steps of the authors' code.",
             columns=COST_COLUMNS,
             rows=[
                 Row(name, cells[method], tag=NOT_THEIRS if method in OURS else "")
@@ -684,13 +687,13 @@ def _tell_differences(report: Report, request: Request, experiments: Sequence[_E
         "100 generated images; a photograph of a church",
         told([targets.told for experiment in experiments for targets in experiment.targets]),
     )
-    report.difference("Updates", "3,000 in the authors' code", f"{request.steps:,}")
+    report.difference("Steps", "3,000 in the authors' code", f"{request.max_steps:,}")
     report.difference(
         "Optimiser",
-        "Adam at a learning rate of 0.01, halved after 800, 1,200 and 1,800 updates, in the "
+        "Adam at a learning rate of 0.01, halved after 800, 1,200 and 1,800 steps, in the "
         "authors' code",
         f"Adam at {first.learning_rate:g}"
-        + (f", halved after {halved} updates, where its moments begin afresh" if halved else ""),
+        + (f", halved after {halved} steps, where its moments begin afresh" if halved else ""),
     )
     report.difference(
         "d_I",

@@ -23,7 +23,7 @@ from pyinv.datasets import Dataset, load_dataset
 from pyinv.errors import BundleError, ExportError
 from pyinv.export import export, perceptual
 from pyinv.export.layers import Layers, ResidualGenerator, first_layers, split
-from pyinv.export.onnx_reader import read_generator
+from pyinv.export.runtimes.onnx_reader import read_generator
 from pyinv.inverter import Inverter
 from pyinv.models.classifier import Classifier
 from pyinv.models.progan import pixel_norm

@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyinv import evaluation, recipes
+from pyinv.batching import DEFAULT_BATCH_SIZE
+from pyinv.bundle import Manifest
 from pyinv.constraints import NoConstraint
 from pyinv.datasets import Dataset, to_range
 from pyinv.errors import InputError
-from pyinv.inverter import DEFAULT_LANES
 from pyinv.papers import figures
 from pyinv.papers.differences import made_with, tell_shared_differences
 from pyinv.papers.folder import open_folder
@@ -28,8 +29,8 @@ from pyinv.papers.generators import Generator, HeldOut, choose, free_key, obtain
 from pyinv.papers.plan import Planned, carry_out
 from pyinv.papers.report import Cell, Column, Paper, Report, Row, literal, ref
 from pyinv.papers.request import Request
-from pyinv.papers.runs import Runs
-from pyinv.priors import Normal, Prior, Uniform
+from pyinv.papers.run_cache import RunCache
+from pyinv.priors import Normal, Uniform
 from pyinv.recipes import Recipe
 from pyinv.result import Inversion
 from pyinv.solvers import Adam
@@ -80,19 +81,21 @@ SAMPLES = 100
 PAIRS = 20
 
 
-def creswell_recipe(prior: Prior, *, held: bool, steps: int, rate: float | None = None) -> Recipe:
-    """Return the paper's method for a prior.
+def creswell_recipe(
+    manifest: Manifest, *, held: bool, steps: int, rate: float | None = None
+) -> Recipe:
+    """Return the paper's method for a generator.
 
     Args:
-        prior: the generator's.
+        manifest: the generator's.
         held: whether latents are held back: clipped (uniform prior) or under the moment penalty
             (normal prior). The paper compares with and without.
-        steps: updates.
+        steps: steps.
         rate: Adam's learning rate; None takes the recipe's, 0.01.
 
     Source: Creswell & Bharath 2016, section 5; see ``pyinv.recipes.creswell``.
     """
-    recipe = recipes.creswell(prior).replace(max_steps=steps)
+    recipe = recipes.creswell(manifest).replace(max_steps=steps)
     if not held:
         recipe = recipe.replace(constraint=NoConstraint(), penalties=())
     return recipe if rate is None else recipe.replace(learning_rate=rate)
@@ -107,8 +110,8 @@ def reproduce(request: Request) -> Path:
             trained on; where there is only one data set, it takes that. Without generators, two
             are trained on each data set, with a uniform and with a normal prior, with the
             configuration "creswell", for Omniglot "creswell-omniglot". The paper gives neither the
-            number of targets nor that of updates. The learning rate is Adam's, by default 0.01. The
-            machine's ``lanes`` are the size of a batch where targets depend on one another: with
+            number of targets nor that of steps. The learning rate is Adam's, by default 0.01. The
+            machine's ``batch_size`` is that of a batch where targets depend on one another: with
             ``batch_norm="batch"`` and under the moment penalty.
 
     Returns:
@@ -146,7 +149,7 @@ def reproduce(request: Request) -> Path:
     )
     _tell_apart(experiments)
     plan = [planned for experiment in experiments for planned in experiment.plan]
-    runs = Runs(request.folder)
+    runs = RunCache(request.folder)
     done = carry_out(plan, runs, request)
     report = Report(request.folder, PAPER, settings=request.describe(), made=made_with(runs))
     _tell_differences(report, request, experiments)
@@ -198,7 +201,7 @@ class _Experiment:
                 held,
                 METHODS[self.prior, held],
                 creswell_recipe(
-                    manifest.prior, held=held, steps=request.steps, rate=request.learning_rate
+                    manifest, held=held, steps=request.max_steps, rate=request.learning_rate
                 ),
             )
             for held in (False, True)
@@ -239,7 +242,7 @@ class _Experiment:
     def _own_id(self) -> str:
         return f"{self.generator.key}-generated"
 
-    def add_runs(self, report: Report, runs: Runs, done: Mapping[str, Inversion]) -> None:
+    def add_runs(self, report: Report, runs: RunCache, done: Mapping[str, Inversion]) -> None:
         """Give the report what its numbers are computed from."""
         manifest = self.generator.manifest
         low, high = manifest.value_range
@@ -400,7 +403,7 @@ def _add_table(
         "The mean absolute error of a pixel, its mean over "
         f"{request.targets} random test images ({literal(experiments[0].source)}). The paper "
         "publishes such a mean and does not give its scale, which is read as 0 to 1 for a pixel. "
-        f"{request.steps:,} updates. A blank image would have {{blank:.3f}}.",
+        f"{request.max_steps:,} steps. A blank image would have {{blank:.3f}}.",
         columns=[
             Column(METHODS[prior, held], "{:.4f}", group=f"{prior} prior")
             for prior, held in METHODS
@@ -437,8 +440,8 @@ def _add_spread(report: Report, experiments: Sequence[_Experiment]) -> None:
 def _tell_differences(report: Report, request: Request, experiments: Sequence[_Experiment]) -> None:
     solver = experiments[0].methods[0].recipe.stages[0].solver
     assert isinstance(solver, Adam)
-    lanes = experiments[0].generator.inverter.lanes
-    lanes = DEFAULT_LANES if lanes == "auto" else lanes
+    batch_size = experiments[0].generator.inverter.batch_size
+    batch_size = DEFAULT_BATCH_SIZE if batch_size == "auto" else batch_size
     sources = dict.fromkeys(f"{one.source} ({one.data})" for one in experiments)
     report.difference(
         "Targets",
@@ -446,11 +449,11 @@ def _tell_differences(report: Report, request: Request, experiments: Sequence[_E
         f"{request.targets:,} random test images of each data set: {'; '.join(sources)}",
     )
     report.difference(
-        "Optimiser and updates",
+        "Optimiser and steps",
         "not given; a later version of the authors' code has RMSprop, learning rate 0.01, 5,000 "
-        "to 10,000 updates",
+        "to 10,000 steps",
         f"Adam without a mean of gradients, learning rate {solver.learning_rate:g}, "
-        f"{request.steps:,} updates",
+        f"{request.max_steps:,} steps",
     )
     report.difference(
         "Loss and weights",
@@ -461,7 +464,7 @@ def _tell_differences(report: Report, request: Request, experiments: Sequence[_E
     report.difference(
         "Batches",
         "all targets in one batch",
-        f"batches of at most {lanes} for batch statistics and for the "
+        f"batches of at most {batch_size} for batch statistics and for the "
         "moment penalty; else each target is on its own",
     )
     tell_shared_differences(

@@ -10,12 +10,12 @@ import numpy as np
 
 from pyinv.papers.generators import Generator
 from pyinv.papers.report import Report
-from pyinv.papers.runs import Runs
+from pyinv.papers.run_cache import RunCache
 
 __all__ = ["made_with", "tell_shared_differences"]
 
 
-def made_with(runs: Runs) -> dict[str, Any]:
+def made_with(runs: RunCache) -> dict[str, Any]:
     """Return the versions and machine behind a report; its runs may be older than the report."""
     return {
         **runs.made_with(),
@@ -57,6 +57,6 @@ def tell_shared_differences(
         "Random draws",
         draws,
         "one for each component that needs one, by a counter (Philox) of the seed "
-        f"({seed}), target, update and component",
+        f"({seed}), target, step and component",
     )
     report.difference("Precision", "not given", "float32")

@@ -43,7 +43,7 @@ from pyinv.papers.precise import (
 )
 from pyinv.papers.report import Cell, Column, Paper, Report, Row, literal, ref
 from pyinv.papers.request import Request, check_plots
-from pyinv.papers.runs import Runs
+from pyinv.papers.run_cache import RunCache
 from pyinv.priors import Normal
 from pyinv.recipes import Recipe
 from pyinv.result import Inversion
@@ -140,7 +140,7 @@ COLUMNS = (
     Column("sig wins", "{:.1f}", percent=True, group="against disabled", best="highest"),
     Column("avg err", "{:.3f}", best="lowest"),
 )
-COUNTS = {"latent_error": "after the last update", "nearest": "at any update"}
+COUNTS = {"latent_error": "after the last step", "min_latent_error": "at any step"}
 
 
 def resampling_probability(criterion: Constraint, distance: NDArray[Any]) -> NDArray[np.float64]:
@@ -161,7 +161,8 @@ def resampling_probability(criterion: Constraint, distance: NDArray[Any]) -> NDA
     if isinstance(criterion, LogisticCutoff):
         return 1 / (1 + np.exp(-criterion.a * (distance - criterion.b)))
     if isinstance(criterion, TruncatedNormalCutoff):
-        return np.exp((np.minimum(distance, criterion.a) ** 2 - criterion.a**2) / 2)
+        exponent: NDArray[np.float64] = np.minimum(distance, criterion.a) ** 2 - criterion.a**2
+        return np.exp(exponent / 2)
     raise TypeError(f"{criterion!r} is not a criterion of Egan et al.")
 
 
@@ -171,7 +172,7 @@ def reproduce(request: Request) -> Path:
     Args:
         request: generators with a normal prior; without any, one is trained on each data set with
             the configuration "egan-32". ``steps`` are the criteria's horizon E as well. The paper
-            has 100 targets and 20,000 updates; the learning rate is Adam's, 0.01 in the authors'
+            has 100 targets and 20,000 steps; the learning rate is Adam's, 0.01 in the authors'
             code and here.
 
     Returns:
@@ -198,7 +199,7 @@ def reproduce(request: Request) -> Path:
     )
     experiments = [_Experiment(generator, request) for generator in opened]
     plan = [planned for experiment in experiments for planned in experiment.plan]
-    runs = Runs(request.folder)
+    runs = RunCache(request.folder)
     done = carry_out(plan, runs, request)
     report = Report(request.folder, PAPER, settings=request.describe(), made=made_with(runs))
     _tell_differences(report, request, experiments)
@@ -221,8 +222,8 @@ class _Experiment:
         self.request = request
         self.latents = self.inverter.sample(request.targets, seed=request.seed)
         self.images = self.inverter.generate(self.latents)
-        default = recipes.default(generator.manifest.prior)
-        self.default = default.replace(max_steps=min(default.max_steps, request.steps))
+        default = recipes.default(generator.manifest)
+        self.default = default.replace(max_steps=min(default.max_steps, request.max_steps))
         self.precise = precise_recipe(generator.manifest)
 
     @cached_property
@@ -235,7 +236,7 @@ class _Experiment:
                 inverter=self.inverter,
                 images=self.images,
                 recipe=recipe,
-                truth=self.latents,
+                true_latents=self.latents,
             )
             for name, (key, recipe) in self._methods.items()
         ]
@@ -255,7 +256,9 @@ class _Experiment:
         return [name for name in (DEFAULT, PRECISE) if name in self._methods]
 
     def _recipe(self, criterion: Criterion) -> Recipe:
-        recipe = recipes.egan(criterion.constraint).replace(max_steps=self.request.steps)
+        recipe = recipes.egan(self.generator.manifest, criterion.constraint).replace(
+            max_steps=self.request.max_steps
+        )
         if self.request.learning_rate is not None:
             recipe = recipe.replace(learning_rate=self.request.learning_rate)
         return recipe
@@ -264,12 +267,12 @@ class _Experiment:
         return f"{self.generator.key}-{name}"
 
     def add_tables(
-        self, report: Report, runs: Runs, done: Mapping[str, Inversion], about: str
+        self, report: Report, runs: RunCache, done: Mapping[str, Inversion], about: str
     ) -> None:
         """Add what was run, who wins, and the tables; ``about`` ends every title."""
         for planned in self.plan:
             inversion = done[planned.id]
-            assert inversion.nearest is not None
+            assert inversion.min_latent_error is not None
             on_pixels = planned.recipe.stages[-1].loss == "mse"
             report.add_run(
                 planned.id,
@@ -277,7 +280,7 @@ class _Experiment:
                 recipe=inversion.recipe,
                 arrays={
                     "latent_error": evaluation.latent_error(self.latents, inversion.latents),
-                    "nearest": inversion.nearest,
+                    "min_latent_error": inversion.min_latent_error,
                     "image_error" if on_pixels else "loss": inversion.loss,
                     **cost_arrays(inversion, self.generator.manifest.latent_size),
                 },
@@ -300,7 +303,7 @@ class _Experiment:
         """Return the cells of Table 1 for errors counted in one way, by the criterion's name."""
         rows = {}
         for one in CRITERIA:
-            # The paper counts after the last update.
+            # The paper counts after the last step.
             theirs = one.published if array == "latent_error" else ()
             rows[one.name] = self._row(report, one.key, array, theirs, PRINTED.get(one.name))
         for name in self._ours:
@@ -345,7 +348,7 @@ class _Experiment:
         about: str,
     ) -> None:
         final = array == "latent_error"
-        title = "Table 1: Resampling criteria" if final else "Table 1 counted at any update"
+        title = "Table 1: Resampling criteria" if final else "Table 1 counted at any step"
         table = [
             Row(
                 name,
@@ -364,7 +367,7 @@ class _Experiment:
             self._id("table-1" if final else "table-1-any"),
             f"{title}{about}",
             f"Latent errors {counted}. {self.request.targets} generated images, "
-            f"{self.request.steps:,} updates, which are the criteria's horizon E. The error is "
+            f"{self.request.max_steps:,} steps, which are the criteria's horizon E. The error is "
             "the squared distance to the true latent over the number of its components. Wins: "
             "a lower error than under disabled; sig wins: lower by a factor of 2, among those "
             f"that differ by a factor of 2. All{but} start from the same latents.",
@@ -378,9 +381,9 @@ class _Experiment:
         best = min(CRITERIA, key=lambda one: one.error).name
         column = THRESHOLDS.index(1e-4)
 
-        def row(name: str, group: str, published_updates: int | None = None) -> Row:
+        def row(name: str, group: str, published_steps: int | None = None) -> Row:
             key, recipe = self._methods[name]
-            costs = cost_cells(report, self._id(key), recipe, published_updates=published_updates)
+            costs = cost_cells(report, self._id(key), recipe, published_steps=published_steps)
             return Row(name, [rows[name][column], *costs], group=group)
 
         report.add_table(
@@ -388,7 +391,7 @@ class _Experiment:
             f"What a latent costs{about}",
             f"Means over the latents of Table 1; {literal(best)} is the paper's best criterion. "
             f"{describe_costs(self.generator.manifest.latent_size)} The paper's figures are its "
-            f"{PAPER_STEPS:,} updates; the authors' code ends earlier where the loss is still.",
+            f"{PAPER_STEPS:,} steps; the authors' code ends earlier where the loss is still.",
             columns=[COLUMNS[column], *COST_COLUMNS],
             rows=[
                 *(row(name, "", PAPER_STEPS) for name in (DISABLED, best)),
@@ -420,7 +423,7 @@ class _Experiment:
             "Kendall's rank correlation (tau-b) between our figures and the paper's, over the "
             f"paper's {len(CRITERIA)} rows ({len(CRITERIA) - 1} for the wins, which disabled does "
             "not have): 1 is the same order, 0 none, -1 the reverse. The "
-            "paper's figures are those after the last update. No figure: all ours are equal.",
+            "paper's figures are those after the last step. No figure: all ours are equal.",
             columns=[Column(column.title, "{:+.2f}", group=column.group) for column in COLUMNS],
             rows=[
                 Row(counted, [agreement(array, index) for index in range(len(COLUMNS))])
@@ -577,8 +580,8 @@ def _add_criteria(report: Report) -> None:
         report.add_figure(
             f"figure-{number}",
             f"Figure {number}: {what.capitalize()} criteria",
-            "The probability that a component is drawn anew over a whole run of E updates, by its "
-            "distance from the mean. In one update it is 1 - (1 - p) to the power of 1/E.",
+            "The probability that a component is drawn anew over a whole run of E steps, by its "
+            "distance from the mean. In one step it is 1 - (1 - p) to the power of 1/E.",
             path,
             alt=f"Curves of the {what} criteria, rising from 0 to 1",
         )
@@ -589,9 +592,9 @@ def _tell_differences(report: Report, request: Request, experiments: Sequence[_E
     assert isinstance(solver, Adam)
     report.difference("Targets", "100 generated images", f"{request.targets:,} generated images")
     report.difference(
-        "Updates, and horizon E of the criteria",
+        "Steps, and horizon E of the criteria",
         "20,000; in the authors' code an earlier end when the loss changes by less than 1e-10",
-        f"{request.steps:,}, with the same earlier end",
+        f"{request.max_steps:,}, with the same earlier end",
     )
     report.difference(
         "Optimiser",

@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from pyinv.arrays import shape_text
+from pyinv.atomic_files import OutputFile
 from pyinv.errors import DependencyError, InputError
 from pyinv.images import to_uint8
-from pyinv.outputs import OutputFile
 from pyinv.papers.folder import open_folder
+from pyinv.validation import shape_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from pyinv.atomic_files import OutputFolder
 from pyinv.errors import OutputError
-from pyinv.outputs import OutputFolder
 
 __all__ = ["open_folder"]
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pyinv.arrays import shape_text
 from pyinv.bundle import MANIFEST_NAME, Bundle, Manifest
 from pyinv.datasets import Dataset, load_dataset
 from pyinv.demo import BUNDLE as DIGITS_BUNDLE
@@ -22,6 +21,7 @@ from pyinv.inverter import Inverter
 from pyinv.papers.request import Request
 from pyinv.priors import Normal, Uniform
 from pyinv.training.folder import BUNDLES
+from pyinv.validation import shape_text
 
 __all__ = [
     "Generator",
@@ -166,7 +166,7 @@ def obtain_generators(
         for bundle in find_bundles(path, modes):
             inverter = Inverter(Bundle.open(bundle), **request.machine)
             _check(inverter, bundle, paper, priors, losses, modes)
-            _check_lanes(inverter, bundle)
+            _check_batch_size(inverter, bundle)
             if not overshoots:
                 _check_range(inverter, bundle)
             taken = [generator.key for generator in generators]
@@ -300,13 +300,13 @@ def _check(
         )
 
 
-def _check_lanes(inverter: Inverter, bundle: Path) -> None:
+def _check_batch_size(inverter: Inverter, bundle: Path) -> None:
     """Raise unless targets in any number can be divided into groups of two or more."""
-    lanes = inverter.lanes
-    if inverter.manifest.batch_norm == "batch" and isinstance(lanes, int) and lanes < 3:
+    size = inverter.batch_size
+    if inverter.manifest.batch_norm == "batch" and isinstance(size, int) and size < 3:
         raise InputError(
-            f"{bundle}: takes batch-norm statistics over targets that run together, and needs 3 "
-            f"lanes or more, got {lanes}; give more lanes"
+            f"{bundle}: takes batch-norm statistics over targets that run together, and needs a "
+            f"batch size of 3 or more, got {size}; give a larger one"
         )
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyinv import _core, evaluation, recipes
+from pyinv.bundle import Manifest
 from pyinv.datasets import to_range
 from pyinv.inverter import Inverter
 from pyinv.papers import figures
@@ -37,7 +38,7 @@ from pyinv.papers.precise import (
 )
 from pyinv.papers.report import Cell, Column, Paper, Report, Row, literal, ref
 from pyinv.papers.request import Request, check_plots
-from pyinv.papers.runs import Runs
+from pyinv.papers.run_cache import RunCache
 from pyinv.priors import Uniform
 from pyinv.recipes import Recipe
 from pyinv.result import Inversion
@@ -72,12 +73,12 @@ TABLE_1 = {
 TABLE_2 = {"none": 2.03e-4, "standard": 1.36e-4, "stochastic": 4.94e-5}
 TABLE_2_BASELINE = 0.0815
 
-# The authors' code: 80,000 updates at a learning rate of 1, halved after 50,000.
+# The authors' code: 80,000 steps at a learning rate of 1, halved after 50,000.
 PAPER_STEPS = 80_000
 PRINTED_STEPS = 100_000  # in the paper
 PAPER_HALVED_AFTER = 50_000
 PAPER_LEARNING_RATE = 1.0
-# Plain gradient descent overshoots beyond: of 1, 5, 10, 20 and 40, for 400 updates of 16 images, 5
+# Plain gradient descent overshoots beyond: of 1, 5, 10, 20 and 40, for 400 steps of 16 images, 5
 # left the lowest loss on a generator of 32x32 faces and on the digits that come with pyinv, 10 as
 # much or more, and 20 ten times as much or more.
 LARGEST_LEARNING_RATE = 5.0
@@ -89,28 +90,24 @@ MOST_NOISY = 50
 # The authors' code goes from 1e-3 to 1.
 NOISE_VARIANCES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 SHOWN = 8
-EARLY_UPDATES = 100
+EARLY_STEPS = 100
 
 
 def clipping_recipe(
-    clipping: str,
-    steps: int,
-    learning_rate: float | None = None,
-    *,
-    value_range: tuple[float, float] = (-1.0, 1.0),
+    manifest: Manifest, clipping: str, steps: int, learning_rate: float | None = None
 ) -> Recipe:
-    """Return the paper's method, cut to a number of updates.
+    """Return the paper's method, cut to a number of steps.
 
     Args:
+        manifest: the generator's.
         clipping: "none", "standard" or "stochastic".
-        steps: updates; the authors' code makes 80,000.
-        learning_rate: of the first updates. None takes the authors' 1.0 and, in a shorter run,
-            more, so that learning rate times updates stays theirs, up to a rate of 5. These are
+        steps: steps; the authors' code makes 80,000.
+        learning_rate: of the first steps. None takes the authors' 1.0 and, in a shorter run,
+            more, so that learning rate times steps stays theirs, up to a rate of 5. These are
             for pixels in [-1, 1]; for another range the rate is divided by what the range makes of
             the squared error.
-        value_range: of the generator's images.
 
-    The learning rate is halved after five eighths of the updates, where the authors halve it, and
+    The learning rate is halved after five eighths of the steps, where the authors halve it, and
     in a run of more than 80,000 after every 50,000.
 
     Source: Lipton & Tripathi 2017, section 2; see ``pyinv.recipes.lipton``.
@@ -118,8 +115,8 @@ def clipping_recipe(
     share = min(steps / PAPER_STEPS, 1.0)
     if learning_rate is None:
         learning_rate = min(PAPER_LEARNING_RATE / share, LARGEST_LEARNING_RATE)
-        learning_rate /= _pixel_scale(value_range) ** 2
-    return recipes.lipton(clipping).replace(
+        learning_rate /= _pixel_scale(manifest.value_range) ** 2
+    return recipes.lipton(manifest, clipping).replace(
         max_steps=steps,
         learning_rate=learning_rate,
         schedule=StepDecay(every=max(round(PAPER_HALVED_AFTER * share), 1), factor=0.5),
@@ -139,7 +136,7 @@ def reproduce(request: Request) -> Path:
         request: generators with a uniform prior; without any, one is trained on each data set with
             the configuration "lipton-32". The data's test images, of a generator that was trained
             on it, are Table 2's unseen images; without such data, those are means of two generated
-            images. The paper has 1,000 targets and 100,000 updates, the authors' code 80,000; for
+            images. The paper has 1,000 targets and 100,000 steps, the authors' code 80,000; for
             the learning rate see ``clipping_recipe``.
 
     Returns:
@@ -153,7 +150,7 @@ def reproduce(request: Request) -> Path:
         KeyboardInterrupt: Ctrl-C; its text says how many runs are done. Called again with the same
             request, it goes on.
 
-    Source: Lipton & Tripathi 2017; the authors' code for the learning rate, the number of updates,
+    Source: Lipton & Tripathi 2017; the authors' code for the learning rate, the number of steps,
     and what counts as recovered.
     """
     check_plots()
@@ -167,7 +164,7 @@ def reproduce(request: Request) -> Path:
     held_out = HeldOut(request, needed=False)
     experiments = [_Experiment(generator, request, held_out) for generator in opened]
     plan = [planned for experiment in experiments for planned in experiment.plan]
-    runs = Runs(request.folder)
+    runs = RunCache(request.folder)
     done = carry_out(plan, runs, request)
     report = Report(request.folder, PAPER, settings=request.describe(), made=made_with(runs))
     _tell_differences(report, request, experiments)
@@ -185,15 +182,12 @@ class _Experiment:
         self.request = request
         self.recipes = {
             clipping: clipping_recipe(
-                clipping,
-                request.steps,
-                request.learning_rate,
-                value_range=generator.manifest.value_range,
+                generator.manifest, clipping, request.max_steps, request.learning_rate
             )
             for clipping in CLIPPINGS
         }
-        default = recipes.default(generator.manifest.prior)
-        self.default = default.replace(max_steps=min(default.max_steps, request.steps))
+        default = recipes.default(generator.manifest)
+        self.default = default.replace(max_steps=min(default.max_steps, request.max_steps))
         self.precise = precise_recipe(generator.manifest)
         self.reconstruct = reconstruct_recipe(generator.manifest)
         self.latents = self.inverter.sample(request.targets, seed=request.seed)
@@ -202,7 +196,7 @@ class _Experiment:
         self.starts = min(max(request.targets // UNSEEN_IMAGES, 2), MOST_STARTS)
         self.shown = min(SHOWN, request.targets)
         self.noisy = min(max(request.targets // 5, 2), MOST_NOISY)
-        self.early = min(EARLY_UPDATES, max(request.steps // 2, 1))
+        self.early = min(EARLY_STEPS, max(request.max_steps // 2, 1))
 
     @property
     def _ours(self) -> dict[str, tuple[str, Recipe]]:
@@ -228,7 +222,7 @@ class _Experiment:
             ),
             self._planned(
                 "figure-1-early",
-                f"stochastic clipping, {self.early} updates",
+                f"stochastic clipping, {self.early} steps",
                 self.images[: self.shown],
                 stochastic.replace(max_steps=self.early),
                 True,
@@ -269,7 +263,7 @@ class _Experiment:
             inverter=self.inverter,
             images=images,
             recipe=recipe,
-            truth=self.latents[: len(images)] if known else None,
+            true_latents=self.latents[: len(images)] if known else None,
         )
 
     def _unseen(self, held_out: HeldOut) -> tuple[NDArray[Any], str]:
@@ -307,7 +301,7 @@ class _Experiment:
         )
 
     def report(
-        self, report: Report, runs: Runs, done: Mapping[str, Inversion], *, alone: bool
+        self, report: Report, runs: RunCache, done: Mapping[str, Inversion], *, alone: bool
     ) -> None:
         """Add the tables and figures; ``alone``: there is no other generator."""
         about = "" if alone else f", {self.generator.title}"
@@ -322,17 +316,19 @@ class _Experiment:
     def _id(self, name: str) -> str:
         return f"{self.generator.key}-{name}"
 
-    def _add_runs(self, report: Report, runs: Runs, done: Mapping[str, Inversion]) -> None:
+    def _add_runs(self, report: Report, runs: RunCache, done: Mapping[str, Inversion]) -> None:
         """Give the report what its numbers are computed from."""
         for planned in self.plan:
             inversion = done[planned.id]
             on_pixels = planned.recipe.stages[-1].loss == "mse"
             arrays: dict[str, Any] = {"image_error" if on_pixels else "loss": inversion.loss}
             arrays |= cost_arrays(inversion, self.generator.manifest.latent_size)
-            if planned.truth is not None:
-                assert inversion.nearest is not None
-                arrays["latent_error"] = evaluation.latent_error(planned.truth, inversion.latents)
-                arrays["nearest"] = inversion.nearest
+            if planned.true_latents is not None:
+                assert inversion.min_latent_error is not None
+                arrays["latent_error"] = evaluation.latent_error(
+                    planned.true_latents, inversion.latents
+                )
+                arrays["min_latent_error"] = inversion.min_latent_error
             latents = inversion.latents.reshape(len(inversion), -1)
             if planned.id.startswith(self._id("table-2")):
                 for image, rows in enumerate(self._blocks(UNSEEN_IMAGES, self.starts)):
@@ -363,8 +359,8 @@ class _Experiment:
 
     def _recovered(self, report: Report, method: str, threshold: float, array: str) -> Cell:
         published = None
-        # The authors' code counts at any update.
-        if method in TABLE_1 and array == "nearest":
+        # The authors' code counts at any step.
+        if method in TABLE_1 and array == "min_latent_error":
             published = TABLE_1[method][THRESHOLDS.index(threshold)]
         return report.compute(
             "recovery_rate",
@@ -376,13 +372,13 @@ class _Experiment:
     def _tell_result(self, report: Report, about: str) -> None:
         strictest = THRESHOLDS[0]
         cells = {
-            method: self._recovered(report, method, strictest, "nearest")
+            method: self._recovered(report, method, strictest, "min_latent_error")
             for method in (*CLIPPINGS, "default")
         }
         cells["default_end"] = self._recovered(report, "default", strictest, "latent_error")
         paragraphs = [
             f"Of {self.request.targets} latents, the share that came within a mean squared "
-            f"error of {strictest:g} at some update: {{none:.1%}} with no clipping, "
+            f"error of {strictest:g} at some step: {{none:.1%}} with no clipping, "
             "{standard:.1%} with standard and {stochastic:.1%} with stochastic clipping. "
             f"{DEFAULT}: {{default:.1%}}, and {{default_end:.1%}} at its end."
         ]
@@ -404,8 +400,8 @@ class _Experiment:
         ]
         rows = []
         for array, heading in (
-            ("nearest", "at any update, as the authors' code counts"),
-            ("latent_error", "after the last update"),
+            ("min_latent_error", "at any step, as the authors' code counts"),
+            ("latent_error", "after the last step"),
         ):
             ours = {method: name for method, (name, _) in self._ours.items()}
             for method, name in (CLIPPINGS | ours).items():
@@ -421,17 +417,17 @@ class _Experiment:
                     )
                 )
             if self.precise is None:
-                first = array == "nearest"
+                first = array == "min_latent_error"
                 why = why_not_run(self.generator.manifest) if first else "not run, as said above"
                 rows.append(Row(PRECISE, group=heading, tag=NOT_THEIRS, text=why))
         but = "" if self.precise is None else f" but {PRECISE}"
         report.add_table(
             self._id("table-1"),
             f"Table 1: Latents recovered{about}",
-            f"{self.request.targets} generated images, {self.request.steps:,} updates. The latent "
-            "error is the squared distance to the true latent over the number of its components. "
-            f"{DEFAULT} made {self.default.max_steps:,} updates at most. All methods{but} start "
-            "from the same latents.",
+            f"{self.request.targets} generated images, {self.request.max_steps:,} steps. The "
+            "latent error is the squared distance to the true latent over the number of its "
+            f"components. {DEFAULT} made {self.default.max_steps:,} steps at most. All "
+            f"methods{but} start from the same latents.",
             columns=columns,
             rows=rows,
             row_title="Method",
@@ -444,12 +440,12 @@ class _Experiment:
             Row(
                 name,
                 [
-                    self._recovered(report, clipping, threshold, "nearest"),
+                    self._recovered(report, clipping, threshold, "min_latent_error"),
                     *cost_cells(
                         report,
                         self._id(f"table-1-{clipping}"),
                         self.recipes[clipping],
-                        published_updates=PRINTED_STEPS,
+                        published_steps=PRINTED_STEPS,
                     ),
                 ],
             )
@@ -459,7 +455,7 @@ class _Experiment:
             Row(
                 name,
                 [
-                    self._recovered(report, method, threshold, "nearest"),
+                    self._recovered(report, method, threshold, "min_latent_error"),
                     *cost_cells(report, self._id(f"table-1-{method}"), recipe),
                 ],
                 tag=NOT_THEIRS,
@@ -471,13 +467,13 @@ class _Experiment:
             f"What a latent costs{about}",
             "Means over the latents of Table 1. "
             f"{describe_costs(self.generator.manifest.latent_size)} The paper's figures are its "
-            f"{PRINTED_STEPS:,} updates; the authors' code makes {PAPER_STEPS:,}.",
+            f"{PRINTED_STEPS:,} steps; the authors' code makes {PAPER_STEPS:,}.",
             columns=[
                 Column(
                     f"{threshold:g}",
                     "{:.1f}",
                     percent=True,
-                    group="at any update below",
+                    group="at any step below",
                     best="highest",
                 ),
                 *COST_COLUMNS,
@@ -552,8 +548,8 @@ class _Experiment:
         rows = {
             "target": self.images[: self.shown],
             "after initialisation": self.inverter.generate(first),
-            f"after {self.early} updates": done[self._id("figure-1-early")].images,
-            f"after {self.request.steps:,} updates": self.inverter.generate(
+            f"after {self.early} steps": done[self._id("figure-1-early")].images,
+            f"after {self.request.max_steps:,} steps": self.inverter.generate(
                 done[self._id("table-1-stochastic")].latents[: self.shown]
             ),
         }
@@ -563,7 +559,7 @@ class _Experiment:
             self._id("figure-1"),
             f"Figure 1: Reconstructions on the way{about}",
             "Targets that the generator made, and the images of the latent that stochastic "
-            "clipping is at. The paper shows it after initialisation, 100 and 20,000 updates.",
+            "clipping is at. The paper shows it after initialisation, 100 and 20,000 steps.",
             path,
             alt="Rows of images: targets, and their reconstructions at three moments of a run",
         )
@@ -633,20 +629,20 @@ def _tell_differences(report: Report, request: Request, experiments: Sequence[_E
     assert isinstance(solver.schedule, StepDecay)
     rate, halved = solver.learning_rate, solver.schedule.every
     scale = _pixel_scale(experiments[0].generator.manifest.value_range)
-    flow = scale**2 * rate * sum(0.5 ** (step // halved) for step in range(request.steps))
+    flow = scale**2 * rate * sum(0.5 ** (step // halved) for step in range(request.max_steps))
     theirs = PAPER_HALVED_AFTER + (PAPER_STEPS - PAPER_HALVED_AFTER) / 2
     report.difference("Targets", "1,000 generated images", f"{request.targets:,} generated images")
-    report.difference("Updates", "100,000; 80,000 in the authors' code", f"{request.steps:,}")
+    report.difference("Steps", "100,000; 80,000 in the authors' code", f"{request.max_steps:,}")
     report.difference(
         "Learning rate",
-        "attenuated over time; in the authors' code 1.0, halved after 50,000 updates",
-        f"{rate:g}, halved after {halved:,} updates; all updates together go "
+        "attenuated over time; in the authors' code 1.0, halved after 50,000 steps",
+        f"{rate:g}, halved after {halved:,} steps; all steps together go "
         f"{100 * flow / theirs:.0f} % as far along the gradient",
     )
     report.difference(
         "What counts as recovered",
-        "in the authors' code, a latent that came near enough at any update",
-        "both: at any update, and after the last one",
+        "in the authors' code, a latent that came near enough at any step",
+        "both: at any step, and after the last one",
     )
     report.difference(
         "Table 2",

@@ -48,7 +48,7 @@ from pyinv.papers.precise import (
 )
 from pyinv.papers.report import Cell, Column, Paper, Report, Row, literal, ref
 from pyinv.papers.request import Request
-from pyinv.papers.runs import Runs
+from pyinv.papers.run_cache import RunCache
 from pyinv.priors import Normal, Uniform
 from pyinv.result import Inversion
 
@@ -183,7 +183,7 @@ def reproduce(request: Request) -> Path:
         _Experiment(one, encoders[one.key], request, searched[one.key]) for one in opened
     ]
     plan = [planned for experiment in experiments for planned in experiment.plan]
-    runs = Runs(request.folder)
+    runs = RunCache(request.folder)
     done = carry_out(plan, runs, request)
     made = {name: value for name, value in made_with(runs).items() if value}
     report = Report(request.folder, PAPER, settings=_settings(request), made=made)
@@ -211,7 +211,7 @@ def _configuration(generator: Generator) -> str:
 
 def _settings(request: Request) -> dict[str, Any]:
     """Return what was asked for, but for what has no meaning here."""
-    unused = ("steps", "learning_rate")
+    unused = ("max_steps", "learning_rate")
     return {name: value for name, value in request.describe().items() if name not in unused}
 
 
@@ -262,7 +262,7 @@ class _Experiment:
                     inverter=self.inverter,
                     images=self.images,
                     recipe=recipe,
-                    truth=self.latents,
+                    true_latents=self.latents,
                     **more,
                 )
             )
@@ -276,7 +276,7 @@ class _Experiment:
         return runs
 
     def report(
-        self, report: Report, runs: Runs, done: Mapping[str, Inversion], *, alone: bool
+        self, report: Report, runs: RunCache, done: Mapping[str, Inversion], *, alone: bool
     ) -> None:
         """Add the tables and figures; ``alone``: there is no other generator."""
         about = "" if alone else f", {self.generator.title}"
@@ -299,7 +299,7 @@ class _Experiment:
     # -- what is computed
 
     def _add_reconstructions(
-        self, report: Report, runs: Runs, done: Mapping[str, Inversion]
+        self, report: Report, runs: RunCache, done: Mapping[str, Inversion]
     ) -> dict[str, tuple[Pixels, Pixels]]:
         """Give the report Table 1's arrays; return some images and reconstructions a method."""
         shown: dict[str, tuple[Pixels, Pixels]] = {}

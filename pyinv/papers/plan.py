@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pyinv.inverter import Inverter
 from pyinv.papers.request import Request
-from pyinv.papers.runs import Runs
+from pyinv.papers.run_cache import RunCache
 from pyinv.recipes import Recipe
 from pyinv.result import Inversion
 
@@ -30,7 +30,7 @@ class Planned:
         inverter: the generator's.
         images: the targets, float32 [N, C, H, W] in the bundle's value range.
         recipe: how.
-        truth: float32 [N, *latent_shape], the latents that made the targets; None when unknown.
+        true_latents: float32 [N, *latent_shape], those that made the targets; None when unknown.
         init: float32 [N, *latent_shape], where first attempts begin; None takes the recipe's start.
         condition: float32 [N, k], for bundles that have a condition.
     """
@@ -40,7 +40,7 @@ class Planned:
     inverter: Inverter
     images: FloatArray
     recipe: Recipe
-    truth: FloatArray | None = None
+    true_latents: FloatArray | None = None
     init: FloatArray | None = None
     condition: FloatArray | None = None
 
@@ -52,7 +52,7 @@ class Planned:
 
 def carry_out(
     plan: Sequence[Planned],
-    runs: Runs,
+    runs: RunCache,
     request: Request,
 ) -> dict[str, Inversion]:
     """Make every run that is not kept yet, in turn.
@@ -81,7 +81,7 @@ def carry_out(
                 planned.images,
                 recipe=planned.recipe,
                 seed=request.seed,
-                truth=planned.truth,
+                true_latents=planned.true_latents,
                 init=planned.init,
                 condition=planned.condition,
                 progress=request.progress,

@@ -18,7 +18,7 @@ from pyinv.bundle import MAX_SOLVED, Manifest
 from pyinv.errors import BundleError
 from pyinv.papers.report import Cell, Column, Report, ref
 from pyinv.priors import Normal
-from pyinv.recipes import Recipe, Stage
+from pyinv.recipes import Recipe
 from pyinv.result import Inversion
 from pyinv.solvers import LevenbergMarquardt
 
@@ -52,7 +52,7 @@ COST_COLUMNS = (
 def precise_recipe(manifest: Manifest) -> Recipe | None:
     """Return the recipe for images that the generator made; None: the bundle lacks what it needs.
 
-    Its number of updates is its own and not the reproduction's: it ends when it has arrived.
+    Its number of steps is its own and not the reproduction's: it ends when it has arrived.
     """
     return _unless_lacking(recipes.precise, manifest)
 
@@ -125,7 +125,7 @@ def tell_precise(
     steps = (
         f"Levenberg-Marquardt steps (Levenberg 1944, Marquardt 1963) on {pixels}, with the exact "
         "Jacobian"
-        if any(_is_second_order(stage) for stage in recipe.stages)
+        if recipe.needs_normal_equations
         else f"L-BFGS steps (Liu & Nocedal 1989) on {pixels}"
     )
     paragraph = (
@@ -162,7 +162,7 @@ def cost_arrays(inversion: Inversion, latent_size: int) -> dict[str, NDArray[np.
     Returns:
         int64 [N] each: "objective_evaluations", "normal_equations" and "forward_equivalents".
     """
-    # T updates of a stage take T + 1 evaluations of the objective, see docs/loop.md. Levenberg-
+    # T steps of a stage take T + 1 evaluations of the objective, see docs/loop.md. Levenberg-
     # Marquardt's first evaluation is one of the normal equations.
     stages = inversion.recipe["stages"]
     first_order = sum(stage["solver"]["kind"] != LevenbergMarquardt.kind() for stage in stages)
@@ -176,7 +176,7 @@ def cost_arrays(inversion: Inversion, latent_size: int) -> dict[str, NDArray[np.
 
 
 def cost_cells(
-    report: Report, run_id: str, recipe: Recipe, *, published_updates: int | None = None
+    report: Report, run_id: str, recipe: Recipe, *, published_steps: int | None = None
 ) -> list[Cell | None]:
     """Return the means of a run's costs, in the order of ``COST_COLUMNS``.
 
@@ -184,20 +184,16 @@ def cost_cells(
         report: it has the run, with ``cost_arrays`` among its arrays.
         run_id: the run's.
         recipe: the run's.
-        published_updates: how many updates of a first-order method the paper made.
+        published_steps: how many steps of a first-order method the paper made.
     """
 
     def mean(name: str, published: float | None = None) -> Cell:
         return report.compute("mean", values=ref(run_id, name), published=published)
 
-    theirs = published_updates
-    second_order = any(_is_second_order(stage) for stage in recipe.stages)
+    theirs = published_steps
+    second_order = recipe.needs_normal_equations
     return [
         mean("objective_evaluations", theirs),
         mean("normal_equations") if second_order else None,
         mean("forward_equivalents", None if theirs is None else OBJECTIVE_FORWARDS * theirs),
     ]
-
-
-def _is_second_order(stage: Stage) -> bool:
-    return isinstance(stage.solver, LevenbergMarquardt)

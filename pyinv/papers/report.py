@@ -28,8 +28,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pyinv.atomic_files import OutputFile
 from pyinv.errors import InputError
-from pyinv.outputs import OutputFile
 from pyinv.papers.folder import open_folder
 from pyinv.papers.page import PAGE_IDS, render
 
@@ -231,7 +231,7 @@ class Report:
             recipe: ``Inversion.recipe``, if it was one.
             arrays: per-target arrays, of numbers or booleans and any shape. Values that are not
                 finite are kept as NaN.
-            facts: what else to tell of it; see ``Runs.facts``.
+            facts: what else to tell of it; see ``RunCache.facts``.
 
         Raises:
             InputError: a run of this name is there already, or an array of another type.

@@ -10,8 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pyinv.arrays import whole_number
 from pyinv.errors import DependencyError, InputError
+from pyinv.validation import whole_number
 
 __all__ = ["Request", "check_plots", "silent"]
 
@@ -38,12 +38,12 @@ class Request:
         generators: bundles or folders that ``pyinv train`` wrote; none trains the paper's own.
         configuration: name of the training configuration to use instead of the paper's.
         targets: images a method inverts, at least 2.
-        steps: updates a method makes, at least 1.
+        max_steps: steps of the papers' optimisers, at least 1.
         learning_rate: of the paper's method, above 0; None takes the reproduction's.
         encoders: bundles that have an encoder and say how it was trained; none trains the paper's.
         encoder_iterations: of an encoder's training, at least 1; None takes the configuration's.
         seed: of all random draws, 0 to 2^63 - 1.
-        machine: arguments of ``Inverter``: runtime, device, lanes, threads, tf32.
+        machine: arguments of ``Inverter``: runtime, device, batch_size, threads, tf32.
         say: gets each line for the user.
         progress: show bars on standard error.
 
@@ -56,7 +56,7 @@ class Request:
     generators: Paths = ()
     configuration: str | None = None
     targets: int = 100
-    steps: int = 1000
+    max_steps: int = 1000
     learning_rate: float | None = None
     encoders: Paths = ()
     encoder_iterations: int | None = None
@@ -73,7 +73,7 @@ class Request:
                 paths = (paths,)
             object.__setattr__(self, name, tuple(paths))
         whole_number("targets", self.targets, at_least=2)
-        whole_number("steps", self.steps, at_least=1, at_most=2**32 - 1)
+        whole_number("max_steps", self.max_steps, at_least=1, at_most=2**32 - 1)
         if self.encoder_iterations is not None:
             whole_number("encoder_iterations", self.encoder_iterations, at_least=1)
         # Some draws take the seed after this one.
@@ -97,7 +97,7 @@ class Request:
             "generators": [Path(path).name for path in self.generators],
             "configuration": self.configuration,
             "targets": self.targets,
-            "steps": self.steps,
+            "max_steps": self.max_steps,
             "learning_rate": self.learning_rate,
             **({"encoders": [Path(path).name for path in self.encoders]} if self.encoders else {}),
             "encoder_iterations": self.encoder_iterations,

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from pyinv.atomic_files import write_whole
 from pyinv.errors import InputError
-from pyinv.outputs import write_whole
 
 __all__ = ["is_out_of_memory", "read_checkpoint", "write_checkpoint"]
 

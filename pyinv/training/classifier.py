@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyinv.arrays import as_numpy, shape_text, whole_number
 from pyinv.errors import DependencyError, InputError, RunError
 from pyinv.images import check_value_range
+from pyinv.validation import as_numpy, shape_text, whole_number
 
 try:
     import torch

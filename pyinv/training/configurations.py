@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, SupportsFloat
 
-from pyinv.arrays import whole_number
 from pyinv.errors import InputError
 from pyinv.models import get_model
 from pyinv.priors import Normal, Prior, Uniform, prior_from_description
+from pyinv.validation import whole_number
 
 __all__ = ["CONFIGURATIONS", "GanConfiguration", "get_configuration"]
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pyinv.atomic_files import write_whole
 from pyinv.errors import DependencyError, InputError
-from pyinv.outputs import write_whole
 from pyinv.training.encoder_configurations import EncoderConfiguration
 from pyinv.training.progress import Progress, check_progress
 

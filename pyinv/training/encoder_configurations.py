@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, SupportsFloat
 
-from pyinv.arrays import whole_number
 from pyinv.errors import InputError
+from pyinv.validation import whole_number
 
 __all__ = [
     "ENCODER_CONFIGURATIONS",

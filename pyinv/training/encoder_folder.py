@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pyinv.atomic_files import write_whole
 from pyinv.errors import InputError
-from pyinv.outputs import write_whole
 from pyinv.training.encoder_configurations import EncoderConfiguration
 from pyinv.training.folder import MEND, TrainingData, TrainingFolder
 

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pyinv.atomic_files import write_whole
 from pyinv.bundle import Bundle
 from pyinv.errors import BundleError, InputError, OutputError
 from pyinv.images import save_grid
-from pyinv.outputs import write_whole
 from pyinv.training.configurations import GanConfiguration
 
 if TYPE_CHECKING:

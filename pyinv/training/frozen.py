@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pyinv.arrays import whole_number
 from pyinv.bundle import Bundle
 from pyinv.errors import InputError, PyinvError
 from pyinv.images import check_value_range
@@ -26,6 +25,7 @@ from pyinv.models import get_model
 from pyinv.priors import Prior, Uniform
 from pyinv.training.configurations import GanConfiguration
 from pyinv.training.draws import draw_latents
+from pyinv.validation import whole_number
 
 __all__ = ["FrozenGenerator", "open_generator"]
 
@@ -113,7 +113,7 @@ class FrozenGenerator:
                 images: Tensor = self.module(self._shaped(latents))
             return images
         assert self._inverter is not None
-        made = self._inverter.generate(_numpy(latents), batch=len(latents))
+        made = self._inverter.generate(_numpy(latents), batch_size=len(latents))
         return torch.from_numpy(made).to(latents.device)
 
     def loss(self, name: str, latents: Tensor, images: Tensor) -> Tensor:
@@ -138,11 +138,11 @@ class FrozenGenerator:
 
         def evaluate(latents: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
             loss, gradient = inverter.evaluate(
-                _numpy(latents), _numpy(images), loss=name, batch=len(latents)
+                _numpy(latents), _numpy(images), loss=name, batch_size=len(latents)
             )
             return torch.from_numpy(loss), torch.from_numpy(gradient).flatten(1)
 
-        values: Tensor = _Baked.apply(flat, images, evaluate)
+        values: Tensor = _Baked.apply(flat, images, evaluate)  # type: ignore[no-untyped-call]
         return values
 
     def check_loss(self, name: str) -> None:
@@ -186,14 +186,15 @@ class FrozenGenerator:
 
         more: dict[str, Any] = {"origin": origin, "overwrite": True, "progress": say}
         if self.bundle is not None:
-            return add_encoder(self.bundle, encoder, path, **more)
+            written: Path = add_encoder(self.bundle, encoder, path, **more)
+            return written
         return self._export(path, encoder=encoder, name=self.name, **more)
 
     def _export(self, path: Path, **more: Any) -> Path:
         from pyinv.export import export
 
         assert self.module is not None
-        return export(
+        written: Path = export(
             self.module,
             path,
             latent_shape=self.latent_shape,
@@ -202,6 +203,7 @@ class FrozenGenerator:
             value_range=self.value_range,
             **more,
         )
+        return written
 
     def _shaped(self, latents: Tensor) -> Tensor:
         return latents.reshape(len(latents), *self.latent_shape)
@@ -428,7 +430,7 @@ def _frozen(module: nn.Module, device: torch.device) -> nn.Module:
 
 def _values(losses: Any, value_range: tuple[float, float]) -> dict[str, LossFunction]:
     """Return the losses that PyTorch can compute of two images, by name."""
-    from pyinv.export.losses import resolve_losses
+    from pyinv.export.derivatives.losses import resolve_losses
 
     resolved = resolve_losses(losses, value_range=value_range)
     return {loss.name: loss.value for loss in resolved if not loss.needs_activation}

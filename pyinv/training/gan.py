@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyinv.arrays import as_numpy, shape_text, whole_number
+from pyinv.atomic_files import write_whole
 from pyinv.cores import usable_cores
 from pyinv.errors import DependencyError, DeviceError, InputError
-from pyinv.outputs import write_whole
 from pyinv.training.configurations import GanConfiguration
 from pyinv.training.progress import Progress, check_progress
+from pyinv.validation import as_numpy, shape_text, whole_number
 
 try:
     import torch

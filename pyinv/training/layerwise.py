@@ -31,9 +31,9 @@ from torch.nn import functional
 
 from pyinv.errors import ExportError, InputError
 from pyinv.export import export
+from pyinv.export.capture.torchscript_reader import load_torchscript
 from pyinv.export.layers import Layers, first_layers, split
-from pyinv.export.onnx_reader import read_generator
-from pyinv.export.scripted import load_torchscript
+from pyinv.export.runtimes.onnx_reader import read_generator
 from pyinv.models.layer_encoders import (
     LayeredEncoder,
     make_first_encoder,
@@ -94,11 +94,13 @@ def layer_phases(setting: Setting) -> list[Phase]:
 
 def _module(generator: FrozenGenerator) -> nn.Module:
     """The generator as a module with layers, read back from ONNX where it is no such module."""
+    read: nn.Module
     module, bundle = generator.module, generator.bundle
     if module is not None and not isinstance(module, torch.jit.ScriptModule):
         return module
     if bundle is not None and "onnx" in bundle.manifest.runtimes:
-        return read_generator(bundle)
+        read = read_generator(bundle)
+        return read
     if module is None:
         assert bundle is not None
         module = load_torchscript(bundle.file(bundle.manifest.forward("torchscript")))
@@ -113,7 +115,8 @@ def _module(generator: FrozenGenerator) -> nn.Module:
             normal_equations=False,
             value_range=generator.value_range,
         )
-        return read_generator(path)
+        read = read_generator(path)
+    return read
 
 
 def _encoders(setting: Setting, layers: Layers) -> dict[str, nn.Module]:

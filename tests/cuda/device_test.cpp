@@ -21,7 +21,6 @@
 #include "backend.h"
 #include "cuda_support.h"
 #include "kernels/kernels.h"
-#include "lane_rule.h"
 #include "pyinv/engine.h"
 
 #ifdef PYINV_EMULATED
@@ -278,7 +277,7 @@ struct Data {
             .image = image.data(),
             .initial = c.initial ? initial.data() : nullptr,
             .condition = c.sizes.condition ? condition.data() : nullptr,
-            .truth = c.truth ? truth.data() : nullptr,
+            .true_latent = c.truth ? truth.data() : nullptr,
             .id = id.data()};
   }
 };
@@ -313,7 +312,7 @@ void run_on(const std::shared_ptr<Device>& device, const Case& c, Outcome& outco
                            .attempts = outcome.attempts.data(),
                            .trace = c.options.trace_every ? outcome.trace.data() : nullptr,
                            .normal_equations = outcome.normal_equations.data(),
-                           .nearest = c.truth ? outcome.nearest.data() : nullptr};
+                           .min_latent_error = c.truth ? outcome.nearest.data() : nullptr};
   outcome.summary = run(objectives, c.prior, c.recipe, data.targets(c), c.options, results);
 }
 
@@ -383,7 +382,8 @@ void test_rules(const std::shared_ptr<Device>& gpu) {
     return list[random() % sizeof...(values)];
   };
   uint32_t number = 0;
-  for (const SolverKind solver : {SolverKind::gradient_descent, SolverKind::adam}) {
+  for (const SolverKind solver :
+       {SolverKind::gradient_descent, SolverKind::adam, SolverKind::rmsprop}) {
     for (int constraint = 0; constraint < 6; ++constraint) {
       for (const PriorKind prior : {PriorKind::uniform, PriorKind::normal}) {
         for (int penalty = 0; penalty < 4; ++penalty) {
@@ -432,7 +432,7 @@ void test_rules(const std::shared_ptr<Device>& gpu) {
               c.recipe.stages.push_back(stage);
             }
             c.recipe.restarts = one_of(0, 0, 2);
-            c.recipe.hop = one_of(0.0, 0.3, 1.0);
+            c.recipe.hop_size = one_of(0.0, 0.3, 1.0);
             c.recipe.keep_best = one_of(false, true);
             c.losses = {one_of(Loss::quadratic, Loss::fragile), Loss::quartic};
             if (penalty == 2) {
@@ -585,7 +585,7 @@ void test_solving(const std::shared_ptr<Device>& gpu) {
       c.recipe.stages.push_back(stage);
     }
     c.recipe.restarts = one_of(0, 0, 2);
-    c.recipe.hop = one_of(0.0, 0.3, 1.0);
+    c.recipe.hop_size = one_of(0.0, 0.3, 1.0);
     c.recipe.keep_best = one_of(true, false);
     c.recipe.start = one_of(Start::prior, Start::mean);
     c.sizes = {one_of(1, 2, 3, 4, 5, 7), one_of(1, 7, 12), one_of(0, 3)};
@@ -683,7 +683,7 @@ void test_searching(const std::shared_ptr<Device>& gpu) {
       c.recipe.stages.push_back(stage);
     }
     c.recipe.restarts = one_of(0, 0, 2);
-    c.recipe.hop = one_of(0.0, 0.3, 1.0);
+    c.recipe.hop_size = one_of(0.0, 0.3, 1.0);
     c.recipe.keep_best = one_of(true, false);
     c.recipe.start = one_of(Start::prior, Start::mean);
     c.sizes = {one_of(2, 3, 5, 8, 33, 300), one_of(1, 7, 12), one_of(0, 3)};
@@ -885,18 +885,18 @@ void test_bad_arguments(const std::shared_ptr<Device>& gpu) {
     std::vector<const Objective*> objectives = {&objective, &objective, &equations};
     if (c.sizes.latent == 513) objectives = {&long_ones, &long_ones, &long_equations};
     Targets targets = data.targets(c);
-    targets.truth = nullptr;
+    targets.true_latent = nullptr;
     float nearest[3];
     std::string what;
     try {
       run(objectives, c.prior, c.recipe, targets, c.options,
-          {.nearest = c.truth ? nearest : nullptr});
+          {.min_latent_error = c.truth ? nearest : nullptr});
     } catch (const std::invalid_argument& error) {
       what = error.what();
     }
     check(what.starts_with(std::string("run(): ") + expected), what + ", not " + expected);
   };
-  says("nearest needs the targets' truth, got none");
+  says("min_latent_error needs the targets' true_latent, got none");
   c.truth = false;
   Stage& stage = c.recipe.stages[1];
   stage.objective = 3;

@@ -20,6 +20,13 @@ class PYINV_API BundleError : public std::runtime_error {
 
 enum class BatchNorm : int32_t { eval, batch };
 
+// The operators in an ONNX file, each once. Those of another domain than ONNX's own have it before
+// their names: "com.microsoft:Gelu".
+struct OnnxOperators {
+  std::vector<std::string> all;
+  std::vector<std::string> reading_inputs;  // those that read an input of the graph
+};
+
 struct BundleFunction {
   std::string name;     // "forward", "objective", "normal_equations" or "encode"
   std::string loss;     // of an objective or of normal equations, else empty
@@ -28,6 +35,7 @@ struct BundleFunction {
   std::string method;   // of a TorchScript module, else empty
   // Of normal equations, else 0: what one more target in a batch takes while they run, at most.
   int64_t bytes_per_target = 0;
+  OnnxOperators operators;  // of an objective or of normal equations in an ONNX file, else empty
 };
 
 struct PYINV_API Bundle {

@@ -19,22 +19,23 @@ struct Targets {
   const float* image = nullptr;      // [count, image_size]
   const float* initial = nullptr;    // [count, latent_size], or null: drawn from the prior
   const float* condition = nullptr;  // [count, condition_size], or null
-  const float* truth = nullptr;      // [count, latent_size], or null: the latents behind the images
-  const uint64_t* id = nullptr;      // [count], each below 2^48: what random draws depend on
+  // [count, latent_size], or null: the latents behind the images, where they are known
+  const float* true_latent = nullptr;
+  const uint64_t* id = nullptr;  // [count], each below 2^48: what random draws depend on
 };
 
 struct Results {
   float* latent = nullptr;              // [count, latent_size]
   float* loss = nullptr;                // [count]
   Status* status = nullptr;             // [count]
-  int64_t* steps = nullptr;             // [count], updates over all attempts
+  int64_t* steps = nullptr;             // [count], over all attempts
   int32_t* attempts = nullptr;          // [count]
   float* trace = nullptr;               // [count, trace_length], or null
   int64_t* normal_equations = nullptr;  // [count], evaluations of them over all attempts, or null
-  // [count], or null; needs Targets::truth. The lowest mean squared difference from the truth over
-  // all latents that were evaluated, from the first one on, through all stages and attempts; NaN
-  // where none was evaluated or all differences are beyond a float.
-  float* nearest = nullptr;
+  // [count], or null; needs Targets::true_latent. The lowest mean squared error over all latents
+  // that were evaluated, from the first one on, through all stages and attempts; NaN where none was
+  // evaluated or all errors are beyond a float.
+  float* min_latent_error = nullptr;
 };
 
 struct Progress {

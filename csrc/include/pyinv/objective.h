@@ -46,7 +46,7 @@ class PYINV_API Objective {
   virtual int64_t image_size() const = 0;
   virtual int64_t condition_size() const = 0;  // 0: takes none
   // Whether these are normal equations, 2/P J^T J delta = -gradient: beside loss and gradient they
-  // give the matrix on the left, the Gauss-Newton Hessian of the loss.
+  // give the matrix on the left, the gram.
   virtual bool has_gram() const { return false; }
   virtual std::shared_ptr<Device> device() const { return cpu_device(); }
 

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "pyinv/api.h"
+#include "pyinv/bundle.h"
 #include "pyinv/encoder.h"
 #include "pyinv/generator.h"
 #include "pyinv/objective.h"
@@ -18,11 +19,15 @@ namespace pyinv {
 // Throws std::runtime_error: no such file, not an ONNX Runtime, or older than 1.17.
 PYINV_API std::string load_onnxruntime(const std::filesystem::path& library);
 
-// The objective in an ONNX file, Bundle::file(Bundle::objective(loss, "onnx")), or the normal
-// equations there.
+// The objective in an ONNX file, or the normal equations there:
+//   const BundleFunction& function = bundle.objective(loss, "onnx");
+//   onnx_objective(bundle.file(function), function.operators, options)
+// `operators` must be the file's; the CPU needs none.
 // Throws std::runtime_error if the file is no such graph, DeviceError if this ONNX Runtime cannot
-// use the device, OutOfMemory.
+// use the device, or cannot run these operators on it, OutOfMemory; std::invalid_argument if
+// `operators` is empty and the device is a GPU.
 PYINV_API std::unique_ptr<Objective> onnx_objective(const std::filesystem::path& file,
+                                                    const OnnxOperators& operators,
                                                     const RuntimeOptions& options = {});
 
 // The generator in an ONNX file: Bundle::file(Bundle::forward("onnx")). Throws as onnx_objective.

@@ -28,10 +28,10 @@ struct Constraint {
   ConstraintKind kind = ConstraintKind::none;
   float low = -1.0f, high = 1.0f;  // clip, stochastic_clip
   float a = 0.0f, b = 0.0f;        // the cutoffs: c | steepness, midpoint | a
-  int64_t horizon = 0;  // updates over which the cutoff's probability holds; 0: max_steps
+  int64_t horizon = 0;             // steps over which the cutoff's probability holds; 0: max_steps
 };
 
-enum class SolverKind : int32_t { gradient_descent, adam, levenberg_marquardt, lbfgs };
+enum class SolverKind : int32_t { gradient_descent, adam, levenberg_marquardt, lbfgs, rmsprop };
 enum class ScheduleKind : int32_t { constant, step_decay, cosine };
 
 struct Schedule {
@@ -44,8 +44,10 @@ struct Schedule {
 struct Solver {
   SolverKind kind = SolverKind::adam;
   double learning_rate = 0.01;
-  double momentum = 0.0;                                         // gradient_descent
-  double beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8;             // adam
+  double momentum = 0.0;                                         // gradient_descent, rmsprop
+  double beta1 = 0.9, beta2 = 0.999;                             // adam
+  double alpha = 0.99;                                           // rmsprop
+  double epsilon = 1e-8;                                         // adam, rmsprop
   double damping = 1e-3, damping_up = 4.0, damping_down = 0.25;  // levenberg_marquardt
   int64_t history = 20;     // lbfgs: pairs of steps and gradient differences
   double first_step = 0.3;  // lbfgs: its length, in standard deviations of the prior
@@ -87,7 +89,7 @@ struct Recipe {
   Start start = Start::prior;
   // 0: restarts are drawn. Up to 1: they run the last stage alone, from the best latent so far
   // moved towards a draw, 1 all the way.
-  double hop = 0.0;
+  double hop_size = 0.0;
 };
 
 }  // namespace pyinv

@@ -1,0 +1,53 @@
+// What becomes of a lane that was evaluated: its solver takes that in, and the lane makes a step,
+// begins a stage or an attempt, or is done. The rule, apart from the loops over lanes (kernels/),
+// so that every device runs the same.
+#pragma once
+
+#include "lane_rule.h"
+#include "solvers/solvers.h"
+
+namespace pyinv {
+
+// Takes in an evaluation, whatever the lane's solver. `finite`: all that was evaluated but the
+// loss. The lane knows its latent's moments, where they are wanted. `trace` is the lane's, or null.
+PYINV_HOST_DEVICE inline void take_in(const RunRule& rule, const StageRule& stage, float loss,
+                                      bool finite, float* trace, LaneState& lane) {
+  Solvers::visit(stage.solver.kind,
+                 [&](auto solver) { solver.take_in(rule, stage, loss, finite, trace, lane); });
+}
+
+PYINV_HOST_DEVICE inline void plan(const RunRule& rule, const StageRule& stage,
+                                   const Moments& moments, float loss, LaneState& lane) {
+  Solvers::visit(stage.solver.kind, [&](auto solver) {
+    using ThisSolver = decltype(solver);
+    if constexpr (ThisSolver::kMakesTrials) {
+      plan_trial(rule, stage, lane);
+    } else {
+      plan_step<ThisSolver>(rule, stage, moments, loss, lane);
+    }
+  });
+}
+
+// What an observed lane that depends on no other does next. `loss` is that of the evaluation.
+PYINV_HOST_DEVICE inline void decide(const RunRule& rule, const StageRule& stage, float loss,
+                                     LaneState& lane) {
+  if (lane.stop == kNoStop) {
+    plan(rule, stage, lane.moments, loss, lane);
+  } else {
+    follow_stop(rule, lane);
+  }
+}
+
+PYINV_HOST_DEVICE inline void decide_in_group(const RunRule& rule, const StageRule& stage,
+                                              const GroupVotes& votes, const Moments& batch,
+                                              float loss, LaneState& lane) {
+  if (!votes.all_met) {
+    if (!lane.finite) return;
+    const bool over_batch = stage.penalties.moments == MomentScope::batch;
+    plan(rule, stage, over_batch ? batch : lane.moments, loss, lane);
+  } else {
+    follow_votes(rule, votes, lane);
+  }
+}
+
+}  // namespace pyinv

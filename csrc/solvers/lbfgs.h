@@ -1,0 +1,223 @@
+// L-BFGS: the trial step is t times the direction -H g. g is the gradient of the loss with its
+// penalty, H the inverse Hessian as the last pairs know it (Nocedal 1980; Liu & Nocedal 1989; the
+// recursion is algorithm 7.4 of Nocedal & Wright 2006). At a bound, what points outwards stays out
+// of g and of the direction (Bertsekas 1982). Pairs are in float, all sums in double.
+#pragma once
+
+#include "solvers/trial.h"
+
+namespace pyinv {
+
+// Of a lane's pairs, the steps s it took and the differences y of the gradients at their ends.
+struct LbfgsState {
+  int64_t made;      // so far; they lie in a ring, as far as it reaches
+  int64_t pairs;     // of the last ones, how many count
+  double curvature;  // s y / y y of the newest
+  double length;     // t
+  int32_t rejected;  // trials in a row
+
+  PYINV_HOST_DEVICE void forget_pairs() {
+    pairs = 0;
+    length = 1.0;
+    rejected = 0;
+  }
+};
+
+struct Lbfgs : TrialSolver {
+  static constexpr SolverKind kKind = SolverKind::lbfgs;
+  static constexpr const char* kName = "lbfgs";
+  using State = LbfgsState;
+
+  static constexpr int64_t kMaxPairs = 1000;
+  // Of Nocedal and Wright's algorithm 3.1: the share of a step's promise that its fall has to keep,
+  // and what a rejected one is cut to.
+  static constexpr double kEnoughFall = 1e-4, kCut = 0.3;
+  // Cut by more than a million, a step of float32 hardly is one.
+  static constexpr int32_t kMaxRejected = 12;
+
+  static std::string problem(const Solver& settings, int64_t) {
+    if (settings.history >= 1 && settings.history <= kMaxPairs) return {};
+    return "takes a history of 1 to " + std::to_string(kMaxPairs) + " pairs, got " +
+           std::to_string(settings.history);
+  }
+
+  static Storage storage(const Solver& settings) {
+    return {.vectors = kAcceptedVectors + 2 * settings.history, .doubles = 2 * settings.history};
+  }
+
+  static int64_t workers(int64_t d) { return d; }
+
+  // The direction may be too long to lie near.
+  static Scratch scratch(int64_t d, size_t) { return {.near = kMaxWorkers, .far = d}; }
+
+  PYINV_HOST_DEVICE static void take_in(const RunRule& rule, const StageRule& stage, float loss,
+                                        bool finite, float* trace, LaneState& lane) {
+    State& state = lane.solver.as<State>();
+    if (!lane.trial.pending) state = {};  // the stage's first latent
+    const double fall = trial_fall(loss, lane);
+    const bool falls = fall > 0.0 && fall >= kEnoughFall * lane.trial.predicted;
+    if (!lane.trial.pending || (finite && fabsf(loss) <= 3.402823466e38f && falls)) {
+      state.length = 1.0;
+      state.rejected = 0;
+      observe(rule, stage, loss, finite, trace, lane);
+      if (lane.stop == kNoStop) lane.action |= kAccept | kPropose;
+      return;
+    }
+    state.length *= kCut;
+    bool hopeless = false;
+    if (++state.rejected == kMaxRejected) {
+      hopeless = state.pairs == 0;
+      state.forget_pairs();
+    }
+    reject(rule, stage, hopeless, trace, lane);
+  }
+
+  template <class Team>
+  PYINV_DEVICE static void propose(const Team& team, const LaneArrays& lanes, int64_t lane,
+                                   double* near, double* direction) {
+    const int64_t d = lanes.latent_size;
+    const RunRule& rule = *lanes.rule;
+    LaneState& state = lanes.state[lane];
+    const StageRule& stage = lanes.stages[state.stage];
+    const Accepted accepted = accepted_of(lanes, lane);
+    const Pairs pairs = pairs_of(lanes, lane);
+    float* latent = lanes.latent + lane * d;
+    State search = state.solver.as<State>();  // each worker's own, the same for all
+    if (state.action & kAccept) {
+      if (state.trial.pending) add_pair(team, lanes, lane, accepted, pairs, near, search);
+      accept(team, lanes, lane, accepted);
+      team.barrier();  // all see the pair's product
+    }
+
+    bool found = false;
+    for (;;) {
+      found = find_direction(team, rule, stage, accepted, pairs, search, direction, near) &&
+              try_step(team, stage, state.step, accepted, search.length, direction, latent);
+      if (found || search.pairs == 0) break;
+      search.forget_pairs();
+    }
+
+    double promised = 0.0, penalty = 0.0;
+    if (found) {
+      const auto step = [=](int64_t i) { return double{latent[i]} - accepted.latent[i]; };
+      promised = team.sum(d, near, [=](int64_t i) { return step(i) * accepted.right_side(i); });
+      penalty = team.sum(d, near, [=](int64_t i) { return penalty_fall(accepted, i, step(i)); });
+    } else {
+      return_to(team, accepted, latent);
+    }
+    team.barrier();  // all have read the state
+    if (!team.is_leader()) return;
+    state.solver.as<State>() = search;
+    end_trial(rule, found, promised, penalty, state);
+  }
+
+ private:
+  // A lane's pairs.
+  struct Pairs {
+    float* values;     // of the first pair's s
+    double* products;  // s y
+    double* weights;   // that the recursion gives a pair on its way there, for its way back
+    int64_t distance;  // from one of a pair's arrays to the next
+    int64_t history;
+
+    // The place of a pair, counted from the newest one of `made`.
+    PYINV_HOST_DEVICE int64_t place(int64_t made, int64_t age) const {
+      return (made - 1 - age) % history;
+    }
+    PYINV_HOST_DEVICE float* s(int64_t place) const { return values + 2 * place * distance; }
+    PYINV_HOST_DEVICE float* y(int64_t place) const { return values + (2 * place + 1) * distance; }
+  };
+
+  PYINV_HOST_DEVICE static Pairs pairs_of(const LaneArrays& lanes, int64_t lane) {
+    const int64_t history = lanes.stages[lanes.state[lane].stage].solver.history;
+    double* products = solver_doubles(lanes, lane);
+    return {.values = solver_vector(lanes, kAcceptedVectors, lane),
+            .products = products,
+            .weights = products + history,
+            .distance = lanes.lanes * lanes.latent_size,
+            .history = history};
+  }
+
+  // A component of the pair that a newly accepted latent gives. Both gradients are those of the
+  // loss with the penalty that the step was tried under.
+  struct PairComponent {
+    float s, y;
+  };
+  PYINV_HOST_DEVICE static PairComponent pair_component(const Accepted& before, double former_slope,
+                                                        int64_t i, float latent, float gradient) {
+    const double s = double{latent} - before.latent[i];
+    const double y = (double{gradient} - before.gradient[i]) + former_slope * s;
+    return {static_cast<float>(s), static_cast<float>(y)};
+  }
+
+  // Keeps the pair of the newly accepted latent, unless the slope does not rise along its step: H
+  // would not stay positive.
+  template <class Team>
+  PYINV_DEVICE static void add_pair(const Team& team, const LaneArrays& lanes, int64_t lane,
+                                    const Accepted& before, const Pairs& pairs, double* near,
+                                    State& search) {
+    const int64_t d = lanes.latent_size, first = lane * d;
+    const float *latent = lanes.latent + first, *gradient = lanes.gradient + first;
+    const double slope = lanes.state[lane].trial.former_slope;
+    const auto pair = [=](int64_t i) {
+      return pair_component(before, slope, i, latent[i], gradient[i]);
+    };
+    const double sy = team.sum(d, near, [=](int64_t i) { return double{pair(i).s} * pair(i).y; });
+    const double yy = team.sum(d, near, [=](int64_t i) { return double{pair(i).y} * pair(i).y; });
+    if (!(is_positive(sy) && is_positive(yy) && sy > 1e-10 * yy)) return;
+    ++search.made;
+    if (search.pairs < pairs.history) ++search.pairs;
+    search.curvature = sy / yy;
+    const int64_t place = pairs.place(search.made, 0);
+    if (team.is_leader()) pairs.products[place] = sy;
+    float *s = pairs.s(place), *y = pairs.y(place);
+    team.for_each(d, [=](int64_t i) {
+      const PairComponent now = pair(i);
+      s[i] = now.s;
+      y[i] = now.y;
+    });
+  }
+
+  // Fills in -H g; false unless it leads down.
+  template <class Team>
+  PYINV_DEVICE static bool find_direction(const Team& team, const RunRule& rule,
+                                          const StageRule& stage, const Accepted& at,
+                                          const Pairs& pairs, const State& search,
+                                          double* direction, double* near) {
+    const int64_t d = at.size;
+    team.for_each(d, [=](int64_t i) { direction[i] = at.held(i) ? 0.0 : at.right_side(i); });
+    if (search.pairs == 0) {
+      const double norm =
+          sqrt(team.sum(d, near, [=](int64_t i) { return direction[i] * direction[i]; }));
+      const double scale = stage.solver.first_step * rule.prior_moments.std / norm;
+      team.for_each(d, [=](int64_t i) { direction[i] *= scale; });
+      return is_positive(norm);
+    }
+    for (int64_t age = 0; age < search.pairs; ++age) {
+      const int64_t place = pairs.place(search.made, age);
+      const float *s = pairs.s(place), *y = pairs.y(place);
+      const double weight =
+          team.sum(d, near, [=](int64_t i) { return s[i] * direction[i]; }) / pairs.products[place];
+      // Read after the sums of the way back have made all workers wait.
+      if (team.is_leader()) pairs.weights[place] = weight;
+      team.for_each(d, [=](int64_t i) { direction[i] -= weight * y[i]; });
+    }
+    const double curvature = search.curvature;
+    team.for_each(d, [=](int64_t i) { direction[i] *= curvature; });
+    for (int64_t age = search.pairs - 1; age >= 0; --age) {
+      const int64_t place = pairs.place(search.made, age);
+      const float *s = pairs.s(place), *y = pairs.y(place);
+      const double weight =
+          team.sum(d, near, [=](int64_t i) { return y[i] * direction[i]; }) / pairs.products[place];
+      const double back = pairs.weights[place] - weight;
+      team.for_each(d, [=](int64_t i) { direction[i] += back * s[i]; });
+    }
+    team.for_each(d, [=](int64_t i) {
+      if (at.held(i)) direction[i] = 0.0;
+    });
+    return is_positive(
+        team.sum(d, near, [=](int64_t i) { return direction[i] * at.right_side(i); }));
+  }
+};
+
+}  // namespace pyinv

@@ -1,0 +1,64 @@
+// The team of workers that a solver's work on one lane is written for. On the CPU it is a single
+// thread (SoloTeam), on a GPU the threads of a block (BlockTeam, in block_team.h). Both have
+//
+//   for_each(count, element)        element(i) for all i; a worker has the same i every time
+//   barrier()                       what a worker wrote before it, all workers see after it
+//   all(holds)                      whether it holds for every worker; a barrier
+//   is_leader()                     true for one of the workers, which keeps the lane's state
+//   sum(count, memory, term)        to every worker; fast, in an order that differs by device
+//   ordered_sum(count, memory, term)
+//                                   to every worker; in the order of i, alike on every device
+//
+// `memory` is the team's near memory: kMaxWorkers doubles for sum(), `count` for ordered_sum().
+// Sums are barriers. There are two because a sum in a fixed order takes one addition after
+// another: that is fine for the few hundred components of a matrix's row, and slow for latents of
+// any length.
+#pragma once
+
+#include <cstdint>
+
+// Code for one device: the GPU where nvcc compiles it, the CPU everywhere else.
+#ifdef __CUDACC__
+#define PYINV_DEVICE __device__
+#else
+#define PYINV_DEVICE
+#endif
+
+namespace pyinv {
+
+constexpr int64_t kMaxWorkers = 512;  // a power of two
+
+class SoloTeam {
+ public:
+  template <class Do>
+  void for_each(int64_t count, Do element) const {
+    for (int64_t i = 0; i < count; ++i) element(i);
+  }
+  void barrier() const {}
+  bool all(bool holds) const { return holds; }
+  bool is_leader() const { return true; }
+
+  // Several sums at once: each has to wait for its last addition, and latents may be long.
+  template <class Term>
+  double sum(int64_t count, double*, Term term) const {
+    constexpr int64_t kSums = 8;
+    double sums[kSums] = {};
+    int64_t i = 0;
+    for (; i + kSums <= count; i += kSums) {
+      for (int64_t k = 0; k < kSums; ++k) sums[k] += term(i + k);
+    }
+    for (; i < count; ++i) sums[0] += term(i);
+    double total = 0.0;
+    for (const double one : sums) total += one;
+    return total;
+  }
+
+  template <class Term>
+  double ordered_sum(int64_t count, double*, Term term) const {
+    double total = 0.0;
+    for (int64_t i = 0; i < count; ++i) total += term(i);
+    return total;
+  }
+};
+
+}  // namespace pyinv

@@ -1,0 +1,169 @@
+// What the solvers share that make trial steps. A lane goes from one accepted latent to the next:
+// a trial step from it is evaluated, with the stage's objective, and accepted or rejected, until
+// one is accepted. Under a clip, a component at a bound that would leave it is held.
+//
+// Such a solver is a struct with
+//
+//   State                                what it keeps of a lane, in LaneState::solver
+//   take_in(rule, stage, loss, finite, trace, lane)
+//                                        accepts or rejects what was evaluated; `finite`: all of it
+//                                        but the loss
+//   storage(settings)                    its arrays, with kAcceptedVectors first
+//   workers(latent_size)                 how many a team of its may use
+//   scratch(latent_size, near_bytes)     a team's memory
+//   propose(team, lanes, lane, near, far)
+//                                        takes over an accepted latent, and puts the next trial
+//                                        in its place
+//   problem(settings, latent_size)       why the settings cannot be, or nothing
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <string>
+
+#include "lane_rule.h"
+#include "solvers/team.h"
+
+namespace pyinv {
+
+// Doubles that a team needs while it works at a lane. On a GPU near memory is shared by a block's
+// threads, who have `near_bytes` of it, and far memory is the GPU's.
+struct Scratch {
+  int64_t near = 0, far = 0;
+};
+
+constexpr int64_t kAcceptedLatent = 0, kAcceptedGradient = 1;
+
+struct TrialSolver {
+  static constexpr bool kMakesTrials = true;
+  static constexpr bool kSolvesNormalEquations = false;
+  // The accepted latent and its gradient are a lane's first vectors, whatever the solver.
+  static constexpr int64_t kAcceptedVectors = 2;
+
+  static std::string problem(const Solver&, int64_t) { return {}; }
+};
+
+// Prepares the lane's next trial. propose() counts it.
+PYINV_HOST_DEVICE inline void plan_trial(const RunRule& rule, const StageRule& stage,
+                                         LaneState& lane) {
+  if (lane.action & kAccept) {
+    lane.trial.former_slope = lane.trial.prior_slope;
+    lane.trial.prior_slope = prior_slope(rule, stage, lane.previous_loss, lane);
+  }
+  name_step(rule, lane);
+}
+
+// A lane's accepted latent, and the loss with its penalty there.
+struct Accepted {
+  float *latent, *gradient;
+  int64_t size;
+  double center, slope;
+  float low, high;  // a component on a bound that wants to go beyond it is held
+
+  // Down the slope of the loss with its penalty.
+  PYINV_HOST_DEVICE double right_side(int64_t i) const {
+    return -(gradient[i] + slope * (latent[i] - center));
+  }
+  PYINV_HOST_DEVICE bool held(int64_t i) const {
+    const double wanted = right_side(i);
+    return (latent[i] <= low && wanted < 0.0) || (latent[i] >= high && wanted > 0.0);
+  }
+};
+
+PYINV_HOST_DEVICE inline Accepted accepted_of(const LaneArrays& lanes, int64_t lane) {
+  const LaneState& state = lanes.state[lane];
+  const Constraint& constraint = lanes.stages[state.stage].step.constraint;
+  const bool bounded = constraint.kind == ConstraintKind::clip;
+  return {.latent = solver_vector(lanes, kAcceptedLatent, lane),
+          .gradient = solver_vector(lanes, kAcceptedGradient, lane),
+          .size = lanes.latent_size,
+          .center = lanes.rule->prior.mean,
+          .slope = state.trial.prior_slope,
+          .low = bounded ? constraint.low : -INFINITY,
+          .high = bounded ? constraint.high : INFINITY};
+}
+
+PYINV_HOST_DEVICE inline bool is_positive(double value) {
+  return value > 0.0 && value <= 1.7976931348623157e308;
+}
+
+// How far the loss with its penalty fell by the trial step.
+PYINV_HOST_DEVICE inline double trial_fall(float loss, const LaneState& lane) {
+  return double{lane.previous_loss} - loss + lane.trial.penalty_fall;
+}
+
+// The trial is not taken; another follows, or the stage ends where it was accepted last.
+PYINV_HOST_DEVICE inline void reject(const RunRule& rule, const StageRule& stage, bool hopeless,
+                                     float* trace, LaneState& lane) {
+  lane.stop = kNoStop;
+  lane.finite = true;
+  trace_loss(rule, lane.previous_loss, trace, lane);
+  if (hopeless) {
+    lane.stop = static_cast<uint8_t>(Status::stalled);
+  } else if (lane.stage_steps == stage.max_steps) {
+    lane.stop = static_cast<uint8_t>(Status::step_limit);
+  }
+  lane.action = lane.stop == kNoStop ? kPropose : kReturn;
+}
+
+// The evaluated latent and its gradient become the accepted ones.
+template <class Team>
+PYINV_DEVICE void accept(const Team& team, const LaneArrays& lanes, int64_t lane,
+                         const Accepted& accepted) {
+  const int64_t first = lane * lanes.latent_size;
+  const float *latent = lanes.latent + first, *gradient = lanes.gradient + first;
+  float* recorded = lanes.recorded + first;
+  const bool record = lanes.state[lane].action & kRecord;
+  team.for_each(accepted.size, [=](int64_t i) {
+    if (record) recorded[i] = latent[i];
+    accepted.latent[i] = latent[i];
+    accepted.gradient[i] = gradient[i];
+  });
+}
+
+// The trial `scale` times `step` away, constrained, goes into `latent`; false if a float cannot
+// hold it.
+template <class Team>
+PYINV_DEVICE bool try_step(const Team& team, const StageRule& stage, const LaneStep& lane,
+                           const Accepted& accepted, double scale, const double* step,
+                           float* latent) {
+  bool finite = true;
+  team.for_each(accepted.size, [&](int64_t i) {
+    const double moved = accepted.latent[i] + scale * step[i];
+    if (!(fabs(moved) <= 3.402823466e38)) {
+      finite = false;
+      return;
+    }
+    latent[i] = static_cast<float>(moved);
+    constrain(stage.step, lane, static_cast<uint32_t>(i), latent[i]);
+  });
+  return team.all(finite);
+}
+
+template <class Team>
+PYINV_DEVICE void return_to(const Team& team, const Accepted& accepted, float* latent) {
+  team.for_each(accepted.size, [=](int64_t i) { latent[i] = accepted.latent[i]; });
+}
+
+// A component's share of what the penalty falls by in the step that the trial really is.
+PYINV_HOST_DEVICE inline double penalty_fall(const Accepted& accepted, int64_t i, double step) {
+  return -accepted.slope * step * ((accepted.latent[i] - accepted.center) + 0.5 * step);
+}
+
+// The lane has its trial, or nothing gave it one: its stage then ends where it was accepted
+// last.
+PYINV_HOST_DEVICE inline void end_trial(const RunRule& rule, bool found, double predicted,
+                                        double penalty_falls, LaneState& lane) {
+  lane.action = 0;
+  if (found) {
+    lane.trial.predicted = predicted;
+    lane.trial.penalty_fall = penalty_falls;
+    lane.trial.pending = true;
+    count_step(lane);
+  } else {
+    lane.stop = static_cast<uint8_t>(Status::stalled);
+    follow_stop(rule, lane);
+  }
+}
+
+}  // namespace pyinv

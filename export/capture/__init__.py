@@ -1,0 +1,1 @@
+"""From a PyTorch module, or a TorchScript file, to an ATen graph."""

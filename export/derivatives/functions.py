@@ -1,0 +1,112 @@
+"""Trace a bundle's functions from a traced generator: images, objectives, normal equations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, fx
+
+from ..capture.trace import Shapes, TracedGenerator, refuse_randomness, trace_decomposed
+from ..passes.peak_memory import bytes_per_target
+from .jvp import Tangents
+from .losses import Loss, check_loss
+from .normal_equations import normal_equations
+
+__all__ = ["trace_functions"]
+
+# Of directions: each is a copy of the generator in the graph.
+_MOST_CHUNKS = 16
+
+
+def trace_functions(
+    traced: TracedGenerator,
+    losses: Sequence[Loss],
+    shapes: Shapes,
+    *,
+    value_range: tuple[float, float],
+    solved: Sequence[Loss] = (),
+    most_bytes_per_target: int = 1 << 28,
+) -> fx.GraphModule:
+    """Trace the bundle's functions as one graph, with the operators that ONNX has.
+
+    Inputs are latent, image and, where there is one, condition; outputs the generated image, then
+    loss [B] and d loss / d latent [B, d] for every loss, then for every one of ``solved`` the
+    gradient [B, d] and gram [B, d, d] of its normal equations.
+
+    Args:
+        traced: what trace_generator returned.
+        losses: the losses of the objectives.
+        shapes: one target's shapes.
+        value_range: of the images.
+        solved: those losses whose normal equations are wanted; least-squares losses.
+        most_bytes_per_target: push tangents in as many chunks of directions as it takes to need
+            about no more memory than this for one target, within reason.
+    """
+    losses = [loss.for_images(shapes.image) for loss in losses]
+    tracing = "the generator"
+    generator = traced.module
+    activation = (
+        traced.output_activation.operator if traced.output_activation.fits(value_range) else ""
+    )
+    inputs: list[tuple[int, ...]] = [(shapes.latent_size,), shapes.image]
+    if shapes.condition is not None:
+        inputs.append(shapes.condition)
+    basic = None
+    if solved:
+        basic = trace_decomposed(
+            generator, [inputs[0], *inputs[2:]], describe=lambda: "the generator"
+        )
+
+    def functions(latent: Tensor, target: Tensor, *condition: Tensor) -> list[Tensor]:
+        nonlocal tracing
+        latent = latent.detach().requires_grad_(True)
+        with torch.enable_grad():
+            image, *before = generator(latent, *condition)
+            ends = {activation: before[0]} if activation else {}
+            outputs = [image.detach()]
+            for loss in losses:
+                tracing = f"the objective with loss {loss.name!r}"
+                outputs += _value_and_gradient(loss, image, target, latent, ends)
+        if basic is not None:
+            tracing = "the generator's tangents"
+            tangents = Tangents(basic, (latent.detach(), *condition))
+            chunks = _chunks(basic, shapes, most_bytes_per_target)
+            outputs += normal_equations(solved, tangents, target, activation, chunks)
+        return outputs
+
+    module = trace_decomposed(functions, inputs, describe=lambda: tracing)
+    refuse_randomness(module.graph, "a loss")
+    return module
+
+
+def _chunks(basic: fx.GraphModule, shapes: Shapes, most_bytes: int) -> list[tuple[int, int]]:
+    """The first direction of each chunk, and how many it has."""
+    size = shapes.latent_size
+    jacobian = 4 * size * math.prod(shapes.image)
+    # Tangents in one direction take what the images take on the way.
+    count = max(1, (most_bytes - jacobian) // max(1, bytes_per_target(basic)))
+    count = max(count, -(-size // _MOST_CHUNKS))
+    return [(first, min(count, size - first)) for first in range(0, size, count)]
+
+
+def _value_and_gradient(
+    loss: Loss, image: Tensor, target: Tensor, latent: Tensor, before: dict[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    for activation, from_input in loss.before_activation.items():
+        if activation in before:
+            end = before[activation]
+            with torch.no_grad():
+                value, direction, factor = from_input(end, image, target)
+            (gradient,) = torch.autograd.grad(end, latent, direction, retain_graph=True)
+            return value, gradient * factor
+    if loss.cotangent is None:
+        value = loss.value(image, target)
+        check_loss(value, latent.shape[0], loss.name)
+        (gradient,) = torch.autograd.grad(value.sum(), latent, retain_graph=True)
+        return value.detach(), gradient
+    with torch.no_grad():
+        value, direction, factor = loss.cotangent(image, target)
+    (gradient,) = torch.autograd.grad(image, latent, direction, retain_graph=True)
+    return value, gradient * factor

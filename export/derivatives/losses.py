@@ -1,0 +1,419 @@
+"""Losses: per-image means over pixels, written so that a baked gradient costs few passes.
+
+A built-in loss gives its value and its derivative with respect to the image in closed form. The
+constant factors of the derivative (2/P for a mean of P squares) come back separately: the exporter
+multiplies the [B, d] gradient by them at the very end rather than every pixel at the beginning.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyinv.errors import ExportError
+
+from ..diagnostics import first_line
+
+__all__ = [
+    "Loss",
+    "Specialised",
+    "Whitened",
+    "check_loss",
+    "resolve_losses",
+    "try_losses",
+    "whitened",
+]
+
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+Cotangent = tuple[Tensor, Tensor, float]
+# A residual, and its derivative as a factor for each pixel (None: 1) and one for all.
+Residual = tuple[Tensor, Tensor | None, float]
+
+# torch.nn.functional.binary_cross_entropy's own limits, so that values agree at saturated pixels.
+_LOWEST_LOG = -100.0
+_SMALLEST_VARIANCE = 1e-12
+# Images that a loss is tried on.
+_TRIED = 2
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A named loss from (image, target), both [B, C, H, W], to one value per image, [B].
+
+    value: the loss itself, differentiable.
+    cotangent: None, or (image, target) -> (loss [B], direction [B, C, H, W], factor) with
+        d loss_b / d image_b = factor * direction_b.
+    before_activation: for generators that end in such an activation ("tanh", "sigmoid"), the same
+        as cotangent from (the activation's input, image, target), and the derivative with respect
+        to that input.
+    value_before_activation: value for such generators, from (the activation's input, target).
+    bounded: whether images outside the value range have no loss.
+    residual: for a loss that is the pixels' mean of a squared residual, None for others:
+        (image, target) -> (residual, slope, factor) with d residual / d image = factor * slope.
+    residual_before_activation: the same from (the activation's input, target).
+    needs_activation: whether there is no loss without such an activation.
+    """
+
+    name: str
+    value: LossFunction
+    cotangent: Callable[[Tensor, Tensor], Cotangent] | None = None
+    before_activation: Mapping[str, Callable[[Tensor, Tensor, Tensor], Cotangent]] = field(
+        default_factory=dict
+    )
+    value_before_activation: Mapping[str, LossFunction] = field(default_factory=dict)
+    bounded: bool = False
+    residual: Callable[[Tensor, Tensor], Residual] | None = None
+    residual_before_activation: Mapping[str, Callable[[Tensor, Tensor], Residual]] = field(
+        default_factory=dict
+    )
+    needs_activation: bool = False
+
+    @property
+    def is_least_squares(self) -> bool:
+        """Whether the loss is the mean of a squared residual, and so has normal equations."""
+        return self.residual is not None or bool(self.residual_before_activation)
+
+    def for_images(self, shape: tuple[int, int, int]) -> Loss:
+        """The loss as it is traced, for images [C, H, W] of one shape."""
+        if isinstance(self.value, Specialised):
+            return replace(self, value=self.value.for_images(shape))
+        return self
+
+
+class Specialised(ABC):
+    """A loss function that is traced in another form than it is called in."""
+
+    @abstractmethod
+    def __call__(self, image: Tensor, target: Tensor) -> Tensor:
+        """The loss [B] of images [B, C, H, W]."""
+
+    @abstractmethod
+    def for_images(self, shape: tuple[int, int, int]) -> LossFunction:
+        """The same function for images [C, H, W] of one shape, as it is to be traced."""
+
+
+@dataclass(frozen=True)
+class Whitened:
+    """The whitened loss with parameters of its own; what ``whitened`` returns."""
+
+    exponent: float = 0.25
+    saturation: float = 1e-4
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.exponent) and self.exponent >= 0):
+            raise ExportError(f"whitened: exponent must be at least 0, got {self.exponent!r}")
+        if not 0 < self.saturation < 1:
+            raise ExportError(
+                f"whitened: saturation must lie between 0 and 1, got {self.saturation!r}"
+            )
+
+
+GivenLoss = str | LossFunction | Whitened
+GivenLosses = GivenLoss | Mapping[str, GivenLoss] | Iterable[GivenLoss]
+
+
+def whitened(exponent: float = 0.25, saturation: float = 1e-4) -> Whitened:
+    """The whitened loss, for ``export(losses=...)``: the error before the last activation.
+
+    For a generator tanh(F(z)) with images x in [-1, 1] it is the mean over all pixels of r^2,
+
+        r = (1 - x^2)^exponent (F(z) - artanh(x))
+
+    with x no nearer to -1 or 1 than ``saturation``. Where the image's pixel is nearer, or beyond,
+    it has no more digits to tell F by: there r is 0 if F(z) is as far out.
+
+    Another value range is mapped to [-1, 1] first, and a final sigmoid is written as the tanh that
+    it is: sigmoid(u) = (1 + tanh(u / 2)) / 2.
+
+    F is piecewise linear for most generators, which second-order recipes profit from. The weight
+    makes up for the noise in x that artanh enlarges: exponent 1 weighs like the squared error of
+    pixels, 0 not at all. It is for images that the generator made; photographs saturate.
+
+    Args:
+        exponent: at least 0.
+        saturation: of pixels nearer than this to -1 or 1 no more than that is asked; in (0, 1).
+
+    Raises:
+        ExportError: a parameter out of its range.
+    """
+    return Whitened(exponent, saturation)
+
+
+def _pixels(image: Tensor) -> int:
+    return int(image.shape[1] * image.shape[2] * image.shape[3])
+
+
+def _pixel_mean(values: Tensor) -> Tensor:
+    return values.mean((1, 2, 3))
+
+
+def _mse() -> Loss:
+    def value(image: Tensor, target: Tensor) -> Tensor:
+        return _pixel_mean((image - target) ** 2)
+
+    def cotangent(image: Tensor, target: Tensor) -> Cotangent:
+        residual = image - target
+        return _pixel_mean(residual * residual), residual, 2.0 / _pixels(image)
+
+    def residual(image: Tensor, target: Tensor) -> Residual:
+        return image - target, None, 1.0
+
+    return Loss("mse", value, cotangent, residual=residual)
+
+
+def _l1() -> Loss:
+    def value(image: Tensor, target: Tensor) -> Tensor:
+        return _pixel_mean((image - target).abs())
+
+    def cotangent(image: Tensor, target: Tensor) -> Cotangent:
+        residual = image - target
+        return _pixel_mean(residual.abs()), residual.sign(), 1.0 / _pixels(image)
+
+    return Loss("l1", value, cotangent)
+
+
+def _bce(value_range: tuple[float, float]) -> Loss:
+    low, high = value_range
+    scale = 1.0 / (high - low)
+
+    def unit(values: Tensor) -> Tensor:
+        # Shift first: then 1 - p is exact near p = 1, where a tanh generator saturates.
+        shifted = values if low == 0 else values - low
+        return shifted if scale == 1 else shifted * scale
+
+    def value(image: Tensor, target: Tensor) -> Tensor:
+        return _pixel_mean(
+            torch.nn.functional.binary_cross_entropy(unit(image), unit(target), reduction="none")
+        )
+
+    def cotangent(image: Tensor, target: Tensor) -> Cotangent:
+        p, t = unit(image), unit(target)
+        q = 1.0 - p
+        log_p = p.log().clamp(min=_LOWEST_LOG)
+        log_q = q.log().clamp(min=_LOWEST_LOG)
+        # -(t log p + (1 - t) log q) with one product fewer.
+        loss = _pixel_mean(t * (log_q - log_p) - log_q)
+        direction = (p - t) / (p * q).clamp(min=_SMALLEST_VARIANCE)
+        return loss, direction, scale / _pixels(image)
+
+    # Before its saturating end a generator's bce has neither the logarithms of nearly nothing nor
+    # the division by p (1 - p), in which one bit of a saturated pixel outweighs all the others:
+    # with p = sigmoid(v), -(t log p + (1 - t) log(1 - p)) = softplus(v) - v t, d/dv = p - t. This
+    # is torch.nn.functional.binary_cross_entropy_with_logits.
+    def before_sigmoid(logit: Tensor, image: Tensor, target: Tensor) -> Cotangent:
+        loss = _pixel_mean(torch.nn.functional.softplus(logit) - logit * target)
+        return loss, image - target, 1.0 / _pixels(image)
+
+    def before_tanh(half_logit: Tensor, image: Tensor, target: Tensor) -> Cotangent:
+        # tanh(u) maps to p = sigmoid(2 u), and d/du = 2 (p - t) is image - target again.
+        softplus = torch.nn.functional.softplus(half_logit + half_logit)
+        loss = _pixel_mean(softplus - half_logit * (target + 1.0))
+        return loss, image - target, 1.0 / _pixels(image)
+
+    def with_logits(logit: Tensor, target: Tensor) -> Tensor:
+        return _pixel_mean(
+            torch.nn.functional.binary_cross_entropy_with_logits(logit, target, reduction="none")
+        )
+
+    def with_half_logits(half_logit: Tensor, target: Tensor) -> Tensor:
+        return with_logits(2.0 * half_logit, (target + 1.0) / 2.0)
+
+    if value_range == (-1.0, 1.0):
+        return Loss(
+            "bce",
+            value,
+            cotangent,
+            before_activation={"tanh": before_tanh},
+            value_before_activation={"tanh": with_half_logits},
+            bounded=True,
+        )
+    if value_range == (0.0, 1.0):
+        return Loss(
+            "bce",
+            value,
+            cotangent,
+            before_activation={"sigmoid": before_sigmoid},
+            value_before_activation={"sigmoid": with_logits},
+            bounded=True,
+        )
+    return Loss("bce", value, cotangent, bounded=True)
+
+
+def _whitened(parameters: Whitened, value_range: tuple[float, float]) -> Loss:
+    low, high = value_range
+    scale = 2.0 / (high - low)
+
+    def whiten(target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Each pixel's weight, artanh of it, and whether it is no nearer to an end than allowed."""
+        # 1 + x and 1 - x of the pixel mapped to [-1, 1]. Made from the pixel as it is, each is
+        # exact where it is small, and there the logarithm depends on its every bit.
+        up = target - low if low else target
+        down = high - target
+        if scale != 1:
+            up, down = up * scale, down * scale
+        inside = torch.minimum(up, down) >= parameters.saturation
+        ends = parameters.saturation, 2.0 - parameters.saturation
+        up, down = up.clamp(*ends).log(), down.clamp(*ends).log()
+        return torch.exp((up + down) * parameters.exponent), (up - down) * 0.5, inside
+
+    def residual_from(half: float) -> Callable[[Tensor, Tensor], Residual]:
+        def residual(end: Tensor, target: Tensor) -> Residual:
+            weight, wanted, inside = whiten(target)
+            short = (end if half == 1 else end * half) - wanted
+            weight = torch.where(inside | (short * wanted < 0), weight, 0.0)
+            return weight * short, weight, half
+
+        return residual
+
+    def cotangent_from(
+        residual: Callable[[Tensor, Tensor], Residual],
+    ) -> Callable[[Tensor, Tensor, Tensor], Cotangent]:
+        def cotangent(end: Tensor, image: Tensor, target: Tensor) -> Cotangent:
+            r, slope, factor = residual(end, target)
+            assert slope is not None
+            return _pixel_mean(r * r), r * slope, 2.0 * factor / _pixels(image)
+
+        return cotangent
+
+    def value_from(residual: Callable[[Tensor, Tensor], Residual]) -> LossFunction:
+        return lambda end, target: _pixel_mean(residual(end, target)[0] ** 2)
+
+    def value(image: Tensor, target: Tensor) -> Tensor:
+        raise ExportError("the whitened loss needs the input of the generator's last activation")
+
+    residuals = {"tanh": residual_from(1.0), "sigmoid": residual_from(0.5)}
+    return Loss(
+        "whitened",
+        value,
+        before_activation={name: cotangent_from(r) for name, r in residuals.items()},
+        value_before_activation={name: value_from(r) for name, r in residuals.items()},
+        residual_before_activation=residuals,
+        needs_activation=True,
+    )
+
+
+def resolve_losses(
+    losses: GivenLosses,
+    *,
+    value_range: tuple[float, float],
+) -> tuple[Loss, ...]:
+    """Turn what a user gave as losses into Loss objects with distinct names.
+
+    Args:
+        losses: one or several of "mse", "l1", "bce", "whitened", what ``whitened`` returned, and
+            torch callables (image, target) -> [B]; a mapping names them, otherwise a callable is
+            known by its ``__name__``.
+        value_range: range of image values; bce maps it to [0, 1].
+
+    Raises:
+        ExportError: an unknown, unnamed or repeated loss, or none at all.
+    """
+    built_in: dict[str, Callable[[], Loss]] = {
+        "mse": _mse,
+        "l1": _l1,
+        "bce": lambda: _bce(value_range),
+        "whitened": lambda: _whitened(Whitened(), value_range),
+    }
+    pairs: list[tuple[str | None, GivenLoss]]
+    if isinstance(losses, str | Whitened) or callable(losses):
+        pairs = [(None, losses)]
+    elif isinstance(losses, Mapping):
+        pairs = list(losses.items())
+    elif isinstance(losses, Iterable):
+        pairs = [(None, loss) for loss in losses]
+    else:
+        raise ExportError(f"losses must be names or callables, got {type(losses).__name__}")
+
+    resolved: dict[str, Loss] = {}
+    for given_name, loss in pairs:
+        if isinstance(loss, str):
+            if loss == "perceptual":
+                raise ExportError(
+                    "loss 'perceptual' needs a feature network: give "
+                    "pyinv.export.perceptual(network) in its place"
+                )
+            if loss not in built_in:
+                raise ExportError(
+                    f"unknown loss {loss!r}: use one of {', '.join(built_in)}, or a torch callable"
+                )
+            made = built_in[loss]()
+            made = replace(made, name=given_name or made.name)
+        elif isinstance(loss, Whitened):
+            made = _whitened(loss, value_range)
+            made = replace(made, name=given_name or made.name)
+        elif callable(loss):
+            own_name = str(getattr(loss, "__name__", type(loss).__name__))
+            made = Loss(given_name or own_name, loss)
+        else:
+            raise ExportError(
+                f"a loss must be a name or a callable (image, target), got {type(loss).__name__}"
+            )
+        # The name becomes part of a file's name.
+        if not isinstance(made.name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", made.name):
+            raise ExportError(
+                f"loss name {made.name!r} must be letters, digits, '_', '-' or '.': "
+                "name it yourself with losses={'my_loss': ...}"
+            )
+        if made.name in resolved:
+            raise ExportError(f"two losses are named {made.name!r}: name them with a mapping")
+        resolved[made.name] = made
+    if not resolved:
+        raise ExportError("losses is empty: give at least one, for example losses=('mse',)")
+    return tuple(resolved.values())
+
+
+def try_losses(
+    losses: Iterable[Loss], shape: tuple[int, int, int], value_range: tuple[float, float]
+) -> None:
+    """Compute every loss that a user wrote once, on noise, before any work starts.
+
+    Raises:
+        ExportError: it fails on images [C, H, W] of this shape, or is not one value per image that
+            can be differentiated.
+    """
+    low, high = value_range
+    for loss in losses:
+        if loss.cotangent is not None or loss.before_activation:
+            continue
+        random = torch.Generator().manual_seed(0)
+        image, target = low + (high - low) * torch.rand(2, _TRIED, *shape, generator=random)
+        image.requires_grad_(True)
+        try:
+            # Noise that the loss draws must not change the caller's random state.
+            with torch.random.fork_rng(devices=[]), torch.enable_grad():
+                value = loss.value(image, target)
+        except ExportError as error:
+            raise ExportError(f"loss {loss.name!r}: {error}") from error
+        except Exception as error:
+            sizes = ", ".join(map(str, shape))
+            raise ExportError(
+                f"loss {loss.name!r} fails on images [B, {sizes}]: {type(error).__name__}: "
+                f"{first_line(error)}"
+            ) from error
+        check_loss(value, _TRIED, loss.name)
+        if not value.requires_grad:
+            raise ExportError(
+                f"loss {loss.name!r} cannot be differentiated: compute it from the image with "
+                "torch, without detach() or no_grad()"
+            )
+
+
+def check_loss(value: object, batch: Any, name: str) -> None:
+    """See that a loss has one value per image of a batch."""
+    if not isinstance(value, Tensor) or value.ndim != 1 or value.shape[0] != batch:
+        got = type(value).__name__
+        if isinstance(value, Tensor):
+            sizes = list(value.shape)
+            batches = ["B"] if sizes and sizes[0] == batch else sizes[:1]
+            got = f"[{', '.join(map(str, [*batches, *sizes[1:]]))}]"
+        raise ExportError(
+            f"loss {name!r} must return one value per image, [B], it returned {got}: "
+            "take the mean over axes 1, 2 and 3 only"
+        )

@@ -1,0 +1,1 @@
+"""Rewrites of ATen graphs, and what is asked of them."""

@@ -1,0 +1,98 @@
+"""What a traced generator ends in: some losses are better computed before its last activation."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from .graph import insert, is_op
+
+__all__ = ["OutputActivation", "expose_output_activation"]
+
+_OWN_RANGES = {"tanh": (-1.0, 1.0), "sigmoid": (0.0, 1.0)}
+# They commute with what is done to each pixel.
+_RESHAPES = ("view", "reshape", "_unsafe_view", "squeeze", "unsqueeze")
+
+
+@dataclass(frozen=True)
+class OutputActivation:
+    """The last operator that changes a pixel's value.
+
+    operator: its name.
+    value_range: for "tanh" and "sigmoid", the images' lowest and highest value, which a scaled or
+        shifted activation may have changed; None for others.
+    """
+
+    operator: str
+    value_range: tuple[float, float] | None = None
+
+    def fits(self, value_range: tuple[float, float]) -> bool:
+        """Whether it is an activation whose images fill this range."""
+        width = value_range[1] - value_range[0]
+        return self.value_range is not None and all(
+            math.isclose(own, given, abs_tol=1e-6 * width)
+            for own, given in zip(self.value_range, value_range, strict=True)
+        )
+
+    def describe(self) -> str:
+        """Name it, with its values where they are bounded."""
+        if self.value_range is None:
+            return self.operator
+        low, high = self.value_range
+        return f"{self.operator} with values in [{low:g}, {high:g}]"
+
+
+def expose_output_activation(traced: fx.GraphModule) -> OutputActivation:
+    """Find a traced generator's last activation, and make the graph return its input as well.
+
+    The graph returns its image and, where it ends in tanh or sigmoid, what goes into that, in the
+    image's shape. Reshapes may follow the activation, and so may a number that is added or
+    multiplied.
+    """
+    graph = traced.graph
+    output = next(node for node in graph.nodes if node.op == "output")
+    image = node = output.args[0]
+    reshapes: list[fx.Node] = []
+    scale, shift = 1.0, 0.0
+    while True:
+        factor, offset = _affine(node)
+        if is_op(node, *_RESHAPES):
+            reshapes.insert(0, node)
+        elif factor is None:
+            break
+        else:
+            scale, shift = scale * factor, shift + scale * offset
+        node = node.args[0]
+    called = isinstance(node.target, torch._ops.OpOverload)
+    name = str(node.target._schema.name.partition("::")[2]) if called else str(node.op)
+    if name not in _OWN_RANGES or scale <= 0:
+        output.args = ([image],)
+        traced.recompile()
+        return OutputActivation(name)
+    before = node.args[0]
+    with graph.inserting_before(output):
+        for reshape in reshapes:
+            before = insert(graph, reshape.target, before, *reshape.args[1:])
+        if reshapes and (scale, shift) == (1.0, 0.0):
+            image = insert(graph, node.target, before)
+    output.args = ([image, before],)
+    graph.eliminate_dead_code()
+    traced.recompile()
+    low, high = _OWN_RANGES[name]
+    return OutputActivation(name, (scale * low + shift, scale * high + shift))
+
+
+def _affine(node: Any) -> tuple[float | None, float]:
+    """(a, b) where a node is a * x + b of its first argument x, with numbers a and b."""
+    if not is_op(node, "mul", "add", "sub") or node.kwargs or len(node.args) != 2:
+        return None, 0.0
+    number = node.args[1]
+    if not isinstance(number, int | float):
+        return None, 0.0
+    if is_op(node, "mul"):
+        return float(number), 0.0
+    return 1.0, float(number) if is_op(node, "add") else -float(number)

@@ -1,0 +1,301 @@
+"""Read a bundle's generator back from its ONNX file, as a torch module that can be differentiated.
+
+For generators that somebody has as a bundle alone. It knows the operators that ``export`` writes
+for generators; convolutions of the domain "pyinv" are read through their definition in standard
+operators, which the file holds.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import onnx
+import torch
+from onnx import NodeProto, helper, inliner, numpy_helper
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from pyinv.bundle import Bundle
+from pyinv.errors import ExportError
+
+from ..diagnostics import first_line
+
+__all__ = ["read_generator"]
+
+_TO_FIRST = [0, 3, 1, 2]
+_TO_LAST = [0, 2, 3, 1]
+
+
+def read_generator(bundle: Bundle | str | os.PathLike[str]) -> nn.Module:
+    """Return a bundle's generator, latent [B, *latent_shape] -> image [B, C, H, W].
+
+    Computes what the bundle's "forward" does, to rounding. Each operator is a submodule, named by
+    its kind and number, so that ``split`` and ``first_layers`` can cut the generator. Its weights
+    are buffers in float32; it is in eval mode.
+
+    Args:
+        bundle: the bundle, or its folder; it must have functions for the runtime "onnx".
+
+    Raises:
+        BundleError: the bundle is missing or damaged, or has no ONNX files.
+        ExportError: a condition, or an operator that is not known here, named.
+
+    Examples:
+        >>> generator = read_generator("faces.bundle")
+        >>> layers = split(generator, first_layers(generator))
+    """
+    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    manifest = opened.manifest
+    if manifest.condition_shape is not None:
+        raise ExportError(f"{opened.path}: its generator takes a condition, which is not read here")
+    path = opened.file(manifest.forward("onnx"))
+    try:
+        model = inliner.inline_local_functions(onnx.load(path))
+    except Exception as error:
+        raise ExportError(f"{path} cannot be read: {first_line(error)}") from error
+    return _Reader(model.graph, str(path)).generator()
+
+
+class _Operator(nn.Module):
+    """One node: a function of tensors, some of them stored here.
+
+    Args:
+        apply: takes all of the node's inputs.
+        stored: the inputs that are constants, by their position.
+    """
+
+    def __init__(self, apply: Callable[..., Tensor], stored: Mapping[int, Tensor]) -> None:
+        super().__init__()
+        self.apply_to = apply
+        self.positions = tuple(stored)
+        for position, value in stored.items():
+            self.register_buffer(f"input_{position}", value)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        given = list(inputs)
+        for position in self.positions:
+            given.insert(position, getattr(self, f"input_{position}"))
+        return self.apply_to(*given)
+
+
+class _Reader:
+    """Turns a graph into a chain of modules, in which all images have their channels first.
+
+    In the file images have them last here and there. ``_last`` holds the names of such values: of
+    what is transposed from or to that order, and of what is computed from it element by element.
+    """
+
+    def __init__(self, graph: onnx.GraphProto, path: str) -> None:
+        self._path = path
+        self._nodes = list(graph.node)
+        self._input, self._output = graph.input[0].name, graph.output[0].name
+        self._constants = {
+            tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy())
+            for tensor in graph.initializer
+        }
+        self._last = self._channels_last()
+        self._root = nn.Module()
+        self._graph = fx.Graph()
+        self._values: dict[str, fx.Node] = {}
+        self._counts: dict[str, int] = {}
+
+    def generator(self) -> nn.Module:
+        latent = self._graph.placeholder("latent")
+        self._values[self._input] = self._graph.call_method("flatten", (latent, 1))
+        for node in self._nodes:
+            self._values[node.output[0]] = self._read(node)
+        self._graph.output(self._values[self._output])
+        return fx.GraphModule(self._root, self._graph, "OnnxGenerator").eval()
+
+    def _channels_last(self) -> set[str]:
+        last: set[str] = set()
+        for node in self._nodes:
+            if node.op_type == "Transpose" and _attributes(node)["perm"] == _TO_FIRST:
+                last.add(node.input[0])
+            if node.op_type == "Transpose" and _attributes(node)["perm"] == _TO_LAST:
+                last.add(node.output[0])
+        found = -1
+        while found != len(last):
+            found = len(last)
+            for node in self._nodes:
+                if node.op_type not in _KEEPING:
+                    continue
+                values = {name for name in node.input if name not in self._constants}
+                values.add(node.output[0])
+                if values & last:
+                    last |= values
+        return last
+
+    def _read(self, node: NodeProto) -> fx.Node:
+        kind, attributes = node.op_type, _attributes(node)
+        inputs = [name for name in node.input if name]
+        if kind == "Transpose":
+            return self._transposed(node, attributes["perm"])
+        if kind == "Reshape":
+            return self._reshaped(node)
+        if kind in _ACTIVATIONS:
+            return self._call(kind, _ACTIVATIONS[kind](attributes), inputs)
+        reads = _KEEPING.get(kind) or _OTHERS.get(kind)
+        if reads is None:
+            raise ExportError(
+                f"{self._path} uses {kind}, which cannot be read back here: train on the module "
+                "or the TorchScript file that the bundle was exported from"
+            )
+        last = node.output[0] in self._last
+        if kind in _OTHERS and any(name in self._last for name in (*inputs, node.output[0])):
+            raise ExportError(f"{self._path} has channels last before {kind}, which is not read")
+        stored = {
+            position: self._stored(self._constants[name], last)
+            for position, name in enumerate(inputs)
+            if name in self._constants
+        }
+        if kind.startswith("Reduce"):
+            attributes["axes"] = self._axes(attributes, stored.pop(1, None), last)
+        try:
+            apply = reads(attributes)
+        except ExportError as error:
+            raise ExportError(f"{self._path}: {error}") from None
+        module = _Operator(apply, stored)
+        return self._call(kind, module, [name for name in inputs if name in self._values])
+
+    def _call(self, kind: str, module: nn.Module, inputs: Sequence[str]) -> fx.Node:
+        number = self._counts[kind] = self._counts.get(kind, 0) + 1
+        name = f"{kind}{number}"
+        self._root.add_module(name, module)
+        return self._graph.call_module(name, tuple(self._values[value] for value in inputs))
+
+    def _transposed(self, node: NodeProto, perm: list[int]) -> fx.Node:
+        value = self._values[node.input[0]]
+        before, after = (name in self._last for name in (node.input[0], node.output[0]))
+        here = perm
+        if before or after:
+            # From and to channels first, which they are in already.
+            here = [_TO_LAST[i] for i in perm] if before else perm
+            here = [here[i] for i in _TO_FIRST] if after else here
+        if here == sorted(here):
+            return value
+        return self._graph.call_method("permute", (value, *here))
+
+    def _reshaped(self, node: NodeProto) -> fx.Node:
+        value = self._values[node.input[0]]
+        if node.input[0] in self._last:
+            value = self._graph.call_method("permute", (value, *_TO_LAST))
+        sizes = self._constants[node.input[1]].tolist()
+        value = self._graph.call_method("reshape", (value, *sizes))
+        if node.output[0] in self._last:
+            value = self._graph.call_method("permute", (value, *_TO_FIRST))
+        return value
+
+    def _stored(self, constant: Tensor, last: bool) -> Tensor:
+        if not last or constant.ndim == 0 or not constant.is_floating_point():
+            return constant
+        shape = [1] * (4 - constant.ndim) + list(constant.shape)
+        return constant.reshape(shape).permute(_TO_FIRST).contiguous()
+
+    def _axes(self, attributes: Mapping[str, Any], given: Tensor | None, last: bool) -> list[int]:
+        axes = [] if given is None else [int(axis) for axis in given]
+        if not axes or not attributes.get("keepdims", 1):
+            raise ExportError(f"{self._path} has a mean that is not read: keepdims and axes only")
+        return [_TO_LAST[axis] for axis in axes] if last else axes
+
+
+def _attributes(node: NodeProto) -> dict[str, Any]:
+    found = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    return {name: v.decode() if isinstance(v, bytes) else v for name, v in found.items()}
+
+
+# -- Operators: from a node's attributes to the function that it is -------------------------------
+
+
+def _plain(function: Callable[..., Tensor]) -> Callable[[dict[str, Any]], Callable[..., Tensor]]:
+    return lambda attributes: function
+
+
+def _gemm(attributes: dict[str, Any]) -> Callable[..., Tensor]:
+    if attributes.get("transA") or {attributes.get(x, 1.0) for x in ("alpha", "beta")} != {1.0}:
+        raise ExportError("a dense layer that is scaled or transposed is not read")
+
+    def apply(x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
+        return functional.linear(x, matrix if attributes.get("transB") else matrix.t(), bias)
+
+    return apply
+
+
+def _convolution(transposed: bool) -> Callable[[dict[str, Any]], Callable[..., Tensor]]:
+    def reads(attributes: dict[str, Any]) -> Callable[..., Tensor]:
+        pads = attributes.get("pads", [0, 0, 0, 0])
+        if len(pads) != 4 or pads[:2] != pads[2:]:
+            raise ExportError("a convolution with unequal padding is not read")
+        settings = {
+            "stride": attributes.get("strides", [1, 1]),
+            "padding": pads[:2],
+            "dilation": attributes.get("dilations", [1, 1]),
+            "groups": attributes.get("group", 1),
+        }
+        if not transposed:
+            return lambda x, weight, bias=None: functional.conv2d(x, weight, bias, **settings)
+        settings["output_padding"] = attributes.get("output_padding", [0, 0])
+        return lambda x, weight, bias=None: functional.conv_transpose2d(x, weight, bias, **settings)
+
+    return reads
+
+
+def _resize(attributes: dict[str, Any]) -> Callable[..., Tensor]:
+    mode = attributes.get("mode"), attributes.get("coordinate_transformation_mode")
+    known = {("nearest", "asymmetric"): "nearest", ("linear", "half_pixel"): "bilinear"}
+    if mode not in known or (mode[0] == "nearest" and attributes.get("nearest_mode") != "floor"):
+        raise ExportError(f"a Resize of mode {mode[0]}, {mode[1]} is not read")
+
+    def apply(x: Tensor, scales: Tensor) -> Tensor:
+        sizes = [float(scale) for scale in scales[2:]]
+        corners = None if mode[0] == "nearest" else False
+        return functional.interpolate(
+            x, scale_factor=sizes, mode=known[mode], align_corners=corners
+        )
+
+    return apply
+
+
+def _depth_to_space(attributes: dict[str, Any]) -> Callable[..., Tensor]:
+    if attributes.get("mode") != "CRD":
+        raise ExportError("a DepthToSpace of another mode than CRD is not read")
+    return lambda x: functional.pixel_shuffle(x, attributes["blocksize"])
+
+
+def _mean(attributes: dict[str, Any]) -> Callable[..., Tensor]:
+    return lambda x: x.mean(attributes["axes"], keepdim=True)
+
+
+_ACTIVATIONS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
+    "Elu": lambda a: nn.ELU(a.get("alpha", 1.0)),
+    "LeakyRelu": lambda a: nn.LeakyReLU(a.get("alpha", 0.01)),
+    "Relu": lambda a: nn.ReLU(),
+    "Sigmoid": lambda a: nn.Sigmoid(),
+    "Softplus": lambda a: nn.Softplus(),
+    "Tanh": lambda a: nn.Tanh(),
+}
+# Of images these return images with the axes where they were.
+_KEEPING: dict[str, Callable[[dict[str, Any]], Callable[..., Tensor]]] = {
+    "Abs": _plain(torch.abs),
+    "Add": _plain(torch.add),
+    "Div": _plain(torch.div),
+    "Exp": _plain(torch.exp),
+    "Mul": _plain(torch.mul),
+    "Neg": _plain(torch.neg),
+    "Pow": _plain(torch.pow),
+    "Reciprocal": _plain(torch.reciprocal),
+    "ReduceMean": _mean,
+    "Sqrt": _plain(torch.sqrt),
+    "Sub": _plain(torch.sub),
+    **{kind: _plain(make({})) for kind, make in _ACTIVATIONS.items()},
+}
+_OTHERS: dict[str, Callable[[dict[str, Any]], Callable[..., Tensor]]] = {
+    "Conv": _convolution(transposed=False),
+    "ConvTranspose": _convolution(transposed=True),
+    "DepthToSpace": _depth_to_space,
+    "Gemm": _gemm,
+    "MatMul": _plain(torch.matmul),
+    "Resize": _resize,
+}

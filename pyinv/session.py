@@ -1,0 +1,286 @@
+"""A session: a bundle's functions, loaded by one runtime onto one device, and the engine on them.
+
+The only place that calls the engine, and that turns its errors into pyinv's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyinv import _core, runtimes
+from pyinv.batching import groups
+from pyinv.bundle import Bundle, Function, Manifest
+from pyinv.devices import open_device, resolve_device
+from pyinv.errors import BundleError, DeviceError, OutOfMemoryError, RunError, one_line
+from pyinv.recipes import Recipe
+
+__all__ = ["Session"]
+
+FloatArray = NDArray[np.float32]
+
+# Memory for the Jacobians of the targets whose normal equations are evaluated at a time. On the
+# CPU they gain nothing from larger batches than this holds.
+NORMAL_EQUATIONS_BYTES = {"cpu": 2**27, "cuda": 2**33}
+
+
+class Session:
+    """A bundle's functions on a device. They are loaded when first needed, and kept.
+
+    Args:
+        bundle: the bundle.
+        runtime, device, threads, tf32: as ``Inverter`` has them, checked; "auto" is resolved here.
+
+    Attributes:
+        bundle: the bundle.
+        manifest: the bundle's.
+        runtime: "onnx" or "torchscript".
+        device: "cpu" or "cuda:0" and so on.
+        threads: CPU threads.
+        tf32: whether matrix products are rounded to TF32, which only a GPU does.
+
+    Raises:
+        BundleError: the bundle has no functions for the runtime.
+        DependencyError: the runtime is missing, doubled or does not fit.
+        DeviceError: the device is not there, or the runtime cannot use it.
+    """
+
+    def __init__(
+        self, bundle: Bundle, *, runtime: str, device: str, threads: int, tf32: bool
+    ) -> None:
+        self.bundle = bundle
+        self.threads = threads
+        if runtime == "auto":
+            runtime = self.manifest.runtimes[0]
+        self.manifest.forward(runtime)
+        self.runtime = runtime
+        loaded = runtimes.load(runtime)
+        self.device = resolve_device(device, runtime_has_cuda=loaded.has_cuda)
+        if self.device != "cpu" and not loaded.has_cuda:
+            wanted = "onnxruntime-gpu" if runtime == "onnx" else "a PyTorch with CUDA"
+            raise DeviceError(
+                f"{loaded} has no CUDA, got device={device!r}; install {wanted}, or use "
+                'device="cpu"'
+            )
+        if runtime == "onnx" and self.device != "cpu":
+            runtimes.preload_cuda()
+        self.tf32 = tf32 and self.device != "cpu"
+        # One device for all, and so one stream: what the functions do is done in order.
+        self._options = {"threads": threads, "device": open_device(self.device), "tf32": tf32}
+        self._objectives: dict[Function, _core.Objective] = {}
+        self._functions: dict[Function, Any] = {}
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the bundle says about itself."""
+        return self.bundle.manifest
+
+    @property
+    def device_kind(self) -> str:
+        """The device without its number: "cpu" or "cuda"."""
+        return self.device.partition(":")[0]
+
+    # Functions ------------------------------------------------------------------------------------
+
+    def objective(self, function: Function) -> _core.Objective:
+        """Load an objective or normal equations for the engine.
+
+        Raises:
+            BundleError: the file is not what the manifest says.
+            DeviceError: the device has no memory for it.
+        """
+        if function not in self._objectives:
+            second_order = function.bytes_per_target is not None
+            options: dict[str, Any] = {}
+            if second_order:
+                options["most_at_once"] = self.most_at_once(function)
+            if function.runtime == "onnx":
+                options["operators"] = function.operators
+                options["input_operators"] = function.input_operators
+            objective: _core.Objective = self._load("Objective", function, **options)
+            path = self.bundle.file(function)
+            sizes = (objective.latent_size, objective.image_size, objective.condition_size)
+            manifest = self.manifest
+            expected = (manifest.latent_size, manifest.image_size, manifest.condition_size)
+            if sizes != expected:
+                raise BundleError(
+                    f"{path}: its latent, image and condition hold {sizes} "
+                    f"numbers, but the manifest says {expected}; export the bundle again"
+                )
+            if objective.has_gram != second_order:
+                raise BundleError(
+                    f"{path}: {'lacks' if second_order else 'has'} a gram matrix, but the manifest "
+                    f"says {function.name}; export the bundle again"
+                )
+            self._objectives[function] = objective
+        return self._objectives[function]
+
+    def function(self, function: Function) -> Any:
+        """Load a function to be called by itself; raise as ``objective`` does."""
+        if function not in self._functions:
+            self._functions[function] = self._load("Function", function)
+        return self._functions[function]
+
+    def most_at_once(self, function: Function) -> int:
+        """Return how many targets' normal equations the memory set aside for them holds."""
+        assert function.bytes_per_target is not None
+        return max(1, NORMAL_EQUATIONS_BYTES[self.device_kind] // function.bytes_per_target)
+
+    # Calls ----------------------------------------------------------------------------------------
+
+    def generate(self, latents: FloatArray, condition: FloatArray | None, size: int) -> FloatArray:
+        """Return the images [n, C, H, W] of latents [n, d], made at most ``size`` at a time."""
+        images = np.empty((len(latents), *self.manifest.image_shape), dtype=np.float32)
+        function = self.manifest.forward(self.runtime)
+        for rows in groups(len(latents), size):
+            images[rows] = self._call(function, rows, latent=latents, condition=condition)["image"]
+        return images
+
+    def encode(self, images: FloatArray, condition: FloatArray | None, size: int) -> FloatArray:
+        """Return the encoder's latents [n, d] of images, at most ``size`` at a time."""
+        latents = np.empty((len(images), self.manifest.latent_size), dtype=np.float32)
+        function = self.manifest.encode(self.runtime)
+        for rows in groups(len(images), size):
+            found = self._call(function, rows, image=images, condition=condition).get("latent")
+            if found is None or found.shape != latents[rows].shape:
+                got = "nothing" if found is None else str(list(found.shape))
+                raise BundleError(
+                    f"{self.bundle.file(function)}: should give latents "
+                    f"{list(latents[rows].shape)}, gave {got}; export the bundle again"
+                )
+            latents[rows] = found
+        return latents
+
+    def evaluate(
+        self,
+        function: Function,
+        rows: slice,
+        latents: FloatArray,
+        images: FloatArray,
+        condition: FloatArray | None,
+    ) -> dict[str, FloatArray]:
+        """Return what an objective or normal equations give for these rows.
+
+        Raises:
+            OutOfMemoryError: the device's memory does not hold the rows.
+            BundleError: the file is not what the manifest says.
+            RunError: the runtime failed.
+        """
+        return self._call(function, rows, latent=latents, image=images, condition=condition)
+
+    # Runs -----------------------------------------------------------------------------------------
+
+    def plan(self, recipe: Recipe) -> tuple[str, list[Function]]:
+        """Return the recipe as JSON for the engine, and the functions that it names by number.
+
+        Raises:
+            BundleError: the bundle lacks a function that the recipe needs.
+        """
+        described = recipe.describe()
+        functions: list[Function] = []
+
+        def number(function: Function) -> int:
+            if function not in functions:
+                functions.append(function)
+            return functions.index(function)
+
+        for stage, entry in zip(recipe.stages, described["stages"], strict=True):
+            entry["objective"] = number(self.manifest.objective(stage.loss, self.runtime))
+            if stage.solver.needs_normal_equations:
+                function = self.manifest.normal_equations(stage.loss, self.runtime)
+                entry["normal_equations"] = number(function)
+        return json.dumps(described), functions
+
+    def run(self, plan: tuple[str, Sequence[Function]], **arguments: Any) -> dict[str, Any]:
+        """Run the engine on what ``plan`` returned; the arguments are those of ``_core.invert``.
+
+        Returns:
+            what was found, by name.
+
+        Raises:
+            OutOfMemoryError: the device's memory does not hold the lanes.
+            RunError: the runtime failed.
+            What ``progress`` raises. These three have what was found in the attribute ``partial``.
+        """
+        recipe, functions = plan
+        objectives = [self.objective(function) for function in functions]
+        with _translated():
+            return _core.invert(
+                objectives=objectives,
+                recipe=recipe,
+                prior=json.dumps(self.manifest.prior.describe()),
+                **arguments,
+            )
+
+    def draw(self, seed: int, target_ids: NDArray[np.uint64], restart: int) -> FloatArray:
+        """Return the prior's draws for these targets and this restart, [n, d]."""
+        prior = json.dumps(self.manifest.prior.describe())
+        return _core.draw_initial(prior, seed, target_ids, restart, self.manifest.latent_size)
+
+    def _call(
+        self, function: Function, rows: slice, **inputs: FloatArray | None
+    ) -> dict[str, FloatArray]:
+        feeds = {name: values[rows] for name, values in inputs.items() if values is not None}
+        loaded = self.function(function)
+        count = len(next(iter(feeds.values())))
+        short = f"{self.device} has no memory for {count} images at a time"
+        try:
+            with _translated(short, "give a smaller batch_size"):
+                found: dict[str, FloatArray] = loaded.run(feeds)
+        except ValueError as error:  # the file's sizes are not the manifest's
+            raise BundleError(f"{one_line(error)}; export the bundle again") from None
+        return found
+
+    def _load(self, kind: str, function: Function, **options: Any) -> Any:
+        """Return an "Objective" or "Function" of the runtime in use."""
+        path = self.bundle.file(function)
+        if self.runtime == "onnx":
+            name = "ONNX Runtime"
+            make = partial(getattr(_core, f"Onnx{kind}"), str(path))
+        else:
+            from pyinv import _torch
+
+            name = "TorchScript"
+            make = partial(getattr(_torch, f"Torch{kind}"), str(path), function.method)
+        short = f"{path}: {self.device} has no memory for it"
+        try:
+            with _translated(short, 'free some, or use device="cpu"'):
+                return make(**self._options, **options)
+        except RunError as error:
+            raise BundleError(
+                f"{path}: {name} cannot load it ({error}); export the bundle again"
+            ) from None
+
+
+@contextlib.contextmanager
+def _translated(short: str = "", remedy: str = "") -> Iterator[None]:
+    """Raise the core's errors as pyinv's, with the attribute ``partial`` where they have it.
+
+    Args:
+        short: what to say where memory is short; the core's own words stand in brackets.
+        remedy: what to do about that.
+    """
+    try:
+        yield
+    except _core.DeviceError as error:
+        raise DeviceError(one_line(error)) from None
+    except _core.OutOfMemory as error:
+        text = f"{short} ({one_line(error)}); {remedy}" if short else one_line(error)
+        raise _with_partial(OutOfMemoryError(text), error) from None
+    except _core.RunFailed as error:
+        raise _with_partial(RunError(one_line(error)), error) from None
+    except RuntimeError as error:
+        if hasattr(error, "partial"):  # of the progress function
+            raise
+        raise RunError(one_line(error)) from None
+
+
+def _with_partial(translated: Exception, error: Exception) -> Exception:
+    translated.partial = getattr(error, "partial", None)  # type: ignore[attr-defined]
+    return translated

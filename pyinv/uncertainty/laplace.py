@@ -1,0 +1,170 @@
+"""The uncertainty around one optimum: the Laplace approximation of the posterior."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyinv.priors import Prior
+from pyinv.uncertainty.result import Uncertainty
+
+__all__ = ["DETERMINED", "FLOAT32_ROUNDING", "TF32_ROUNDING", "laplace_uncertainty"]
+
+DoubleArray = NDArray[np.float64]
+
+FLOAT32_ROUNDING = 2.0**-24
+"""The most that rounding to float32 changes a number, as a share of it."""
+
+TF32_ROUNDING = 2.0**-11
+"""The same for the 10 bits of mantissa that TF32 leaves."""
+
+DETERMINED = 0.5
+"""A direction is determined when the image leaves at most this share of the prior's standard
+deviation. Half: the image then says as much about it as three independent draws would about the
+mean of a normal distribution whose mean has this prior."""
+
+# The noise depends on the degrees of freedom and these on the noise; each round shrinks what is
+# left by a factor below d / P.
+_NOISE_ROUNDS = 10
+
+
+def laplace_uncertainty(
+    latents: NDArray[Any],
+    images: NDArray[Any],
+    generated: NDArray[Any] | None,
+    gradient: NDArray[Any],
+    gram: NDArray[Any],
+    *,
+    prior: Prior,
+    value_range: tuple[float, float],
+    noise: float | NDArray[Any] | None = None,
+    about: NDArray[Any] | None = None,
+    rounding: float = FLOAT32_ROUNDING,
+) -> Uncertainty:
+    r"""Return the uncertainty of latents, from the normal equations of the pixel loss at them.
+
+    With J the Jacobian of the P pixels at the latent z, r = G(z) - x, noise s, and a prior of
+    standard deviation $\sigma$, the posterior is taken as normal, with
+
+    $$
+    C = \left( \frac{J^T J}{s^2} + \frac{I}{\sigma^2} \right)^{-1}, \qquad
+    \delta = -C \left( \frac{J^T r}{s^2} + \frac{z - \text{mean}}{\sigma^2} \right)
+    $$
+
+    its covariance and the way from z to its mean. The standard error about z is the root of
+    $\operatorname{diag}(C) + \delta^2$. A uniform prior counts as the normal one of its mean
+    and standard deviation.
+
+    Args:
+        latents: [N, d].
+        images: [N, C, H, W], the targets.
+        generated: [N, C, H, W], G(latents), to estimate the noise from; not looked at when
+            ``noise`` is given.
+        gradient: [N, d], 2/P Jᵀr.
+        gram: [N, d, d], 2/P JᵀJ.
+        prior: what the latents are drawn from.
+        value_range: that of the images.
+        noise: standard deviation of the noise on a pixel, above 0, one for all or [N]; None
+            estimates each image's from its residual and the degrees of freedom that are left, which
+            takes P > d.
+        about: [N, d], the latents that standard errors are about; None: those above.
+        rounding: the relative rounding error of what computed gram and images.
+
+    Returns:
+        the Uncertainty, its standard errors [N, d]. A row of numbers that are not all finite is
+        unknown.
+
+    Source: the Laplace approximation, as in MacKay 1992 ("Bayesian interpolation"), who also has
+    the effective degrees of freedom. The step, and the uniform prior as a normal one, are ours: see
+    docs/uncertainty.md for what they are good for.
+    """
+    count, size = latents.shape
+    pixels = images[0].size
+    z = latents.astype(np.float64)
+    slope = gradient.astype(np.float64) * (pixels / 2)  # Jᵀr
+    curvature = gram.astype(np.float64) * (pixels / 2)  # JᵀJ
+    known = np.isfinite(z).all(1) & np.isfinite(slope).all(1) & np.isfinite(curvature).all((1, 2))
+    z[~known], slope[~known], curvature[~known] = 0, 0, 0
+
+    eigenvalues, directions = np.linalg.eigh(curvature)
+    # Rounding the matrix's elements moves no eigenvalue by more than this share of its Frobenius
+    # norm, so what lies below cannot be told from zero.
+    lost = rounding * np.linalg.norm(eigenvalues, axis=1, keepdims=True)
+    eigenvalues = np.where(eigenvalues > lost, eigenvalues, 0.0)
+
+    squared = np.full(count, np.nan if noise is None else np.square(noise, dtype=np.float64))
+    floor = (rounding * max(map(abs, value_range))) ** 2
+    if noise is None:
+        assert generated is not None
+        squared = _mean_square(images, generated, value_range)
+        known &= np.isfinite(squared)
+        squared = _noise_variance(np.where(known, squared, 0.0), eigenvalues, prior, pixels, floor)
+    squared = np.maximum(squared, floor)
+
+    variances = _variances(eigenvalues, squared, prior)
+    # Where J is zero so is Jᵀr, but for rounding errors, which the large variance would blow up.
+    toward_image = np.where(eigenvalues > 0, _along(directions, -slope / squared[:, None]), 0.0)
+    toward_mean = _along(directions, (prior.mean - z) / prior.std**2)
+    step = np.einsum("nij,nj->ni", directions, variances * (toward_image + toward_mean))
+    away = 0.0 if about is None else z - about
+    mean_square = np.einsum("nij,nj->ni", directions**2, variances) + (step + away) ** 2
+
+    found = Uncertainty.unknown(count, (size,))
+    found.standard_error[known] = np.sqrt(mean_square)[known]
+    smallest, largest = eigenvalues[:, 0], eigenvalues[:, -1]
+    condition = np.full(count, np.inf)
+    np.divide(largest, smallest, out=condition, where=smallest > 0)
+    found.condition_number[known] = np.sqrt(condition)[known]
+    worst = np.sqrt(variances.max(axis=1))
+    found.identifiable[:] = known & (smallest > 0) & (worst <= DETERMINED * prior.std)
+    found.noise[known] = np.sqrt(squared)[known]
+    return found
+
+
+def _along(directions: DoubleArray, vectors: DoubleArray) -> DoubleArray:
+    """Return the vectors' [n, d] components in the eigenvectors [n, d, d], which are columns."""
+    components: DoubleArray = np.einsum("nij,ni->nj", directions, vectors)
+    return components
+
+
+def _variances(eigenvalues: DoubleArray, squared: DoubleArray, prior: Prior) -> DoubleArray:
+    """Return the variance in each eigenvector, [n, d], for noise of the squares [n]."""
+    variances: DoubleArray = 1.0 / (eigenvalues / squared[:, None] + 1.0 / prior.std**2)
+    return variances
+
+
+def _mean_square(
+    images: NDArray[Any], generated: NDArray[Any], value_range: tuple[float, float]
+) -> DoubleArray:
+    """Return each image's mean squared residual, [n], as it would be without clipping.
+
+    Noisy pixels that were clipped to the value range have lost the part that pointed out of it. In
+    an image with pixels at an end of the range, only residuals that point to its middle count:
+    for these, clipping (at the near end) changes nothing.
+    """
+    low, high = value_range
+    pixels = images.reshape(len(images), -1).astype(np.float64)
+    made = generated.reshape(len(images), -1).astype(np.float64)
+    residual = pixels - made
+    inward = residual * ((low + high) / 2 - made) > 0
+    clipped = ((pixels <= low) | (pixels >= high)).any(axis=1, keepdims=True)
+    used = np.where(clipped, inward, True)
+    squares: DoubleArray = np.sum(residual**2, axis=1, where=used) / np.maximum(used.sum(axis=1), 1)
+    return squares
+
+
+def _noise_variance(
+    mean_square: DoubleArray, eigenvalues: DoubleArray, prior: Prior, pixels: int, floor: float
+) -> DoubleArray:
+    """Return the unbiased estimate of each image's noise variance, [n].
+
+    The latent follows the noise in as many directions as the image determines, and the residual is
+    smaller for it: each direction counts by the share of it that image and not prior decide.
+    """
+    squared = np.maximum(mean_square, floor)
+    for _ in range(_NOISE_ROUNDS):
+        shares = eigenvalues * _variances(eigenvalues, squared, prior) / squared[:, None]
+        squared = np.maximum(mean_square * pixels / (pixels - shares.sum(axis=1)), floor)
+    return squared

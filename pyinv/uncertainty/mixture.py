@@ -1,0 +1,88 @@
+"""The uncertainty over several optima of the posterior: the mixture of those that agree."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyinv.priors import Prior
+from pyinv.uncertainty.laplace import DETERMINED
+from pyinv.uncertainty.result import Uncertainty
+
+__all__ = ["widened"]
+
+
+def widened(
+    found: Uncertainty,
+    latents: NDArray[Any],
+    losses: NDArray[Any],
+    others: NDArray[Any],
+    other_losses: NDArray[Any],
+    other_errors: NDArray[Any],
+    *,
+    pixels: int,
+    prior: Prior,
+) -> Uncertainty:
+    r"""Return the uncertainty with other optima of the posterior taken into account.
+
+    With P pixels, noise s and y = (z - mean)/std,
+
+    $$
+    -\log p(z \mid x) = \frac{P}{2 s^2} \text{mse}(z) + \frac{1}{2} \lVert y \rVert^2
+    + \text{const}
+    $$
+
+    An optimum agrees with the image where this is larger than at the latent by at most half the
+    95 % quantile of the chi-squared distribution with d degrees of freedom: 95 % of a normal
+    posterior lie within as much of its peak. Where any do, the posterior is taken as the mixture of
+    theirs.
+
+    Args:
+        found: that of N latents.
+        latents: [N, d].
+        losses: [N], their mean squared errors.
+        others: [N, H, d], optima that searches from nearby came to. The latent's own counts as
+            often as they came back to it.
+        other_losses: [N, H], their mean squared errors.
+        other_errors: [N, H, d], standard errors about the latent, not the optimum, by the Laplace
+            approximation at each optimum. An optimum where they are not finite never agrees.
+        pixels: P.
+        prior: what the latents are drawn from. A uniform one counts as the normal one of its mean
+            and standard deviation.
+
+    Returns:
+        the Uncertainty. A latent is not identifiable where those that agree have, in some
+        direction, a standard deviation of more than half of the prior's.
+
+    Source: ours. The moments of a mixture are textbook material, and the threshold is that of
+    Wilks's regions; docs/uncertainty.md has what they are good for.
+    """
+    here, there = latents[:, None].astype(np.float64), others.astype(np.float64)
+    improbable = ((there - prior.mean) ** 2 - (here - prior.mean) ** 2).sum(axis=2) / prior.std**2
+    misfit = other_losses.astype(np.float64) - losses[:, None]
+    squared = found.noise.astype(np.float64)[:, None] ** 2
+    with np.errstate(invalid="ignore"):
+        agree = pixels * misfit / squared + improbable <= _chi_squared_95(latents.shape[1])
+    agree &= np.isfinite(other_errors).all(axis=2)
+    share = (agree / np.maximum(agree.sum(axis=1, keepdims=True), 1))[..., None]
+    errors = np.where(share > 0, other_errors.astype(np.float64), 0.0)
+    mixed = np.sqrt((share * errors**2).sum(axis=1)).reshape(found.standard_error.shape)
+    # The largest eigenvalue of the covariance, by the smaller of the two gram matrices.
+    there = np.where(share > 0, there, 0.0)
+    away = np.sqrt(share) * (there - (share * there).sum(axis=1, keepdims=True))
+    widest = np.linalg.eigvalsh(away @ away.transpose(0, 2, 1))[:, -1]
+    alone = ~agree.any(axis=1).reshape(-1, *(1,) * (found.standard_error.ndim - 1))
+    return replace(
+        found,
+        standard_error=np.where(alone, found.standard_error, mixed).astype(np.float32),
+        identifiable=found.identifiable & (widest <= (DETERMINED * prior.std) ** 2),
+    )
+
+
+def _chi_squared_95(degrees: int) -> float:
+    """Return the 95 % quantile, to 3 % (Wilson & Hilferty 1931)."""
+    share = 2 / (9 * degrees)
+    return float(degrees * (1 - share + 1.6448536 * share**0.5) ** 3)

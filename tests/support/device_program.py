@@ -1,0 +1,54 @@
+"""Builds tests/cuda: the engine on CUDA against the engine on the CPU, as a program."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.paths import REPOSITORY
+
+NO_GPU = 77  # the program's exit status where there is none
+
+
+def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
+    environment = dict(os.environ)
+    if launcher := shutil.which("ccache"):
+        environment |= {f"CMAKE_{name}_COMPILER_LAUNCHER": launcher for name in ("CXX", "CUDA")}
+    return subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, env=environment
+    )
+
+
+def build(folder: str, *definitions: str) -> Path:
+    """Returns the folder with the program. It is kept, so that the next run finds it built."""
+    if shutil.which("cmake") is None:
+        pytest.skip("cmake is not installed")
+    where = REPOSITORY / "build" / folder
+    with _alone(where):
+        for step in (
+            ["cmake", "-S", REPOSITORY / "tests" / "cuda", "-B", where, *definitions],
+            ["cmake", "--build", where, "--parallel", "2"],
+        ):
+            done = run(*step)
+            assert done.returncode == 0, done.stdout + done.stderr
+    return where
+
+
+@contextlib.contextmanager
+def _alone(where: Path) -> Iterator[None]:
+    """Two workers may want the same program: the second waits, and finds it built."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    where.mkdir(parents=True, exist_ok=True)
+    with (where / "build.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper  # noqa: E402
 from pyinv import _core  # noqa: E402
 from pyinv.bundle import Manifest  # noqa: E402
 from pyinv.export.runtimes.onnx_operators import operators_in  # noqa: E402
-from support.paths import REPOSITORY
+from support.paths import REPOSITORY  # noqa: E402
 
 DEMO = REPOSITORY / "pyinv" / "data" / "digits.bundle"
 

@@ -494,8 +494,8 @@ def lines_of(part: str, result: dict[str, Any]) -> list[str]:
             )
     if part == "recovery":
         more += [
-            "{done} of {count}, batch size {batch_size}: ".format(**one)
-            + "{latents_per_second:.1f} latents/s; ".format(**one)
+            f"{one['done']} of {one['count']}, batch size {one['batch_size']}: "
+            f"{one['latents_per_second']:.1f} latents/s; "
             + ", ".join(f"{share:.1%} below {limit}" for limit, share in one["recovered"].items())
             for one in result.get("runs", [])
         ]

@@ -499,24 +499,24 @@ class Bundle:
         return self.path / function.file
 
     def _check_files(self, *, contents: bool) -> None:
-        remedy = "export or copy the bundle again"
+        mend = "export or copy the bundle again"
         for name, expected in self.manifest.files.items():
             path = self.path / name
             try:
                 size = path.stat().st_size
                 if not path.is_file():
-                    raise BundleError(f"{path}: expected a file; {remedy}")
+                    raise BundleError(f"{path}: expected a file; {mend}")
                 if size != expected.bytes:
                     raise BundleError(
-                        f"{path}: expected {expected.bytes} bytes, found {size}; {remedy}"
+                        f"{path}: expected {expected.bytes} bytes, found {size}; {mend}"
                     )
                 if contents and FileRecord.of(path).sha256 != expected.sha256:
                     raise BundleError(
                         f"{path}: its SHA-256 is not the manifest's, so it was changed or damaged; "
-                        f"{remedy}"
+                        f"{mend}"
                     )
             except FileNotFoundError:
-                raise BundleError(f"{path}: missing from the bundle; {remedy}") from None
+                raise BundleError(f"{path}: missing from the bundle; {mend}") from None
             except OSError as error:
                 raise BundleError(f"{path}: cannot be read ({error.strerror})") from None
 

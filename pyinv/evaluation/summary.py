@@ -17,8 +17,8 @@ def recovery_rate(errors: Any, threshold: float) -> float:
     \frac{1}{N} \sum_n [e_n < \epsilon]
     $$
 
-    Of final errors it is Egan's count; of ``Inversion.nearest``, the lowest error at any step, it
-    is that of Lipton & Tripathi, whose code counts a latent once it came near enough.
+    Of final errors it is Egan's count; of ``Inversion.min_latent_error``, the lowest error at any
+    step, it is that of Lipton & Tripathi, whose code counts a latent once it came near enough.
 
     Args:
         errors: [N], from 0; NaN counts as not recovered.

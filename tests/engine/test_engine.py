@@ -58,7 +58,7 @@ SOLVERS = {
     "adam, step decay": Adam(0.2, beta1=0.8, schedule=StepDecay(10, 0.7)),
     "adam, cosine": Adam(0.2, beta1=0.0, beta2=0.99, epsilon=1e-3, schedule=Cosine(0.1)),
     "rmsprop": RMSprop(0.05),
-    "rmsprop, step decay": RMSprop(0.1, alpha=0.9, schedule=StepDecay(10, 0.7)),
+    "rmsprop, step decay": RMSprop(0.05, alpha=0.98, schedule=StepDecay(10, 0.7)),
     "rmsprop, momentum, cosine": RMSprop(0.05, 0.9, 1e-3, 0.8, schedule=Cosine(0.1)),
 }
 

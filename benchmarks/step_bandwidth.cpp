@@ -50,7 +50,7 @@ int main(int count, char** values) {
   };
 
   LaneArrays arrays{.lanes = lanes, .latent_size = d};
-  for (float** array : {&arrays.latent, &arrays.recorded, &arrays.gradient}) {
+  for (float** array : {&arrays.latent, &arrays.attempt_latent, &arrays.gradient}) {
     allocate(*array, lanes * d);
   }
   arrays.storage = Adam::storage({});
@@ -78,11 +78,11 @@ int main(int count, char** values) {
   arrays.state = const_cast<LaneState*>(state);
 
   // A component's: latent, gradient, two moments and the last reset are read, latent, the moments
-  // and recorded written.
+  // and attempt_latent written.
   const double bytes = 36.0 * static_cast<double>(lanes * d);
   const size_t copied = static_cast<size_t>(lanes * d) * sizeof(float);
   const double copy = 2.0 * static_cast<double>(copied) / seconds(stream, [&] {
-                        check_cuda(cudaMemcpyAsync(arrays.recorded, arrays.latent, copied,
+                        check_cuda(cudaMemcpyAsync(arrays.attempt_latent, arrays.latent, copied,
                                                    cudaMemcpyDeviceToDevice, stream),
                                    "cudaMemcpyAsync");
                       });

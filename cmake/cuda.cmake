@@ -17,9 +17,9 @@ if(_pyinv_cuda)
   message(STATUS "pyinv: CUDA for ${CMAKE_CUDA_ARCHITECTURES}")
   target_sources(pyinv PRIVATE
     csrc/backend_cuda.cpp
-    csrc/kernels/arrange_cuda.cu
+    csrc/kernels/swap_lanes_cuda.cu
     csrc/kernels/moments_cuda.cu
-    csrc/kernels/observe_cuda.cu
+    csrc/kernels/update_status_cuda.cu
     csrc/kernels/propose_cuda.cu
     csrc/kernels/refill_cuda.cu
     csrc/kernels/step_cuda.cu)

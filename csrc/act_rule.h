@@ -20,7 +20,7 @@ PYINV_HOST_DEVICE inline Pack<T, kWidth>& pack(T* values) {
 
 // What was decided, done to the components [component, component + kWidth) of a lane. All that is
 // read is read before anything is written: a compiler does not know that no two arrays overlap, and
-// would have a GPU wait for every write. The outbox may lie in memory that is slow to reach.
+// would have a GPU wait for every write. best_latent may lie in memory that is slow to reach.
 template <int kWidth>
 PYINV_HOST_DEVICE inline void act(const LaneArrays& lanes, int64_t lane, int64_t component) {
   const LaneState& state = lanes.state[lane];
@@ -30,7 +30,7 @@ PYINV_HOST_DEVICE inline void act(const LaneArrays& lanes, int64_t lane, int64_t
   const uint32_t number = static_cast<uint32_t>(component);
   const FirstOrderRows rows = first_order_rows(lanes, k);
 
-  Pack<float, kWidth> z = pack<kWidth>(lanes.latent + k), m{}, v{}, gradient{}, recorded{};
+  Pack<float, kWidth> z = pack<kWidth>(lanes.latent + k), m{}, v{}, gradient{}, attempt{};
   Pack<uint32_t, kWidth> reset_step{};
   if (action & kReturn) z = pack<kWidth>(lanes.vectors + k);
   if (action & kStep) {
@@ -40,13 +40,13 @@ PYINV_HOST_DEVICE inline void act(const LaneArrays& lanes, int64_t lane, int64_t
     reset_step = pack<kWidth>(rows.reset_step);
   }
   if (action & kRecord) {
-    recorded = z;
+    attempt = z;
   } else if (action & kKeep) {
-    recorded = pack<kWidth>(lanes.recorded + k);
+    attempt = pack<kWidth>(lanes.attempt_latent + k);
   }
   const bool from_best = action & kDraw && hops(*lanes.rule, state);
   const Pack<float, kWidth> kept =
-      from_best && !(action & kKeep) ? pack<kWidth>(lanes.outbox + k) : recorded;
+      from_best && !(action & kKeep) ? pack<kWidth>(lanes.best_latent + k) : attempt;
 
   bool was_reset = false;
   if (action & kStep) {
@@ -74,7 +74,7 @@ PYINV_HOST_DEVICE inline void act(const LaneArrays& lanes, int64_t lane, int64_t
     clears = !next.makes_trials;
     PYINV_UNROLL
     for (int i = 0; i < kWidth; ++i) z.at[i] = within_bounds(next, z.at[i]);
-    recorded = z;
+    attempt = z;
     m = v = {};
     reset_step = {};
   }
@@ -85,8 +85,8 @@ PYINV_HOST_DEVICE inline void act(const LaneArrays& lanes, int64_t lane, int64_t
     pack<kWidth>(rows.v) = v;
   }
   if (was_reset || clears) pack<kWidth>(rows.reset_step) = reset_step;
-  if (action & (kRecord | kBegin)) pack<kWidth>(lanes.recorded + k) = recorded;
-  if (action & kKeep) pack<kWidth>(lanes.outbox + k) = kept;
+  if (action & (kRecord | kBegin)) pack<kWidth>(lanes.attempt_latent + k) = attempt;
+  if (action & kKeep) pack<kWidth>(lanes.best_latent + k) = kept;
 }
 
 }  // namespace pyinv

@@ -9,15 +9,16 @@
 namespace pyinv {
 namespace {
 
-class NoMark : public Mark {
+class NoEvent : public Event {
  public:
-  void set() override {}
+  void record() override {}
   void wait() const override {}
 };
 
-class CpuFeed : public Feed {
+class CpuTargetLoader : public TargetLoader {
  public:
-  CpuFeed(const LaneArrays& lanes, const Targets& targets) : lanes_(lanes), targets_(targets) {}
+  CpuTargetLoader(const LaneArrays& lanes, const Targets& targets)
+      : lanes_(lanes), targets_(targets) {}
 
   void refill(std::span<const Refill> refills) override {
     rows_.clear();
@@ -62,8 +63,8 @@ class CpuBackend : public Backend {
   void upload(void* device, const void* host, size_t bytes) override {
     std::memcpy(device, host, bytes);
   }
-  std::unique_ptr<Mark> make_mark() override { return std::make_unique<NoMark>(); }
-  std::unique_ptr<Recording> record(const std::function<void()>&) override { return nullptr; }
+  std::unique_ptr<Event> make_event() override { return std::make_unique<NoEvent>(); }
+  std::unique_ptr<CapturedGraph> capture(const std::function<void()>&) override { return nullptr; }
 
   int64_t reports_ahead() const override { return 0; }
   int64_t rounded(int64_t count, int64_t) const override { return count; }
@@ -71,16 +72,19 @@ class CpuBackend : public Backend {
     return propose_scratch_cpu(kind, latent_size);
   }
 
-  std::unique_ptr<Feed> make_feed(const LaneArrays& lanes, const Targets& targets) override {
-    return std::make_unique<CpuFeed>(lanes, targets);
+  std::unique_ptr<TargetLoader> make_loader(const LaneArrays& lanes,
+                                            const Targets& targets) override {
+    return std::make_unique<CpuTargetLoader>(lanes, targets);
   }
-  void exchange(const LaneArrays& lanes, std::span<const LanePair> pairs) override {
-    exchange_cpu(lanes, pairs);
+  void swap_lanes(const LaneArrays& lanes, std::span<const LanePair> pairs) override {
+    swap_lanes_cpu(lanes, pairs);
   }
   void reassign(const LaneArrays& lanes, std::span<const Reassignment> list) override {
     reassign_cpu(lanes, list);
   }
-  void observe(const LaneArrays& lanes, int64_t active) override { observe_cpu(lanes, active); }
+  void update_status(const LaneArrays& lanes, int64_t active) override {
+    update_status_cpu(lanes, active);
+  }
   void batch_moments(const LaneArrays& lanes, int64_t active) override {
     batch_moments_cpu(lanes, active);
   }

@@ -68,55 +68,42 @@ class Stream {
   cudaStream_t stream_ = nullptr;
 };
 
-class Event {
+class CudaEvent : public Event {
  public:
-  explicit Event(int index) : index_(index) {
+  CudaEvent(int index, const Stream& stream) : index_(index), stream_(&stream) {
     set_device(index);
     // The host sleeps while it waits: it has put enough into the stream to have the time.
     check_cuda(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming | cudaEventBlockingSync),
                "cudaEventCreateWithFlags");
   }
-  ~Event() {
+  ~CudaEvent() override {
     if (event_) quietly(index_, [this] { cudaEventDestroy(event_); });
   }
-  Event(Event&& other) noexcept : index_(other.index_), event_(std::exchange(other.event_, {})) {}
+  CudaEvent(CudaEvent&& other) noexcept
+      : index_(other.index_), stream_(other.stream_), event_(std::exchange(other.event_, {})) {}
 
   cudaEvent_t get() const { return event_; }
-  void record(const Stream& stream) {
-    check_cuda(cudaEventRecord(event_, stream.get()), "cudaEventRecord");
-  }
-  void wait() const { check_cuda(cudaEventSynchronize(event_), "cudaEventSynchronize"); }
-
- private:
-  const int index_;
-  cudaEvent_t event_ = nullptr;
-};
-
-class CudaMark : public Mark {
- public:
-  CudaMark(int index, const Stream& stream) : index_(index), stream_(stream), event_(index) {}
-
-  void set() override {
+  void record() override {
     set_device(index_);
-    event_.record(stream_);
+    check_cuda(cudaEventRecord(event_, stream_->get()), "cudaEventRecord");
   }
   void wait() const override {
     set_device(index_);
-    event_.wait();
+    check_cuda(cudaEventSynchronize(event_), "cudaEventSynchronize");
   }
 
  private:
   const int index_;
-  const Stream& stream_;
-  Event event_;
+  const Stream* stream_;  // that it is recorded in
+  cudaEvent_t event_ = nullptr;
 };
 
 // Takes over `graph`.
-class CudaRecording : public Recording {
+class CudaGraph : public CapturedGraph {
  public:
-  CudaRecording(int index, const Stream& stream, cudaGraphExec_t graph)
+  CudaGraph(int index, const Stream& stream, cudaGraphExec_t graph)
       : index_(index), stream_(stream), graph_(graph) {}
-  ~CudaRecording() override {
+  ~CudaGraph() override {
     quietly(index_, [this] {
       cudaStreamSynchronize(stream_.get());  // it may be under way
       cudaGraphExecDestroy(graph_);
@@ -202,8 +189,10 @@ class CudaBackend : public Backend {
     stream_.synchronize();
   }
 
-  std::unique_ptr<Mark> make_mark() override { return std::make_unique<CudaMark>(index_, stream_); }
-  std::unique_ptr<Recording> record(const std::function<void()>& work) override;
+  std::unique_ptr<Event> make_event() override {
+    return std::make_unique<CudaEvent>(index_, stream_);
+  }
+  std::unique_ptr<CapturedGraph> capture(const std::function<void()>& work) override;
 
   int64_t reports_ahead() const override { return 1; }
   int64_t rounded(int64_t count, int64_t limit) const override {
@@ -214,18 +203,19 @@ class CudaBackend : public Backend {
     return propose_scratch_cuda(kind, latent_size, lanes, shared_memory_);
   }
 
-  std::unique_ptr<Feed> make_feed(const LaneArrays& lanes, const Targets& targets) override;
-  void exchange(const LaneArrays& lanes, std::span<const LanePair> pairs) override {
+  std::unique_ptr<TargetLoader> make_loader(const LaneArrays& lanes,
+                                            const Targets& targets) override;
+  void swap_lanes(const LaneArrays& lanes, std::span<const LanePair> pairs) override {
     set_device(index_);
-    exchange_cuda(lanes, pairs, stream_.get());
+    swap_lanes_cuda(lanes, pairs, stream_.get());
   }
   void reassign(const LaneArrays& lanes, std::span<const Reassignment> list) override {
     set_device(index_);
     reassign_cuda(lanes, list, stream_.get());
   }
-  void observe(const LaneArrays& lanes, int64_t active) override {
+  void update_status(const LaneArrays& lanes, int64_t active) override {
     set_device(index_);
-    observe_cuda(lanes, active, stream_.get());
+    update_status_cuda(lanes, active, stream_.get());
   }
   void batch_moments(const LaneArrays& lanes, int64_t active) override {
     set_device(index_);
@@ -280,39 +270,39 @@ bool stays_on_the_device(cudaGraph_t graph) {
   });
 }
 
-std::unique_ptr<Recording> CudaBackend::record(const std::function<void()>& work) {
-  // For whoever suspects a recording, or a runtime that cannot bear one.
+std::unique_ptr<CapturedGraph> CudaBackend::capture(const std::function<void()>& work) {
+  // For whoever suspects a graph, or a runtime that does not support capture.
   const char* wanted = std::getenv("PYINV_CUDA_GRAPHS");
   if (wanted && std::string_view(wanted) == "0") return nullptr;
-  const std::scoped_lock lock(recording_mutex);
+  const std::scoped_lock lock(capture_mutex);
   set_device(index_);
   check_cuda(cudaStreamBeginCapture(stream_.get(), cudaStreamCaptureModeThreadLocal),
              "cudaStreamBeginCapture");
-  // Work that cannot be recorded says so here in one way or another. It is then done without: what
-  // is really wrong with it shows there.
-  bool recorded = true;
+  // Work that cannot be captured fails here in one way or another. It is then run without a graph,
+  // which shows what is really wrong with it.
+  bool captured = true;
   try {
     work();
   } catch (...) {
-    recorded = false;
+    captured = false;
   }
   cudaGraph_t graph = nullptr;
-  recorded &= cudaStreamEndCapture(stream_.get(), &graph) == cudaSuccess && graph;
+  captured &= cudaStreamEndCapture(stream_.get(), &graph) == cudaSuccess && graph;
   cudaGraphExec_t executable = nullptr;
-  recorded = recorded && stays_on_the_device(graph);
-  recorded = recorded && cudaGraphInstantiate(&executable, graph, 0) == cudaSuccess;
+  captured = captured && stays_on_the_device(graph);
+  captured = captured && cudaGraphInstantiate(&executable, graph, 0) == cudaSuccess;
   if (graph) cudaGraphDestroy(graph);
   cudaGetLastError();
-  if (!recorded) return nullptr;
-  return std::make_unique<CudaRecording>(index_, stream_, executable);
+  if (!captured) return nullptr;
+  return std::make_unique<CudaGraph>(index_, stream_, executable);
 }
 
 // Targets travel ahead of their lanes, on a stream of their own: the next rows lie in a ring on the
 // GPU before a lane is free for them. A row goes from the caller's memory to a slot in pinned
 // memory, from there to the same slot on the GPU, and from there to its lane.
-class CudaFeed : public Feed {
+class CudaTargetLoader : public TargetLoader {
  public:
-  CudaFeed(CudaBackend& device, const LaneArrays& lanes, const Targets& targets)
+  CudaTargetLoader(CudaBackend& device, const LaneArrays& lanes, const Targets& targets)
       : device_(device),
         lanes_(lanes),
         targets_(targets),
@@ -322,15 +312,15 @@ class CudaFeed : public Feed {
         pinned_(device.allocate_shared(bytes(slots_))),
         staged_(device.allocate(bytes(slots_))),
         copies_(device.index()),
-        consumed_(device.index()) {
+        consumed_(device.index(), device.compute()) {
     arrived_.reserve(static_cast<size_t>(slots_));
-    for (int64_t slot = 0; slot < slots_; ++slot) arrived_.emplace_back(device.index());
-    consumed_.record(device_.compute());  // after the zeros that came with the memory
+    for (int64_t slot = 0; slot < slots_; ++slot) arrived_.emplace_back(device.index(), copies_);
+    consumed_.record();  // after the zeros that came with the memory
     copies_.wait_for(consumed_.get());
     prefetch(0, slots_);
   }
 
-  ~CudaFeed() override {
+  ~CudaTargetLoader() override {
     quietly(device_.index(), [this] {
       cudaStreamSynchronize(copies_.get());
       cudaStreamSynchronize(device_.compute().get());
@@ -347,7 +337,7 @@ class CudaFeed : public Feed {
       // Copies arrive in order.
       device_.compute().wait_for(arrived_[now.back().row % slots_].get());
       refill_cuda(lanes_, rows_, device_.compute().get());
-      consumed_.record(device_.compute());
+      consumed_.record();
       copies_.wait_for(consumed_.get());
       prefetch(now.front().row + slots_, static_cast<int64_t>(now.size()));
     }
@@ -395,7 +385,7 @@ class CudaFeed : public Feed {
       check_cuda(cudaMemcpyAsync(static_cast<float*>(staged_.get()) + slot * row_size_, to,
                                  bytes(1), cudaMemcpyHostToDevice, copies_.get()),
                  "cudaMemcpyAsync");
-      arrived_[slot].record(copies_);
+      arrived_[slot].record();
     }
   }
 
@@ -405,13 +395,14 @@ class CudaFeed : public Feed {
   const int64_t initial_size_, row_size_, slots_;
   const Backend::Memory pinned_, staged_;
   const Stream copies_;
-  std::vector<Event> arrived_;  // one a slot
-  Event consumed_;
+  std::vector<CudaEvent> arrived_;  // one per slot
+  CudaEvent consumed_;
   std::vector<RefillRows> rows_;
 };
 
-std::unique_ptr<Feed> CudaBackend::make_feed(const LaneArrays& lanes, const Targets& targets) {
-  return std::make_unique<CudaFeed>(*this, lanes, targets);
+std::unique_ptr<TargetLoader> CudaBackend::make_loader(const LaneArrays& lanes,
+                                                       const Targets& targets) {
+  return std::make_unique<CudaTargetLoader>(*this, lanes, targets);
 }
 
 std::string compute_capability(const cudaDeviceProp& properties) {

@@ -28,7 +28,7 @@ PYINV_HOST_DEVICE inline void plan(const RunRule& rule, const StageRule& stage,
   });
 }
 
-// What an observed lane that depends on no other does next. `loss` is that of the evaluation.
+// What an evaluated lane that depends on no other does next. `loss` is that of the evaluation.
 PYINV_HOST_DEVICE inline void decide(const RunRule& rule, const StageRule& stage, float loss,
                                      LaneState& lane) {
   if (lane.stop == kNoStop) {

@@ -23,12 +23,12 @@ using Clock = std::chrono::steady_clock;
 
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 
-// A device that runs ahead is looked at about this often, and at least every so many steps.
-constexpr double kSecondsALook = 0.01;
-constexpr int64_t kMaxStepsALook = 64;
-constexpr int64_t kStepsBeforeRecording = 2;
-// Step shapes whose recordings are kept.
-constexpr size_t kMaxRecordings = 64;
+// A device that runs ahead is polled about this often, and at least after kMaxStepsPerPoll steps.
+constexpr double kSecondsPerPoll = 0.01;
+constexpr int64_t kMaxStepsPerPoll = 64;
+constexpr int64_t kStepsBeforeCapture = 2;
+// Step shapes whose graphs are kept.
+constexpr size_t kMaxGraphs = 64;
 
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
@@ -108,8 +108,8 @@ std::shared_ptr<Backend> backend_of(const std::vector<const Objective*>& objecti
   return backend;
 }
 
-// The host's side of a run. It puts steps into the device's stream and looks now and then at what
-// has become of the lanes: a lane whose target is finished waits until the host has seen that and
+// The host's side of a run. It puts steps into the device's stream and polls the lanes' status now
+// and then: a lane whose target is finished waits until the host has seen that and
 // gives it the next one, and so does a lane whose next stage has another objective.
 class Run {
  public:
@@ -125,9 +125,9 @@ class Run {
         coupled_(options.coupled),
         solves_(std::any_of(recipe.stages.begin(), recipe.stages.end(), solves_normal_equations)),
         reports_ahead_(solves_                  ? 0
-                       : options.look_every > 0 ? 1
+                       : options.poll_every > 0 ? 1
                                                 : device_->reports_ahead()),
-        look_every_(solves_ ? 1 : std::max<int64_t>(1, options.look_every)) {
+        poll_every_(solves_ ? 1 : std::max<int64_t>(1, options.poll_every)) {
     std::vector<StageRule> stages;
     for (const Stage& stage : recipe.stages) {
       stages.push_back(resolve(stage, with_moments(prior)));
@@ -179,7 +179,7 @@ class Run {
     const std::vector<LaneState> idle(lanes_, LaneState{.done = true});
     arrays_.state = upload(idle.data(), idle.size());
     arrays_.latent = allocate<float>(components);
-    arrays_.recorded = allocate<float>(components);
+    arrays_.attempt_latent = allocate<float>(components);
     arrays_.gradient = allocate<float>(components);
     arrays_.gram = allocate<float>(lanes_ * arrays_.gram_size);
     arrays_.vectors = allocate<float>(components * arrays_.storage.vectors);
@@ -195,10 +195,10 @@ class Run {
     arrays_.condition = allocate<float>(lanes_ * arrays_.condition_size);
     arrays_.truth = allocate<float>(lanes_ * arrays_.truth_size);
     arrays_.batch_moments = allocate<Moments>(1);
-    arrays_.outbox = allocate_shared<float>(components);
+    arrays_.best_latent = allocate_shared<float>(components);
     arrays_.trace = allocate_shared<float>(lanes_ * rule.trace_length);
     for (int64_t i = 0; i <= reports_ahead_; ++i) {
-      free_looks_.push_back({allocate_shared<LaneReport>(lanes_), device_->make_mark(), 0, 0});
+      free_polls_.push_back({allocate_shared<LaneReport>(lanes_), device_->make_event(), 0, 0});
     }
     held_.resize(lanes_);
     largest_.resize(objectives.size());
@@ -210,7 +210,7 @@ class Run {
     first_objective_ = first_objective(stages.front());
     progress_.targets = targets.count;
     progress_.mean_loss = kNaN;
-    feed_ = device_->make_feed(arrays_, targets);
+    loader_ = device_->make_loader(arrays_, targets);
   }
 
   // What the run's memory holds must not be used any more when it goes.
@@ -226,13 +226,13 @@ class Run {
     const auto start = Clock::now();
     while (refill()) {
       const auto round = Clock::now();
-      for (int64_t i = 0; i < look_every_; ++i) step();
-      look();
+      for (int64_t i = 0; i < poll_every_; ++i) step();
+      poll();
       if (options_.keep_going && !options_.keep_going(progress_)) {
         summary_.cancelled = true;
         break;
       }
-      if (reports_ahead_ && !options_.look_every) adapt(seconds_since(round));
+      if (reports_ahead_ && !options_.poll_every) adapt(seconds_since(round));
     }
     if (summary_.cancelled) abandon();
     summary_.total_seconds = seconds_since(start);
@@ -244,13 +244,13 @@ class Run {
   struct Held {
     int64_t row = -1;  // of the target
     int32_t objective = 0;
-    int64_t since = 0;  // looks asked for before it came to this lane; they tell of another
+    int64_t since = 0;  // polls requested before it came to this lane; they are of another
   };
 
   // A report on its way.
-  struct Look {
+  struct Poll {
     LaneReport* reports;
-    std::unique_ptr<Mark> mark;
+    std::unique_ptr<Event> event;
     int64_t active;  // lanes in it
     int64_t number;  // from 1
   };
@@ -288,7 +288,8 @@ class Run {
       while (last < active_ && held_[last].objective == held_[first].objective) ++last;
       const int32_t objective = held_[first].objective;
       if (has_gram_[objective]) {
-        // None too many: each costs as much as a hundred others, and lanes nearby keep their grams.
+        // No more than needed: each costs as much as a hundred other evaluations, and lanes beyond
+        // the range keep their grams.
         while (first < last) {
           const int64_t count = rounded_down(last - first);
           found.push_back({objective, first, count});
@@ -312,7 +313,7 @@ class Run {
   }
 
   void step() {
-    if (arranged_) arrange();
+    if (lanes_changed_) update_ranges();
     summary_.evaluations += active_;
     if (device_->kind() == DeviceKind::cpu) {
       const auto start = Clock::now();
@@ -323,15 +324,15 @@ class Run {
     }
     // The first steps of a shape let the runtime prepare itself: ONNX Runtime allocates for the
     // last time in its second one.
-    if (shape_->steps == kStepsBeforeRecording && capturable()) {
-      shape_->recording = device_->record([this] {
+    if (shape_->steps == kStepsBeforeCapture && capturable()) {
+      shape_->graph = device_->capture([this] {
         evaluate();
         advance();
       });
     }
     ++shape_->steps;
-    if (shape_->recording) {
-      shape_->recording->launch();
+    if (shape_->graph) {
+      shape_->graph->launch();
     } else {
       evaluate();
       advance();
@@ -339,20 +340,20 @@ class Run {
   }
 
   // Takes in where lanes stand now.
-  void arrange() {
-    arranged_ = false;
+  void update_ranges() {
+    lanes_changed_ = false;
     std::vector<Range> now = ranges();
     if (now == ranges_) return;
     ranges_ = std::move(now);
-    // A runtime may move memory when a batch grows, and recordings know where it was.
+    // A runtime may move memory when a batch grows, and graphs know where it was.
     bool grows = false;
     for (const Range& range : ranges_) {
       grows |= range.count > largest_[range.objective];
       largest_[range.objective] = std::max(largest_[range.objective], range.count);
     }
-    if (grows || shapes_.size() >= kMaxRecordings) shapes_.clear();
+    if (grows || shapes_.size() >= kMaxGraphs) shapes_.clear();
     shape_ = &shapes_[ranges_];
-    if (!shape_->recording) shape_->steps = 0;  // only steps in a row prepare a runtime
+    if (!shape_->graph) shape_->steps = 0;  // only steps in a row prepare a runtime
   }
 
   bool capturable() const {
@@ -371,55 +372,55 @@ class Run {
   void advance() {
     const int64_t lanes = ranges_.back().first + ranges_.back().count;
     if (over_batch_) device_->batch_moments(arrays_, lanes);
-    device_->observe(arrays_, lanes);
+    device_->update_status(arrays_, lanes);
     if (coupled_) device_->decide_group(arrays_, lanes);
     for (const SolverKind kind : proposing_) device_->propose(arrays_, kind, lanes);
     device_->step(arrays_, lanes);
   }
 
-  // Looks longer or less long, so that a look takes the time it should.
+  // Polls less or more often, so that a poll comes about every kSecondsPerPoll.
   void adapt(double seconds) {
-    if (seconds < kSecondsALook) {
-      look_every_ = std::min(2 * look_every_, kMaxStepsALook);
-    } else if (seconds > 4 * kSecondsALook) {
-      look_every_ = std::max<int64_t>(1, look_every_ / 2);
+    if (seconds < kSecondsPerPoll) {
+      poll_every_ = std::min(2 * poll_every_, kMaxStepsPerPoll);
+    } else if (seconds > 4 * kSecondsPerPoll) {
+      poll_every_ = std::max<int64_t>(1, poll_every_ / 2);
     }
   }
 
-  // Looks ---------------------------------------------------------------------------------------
+  // Polls ---------------------------------------------------------------------------------------
 
   // Asks for a report, and takes in the oldest one as soon as enough newer ones are on their way.
-  void look() {
+  void poll() {
     ask();
     if (static_cast<int64_t>(asked_.size()) <= reports_ahead_) return;
-    Look look = std::move(asked_.front());
+    Poll poll = std::move(asked_.front());
     asked_.pop_front();
-    look.mark->wait();
-    take_in(look);
-    free_looks_.push_back(std::move(look));
+    poll.event->wait();
+    take_in(poll);
+    free_polls_.push_back(std::move(poll));
   }
 
   void ask() {
-    Look look = std::move(free_looks_.back());
-    free_looks_.pop_back();
-    look.active = active_;
-    look.number = ++looks_;
-    device_->report(arrays_, active_, look.reports);
-    look.mark->set();
-    asked_.push_back(std::move(look));
+    Poll poll = std::move(free_polls_.back());
+    free_polls_.pop_back();
+    poll.active = active_;
+    poll.number = ++polls_;
+    device_->report(arrays_, active_, poll.reports);
+    poll.event->record();
+    asked_.push_back(std::move(poll));
   }
 
-  void take_in(const Look& look) {
+  void take_in(const Poll& poll) {
     double sum = 0.0;
     int64_t finite = 0, at_work = 0;
-    for (int64_t lane = 0; lane < look.active; ++lane) {
-      const LaneReport& report = look.reports[lane];
+    for (int64_t lane = 0; lane < poll.active; ++lane) {
+      const LaneReport& report = poll.reports[lane];
       at_work += !report.done;
       if (report.done || !std::isfinite(report.loss)) continue;
       sum += report.loss;
       ++finite;
     }
-    handle(look);
+    handle(poll);
     progress_ = {.finished = finished_,
                  .targets = targets_.count,
                  .active = at_work,
@@ -427,11 +428,11 @@ class Run {
                  .mean_loss = sum / static_cast<double>(finite)};
   }
 
-  void handle(const Look& look) {
-    for (int64_t lane = 0; lane < look.active; ++lane) {
-      const LaneReport& report = look.reports[lane];
+  void handle(const Poll& poll) {
+    for (int64_t lane = 0; lane < poll.active; ++lane) {
+      const LaneReport& report = poll.reports[lane];
       // Collected before, or asked for before the lane had what it has now.
-      if (held_[lane].row < 0 || look.number <= held_[lane].since) continue;
+      if (held_[lane].row < 0 || poll.number <= held_[lane].since) continue;
       if (report.done) {
         collect(lane, report);
         ++finished_;
@@ -444,7 +445,7 @@ class Run {
     if (reassignments_.empty()) return;
     device_->reassign(arrays_, reassignments_);
     reassignments_.clear();
-    arranged_ = true;
+    lanes_changed_ = true;
   }
 
   void collect(int64_t lane, const LaneReport& report) {
@@ -455,7 +456,7 @@ class Run {
     results_.attempts[row] = report.attempts;
     if (results_.normal_equations) results_.normal_equations[row] = report.normal_equations;
     if (results_.min_latent_error) results_.min_latent_error[row] = report.nearest;
-    std::copy_n(arrays_.outbox + lane * latent_size_, latent_size_,
+    std::copy_n(arrays_.best_latent + lane * latent_size_, latent_size_,
                 results_.latent + row * latent_size_);
     if (arrays_.trace_length) {
       std::copy_n(arrays_.trace + lane * arrays_.trace_length, arrays_.trace_length,
@@ -469,7 +470,7 @@ class Run {
   bool refill() {
     std::vector<Refill> refills;
     const auto take = [&](int64_t lane) {
-      held_[lane] = {next_, first_objective_, looks_};
+      held_[lane] = {next_, first_objective_, polls_};
       refills.push_back({lane, next_++});
     };
     const auto is_free = [this](int64_t lane) { return held_[lane].row < 0; };
@@ -492,8 +493,8 @@ class Run {
       }
     }
     if (!refills.empty()) {
-      feed_->refill(refills);
-      arranged_ = true;
+      loader_->refill(refills);
+      lanes_changed_ = true;
     }
     if (!coupled_) {
       close_gaps();
@@ -512,9 +513,9 @@ class Run {
         pairs.push_back({lane, active_});
         std::swap(held_[lane], held_[active_]);
       }
-      arranged_ = true;
+      lanes_changed_ = true;
     }
-    exchange(pairs);
+    swap_lanes(pairs);
   }
 
   // Lanes of one objective stand side by side, so that each objective sees one range.
@@ -533,15 +534,15 @@ class Run {
         pairs.push_back({front, back});
         std::swap(held_[front], held_[back]);
       }
-      exchange(pairs);
+      swap_lanes(pairs);
     }
   }
 
-  void exchange(const std::vector<LanePair>& pairs) {
+  void swap_lanes(const std::vector<LanePair>& pairs) {
     if (pairs.empty()) return;
-    device_->exchange(arrays_, pairs);
-    for (const auto& [a, b] : pairs) held_[a].since = held_[b].since = looks_;
-    arranged_ = true;
+    device_->swap_lanes(arrays_, pairs);
+    for (const auto& [a, b] : pairs) held_[a].since = held_[b].since = polls_;
+    lanes_changed_ = true;
   }
 
   void abandon() {
@@ -549,12 +550,12 @@ class Run {
     device_->step(arrays_, active_);
     // Newer than all that are on their way, and of the lanes as they are.
     while (!asked_.empty()) {
-      free_looks_.push_back(std::move(asked_.front()));
+      free_polls_.push_back(std::move(asked_.front()));
       asked_.pop_front();
     }
     ask();
-    const Look& last = asked_.back();
-    last.mark->wait();
+    const Poll& last = asked_.back();
+    last.event->wait();
     for (int64_t lane = 0; lane < active_; ++lane) {
       if (held_[lane].row >= 0) collect(lane, last.reports[lane]);
     }
@@ -571,7 +572,7 @@ class Run {
   // evaluation by the other function would cost it its gram.
   const bool solves_;
   const int64_t reports_ahead_;
-  int64_t look_every_;  // steps
+  int64_t poll_every_;  // steps
 
   std::set<SolverKind> proposing_;  // of the stages whose solvers make trials
 
@@ -579,20 +580,20 @@ class Run {
   LaneArrays arrays_{};
   std::vector<std::unique_ptr<Evaluator>> evaluators_;  // one an objective
   std::vector<bool> has_gram_;                          // one an objective
-  std::unique_ptr<Feed> feed_;
+  std::unique_ptr<TargetLoader> loader_;
   int32_t first_objective_ = 0;
 
   // A step's work depends on nothing but these: all else is in the arrays.
   struct Shape {
     int64_t steps = 0;
-    std::unique_ptr<Recording> recording;
+    std::unique_ptr<CapturedGraph> graph;
   };
   std::map<std::vector<Range>, Shape> shapes_;
   Shape* shape_ = nullptr;  // of ranges_
   std::vector<Range> ranges_;
   std::vector<int64_t> largest_;  // lanes evaluated at once so far, one an objective
-  bool arranged_ = true;          // since ranges_ was made
-  int64_t looks_ = 0;             // asked for
+  bool lanes_changed_ = true;     // since ranges_ was made
+  int64_t polls_ = 0;             // requested
 
   std::vector<Held> held_;
   int64_t active_ = 0;    // lanes [0, active_) hold targets, as far as the host knows
@@ -600,8 +601,8 @@ class Run {
   int64_t group_ = 0;     // coupled: groups started
   int64_t finished_ = 0;  // targets
   std::vector<Reassignment> reassignments_;
-  std::vector<Look> free_looks_;
-  std::deque<Look> asked_;
+  std::vector<Poll> free_polls_;
+  std::deque<Poll> asked_;
   Progress progress_;
   RunSummary summary_;
 };

@@ -26,7 +26,7 @@ PYINV_HOST_DEVICE inline double rank_of(const RunRule& rule, float loss, const M
   return loss > 0.0f ? log(static_cast<double>(loss)) + penalty : -INFINITY;
 }
 
-// Whether an observed lane has to know its latent's moments.
+// Whether an evaluated lane has to know its latent's moments.
 PYINV_HOST_DEVICE inline bool wants_moments(const RunRule& rule, const StageRule& stage) {
   return stage.penalties.moments == MomentScope::latent || rule.rank_weight > 0.0f;
 }
@@ -86,8 +86,8 @@ PYINV_HOST_DEVICE inline void begin_stage(LaneState& lane, int32_t stage) {
   lane.stage = stage;
   lane.stage_steps = 0;
   lane.unchanged = 0;
-  lane.previous_loss = lane.recorded_loss = NAN;
-  lane.recorded_rank = NAN;
+  lane.previous_loss = lane.attempt_loss = NAN;
+  lane.attempt_rank = NAN;
   lane.met = kNoStop;
   lane.trial.pending = false;
   lane.action |= kBegin;
@@ -133,17 +133,17 @@ PYINV_HOST_DEVICE inline bool restarts(const RunRule& rule, const LaneState& lan
 PYINV_HOST_DEVICE inline void end_attempt(LaneState& lane, uint8_t status) {
   if (lane.over) return;
   lane.over = true;
-  if (lane.attempts == 0 || better(status, lane.recorded_rank, lane.best_status, lane.best_rank)) {
+  if (lane.attempts == 0 || better(status, lane.attempt_rank, lane.best_status, lane.best_rank)) {
     lane.best_status = status;
-    lane.best_loss = lane.recorded_loss;
-    lane.best_rank = lane.recorded_rank;
+    lane.best_loss = lane.attempt_loss;
+    lane.best_rank = lane.attempt_rank;
     lane.action |= kKeep;
   }
   lane.attempts = lane.attempt + 1;
 }
 
 // Takes in the error of the latent that was evaluated, its mean squared difference from the truth.
-PYINV_HOST_DEVICE inline void observe_error(double error, LaneState& lane) {
+PYINV_HOST_DEVICE inline void update_nearest(double error, LaneState& lane) {
   if (!(error <= 3.402823466e38)) return;
   const float rounded = static_cast<float>(error);
   if (!(lane.nearest <= rounded)) lane.nearest = rounded;
@@ -158,8 +158,8 @@ PYINV_HOST_DEVICE inline void trace_loss(const RunRule& rule, float loss, float*
 
 // Takes in an evaluation: records it and says which stop rule it meets. The lane knows its latent's
 // moments, where they are wanted. `trace` is the lane's, or null.
-PYINV_HOST_DEVICE inline void observe(const RunRule& rule, const StageRule& stage, float loss,
-                                      bool finite, float* trace, LaneState& lane) {
+PYINV_HOST_DEVICE inline void update_status(const RunRule& rule, const StageRule& stage, float loss,
+                                            bool finite, float* trace, LaneState& lane) {
   lane.action = 0;
   lane.stop = kNoStop;
   lane.finite = finite && fabsf(loss) <= 3.402823466e38f;
@@ -168,10 +168,10 @@ PYINV_HOST_DEVICE inline void observe(const RunRule& rule, const StageRule& stag
     lane.stop = static_cast<uint8_t>(Status::non_finite);
     return;
   }
-  const bool first = lane.recorded_loss != lane.recorded_loss;
-  if (!rule.keep_best || first || loss < lane.recorded_loss) {
-    lane.recorded_loss = loss;
-    lane.recorded_rank = rank_of(rule, loss, lane.moments);
+  const bool first = lane.attempt_loss != lane.attempt_loss;
+  if (!rule.keep_best || first || loss < lane.attempt_loss) {
+    lane.attempt_loss = loss;
+    lane.attempt_rank = rank_of(rule, loss, lane.moments);
     lane.action = kRecord;
   }
   if (stage.loss_tolerance > 0 && loss <= stage.loss_tolerance) {
@@ -233,7 +233,7 @@ PYINV_HOST_DEVICE inline void follow_stop(const RunRule& rule, LaneState& lane) 
 }
 
 // The lanes of a group tie each other's losses together: they start and end every stage as one.
-// What all of them do next hangs on three questions asked of every observed lane:
+// What all of them do next hangs on three questions asked of every evaluated lane:
 struct GroupVotes {
   bool all_met;   // a stop rule in this stage
   bool any_left;  // with more stages before it

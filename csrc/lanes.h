@@ -48,11 +48,12 @@ enum LaneAction : uint8_t {
   kAccept = 64,    // accepted <- latent, its gradient and gram
   kPropose = 128,  // latent <- a trial: the accepted one and a step
   kReturn = 32,    // latent <- the accepted one: the last trial was in vain
-  kRecord = 1,     // recorded <- latent
-  kKeep = 2,       // outbox <- recorded: the best attempt so far
+  kRecord = 1,     // attempt_latent <- latent
+  kKeep = 2,       // best_latent <- attempt_latent: the best attempt so far
   kStep = 4,       // a first-order step
-  kDraw = 8,       // latent <- an attempt's first: a draw, or a hop from the outbox
-  kBegin = 16,     // recorded <- latent, the solver's numbers <- 0: a stage or an attempt begins
+  kDraw = 8,       // latent <- an attempt's first: a draw, or a hop from best_latent
+  // A stage or an attempt begins: attempt_latent <- latent, a first-order solver's vectors <- 0.
+  kBegin = 16,
 };
 
 constexpr uint8_t kNoStop = 255;  // beside the values of Status
@@ -95,7 +96,7 @@ struct LaneState {
   int32_t attempt, stage;
   int32_t objective;  // what this lane is evaluated with; it waits while its stage has another
   float previous_loss;
-  float recorded_loss;  // of the latent that the attempt would return now
+  float attempt_loss;   // of the latent that the attempt would return now
   float best_loss;      // of the best attempt so far
   int32_t attempts;     // that have ended
   uint8_t best_status;  // a Status
@@ -108,7 +109,7 @@ struct LaneState {
   float nearest;        // the lowest error of a latent so far; NaN: of none
   Moments moments;      // of the latent, where they are wanted
   // What attempts are compared by: the loss and the prior penalty.
-  double recorded_rank, best_rank;
+  double attempt_rank, best_rank;
   int64_t normal_equations;  // evaluated for this target
   LaneStep step;
   TrialState trial;
@@ -127,20 +128,20 @@ struct LaneReport {
   bool done;
 };
 
-// Everything of a run on its device. `outbox` and `trace` are read by the host as well.
+// Everything of a run on its device. `best_latent` and `trace` are read by the host as well.
 struct LaneArrays {
   const RunRule* rule;
   const StageRule* stages;
-  LaneState* state;          // [lanes]
-  float *latent, *recorded;  // [lanes, latent_size]
-  float* gradient;           // [lanes, latent_size]
-  float* gram;               // [lanes, gram_size], the accepted latent's
-  float* loss;               // [lanes]
-  float *image, *condition;  // [lanes, their size]
-  float* truth;              // [lanes, truth_size]
-  Moments* batch_moments;    // [1]
-  float* outbox;             // [lanes, latent_size]
-  float* trace;              // [lanes, trace_length]
+  LaneState* state;                // [lanes]
+  float *latent, *attempt_latent;  // [lanes, latent_size]; what the attempt would return now
+  float* gradient;                 // [lanes, latent_size]
+  float* gram;                     // [lanes, gram_size], the accepted latent's
+  float* loss;                     // [lanes]
+  float *image, *condition;        // [lanes, their size]
+  float* truth;                    // [lanes, truth_size]
+  Moments* batch_moments;          // [1]
+  float* best_latent;              // [lanes, latent_size], of the attempts that have ended
+  float* trace;                    // [lanes, trace_length]
   // What the solvers of the run's stages keep, each stage's in its turn.
   float* vectors;           // [storage.vectors, lanes, latent_size]
   uint32_t* count_vectors;  // [storage.count_vectors, lanes, latent_size]

@@ -75,7 +75,7 @@ def invert(
     lanes: int,
     coupled: bool = False,
     trace_every: int = 0,
-    look_every: int = 0,
+    poll_every: int = 0,
     progress: Callable[[dict[str, Any]], object] | None = None,
 ) -> dict[str, Any]: ...
 def draw_initial(

@@ -107,7 +107,7 @@ py::dict invert(const std::vector<const Objective*>& objectives, const std::stri
                 const std::optional<Array<float>>& initial,
                 const std::optional<Array<float>>& condition,
                 const std::optional<Array<float>>& true_latents, const Array<uint64_t>& target_ids,
-                uint64_t seed, int64_t lanes, bool coupled, int64_t trace_every, int64_t look_every,
+                uint64_t seed, int64_t lanes, bool coupled, int64_t trace_every, int64_t poll_every,
                 const py::object& progress) {
   const Prior prior = parse_prior(prior_rule);
   const Recipe recipe = parse_recipe(recipe_rule, prior).recipe;
@@ -155,7 +155,7 @@ py::dict invert(const std::vector<const Objective*>& objectives, const std::stri
                      .lanes = lanes,
                      .coupled = coupled,
                      .trace_every = trace_every,
-                     .look_every = look_every,
+                     .poll_every = poll_every,
                      .keep_going = std::ref(ticker)},
                     results);
     } catch (...) {
@@ -325,7 +325,7 @@ PYBIND11_MODULE(_core, module) {
   module.def("invert", &invert, py::kw_only(), "objectives"_a, "recipe"_a, "prior"_a, "images"_a,
              "initial"_a = py::none(), "condition"_a = py::none(), "true_latents"_a = py::none(),
              "target_ids"_a, "seed"_a, "lanes"_a, "coupled"_a = false, "trace_every"_a = 0,
-             "look_every"_a = 0, "progress"_a = py::none());
+             "poll_every"_a = 0, "progress"_a = py::none());
 
   module.def(
       "draw_initial",

@@ -26,26 +26,26 @@ struct RefillRows {
 };
 
 // Rows that one launch may take: they travel with it.
-constexpr int64_t kRowsALaunch = 32;
+constexpr int64_t kRowsPerLaunch = 32;
 
 // refill: the target's rows into the lane's, its first latent, no moments.
 void refill_cpu(const LaneArrays& lanes, std::span<const RefillRows> rows);
 void refill_cuda(const LaneArrays& lanes, std::span<const RefillRows> rows, CudaStream stream);
 
-// arrange: two lanes change places, in everything but loss and gradient; no lane twice in a call.
-// And lanes get another objective.
-void exchange_cpu(const LaneArrays& lanes, std::span<const LanePair> pairs);
-void exchange_cuda(const LaneArrays& lanes, std::span<const LanePair> pairs, CudaStream stream);
+// swap_lanes: two lanes change places, in everything but loss and gradient; no lane twice in a
+// call. reassign: lanes get another objective.
+void swap_lanes_cpu(const LaneArrays& lanes, std::span<const LanePair> pairs);
+void swap_lanes_cuda(const LaneArrays& lanes, std::span<const LanePair> pairs, CudaStream stream);
 void reassign_cpu(const LaneArrays& lanes, std::span<const Reassignment> reassignments);
 void reassign_cuda(const LaneArrays& lanes, std::span<const Reassignment> reassignments,
                    CudaStream stream);
 
-// observe: how near the latent is to the truth, if that is known; are loss and gradient finite,
-// which stop rule is met, and, for lanes on their own, what follows.
-void observe_cpu(const LaneArrays& lanes, int64_t active);
-void observe_cuda(const LaneArrays& lanes, int64_t active, CudaStream stream);
+// update_status: how near the latent is to the truth, if that is known; are loss and gradient
+// finite, which stop rule is met, and, for lanes on their own, what follows.
+void update_status_cpu(const LaneArrays& lanes, int64_t active);
+void update_status_cuda(const LaneArrays& lanes, int64_t active, CudaStream stream);
 
-// group: what follows for coupled lanes that have been observed.
+// group: what follows for coupled lanes that were evaluated.
 void decide_group_cpu(const LaneArrays& lanes, int64_t active);
 void decide_group_cuda(const LaneArrays& lanes, int64_t active, CudaStream stream);
 

@@ -7,7 +7,7 @@ namespace pyinv {
 namespace {
 
 constexpr unsigned kMaxThreads = 256;  // a power of two, as every block's are
-constexpr int64_t kValuesAThread = 8;
+constexpr int64_t kValuesPerThread = 8;
 
 // Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample
 // variances" (1979): nothing cancels, however far the mean is from 0.
@@ -75,7 +75,7 @@ void batch_moments_cuda(const LaneArrays& lanes, int64_t active, PartialMoments*
   if (count == 0) return;
   const unsigned threads = threads_for(count, kMaxThreads);
   const int64_t blocks =
-      std::min<int64_t>(blocks_for(count, threads * kValuesAThread), kMomentsScratch);
+      std::min<int64_t>(blocks_for(count, threads * kValuesPerThread), kMomentsScratch);
   launch("partial moments kernel", partial_moments_kernel, dim3(static_cast<unsigned>(blocks)),
          threads, stream, static_cast<const float*>(lanes.latent), count, scratch);
   launch("moments kernel", merge_moments_kernel, dim3(1), threads_for(blocks, kMaxThreads), stream,

@@ -23,7 +23,7 @@ void refill_cpu(const LaneArrays& lanes, std::span<const RefillRows> rows) {
           row.initial ? row.initial[i] : first_latent(rule, row.id, static_cast<uint32_t>(i));
       latent[i] = within_bounds(lanes.stages[0], z);
     }
-    std::copy_n(latent, d, lanes.recorded + lane * d);
+    std::copy_n(latent, d, lanes.attempt_latent + lane * d);
     if (!lanes.stages[0].makes_trials) {
       const FirstOrderRows rows = first_order_rows(lanes, lane * d);
       std::fill_n(rows.m, d, 0.0f);

@@ -9,10 +9,10 @@ namespace {
 
 constexpr unsigned kThreads = 256;
 // Blocks that share a row: long rows (images) want several, and all lanes may come at once.
-constexpr int64_t kMaxBlocksARow = 16;
+constexpr int64_t kMaxBlocksPerRow = 16;
 
 struct RowsOfLaunch {
-  RefillRows row[kRowsALaunch];
+  RefillRows row[kRowsPerLaunch];
 };
 
 // Block (x, y) does a part of row y.
@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(kThreads)
     const float z = within_bounds(
         lanes.stages[0],
         row.initial ? row.initial[i] : first_latent(rule, row.id, static_cast<uint32_t>(i)));
-    lanes.latent[k] = lanes.recorded[k] = z;
+    lanes.latent[k] = lanes.attempt_latent[k] = z;
     if (!lanes.stages[0].makes_trials) {
       const FirstOrderRows rows = first_order_rows(lanes, k);
       *rows.m = *rows.v = 0.0f;
@@ -64,9 +64,9 @@ void refill_cuda(const LaneArrays& lanes, std::span<const RefillRows> rows, Cuda
   const int64_t longest =
       std::max({lanes.image_size, lanes.condition_size, lanes.latent_size, lanes.trace_length});
   const unsigned width =
-      blocks_for(std::min<int64_t>(longest, kMaxBlocksARow * kThreads), kThreads);
+      blocks_for(std::min<int64_t>(longest, kMaxBlocksPerRow * kThreads), kThreads);
   while (!rows.empty()) {
-    const auto now = rows.first(std::min<size_t>(rows.size(), kRowsALaunch));
+    const auto now = rows.first(std::min<size_t>(rows.size(), kRowsPerLaunch));
     rows = rows.subspan(now.size());
     RowsOfLaunch list{};
     std::copy(now.begin(), now.end(), list.row);

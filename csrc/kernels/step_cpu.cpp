@@ -8,6 +8,7 @@ namespace {
 
 // What nearly every lane does at nearly every step; `act` without its choices. The rules are
 // copies, which no write to a latent can change as far as a compiler knows.
+template <class FirstOrder>
 void step_lane(const LaneArrays& lanes, int64_t lane) {
   const LaneState& state = lanes.state[lane];
   const StepRule rule = lanes.stages[state.stage].step;
@@ -16,26 +17,25 @@ void step_lane(const LaneArrays& lanes, int64_t lane) {
   float* latent = lanes.latent + first;
   const float* gradient = lanes.gradient + first;
   const FirstOrderRows rows = first_order_rows(lanes, first);
-  if (state.action & kRecord) std::copy_n(latent, d, lanes.recorded + first);
-  Solvers::visit(rule.solver, [=](auto solver) {
-    if constexpr (!solver.kMakesTrials) {
-      for (int64_t i = 0; i < d; ++i) {
-        const float g = penalised(rule, step, gradient[i], latent[i]);
-        solver.move(rule, step, g, latent[i], rows.m[i], rows.v[i], rows.reset_step[i]);
-        constrain_step(rule, step, static_cast<uint32_t>(i), latent[i], rows.m[i], rows.v[i],
-                       rows.reset_step[i]);
-      }
-    }
-  });
+  if (state.action & kRecord) std::copy_n(latent, d, lanes.attempt_latent + first);
+  for (int64_t i = 0; i < d; ++i) {
+    const float g = penalised(rule, step, gradient[i], latent[i]);
+    FirstOrder::move(rule, step, g, latent[i], rows.m[i], rows.v[i], rows.reset_step[i]);
+    constrain_step(rule, step, static_cast<uint32_t>(i), latent[i], rows.m[i], rows.v[i],
+                   rows.reset_step[i]);
+  }
 }
 
 }  // namespace
 
 void step_cpu(const LaneArrays& lanes, int64_t active) {
   for (int64_t lane = 0; lane < active; ++lane) {
-    const uint8_t action = lanes.state[lane].action;
+    const LaneState& state = lanes.state[lane];
+    const uint8_t action = state.action;
     if ((action & ~kRecord) == kStep) {
-      step_lane(lanes, lane);
+      Solvers::visit(lanes.stages[state.stage].step.solver, [&](auto solver) {
+        if constexpr (!solver.kMakesTrials) step_lane<decltype(solver)>(lanes, lane);
+      });
     } else if (action) {
       for (int64_t i = 0; i < lanes.latent_size; ++i) act<1>(lanes, lane, i);
     }

@@ -13,10 +13,10 @@ __global__ void __launch_bounds__(kThreads)
     step_kernel(const __grid_constant__ LaneArrays lanes, uint64_t threads) {
   const uint64_t thread = uint64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (thread >= threads) return;
-  const uint64_t threads_a_lane = static_cast<uint64_t>(lanes.latent_size) / kWidth;
-  const uint64_t lane = thread / threads_a_lane;
+  const uint64_t threads_per_lane = static_cast<uint64_t>(lanes.latent_size) / kWidth;
+  const uint64_t lane = thread / threads_per_lane;
   act<kWidth>(lanes, static_cast<int64_t>(lane),
-              static_cast<int64_t>(thread - lane * threads_a_lane) * kWidth);
+              static_cast<int64_t>(thread - lane * threads_per_lane) * kWidth);
 }
 
 template <int kWidth>

@@ -174,7 +174,7 @@ Session make_session(const fs::path& file, const RuntimeOptions& runtime) {
   const SessionOptions options = make_session_options(runtime, subject);
   const auto exclusive = runtime.device->exclusive();
   // Opening one waits for the whole GPU, which CUDA forbids while any stream's work is recorded.
-  std::unique_lock recording(recording_mutex, std::defer_lock);
+  std::unique_lock recording(capture_mutex, std::defer_lock);
   if (runtime.device->kind() == DeviceKind::cuda) recording.lock();
   OrtSession* session = nullptr;
   check(CreateSession(api(), environment(), file.c_str(), options.get(), &session), subject);

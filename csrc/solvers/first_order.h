@@ -30,7 +30,7 @@ struct FirstOrderSolver {
 
   PYINV_HOST_DEVICE static void take_in(const RunRule& rule, const StageRule& stage, float loss,
                                         bool finite, float* trace, LaneState& lane) {
-    observe(rule, stage, loss, finite, trace, lane);
+    update_status(rule, stage, loss, finite, trace, lane);
   }
 };
 

@@ -59,7 +59,7 @@ struct Lbfgs : TrialSolver {
     if (!lane.trial.pending || (finite && fabsf(loss) <= 3.402823466e38f && falls)) {
       state.length = 1.0;
       state.rejected = 0;
-      observe(rule, stage, loss, finite, trace, lane);
+      update_status(rule, stage, loss, finite, trace, lane);
       if (lane.stop == kNoStop) lane.action |= kAccept | kPropose;
       return;
     }

@@ -55,7 +55,7 @@ struct LevenbergMarquardt : TrialSolver {
       ++lane.normal_equations;
       if (lane.previous_loss != lane.previous_loss) {
         damping = stage.solver.damping;
-        observe(rule, stage, loss, finite, trace, lane);
+        update_status(rule, stage, loss, finite, trace, lane);
       } else {
         // The latent is known: as a trial it was accepted, and its loss, from the same function
         // that the next trial's comes from, stays.
@@ -76,7 +76,7 @@ struct LevenbergMarquardt : TrialSolver {
       }
       damping = fmin(fmax(damping, kMinDamping), kMaxDamping);
       lane.trial.pending = false;
-      observe(rule, stage, loss, true, trace, lane);
+      update_status(rule, stage, loss, true, trace, lane);
       return;
     }
     damping = fmax(damping * stage.solver.damping_up, kMinDamping);

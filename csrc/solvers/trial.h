@@ -9,12 +9,12 @@
 //                                        accepts or rejects what was evaluated; `finite`: all of it
 //                                        but the loss
 //   storage(settings)                    its arrays, with kAcceptedVectors first
-//   workers(latent_size)                 how many a team of its may use
+//   workers(latent_size)                 how many workers a team may have
 //   scratch(latent_size, near_bytes)     a team's memory
 //   propose(team, lanes, lane, near, far)
 //                                        takes over an accepted latent, and puts the next trial
 //                                        in its place
-//   problem(settings, latent_size)       why the settings cannot be, or nothing
+//   problem(settings, latent_size)       what is wrong with the settings, or nothing
 #pragma once
 
 #include <cmath>
@@ -26,8 +26,8 @@
 
 namespace pyinv {
 
-// Doubles that a team needs while it works at a lane. On a GPU near memory is shared by a block's
-// threads, who have `near_bytes` of it, and far memory is the GPU's.
+// Doubles that a team needs while it works on a lane. On a GPU, near memory is the block's shared
+// memory, of which there are `near_bytes`, and far memory is the GPU's.
 struct Scratch {
   int64_t near = 0, far = 0;
 };
@@ -112,10 +112,10 @@ PYINV_DEVICE void accept(const Team& team, const LaneArrays& lanes, int64_t lane
                          const Accepted& accepted) {
   const int64_t first = lane * lanes.latent_size;
   const float *latent = lanes.latent + first, *gradient = lanes.gradient + first;
-  float* recorded = lanes.recorded + first;
+  float* attempt = lanes.attempt_latent + first;
   const bool record = lanes.state[lane].action & kRecord;
   team.for_each(accepted.size, [=](int64_t i) {
-    if (record) recorded[i] = latent[i];
+    if (record) attempt[i] = latent[i];
     accepted.latent[i] = latent[i];
     accepted.gradient[i] = gradient[i];
   });

@@ -75,7 +75,7 @@ PYINV_HOST_DEVICE inline Bend bend_of(const float* latent, int64_t d) {
   return bend;
 }
 
-// The Gauss-Newton Hessian, 2/d J^T J.
+// The gram, 2/d J^T J.
 PYINV_HOST_DEVICE inline void write_gram(Loss kind, const float* latent, const float* difference,
                                          float image, int64_t d, float* gram) {
   const float share = 2.0f / static_cast<float>(d);
@@ -446,7 +446,7 @@ void test_rules(const std::shared_ptr<Device>& gpu) {
             c.options = {.seed = 1 + number,
                          .lanes = one_of(1, 2, 3, 5, 8, 33),
                          .trace_every = one_of(0, 1, 3),
-                         .look_every = one_of(0, 1, 3)};
+                         .poll_every = one_of(0, 1, 3)};
             c.manner.capturable = one_of(true, true, false);
             compare_devices(gpu, c);
           }
@@ -509,7 +509,7 @@ Case searching_case(int64_t lanes, int64_t count) {
 void test_lanes(const std::shared_ptr<Device>& gpu) {
   for (int64_t lanes = 1; lanes <= 33; ++lanes) {
     Case c = uneven_case(lanes, lanes % 3 ? 70 : lanes + 1);
-    c.options.look_every = lanes % 4;
+    c.options.poll_every = lanes % 4;
     c.name = std::to_string(lanes) + " lanes";
     set_pace(static_cast<uint32_t>(lanes));
     compare_devices(gpu, c);
@@ -595,7 +595,7 @@ void test_solving(const std::shared_ptr<Device>& gpu) {
     c.options = {.seed = 1 + number,
                  .lanes = one_of(1, 2, 3, 5, 8, 33),
                  .trace_every = one_of(0, 1, 3),
-                 .look_every = one_of(0, 1, 3)};
+                 .poll_every = one_of(0, 1, 3)};
     c.manner.capturable = one_of(true, false);
     const bool only_solves = std::all_of(
         c.recipe.stages.begin(), c.recipe.stages.end(),
@@ -621,7 +621,7 @@ void test_solving(const std::shared_ptr<Device>& gpu) {
                                              std::to_string(in_vain) + " are not");
 
   // Matrices in shared memory, up to what a block of the emulator has, and beyond it.
-  for (const int64_t size : {33, 155, 156, 512}) {
+  for (const int64_t size : {33, 155, 156, 157, 512}) {
     Case c;
     c.name = "solving for " + std::to_string(size);
     set_pace(static_cast<uint32_t>(size));
@@ -692,7 +692,7 @@ void test_searching(const std::shared_ptr<Device>& gpu) {
     c.options = {.seed = 1 + number,
                  .lanes = one_of(1, 2, 3, 5, 8),
                  .trace_every = one_of(0, 1, 3),
-                 .look_every = one_of(0, 1, 3)};
+                 .poll_every = one_of(0, 1, 3)};
     c.manner.capturable = one_of(true, false);
     const Outcome cpu = run_on(cpu_device(), c);
     compare(c, run_on(gpu, c), cpu);
@@ -784,7 +784,7 @@ void test_cancel(const std::shared_ptr<Device>& gpu) {
     const int looks = number / 2 * (solving ? 3 : 1);
     Case c = solving ? solving_case(3, 12) : uneven_case(3, 12);
     if (!solving) c.losses[0] = Loss::quadratic;
-    c.options.look_every = 1 + looks % 3;
+    c.options.poll_every = 1 + looks % 3;
     c.options.trace_every = 0;
     c.name = "cancelled at look " + std::to_string(looks) + (solving ? ", solving" : "");
     set_pace(static_cast<uint32_t>(looks));
@@ -849,7 +849,7 @@ void test_manners(const std::shared_ptr<Device>& gpu) {
     c = make_case(5, 20);
     c.name = "an objective that throws at evaluation " + std::to_string(at);
     c.manner.throws_at = at;
-    c.options.look_every = 1;
+    c.options.poll_every = 1;
     Outcome cut;
     std::string what;
     try {

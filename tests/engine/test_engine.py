@@ -934,23 +934,23 @@ def test_two_runs_give_the_same_bits(engine):
 
 
 @pytest.mark.parametrize("lanes", [1, 3, 4])
-@pytest.mark.parametrize("look_every", [1, 3, 40])
-def test_looking_seldom_changes_nothing(engine, look_every, lanes):
+@pytest.mark.parametrize("poll_every", [1, 3, 40])
+def test_looking_seldom_changes_nothing(engine, poll_every, lanes):
     # Targets that converge, stall, change their objective, restart or run to the end.
     stages = tuple(replace(stage, loss_tolerance=0.03) for stage in TWO_STAGES)
     method = recipe(*stages, restarts=2, keep="best")
     objectives, images = [PERCEPTRON, OTHER], distant_images(13)
     options = {"use": (0, 1), "lanes": lanes, "trace_every": 5, "seed": 4}
     options["true_latents"] = some_latents(13, 5)
-    looked = engine(objectives, method, Uniform(), images, look_every=look_every, **options)
+    looked = engine(objectives, method, Uniform(), images, poll_every=poll_every, **options)
     expected = twin(objectives, method, Uniform(), images, **options)
     assert_agree(looked, expected, engine.device)
     assert len(set(expected.status)) > 1
     assert len(set(expected.attempts)) > 1
 
 
-@pytest.mark.parametrize("look_every", [1, 3, 40])
-def test_looking_seldom_at_groups_changes_nothing(engine, look_every):
+@pytest.mark.parametrize("poll_every", [1, 3, 40])
+def test_looking_seldom_at_groups_changes_nothing(engine, poll_every):
     first = Stage(GENTLE_SOLVERS["adam"], max_steps=15, loss_tolerance=0.02)
     second = replace(first, penalties=(MomentPenalty(0.2, 0.2),), max_steps=11)
     method = recipe(first, second, restarts=1, keep="best")
@@ -961,7 +961,7 @@ def test_looking_seldom_at_groups_changes_nothing(engine, look_every):
         "trace_every": 4,
         "true_latents": some_latents(10, 5),
     }
-    looked = engine(*arguments, look_every=look_every, **options)
+    looked = engine(*arguments, poll_every=poll_every, **options)
     assert_agree(looked, twin(*arguments, **options), engine.device)
 
 
@@ -978,7 +978,7 @@ def test_cancelling_between_looks_keeps_what_was_found(engine):
             raise KeyboardInterrupt
 
     stage = replace(HALVING, max_steps=12)
-    options = {"lanes": 2, "seed": 8, "look_every": 10, "progress": progress}
+    options = {"lanes": 2, "seed": 8, "poll_every": 10, "progress": progress}
     options["true_latents"] = reference.draw_initial(Uniform().describe(), 8, range(9), 0, 2)
     result = engine([quadratic], recipe(stage), Uniform(), images, **options)
     assert result["cancelled"]

@@ -459,7 +459,7 @@ VARIATIONS = {
     "64 lanes": {"lanes": 64},
     "three at once": {"most_at_once": 3},
     "two threads": {"threads": 2},
-    "seldom looked at": {"look_every": 40},
+    "seldom looked at": {"poll_every": 40},
 }
 
 

@@ -587,7 +587,7 @@ VARIATIONS = {
     "one at once": {"most_at_once": 1},
     "three at once": {"most_at_once": 3},
     "two threads": {"threads": 2},
-    "seldom looked at": {"look_every": 40},
+    "seldom looked at": {"poll_every": 40},
 }
 
 

@@ -50,7 +50,7 @@ class Engine:
         lanes: int = 4,
         coupled: bool = False,
         trace_every: int = 0,
-        look_every: int = 0,
+        poll_every: int = 0,
         progress: Any = None,
         threads: int = 1,
         most_at_once: int = 0,
@@ -70,7 +70,7 @@ class Engine:
             lanes=lanes,
             coupled=coupled,
             trace_every=trace_every,
-            look_every=look_every,
+            poll_every=poll_every,
             progress=progress,
         )
 
@@ -135,7 +135,7 @@ def both(
     )
     result = engine(*arguments, **options)
     # The twin has none of these.
-    for name in ("look_every", "threads", "most_at_once"):
+    for name in ("poll_every", "threads", "most_at_once"):
         options.pop(name, None)
     newton = any(isinstance(stage.solver, LBFGS) for stage in recipe.stages)
     expected = twin(*arguments, **options)

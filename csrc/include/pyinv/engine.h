@@ -49,11 +49,11 @@ struct RunOptions {
   int64_t lanes = 64;
   bool coupled = false;     // the objective itself ties the lanes of a batch together
   int64_t trace_every = 0;  // 0: no trace
-  // Steps between two looks at what has become of the lanes; lanes that have finished wait for one.
-  // 0: one on the CPU, about 10 ms' worth on a GPU. A run that solves normal equations looks at
-  // every step, whatever this says.
-  int64_t look_every = 0;
-  std::function<bool(const Progress&)> keep_going;  // called at every look; false cancels
+  // Steps between two polls of the lanes' status; lanes that have finished wait for one. 0: one on
+  // the CPU, about 10 ms' worth on a GPU. A run that solves normal equations polls after every
+  // step, whatever this says.
+  int64_t poll_every = 0;
+  std::function<bool(const Progress&)> keep_going;  // called at every poll; false cancels
 };
 
 struct RunSummary {

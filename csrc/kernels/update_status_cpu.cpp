@@ -39,7 +39,7 @@ double mean_squared_difference(const float* a, const float* b, int64_t count) {
 
 }  // namespace
 
-void observe_cpu(const LaneArrays& lanes, int64_t active) {
+void update_status_cpu(const LaneArrays& lanes, int64_t active) {
   const RunRule& rule = *lanes.rule;
   for (int64_t i = 0; i < active; ++i) {
     LaneState& lane = lanes.state[i];
@@ -52,7 +52,7 @@ void observe_cpu(const LaneArrays& lanes, int64_t active) {
     if (trace && lane.attempt_steps == 0) std::fill_n(trace, lanes.trace_length, NAN);
     if (lanes.truth_size) {
       const int64_t first = i * lanes.latent_size;
-      observe_error(
+      update_nearest(
           mean_squared_difference(lanes.latent + first, lanes.truth + first, lanes.latent_size),
           lane);
     }

@@ -8,14 +8,14 @@ namespace pyinv {
 namespace {
 
 constexpr unsigned kThreads = 256;
-constexpr int64_t kMaxBlocksAPair = 16;
+constexpr int64_t kMaxBlocksPerPair = 16;
 
 struct PairsOfLaunch {
-  LanePair pair[kRowsALaunch];
+  LanePair pair[kRowsPerLaunch];
 };
 
 struct ReassignmentsOfLaunch {
-  Reassignment lane[kRowsALaunch];
+  Reassignment lane[kRowsPerLaunch];
 };
 
 // Swaps what of two rows falls to this block.
@@ -47,13 +47,13 @@ __device__ void swap_vectors(T* arrays, int64_t count, const LaneArrays& lanes,
 
 // Block (x, y) does a part of pair y.
 __global__ void __launch_bounds__(kThreads)
-    exchange_kernel(const __grid_constant__ LaneArrays lanes,
-                    const __grid_constant__ PairsOfLaunch pairs) {
+    swap_lanes_kernel(const __grid_constant__ LaneArrays lanes,
+                      const __grid_constant__ PairsOfLaunch pairs) {
   const LanePair& pair = pairs.pair[blockIdx.y];
   swap_rows(lanes.state, 1, pair);
   swap_rows(lanes.latent, lanes.latent_size, pair);
-  swap_rows(lanes.recorded, lanes.latent_size, pair);
-  swap_rows(lanes.outbox, lanes.latent_size, pair);
+  swap_rows(lanes.attempt_latent, lanes.latent_size, pair);
+  swap_rows(lanes.best_latent, lanes.latent_size, pair);
   swap_rows(lanes.gram, lanes.gram_size, pair);
   swap_vectors(lanes.vectors, lanes.storage.vectors, lanes, pair);
   swap_vectors(lanes.count_vectors, lanes.storage.count_vectors, lanes, pair);
@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(kThreads)
   swap_rows(lanes.trace, lanes.trace_length, pair);
 }
 
-__global__ void __launch_bounds__(kRowsALaunch)
+__global__ void __launch_bounds__(kRowsPerLaunch)
     reassign_kernel(const __grid_constant__ LaneArrays lanes,
                     const __grid_constant__ ReassignmentsOfLaunch list) {
   const Reassignment& change = list.lane[threadIdx.x];
@@ -73,17 +73,17 @@ __global__ void __launch_bounds__(kRowsALaunch)
 
 }  // namespace
 
-void exchange_cuda(const LaneArrays& lanes, std::span<const LanePair> pairs, CudaStream stream) {
+void swap_lanes_cuda(const LaneArrays& lanes, std::span<const LanePair> pairs, CudaStream stream) {
   const int64_t longest = std::max({lanes.image_size, lanes.condition_size, lanes.trace_length,
                                     lanes.gram_size, lanes.storage.vectors * lanes.latent_size});
   const unsigned width =
-      blocks_for(std::min<int64_t>(longest, kMaxBlocksAPair * kThreads), kThreads);
+      blocks_for(std::min<int64_t>(longest, kMaxBlocksPerPair * kThreads), kThreads);
   while (!pairs.empty()) {
-    const auto now = pairs.first(std::min<size_t>(pairs.size(), kRowsALaunch));
+    const auto now = pairs.first(std::min<size_t>(pairs.size(), kRowsPerLaunch));
     pairs = pairs.subspan(now.size());
     PairsOfLaunch list{};
     std::copy(now.begin(), now.end(), list.pair);
-    launch("exchange kernel", exchange_kernel, dim3(width, static_cast<unsigned>(now.size())),
+    launch("swap lanes kernel", swap_lanes_kernel, dim3(width, static_cast<unsigned>(now.size())),
            kThreads, stream, lanes, list);
   }
 }
@@ -91,7 +91,7 @@ void exchange_cuda(const LaneArrays& lanes, std::span<const LanePair> pairs, Cud
 void reassign_cuda(const LaneArrays& lanes, std::span<const Reassignment> reassignments,
                    CudaStream stream) {
   while (!reassignments.empty()) {
-    const auto now = reassignments.first(std::min<size_t>(reassignments.size(), kRowsALaunch));
+    const auto now = reassignments.first(std::min<size_t>(reassignments.size(), kRowsPerLaunch));
     reassignments = reassignments.subspan(now.size());
     ReassignmentsOfLaunch list{};
     std::copy(now.begin(), now.end(), list.lane);

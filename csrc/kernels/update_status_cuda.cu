@@ -36,7 +36,7 @@ __device__ double mean_squared_difference(const float* a, const float* b, int64_
 
 // A block a lane. The threads share out its rows; the first one runs the rule.
 __global__ void __launch_bounds__(kMaxThreads)
-    observe_kernel(const __grid_constant__ LaneArrays lanes) {
+    update_status_kernel(const __grid_constant__ LaneArrays lanes) {
   __shared__ double shared[kMaxThreads];
   const int64_t i = blockIdx.x;
   const int64_t d = lanes.latent_size;
@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(kMaxThreads)
   finite = __syncthreads_and(finite);
   if (threadIdx.x > 0) return;
   if (by_moments) lane.moments = moments;
-  if (lanes.truth_size) observe_error(error, lane);
+  if (lanes.truth_size) update_nearest(error, lane);
   take_in(rule, stage, lanes.loss[i], finite, trace, lane);
   if (!rule.coupled) decide(rule, stage, lanes.loss[i], lane);
 }
@@ -110,9 +110,9 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-void observe_cuda(const LaneArrays& lanes, int64_t active, CudaStream stream) {
+void update_status_cuda(const LaneArrays& lanes, int64_t active, CudaStream stream) {
   if (active == 0) return;
-  launch("observe kernel", observe_kernel, dim3(blocks_for(active, 1)),
+  launch("update status kernel", update_status_kernel, dim3(blocks_for(active, 1)),
          threads_for(lanes.latent_size, kMaxThreads), stream, lanes);
 }
 

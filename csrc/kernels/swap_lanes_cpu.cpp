@@ -4,14 +4,14 @@
 
 namespace pyinv {
 
-void exchange_cpu(const LaneArrays& lanes, std::span<const LanePair> pairs) {
+void swap_lanes_cpu(const LaneArrays& lanes, std::span<const LanePair> pairs) {
   const int64_t d = lanes.latent_size;
   for (const auto& [a, b] : pairs) {
     std::swap(lanes.state[a], lanes.state[b]);
     const auto swap_rows = [a = a, b = b](auto* rows, int64_t size) {
       std::swap_ranges(rows + a * size, rows + (a + 1) * size, rows + b * size);
     };
-    for (float* rows : {lanes.latent, lanes.recorded, lanes.outbox}) swap_rows(rows, d);
+    for (float* rows : {lanes.latent, lanes.attempt_latent, lanes.best_latent}) swap_rows(rows, d);
     swap_rows(lanes.gram, lanes.gram_size);
     for (int64_t i = 0; i < lanes.storage.vectors; ++i) {
       swap_rows(lanes.vectors + i * lanes.lanes * d, d);

@@ -18,6 +18,10 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr int64_t kMaxRestarts = (int64_t{1} << 12) - 1;
 constexpr int64_t kMaxSteps = (int64_t{1} << 32) - 1;
 
+// The ranges are checked here and in pyinv's dataclasses. Neither can do without: a C++ program
+// reads recipes that no Python has seen, and in Python a rule has to be refused where it is made,
+// in the names that Python has for it, before there is any JSON. tests/test_rules_json.py holds the
+// two against each other.
 struct Range {
   double low = -kInfinity, high = kInfinity;
   bool open_low = false, open_high = false;  // the bound itself is out of the range

@@ -16,7 +16,10 @@ RuleT = TypeVar("RuleT", bound="Rule")
 
 
 class Rule:
-    """A frozen dataclass that the engine has a struct of the same name for."""
+    """A frozen dataclass that the engine has a struct of the same name for.
+
+    The engine checks the same ranges once more as it reads JSON (csrc/rules.cpp says why).
+    """
 
     @classmethod
     def kind(cls) -> str:

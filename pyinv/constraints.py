@@ -174,7 +174,7 @@ class LogisticCutoff(Constraint):
         a: steepness, above 0. The paper tries 2, 3 and 4.
         b: the distance at which p is one half, in standard deviations, at least 0. The paper tries
             2, 2.5 and 3.
-        horizon: E, at least 1; None takes the stage's ``max_steps``.
+        horizon: E, 1 to 2^32 - 1; None takes the stage's ``max_steps``.
 
     Needs a normal prior.
 
@@ -189,7 +189,7 @@ class LogisticCutoff(Constraint):
         self._number("a", above=0.0)
         self._number("b", at_least=0.0)
         if self.horizon is not None:
-            self._count("horizon", at_least=1)
+            self._count("horizon", at_least=1, at_most=2**32 - 1)
 
     def fit(self, prior: Prior, *, max_steps: int) -> LogisticCutoff:
         _need_normal(self, prior)
@@ -210,7 +210,7 @@ class TruncatedNormalCutoff(Constraint):
 
     Args:
         a: the cutoff in standard deviations, above 0. The paper tries 2.5, 2.75, 3, 3.25 and 3.5.
-        horizon: E, at least 1; None takes the stage's ``max_steps``.
+        horizon: E, 1 to 2^32 - 1; None takes the stage's ``max_steps``.
 
     Needs a normal prior.
 
@@ -223,7 +223,7 @@ class TruncatedNormalCutoff(Constraint):
     def __post_init__(self) -> None:
         self._number("a", above=0.0)
         if self.horizon is not None:
-            self._count("horizon", at_least=1)
+            self._count("horizon", at_least=1, at_most=2**32 - 1)
 
     def fit(self, prior: Prior, *, max_steps: int) -> TruncatedNormalCutoff:
         _need_normal(self, prior)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,12 @@ from pyinv.constraints import (
     StochasticClip,
     TruncatedNormalCutoff,
 )
+from pyinv.errors import RuleError
 from pyinv.penalties import MomentPenalty, PriorPenalty
 from pyinv.priors import Normal, Uniform
 from pyinv.recipes import Recipe, Stage
 from pyinv.solvers import (
+    LBFGS,
     Adam,
     Constant,
     Cosine,
@@ -233,6 +236,7 @@ STAGES = [
     (NORMAL, Stage(Adam(0.1), TruncatedNormalCutoff(2.5, 9), (PriorPenalty(0.1, True),))),
     (NORMAL, Stage(LevenbergMarquardt(), penalties=(PriorPenalty(2, relative=True),))),
     (UNIFORM, Stage(LevenbergMarquardt(1e9, 1.5, 0.999), Clip(), loss="whitened")),
+    (NORMAL, Stage(LBFGS(7, 0.2), penalties=(PriorPenalty(2),))),
 ]
 
 
@@ -255,6 +259,49 @@ def rules_in(described: Any) -> list[dict[str, Any]]:
     if isinstance(described, dict):
         return [described, *rules_in(list(described.values()))]
     return []
+
+
+FLOATS = (-1.0, 0.0, 1e-60, 0.5, 1.0, 1.5, 1e39)
+INTEGERS = (-1, 0, 1, 1000, 1001, 2**32 - 1, 2**32)
+
+
+def with_number(rule: Any, path: tuple[Any, ...], number: float) -> Any:
+    """The rule with one of its numbers replaced; the path is of fields and places in tuples."""
+    if not path:
+        return number
+    if isinstance(rule, tuple):
+        return tuple(
+            with_number(item, path[1:], number) if i == path[0] else item
+            for i, item in enumerate(rule)
+        )
+    return replace(rule, **{path[0]: with_number(getattr(rule, path[0]), path[1:], number)})
+
+
+def numbers_in(described: Any, path: tuple[Any, ...] = ()) -> list[tuple[tuple[Any, ...], Any]]:
+    if isinstance(described, dict | list):
+        items = described.items() if isinstance(described, dict) else enumerate(described)
+        return [found for key, item in items for found in numbers_in(item, (*path, key))]
+    is_number = isinstance(described, int | float) and not isinstance(described, bool)
+    return [(path, described)] if is_number else []
+
+
+@pytest.mark.parametrize(("prior", "stage"), STAGES, ids=str)
+def test_python_and_the_engine_take_the_same_numbers(prior, stage) -> None:
+    described = stage.describe()
+    for path, value in numbers_in(described):
+        for number in FLOATS if isinstance(value, float) else INTEGERS:
+            try:
+                changed = Recipe("r", with_number(stage, path, number)).fit(prior).describe()
+                taken = True
+            except RuleError:
+                changed = {"stages": [json.loads(json.dumps(described))]}
+                *owners, name = path
+                rule = changed["stages"][0]
+                for owner in owners:
+                    rule = rule[owner]
+                rule[name] = number
+                taken = False
+            assert (read(prior.describe(), changed) == RIGHT) == taken, (path, number)
 
 
 FITS = {"lipton": (Uniform,), "egan": (Normal,)}

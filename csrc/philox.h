@@ -1,7 +1,7 @@
 // Philox4x32-10, the counter-based generator of Salmon et al., "Parallel random numbers: as easy as
 // 1, 2, 3" (SC 2011), and the one place that says what its counter means here.
 //
-// A draw is a pure function of (seed, target, restart, update, component, purpose). Lane, batch
+// A draw is a pure function of (seed, target, restart, step, component, purpose). Lane, batch
 // size, thread and device do not enter, so the same target gets the same draws however a call is
 // split. Rounding: integers and uniforms are exact on every device; every product-and-sum that is
 // meant to round once is written as fmaf.
@@ -44,7 +44,7 @@ PYINV_HOST_DEVICE inline PhiloxWords philox4x32_10(PhiloxWords counter, uint32_t
 
 enum class DrawPurpose : uint32_t { initial = 0, resample = 1 };
 
-// Who draws; with an update number and a component it names one draw.
+// Who draws; with the number of a step and a component it names one draw.
 struct DrawKey {
   uint64_t seed;
   uint64_t target;   // below 2^48
@@ -52,10 +52,10 @@ struct DrawKey {
 };
 
 PYINV_HOST_DEVICE inline PhiloxWords draw_words(const DrawKey& key, DrawPurpose purpose,
-                                                uint32_t update, uint32_t component) {
+                                                uint32_t step, uint32_t component) {
   const uint32_t last = static_cast<uint32_t>(purpose) | (key.restart << 4) |
                         (static_cast<uint32_t>(key.target >> 32) << 16);
-  return philox4x32_10({{component, update, static_cast<uint32_t>(key.target), last}},
+  return philox4x32_10({{component, step, static_cast<uint32_t>(key.target), last}},
                        static_cast<uint32_t>(key.seed), static_cast<uint32_t>(key.seed >> 32));
 }
 

@@ -309,8 +309,8 @@ def check_function(
         if loss is None:
             return dict(of.forward(inputs))
         if function == "objective":
-            return of.objective(loss, inputs)
-        return of.normal_equations(loss, inputs)
+            return dict(of.objective(loss, inputs))
+        return dict(of.normal_equations(loss, inputs))
 
     worst = 0.0
     for batch in BATCHES if function != "normal_equations" else FEW_BATCHES:

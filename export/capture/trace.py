@@ -231,7 +231,8 @@ def trace_generator(generator: nn.Module, shapes: Shapes, *, batch_norm: str) ->
     def forward(latent: Tensor, *condition: Tensor) -> Tensor:
         if len(shapes.latent) != 1:
             latent = latent.view(latent.shape[0], *shapes.latent)
-        return generator(latent, *condition)
+        image: Tensor = generator(latent, *condition)
+        return image
 
     module = _trace_network(forward, inputs, batch_norm=batch_norm, what="the generator")
     return TracedGenerator(module, expose_output_activation(module))
@@ -248,7 +249,8 @@ def trace_encoder(encoder: nn.Module, shapes: Shapes) -> fx.GraphModule:
         inputs.append(shapes.condition)
 
     def encode(image: Tensor, *condition: Tensor) -> Tensor:
-        return encoder(image, *condition).flatten(1)
+        latent: Tensor = encoder(image, *condition)
+        return latent.flatten(1)
 
     traced = _trace_network(encode, inputs, batch_norm="eval", what="the encoder")
 

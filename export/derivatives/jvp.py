@@ -432,7 +432,7 @@ class _Pass:
             return None
         if shape(source) != shape(node):
             return None
-        tangent = self.tangents[source]
+        tangent: _Tangent = self.tangents[source]
         arguments = self.plain(arguments)
         arguments[at] = tangent.rows if tangent.factor is None else tangent.factor
         result = node.target(*arguments)

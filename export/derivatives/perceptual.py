@@ -142,7 +142,8 @@ class Perceptual(Specialised):
 
     def _try(self, images: Tensor) -> Sequence[Tensor]:
         try:
-            return self._network(images)
+            activations: Sequence[Tensor] = self._network(images)
+            return activations
         except ExportError:
             raise
         except Exception as error:

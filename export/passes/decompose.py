@@ -293,7 +293,8 @@ def _upsample_backward(forward: Any) -> Callable[..., Any]:
         ):
             # Pooling keeps ONNX Runtime's blocked layout between convolutions; a sum does not.
             window = [out_height // height, out_width // width]
-            return aten.avg_pool2d(gradient, window, window) * float(math.prod(window))
+            pooled: Tensor = aten.avg_pool2d(gradient, window, window)
+            return pooled * float(math.prod(window))
         mode = settings[:modes]
         scale_h, scale_w = settings[modes:] or (None, None)
         return _separable_backward(
@@ -355,7 +356,8 @@ def _tiles(
 
 
 def _enlarge(x: Tensor, size: Sequence[int]) -> Tensor:
-    return aten.upsample_nearest2d(x, size)
+    enlarged: Tensor = aten.upsample_nearest2d(x, size)
+    return enlarged
 
 
 def _avg_pool2d_backward(

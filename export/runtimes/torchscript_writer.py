@@ -306,7 +306,7 @@ def _out_keyword(target: Any) -> str | None:
     own = [(a.name, str(a.type)) for a in target._schema.arguments]
     for name in target.overloadpacket.overloads():
         other = getattr(target.overloadpacket, name)
-        out = [a.name for a in other._schema.arguments if a.is_out]
+        out: list[str] = [a.name for a in other._schema.arguments if a.is_out]
         rest = [(a.name, str(a.type)) for a in other._schema.arguments if not a.is_out]
         # Generated ones compute as ever and then copy.
         if len(out) == 1 and rest == own and torch.Tag.generated not in other.tags:

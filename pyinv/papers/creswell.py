@@ -451,7 +451,7 @@ def _add_differences(report: Report, request: Request, experiments: Sequence[_Ex
         "Optimiser and steps",
         "not given; a later version of the authors' code has RMSprop, learning rate 0.01, 5,000 "
         "to 10,000 steps",
-        f"Adam without the mean of gradients, learning rate {solver.learning_rate:g}, "
+        f"Adam with beta1 = {solver.beta1:g}, learning rate {solver.learning_rate:g}, "
         f"{request.max_steps:,} steps",
     )
     report.difference(

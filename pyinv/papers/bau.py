@@ -465,10 +465,12 @@ class _Experiment:
             "highest. "
             + "; ".join(orders)
             + ". In the paper, (d), (e) and (f) have lower errors than (a), (b) and (c), and (f) "
-            "is nearly perfect. (f) does not change z, so it is not ranked by z."
+            "is nearly perfect."
         ]
         cells = {}
-        if not self._has_layers:
+        if self._has_layers:
+            paragraphs.append("(f) does not change z, so it is not ranked by z.")
+        else:
             paragraphs.append(f"(d), (e) and (f) were {self.why_not('d')}.")
         if "precise" in self.recipes:
             cells["precise"] = self._exact(report, "precise")
@@ -479,8 +481,8 @@ class _Experiment:
                 f"{PRECISE}, which is not in the paper, recovers z itself, up to scale: "
                 f"{{precise:.1%}} of the final latents have 1 − cos below {EXACT:g}, at a cost of "
                 "{cost:,.0f} forward equivalents per latent. For the paper's methods, the share "
-                f"is: {', '.join(others)}. It assumes that this exact generator made the image, up "
-                "to rounding."
+                f"is: {', '.join(others)}. The recipe assumes that this exact generator made the "
+                "image, up to rounding."
             )
         report.add_text(f"{self.generator.key}-result", f"Result{about}", paragraphs, cells=cells)
 
@@ -518,7 +520,7 @@ class _Experiment:
         )
         report.add_table(
             f"{self.generator.key}-figure-2",
-            f"The numbers of Figure 2, generated images{about}",
+            f"Numbers for Figure 2, generated images{about}",
             f"Means over {targets.description}; {self.request.max_steps:,} steps in (a), (c), (e) "
             "and (f). cos is the cosine of the angle between the true latent and the one found, "
             "so a latent's length does not matter. "
@@ -541,7 +543,7 @@ class _Experiment:
         targets = self.targets[1]
         report.add_table(
             f"{self.generator.key}-photographs",
-            f"The numbers of Figure 2, photographs{about}",
+            f"Numbers for Figure 2, photographs{about}",
             f"Means over {targets.description}. No latent makes such an image exactly: the "
             "remaining error is what the generator, or in (f) its later layers, cannot reproduce. "
             "The paper shows one image.",

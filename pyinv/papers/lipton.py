@@ -603,7 +603,7 @@ class _Experiment:
         )
         report.add_table(
             self._id("figure-2-numbers"),
-            f"The numbers of Figure 2{about}",
+            f"Numbers for Figure 2{about}",
             "Mean latent error after the last step.",
             columns=[
                 Column(f"{variance:g}", "{:.3g}", group="variance of the noise", best="lowest")

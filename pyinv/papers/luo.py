@@ -677,7 +677,7 @@ class _Experiment:
             )
         report.add_table(
             self._id("figure-3-numbers"),
-            f"The numbers of Figure 3{about}",
+            f"Numbers for Figure 3{about}",
             f"The queries are {len(self.query_rows):,} of "
             f"{literal(self.collection.description)}, degraded. The share of queries whose "
             "original is found first, and the original's median rank, where 1 is the first; "
@@ -730,7 +730,7 @@ class _Experiment:
         }
         report.add_table(
             self._id("figure-5-numbers"),
-            f"The numbers of Figure 5{about}",
+            f"Numbers for Figure 5{about}",
             f"Means over {self.request.targets:,} generated images. Each row is compared with the "
             "image before the blur.",
             columns=[

@@ -1,7 +1,7 @@
-"""Data sets: images to train on and to invert, from files in the formats that they come in.
+"""Datasets: images to train on and to invert, read from files in their original formats.
 
-``load_dataset`` reads one split as uint8 [N, C, H, W] of the size asked for; ``to_range`` scales it
-to a generator's value range. Nothing is unpacked to disk, and nothing is fetched.
+``load_dataset`` reads one split as uint8 [N, C, H, W] at the requested size; ``to_range`` scales it
+to a generator's value range. Nothing is unpacked to disk or downloaded.
 """
 
 from __future__ import annotations
@@ -52,37 +52,37 @@ one such file; an Omniglot zip or its folder (alphabet/character/drawing.png), o
 both (images_background and images_evaluation, or images_background_small1 and _small2); a folder \
 of image files, or one with the folders train and test, also as one zip; a .npy or .npz file \
 (images, or train_images and test_images)"""
-"""What ``load_dataset`` reads, for help texts."""
+"""The formats that ``load_dataset`` reads, for help texts."""
 
 EXPECTED = (
     "expected a folder of IDX files, of Omniglot zips or of images, or one IDX, .zip, .npy or "
     ".npz file"
 )
 
-# Where the training and the test images of one data set lie side by side, as a zip or a folder.
+# Names of training and test images that lie side by side, as zips or folders.
 PAIRS = (
     ("images_background", "images_evaluation"),
     ("images_background_small1", "images_background_small2"),
     ("train", "test"),
 )
-VALIDATION = ("val", "valid", "validation")  # beside train and test, and never read
+VALIDATION = ("val", "valid", "validation")  # allowed beside train and test, but never read
 IDX_IMAGES = re.compile(r"(?P<set>.*?)-?images[-.]idx3-ubyte(\.gz)?", re.IGNORECASE)
 IDX_SPLITS = {"train": "train", "t10k": "test", "test": "test"}
 NPZ_NAMES = {"train": ("train_images", "x_train"), "test": ("test_images", "x_test")}
 NPZ_LABELS = {"train": ("train_labels", "y_train"), "test": ("test_labels", "y_test")}
-CHUNK = 256  # images resized together: fast, and a few megabytes
-IDX_UBYTE = 0x08  # the only element type that images and labels come in
+CHUNK = 256  # images resized at a time: fast, and only a few megabytes
+IDX_UBYTE = 0x08  # the element type of all images and labels
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """One split of a data set.
+    """One split of a dataset.
 
     Attributes:
-        name: "omniglot" for Omniglot's files, else what the folder or file is called, in lower
-            case: "mnist".
+        name: "omniglot" for Omniglot's files, otherwise the name of the folder or file in lower
+            case, such as "mnist".
         images: uint8 [N, C, H, W], N >= 1, in the order of the files.
-        labels: one an image, or None where unknown: "7", or "Balinese/character01".
+        labels: one per image, such as "7" or "Balinese/character01"; None if unknown.
         split: "train" or "test".
         source: the files that the images came from.
     """
@@ -104,37 +104,38 @@ def load_dataset(
     image_shape: Sequence[int],
     fit: str = "crop",
 ) -> Dataset:
-    """Read one split of a data set, every image made to one shape.
+    """Read one split of a dataset, with all images converted to one shape.
 
     Args:
         path: one of
 
-            - a folder with IDX files, as MNIST comes: ``train-images-idx3-ubyte`` and
-              ``t10k-images-idx3-ubyte``, and the labels files where they are there, all with or
-              without ``.gz``; or one of the images files;
+            - a folder with IDX files, as MNIST is distributed: ``train-images-idx3-ubyte`` and
+              ``t10k-images-idx3-ubyte``, and the label files if they exist, all with or without
+              ``.gz``; or one of the image files;
             - an Omniglot zip, or its unpacked folder: ``alphabet/character/drawing.png``;
             - a folder with two of them, as zips or unpacked: ``images_background`` (train) and
-              ``images_evaluation`` (test), else ``images_background_small1`` and ``_small2``. The
-              test images are those of alphabets that the training images lack;
+              ``images_evaluation`` (test), or else ``images_background_small1`` and ``_small2``.
+              The test split has only alphabets that are not among the training images;
             - a folder of image files, searched recursively in natural order, or one with the
-              folders (or zips) ``train`` and ``test``; or one zip of either. The folders that an
-              image lies in are its label, two levels at most;
+              folders (or zips) ``train`` and ``test``; or one zip of either. An image's label is
+              the path of its folder, at most two levels;
             - a .npy file, or a .npz file with ``images`` (and ``labels``), or with ``train_images``
-              and ``test_images`` (``x_train`` and ``x_test`` are understood). uint8, or floating in
-              [0, 1] or [-1, 1]. [N, C, H, W], [N, H, W, C] or, gray, [N, H, W].
-        split: "train" or "test". One file or one folder of images is a training set, unless its
-            name says that it is the test set (``t10k-…``, ``images_evaluation``).
-        image_shape: (C, H, W) of the result; C is 1, 3 or 4. An image of another size is resized
-            (antialiased bicubic, never padded), colour is turned to gray (Rec. 601), gray is
-            repeated, and transparency is laid on white.
-        fit: how an image of other proportions is resized: "crop" keeps the centre, "stretch" all.
+              and ``test_images`` (or ``x_train`` and ``x_test``). uint8, or floating point in
+              [0, 1] or [-1, 1]. [N, C, H, W], [N, H, W, C] or, for gray images, [N, H, W].
+        split: "train" or "test". A single file or folder of images is a training set, unless its
+            name says that it is a test set (``t10k-…``, ``images_evaluation``).
+        image_shape: (C, H, W) of the result; C is 1, 3 or 4. Images of another size are resized
+            (antialiased bicubic, never padded). Colour is converted to gray (Rec. 601), gray is
+            repeated for colour, and transparent images are composited on white.
+        fit: how to resize images with another aspect ratio: "crop" keeps the centre, "stretch"
+            keeps the whole image.
 
     Returns:
         the split, in the same order on every machine.
 
     Raises:
-        InputError: the path is missing, damaged, of no known format or of several; the split is not
-            there; a wrong argument.
+        InputError: the path is missing, damaged, of an unknown format or ambiguous; the split does
+            not exist; a wrong argument.
     """
     shape = _check_shape(image_shape)
     if split not in SPLITS:
@@ -161,13 +162,13 @@ def to_range(images: Any, value_range: tuple[float, float]) -> NDArray[np.float3
 
     Args:
         images: uint8, any shape.
-        value_range: what 0 and 255 become: (0, 1) or (-1, 1), in general (low, high).
+        value_range: (low, high), the values of 0 and 255, such as (0, 1) or (-1, 1).
 
     Returns:
-        float32 of the same shape: ``low + (high - low) * images / 255``, both ends exact.
+        float32 of the same shape: ``low + (high - low) * images / 255``, exact at both ends.
 
     Raises:
-        InputError: images of another type, or no such range.
+        InputError: images of another dtype, or an invalid range.
     """
     array = as_numpy(images, "images", "uint8")
     if array.dtype != np.uint8:
@@ -175,7 +176,7 @@ def to_range(images: Any, value_range: tuple[float, float]) -> NDArray[np.float3
             f"images must be uint8, got {array.dtype}; only 0-255 pixels have a known range"
         )
     low, high = check_value_range(value_range)
-    # There are 256 values: looking them up makes no copy but the result.
+    # Looking up the 256 possible values makes no intermediate copies.
     levels = low + (high - low) * (np.arange(256) / 255)
     scaled: NDArray[np.float32] = levels.astype(np.float32)[array]
     return scaled
@@ -200,7 +201,7 @@ def _load_folder(root: Path, split: str, shape: Shape, fit: str) -> Dataset:
     if idx_files and pairs:
         raise InputError(
             f"{root}: holds IDX files and {_part(root, pairs[0][0]) or _part(root, pairs[0][1])}, "
-            "which are two data sets; name one of them"
+            "which are two datasets; name one of them"
         )
     if idx_files:
         return _load_idx(_choose_idx(root, idx_files, split), _name(root), split, shape, fit)
@@ -214,7 +215,7 @@ def _load_file(path: Path, split: str, shape: Shape, fit: str) -> Dataset:
     if suffix in (".npy", ".npz"):
         return _load_arrays(path, split, shape, fit)
     if suffix in IMAGE_SUFFIXES:
-        raise InputError(f"{path}: one image is no data set; give the folder it lies in")
+        raise InputError(f"{path}: an image is not a dataset; give the folder that contains it")
     if suffix == ".zip":
         return _load_zip(path, split, shape, fit)
     _refuse_unless(split, _set_of(path), path)
@@ -222,7 +223,7 @@ def _load_file(path: Path, split: str, shape: Shape, fit: str) -> Dataset:
 
 
 def _set_of(path: Path) -> str:
-    """Return the split that a single set is, by its name; training unless that says otherwise."""
+    """Return which split a single set is, by its name; "train" by default."""
     if IDX_IMAGES.fullmatch(path.name):
         return _idx_split(path)
     return "test" if path.name.startswith("images_evaluation") else "train"
@@ -248,7 +249,7 @@ def _name(path: Path) -> str:
 
 # IDX: the format of MNIST's files (Y. LeCun, C. Cortes and C. Burges, "The MNIST database of
 # handwritten digits"). Big-endian: two zero bytes, the element type, the number of axes; one uint32
-# an axis; the elements.
+# per axis; the elements.
 
 
 def _idx_split(file: Path) -> str:
@@ -259,7 +260,7 @@ def _idx_split(file: Path) -> str:
 
 def _choose_idx(root: Path, files: list[Path], split: str) -> Path:
     chosen = [file for file in files if _idx_split(file) == split]
-    # Unpacked before packed, where both are there: torchvision leaves both.
+    # Prefer the unpacked file if both exist, as torchvision leaves them.
     plain = {file.name.removesuffix(".gz"): file for file in reversed(chosen)}
     if len(plain) > 1:
         raise InputError(
@@ -267,10 +268,10 @@ def _choose_idx(root: Path, files: list[Path], split: str) -> Path:
             "name the file"
         )
     if not plain:
-        wanted = "train-images-idx3-ubyte" if split == "train" else "t10k-images-idx3-ubyte"
+        missing = "train-images-idx3-ubyte" if split == "train" else "t10k-images-idx3-ubyte"
         raise InputError(
             f"{root}: no {split} split, only {', '.join(file.name for file in files)}; "
-            f"add {wanted} or {wanted}.gz"
+            f"add {missing} or {missing}.gz"
         )
     return next(iter(plain.values()))
 
@@ -284,7 +285,7 @@ def _load_idx(path: Path, name: str, split: str, shape: Shape, fit: str) -> Data
         if len(numbers) != len(images):
             raise InputError(
                 f"{labels_path}: {len(numbers)} labels for the {len(images)} images in "
-                f"{path.name}; one of the two belongs to another set"
+                f"{path.name}; the two files do not belong together"
             )
         labels = tuple(str(number) for number in numbers.tolist())
     return Dataset(name, _fit_all(images[..., None], shape, fit), labels, split, str(path))
@@ -307,24 +308,24 @@ def _read_idx(path: Path, axes: int, what: str) -> Pixels:
             data = stream.read()
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(
-            f"{path}: not readable, or truncated ({one_line(error)}); fetch it again"
+            f"{path}: not readable, or truncated ({one_line(error)}); download it again"
         ) from None
     header = 4 + 4 * axes
     magic = bytes((0, 0, IDX_UBYTE, axes))
     if len(data) < header or data[:4] != magic:
         raise InputError(
-            f"{path}: no IDX file of {what}: expected it to begin with {magic.hex()}, got "
+            f"{path}: not an IDX file of {what}: expected it to begin with {magic.hex()}, got "
             f"{data[:4].hex() or 'nothing'}; {EXPECTED}"
         )
     sizes = tuple(int(size) for size in np.frombuffer(data, ">u4", axes, 4))
     expected, got = int(np.prod(sizes, dtype=object)), len(data) - header
     if got != expected:
         raise InputError(
-            f"{path}: an IDX header for [{shape_text(sizes)}], {expected} bytes, with {got} bytes "
-            "behind it; fetch it again"
+            f"{path}: an IDX header for [{shape_text(sizes)}], {expected} bytes, followed by {got} "
+            "bytes; download it again"
         )
     if expected == 0:
-        raise InputError(f"{path}: an IDX file without {what}; give one that has some")
+        raise InputError(f"{path}: an IDX file without {what}; give one that contains {what}")
     return np.frombuffer(data, np.uint8, offset=header).reshape(sizes)
 
 
@@ -333,11 +334,11 @@ def _read_idx(path: Path, axes: int, what: str) -> Pixels:
 
 @dataclass(frozen=True)
 class _Tree:
-    """Image files below a folder or in a zip; names relative to it, in natural order."""
+    """Image files in a folder or zip; names are relative to it, in natural order."""
 
     path: Path
     names: list[PurePath]
-    open: Callable[[PurePath], Any]  # what read_pixels takes
+    open: Callable[[PurePath], Any]  # returns a path or file for read_pixels
 
 
 @contextmanager
@@ -352,10 +353,10 @@ def _open_tree(path: Path) -> Iterator[_Tree]:
         archive = zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile) as error:
         raise InputError(
-            f"{path}: not a readable zip, or truncated ({one_line(error)}); fetch it again"
+            f"{path}: not a readable zip, or truncated ({one_line(error)}); download it again"
         ) from None
     with archive:
-        # By path, which is tidier than the entry's own name: ./a.png is a.png.
+        # As paths, which normalise entry names: ./a.png becomes a.png.
         entries: dict[PurePath, str] = {PurePosixPath(entry): entry for entry in archive.namelist()}
         names = image_names(path, entries)
         if not names:
@@ -367,9 +368,9 @@ def _open_entry(archive: zipfile.ZipFile, path: Path, entry: str) -> io.BytesIO:
     try:
         return io.BytesIO(archive.read(entry))
     except (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError) as error:
-        # RuntimeError: it has a password, or is packed in a way that Python lacks.
+        # RuntimeError: it is encrypted, or compressed by a method that Python does not support.
         raise InputError(
-            f"{path}: {entry} in it cannot be read ({one_line(error)}); fetch the zip again"
+            f"{path}: {entry} in it cannot be read ({one_line(error)}); download the zip again"
         ) from None
 
 
@@ -379,13 +380,13 @@ def _refuse_empty(path: Path, found: list[str]) -> NoReturn:
 
 
 def _part(root: Path, name: str) -> Path | None:
-    """Return one half of a pair in ``root``, unpacked or as a zip."""
+    """Return one half of a pair in ``root``, a folder or a zip; None if it does not exist."""
     return next((part for part in (root / name, root / f"{name}.zip") if part.exists()), None)
 
 
 def _load_lone_tree(path: Path, split: str, shape: Shape, fit: str) -> Dataset:
     if split != _set_of(path):
-        with _open_tree(path):  # that there are no images at all comes first
+        with _open_tree(path):  # first report if there are no images at all
             _refuse_unless(split, _set_of(path), path)
     return _load_tree(path, split, shape, fit)
 
@@ -401,15 +402,15 @@ def _load_zip(path: Path, split: str, shape: Shape, fit: str) -> Dataset:
 def _load_pair(
     root: Path, pairs: list[tuple[str, str]], split: str, shape: Shape, fit: str
 ) -> Dataset:
-    # A whole pair before half of one, and the same one for both splits.
+    # Prefer a complete pair, so that both splits come from the same one.
     names = max(pairs, key=lambda pair: sum(_part(root, name) is not None for name in pair))
     train, test = (_part(root, name) for name in names)
     chosen = train if split == "train" else test
     if names == SPLITS:
         _refuse_others(root, train, test)
     if chosen is None:
-        wanted = names[SPLITS.index(split)]
-        raise InputError(f"{root}: no {split} split; add {wanted}.zip or the folder {wanted}")
+        missing = names[SPLITS.index(split)]
+        raise InputError(f"{root}: no {split} split; add {missing}.zip or the folder {missing}")
     if names == SPLITS:
         return replace(_load_tree(chosen, split, shape, fit), name=_name(root))
     seen: set[str] = set()
@@ -420,13 +421,13 @@ def _load_pair(
 
 
 def _refuse_others(root: Path, train: Path | None, test: Path | None) -> None:
-    """Raise when images beside train or test make it doubtful that those are splits."""
+    """Raise if other images beside train and test make it unclear whether those are splits."""
     part = train or test
     assert part is not None
     entries = sorted(root.iterdir())
     others = [str(name) for name in image_names(root, [PurePath(entry.name) for entry in entries])]
     if train is None or test is None:
-        # A lone one may be a class that is called so.
+        # A single one may be a class of that name.
         others += [
             entry.name
             for entry in entries
@@ -438,7 +439,7 @@ def _refuse_others(root: Path, train: Path | None, test: Path | None) -> None:
         ]
     if others:
         raise InputError(
-            f"{root}: holds {others[0]} beside {part.name}, which leaves open what its images are; "
+            f"{root}: holds {others[0]} beside {part.name}, so it is unclear which images to read; "
             "move one of them, or give a folder inside"
         )
 
@@ -458,7 +459,7 @@ def _load_tree(
     without: set[str] | None = None,
     inside: str = "",
 ) -> Dataset:
-    """Read all image files of a folder or zip, or of one folder in it, but some alphabets'."""
+    """Read all image files of a folder or zip, or of one folder inside, except some alphabets."""
     with _open_tree(path) as tree:
         names = [name for name in tree.names if not inside or name.parts[0] == inside]
         source = str(path / inside)
@@ -468,8 +469,8 @@ def _load_tree(
             source += f" without {', '.join(left_out)}" if left_out else ""
         if not names:
             raise InputError(
-                f"{path}: every alphabet in it is among the training images, so that none is "
-                "unseen; give another test set"
+                f"{path}: all of its alphabets are among the training images, so none is unseen; "
+                "give another test set"
             )
         images = np.empty((len(names), *shape), dtype=np.uint8)
         for row, name in enumerate(names):
@@ -502,7 +503,7 @@ def _load_arrays(path: Path, split: str, shape: Shape, fit: str) -> Dataset:
     if labels is not None:
         if labels.size != len(images):
             raise InputError(
-                f"{path}: expected one label an image, [{len(images)}], got "
+                f"{path}: expected one label per image, [{len(images)}], got "
                 f"[{shape_text(labels.shape)}]"
             )
         texts = tuple(str(label) for label in labels.reshape(-1).tolist())
@@ -527,7 +528,7 @@ def _choose_arrays(loaded: Any, path: Path, split: str) -> tuple[NDArray[Any], N
 
 
 def _channels_last(array: NDArray[Any], path: Path) -> NDArray[Any]:
-    """Return the array as [N, H, W, C], or raise when its layout is wrong or in doubt."""
+    """Return the array as [N, H, W, C], or raise if its layout is wrong or ambiguous."""
     expected = f"{path}: expected images [N, C, H, W], [N, H, W, C] or, gray, [N, H, W]"
     got = f"got [{shape_text(array.shape)}]"
     if array.size == 0:
@@ -546,7 +547,7 @@ def _channels_last(array: NDArray[Any], path: Path) -> NDArray[Any]:
 
 
 def _bytes(images: NDArray[Any], path: Path) -> Pixels:
-    """Return images 0 to 255, from uint8 or from floats whose range says what they are."""
+    """Return images as uint8, from uint8 or from floats in [0, 1] or [-1, 1]."""
     if images.dtype == np.uint8:
         return images
     if images.dtype.kind != "f":
@@ -578,7 +579,7 @@ def _fit_all(images: Pixels, shape: Shape, fit: str) -> Pixels:
     """Return uint8 [N, H, W, C] images as [N, *shape]."""
     channels, height, width = shape
     if images.shape[1:] == (height, width, channels):
-        # A copy of what is mapped or may not be written to, and of nothing else.
+        # Copies only memory-mapped and read-only arrays, and arrays in another layout.
         return np.require(images.transpose(0, 3, 1, 2), requirements=["C", "W"])
     fitted = np.empty((len(images), *shape), dtype=np.uint8)
     for start in range(0, len(images), CHUNK):
@@ -588,7 +589,7 @@ def _fit_all(images: Pixels, shape: Shape, fit: str) -> Pixels:
 
 
 def _unit(images: Pixels, channels: int) -> NDArray[np.float32]:
-    """Return uint8 [N, H, W, C] images as float32 from 0 to 1, of so many channels."""
+    """Return uint8 [N, H, W, C] images as float32 from 0 to 1, with the given channel count."""
     if images.shape[3] == channels:
         return images.astype(np.float32) / np.float32(255)
     return np.stack([convert_pixels(to_pillow(image), channels) for image in images])

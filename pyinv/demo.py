@@ -1,7 +1,7 @@
-"""The demo: recover latents with a small generator of handwritten digits that comes with pyinv.
+"""The demo: recover latents of pyinv's bundled generator of handwritten digits.
 
 ``pyinv demo`` runs it. The generator was trained on scikit-learn's digits by
-``examples/train_digits.py``; neither training nor PyTorch is needed here.
+``examples/train_digits.py``; the demo needs neither training nor PyTorch.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ THRESHOLDS = (1e-4, 1e-3, 1e-2, 1e-1)
 
 MAX_STEPS = 800
 TRACE_EVERY = 10
-# Plain gradient descent for the three clippings, as in the paper, which leaves out the learning
-# rate. Of 5, 8 and 12, falling to nearly nothing, 5 recovered most on this generator. A better
-# solver blurs the difference that the table is there to show (momentum 0.5 recovered 98 % under all
-# three): the last row says what pyinv does by default.
+# Plain gradient descent for the three clippings, as in the paper, which does not give the learning
+# rate. Of 5, 8 and 12, each decaying to almost 0, 5 recovered most on this generator. A better
+# solver hides the difference between the clippings (momentum 0.5 recovered 98 % with all three).
+# The last row of the table is pyinv's default.
 LEARNING_RATE = 5.0
 LOSS_TOLERANCE = 1e-8
 BATCH_SIZE = 64
@@ -54,7 +54,7 @@ BATCH_SIZE = 64
 class _Method:
     name: str
     constraint: Constraint | None
-    """None for pyinv's default recipe."""
+    """None stands for pyinv's default recipe."""
 
     def recipe(self, manifest: Manifest) -> Recipe:
         if self.constraint is None:
@@ -83,11 +83,11 @@ class _Outcome:
     inversion: Inversion
     seconds: float
     latents: FloatArray | None = None
-    """The latents that made the targets, where there are any."""
+    """The true latents of the targets, if known."""
 
     @property
     def latent_errors(self) -> FloatArray | None:
-        """Mean squared error of each latent, [N]."""
+        """The mean squared error of each latent, [N]."""
         if self.latents is None:
             return None
         difference = self.inversion.latents - self.latents
@@ -125,17 +125,17 @@ def run(
     quiet: bool = False,
     json: bool = False,
 ) -> dict[str, Any]:
-    """Recover the latents of generated digits, invert real ones, and show both.
+    """Recover the latents of generated digits, invert real digits, and show both.
 
     Args:
         output: folder for the pictures; it must exist.
-        seed: of all random draws.
-        threads: CPU threads; None takes every core this process may use.
+        seed: seed of all random draws.
+        threads: CPU threads; None uses every core this process may use.
         quiet: print nothing.
-        json: print nothing, because the caller prints what is returned.
+        json: print nothing, because the caller prints the result.
 
     Returns:
-        the table and where the pictures are, as JSON values: "generated" (one entry a method),
+        the table and the paths of the pictures, as JSON values: "generated" (one entry per method),
         "real", "pictures", "messages" and the settings.
 
     Raises:
@@ -152,7 +152,7 @@ def run(
     images = inverter.generate(latents)
     with np.load(DIGITS) as file:
         digits = np.ascontiguousarray(file["images"], dtype=np.float32)
-    # Reads the graph and starts the threads, so that the first method is not charged for it.
+    # Warm up, so that loading the graph does not count in the first method's time.
     first = METHODS[0].recipe(inverter.manifest)
     inverter.invert(images[:BATCH_SIZE], recipe=first.replace(max_steps=1), seed=seed)
 
@@ -218,7 +218,7 @@ def _invert(
 
 
 def _grey_levels(loss: FloatArray) -> FloatArray:
-    """Root mean square difference of a pixel, in the 255 grey levels that [-1, 1] stands for."""
+    """Return the root mean square pixel difference, in the 255 grey levels of [-1, 1]."""
     levels: FloatArray = np.sqrt(loss) * np.float32(127.5)
     return levels
 
@@ -229,8 +229,8 @@ def _table(report: dict[str, Any]) -> str:
         "",
         f"A generator G turns {report['latent_size']} numbers, the latent z, into a picture of a "
         "handwritten digit.",
-        f"pyinv saw only the pictures of {GENERATED} random latents and looked for those latents "
-        "again.",
+        f"pyinv saw only the pictures of {GENERATED} random latents and recovered the latents "
+        "from them.",
         "",
         f"{'':<25}{'recovered, latent error below':^32}  {'image':>7} {'steps':>8} {'images':>8}",
         f"{'method':<25}{limits}  {'error':>7} {'per image':>8} {'/second':>8}",
@@ -239,7 +239,7 @@ def _table(report: dict[str, Any]) -> str:
     for row in [*report["generated"], report["real"]]:
         if row["recovered"] is None:
             name = f"{row['images']} real digits"
-            shares = f"{'(nobody knows their latents)':^32}"
+            shares = f"{'(true latents unknown)':^32}"
         else:
             name = row["method"]
             shares = "".join(f"{100 * share:>6.0f} %" for share in row["recovered"].values())
@@ -249,17 +249,18 @@ def _table(report: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        "recovered    share of latents found again: their mean squared error is below the number",
-        "             above; two random latents differ by 0.67 on average",
-        "image error  root mean square difference of a pixel, in grey levels of 255; a mean",
-        f"steps        steps made, a mean; an attempt ends after {report['max_steps']}, or once "
-        "the mean squared",
-        f"             error of the image is below {report['loss_tolerance']:g}",
+        "recovered    share of latents whose mean squared error is below the number above; two",
+        "             random latents differ by 0.67 on average",
+        "image error  mean over images of the root mean square pixel difference, in grey levels",
+        "             (0 to 255)",
+        f"steps        mean number of steps; an attempt ends after {report['max_steps']} steps, or "
+        "when the mean",
+        f"             squared error of the image falls below {report['loss_tolerance']:g}",
         "",
-        "The latents are known to lie in [-1, 1]. Clipping puts a number that leaves this range",
-        "back on its edge (standard) or anywhere inside, at random (stochastic). The first three",
-        "rows are plain gradient descent, the default is Adam with standard clipping. All methods",
-        "start from the same latents; the real digits are inverted by the default.",
+        "The true latents lie in [-1, 1]. Clipping moves a number outside this range to its edge",
+        "(standard) or to a random point inside it (stochastic). The first three rows are plain",
+        "gradient descent; the default is Adam with standard clipping. All methods start from the",
+        "same latents. The real digits are inverted with the default.",
         "",
     ]
     pictures = report["pictures"]
@@ -279,12 +280,12 @@ LABEL_WIDTH = 170
 INK = (32, 33, 36)
 FAINT = (110, 114, 120)
 PAPER = (255, 255, 255)
-# Beyond this difference, a quarter of the value range, the colour gets no stronger.
+# The colour saturates at this difference, a quarter of the value range.
 FULL_COLOUR = 0.5
 
 
 def _draw_reconstructions(generated: _Outcome, real: _Outcome, path: Path) -> None:
-    """Target | reconstruction | difference, for some generated images and all real ones."""
+    """Draw target, reconstruction and difference for some generated images and all real ones."""
     size = generated.targets.shape[-1] * ZOOM
     width = LABEL_WIDTH + COLUMNS * (size + GAP) + 2 * GAP
     title, text, small = (ImageFont.load_default(points) for points in (24, 17, 12))
@@ -306,7 +307,7 @@ def _draw_reconstructions(generated: _Outcome, real: _Outcome, path: Path) -> No
                 sheet.paste(tile.resize((size, size), Image.Resampling.NEAREST), place)
 
     top = 18
-    draw.text((20, top), "Generated images: the latent was hidden, then recovered", INK, title)
+    draw.text((20, top), "Generated images: the hidden latent is recovered", INK, title)
     top += 58
     every = len(generated.targets) // COLUMNS
     chosen = range(0, every * COLUMNS, every)
@@ -319,7 +320,8 @@ def _draw_reconstructions(generated: _Outcome, real: _Outcome, path: Path) -> No
         centre = LABEL_WIDTH + column * (size + GAP) + size // 2
         draw.text((centre, top), f"{errors[index]:.0e}", FAINT, small, anchor="ma")
     top += 38
-    draw.text((20, top), "Real digits, never seen in training: the nearest it can make", INK, title)
+    heading = "Real digits, not seen in training: the closest that the generator can make"
+    draw.text((20, top), heading, INK, title)
     top += 58
     for row in range(rows_of_real):
         draw_band(real, range(row * COLUMNS, (row + 1) * COLUMNS), top)
@@ -339,7 +341,7 @@ def _grey(image: FloatArray) -> Image.Image:
 
 
 def _difference(difference: FloatArray) -> Image.Image:
-    """White at 0, red above, blue below; on a faint frame so that white tiles can be seen."""
+    """Draw a difference: white at 0, red above, blue below, off-white so that tiles stand out."""
     share = np.clip(difference / FULL_COLOUR, -1, 1)[..., None]
     red, blue = np.array([178, 24, 43]), np.array([33, 102, 172])
     colour = 247 + np.maximum(share, 0) * (red - 247) + np.maximum(-share, 0) * (blue - 247)
@@ -347,7 +349,7 @@ def _difference(difference: FloatArray) -> Image.Image:
 
 
 def _draw_loss_curves(outcomes: list[_Outcome], real: _Outcome, path: Path) -> None:
-    """Median and quartiles of the loss over the steps, a curve a method."""
+    """Draw the median and quartiles of the loss over the steps, one curve per method."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 5.4), layout="constrained")
@@ -374,6 +376,6 @@ def _draw_loss_curves(outcomes: list[_Outcome], real: _Outcome, path: Path) -> N
 
 
 def _carry_forward(trace: FloatArray) -> FloatArray:
-    """A target that has converged keeps the tolerance it reached: fill the NaN after its end."""
+    """Replace the NaN after a converged target's last step by the tolerance that it reached."""
     filled = np.where(np.isnan(trace), np.float32(LOSS_TOLERANCE), trace)
     return filled

@@ -1,4 +1,4 @@
-"""Images: from files or arrays to what a bundle expects, and back to files.
+"""Images: conversion from files and arrays to a bundle's format, and back to files.
 
 Inside pyinv, images are float32 [N, C, H, W] in the bundle's value range.
 """
@@ -38,28 +38,28 @@ FloatArray = NDArray[np.float32]
 PathLike = str | os.PathLike[str]
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
-"""File names that a folder is searched for."""
+"""Suffixes of the image files that a folder is searched for."""
 
 ARRAY_SUFFIXES = (".npy", ".npz")
 FITS = ("crop", "stretch")
-FILE_CHANNELS = (1, 3, 4)  # gray, colour, colour and opacity: what image files hold
-RANGE_SLACK = 1e-4  # of the range's span: room for the rounding of a generator's last layer
-# The same where a generator's images may leave the range. Bytes in place of [-1, 1] are beyond it.
+FILE_CHANNELS = (1, 3, 4)  # gray, RGB, RGBA: what image files can store
+RANGE_SLACK = 1e-4  # of the range's span: tolerance for rounding in a generator's last layer
+# The tolerance for generators whose images may leave the range. It still rejects 0-255 for [-1, 1].
 UNBOUNDED_SLACK = 4.0
 
 
 def check_images(images: Any, manifest: Manifest) -> FloatArray:
-    """Return images as the engine takes them, without a copy where that is possible.
+    """Check images and return them in the engine's format, without a copy if possible.
 
     Args:
         images: [N, C, H, W] in the bundle's value range, N >= 1: a NumPy array, a PyTorch tensor
             on the CPU (detached here if it requires a gradient), or anything else with
-            ``__dlpack__``. Any floating type; only C-contiguous float32 avoids a copy. Where the
-            generator's own images leave the range, these may too.
-        manifest: the bundle's.
+            ``__dlpack__``. Any floating type; only C-contiguous float32 avoids a copy. If the
+            generator's own images may leave the range, so may these.
+        manifest: the bundle's manifest.
 
     Returns:
-        float32 [N, C, H, W], sharing memory with ``images`` where it can.
+        float32 [N, C, H, W], sharing memory with ``images`` if possible.
 
     Raises:
         InputError: wrong shape, type or range, NaN, or no image.
@@ -78,18 +78,18 @@ def check_images(images: Any, manifest: Manifest) -> FloatArray:
         )
     channels, height, width = manifest.image_shape
     if array.shape[1:] != manifest.image_shape:
-        mend = f"resize them to {height} x {width}, or use load_images on files"
+        fix = f"resize them to {height} x {width}, or use load_images on files"
         if array.shape == manifest.image_shape:
-            mend = "add a batch axis: images[None]"
+            fix = "add a batch axis: images[None]"
         elif array.shape[1:] == (height, width, channels):
-            mend = "put channels first: images.transpose(0, 3, 1, 2)"
+            fix = "put channels first: images.transpose(0, 3, 1, 2)"
         elif array.shape[1:] == (height, width) and channels == 1:
-            mend = "add a channel axis: images[:, None]"
+            fix = "add a channel axis: images[:, None]"
         elif array.ndim == 4 and array.shape[1] != channels:
-            mend = f"the generator makes {channels}-channel images, these have {array.shape[1]}"
+            fix = f"the generator makes {channels}-channel images, these have {array.shape[1]}"
         elif array.ndim != 4:
-            mend = f"they need 4 axes and have {array.ndim}"
-        raise InputError(f"images must be {expected}, got [{shape_text(array.shape)}]; {mend}")
+            fix = f"they need 4 axes and have {array.ndim}"
+        raise InputError(f"images must be {expected}, got [{shape_text(array.shape)}]; {fix}")
     if len(array) == 0:
         raise InputError(f"images must be {expected} with N >= 1, got no image")
     array = np.ascontiguousarray(array, dtype=np.float32)
@@ -98,17 +98,17 @@ def check_images(images: Any, manifest: Manifest) -> FloatArray:
     if not (math.isfinite(lowest) and math.isfinite(highest)):
         raise InputError(
             f"images must be finite, but image {first_bad_row(array)} holds NaN or infinity; "
-            "remove or mend it"
+            "remove it"
         )
     slack = (RANGE_SLACK if manifest.bounded else UNBOUNDED_SLACK) * (high - low)
     if lowest < low - slack or highest > high + slack:
-        mend = f"rescale them to [{low:g}, {high:g}]"
+        fix = f"rescale them to [{low:g}, {high:g}]"
         if highest > 2 * max(abs(low), abs(high)) and lowest >= 0 and highest <= 255:
-            mend = f"if they are 0 to 255, use images / 255 * {high - low:g} + {low:g}"
+            fix = f"if they are 0 to 255, use images / 255 * {high - low:g} + {low:g}"
         elif low == -1 and high == 1 and highest > 1:
-            mend += " or clip them"
+            fix += " or clip them"
         raise InputError(
-            f"images must be in [{low:g}, {high:g}], got [{lowest:.4g}, {highest:.4g}]; {mend}"
+            f"images must be in [{low:g}, {high:g}], got [{lowest:.4g}, {highest:.4g}]; {fix}"
         )
     return array
 
@@ -121,26 +121,27 @@ def load_images(
     Args:
         paths: one path or several, each of
 
-            - an image file that Pillow reads. Rotated as its EXIF says; transparency laid on
-              white; colour turned to gray (Rec. 601) or gray repeated as the bundle needs; of an
-              animation, the first frame;
-            - a folder, searched recursively for image files (``IMAGE_SUFFIXES``), in natural order
-              (2.png before 10.png), hidden files left out;
+            - an image file that Pillow can read. It is rotated according to its EXIF data,
+              composited on white if it is transparent, and converted from colour to gray (Rec. 601)
+              or from gray to colour as the bundle requires. Of an animation, the first frame is
+              used;
+            - a folder, searched recursively for image files (``IMAGE_SUFFIXES``) in natural order
+              (2.png before 10.png), without hidden files;
             - a .npy or .npz file (of several arrays, the one named "images"): uint8, scaled from
-              0-255, or floating, already in the bundle's value range. [N, C, H, W],
-              [N, H, W, C], one image without N, or gray without C, wherever the bundle's channel
-              count leaves no doubt.
-        manifest: the bundle's.
-        fit: how an image of another size is resized (antialiased bicubic). "crop" keeps its
-            proportions: it covers the bundle's size and the centre is kept, as in most training
-            pipelines. "stretch" keeps all of it and changes its proportions.
+              0-255, or floating point, already in the bundle's value range. [N, C, H, W],
+              [N, H, W, C], one image without N, or gray without C, if the bundle's channel count
+              makes it unambiguous.
+        manifest: the bundle's manifest.
+        fit: how to resize images of another size (antialiased bicubic). "crop" keeps the aspect
+            ratio: the image is scaled to cover the bundle's size and cropped at the centre, as in
+            most training pipelines. "stretch" keeps the whole image and changes its aspect ratio.
 
     Returns:
         float32 [N, C, H, W] in the bundle's value range.
 
     Raises:
-        InputError: nothing found; a file that is missing, unreadable or truncated (named); an array
-            of the wrong shape, type or range.
+        InputError: nothing found; a file that is missing, unreadable or truncated; an array of the
+            wrong shape, type or range. The message names the file.
     """
     return load_named_images(paths, manifest, fit=fit)[0]
 
@@ -148,10 +149,10 @@ def load_images(
 def load_named_images(
     paths: PathLike | Iterable[PathLike], manifest: Manifest, *, fit: str = "crop"
 ) -> tuple[FloatArray, list[str]]:
-    """Like ``load_images``, and also return where each image came from.
+    """Like ``load_images``, but also return the name of each image.
 
     Returns:
-        (images [N, C, H, W], N names: a file's path, with ``[i]`` behind it for an array's row).
+        (images [N, C, H, W], N names: a file's path, followed by ``[i]`` for row i of an array).
     """
     check_fit(fit)
     if isinstance(paths, (str, os.PathLike)):
@@ -188,12 +189,12 @@ def save_images(
     *,
     names: Sequence[str] | None = None,
 ) -> list[Path]:
-    """Write one PNG an image into ``directory``, which must exist.
+    """Write one PNG file per image into ``directory``, which must exist.
 
     Args:
         images: [N, C, H, W] in ``value_range``, C of 1, 3 or 4.
-        directory: where to.
-        value_range: what black and white are.
+        directory: the folder.
+        value_range: (low, high), the values of black and white.
         names: file names without suffix; numbers by default.
 
     Returns:
@@ -221,8 +222,8 @@ def save_grid(
     Args:
         images: [N, C, H, W] in ``value_range``, C of 1, 3 or 4.
         path: a path or a binary file to write to.
-        value_range: what black and white are.
-        columns: images in a row; about the square root of N by default.
+        value_range: (low, high), the values of black and white.
+        columns: images per row; about the square root of N by default.
     """
     pixels = to_uint8(images, value_range)
     count, height, width, channels = pixels.shape
@@ -244,7 +245,7 @@ def check_fit(fit: str) -> None:
 
 
 def check_value_range(value_range: Any) -> tuple[float, float]:
-    """Return (low, high), what black and white are, or raise InputError."""
+    """Return (low, high), the values of black and white, or raise InputError."""
     try:
         low, high = (float(bound) for bound in value_range)
     except (TypeError, ValueError):
@@ -259,11 +260,11 @@ def image_names(path: Path, names: Iterable[PurePath] | None = None) -> list[Pur
 
     Args:
         path: a folder, searched recursively.
-        names: what to choose from instead, relative to ``path``: an archive's entries.
+        names: names to choose from instead, relative to ``path``, such as an archive's entries.
 
     Returns:
-        names relative to ``path``. Hidden ones are left out, and the shadow files that macOS puts
-        into archives.
+        names relative to ``path``, without hidden files and the metadata files that macOS adds to
+        archives.
     """
     if names is None:
         names = (file.relative_to(path) for file in path.rglob("*"))
@@ -283,11 +284,11 @@ def read_pixels(file: PathLike | IO[bytes], name: str, channels: int) -> FloatAr
 
     Args:
         file: a path or an open binary file.
-        name: what to call it in errors.
+        name: its name in error messages.
         channels: C, one of ``FILE_CHANNELS``.
 
     Raises:
-        InputError: no image, or a truncated or damaged one.
+        InputError: not an image, or a truncated or damaged one.
     """
     pillow = _pillow()
     try:
@@ -295,11 +296,11 @@ def read_pixels(file: PathLike | IO[bytes], name: str, channels: int) -> FloatAr
             image.load()
             return convert_pixels(image, channels)
     except pillow.DecompressionBombError:
-        raise InputError(f"{name}: too large an image to be safe to open; shrink it") from None
+        raise InputError(f"{name}: the image is too large to open safely; shrink it") from None
     except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError) as error:
         # Pillow's decoders raise all of these on damaged files.
         raise InputError(
-            f"{name}: not a readable image, or truncated ({one_line(error)}); mend or remove it"
+            f"{name}: not a readable image, or truncated ({one_line(error)}); replace or remove it"
         ) from None
 
 
@@ -309,7 +310,7 @@ def convert_pixels(image: Image.Image, channels: int) -> FloatArray:
 
     image = ImageOps.exif_transpose(image) or image
     if image.mode.startswith("I") or image.mode == "F":
-        # 16-bit gray. Pillow has no conversion to 8 bits that scales.
+        # 16-bit gray. Pillow's conversion to 8 bits does not scale.
         gray = np.asarray(image, dtype=np.float32)
         if image.mode == "F" or gray.min() < 0 or gray.max() > 65535:
             raise ValueError("pixels of mode " + image.mode + " have no known range")
@@ -328,16 +329,16 @@ def convert_pixels(image: Image.Image, channels: int) -> FloatArray:
 
 
 def resize_pixels(unit: FloatArray, height: int, width: int, fit: str) -> FloatArray:
-    """Return pixels from 0 to 1 at another height and width (antialiased bicubic).
+    """Resize pixels from 0 to 1 (antialiased bicubic).
 
     Args:
         unit: float32 [..., H, W, C] from 0 to 1.
-        height: the height wanted.
-        width: the width wanted.
+        height: the new height.
+        width: the new width.
         fit: "crop" or "stretch", as in ``load_images``.
 
     Returns:
-        float32 [..., height, width, C] from 0 to 1; ``unit`` itself where it has that size.
+        float32 [..., height, width, C] from 0 to 1; ``unit`` itself if it has that size already.
     """
     from_height, from_width = unit.shape[-3:-1]
     if (from_height, from_width) == (height, width):
@@ -354,9 +355,9 @@ def resize_pixels(unit: FloatArray, height: int, width: int, fit: str) -> FloatA
 
 
 def _resize_rows(planes: FloatArray, size: int, margin: float) -> FloatArray:
-    """Return [..., L] as [..., size], without a margin at both ends, in one call of Pillow."""
+    """Resize [..., L] to [..., size], cropping a margin at both ends, in one Pillow call."""
     pillow = _pillow()
-    # As an image of floats: Pillow would round 8-bit pixels between its two passes.
+    # As a float image, because Pillow rounds 8-bit pixels between its two passes.
     rows = pillow.fromarray(np.ascontiguousarray(planes.reshape(-1, planes.shape[-1])))
     resized = rows.resize(
         (size, rows.height),
@@ -391,8 +392,8 @@ def _sources(path: Path, manifest: Manifest) -> list[_Source]:
 
 
 def _natural(path: PurePath) -> tuple[list[list[tuple[bool, int, str]]], str]:
-    # Numbers compare as numbers; a flag first keeps text and number from being compared. The path
-    # itself tells a.png from A.png, which would else come in the order of the file system.
+    # Numbers compare as numbers; the leading flag prevents comparing text with numbers. The path
+    # itself orders a.png and A.png, whose order would otherwise depend on the file system.
     pieces = [
         [
             (piece.isdecimal(), int(piece) if piece.isdecimal() else 0, piece)
@@ -404,7 +405,7 @@ def _natural(path: PurePath) -> tuple[list[list[tuple[bool, int, str]]], str]:
 
 
 def _channels_last(array: NDArray[Any], path: Path, manifest: Manifest) -> NDArray[Any]:
-    """Return the array as [N, H, W, C], or raise when its layout is wrong or in doubt."""
+    """Return the array as [N, H, W, C], or raise if its layout is wrong or ambiguous."""
     channels, height, width = manifest.image_shape
     candidates: list[NDArray[Any]] = []
     if array.ndim == 4:
@@ -425,7 +426,7 @@ def _channels_last(array: NDArray[Any], path: Path, manifest: Manifest) -> NDArr
     elif array.ndim == 2 and channels == 1:
         candidates.append(array[None, ..., None])
     if manifest.image_size == 1:
-        candidates = candidates[:1]  # the layouts are the same
+        candidates = candidates[:1]  # all layouts are equivalent
     if len(candidates) > 1:
         exact = [one for one in candidates if one.shape[1:3] == (height, width)]
         candidates = exact if len(exact) == 1 else candidates
@@ -463,7 +464,7 @@ def _convert_array(source: _Source, rows: FloatArray, manifest: Manifest, fit: s
                     "or save it as uint8"
                 )
             if image.shape[:2] == manifest.image_shape[1:]:
-                rows[index] = image.transpose(2, 0, 1)  # exact: no scaling there and back
+                rows[index] = image.transpose(2, 0, 1)  # unscaled, hence exact
                 continue
         rows[index] = _to_range(resize_pixels(unit, height, width, fit), manifest)
 

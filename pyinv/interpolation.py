@@ -1,8 +1,8 @@
-"""Paths between latents: straight lines, spherical arcs (SLERP) and whole great circles.
+"""Paths between latents: straight lines, spherical arcs (SLERP) and great circles.
 
-Latents drawn from a normal prior of many components lie near a sphere. A straight line between two
-of them cuts inside it, where the generator saw no latents in training; an arc stays near it (White
-2016, section 2).
+Samples of a normal prior with many components lie near a sphere. A straight line between two of
+them passes through its interior, where the generator saw no latents in training. An arc stays near
+the sphere (White 2016, section 2).
 
 Examples:
     >>> first, second = inverter.sample(2)
@@ -25,7 +25,7 @@ __all__ = ["great_circle", "linear", "slerp"]
 FloatArray = NDArray[np.floating[Any]]
 
 SMALLEST_ANGLE = 1e-4
-"""Radians. Two directions nearer to one line than this have no plane that float32 latents tell."""
+"""In radians. In float32, directions closer to parallel or opposite than this span no plane."""
 
 
 def linear(a: Any, b: Any, n: int) -> FloatArray:
@@ -35,18 +35,18 @@ def linear(a: Any, b: Any, n: int) -> FloatArray:
     z_k = (1 - \mu_k) a + \mu_k b, \quad \mu_k = k / (n - 1)
     $$
 
-    For a uniform prior, whose cube holds every line between two of its latents.
+    Suitable for a uniform prior, whose cube contains every line between two of its latents.
 
     Args:
         a: the first latent, any shape.
         b: the last latent, the same shape.
-        n: how many, at least 2.
+        n: number of latents, at least 2.
 
     Returns:
-        [n, *a.shape], float32 where a and b are, else float64. The ends are a and b to the bit.
+        [n, *a.shape], float32 if a and b are, otherwise float64. The ends are exactly a and b.
 
     Raises:
-        InputError: latents that are not finite or differ in shape, or no such n.
+        InputError: latents that are not finite or differ in shape, or n out of range.
     """
     start, end, dtype = _check_latents(a, b)
     steps = _steps(n)
@@ -54,38 +54,38 @@ def linear(a: Any, b: Any, n: int) -> FloatArray:
 
 
 def slerp(a: Any, b: Any, n: int) -> FloatArray:
-    r"""Return n latents on the arc from a to b about the origin, evenly turned, both ends included.
+    r"""Return n latents on the arc from a to b about the origin, at equal angles, with both ends.
 
     $$
     z_k = \frac{\sin((1 - \mu_k) \theta)}{\sin \theta} a
     + \frac{\sin(\mu_k \theta)}{\sin \theta} b, \quad \mu_k = k / (n - 1)
     $$
 
-    with theta the angle between a and b. Where they are of one length, the arc is of a great circle
-    and all latents have that length; else the length goes smoothly from one to the other. Parallel
-    latents (theta = 0) give the limit, the straight line.
+    where theta is the angle between a and b. If a and b have the same length, the path is an arc of
+    a great circle and all latents have that length. Otherwise, the length changes smoothly from one
+    to the other. Parallel latents (theta = 0) give the limit, a straight line.
 
     Args:
         a: the first latent, any shape, not zero.
-        b: the last latent, the same shape, not zero, and not opposite to a, where infinitely many
-            arcs are equally short.
-        n: how many, at least 2.
+        b: the last latent, the same shape, not zero and not opposite to a, because infinitely many
+            arcs between opposite latents are equally short.
+        n: number of latents, at least 2.
 
     Returns:
-        [n, *a.shape], float32 where a and b are, else float64. The ends are a and b to the bit.
+        [n, *a.shape], float32 if a and b are, otherwise float64. The ends are exactly a and b.
 
     Raises:
-        InputError: latents that are zero, opposite, not finite or differ in shape; no such n.
+        InputError: latents that are zero, opposite, not finite or differ in shape; n out of range.
 
     Source: White 2016, "Sampling generative networks", section 2.1, after Shoemake 1985. Egan et
-    al. 2018, section 5.2, prints sin(1 - mu) theta and q_1 for the first term, which would not
-    begin at z_1; it is meant as here.
+    al. 2018, section 5.2, prints the first term with sin(1 - mu) theta and q_1, which would not
+    start at z_1; this function assumes that the formula above is meant.
     """
     start, end, dtype = _check_latents(a, b)
     angle = _angle(_direction(start, "a"), _direction(end, "b"))
     if angle > math.pi - SMALLEST_ANGLE:
         raise InputError(
-            "b must not be opposite to a, for then no arc is the shortest; go through a third "
+            "b must not be opposite to a, because then no arc is the shortest; go through a third "
             "latent, or use great_circle"
         )
     steps = _steps(n)
@@ -97,30 +97,30 @@ def slerp(a: Any, b: Any, n: int) -> FloatArray:
 
 
 def great_circle(a: Any, b: Any = None, n: int = 60, *, seed: int = 0) -> FloatArray:
-    r"""Return n latents once round the great circle through a, evenly spaced, beginning at a.
+    r"""Return n evenly spaced latents once around a great circle through a, starting at a.
 
     $$
     z_k = \cos(\phi_k)\, a + \sin(\phi_k)\, \lVert a \rVert w,
     \quad \phi_k = 2 \pi k / n
     $$
 
-    with w the unit vector at a right angle to a, on the side of b. The circle is closed: the next
-    latent after the last would be a again.
+    where w is the unit vector perpendicular to a, on the side of b. The circle is closed: after the
+    last latent, the next one would be a again.
 
     Args:
-        a: the latent to begin at, any shape of at least 2 components, not zero. All latents have
-            its length.
-        b: a second latent that gives the plane: the circle goes the short way from a through b, or,
-            where b is of another length, through its direction. None for a random direction.
-        n: how many, at least 1.
-        seed: 0 or above, of the random direction; unused with b.
+        a: the first latent, any shape of at least 2 components, not zero. All latents have its
+            length.
+        b: a second latent, which defines the plane: the circle takes the short way from a to b, or
+            to b's direction if b has another length. None for a random direction.
+        n: number of latents, at least 1.
+        seed: seed of the random direction, 0 or above; unused with b.
 
     Returns:
-        [n, *a.shape], float32 where a and b are, else float64. The first is a to the bit.
+        [n, *a.shape], float32 if a and b are, otherwise float64. The first is exactly a.
 
     Raises:
         InputError: latents that are zero, not finite or differ in shape; b on the line through a
-            and the origin, which gives no plane; no such n.
+            and the origin, which defines no plane; n out of range.
 
     Source: Egan et al. 2018, section 5.2, Figure 9 (named 8 there); White 2016, section 2.1.
     """
@@ -134,8 +134,8 @@ def great_circle(a: Any, b: Any = None, n: int = 60, *, seed: int = 0) -> FloatA
         towards = _direction(other, "b")
         if not SMALLEST_ANGLE < _angle(along, towards) < math.pi - SMALLEST_ANGLE:
             raise InputError(
-                "b must not be a multiple of a, which gives no plane to turn in; "
-                "leave it out for a random one"
+                "b must not be a multiple of a, which defines no plane; leave it out for a random "
+                "one"
             )
     else:
         random = np.random.default_rng(whole_number("seed", seed, at_least=0))
@@ -148,7 +148,7 @@ def great_circle(a: Any, b: Any = None, n: int = 60, *, seed: int = 0) -> FloatA
 
 
 def _check_latents(a: Any, b: Any) -> tuple[NDArray[np.float64], NDArray[np.float64], Any]:
-    """Return both latents as float64, and the type that the path is given back in."""
+    """Return both latents as float64, and the dtype of the returned path."""
     latents = []
     for value, name in ((a, "a"), (b, "b")):
         latent = as_numpy(value, name, "one latent of finite numbers")
@@ -168,7 +168,7 @@ def _check_latents(a: Any, b: Any) -> tuple[NDArray[np.float64], NDArray[np.floa
 
 
 def _steps(n: Any) -> NDArray[np.float64]:
-    """Return mu, from 0 to 1."""
+    """Return mu, n evenly spaced numbers from 0 to 1."""
     count = whole_number("n", n, at_least=2)
     return np.arange(count) / (count - 1)
 
@@ -181,10 +181,10 @@ def _direction(latent: NDArray[np.float64], name: str) -> NDArray[np.float64]:
 
 
 def _angle(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
-    """Return the angle between two unit vectors, exact for small and for wide ones.
+    """Return the angle between two unit vectors, accurate near 0 and near pi.
 
-    The arc cosine of their product would lose half of the digits at both ends (W. Kahan, "How
-    futile are mindless assessments of roundoff", section 12).
+    The arc cosine of their product would lose half of the digits there (W. Kahan, "How futile are
+    mindless assessments of roundoff", section 12).
     """
     apart, together = np.linalg.norm(one - other), np.linalg.norm(one + other)
     return 2 * math.atan2(float(apart), float(together))
@@ -196,7 +196,7 @@ def _with_ends(
     end: NDArray[np.float64] | None,
     dtype: Any,
 ) -> FloatArray:
-    """Return the path [n, d] in the latents' shape and type, with its ends as they were given."""
+    """Return the path [n, d] in the latents' shape and dtype, with exact ends."""
     latents: FloatArray = path.reshape(-1, *start.shape).astype(dtype)
     latents[0] = start
     if end is not None:

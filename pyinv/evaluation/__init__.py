@@ -1,9 +1,9 @@
-"""The measures of the papers: how well latents and images were recovered, and what a search finds.
+"""The papers' metrics: how well latents and images are recovered, and what a search finds.
 
-Functions take plain arrays, one row or one value a target. Shares are from 0 to 1, never percent.
-A target whose error is NaN, because its run left the finite numbers, counts as not recovered.
-NumPy is all that most need; hashes, blur and search take the libraries of the extra ``papers``, and
-import them when called.
+Functions take plain arrays with one row or one value per target. Shares are from 0 to 1, not in
+percent. A target whose error is NaN, because its run diverged, counts as not recovered. Most
+functions need only NumPy. Hashes, blur and search import the libraries of the extra ``papers`` when
+they are called.
 """
 
 from pyinv.evaluation.comparison import rank_correlation, significant_win_rate, win_rate

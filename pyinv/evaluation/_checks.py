@@ -1,4 +1,4 @@
-"""What the measures ask of their arguments."""
+"""Argument checks of the metrics."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def check_values(value: Any, name: str) -> FloatArray:
     if array.ndim != 1 or len(array) == 0:
         raise InputError(
             f"{name} must be [N] numbers with N >= 1, got [{shape_text(array.shape)}]; "
-            "give one number a target"
+            "give one number per target"
         )
     return array.astype(np.float64)
 
 
 def check_errors(value: Any, name: str) -> FloatArray:
-    """Return [N] errors as float64, NaN as infinity: a run that failed is as far off as can be."""
+    """Return [N] errors as float64, with infinity for NaN: a failed run has the worst error."""
     errors = check_values(value, name)
     errors[np.isnan(errors)] = math.inf
     if errors.min() < 0:
@@ -36,7 +36,7 @@ def check_errors(value: Any, name: str) -> FloatArray:
 
 
 def check_same_length(one: FloatArray, other: FloatArray, names: tuple[str, str]) -> None:
-    """Raise unless two arrays have a number each for the same targets."""
+    """Raise unless two arrays have one number each for the same targets."""
     if len(one) != len(other):
         raise InputError(
             f"{names[0]} and {names[1]} must have one number each for the same targets, got "
@@ -50,7 +50,7 @@ def check_rows(value: Any, name: str, expected: str) -> NDArray[Any]:
     if array.ndim < 2 or array.size == 0:
         raise InputError(
             f"{name} must be {expected} with N >= 1, got [{shape_text(array.shape)}]; "
-            "give one row a target"
+            "give one row per target"
         )
     return array
 
@@ -69,7 +69,7 @@ def check_pair(
 
 
 def check_inside(images: NDArray[Any], name: str, low: float, high: float) -> None:
-    """Raise when a pixel is outside of [low, high]; NaN is neither inside nor outside."""
+    """Raise if a pixel is outside [low, high]; NaN passes."""
     slack = RANGE_SLACK * (high - low)
     lowest, highest = np.fmin.reduce(images, axis=None), np.fmax.reduce(images, axis=None)
     if lowest < low - slack or highest > high + slack:
@@ -87,7 +87,7 @@ def check_number(
     at_least: float = -math.inf,
     at_most: float = math.inf,
 ) -> float:
-    """Return a finite number within bounds, as float."""
+    """Check that a number is finite and within bounds, and return it as float."""
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -99,5 +99,5 @@ def check_number(
         for word, bound in (("above", above), ("at least", at_least), ("at most", at_most))
         if math.isfinite(bound)
     ]
-    wanted = " ".join(["a finite number", " and ".join(bounds)]).strip()
-    raise InputError(f"{name} must be {wanted}, got {value!r}")
+    expected = " ".join(["a finite number", " and ".join(bounds)]).strip()
+    raise InputError(f"{name} must be {expected}, got {value!r}")

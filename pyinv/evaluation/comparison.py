@@ -1,4 +1,4 @@
-"""One method against another, on the same targets."""
+"""Comparisons between two methods on the same targets."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def win_rate(errors: Any, baseline_errors: Any) -> float:
     $$
 
     Args:
-        errors: [N], from 0; NaN counts as infinite, so that it never wins.
-        baseline_errors: [N], those of the baseline for the same targets.
+        errors: [N], at least 0; NaN counts as infinite, so it never wins.
+        baseline_errors: [N], the baseline's errors on the same targets.
 
     Returns:
-        a share from 0 to 1 of all targets (the paper prints percent). A tie is no win.
+        a share of all targets, from 0 to 1 (the paper prints percent). A tie is not a win.
 
     Raises:
-        InputError: no errors, a negative one, or not one each for the same targets.
+        InputError: no errors, a negative error, or arrays of different lengths.
 
     Source: Egan et al. 2018, Table 1, "wins"; section 4.2.2. The baseline there is "disabled".
     """
@@ -48,50 +48,53 @@ def significant_win_rate(errors: Any, baseline_errors: Any, factor: float = 2) -
     \quad L = \sum_n [f b_n \le e_n \ne b_n]
     $$
 
-    Targets on which both do about the same, which of the two is ahead being chance, do not count.
+    Targets on which both methods do about equally well do not count, because chance decides which
+    is ahead.
 
     Args:
-        errors: [N], from 0; NaN counts as infinite.
-        baseline_errors: [N], those of the baseline for the same targets.
-        factor: f, above 1. Exactly that factor counts: "better by at least a factor of 2".
+        errors: [N], at least 0; NaN counts as infinite.
+        baseline_errors: [N], the baseline's errors on the same targets.
+        factor: f, above 1. A difference of exactly f counts: "better by at least a factor of 2".
 
     Returns:
-        a share from 0 to 1 (the paper prints percent); NaN when no target differs by the factor.
+        a share from 0 to 1 (the paper prints percent); NaN if no target differs by the factor.
 
     Raises:
-        InputError: no errors, a negative one, not one each for the same targets, or no such factor.
+        InputError: no errors, a negative error, arrays of different lengths, or a factor out of
+            range.
 
     Source: Egan et al. 2018, Table 1, "sig wins"; section 4.2.2.
     """
     times = check_number(factor, "factor", above=1)
     ours, baseline = _check_both(errors, baseline_errors)
-    differ = ours != baseline  # two errors of 0, or two failures, are within any factor
+    differ = ours != baseline  # excludes two errors of 0 and two failures
     won = int((differ & (times * ours <= baseline)).sum())
     lost = int((differ & (times * baseline <= ours)).sum())
     return won / (won + lost) if won + lost else math.nan
 
 
 def rank_correlation(a: Any, b: Any) -> float:
-    r"""Return Kendall's rank correlation tau-b: how alike two orderings are.
+    r"""Return Kendall's rank correlation tau-b, the similarity of two orderings.
 
     $$
     \tau_b = \frac{P - Q}{\sqrt{(P + Q + T_a) (P + Q + T_b)}}
     $$
 
-    over all pairs of items: P in the same order in both, Q in opposite order, T_a tied in a alone,
-    T_b tied in b alone. Used to compare our ordering of a table's rows with the paper's.
+    over all pairs of items: P pairs are in the same order in both, Q in opposite order, T_a tied
+    only in a, T_b tied only in b. The reports use it to compare our ordering of a table's rows with
+    the paper's.
 
     Args:
-        a: [N] numbers, N >= 2, such as our figure for each method.
+        a: [N] numbers, N >= 2, such as our result for each method.
         b: [N] numbers for the same items, such as the paper's. Items with NaN in a or b are left
             out.
 
     Returns:
-        1 for the same order, -1 for the opposite, about 0 for unrelated ones; NaN when a or b has
-        one and the same value everywhere, or fewer than two items are left.
+        1 for the same order, -1 for the opposite order, about 0 for unrelated ones; NaN if all
+        values in a or all values in b are equal, or if fewer than two items are left.
 
     Raises:
-        InputError: fewer than two items, or not one number each for the same ones.
+        InputError: fewer than two items, or arrays of different lengths.
 
     Source: Kendall 1945, "The treatment of ties in ranking problems", Biometrika 33(3).
     """
@@ -113,8 +116,8 @@ def rank_correlation(a: Any, b: Any) -> float:
 
 
 def _order(values: FloatArray, row: int) -> Any:
-    """Return 1, 0 or -1 for each later item that is above, level with or below one."""
-    # Not the sign of a difference: infinity less infinity is no number.
+    """Compare an item with all later ones: 1 for above, 0 for equal, -1 for below."""
+    # The sign of a difference would fail for infinite values: inf - inf is NaN.
     return (values[row + 1 :] > values[row]).astype(int) - (values[row + 1 :] < values[row])
 
 

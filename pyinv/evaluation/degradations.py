@@ -1,6 +1,6 @@
-"""What is done to images before they are searched for or reconstructed: Luo et al. 2017.
+"""Image degradations for the searches and reconstructions of Luo et al. 2017.
 
-All are deterministic, and leave images in their value range.
+All are deterministic and keep images in their value range.
 """
 
 from __future__ import annotations
@@ -22,19 +22,20 @@ FloatImages = NDArray[np.float32]
 
 
 def gaussian_blur(images: Any, sigma: float) -> FloatImages:
-    """Return images under a Gaussian blur, by ``scipy.ndimage.gaussian_filter``.
+    """Apply a Gaussian blur to images, with ``scipy.ndimage.gaussian_filter``.
 
-    The kernel is cut at four deviations; beyond the border the nearest pixel is repeated.
+    The kernel is truncated at four standard deviations. Beyond the border, the nearest pixel is
+    repeated.
 
     Args:
         images: [N, C, H, W], in any value range.
-        sigma: the kernel's standard deviation in pixels, from 0, which leaves images as they are.
+        sigma: the kernel's standard deviation in pixels, at least 0; 0 leaves images unchanged.
 
     Returns:
         float32, the same shape.
 
     Raises:
-        InputError: no images, or no such sigma.
+        InputError: no images, or a sigma out of range.
         DependencyError: SciPy is missing.
 
     Source: Luo et al. 2017, section 4.3 and Figure 5, which do not give the blur's width.
@@ -58,31 +59,31 @@ def change_colour(
     brightness: float = 0.0,
     value_range: tuple[float, float] = (0.0, 1.0),
 ) -> FloatImages:
-    r"""Return images with their colours changed, clipped to the value range.
+    r"""Change the colours of images and clip them to the value range.
 
     $$
     x' = \text{clip}\left(c \, (S R x - \tfrac12) + \tfrac12 + b\right)
     $$
 
-    on pixels in [0, 1]: R turns colours about the gray axis by the hue's angle, and S scales their
-    distance from it. 120 degrees send red to green, green to blue and blue to red.
+    on pixels in [0, 1]: R rotates colours about the gray axis by the hue's angle, and S scales
+    their distance from it. 120 degrees maps red to green, green to blue and blue to red.
 
     Args:
-        images: [N, C, H, W] in ``value_range``, C of 1 or 3. Gray images have neither hue nor
-            saturation, which leave them as they are.
+        images: [N, C, H, W] in ``value_range``, C of 1 or 3. Hue and saturation have no effect on
+            gray images.
         hue: degrees.
-        saturation: from 0; 0 makes gray, 1 keeps.
-        contrast: from 0; 0 makes all pixels the same, 1 keeps.
+        saturation: at least 0; 0 gives gray, 1 leaves it unchanged.
+        contrast: at least 0; 0 makes all pixels equal, 1 leaves it unchanged.
         brightness: from -1 to 1, in units of the value range's span.
-        value_range: (low, high), what black and white are.
+        value_range: (low, high), the values of black and white.
 
     Returns:
         float32, the same shape.
 
     Raises:
-        InputError: no images, pixels outside of the range, or a wrong argument.
+        InputError: no images, pixels outside the range, or a wrong argument.
 
-    Source: Luo et al. 2017, section 4.2 and Figure 3 ("color transform", not given).
+    Source: Luo et al. 2017, section 4.2 and Figure 3 ("color transform"; parameters not given).
     """
     array = _images(images)
     if array.shape[1] not in (1, 3):
@@ -115,23 +116,23 @@ def occlude(
     width: float,
     value: float,
 ) -> FloatImages:
-    """Return images with a rectangle of one value over them, such as sunglasses over a face.
+    """Cover images with a rectangle of one value, such as sunglasses over a face.
 
     Args:
         images: [N, C, H, W].
-        top: the rectangle's upper edge, a share of the images' height from 0 to 1.
-        left: its left edge, a share of their width.
-        height: its height, a share of theirs; what is beyond the border is cut.
-        width: its width, a share of theirs.
-        value: of its pixels, in the images' value range.
+        top: the rectangle's upper edge, as a fraction of the images' height, from 0 to 1.
+        left: its left edge, as a fraction of their width.
+        height: its height, as a fraction of theirs. The part beyond the border is cut off.
+        width: its width, as a fraction of theirs.
+        value: the value of its pixels, in the images' value range.
 
     Returns:
-        float32, the same shape. Edges lie on the nearest whole pixel.
+        float32, the same shape. Edges are rounded to whole pixels.
 
     Raises:
-        InputError: no images, a wrong argument, or a rectangle without a pixel.
+        InputError: no images, a wrong argument, or a rectangle that covers no pixel.
 
-    Source: Luo et al. 2017, section 4.2 and Figure 3 (sunglasses, not given).
+    Source: Luo et al. 2017, section 4.2 and Figure 3 (sunglasses; size not given).
     """
     array = _images(images)
     shares = {"top": top, "left": left, "height": height, "width": width}

@@ -1,6 +1,6 @@
-"""How alike images look by their hashes and by their colours: Luo et al. 2017.
+"""Image similarity by perceptual hashes and colour histograms, as in Luo et al. 2017.
 
-The hashes are those of the imagehash library, which ``pip install 'pyinv[papers]'`` brings.
+The hashes need the imagehash library, which ``pip install 'pyinv[papers]'`` installs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["HASHES", "colour_histogram", "hash_similarity", "histogram_intersect
 HASHES = ("dhash", "phash")
 
 BINS = (16, 16, 8)
-"""Of the axes red-green, blue-yellow and white-black, as Swain & Ballard 1991 have them."""
+"""Bins of the axes red-green, blue-yellow and white-black, as in Swain & Ballard 1991."""
 
 _EXPECTED = "images [N, C, H, W]"
 
@@ -34,23 +34,23 @@ def image_hash(
 ) -> NDArray[np.bool_]:
     """Return each image's perceptual hash.
 
-    "dhash" has a bit for each two neighbours in a row of the gray image, shrunk to ``hash_size``
-    rows of ``hash_size + 1`` pixels: whether the right one is the brighter. "phash" has a bit for
-    each of the lowest ``hash_size`` x ``hash_size`` frequencies of the gray image, shrunk to four
-    times as many pixels a side: whether its cosine coefficient is above their median. Both are
-    computed by the imagehash library, from pixels rounded to 8 bits.
+    "dhash" shrinks the gray image to ``hash_size`` rows of ``hash_size + 1`` pixels. Each bit says
+    whether a pixel's right neighbour is brighter. "phash" shrinks the gray image to four times
+    ``hash_size`` pixels per side. Each bit says whether one of the lowest ``hash_size`` x
+    ``hash_size`` cosine coefficients is above their median. The imagehash library computes both,
+    from pixels rounded to 8 bits.
 
     Args:
         images: [N, C, H, W] in ``value_range``, C of 1 or 3.
         kind: "dhash" or "phash".
-        hash_size: bits a side, at least 2; a hash has its square.
-        value_range: (low, high), what black and white are.
+        hash_size: bits per side, at least 2; a hash has its square.
+        value_range: (low, high), the values of black and white.
 
     Returns:
         bool [N, hash_size ** 2].
 
     Raises:
-        InputError: no images, pixels outside of the range, or a wrong argument.
+        InputError: no images, pixels outside the range, or a wrong argument.
         DependencyError: imagehash is missing.
 
     Source: Luo et al. 2017, section 4.1, after Niu & Jiao 2008; N. Krawetz, "Kind of like that" and
@@ -74,30 +74,30 @@ def hash_similarity(
     hash_size: int = 8,
     value_range: tuple[float, float] = (0.0, 1.0),
 ) -> FloatArray:
-    r"""Return how alike the hashes of each image and its reconstruction are.
+    r"""Return the hash similarity of each image and its reconstruction.
 
     $$
     s_n = 1 - \frac{1}{B} \sum_b [h(x_n)_b \ne h(x'_n)_b]
     $$
 
-    The paper's figure is the mean of these; unrelated images have about one half.
+    The paper reports the mean over images. Unrelated images have about one half.
 
     Args:
         images: [N, C, H, W] in ``value_range``, C of 1 or 3.
         reconstructions: the same shape and range.
         kind: "dhash" or "phash", see ``image_hash``.
-        hash_size: bits a side, at least 2.
-        value_range: (low, high), what black and white are.
+        hash_size: bits per side, at least 2.
+        value_range: (low, high), the values of black and white.
 
     Returns:
         float64 [N], from 0 to 1.
 
     Raises:
-        InputError: shapes that differ, no images, pixels outside of the range, or a wrong argument.
+        InputError: shapes that differ, no images, pixels outside the range, or a wrong argument.
         DependencyError: imagehash is missing.
 
-    Source: Luo et al. 2017, section 4.1, Table 1. The paper does not give the size of its hashes; 8
-    is the usual one.
+    Source: Luo et al. 2017, section 4.1, Table 1. The paper does not state its hash size; 8 is the
+    usual one.
     """
     one, other = check_pair(images, reconstructions, ("images", "reconstructions"), _EXPECTED)
     hashes, found = (
@@ -117,17 +117,17 @@ def colour_histogram(
     rg = r - g, \quad by = 2b - r - g, \quad wb = r + g + b
     $$
 
-    in 16, 16 and 8 equal bins over all that 8-bit colours can have.
+    in 16, 16 and 8 equal bins over the range of 8-bit colours.
 
     Args:
-        images: [N, C, H, W] in ``value_range``, C of 1 or 3. Gray images differ in wb alone.
-        value_range: (low, high), what black and white are.
+        images: [N, C, H, W] in ``value_range``, C of 1 or 3. Gray images differ only in wb.
+        value_range: (low, high), the values of black and white.
 
     Returns:
-        float32 [N, 2048], the shares of the pixels; each row sums to 1.
+        float32 [N, 2048], the share of pixels in each bin; each row sums to 1.
 
     Raises:
-        InputError: no images, pixels outside of the range, or other channels.
+        InputError: no images, pixels outside the range, or another number of channels.
 
     Source: Swain & Ballard 1991, section 3 (axes and bins), which Luo et al. 2017 compare with.
     """
@@ -143,7 +143,7 @@ def colour_histogram(
             (2 * blue - red - green + 510, 1021),
             (red + green + blue, 766),
         )
-        # Whole numbers: no rounding decides the bin of a colour between two.
+        # In integers, so that rounding never decides the bin.
         bins = [
             values * count // levels for (values, levels), count in zip(axes, BINS, strict=True)
         ]
@@ -153,18 +153,18 @@ def colour_histogram(
 
 
 def histogram_intersection(histograms: Any, others: Any) -> FloatArray:
-    r"""Return how much each two histograms have in common.
+    r"""Return the intersection of each pair of histograms.
 
     $$
     s_n = \sum_b \min(h_{nb}, h'_{nb}) \Big/ \sum_b h'_{nb}
     $$
 
     Args:
-        histograms: [N, bins], from 0.
-        others: the models' h', the same shape, none of which is empty.
+        histograms: [N, bins], at least 0.
+        others: the models' histograms h', the same shape, none of them empty.
 
     Returns:
-        float64 [N]: from 0 to 1 for histograms of as many pixels.
+        float64 [N]: from 0 to 1 for histograms of equal numbers of pixels.
 
     Raises:
         InputError: shapes that differ, or negative or empty histograms.
@@ -176,8 +176,8 @@ def histogram_intersection(histograms: Any, others: Any) -> FloatArray:
     sums = other.reshape(len(other), -1).sum(axis=1)
     if min(one.min(), other.min()) < 0 or sums.min() <= 0:
         raise InputError(
-            "histograms must be counts or shares from 0, and others must each have a pixel; give "
-            "those of colour_histogram"
+            "histograms must be counts or shares of at least 0, and none of others may be empty; "
+            "give those of colour_histogram"
         )
     shared: FloatArray = np.minimum(one, other).reshape(len(one), -1).sum(axis=1) / sums
     return shared

@@ -1,4 +1,4 @@
-"""How far latents and layers' activations are from the true ones, and from one another."""
+"""Distances of latents and of layer activations from the true ones, and between latents."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def latent_error(latents: Any, found: Any) -> FloatArray:
     $$
 
     Args:
-        latents: the latents that made the images, [N, d] or [N, *latent_shape].
-        found: those that were recovered, the same shape.
+        latents: the true latents, [N, d] or [N, *latent_shape].
+        found: the recovered latents, the same shape.
 
     Returns:
-        float64 [N], from 0; NaN where a latent has one.
+        float64 [N], at least 0; NaN where a latent contains NaN.
 
     Raises:
         InputError: shapes that differ, or no latent.
@@ -36,7 +36,7 @@ def latent_error(latents: Any, found: Any) -> FloatArray:
 
 
 def cosine_distance(latents: Any, found: Any) -> FloatArray:
-    r"""Return one minus the cosine of the angle between each target's latents.
+    r"""Return each target's cosine distance, 1 - cos of the angle between its latents.
 
     $$
     e_n = 1 - \frac{z_n \cdot z'_n}{\lVert z_n \rVert \lVert z'_n \rVert}
@@ -44,16 +44,15 @@ def cosine_distance(latents: Any, found: Any) -> FloatArray:
     - \frac{z'_n}{\lVert z'_n \rVert} \right\rVert^2
     $$
 
-    The latter, in double, is exact for latents that all but agree. For generators that normalise
-    their latent, and so make the same image of z and of 2 z.
+    The second form, in double precision, is exact for latents that almost agree. Use it for
+    generators that normalise their latent, which make the same image from z and from 2 z.
 
     Args:
-        latents: the latents that made the images, [N, d] or [N, *latent_shape]; or a layer's
-            activations.
-        found: those that were recovered, the same shape.
+        latents: the true latents, [N, d] or [N, *latent_shape], or a layer's true activations.
+        found: the recovered ones, the same shape.
 
     Returns:
-        float64 [N], from 0 to 2; NaN where a latent has one or is zero.
+        float64 [N], from 0 to 2; NaN where a latent contains NaN or is zero.
 
     Raises:
         InputError: shapes that differ, or no latent.
@@ -69,18 +68,18 @@ def cosine_distance(latents: Any, found: Any) -> FloatArray:
 
 
 def relative_error(activations: Any, found: Any) -> FloatArray:
-    r"""Return each target's distance between activations, relative to the true ones.
+    r"""Return each target's relative error of a layer's activations.
 
     $$
     e_n = \frac{\lVert r_n - r'_n \rVert_2}{\lVert r_n \rVert_2}
     $$
 
     Args:
-        activations: a layer's true ones, [N, ...].
-        found: those that were recovered, the same shape.
+        activations: the true activations, [N, ...].
+        found: the recovered activations, the same shape.
 
     Returns:
-        float64 [N], from 0; NaN where an activation is NaN, or all true ones are zero.
+        float64 [N], at least 0; NaN where an activation is NaN or all true ones are zero.
 
     Raises:
         InputError: shapes that differ, or no activation.
@@ -92,21 +91,22 @@ def relative_error(activations: Any, found: Any) -> FloatArray:
 
 
 def pairwise_distance(latents: Any) -> float:
-    r"""Return the mean distance of two different latents, over the number of components.
+    r"""Return the mean distance between two latents, divided by the number of components.
 
     $$
     \frac{2}{N (N - 1)} \sum_{i < j} \frac{\lVert z_i - z_j \rVert_2}{d}
     $$
 
-    The norm itself, not its square: two draws from U(-1, 1)^100 are sqrt(200 / 3) apart on
-    (quadratic) average, which over 100 is 0.0816, and the paper's baseline is .0815. Every pair is
-    measured, and from differences, which stay exact for latents that all but agree.
+    The distance is the norm, not its square: two samples of U(-1, 1)^100 are sqrt(200 / 3) apart in
+    the quadratic mean, which divided by 100 is 0.0816, and the paper's baseline is .0815. All pairs
+    count. Distances are computed from differences, which are exact for latents that almost agree.
 
     Args:
-        latents: [N, d] or [N, *latent_shape], N >= 2: those recovered for one image from N starts.
+        latents: [N, d] or [N, *latent_shape], N >= 2: the latents recovered for one image from N
+            starts.
 
     Returns:
-        a number from 0; NaN when a latent has one.
+        a number of at least 0; NaN if a latent contains NaN.
 
     Raises:
         InputError: fewer than two latents.

@@ -1,4 +1,4 @@
-"""Noise on targets, to see what it does to the latents recovered from them."""
+"""Noise on targets, to measure its effect on the recovered latents."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pyinv.validation import whole_number
 def add_noise(
     images: Any, variance: float, *, seed: int, value_range: tuple[float, float]
 ) -> NDArray[np.float32]:
-    r"""Return images with white Gaussian noise, clipped to the value range.
+    r"""Add white Gaussian noise to images and clip them to the value range.
 
     $$
     x' = \text{clip}(x + \eta, \text{low}, \text{high}), \quad
@@ -25,20 +25,19 @@ def add_noise(
 
     Args:
         images: [N, C, H, W] in ``value_range``.
-        variance: of the noise on a pixel, from 0, in the units of ``value_range``. The paper's are
-            for [-1, 1].
-        seed: 0 or above. The noise of an image depends on the seed and on its place alone, not on
-            how many there are; the same seed gives the same noise at every variance, scaled.
-        value_range: (low, high).
+        variance: variance of a pixel's noise, at least 0, in the units of ``value_range``. The
+            paper's are for [-1, 1].
+        seed: 0 or above. An image's noise depends only on the seed and its row, not on the number
+            of images. Another variance gives the same noise, scaled.
+        value_range: (low, high), the values of black and white.
 
     Returns:
         float32, the same shape.
 
     Raises:
-        InputError: no images, pixels outside of the range, or a wrong argument.
+        InputError: no images, pixels outside the range, or a wrong argument.
 
-    Source: Lipton & Tripathi 2017, section 3, Figure 2; that noisy images are clipped is in the
-    authors' code alone.
+    Source: Lipton & Tripathi 2017, section 3, Figure 2; the authors' code for clipping.
     """
     clean = check_rows(images, "images", "images [N, C, H, W]")
     low, high = check_value_range(value_range)

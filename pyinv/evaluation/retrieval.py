@@ -1,6 +1,6 @@
-"""Searching a collection for the images most like others, and how good what is found is.
+"""Search for the images of a collection that are most similar to queries, and its metrics.
 
-Neighbours are scikit-learn's, which ``pip install 'pyinv[papers]'`` brings.
+The search needs scikit-learn, which ``pip install 'pyinv[papers]'`` installs.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from pyinv.validation import as_numpy, shape_text, whole_number
 __all__ = ["METRICS", "Neighbours", "hit_rate", "label_similarity", "rank_of", "search"]
 
 METRICS = {"euclidean": "euclidean", "hamming": "hamming", "intersection": "manhattan"}
-"""Our name of each distance, and scikit-learn's.
+"""scikit-learn's name for each of our metrics.
 
-Of histograms that sum to 1, what the intersection leaves to 1 is half the Manhattan distance.
+For histograms that sum to 1, 1 minus the intersection is half the Manhattan distance.
 """
 
-QUERIES = 64  # ranked together: each has a distance to every image
+QUERIES = 64  # searched at a time, to bound the memory of distances
 
 
 class Neighbours(NamedTuple):
-    """What was found for M queries, the nearest first.
+    """The nearest neighbours of M queries, nearest first.
 
     Attributes:
-        rows: int64 [M, k], which rows of the collection.
+        rows: int64 [M, k], rows of the collection.
         distances: float64 [M, k]: the Euclidean distance; the share of different bits, from 0 to 1;
             or 1 minus the intersection.
     """
@@ -46,17 +46,17 @@ def search(collection: Any, queries: Any, k: int = 1, *, metric: str = "euclidea
     \lVert z_m - z'_n \rVert_2
     $$
 
-    for latents, in this order for all k; for hashes the share of bits that differ.
+    is the distance of latents; for hashes, the distance is the share of bits that differ.
 
     Args:
         collection: [N, d] or [N, ...], flattened: latents, hashes (bool) or histograms.
-        queries: [M, d] or [M, ...], what to look for.
-        k: how many to find, from 1 to N.
+        queries: [M, d] or [M, ...], what to search for.
+        k: number of neighbours, from 1 to N.
         metric: "euclidean" for latents, "hamming" for hashes, "intersection" for histograms whose
             rows sum to 1, see ``colour_histogram``.
 
     Returns:
-        rows and distances, [M, k] each. Which of several at one distance come first is not said.
+        rows and distances, [M, k] each, nearest first. The order at equal distances is unspecified.
 
     Raises:
         InputError: no rows, rows of different lengths, NaN, or a wrong argument.
@@ -65,9 +65,9 @@ def search(collection: Any, queries: Any, k: int = 1, *, metric: str = "euclidea
     Source: Luo et al. 2017, section 4.2: "the similarity between two images are based on the
     Euclidean Distance between the reconstructed z' vectors of them".
     """
-    rows, looked_for = _features(collection, queries, metric)
-    wanted = whole_number("k", k, at_least=1, at_most=len(rows))
-    parts = list(_neighbours(rows, looked_for, wanted, metric))
+    rows, query_rows = _features(collection, queries, metric)
+    count = whole_number("k", k, at_least=1, at_most=len(rows))
+    parts = list(_neighbours(rows, query_rows, count, metric))
     return Neighbours(
         np.concatenate([part.rows for part in parts]),
         np.concatenate([part.distances for part in parts]),
@@ -75,35 +75,35 @@ def search(collection: Any, queries: Any, k: int = 1, *, metric: str = "euclidea
 
 
 def rank_of(collection: Any, queries: Any, truth: Any, *, metric: str = "euclidean") -> FloatArray:
-    r"""Return at which place of a search each query's true row is found.
+    r"""Return the rank of each query's true row in a search.
 
     $$
     r_m = 1 + \sum_n [d_{mn} < d_{mt}] + \tfrac12 \sum_{n \ne t} [d_{mn} = d_{mt}]
     $$
 
-    where t is the true row: 1 is found first and alone. Hashes often tie; a tie counts as half a
-    place, as if chance put the rows in order.
+    where t is the true row. Rank 1 means that it is found first, without a tie. Ties, which are
+    common with hashes, count half, as if tied rows were in random order.
 
     Args:
         collection: [N, d] or [N, ...].
         queries: [M, d] or [M, ...].
-        truth: whole numbers [M], the row of the collection that each query should find.
+        truth: integers [M], the row of the collection that each query should find.
         metric: as in ``search``.
 
     Returns:
         float64 [M], from 1 to N.
 
     Raises:
-        InputError: as ``search``; or rows that the collection lacks.
+        InputError: as ``search``, or a row that is not in the collection.
         DependencyError: scikit-learn is missing.
 
-    Source: Luo et al. 2017, Figure 3, which shows the image found first and no number.
+    Source: Luo et al. 2017, Figure 3, which shows the first image found, but no numbers.
     """
-    rows, looked_for = _features(collection, queries, metric)
+    rows, query_rows = _features(collection, queries, metric)
     true = as_numpy(truth, "truth", "whole numbers [M]")
-    if true.shape != (len(looked_for),) or true.dtype.kind not in "iu":
+    if true.shape != (len(query_rows),) or true.dtype.kind not in "iu":
         raise InputError(
-            f"truth must be whole numbers [{len(looked_for)}], a row for each query, got "
+            f"truth must be whole numbers [{len(query_rows)}], a row for each query, got "
             f"{true.dtype} [{shape_text(true.shape)}]"
         )
     if true.min() < 0 or true.max() >= len(rows):
@@ -113,7 +113,7 @@ def rank_of(collection: Any, queries: Any, truth: Any, *, metric: str = "euclide
         )
     ranks = np.empty(len(true))
     first = 0
-    for found in _neighbours(rows, looked_for, len(rows), metric):
+    for found in _neighbours(rows, query_rows, len(rows), metric):
         some = slice(first, first + len(found.rows))
         first = some.stop
         is_true = found.rows == true[some, None]
@@ -132,15 +132,15 @@ def hit_rate(ranks: Any, k: int = 1) -> float:
     $$
 
     Args:
-        ranks: [M], from 1; see ``rank_of``. A row that ties for the first place has a rank above 1
-            and is not found first.
-        k: how many are looked at, at least 1.
+        ranks: [M], at least 1; see ``rank_of``. A row that ties for first place has a rank above 1,
+            so it does not count as found first.
+        k: number of results to consider, at least 1.
 
     Returns:
         a share from 0 to 1.
 
     Raises:
-        InputError: no ranks, one below 1, or no such k.
+        InputError: no ranks, a rank below 1, or a k out of range.
     """
     places = check_values(ranks, "ranks")
     most = whole_number("k", k, at_least=1)
@@ -150,19 +150,20 @@ def hit_rate(ranks: Any, k: int = 1) -> float:
 
 
 def label_similarity(labels: Any, found: Any) -> float:
-    r"""Return the share of labels that images have in common with what a search found for them.
+    r"""Return the share of labels that query images have in common with their search results.
 
     $$
     \frac{1}{M K L} \sum_{m, k, l} [y_{ml} = y'_{mkl}]
     $$
 
     Args:
-        labels: of the images looked for: [M] with one class each, or [M, L] with L attributes.
-            Numbers, or names, as ``Dataset.labels`` has them.
-        found: of the K images found for each: [M] or [M, K], and [M, L] or [M, K, L].
+        labels: labels of the queries: [M] with one class each, or [M, L] with L attributes each;
+            numbers or names, as in ``Dataset.labels``.
+        found: labels of the K results per query: [M] or [M, K] for classes, [M, L] or [M, K, L] for
+            attributes.
 
     Returns:
-        a share from 0 to 1. With one class per image, it is the precision of the first K.
+        a share from 0 to 1. With one class per image, it is the precision at K.
 
     Raises:
         InputError: labels of other shapes, or none.
@@ -181,16 +182,16 @@ def label_similarity(labels: Any, found: Any) -> float:
         others = others[:, None]
     expected = (len(base), *others.shape[1:2], *base.shape[1:])
     if others.ndim != base.ndim + 1 or others.shape != expected or others.size == 0:
-        wanted = ", ".join(map(str, (len(base), "K", *base.shape[1:])))
+        shape = ", ".join(map(str, (len(base), "K", *base.shape[1:])))
         raise InputError(
-            f"found must be the labels of K images for each image, [{wanted}], got "
+            f"found must be the labels of K images for each image, [{shape}], got "
             f"[{shape_text(np.shape(found))}]"
         )
     return float((others == base[:, None]).mean())
 
 
 def _numbered(labels: Any, found: Any) -> tuple[Any, Any]:
-    """Return labels that are names as numbers, equal where the names are."""
+    """Replace label names by numbers that are equal where the names are equal."""
     base, others = np.asarray(labels), np.asarray(found)
     if base.dtype.kind != "U" or others.dtype.kind != "U":
         return labels, found
@@ -199,23 +200,23 @@ def _numbered(labels: Any, found: Any) -> tuple[Any, Any]:
 
 
 def _neighbours(
-    rows: NDArray[Any], looked_for: NDArray[Any], k: int, metric: str
+    rows: NDArray[Any], query_rows: NDArray[Any], k: int, metric: str
 ) -> Iterator[Neighbours]:
-    """Yield what is found, for some queries at a time."""
+    """Yield the neighbours of ``QUERIES`` queries at a time."""
     try:
         from sklearn.neighbors import NearestNeighbors
     except ImportError:
         raise DependencyError("searching needs scikit-learn: pip install 'pyinv[papers]'") from None
-    # Brute force has no ties to break by a tree's order, and in 100 dimensions is as fast.
+    # In 100 dimensions, brute force is as fast as a tree and does not order ties by the tree.
     index = NearestNeighbors(n_neighbors=k, metric=METRICS[metric], algorithm="brute").fit(rows)
     scale = 0.5 if metric == "intersection" else 1.0
-    for first in range(0, len(looked_for), QUERIES):
-        distances, found = index.kneighbors(looked_for[first : first + QUERIES])
+    for first in range(0, len(query_rows), QUERIES):
+        distances, found = index.kneighbors(query_rows[first : first + QUERIES])
         yield Neighbours(found.astype(np.int64), scale * distances)
 
 
 def _features(collection: Any, queries: Any, metric: str) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return both as [N, d] and [M, d], in the type that the distance takes."""
+    """Return both as [N, d] and [M, d], in the dtype that the metric needs."""
     if metric not in METRICS:
         raise InputError(f"metric must be one of {', '.join(METRICS)}; got {metric!r}")
     both = []
@@ -237,7 +238,7 @@ def _features(collection: Any, queries: Any, metric: str) -> tuple[NDArray[Any],
         both.append(array)
     if both[0].shape[1] != both[1].shape[1]:
         raise InputError(
-            f"collection and queries must have rows of one length, got {both[0].shape[1]} and "
-            f"{both[1].shape[1]}; describe both in the same way"
+            f"collection and queries must have rows of the same length, got {both[0].shape[1]} and "
+            f"{both[1].shape[1]}; compute both in the same way"
         )
     return both[0], both[1]

@@ -1,4 +1,4 @@
-"""One number for the errors of many targets."""
+"""Summary statistics of the errors of many targets."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ def recovery_rate(errors: Any, threshold: float) -> float:
     \frac{1}{N} \sum_n [e_n < \epsilon]
     $$
 
-    Of final errors it is Egan's count; of ``Inversion.min_latent_error``, the lowest error at any
-    step, it is that of Lipton & Tripathi, whose code counts a latent once it came near enough.
+    Egan et al. count final errors. Lipton & Tripathi's code counts the lowest error at any step,
+    ``Inversion.min_latent_error``.
 
     Args:
-        errors: [N], from 0; NaN counts as not recovered.
-        threshold: epsilon, above 0. An error equal to it is not below it.
+        errors: [N], at least 0; NaN counts as not recovered.
+        threshold: epsilon, above 0. An error equal to it does not count as recovered.
 
     Returns:
         a share from 0 to 1.
 
     Raises:
-        InputError: no errors, a negative one, or no such threshold.
+        InputError: no errors, a negative error, or a threshold out of range.
 
     Source: Lipton & Tripathi 2017, Table 1; Egan et al. 2018, Table 1, columns 2-6.
     """
@@ -37,10 +37,10 @@ def recovery_rate(errors: Any, threshold: float) -> float:
 
 
 def mean(values: Any) -> float:
-    r"""Return the mean, $\frac{1}{N} \sum_n v_n$; NaN when one of the values is NaN.
+    r"""Return the mean, $\frac{1}{N} \sum_n v_n$; NaN if any value is NaN.
 
     Args:
-        values: [N] numbers: errors of targets, or figures to average.
+        values: [N] numbers, such as the errors of targets.
 
     Raises:
         InputError: no values.
@@ -51,10 +51,10 @@ def mean(values: Any) -> float:
 
 
 def median(values: Any) -> float:
-    """Return the median, which a few runs that failed do not move; NaN when a value is NaN.
+    """Return the median, which a few failed runs do not affect; NaN if any value is NaN.
 
     Args:
-        values: [N] numbers. For an even N, the mean of the two in the middle.
+        values: [N] numbers. For an even N, the median is the mean of the two middle values.
 
     Raises:
         InputError: no values.
@@ -63,16 +63,16 @@ def median(values: Any) -> float:
 
 
 def quantile(values: Any, fraction: float) -> float:
-    """Return the value that a fraction of the values is below; NaN when a value is NaN.
+    """Return the value below which a fraction of the values lie; NaN if any value is NaN.
 
-    Between two values it is interpolated linearly (Hyndman & Fan 1996, definition 7).
+    Interpolates linearly between two values (Hyndman & Fan 1996, definition 7).
 
     Args:
         values: [N] numbers.
         fraction: 0 gives the lowest, 0.5 the median, 1 the highest.
 
     Raises:
-        InputError: no values, or no such fraction.
+        InputError: no values, or a fraction out of range.
     """
     share = check_number(fraction, "fraction", at_least=0, at_most=1)
     ordered = np.sort(check_values(values, "values"))  # NaN last
@@ -80,5 +80,5 @@ def quantile(values: Any, fraction: float) -> float:
         return math.nan
     below, part = divmod(share * (len(ordered) - 1), 1)
     low, high = ordered[int(below)], ordered[math.ceil(below + part)]
-    # Without this, two infinite errors would have no number between them.
+    # Interpolating between two infinite values would give NaN.
     return float(low if low == high else low + part * (high - low))

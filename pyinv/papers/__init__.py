@@ -1,7 +1,7 @@
-"""The papers: each module reproduces one paper's tables and figures on any fitting generator.
+"""Paper reproductions: each module reproduces one paper's tables and figures on your generators.
 
-``pyinv reproduce`` runs them. A reproduction writes a report: report.html, numbers.json with every
-number's origin, and its pictures.
+``pyinv reproduce`` runs them. A reproduction writes a report: report.html, the figures, and
+numbers.json, which records how every number was computed.
 """
 
 from collections.abc import Callable
@@ -19,4 +19,4 @@ PAPERS: dict[str, Callable[[Request], Path]] = {
     "luo": luo.reproduce,
     "bau": bau.reproduce,
 }
-"""Every paper by the name that the command line uses, and what reproduces it."""
+"""The function that reproduces each paper, by the paper's name on the command line."""

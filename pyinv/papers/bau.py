@@ -1,7 +1,7 @@
 """Bau et al. 2019, "Inverting layers of a large generator".
 
-Figure 2, methods (a) to (f) on images that the generator made and on photographs, and the pairs of
-Figure 1, on any generator; the methods that work on layers need its module.
+Figure 2 (methods (a) to (f) on generated images and on photographs) and the pairs of Figure 1, on
+any generator. The methods that work on layers need its module.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from pyinv import evaluation, recipes
 from pyinv.datasets import to_range
 from pyinv.errors import BundleError, DependencyError
 from pyinv.papers import figures
-from pyinv.papers.differences import made_with, tell_shared_differences
+from pyinv.papers.differences import add_shared_differences, made_with
 from pyinv.papers.encoders import match_encoders, open_encoders
 from pyinv.papers.folder import open_folder
 from pyinv.papers.generators import Generator, HeldOut, choose, obtain_generators
 from pyinv.papers.pixels import absolute_error
-from pyinv.papers.plan import Planned, carry_out
+from pyinv.papers.plan import Planned, run_plan
 from pyinv.papers.precise import (
     COST_COLUMNS,
-    NOT_THEIRS,
+    NOT_IN_PAPER,
     PRECISE,
     cost_arrays,
     cost_cells,
@@ -63,28 +63,28 @@ PAPER = Paper(
 )
 
 METHODS = {
-    "a": "(a) z optimised from a draw",
-    "b": "(b) encoder of latents and pixels",
+    "a": "(a) z optimised from a random start",
+    "b": "(b) encoder trained on latents and pixels",
     "c": "(c) z optimised from (b)",
-    "d": "(d) encoder learnt by layers",
+    "d": "(d) encoder trained layer by layer",
     "e": "(e) z optimised from (d)",
     "f": "(f) layers optimised from (d)",
 }
 ENCODERS = {"b": "latent+image", "d": "layers"}
-"""The encoders by their training method."""
+"""The training method of each encoder."""
 STARTS = {"c": "b", "e": "d", "f": "d"}
-"""The encoder that a method begins at."""
+"""The encoder that each method starts from."""
 RECONSTRUCT = "pyinv's reconstruct recipe from the encoder"
 OURS = {"precise": f"{PRECISE} from the encoder", "reconstruct": RECONSTRUCT}
 
 EXACT = 1e-6
-"""1 - cos of a latent that counts as recovered: 0.08 degrees."""
+"""A latent counts as recovered if 1 - cos is below this: 0.08 degrees."""
 
 # The authors' code: Adam at 0.01, halved after 800, 1,200 and 1,800 of 3,000 steps.
 PAPER_STEPS = 3000
 PAPER_HALVED = (800, 1200, 1800)
 PAPER_LEARNING_RATE = 0.01
-PAPER_PENALTY = 1.0  # lambda of every layer
+PAPER_PENALTY = 1.0  # lambda, the same for every layer
 
 SHOWN = 8
 PAIRS = 10
@@ -94,15 +94,15 @@ QUANTILES = {"best": 0.0, "median": 0.5, "9 of 10 below": 0.9, "worst": 1.0}
 def bau_recipe(
     steps: int, loss: str, learning_rate: float | None = None, *, penalty: float = 0.0
 ) -> Recipe:
-    """Return the paper's optimisation, cut to a number of steps.
+    """Return the paper's optimisation for a given number of steps.
 
-    Adam at a learning rate that is halved three times, at the same shares of the steps as in the
-    authors' code, which makes 3,000 and halves after 800, 1,200 and 1,800.
+    It uses Adam and halves the learning rate three times, at the same fractions of the steps as the
+    authors' code, which takes 3,000 steps and halves after 800, 1,200 and 1,800.
 
     Args:
-        steps: steps.
-        loss: name of the loss, the paper's d_I where the bundle has it.
-        learning_rate: at the beginning; None takes 0.01.
+        steps: number of steps.
+        loss: name of the loss, the paper's d_I if the bundle has it.
+        learning_rate: initial learning rate; None is 0.01.
         penalty: weight of the prior penalty; 0 for none.
 
     Source: Bau et al. 2019, equations 2 and 12; the authors' code.
@@ -119,20 +119,20 @@ def bau_recipe(
 
 
 def reproduce(request: Request) -> Path:
-    """Reproduce Figure 2 and the pairs of Figure 1, and write them as a report.
+    """Reproduce Figure 2 and the pairs of Figure 1, and write a report.
 
     Args:
-        request: generators; without any, one is trained on each data set with the configuration
-            "progan-32". A generator whose module cannot be had, such as a bundle alone, has no
-            layers to cut at, and the report says so in the place of (d), (e) and (f). The data's
-            test images are the photographs, its training images and their labels the features'.
-            The paper has 100 generated images, the authors' code 3,000 steps.
-            ``encoders`` are bundles with encoders; what is missing of "latent+image" and
-            "layers" is trained. ``encoder_iterations`` are those of each phase of an encoder's
-            training; None takes the configuration's.
+        request: generators; without any, one is trained per dataset with the configuration
+            "progan-32". If a generator's module is not available, as with some bundles, it cannot
+            be split into layers, and the report says so in place of (d), (e) and (f). The
+            photographs are the data's test images. The feature network is trained on its training
+            images and their labels. The paper has 100 generated images, the authors' code 3,000
+            steps. ``encoders`` are bundles with encoders; those of "latent+image" and "layers" that
+            are missing are trained. ``encoder_iterations`` applies to each phase of an encoder's
+            training; None uses the configuration's.
 
     Returns:
-        the path of report.html; numbers.json and the pictures lie beside it, the encoders in
+        the path of report.html. numbers.json and the figures are beside it, the encoders in
         ``encoders``.
 
     Raises:
@@ -141,8 +141,8 @@ def reproduce(request: Request) -> Path:
         BundleError: a bundle that is missing or damaged.
         OutputError: the folder cannot be written to.
         DependencyError: torch is missing.
-        KeyboardInterrupt: Ctrl-C; its text says what is done. Called again with the same request,
-            it goes on.
+        KeyboardInterrupt: Ctrl-C; its message says what is done. Another call with the same request
+            resumes.
 
     Source: Bau et al. 2019; the authors' code (github.com/davidbau/ganseeing) for the optimiser,
     the number of steps and the penalty.
@@ -171,9 +171,9 @@ def reproduce(request: Request) -> Path:
     ]
     plan = [planned for experiment in experiments for planned in experiment.plan]
     runs = RunCache(request.folder)
-    done = carry_out(plan, runs, request)
+    done = run_plan(plan, runs, request)
     report = Report(request.folder, PAPER, settings=request.describe(), made=made_with(runs))
-    _tell_differences(report, request, experiments)
+    _add_differences(report, request, experiments)
     for experiment in experiments:
         experiment.report(report, runs, done, alone=len(experiments) == 1)
     return report.write()
@@ -183,24 +183,28 @@ def reproduce(request: Request) -> Path:
 class _Targets:
     """Images to invert.
 
-    key: in ids: "generated" or "photographs".
-    title: what people call them.
-    told: what they are, in words.
+    key: their name in ids, "generated" or "photographs".
+    title: their name for people.
+    description: what they are, in words.
     images: [N, C, H, W].
-    latents: [N, *latent_shape], those that made them; None for photographs.
+    latents: [N, *latent_shape], their true latents; None for photographs.
     """
 
     key: str
     title: str
-    told: str
+    description: str
     images: FloatArray
     latents: FloatArray | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class _Found:
-    """What a method found for targets: latents, images [N, C, H, W], and the last layer that
-    counts [N, ...], None where the layers are not known."""
+    """A method's result.
+
+    latents: [N, *latent_shape].
+    images: [N, C, H, W].
+    layer: [N, ...], the last layer before G_F; None if the generator is not split into layers.
+    """
 
     latents: FloatArray
     images: FloatArray
@@ -208,18 +212,18 @@ class _Found:
 
 
 def _photographs(generator: Generator, request: Request, held_out: HeldOut) -> _Targets | None:
-    """Return test images of the generator's data, as many as there are targets or fewer."""
+    """Return test images of the generator's dataset, at most as many as there are targets."""
     dataset = held_out.of(generator, any_data=True)
     if dataset is None:
         return None
     chosen = choose(dataset, min(request.targets, len(dataset)), seed=request.seed)
     images = to_range(dataset.images[chosen], generator.manifest.value_range)
-    told = f"{len(chosen)} test images of {dataset.name}"
-    return _Targets("photographs", "Photographs", told, images)
+    description = f"{len(chosen)} test images of {dataset.name}"
+    return _Targets("photographs", "Photographs", description, images)
 
 
 class _Experiment:
-    """Both figures on one generator."""
+    """The figures of one generator."""
 
     def __init__(
         self,
@@ -252,7 +256,7 @@ class _Experiment:
         """The encoders' latents by targets and method."""
 
     def _recipes(self) -> dict[str, Recipe]:
-        """Return the recipe of each method that optimises and that can be run."""
+        """Return the recipes of the methods that optimise and that the bundle supports."""
         networks, request = self.networks, self.request
         manifest = networks.inverter.manifest
         own = bau_recipe(request.max_steps, networks.loss, request.learning_rate)
@@ -273,12 +277,12 @@ class _Experiment:
         return found
 
     def methods(self, targets: _Targets) -> dict[str, str]:
-        """Return the paper's methods, and pyinv's on such targets, by their keys."""
+        """Return the methods for these targets, the paper's and pyinv's, by key."""
         ours = OURS if targets.latents is not None else {"reconstruct": RECONSTRUCT}
         return METHODS | ours
 
     def why_not(self, method: str) -> str:
-        """Return why a method is not run; "" where it is."""
+        """Return why a method is not run; "" if it is run."""
         if method in ("d", "e", "f") and not self._has_layers:
             return f"not run: {self.networks.why_no_layers}"
         if method in OURS and method not in self.recipes:
@@ -287,7 +291,7 @@ class _Experiment:
 
     @property
     def best_encoder(self) -> str:
-        """The method whose encoder pyinv's own recipe begins at."""
+        """The method whose encoder pyinv's own recipes start from."""
         return "d" if self._has_layers else "b"
 
     @cached_property
@@ -332,7 +336,7 @@ class _Experiment:
     def report(
         self, report: Report, runs: RunCache, done: Mapping[str, Inversion], *, alone: bool
     ) -> None:
-        """Add the tables and figures; ``alone``: there is no other generator."""
+        """Add the tables and figures; titles name the generator unless it is ``alone``."""
         about = "" if alone else f", {self.generator.title}"
         found = {
             (targets.key, method): self._found(targets, method, done)
@@ -344,7 +348,7 @@ class _Experiment:
             for method in self.methods(targets):
                 if not self.why_not(method):
                     self._add_run(report, runs, done, targets, method, found[targets.key, method])
-        self._tell_result(report, about)
+        self._add_result(report, about)
         self._add_generated(report, about)
         self._add_photographs(report, about)
         for targets in self.targets:
@@ -377,7 +381,7 @@ class _Experiment:
         method: str,
         found: _Found,
     ) -> None:
-        """Give the report what a method's numbers are computed from."""
+        """Add the arrays that a method's numbers are computed from."""
         id = self._id(targets, method)
         manifest = self.networks.inverter.manifest
         arrays = {
@@ -418,12 +422,12 @@ class _Experiment:
         return report.compute("recovery_rate", errors=errors, threshold=EXACT)
 
     def _rows(self, targets: _Targets, cells_of: Mapping[str, Sequence[Cell | None]]) -> list[Row]:
-        """Return a row for each method: its cells, or why it was not run."""
+        """Return one row per method: its cells, or the reason it was not run."""
         return [
             Row(
                 name,
                 cells_of.get(method, ()),
-                tag=NOT_THEIRS if method in OURS else "",
+                tag=NOT_IN_PAPER if method in OURS else "",
                 emphasis=method == "f" and method in cells_of,
                 text=self.why_not(method),
             )
@@ -439,43 +443,46 @@ class _Experiment:
 
     @property
     def _layer(self) -> str:
-        """What to call the layer that is compared."""
+        """The name of the layer that is compared."""
         return self.networks.layer_name
 
-    def _tell_result(self, report: Report, about: str) -> None:
+    def _add_result(self, report: Report, about: str) -> None:
         generated = self.targets[0]
         theirs = [method for method in self._ran(generated) if method in METHODS]
-        moved = [method for method in theirs if method != "f"]  # methods that find a z
+        with_z = [method for method in theirs if method != "f"]  # (f) finds no z
         arrays = {"z": "latent_distance", "pixels": "absolute_error"}
         if self._has_layers:
             arrays |= {self._layer: "layer_error"}
         orders = []
         for what, array in arrays.items():
-            methods = moved if array == "latent_distance" else theirs
+            methods = with_z if array == "latent_distance" else theirs
             errors = {one: self._mean(report, generated, one, array).value for one in methods}
-            # A method that failed is last.
+            # Failed methods come last.
             ordered = sorted(methods, key=lambda one: np.nan_to_num(errors[one], nan=np.inf))
             orders.append(f"{what}: " + ", ".join(f"({method})" for method in ordered))
         paragraphs = [
-            "The paper's methods on generated images, from the lowest mean error to the highest. "
+            "The paper's methods on generated images, ordered from the lowest mean error to the "
+            "highest. "
             + "; ".join(orders)
             + ". In the paper, (d), (e) and (f) have lower errors than (a), (b) and (c), and (f) "
-            "is nearly perfect. (f) finds no z of its own."
+            "is nearly perfect."
         ]
         cells = {}
-        if not self._has_layers:
+        if self._has_layers:
+            paragraphs.append("(f) does not change z, so it is not ranked by z.")
+        else:
             paragraphs.append(f"(d), (e) and (f) were {self.why_not('d')}.")
         if "precise" in self.recipes:
             cells["precise"] = self._exact(report, "precise")
             cells["cost"] = self._mean(report, generated, "precise", "forward_equivalents")
-            others = [f"({method}) {{{method}:.1%}}" for method in moved]
-            cells |= {method: self._exact(report, method) for method in moved}
+            others = [f"({method}) {{{method}:.1%}}" for method in with_z]
+            cells |= {method: self._exact(report, method) for method in with_z}
             paragraphs.append(
-                f"{PRECISE}, which is not in the paper, recovers z itself, up to a scale: "
-                f"{{precise:.1%}} of the latents have 1 − cos below {EXACT:g} at its end, at "
-                f"{{cost:,.0f}} forward equivalents per latent. Of the paper's methods: "
-                f"{', '.join(others)}. It assumes that this very generator made the image, to "
-                "rounding."
+                f"{PRECISE}, which is not in the paper, recovers z itself, up to scale: "
+                f"{{precise:.1%}} of the final latents have 1 − cos below {EXACT:g}, at a cost of "
+                "{cost:,.0f} forward equivalents per latent. For the paper's methods, the share "
+                f"is: {', '.join(others)}. The recipe assumes that this exact generator made the "
+                "image, up to rounding."
             )
         report.add_text(f"{self.generator.key}-result", f"Result{about}", paragraphs, cells=cells)
 
@@ -497,14 +504,14 @@ class _Experiment:
         cells: dict[str, list[Cell | None]] = {}
         for method in self._ran(targets):
             first, *others = (self._mean(report, targets, method, array) for array in arrays)
-            # (f) moves no z.
+            # (f) does not change z.
             of_z = [None, None] if method == "f" else [first, self._exact(report, method)]
             cells[method] = [*of_z, *others]
         layer = (
-            f"{self._layer.capitalize()} is what the first {self.networks.cuts} layers make of z, "
-            "in (f) with the residuals"
+            f"{self._layer.capitalize()} is the output of the first {self.networks.cuts} layers, "
+            "in (f) with the residuals added"
             + (
-                ", each pixel's channels at the length that the next layer gives them. "
+                ", and each pixel normalised as at the input of the next layer. "
                 if self.networks.normalizes
                 else ". "
             )
@@ -513,13 +520,13 @@ class _Experiment:
         )
         report.add_table(
             f"{self.generator.key}-figure-2",
-            f"The numbers of Figure 2, generated images{about}",
-            f"Means over {targets.told}; {self.request.max_steps:,} steps in (a), (c), (e) and "
-            "(f). The cosine is that of the angle between the latent that made the image and the "
-            "one that was found, whose length does not count. "
+            f"Numbers for Figure 2, generated images{about}",
+            f"Means over {targets.description}; {self.request.max_steps:,} steps in (a), (c), (e) "
+            "and (f). cos is the cosine of the angle between the true latent and the one found, "
+            "so a latent's length does not matter. "
             f"{layer}The absolute error of a pixel is relative to the value range. d_I is "
-            f"{literal(self.networks.loss_told)}. {RECONSTRUCT} begins at "
-            f"({self.best_encoder}). The paper plots such accuracies without numbers.",
+            f"{literal(self.networks.loss_description)}. {RECONSTRUCT} starts from "
+            f"({self.best_encoder}). The paper plots these accuracies without numbers.",
             columns=columns,
             rows=self._rows(targets, cells),
             row_title="Method",
@@ -530,15 +537,16 @@ class _Experiment:
             report.add_text(
                 f"{self.generator.key}-no-photographs",
                 f"Photographs{about}",
-                ["Not inverted: no data with test images was given (--data)."],
+                ["Not inverted: no dataset with test images was given (--data)."],
             )
             return
         targets = self.targets[1]
         report.add_table(
             f"{self.generator.key}-photographs",
-            f"The numbers of Figure 2, photographs{about}",
-            f"Means over {targets.told}, which no latent makes exactly: what remains is what the "
-            "generator, or in (f) its later layers, cannot make. The paper shows one image.",
+            f"Numbers for Figure 2, photographs{about}",
+            f"Means over {targets.description}. No latent makes such an image exactly: the "
+            "remaining error is what the generator, or in (f) its later layers, cannot reproduce. "
+            "The paper shows one image.",
             columns=[
                 Column("absolute error", "{:.3g}", group="pixels", best="lowest"),
                 Column("squared error", "{:.3g}", group="pixels", best="lowest"),
@@ -557,7 +565,7 @@ class _Experiment:
         )
 
     def _add_spread(self, report: Report, about: str) -> None:
-        """Add how the errors are spread, which means hide."""
+        """Add the distribution of the errors, which means hide."""
         generated = self.targets[0]
         arrays = {"z, 1 − cos": "latent_distance"}
         if self._has_layers:
@@ -575,7 +583,7 @@ class _Experiment:
                     for fraction in QUANTILES.values()
                 ],
                 group=heading,
-                tag=NOT_THEIRS if method in OURS else "",
+                tag=NOT_IN_PAPER if method in OURS else "",
             )
             for heading, array in arrays.items()
             for method, name in self.methods(generated).items()
@@ -583,8 +591,8 @@ class _Experiment:
         ]
         report.add_table(
             f"{self.generator.key}-spread",
-            f"How the errors on generated images are spread{about}",
-            f"Over {generated.told}.",
+            f"Distribution of the errors on generated images{about}",
+            f"Over {generated.description}.",
             columns=[Column(name, "{:.3g}") for name in QUANTILES],
             rows=rows,
             row_title="Method",
@@ -603,13 +611,13 @@ class _Experiment:
         }
         report.add_table(
             f"{self.generator.key}-costs",
-            f"What a latent costs{about}",
-            f"Means over {generated.told}. "
+            f"Cost per latent{about}",
+            f"Means over {generated.description}. "
             f"{describe_costs(self.networks.inverter.manifest.latent_size)} An encoder's latent "
-            "costs about one. The figures beside ours are the 3,000 steps of the authors' code.",
+            "costs about one. The published numbers are for the 3,000 steps of the authors' code.",
             columns=COST_COLUMNS,
             rows=[
-                Row(name, cells[method], tag=NOT_THEIRS if method in OURS else "")
+                Row(name, cells[method], tag=NOT_IN_PAPER if method in OURS else "")
                 for method, name in self.methods(generated).items()
                 if method in cells
             ],
@@ -623,7 +631,7 @@ class _Experiment:
         targets: _Targets,
         about: str,
     ) -> None:
-        """Figure 2's pictures: what each method makes of the first targets."""
+        """Add Figure 2's images: reconstructions of the first targets by each method."""
         rows = {"target": targets.images[: self.shown]}
         for method in self._ran(targets):
             label = f"({method})" if method in METHODS else method
@@ -634,9 +642,10 @@ class _Experiment:
         report.add_figure(
             id,
             f"Figure 2, {targets.title.lower()}: Reconstructions{about}",
-            f"The first of {literal(targets.told)}, and what each method makes of them.",
+            f"The first of {literal(targets.description)}, and their reconstructions by each "
+            "method.",
             path,
-            alt="Rows of images: targets, and the reconstructions of each method",
+            alt="Rows of images: targets, and their reconstructions by each method",
         )
 
     def _add_pairs(
@@ -646,7 +655,7 @@ class _Experiment:
         targets: _Targets,
         about: str,
     ) -> None:
-        """Figure 1: targets beside what (f) makes of them."""
+        """Add Figure 1: targets beside their inversions by (f)."""
         if self.why_not("f"):
             return
         shown = min(PAIRS, len(targets.images))
@@ -663,18 +672,19 @@ class _Experiment:
         report.add_figure(
             id,
             f"Figure 1, {targets.title.lower()}: Images beside their inversions by (f){about}",
-            "x on the left, G_F(E_F(x)) on the right; in the paper's figure the "
-            f"{row} row. The mean absolute error of a pixel over all targets is {{error:.3g}}.",
+            "x on the left, G_F(E_F(x)) on the right, as in the "
+            f"{row} row of the paper's figure. The mean absolute error of a pixel over all targets "
+            "is {error:.3g}.",
             path,
             alt="Pairs of an image and its inversion by method f",
             cells={"error": self._mean(report, targets, "f", "absolute_error")},
         )
 
 
-def _tell_differences(report: Report, request: Request, experiments: Sequence[_Experiment]) -> None:
+def _add_differences(report: Report, request: Request, experiments: Sequence[_Experiment]) -> None:
     networks = [experiment.networks for experiment in experiments]
 
-    def told(texts: Sequence[str]) -> str:
+    def joined(texts: Sequence[str]) -> str:
         return "; ".join(dict.fromkeys(texts))
 
     stages = experiments[0].recipes["a"].stages
@@ -685,35 +695,37 @@ def _tell_differences(report: Report, request: Request, experiments: Sequence[_E
     report.difference(
         "Targets",
         "100 generated images; a photograph of a church",
-        told([targets.told for experiment in experiments for targets in experiment.targets]),
+        joined(
+            [targets.description for experiment in experiments for targets in experiment.targets]
+        ),
     )
     report.difference("Steps", "3,000 in the authors' code", f"{request.max_steps:,}")
     report.difference(
         "Optimiser",
-        "Adam at a learning rate of 0.01, halved after 800, 1,200 and 1,800 steps, in the "
-        "authors' code",
-        f"Adam at {first.learning_rate:g}"
-        + (f", halved after {halved} steps, where its moments begin afresh" if halved else ""),
+        "in the authors' code, Adam, learning rate 0.01, halved after 800, 1,200 and 1,800 steps",
+        f"Adam, learning rate {first.learning_rate:g}"
+        + (f", halved after {halved} steps, which also resets its moments" if halved else ""),
     )
     report.difference(
         "d_I",
         "L1 in pixels and L1 in features of VGG16 (up to conv4_3 in the authors' code)",
-        told([one.loss_told for one in networks]),
+        joined([one.loss_description for one in networks]),
     )
     if any(one.residual is not None for one in networks):
         report.difference(
             "Residuals of (f)",
-            "added to layers 1, 2 and 3; the authors' code penalises the mean of each one's "
-            "squares, with weight 1",
-            told([one.residual.describe() for one in networks if one.residual is not None]),
+            "added to layers 1, 2 and 3; the authors' code penalises the mean square of each, with "
+            "weight 1",
+            joined([one.residual.describe() for one in networks if one.residual is not None]),
         )
     report.difference(
         "Encoders",
-        "(b) is not described; (d) by layers, fine-tuned with all of them; the authors' code adds "
-        "up gradients over batches (no zero_grad)",
-        told([one.encoders_told for one in networks]) + "; gradients are those of each batch alone",
+        "(b) is not described; (d) is trained layer by layer, then fine-tuned as a whole; the "
+        "authors' code accumulates gradients over batches (no zero_grad)",
+        joined([one.encoders_description for one in networks])
+        + "; gradients are not accumulated over batches",
     )
-    tell_shared_differences(
+    add_shared_differences(
         report,
         [experiment.generator for experiment in experiments],
         training="a Progressive GAN of LSUN churches and bedrooms",

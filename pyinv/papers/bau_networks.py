@@ -1,7 +1,7 @@
-"""What the methods of Bau et al. need beside the generator: a loss, encoders, and its layers.
+"""The loss, encoders and generator layers that the methods of Bau et al. need.
 
-All of it lies in the reproduction's folder and is made once: ``networks/<generator>`` has the
-feature network and the bundles, ``encoders/<generator>-<method>`` the encoders' trainings.
+They are created once, in the reproduction's folder: ``networks/<generator>`` has the feature
+network and the bundles, ``encoders/<generator>-<method>`` the encoders' training folders.
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ MOST_LAYERS = 4  # before G_F, as in the paper
 PERCEPTUAL = "perceptual"
 FEATURES = ("layer2", "layer4")  # of the classifier
 FEATURE_ITERATIONS = 1500
-BATCH = 64  # latents whose layers are computed at a time
+BATCH = 64  # batch size for computing layer activations
 
 
 @dataclass(frozen=True, eq=False)
 class Residual:
-    """The generator of method (f): its latent is the residuals, its condition z_0.
+    """The generator of method (f): its latent is the residuals, its condition is z_0.
 
     Args:
-        inverter: its bundle, open.
-        generator: the same in PyTorch.
+        inverter: the inverter of its bundle.
+        generator: the same generator in PyTorch.
         normalizes: whether the generator normalises each layer's input.
     """
 
@@ -66,47 +66,47 @@ class Residual:
 
     @property
     def rate(self) -> float:
-        """Return what the paper's learning rate is times for the latent, in the mean."""
+        """The factor for the paper's learning rate that the latent's scaling requires, a mean."""
         return 1 / float(np.sqrt(np.mean(np.square(self.generator.scales))))
 
     def layer(self, latents: FloatArray, first: FloatArray) -> FloatArray:
-        """Return the last layer before G_F, [N, ...], of latents and z_0."""
+        """Return the activations of the last layer before G_F, [N, ...], for latents and z_0."""
         parts = [
             self.generator.activation_of(latents[rows], first[rows]) for rows in _parts(len(first))
         ]
         return _compared(np.concatenate(parts), self.normalizes)
 
     def describe(self) -> str:
-        """Return how it differs from the paper's, in words."""
+        """Describe the residuals, for comparison with the paper's."""
         steps = ", ".join(f"{self.rate * scale:.2f}" for scale in self.generator.scales)
         return (
-            f"{len(self.generator.shapes)}, in units in which the penalty is that of a normal "
-            f"prior; Adam's steps are {steps} times as long as in units of the layers"
+            f"{len(self.generator.shapes)}, scaled so that the penalty equals that of a normal "
+            f"prior; this makes Adam's steps {steps} times as long as without scaling"
         )
 
 
 @dataclass(frozen=True, eq=False)
 class Networks:
-    """What the methods run on.
+    """The networks of one generator.
 
     Args:
-        inverter: the generator's bundle, open, with the loss that the methods minimise.
-        loss: that loss's name.
-        loss_told: what it is, in words.
-        encoders: bundles with encoders, open, by training method.
-        encoders_told: how they were trained, in words.
-        names: the submodules that the generator is cut after; none where it has none.
-        layers: the generator in parts, or None.
+        inverter: the inverter of the generator's bundle, with the loss that the methods minimise.
+        loss: name of that loss.
+        loss_description: what that loss is, in words.
+        encoders: inverters of the bundles with encoders, by training method.
+        encoders_description: how they were trained, in words.
+        names: the submodules after which the generator is split; empty if it cannot be split.
+        layers: the split generator, or None.
         normalizes: whether it normalises each layer's input.
         residual: the generator of method (f), or None.
-        why_no_layers: why there are none; "" where there are.
+        why_no_layers: why the generator cannot be split; "" if it can.
     """
 
     inverter: Inverter
     loss: str
-    loss_told: str
+    loss_description: str
     encoders: Mapping[str, Inverter]
-    encoders_told: str
+    encoders_description: str
     names: tuple[str, ...]
     layers: Layers | None
     normalizes: bool
@@ -115,23 +115,23 @@ class Networks:
 
     @property
     def cuts(self) -> int:
-        """How many layers come before G_F."""
+        """The number of layers before G_F."""
         return len(self.names)
 
     @property
     def layer_name(self) -> str:
-        """What to call the last layer before G_F."""
+        """The name of the last layer before G_F."""
         return f"layer {self.cuts}"
 
     def encode(self, method: str, images: FloatArray) -> FloatArray:
-        """Return the latents of the encoder that was trained by this method."""
+        """Encode images with the encoder that was trained by this method."""
         return self.encoders[method].encode(images)
 
     def layer(self, latents: FloatArray) -> FloatArray | None:
-        """Return the last layer before G_F, [N, ...]; None where there are no layers.
+        """Return the activations of the last layer before G_F, [N, ...]; None without layers.
 
-        Of a generator that normalises each layer's input, as that input: the length of a pixel's
-        channels is of no account.
+        If the generator normalises each layer's input, they are normalised in the same way, because
+        the next layer ignores their scale at each pixel.
         """
         if self.layers is None:
             return None
@@ -148,11 +148,11 @@ def obtain_networks(
     encoders: Mapping[str, Mapping[str, Encoder]],
     request: Request,
 ) -> list[Networks]:
-    """Train and export what is not there yet.
+    """Train and export the networks that do not exist yet.
 
     Args:
-        generators: the reproduction's.
-        encoders: those that were given, by the generator's key and the method.
+        generators: the reproduction's generators.
+        encoders: the given encoders, by generator key and training method.
         request: gives the folder, the data, the seed, and the encoders' iterations.
 
     Returns:
@@ -161,7 +161,7 @@ def obtain_networks(
     Raises:
         InputError: bad data.
         ExportError: the generator cannot be exported.
-        KeyboardInterrupt: Ctrl-C during a training, which keeps its checkpoint.
+        KeyboardInterrupt: Ctrl-C during training; its checkpoint remains.
     """
     return [
         _Maker(generator, encoders[generator.key], request).networks() for generator in generators
@@ -173,7 +173,7 @@ def _parts(count: int) -> list[slice]:
 
 
 def _compared(activations: FloatArray, normalizes: bool) -> FloatArray:
-    """Return activations as they are compared: in the units that the next layer sees."""
+    """Return activations in the form in which they are compared, normalised if necessary."""
     if not normalizes:
         return activations
     normalized: FloatArray = pixel_norm(torch.from_numpy(activations)).numpy()
@@ -181,7 +181,7 @@ def _compared(activations: FloatArray, normalizes: bool) -> FloatArray:
 
 
 class _Maker:
-    """Makes the networks of one generator."""
+    """Creates the networks of one generator."""
 
     def __init__(
         self, generator: Generator, encoders: Mapping[str, Encoder], request: Request
@@ -206,9 +206,9 @@ class _Maker:
         return Networks(
             inverter=self._open(bundle),
             loss=loss,
-            loss_told=self._loss_told(loss),
+            loss_description=self._describe_loss(loss),
             encoders={method: self._open(path) for method, path in encoders.items()},
-            encoders_told=self._encoders_told(names),
+            encoders_description=self._describe_encoders(names),
             names=names,
             layers=layers,
             normalizes=self.frozen.normalizes_latent,
@@ -218,17 +218,17 @@ class _Maker:
 
     @cached_property
     def module(self) -> nn.Module:
-        """The generator, of a bundle alone as its ONNX file has it."""
+        """The generator's module; for a bundle without one, it is read from the ONNX file."""
         return self.frozen.module or read_generator(self.generator.inverter.bundle)
 
     def _open(self, path: Path) -> Inverter:
-        """Open a bundle for targets that leave its value range, as a generator's own may."""
+        """Open a bundle and allow targets outside its value range, as generated images may be."""
         bundle = Bundle.open(path)
         manifest = replace(bundle.manifest, bounded=False)
         return Inverter(replace(bundle, manifest=manifest), **self.request.machine)
 
     def _names(self) -> tuple[tuple[str, ...], str]:
-        """Return the layers to cut after, and why there are none."""
+        """Return the layers to split after, or else the reason that there are none."""
         try:
             names = first_layers(self.module, MOST_LAYERS)
             split(self.module, names)
@@ -236,7 +236,10 @@ class _Maker:
             path = self.generator.inverter.bundle.path
             return (), str(error).replace(str(path), path.name)
         if len(names) < 2:
-            return (), f"this generator can be cut after {names[0]} alone, and residuals need two"
+            return (
+                (),
+                f"this generator can only be split after {names[0]}; residuals need two splits",
+            )
         return names, ""
 
     @property
@@ -250,7 +253,7 @@ class _Maker:
 
     @cached_property
     def _labelled(self) -> Dataset | None:
-        """The training images of the generator's data, if they have labels."""
+        """The training split of the generator's dataset, if it has labels."""
         read = [
             load_dataset(path, image_shape=self.manifest.image_shape) for path in self.request.data
         ]
@@ -265,18 +268,18 @@ class _Maker:
         """Return the loss to minimise and the bundle that has it."""
         given = self.generator.inverter.bundle.path
         if self._labelled is not None and self._has_module:
-            wanted = PERCEPTUAL
+            loss = PERCEPTUAL
         elif "l1" in self.manifest.losses:
             return "l1", given
         elif self._has_module:
-            wanted = "l1"
+            loss = "l1"
         else:
             return "mse", given
-        kept = [name for name in self.manifest.losses if name in ("mse", "whitened")]
-        losses = [*kept, self._features if wanted == PERCEPTUAL else wanted]
-        return wanted, self._exported(
+        others = [name for name in self.manifest.losses if name in ("mse", "whitened")]
+        losses = [*others, self._features if loss == PERCEPTUAL else loss]
+        return loss, self._exported(
             "generator.bundle",
-            {"loss": self._made_of(wanted)},
+            {"loss": self._made_of(loss)},
             lambda path, origin: export(
                 self.module,
                 path,
@@ -291,7 +294,7 @@ class _Maker:
         )
 
     def _made_of(self, loss: str) -> dict[str, Any]:
-        """Return what decides a loss beside its name."""
+        """Return everything that a loss depends on, including its name."""
         return {"name": loss, **(self._features_made_of if loss == PERCEPTUAL else {})}
 
     @cached_property
@@ -316,8 +319,8 @@ class _Maker:
         assert data.labels is not None
         made_of = self._features_made_of
         path = open_folder(self.folder) / "features.pt"
-        kept = read_checkpoint(path)
-        if kept is None or kept.get("made_of") != made_of:
+        saved = read_checkpoint(path)
+        if saved is None or saved.get("made_of") != made_of:
             self.request.say(f"training a classifier on {data.name} for the features of d_I")
             classifier = train_classifier(
                 data.images,
@@ -330,13 +333,13 @@ class _Maker:
             )
             state = {"network": classifier.state_dict(), "classes": list(classifier.classes)}
             write_checkpoint(path, {"made_of": made_of, **state})
-            kept = read_checkpoint(path)
-            assert kept is not None
-        network = Classifier(self.manifest.image_shape[0], kept["classes"])
-        network.load_state_dict(kept["network"])
+            saved = read_checkpoint(path)
+            assert saved is not None
+        network = Classifier(self.manifest.image_shape[0], saved["classes"])
+        network.load_state_dict(saved["network"])
         return perceptual(network.eval(), FEATURES)
 
-    def _loss_told(self, loss: str) -> str:
+    def _describe_loss(self, loss: str) -> str:
         if loss == PERCEPTUAL:
             assert self._labelled is not None
             return (
@@ -345,11 +348,11 @@ class _Maker:
                 f"{self._labelled.name}"
             )
         why = (
-            "labelled training data for a feature network was not given"
+            "no labelled training data for a feature network was given"
             if self._has_module
             else "the bundle's own loss"
         )
-        names = {"l1": "L1 in pixels alone", "mse": "the mean squared error of pixels"}
+        names = {"l1": "only L1 in pixels", "mse": "the mean squared error of pixels"}
         return f"{names[loss]} ({why})"
 
     # -- the layers
@@ -378,7 +381,7 @@ class _Maker:
         made_of: Mapping[str, Any],
         write: Callable[[Path, dict[str, Any]], Path],
     ) -> Path:
-        """Return a bundle of the folder, written unless it is there and made of the same."""
+        """Return a bundle in the folder; write it unless it exists and was made from the same."""
         origin = {
             **self.manifest.origin,
             "made_of": {"generator": self.frozen.sha256, **made_of},
@@ -418,7 +421,7 @@ class _Maker:
         return configurations
 
     def _encoders(self, names: tuple[str, ...]) -> dict[str, Path]:
-        """Train the encoders, and return the bundles that hold them."""
+        """Train the missing encoders and return the bundles of all."""
         bundles: dict[str, Path] = {}
         configurations = self._configurations(names)
         for method, configuration in configurations.items():
@@ -443,19 +446,19 @@ class _Maker:
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(
                     f"{len(bundles)} of {len(configurations)} encoders of {self.generator.title} "
-                    "are trained; the same command goes on from the last checkpoint"
+                    "are trained; run the same command to resume from the last checkpoint"
                 ) from None
             bundles[method] = trained.bundle
         return bundles
 
-    def _encoders_told(self, names: tuple[str, ...]) -> str:
+    def _describe_encoders(self, names: tuple[str, ...]) -> str:
         parts = []
-        for method, wanted in self._configurations(names).items():
-            told = (
-                self.given[method].told
+        for method, settings in self._configurations(names).items():
+            description = (
+                self.given[method].description
                 if method in self.given
-                else f"{wanted.iterations:,} iterations of {wanted.batch_size} images "
-                f"(configuration {wanted.name})"
+                else f"{settings.iterations:,} iterations of {settings.batch_size} images "
+                f"(configuration {settings.name})"
             )
-            parts.append(f"({LETTERS[method]}) {told}")
+            parts.append(f"({LETTERS[method]}) {description}")
         return ", ".join(parts)

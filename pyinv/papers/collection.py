@@ -1,4 +1,4 @@
-"""The images that a reproduction searches: a data set's, or some that the generator makes."""
+"""The image collection that a reproduction searches: a dataset's images or generated ones."""
 
 from __future__ import annotations
 
@@ -18,59 +18,59 @@ __all__ = ["Collection", "Collections"]
 
 Pixels = NDArray[np.uint8]
 
-MOST = 20_000  # as Luo et al. have
-GENERATED_PER_TARGET = 200  # where there is no data; of 100 targets it makes as many
-CHUNK = 2048  # images that are floats at the same time
+MOST = 20_000  # as in Luo et al.
+GENERATED_PER_TARGET = 200  # without data; reaches MOST at 100 targets
+CHUNK = 2048  # images converted to float at a time, to bound memory
 
 
 @dataclass(frozen=True, eq=False)
 class Collection:
-    """The images that are searched, and those that are looked for.
+    """The images to search, and the query images.
 
     Args:
-        pixels: uint8 [N, C, H, W], those searched.
-        told: what they are, in words.
-        bases: uint8 [M, C, H, W], other images, whose like Table 2 and Figure 4 look for.
-        bases_told: what these are.
-        labels: whole numbers [N], a class each; None where not known.
-        base_labels: whole numbers [M]; None where not known.
-        dataset: the training images of the data; None without data.
+        pixels: uint8 [N, C, H, W], the images to search.
+        description: what they are, in words.
+        bases: uint8 [M, C, H, W], other images, the queries of Table 2 and Figure 4.
+        bases_description: what those are, in words.
+        labels: integers [N], one class per image; None if unknown.
+        base_labels: integers [M]; None if unknown.
+        dataset: the training split of the data; None without data.
     """
 
     pixels: Pixels
-    told: str
+    description: str
     bases: Pixels
-    bases_told: str
+    bases_description: str
     labels: NDArray[np.int64] | None = None
     base_labels: NDArray[np.int64] | None = None
     dataset: Dataset | None = None
 
 
 class Collections:
-    """What is searched for each generator; a data set is read once for an image shape."""
+    """The collection of each generator. Each dataset is read once per image shape."""
 
     def __init__(self, request: Request) -> None:
         self._request = request
         self._read: dict[tuple[str, str, tuple[int, ...]], Dataset | None] = {}
 
     def of(self, generator: Generator) -> Collection:
-        """Return the collection of the generator's data, or of images that it makes.
+        """Return the collection from the generator's data, or one of generated images.
 
         Raises:
-            InputError: data that cannot be read, or has one image.
+            InputError: data that cannot be read, or that has only one image.
         """
         found = self._data(generator)
         if found is not None:
             return self._of_data(*found)
         if self._request.data:
             self._request.say(
-                f"{generator.title}: no data with its data's name was given; images that it makes "
-                "are searched"
+                f"{generator.title}: none of the given datasets is the one it was trained on; "
+                "searching generated images instead"
             )
         return self._generated(generator)
 
     def _data(self, generator: Generator) -> tuple[Dataset, Dataset | None] | None:
-        """Return the training and the test images of the data with the generator's data's name."""
+        """Return the training and test splits of the dataset that the generator was trained on."""
         shape = generator.manifest.image_shape
         loaded = {path: self._load(path, "train", shape) for path in self._request.data}
         named = {
@@ -79,7 +79,7 @@ class Collections:
             if one is not None and (len(loaded) == 1 or one.name == generator.data)
         }
         if len(named) > 1:
-            raise InputError(f"two data sets are called {generator.data}; give one of them")
+            raise InputError(f"two datasets are named {generator.data}; give only one of them")
         for path, dataset in named.items():
             return dataset, self._load(path, "test", shape)
         return None
@@ -92,34 +92,34 @@ class Collections:
             except InputError as error:
                 if split == "train":
                     raise
-                self._request.say(f"going on without test images: {error}")
+                self._request.say(f"continuing without test images: {error}")
                 self._read[key] = None
         return self._read[key]
 
     def _of_data(self, train: Dataset, test: Dataset | None) -> Collection:
-        wanted = self._request.targets
+        count = self._request.targets
         random = np.random.default_rng(self._request.seed)
         order = random.permutation(len(train))
         bases = test
-        # Where the classes of the test images are others, no search could find them.
+        # If the test split has other classes, as Omniglot's has, no search could find them.
         if test is not None and test.labels is not None and train.labels is not None:
             bases = test if set(test.labels) & set(train.labels) else None
         if bases is not None:
-            chosen = random.permutation(len(bases))[:wanted]
-            told = f"{len(chosen):,} test images of {bases.name}"
+            chosen = random.permutation(len(bases))[:count]
+            bases_description = f"{len(chosen):,} test images of {bases.name}"
         else:
             if len(train) < 2:
-                raise InputError(f"{train.source}: a search needs 2 images or more, and this has 1")
+                raise InputError(f"{train.source}: a search needs at least 2 images, got 1")
             bases = train
-            chosen, order = np.split(order, [min(wanted, len(train) // 2)])
-            told = f"{len(chosen):,} other training images of {bases.name}"
+            chosen, order = np.split(order, [min(count, len(train) // 2)])
+            bases_description = f"{len(chosen):,} other training images of {bases.name}"
         rows = np.sort(order[:MOST])
         labels, base_labels = _labels(train, rows, bases, chosen)
         return Collection(
             pixels=train.images[rows],
-            told=f"{len(rows):,} training images of {train.name}",
+            description=f"{len(rows):,} training images of {train.name}",
             bases=bases.images[chosen],
-            bases_told=told,
+            bases_description=bases_description,
             labels=labels,
             base_labels=base_labels,
             dataset=train,
@@ -137,16 +137,16 @@ class Collections:
         )
         return Collection(
             pixels=pixels[:count],
-            told=f"{count:,} generated images",
+            description=f"{count:,} generated images",
             bases=pixels[count:],
-            bases_told=f"{request.targets:,} other generated images",
+            bases_description=f"{request.targets:,} other generated images",
         )
 
 
 def _labels(
     train: Dataset, rows: NDArray[np.int64], bases: Dataset, chosen: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64] | None, NDArray[np.int64] | None]:
-    """Return both sets' labels as the numbers of their classes."""
+    """Return the labels of both sets as class indices."""
     if train.labels is None or bases.labels is None:
         return None, None
     classes = {name: number for number, name in enumerate(sorted({*train.labels, *bases.labels}))}

@@ -1,8 +1,8 @@
 """Creswell & Bharath 2016, "Inverting the generator of a generative adversarial network".
 
-Tables 2 and 3 and Figures 1 to 3, on generators of MNIST, of Omniglot or of other data: binary
-cross-entropy between test images and reconstructions, with clipping (uniform prior) or a penalty on
-the latents' moments (normal prior), and without.
+Tables 2 and 3 and Figures 1 to 3, on generators of MNIST, Omniglot or other data: binary
+cross-entropy between test images and reconstructions, without and with a regulariser, which is
+clipping for a uniform prior and a penalty on the latents' moments for a normal prior.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from pyinv.constraints import NoConstraint
 from pyinv.datasets import Dataset, to_range
 from pyinv.errors import InputError
 from pyinv.papers import figures
-from pyinv.papers.differences import made_with, tell_shared_differences
+from pyinv.papers.differences import add_shared_differences, made_with
 from pyinv.papers.folder import open_folder
 from pyinv.papers.generators import Generator, HeldOut, choose, free_key, obtain_generators
-from pyinv.papers.plan import Planned, carry_out
+from pyinv.papers.plan import Planned, run_plan
 from pyinv.papers.report import Cell, Column, Paper, Report, Row, literal, ref
 from pyinv.papers.request import Request
 from pyinv.papers.run_cache import RunCache
@@ -48,7 +48,7 @@ PAPER = Paper(
     link="arXiv:1611.05644",
 )
 
-# The published mean absolute errors by data, prior and whether the latents are held back.
+# The published mean absolute errors by dataset, prior and whether the latents are regularised.
 TABLES = {
     "mnist": (
         2,
@@ -87,11 +87,11 @@ def creswell_recipe(
     """Return the paper's method for a generator.
 
     Args:
-        manifest: the generator's.
-        held: whether latents are held back: clipped (uniform prior) or under the moment penalty
-            (normal prior). The paper compares with and without.
-        steps: steps.
-        rate: Adam's learning rate; None takes the recipe's, 0.01.
+        manifest: the generator's manifest.
+        held: whether to regularise latents: clipping (uniform prior) or the moment penalty (normal
+            prior). The paper compares both cases.
+        steps: number of steps.
+        rate: Adam's learning rate; None uses the recipe's, 0.01.
 
     Source: Creswell & Bharath 2016, section 5; see ``pyinv.recipes.creswell``.
     """
@@ -102,35 +102,35 @@ def creswell_recipe(
 
 
 def reproduce(request: Request) -> Path:
-    """Reproduce the paper's tables and figures, and write them as a report.
+    """Reproduce the paper's tables and figures, and write a report.
 
     Args:
-        request: data sets, one or more, whose random test images are inverted, and generators with
-            the loss "bce". A generator takes the data set of the name that its bundle says it was
-            trained on; where there is only one data set, it takes that. Without generators, two
-            are trained on each data set, with a uniform and with a normal prior, with the
-            configuration "creswell", for Omniglot "creswell-omniglot". The paper gives neither the
-            number of targets nor that of steps. The learning rate is Adam's, by default 0.01. The
-            machine's ``batch_size`` is that of a batch where targets depend on one another: with
+        request: one or more datasets, whose random test images are inverted, and generators with
+            the loss "bce". Each generator uses the dataset that its bundle says it was trained on;
+            if only one dataset is given, it uses that. Without generators, two are trained per
+            dataset, one with a uniform and one with a normal prior, with the configuration
+            "creswell", or "creswell-omniglot" for Omniglot. The paper states neither the number of
+            targets nor the number of steps. The learning rate is Adam's, by default 0.01. The
+            machine's ``batch_size`` matters where targets depend on one another: with
             ``batch_norm="batch"`` and under the moment penalty.
 
     Returns:
-        the path of report.html; numbers.json and the pictures lie beside it.
+        the path of report.html. numbers.json and the figures are beside it.
 
     Raises:
         InputError: bad data, no data for a generator, or fewer test images than targets.
-        BundleError: a bundle that is missing or damaged, or lacks the loss "bce".
+        BundleError: a bundle that is missing or damaged, or has no loss "bce".
         OutputError: the folder cannot be written to.
         DependencyError: torch, for training, is missing.
-        KeyboardInterrupt: Ctrl-C; its text says how many runs are done. Called again with the same
-            request, it goes on.
+        KeyboardInterrupt: Ctrl-C; its message says how many runs are done. Another call with the
+            same request resumes.
 
     Source: Creswell & Bharath 2016, section 5.
     """
     if not request.data:
         raise InputError(
-            "Creswell & Bharath invert test images, and no data was given: "
-            "give a data set's path (--data)"
+            "Creswell & Bharath invert test images, but no data was given: "
+            "give a dataset's path (--data)"
         )
     open_folder(request.folder)
     opened = obtain_generators(
@@ -147,12 +147,12 @@ def reproduce(request: Request) -> Path:
         (_Experiment(generator, request, held_out) for generator in opened),
         key=_Experiment.place,
     )
-    _tell_apart(experiments)
+    _disambiguate(experiments)
     plan = [planned for experiment in experiments for planned in experiment.plan]
     runs = RunCache(request.folder)
-    done = carry_out(plan, runs, request)
+    done = run_plan(plan, runs, request)
     report = Report(request.folder, PAPER, settings=request.describe(), made=made_with(runs))
-    _tell_differences(report, request, experiments)
+    _add_differences(report, request, experiments)
     names = list(dict.fromkeys(experiment.data for experiment in experiments))
     about = {name: [one for one in experiments if one.data == name] for name in names}
     for one in experiments:
@@ -172,7 +172,7 @@ def reproduce(request: Request) -> Path:
 
 @dataclass(frozen=True)
 class _Method:
-    """A column of the paper's tables on one generator."""
+    """A column of the paper's tables for one generator."""
 
     held: bool
     name: str
@@ -180,7 +180,7 @@ class _Method:
 
 
 class _Experiment:
-    """Two cells of a table: one generator, its latents held back or not."""
+    """Two cells of a table: one generator, without and with regularisation."""
 
     def __init__(self, generator: Generator, request: Request, held_out: HeldOut) -> None:
         self.generator = generator
@@ -195,7 +195,7 @@ class _Experiment:
         self.made = inverter.generate(inverter.sample(request.targets, seed=request.seed + 1))
         self.mode = manifest.batch_norm
         self.prior = generator.prior_name
-        self.apart = ""  # what tells it from others of the same data, prior and mode
+        self.apart = ""  # distinguishes it from others with the same data, prior and mode
         self.methods = [
             _Method(
                 held,
@@ -208,12 +208,12 @@ class _Experiment:
         ]
 
     def place(self) -> tuple[str, int, int]:
-        """Return where it comes in the report: by data, batch-norm mode and prior."""
+        """Return its sort key in the report: data, batch-norm mode and prior."""
         return self.data, list(MODES).index(self.mode), PRIORS.index(self.prior)
 
     @property
     def label(self) -> str:
-        """What to call it beside others."""
+        """Its name for people, unique among the experiments."""
         parts = [self.data, f"{self.prior} prior", MODES[self.mode], self.apart]
         if self.generator.data not in (None, self.data):
             parts.append(f"generator trained on {self.generator.data}")
@@ -221,7 +221,7 @@ class _Experiment:
 
     @cached_property
     def plan(self) -> list[Planned]:
-        """Return the runs: two of the paper's cells, and one on images that can be made."""
+        """Return the runs: the paper's two cells, and one on generated images."""
         runs = [
             (self._id(method), f"{self.label}, {method.name}", self.targets, method.recipe)
             for method in self.methods
@@ -243,7 +243,7 @@ class _Experiment:
         return f"{self.generator.key}-generated"
 
     def add_runs(self, report: Report, runs: RunCache, done: Mapping[str, Inversion]) -> None:
-        """Give the report what its numbers are computed from."""
+        """Add the arrays that the report's numbers are computed from."""
         manifest = self.generator.manifest
         low, high = manifest.value_range
         for planned in self.plan:
@@ -266,7 +266,7 @@ class _Experiment:
                 arrays=arrays,
                 facts=runs.facts(planned.id),
             )
-        # White, where characters are black on white.
+        # The background is white if the characters are black on white.
         background = low if self.targets.mean() < (low + high) / 2 else high
         blank = np.full_like(self.targets, background)
         report.add_run(
@@ -280,7 +280,7 @@ class _Experiment:
         )
 
     def cells(self, report: Report, published: Mapping[tuple[str, bool], float]) -> list[Cell]:
-        """Return the mean absolute errors without and with the latents held back."""
+        """Return the mean absolute errors without and with regularisation."""
         return [
             report.compute(
                 "mean",
@@ -295,7 +295,7 @@ class _Experiment:
         return report.compute("mean", values=ref(f"{self.generator.key}-blank", "absolute_error"))
 
     def spread(self, report: Report) -> list[Row]:
-        """Return rows that tell more of each cell than its mean."""
+        """Return one row of statistics per run."""
         runs = {self._id(method): method.name for method in self.methods}
         runs[self._own_id] = f"generated images, {self.methods[-1].name}"
         return [
@@ -317,7 +317,7 @@ class _Experiment:
         ]
 
     def add_samples(self, report: Report) -> None:
-        """Figure 1: what the generator makes."""
+        """Add Figure 1: samples of the generator."""
         inverter = self.generator.inverter
         images = inverter.generate(inverter.sample(SAMPLES, seed=self.request.seed))
         path = report.folder / "figures" / f"figure-1-{self.generator.key}.png"
@@ -332,7 +332,7 @@ class _Experiment:
         )
 
     def add_pairs(self, report: Report, done: Mapping[str, Inversion]) -> None:
-        """Figures 2 and 3: targets and their reconstructions."""
+        """Add Figures 2 and 3: targets and their reconstructions."""
         number = {"mnist": 2, "omniglot": 3}.get(self.data)
         shown = min(PAIRS, len(self.targets))
         for method in self.methods:
@@ -347,8 +347,8 @@ class _Experiment:
             report.add_figure(
                 f"pairs-{self._id(method)}",
                 f"Figure {number}: {title}" if number else f"Reconstructions, {title}",
-                f"Reconstructions of the first {shown} targets. The original is on the left, other "
-                "than in the paper, and its reconstruction on the right.",
+                f"Reconstructions of the first {shown} targets. Unlike in the paper, the original "
+                "is on the left and its reconstruction on the right.",
                 path,
                 alt="Pairs of a test image and its reconstruction",
             )
@@ -358,8 +358,8 @@ def _configuration(data: str) -> str:
     return "creswell-omniglot" if data == "omniglot" else "creswell"
 
 
-def _tell_apart(experiments: Sequence[_Experiment]) -> None:
-    """Name the generators of those that are of the same data, prior and mode."""
+def _disambiguate(experiments: Sequence[_Experiment]) -> None:
+    """Name the generators of experiments with the same data, prior and mode."""
     for place in {one.place() for one in experiments}:
         alike = [one for one in experiments if one.place() == place]
         titles = {one.generator.title for one in alike}
@@ -369,13 +369,13 @@ def _tell_apart(experiments: Sequence[_Experiment]) -> None:
 
 
 def _test_images(generator: Generator, held_out: HeldOut) -> Dataset:
-    """Return the test images for a generator; where there is one data set, those of that."""
+    """Return the test images for a generator; if only one dataset is given, its test images."""
     dataset = held_out.of(generator, any_data=True)
     if dataset is None:
         raise InputError(
             f"{generator.title}: its bundle says that it was trained on "
-            f"{generator.data or 'unnamed data'}, and no data set that was given has that name; "
-            "give that data, or one data set for all generators"
+            f"{generator.data or 'unnamed data'}, but no given dataset has that name; "
+            "give that dataset, or a single one for all generators"
         )
     return dataset
 
@@ -383,7 +383,7 @@ def _test_images(generator: Generator, held_out: HeldOut) -> Dataset:
 def _add_table(
     report: Report, request: Request, key: str, experiments: Sequence[_Experiment]
 ) -> None:
-    """Add Table 2 (MNIST), Table 3 (Omniglot) or one of its kind."""
+    """Add Table 2 (MNIST), Table 3 (Omniglot) or the like for another dataset."""
     name = experiments[0].data
     number, published = TABLES.get(name, (None, {}))
     rows = []
@@ -400,10 +400,10 @@ def _add_table(
     report.add_table(
         f"table-{key}",
         f"Table {number}: {title}" if number else title,
-        "The mean absolute error of a pixel, its mean over "
-        f"{request.targets} random test images ({literal(experiments[0].source)}). The paper "
-        "publishes such a mean and does not give its scale, which is read as 0 to 1 for a pixel. "
-        f"{request.max_steps:,} steps. A blank image would have {{blank:.3f}}.",
+        f"Mean absolute pixel error over {request.targets} random test images "
+        f"({literal(experiments[0].source)}), {request.max_steps:,} steps. The paper publishes "
+        "such a mean without its scale; it is taken to be for pixels from 0 to 1. A blank image "
+        "has an error of {blank:.3f}.",
         columns=[
             Column(METHODS[prior, held], "{:.4f}", group=f"{prior} prior")
             for prior, held in METHODS
@@ -418,18 +418,17 @@ def _add_spread(report: Report, experiments: Sequence[_Experiment]) -> None:
     report.add_table(
         "spread",
         "The errors behind the means",
-        "Mean, median and worst target; the cross-entropy that was minimised; the standard "
-        "deviation of a latent's components (1 under a standard normal prior, 0.577 under "
-        "a uniform one on [-1, 1]); and the share of components outside the uniform prior. "
-        "Generated images are some that the generator can make exactly: their error is what the "
-        "method leaves, and what test images have beyond it is mostly what the generator cannot "
-        "make.",
+        "Mean, median and worst error over the targets; the cross-entropy, which is the loss that "
+        "was minimised; the standard deviation of a latent's components (1 under a standard normal "
+        "prior, 0.577 under a uniform one on [-1, 1]); and the share of components outside the "
+        "uniform prior. The generator can make generated images exactly, so their error is due to "
+        "the method. The additional error of test images is mostly due to the generator.",
         columns=[
             Column("mean", "{:.4f}", group="absolute error"),
             Column("median", "{:.4f}", group="absolute error"),
             Column("worst", "{:.4f}", group="absolute error"),
             Column("cross-entropy", "{:.4f}"),
-            Column("spread of z", "{:.3f}"),
+            Column("std of z", "{:.3f}"),
             Column("outside", "{:.1f}", percent=True),
         ],
         rows=[row for experiment in experiments for row in experiment.spread(report)],
@@ -437,7 +436,7 @@ def _add_spread(report: Report, experiments: Sequence[_Experiment]) -> None:
     )
 
 
-def _tell_differences(report: Report, request: Request, experiments: Sequence[_Experiment]) -> None:
+def _add_differences(report: Report, request: Request, experiments: Sequence[_Experiment]) -> None:
     solver = experiments[0].methods[0].recipe.stages[0].solver
     assert isinstance(solver, Adam)
     batch_size = experiments[0].generator.inverter.batch_size
@@ -445,35 +444,35 @@ def _tell_differences(report: Report, request: Request, experiments: Sequence[_E
     sources = dict.fromkeys(f"{one.source} ({one.data})" for one in experiments)
     report.difference(
         "Targets",
-        "a random batch of test images, of a size that is not given",
-        f"{request.targets:,} random test images of each data set: {'; '.join(sources)}",
+        "a random batch of test images; its size is not given",
+        f"{request.targets:,} random test images of each dataset: {'; '.join(sources)}",
     )
     report.difference(
         "Optimiser and steps",
         "not given; a later version of the authors' code has RMSprop, learning rate 0.01, 5,000 "
         "to 10,000 steps",
-        f"Adam without a mean of gradients, learning rate {solver.learning_rate:g}, "
+        f"Adam with beta1 = {solver.beta1:g}, learning rate {solver.learning_rate:g}, "
         f"{request.max_steps:,} steps",
     )
     report.difference(
         "Loss and weights",
-        "binary cross-entropy, not said whether summed or averaged over pixels; under a normal "
-        "prior, the penalty of equation 5 with its weights",
-        "the mean over pixels, against which those weights weigh",
+        "binary cross-entropy, without saying whether summed or averaged over pixels; under a "
+        "normal prior, plus the penalty of equation 5 with its weights",
+        "the mean over pixels, plus the penalty with the same weights",
     )
     report.difference(
         "Batches",
         "all targets in one batch",
         f"batches of at most {batch_size} for batch statistics and for the "
-        "moment penalty; else each target is on its own",
+        "moment penalty; otherwise targets are independent",
     )
-    tell_shared_differences(
+    add_shared_differences(
         report,
         [one.generator for one in experiments],
         training="MNIST: 500 iterations on 50,000 images; Omniglot: 2,000 iterations on 30 "
-        "alphabets; batches of 128, Adam with learning rate 0.002",
+        "alphabets; batch size 128, Adam, learning rate 0.002",
         image="28×28, 1 channel",
-        batch_norm="mixed batches, so statistics of the batch",
+        batch_norm="mixed batches, hence batch statistics",
         draws="not given",
         seed=request.seed,
     )

@@ -1,4 +1,4 @@
-"""What every report tells of where it differs from its paper, and of what it was made with."""
+"""Report content that all papers share: differences from the paper, versions and hardware."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pyinv.papers.generators import Generator
 from pyinv.papers.report import Report
 from pyinv.papers.run_cache import RunCache
 
-__all__ = ["made_with", "tell_shared_differences"]
+__all__ = ["add_shared_differences", "made_with"]
 
 
 def made_with(runs: RunCache) -> dict[str, Any]:
-    """Return the versions and machine behind a report; its runs may be older than the report."""
+    """Return the versions and hardware used for a report, including those of cached runs."""
     return {
         **runs.made_with(),
         "python": platform.python_version(),
@@ -24,7 +24,7 @@ def made_with(runs: RunCache) -> dict[str, Any]:
     }
 
 
-def tell_shared_differences(
+def add_shared_differences(
     report: Report,
     generators: Sequence[Generator],
     *,
@@ -37,26 +37,26 @@ def tell_shared_differences(
     """Add the rows that every report has: training, images, batch norm, draws and precision.
 
     Args:
-        report: where to.
-        generators: those that it is about.
-        training: the data and the training of the paper's generator.
-        image: the size of its images.
-        batch_norm: its batch-norm mode.
-        draws: how the paper drew at random.
-        seed: the reproduction's.
+        report: the report to add them to.
+        generators: the report's generators.
+        training: the paper's training data and training settings.
+        image: the paper's image size.
+        batch_norm: the paper's batch-norm mode.
+        draws: how the paper draws random numbers.
+        seed: the reproduction's seed.
     """
 
-    def told(describe: str) -> str:
-        """Return what one or several generators have, each thing once."""
+    def joined(describe: str) -> str:
+        """Return the generators' descriptions without duplicates."""
         return "; ".join(dict.fromkeys(getattr(one, describe)() for one in generators))
 
-    report.difference("Generator", training, told("describe_origin"))
-    report.difference("Images", image, told("describe_image"))
-    report.difference("Batch norm", batch_norm, told("describe_batch_norm"))
+    report.difference("Generator", training, joined("describe_origin"))
+    report.difference("Images", image, joined("describe_image"))
+    report.difference("Batch norm", batch_norm, joined("describe_batch_norm"))
     report.difference(
         "Random draws",
         draws,
-        "one for each component that needs one, by a counter (Philox) of the seed "
+        "one per component that needs one, a function (Philox) of the seed "
         f"({seed}), target, step and component",
     )
     report.difference("Precision", "not given", "float32")

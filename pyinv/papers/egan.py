@@ -1,7 +1,7 @@
 """Egan, Zhang & Shen 2018, "Generalized latent variable recovery for generative adversarial nets".
 
 Table 1 with all its criteria, and Figures 2, 3, 7, 8 and 9, on any generator with a normal prior:
-Adam on the latent, with components drawn anew where a criterion finds them improbable.
+Adam on the latent, where components that a criterion finds improbable are resampled.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from pyinv.constraints import (
     TruncatedNormalCutoff,
 )
 from pyinv.papers import figures
-from pyinv.papers.differences import made_with, tell_shared_differences
+from pyinv.papers.differences import add_shared_differences, made_with
 from pyinv.papers.folder import open_folder
 from pyinv.papers.generators import Generator, obtain_generators
-from pyinv.papers.plan import Planned, carry_out
+from pyinv.papers.plan import Planned, run_plan
 from pyinv.papers.precise import (
     COST_COLUMNS,
-    NOT_THEIRS,
+    NOT_IN_PAPER,
     PRECISE,
     cost_arrays,
     cost_cells,
     describe_costs,
+    describe_precise,
     precise_recipe,
-    tell_precise,
     why_not_run,
 )
 from pyinv.papers.report import Cell, Column, Paper, Report, Row, literal, ref
@@ -73,12 +73,12 @@ class Criterion:
     """A row of the paper's Table 1.
 
     Args:
-        name: as the paper's table prints it, but trunc_normal for trunc_norm and 3.5 for 3.75.
-        constraint: the rule.
+        name: as in the paper's table, except trunc_normal for trunc_norm and 3.5 for 3.75.
+        constraint: the criterion as a constraint.
         recovered: published percentages of targets with an error below 1e-4, 1e-3, 1e-2, 1e-1, 1.
-        wins: the published percentage with a lower error than under ``disabled``.
-        significant_wins: the same, of those whose errors differ by a factor of 2.
-        error: the published average error.
+        wins: published percentage of targets with a lower error than under ``disabled``.
+        significant_wins: the same, among targets whose errors differ by a factor of 2.
+        error: published average error.
     """
 
     name: str
@@ -90,18 +90,18 @@ class Criterion:
 
     @property
     def key(self) -> str:
-        """Its name in the ids of runs: ``logistic-2-2.5``."""
+        """Its name in run ids, such as ``logistic-2-2.5``."""
         return self.name.replace("(", "-").replace(", ", "-").replace(")", "")
 
     @property
     def published(self) -> tuple[float | None, ...]:
-        """The paper's figures in the order of the table's columns, shares from 0 to 1."""
+        """The paper's numbers in the order of the table's columns, with shares from 0 to 1."""
         percentages = (*self.recovered, self.wins, self.significant_wins)
         return (*(None if one is None else one / 100 for one in percentages), self.error)
 
 
 DISABLED = "disabled"
-PRINTED = {"trunc_normal(3.5)": "printed as 3.75 in the paper's table; 3.5 in its text and code"}
+PRINTED = {"trunc_normal(3.5)": "3.75 in the paper's table, but 3.5 in its text and code"}
 CRITERIA = (
     Criterion(DISABLED, NoConstraint(), (0, 0, 6, 41, 59), None, None, 0.864),
     Criterion("hard(2.5)", HardCutoff(2.5), (2, 10, 27, 70, 80), 76, 80.00, 0.362),
@@ -144,7 +144,7 @@ COUNTS = {"latent_error": "after the last step", "min_latent_error": "at any ste
 
 
 def resampling_probability(criterion: Constraint, distance: NDArray[Any]) -> NDArray[np.float64]:
-    """Return the probability that a component is drawn anew over a whole run.
+    """Return the probability that a component is resampled during a run.
 
     Args:
         criterion: ``HardCutoff``, ``LogisticCutoff`` or ``TruncatedNormalCutoff``.
@@ -167,27 +167,27 @@ def resampling_probability(criterion: Constraint, distance: NDArray[Any]) -> NDA
 
 
 def reproduce(request: Request) -> Path:
-    """Reproduce the paper's table and figures, and write them as a report.
+    """Reproduce the paper's table and figures, and write a report.
 
     Args:
-        request: generators with a normal prior; without any, one is trained on each data set with
-            the configuration "egan-32". ``steps`` are the criteria's horizon E as well. The paper
-            has 100 targets and 20,000 steps; the learning rate is Adam's, 0.01 in the authors'
-            code and here.
+        request: generators with a normal prior; without any, one is trained per dataset with the
+            configuration "egan-32". ``max_steps`` is also the criteria's horizon E. The paper has
+            100 targets and 20,000 steps. The learning rate is Adam's, by default 0.01 as in the
+            authors' code.
 
     Returns:
-        the path of report.html; numbers.json and the pictures lie beside it.
+        the path of report.html. numbers.json and the figures are beside it.
 
     Raises:
         InputError: bad data, or a generator with another prior.
         BundleError: a bundle that is missing or damaged.
         OutputError: the folder cannot be written to.
         DependencyError: torch, for training, or Matplotlib is missing.
-        KeyboardInterrupt: Ctrl-C; its text says how many runs are done. Called again with the same
-            request, it goes on.
+        KeyboardInterrupt: Ctrl-C; its message says how many runs are done. Another call with the
+            same request resumes.
 
-    Source: Egan et al. 2018, sections 4.2 and 5; the authors' code for Adam's settings and the end
-    of a run.
+    Source: Egan et al. 2018, sections 4.2 and 5; the authors' code for Adam's settings and the
+    stopping rule.
     """
     check_plots()
     open_folder(request.folder)
@@ -200,9 +200,9 @@ def reproduce(request: Request) -> Path:
     experiments = [_Experiment(generator, request) for generator in opened]
     plan = [planned for experiment in experiments for planned in experiment.plan]
     runs = RunCache(request.folder)
-    done = carry_out(plan, runs, request)
+    done = run_plan(plan, runs, request)
     report = Report(request.folder, PAPER, settings=request.describe(), made=made_with(runs))
-    _tell_differences(report, request, experiments)
+    _add_differences(report, request, experiments)
     several = len(experiments) > 1
     about = [f", {one.generator.title}" if several else "" for one in experiments]
     for experiment, title in zip(experiments, about, strict=True):
@@ -214,7 +214,7 @@ def reproduce(request: Request) -> Path:
 
 
 class _Experiment:
-    """The table and the generator's figures for one generator."""
+    """The tables and figures of one generator."""
 
     def __init__(self, generator: Generator, request: Request) -> None:
         self.generator = generator
@@ -228,7 +228,7 @@ class _Experiment:
 
     @cached_property
     def plan(self) -> list[Planned]:
-        """Return the runs, one a criterion and one of each of our recipes."""
+        """Return the runs, one per criterion and one per recipe of pyinv's."""
         return [
             Planned(
                 id=self._id(key),
@@ -243,7 +243,7 @@ class _Experiment:
 
     @cached_property
     def _methods(self) -> dict[str, tuple[str, Recipe]]:
-        """Every row of Table 1 that runs: its key in the ids of runs, and its recipe."""
+        """The rows of Table 1 that run: each row's key in run ids, and its recipe."""
         methods = {one.name: (one.key, self._recipe(one)) for one in CRITERIA}
         methods[DEFAULT] = ("default", self.default)
         if self.precise is not None:
@@ -252,7 +252,7 @@ class _Experiment:
 
     @property
     def _ours(self) -> list[str]:
-        """Our rows of Table 1 that run."""
+        """The rows of Table 1 with pyinv's own recipes, as far as they run."""
         return [name for name in (DEFAULT, PRECISE) if name in self._methods]
 
     def _recipe(self, criterion: Criterion) -> Recipe:
@@ -269,7 +269,7 @@ class _Experiment:
     def add_tables(
         self, report: Report, runs: RunCache, done: Mapping[str, Inversion], about: str
     ) -> None:
-        """Add what was run, who wins, and the tables; ``about`` ends every title."""
+        """Add the runs, the result and the tables; ``about`` is appended to every title."""
         for planned in self.plan:
             inversion = done[planned.id]
             assert inversion.min_latent_error is not None
@@ -287,7 +287,7 @@ class _Experiment:
                 facts=runs.facts(planned.id),
             )
         rows = {array: self._rows(report, array) for array in COUNTS}
-        self._tell_result(report, rows, about)
+        self._add_result(report, rows, about)
         for array, counted in COUNTS.items():
             self._add_table(report, rows[array], array, counted, about)
         self._add_costs(report, rows["latent_error"], about)
@@ -300,10 +300,10 @@ class _Experiment:
         self._add_paths(report, about)
 
     def _rows(self, report: Report, array: str) -> dict[str, list[Cell | None]]:
-        """Return the cells of Table 1 for errors counted in one way, by the criterion's name."""
+        """Return Table 1's cells by criterion, from one of the error arrays of ``COUNTS``."""
         rows = {}
         for one in CRITERIA:
-            # The paper counts after the last step.
+            # The paper's errors are those after the last step.
             theirs = one.published if array == "latent_error" else ()
             rows[one.name] = self._row(report, one.key, array, theirs, PRINTED.get(one.name))
         for name in self._ours:
@@ -328,12 +328,12 @@ class _Experiment:
             for threshold in THRESHOLDS
         ]
         for function in ("win_rate", "significant_win_rate"):
-            figure = next(theirs)
+            number = next(theirs)
             cells.append(
                 None
                 if errors == baseline
                 else report.compute(
-                    function, errors=errors, baseline_errors=baseline, published=figure
+                    function, errors=errors, baseline_errors=baseline, published=number
                 )
             )
         cells.append(report.compute("mean", values=errors, published=next(theirs), note=note))
@@ -348,13 +348,13 @@ class _Experiment:
         about: str,
     ) -> None:
         final = array == "latent_error"
-        title = "Table 1: Resampling criteria" if final else "Table 1 counted at any step"
+        title = "Table 1: Resampling criteria" if final else "Table 1 with the errors at any step"
         table = [
             Row(
                 name,
                 cells,
                 emphasis=name == DISABLED,
-                group=NOT_THEIRS if name in self._ours else "",
+                group=NOT_IN_PAPER if name in self._ours else "",
             )
             for name, cells in rows.items()
         ]
@@ -362,22 +362,22 @@ class _Experiment:
         if self.precise is None:
             but = ""
             why = why_not_run(self.generator.manifest)
-            table.append(Row(PRECISE, group=NOT_THEIRS, text=why))
+            table.append(Row(PRECISE, group=NOT_IN_PAPER, text=why))
         report.add_table(
             self._id("table-1" if final else "table-1-any"),
             f"{title}{about}",
             f"Latent errors {counted}. {self.request.targets} generated images, "
-            f"{self.request.max_steps:,} steps, which are the criteria's horizon E. The error is "
-            "the squared distance to the true latent over the number of its components. Wins: "
-            "a lower error than under disabled; sig wins: lower by a factor of 2, among those "
-            f"that differ by a factor of 2. All{but} start from the same latents.",
+            f"{self.request.max_steps:,} steps, which is also the criteria's horizon E. The error "
+            "is the mean squared error per latent component. wins: share of targets with a lower "
+            "error than under disabled. sig wins: the same, among targets whose errors differ by "
+            f"at least a factor of 2. All rows{but} start from the same latents.",
             columns=COLUMNS,
             rows=table,
             row_title="Criterion",
         )
 
     def _add_costs(self, report: Report, rows: Mapping[str, list[Cell | None]], about: str) -> None:
-        """Add what some rows of Table 1 took for what they recovered: others take as much."""
+        """Add the costs of some rows of Table 1; the other criteria cost the same."""
         best = min(CRITERIA, key=lambda one: one.error).name
         column = THRESHOLDS.index(1e-4)
 
@@ -388,14 +388,15 @@ class _Experiment:
 
         report.add_table(
             self._id("costs"),
-            f"What a latent costs{about}",
+            f"Cost per latent{about}",
             f"Means over the latents of Table 1; {literal(best)} is the paper's best criterion. "
-            f"{describe_costs(self.generator.manifest.latent_size)} The paper's figures are its "
-            f"{PAPER_STEPS:,} steps; the authors' code ends earlier where the loss is still.",
+            f"{describe_costs(self.generator.manifest.latent_size)} The published numbers are for "
+            f"the paper's {PAPER_STEPS:,} steps; the authors' code stops earlier once the loss no "
+            "longer changes.",
             columns=[COLUMNS[column], *COST_COLUMNS],
             rows=[
                 *(row(name, "", PAPER_STEPS) for name in (DISABLED, best)),
-                *(row(name, NOT_THEIRS) for name in self._ours),
+                *(row(name, NOT_IN_PAPER) for name in self._ours),
             ],
             row_title="Criterion",
         )
@@ -406,7 +407,7 @@ class _Experiment:
         rows: Mapping[str, Mapping[str, list[Cell | None]]],
         about: str,
     ) -> None:
-        """Add how well our ordering of the criteria agrees with the paper's, column by column."""
+        """Add the agreement of our ordering of the criteria with the paper's, per column."""
 
         def agreement(array: str, column: int) -> Cell:
             both = [
@@ -420,10 +421,11 @@ class _Experiment:
         report.add_table(
             self._id("ordering"),
             f"Agreement with the paper's ordering of the criteria{about}",
-            "Kendall's rank correlation (tau-b) between our figures and the paper's, over the "
+            "Kendall's rank correlation (tau-b) between our numbers and the paper's, over the "
             f"paper's {len(CRITERIA)} rows ({len(CRITERIA) - 1} for the wins, which disabled does "
-            "not have): 1 is the same order, 0 none, -1 the reverse. The "
-            "paper's figures are those after the last step. No figure: all ours are equal.",
+            "not have). 1 is the same order, 0 is unrelated, -1 is the reverse. The paper's "
+            "numbers are those after the last step. An empty cell means that all of our numbers "
+            "are equal.",
             columns=[Column(column.title, "{:+.2f}", group=column.group) for column in COLUMNS],
             rows=[
                 Row(counted, [agreement(array, index) for index in range(len(COLUMNS))])
@@ -432,10 +434,10 @@ class _Experiment:
             row_title="Our errors",
         )
 
-    def _tell_result(
+    def _add_result(
         self, report: Report, rows: Mapping[str, Mapping[str, list[Cell | None]]], about: str
     ) -> None:
-        """Say who wins here and in the paper, by the average error."""
+        """Add the best criterion by average error, here and in the paper."""
         final = {one.name: rows["latent_error"][one.name][-1] for one in CRITERIA}
 
         def value(name: str) -> float:
@@ -449,24 +451,24 @@ class _Experiment:
         cells["published_best"] = final[theirs[0][0]]
         cells["default"] = rows["latent_error"][DEFAULT][-1]
         if len(ours) == 1:
-            first = "All criteria have the same average error, {best:.3f}; "
+            first = "All criteria have the same average error, {best:.3f}. "
         else:
             has = "has" if len(ours[0]) == 1 else "have"
-            first = f"{best} {has} the lowest average error, {{best:.3f}}; "
+            first = f"{best} {has} the lowest average error, {{best:.3f}}. "
         agrees = ours[0] == theirs[0]
         paragraphs = [
-            f"{first}{'so it has' if agrees else f'{published_best} has the lowest'} in the "
-            f"paper. {published_best} has {{published_best:.3f}} here, disabled "
-            f"{{disabled:.3f}}, and {DEFAULT} {{default:.3f}}.",
-            f"From lowest to highest, here: {_told(ours)}.",
-            f"In the paper: {_told(theirs)}.",
+            f"{first}In the paper, {'it' if agrees else published_best} has the lowest"
+            f"{' too' if agrees else ''}. Here, {published_best} has {{published_best:.3f}}, "
+            f"disabled {{disabled:.3f}}, and {DEFAULT} {{default:.3f}}.",
+            f"From lowest to highest, here: {_ranking_text(ours)}.",
+            f"In the paper: {_ranking_text(theirs)}.",
         ]
         if self.precise is not None:
-            told, of_told = tell_precise(
+            text, text_cells = describe_precise(
                 report, self._id("precise"), self.precise, threshold=THRESHOLDS[0]
             )
-            paragraphs.append(told)
-            cells |= of_told
+            paragraphs.append(text)
+            cells |= text_cells
         report.add_text(
             self._id("result"),
             f"Result{about}",
@@ -489,7 +491,7 @@ class _Experiment:
         )
 
     def _add_sums(self, report: Report, about: str) -> None:
-        """Figure 8: images of two coordinate vectors, and of their sum."""
+        """Add Figure 8: images of pairs of coordinate vectors and of their sums."""
         manifest = self.generator.manifest
         size = manifest.latent_size
         pairs = min(SUMS, size // 2)
@@ -507,15 +509,16 @@ class _Experiment:
         report.add_figure(
             self._id("figure-8"),
             f"Figure 8: Embedding arithmetic{about}",
-            "A column a pair of coordinate vectors: G(e₁), G(e₂) and G(e₁ + e₂). The vectors are "
-            "short beside latents of the prior, whose length is about the square root of their "
-            "number of components, so that all these images are near that of the prior's mean.",
+            "Each column is a pair of coordinate vectors: G(e₁), G(e₂) and G(e₁ + e₂). These "
+            "vectors are short: the length of a latent from the prior is about the square root of "
+            "its number of components. All these images are therefore close to that of the prior's "
+            "mean.",
             path,
             alt="Rows of images: those of two coordinate vectors and of their sums",
         )
 
     def _add_paths(self, report: Report, about: str) -> None:
-        """Figure 9: paths through the latent space."""
+        """Add Figure 9: paths through the latent space."""
         prior = self.generator.manifest.prior
         assert isinstance(prior, Normal)
         # Arcs turn about the origin, and latents lie about the prior's mean.
@@ -526,7 +529,7 @@ class _Experiment:
             "linear": interpolation.linear(first, second, PATH_IMAGES),
             "SLERP": interpolation.slerp(first, second, PATH_IMAGES),
             "great circle": circle[:PATH_IMAGES],
-            "its other half": np.concatenate([circle[PATH_IMAGES:], circle[:1]]),
+            "second half": np.concatenate([circle[PATH_IMAGES:], circle[:1]]),
         }
         path = report.folder / "figures" / f"{self._id('figure-9')}.png"
         figures.image_rows(
@@ -537,9 +540,9 @@ class _Experiment:
         report.add_figure(
             self._id("figure-9"),
             f"Figure 9: Interpolation{about}",
-            "Between two random latents on a straight line and on the sphere about the prior's "
-            "mean (SLERP), and once round the great circle through both, back to the first. The "
-            "middle of the line is nearer to the prior's mean than random latents are.",
+            "Between two random latents, along a straight line and along an arc about the prior's "
+            "mean (SLERP), and once around the great circle through both, back to the first. The "
+            "middle of the straight line is closer to the prior's mean than random latents are.",
             path,
             alt="Rows of images along three paths through the latent space",
         )
@@ -550,17 +553,17 @@ class _Experiment:
 
 
 def _ranked(errors: Mapping[str, float]) -> list[list[str]]:
-    """Return the names from the lowest error to the highest, those of equal errors together."""
+    """Return the names from the lowest error to the highest, grouped where errors are equal."""
     ordered = sorted(errors, key=errors.__getitem__)
     return [list(equal) for _, equal in groupby(ordered, key=errors.__getitem__)]
 
 
-def _told(ranked: Sequence[Sequence[str]]) -> str:
+def _ranking_text(ranked: Sequence[Sequence[str]]) -> str:
     return "; ".join(" = ".join(equal) for equal in ranked) if len(ranked) > 1 else "all are equal"
 
 
 def _add_criteria(report: Report) -> None:
-    """Figures 2 and 3: the criteria's curves."""
+    """Add Figures 2 and 3: the criteria's curves."""
     distance = np.linspace(0, 4, 201)
     for number, kind, what in (
         (2, LogisticCutoff, "logistic"),
@@ -575,26 +578,26 @@ def _add_criteria(report: Report) -> None:
             ],
             path,
             x_label="distance from the mean, |z|",
-            y_label="probability of a new draw over the run",
+            y_label="probability of resampling during the run",
         )
         report.add_figure(
             f"figure-{number}",
             f"Figure {number}: {what.capitalize()} criteria",
-            "The probability that a component is drawn anew over a whole run of E steps, by its "
-            "distance from the mean. In one step it is 1 - (1 - p) to the power of 1/E.",
+            "The probability p that a component is resampled during a run of E steps, by its "
+            "distance from the mean. Per step, the probability is 1 - (1 - p)^(1/E).",
             path,
             alt=f"Curves of the {what} criteria, rising from 0 to 1",
         )
 
 
-def _tell_differences(report: Report, request: Request, experiments: Sequence[_Experiment]) -> None:
+def _add_differences(report: Report, request: Request, experiments: Sequence[_Experiment]) -> None:
     solver = experiments[0].plan[0].recipe.stages[0].solver
     assert isinstance(solver, Adam)
     report.difference("Targets", "100 generated images", f"{request.targets:,} generated images")
     report.difference(
         "Steps, and horizon E of the criteria",
-        "20,000; in the authors' code an earlier end when the loss changes by less than 1e-10",
-        f"{request.max_steps:,}, with the same earlier end",
+        "20,000; the authors' code stops earlier if the loss changes by less than 1e-10",
+        f"{request.max_steps:,}, with the same stopping rule",
     )
     report.difference(
         "Optimiser",
@@ -606,13 +609,13 @@ def _tell_differences(report: Report, request: Request, experiments: Sequence[_E
         "3.5 in the text and the authors' code, 3.75 in the table",
         "3.5",
     )
-    tell_shared_differences(
+    add_shared_differences(
         report,
         [experiment.generator for experiment in experiments],
         training="a DCGAN on 121,267 photographs of food (Yelp), with soft labels, for 20 epochs",
         image="64×64, 3 channels",
         batch_norm="not given",
-        draws="PyTorch's; in the authors' code one draw for all components of a step, "
+        draws="PyTorch's; in the authors' code, one draw for all components of a step, "
         "reseeded for each target",
         seed=request.seed,
     )

@@ -1,4 +1,4 @@
-"""The encoders that a reproduction works with: given as bundles, or trained for it."""
+"""The encoders of a reproduction: given bundles, or encoders trained for it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FloatArray = NDArray[np.float32]
 
 OWN_GENERATOR = ("bigan",)
 """The methods that train a generator along with the encoder."""
-CHUNK = 1024  # images that are floats at the same time
+CHUNK = 1024  # images converted to float at a time, to bound memory
 PROBES = 4
 SAME = 1e-3  # of the value range's span: two exports of one generator differ by rounding
 
@@ -45,14 +45,14 @@ class Encoder:
     """An encoder and the generator that its latents are for.
 
     Args:
-        method: how it was trained, see ``pyinv.training``.
-        inverter: the bundle that has both, open.
-        told: how it was trained, in words.
+        method: its training method, see ``pyinv.training``.
+        inverter: the inverter of the bundle that has both.
+        description: how it was trained, in words.
     """
 
     method: str
     inverter: Inverter
-    told: str
+    description: str
 
     @property
     def path(self) -> Path:
@@ -61,7 +61,7 @@ class Encoder:
 
     @property
     def value_range(self) -> tuple[float, float]:
-        """The images', in its own bundle."""
+        """The value range of its own bundle's images."""
         return self.inverter.manifest.value_range
 
     def encode(self, pixels: Pixels) -> FloatArray:
@@ -73,24 +73,24 @@ class Encoder:
         return np.concatenate(parts)
 
     def reconstruct(self, pixels: Pixels) -> Pixels:
-        """Return what its generator makes of the latents of 8-bit images."""
+        """Encode 8-bit images and return what its generator makes of the latents."""
         return to_pixels(self.inverter.generate(self.encode(pixels)), self.value_range)
 
 
 def to_pixels(images: FloatArray, value_range: tuple[float, float]) -> Pixels:
-    """Return images [N, C, H, W] as 8-bit ones, as an image file would have them."""
+    """Return images [N, C, H, W] as uint8, as an image file would store them."""
     return np.ascontiguousarray(to_uint8(images, value_range).transpose(0, 3, 1, 2))
 
 
 def open_encoders(request: Request, methods: Collection[str]) -> list[Encoder]:
-    """Open the encoders that were given.
+    """Open the given encoders.
 
     Args:
         request: its ``encoders`` are bundles, or folders that ``pyinv train encoder`` wrote.
         methods: the training methods that are needed.
 
     Raises:
-        InputError: an encoder that was trained by another method, or one given twice.
+        InputError: an encoder that was trained by another method, or that is given twice.
         BundleError: a bundle that is missing, damaged or without an encoder.
     """
     found: list[Encoder] = []
@@ -100,17 +100,17 @@ def open_encoders(request: Request, methods: Collection[str]) -> list[Encoder]:
                 raise InputError(f"{path}: given twice; give each encoder once (--encoder)")
             inverter = Inverter(Bundle.open(path), **request.machine)
             method = _method(inverter.manifest, path, methods)
-            found.append(Encoder(method, inverter, _told(inverter.manifest)))
+            found.append(Encoder(method, inverter, _describe_training(inverter.manifest)))
     return found
 
 
 def match_encoders(
     encoders: Sequence[Encoder], generators: Sequence[Generator]
 ) -> dict[str, dict[str, Encoder]]:
-    """Return the encoders of each generator, by its key and by their methods.
+    """Assign each encoder to its generators; return them by generator key and training method.
 
     Raises:
-        InputError: an encoder for none of the generators, or two of one generator and method.
+        InputError: an encoder that fits no generator, or two for the same generator and method.
     """
     found: dict[str, dict[str, Encoder]] = {generator.key: {} for generator in generators}
     for encoder in encoders:
@@ -119,15 +119,15 @@ def match_encoders(
         if not fitting:
             what = "another image or latent size" if method in OWN_GENERATOR else "other images"
             raise InputError(
-                f"{encoder.path}: the encoder of another generator, with {what} than this "
-                "reproduction's; give one that `pyinv train encoder` trained for this generator, "
-                "or leave --encoder out"
+                f"{encoder.path}: the encoder of another generator, with {what} than those of this "
+                "reproduction; give one that `pyinv train encoder` trained for this generator, "
+                "or leave out --encoder"
             )
         for generator in fitting:
             if method in found[generator.key]:
                 raise InputError(
                     f"{found[generator.key][method].path} and {encoder.path}: two encoders of "
-                    f"{generator.title} that the method {method} trained; give one of them"
+                    f"{generator.title} that the method {method} trained; give only one of them"
                 )
             found[generator.key][method] = encoder
     return found
@@ -144,22 +144,22 @@ def train_encoders(
     """Train the encoders that are missing.
 
     Args:
-        given: what ``match_encoders`` returned.
-        generators: the reproduction's.
-        request: what it was asked for. The encoders go into ``encoders`` in its folder.
-        methods: the training methods that are needed, and what people call them.
-        configurations: the name of the encoders' configuration, by a generator's key.
-        images: the name of the data and its training images, uint8 [N, C, H, W], for the methods
-            that train a generator too, by a generator's key; where there are none, they get images
-            that the generator makes.
+        given: the result of ``match_encoders``.
+        generators: the reproduction's generators.
+        request: the reproduction's settings. Encoders are written to ``encoders`` in its folder.
+        methods: the training methods that are needed, with their display names.
+        configurations: the name of the encoders' configuration, by generator key.
+        images: the dataset's name and training images, uint8 [N, C, H, W], by generator key, for
+            the methods that also train a generator. Without an entry, they are trained on generated
+            images.
 
     Returns:
-        encoders by the generator's key and the method, the given ones too; without those that
-        ``why_not_trained`` says cannot be had.
+        the given and the trained encoders, by generator key and method, except those that
+        ``why_not_trained`` rules out.
 
     Raises:
-        DependencyError: an encoder has to be trained, and torch is missing.
-        KeyboardInterrupt: Ctrl-C during a training, which keeps its checkpoint.
+        DependencyError: an encoder has to be trained, but torch is missing.
+        KeyboardInterrupt: Ctrl-C during training; its checkpoint remains.
     """
     found = {key: dict(encoders) for key, encoders in given.items()}
     missing = [
@@ -185,24 +185,26 @@ def train_encoders(
             )
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
-                f"{number} of {len(missing)} encoders are trained; the same command goes on from "
-                "the last checkpoint"
+                f"{number} of {len(missing)} encoders are trained; run the same command to resume "
+                "from the last checkpoint"
             ) from None
         (path,) = find_bundles(folder)
         inverter = Inverter(Bundle.open(path), **request.machine)
-        found[generator.key][method] = Encoder(method, inverter, _told(inverter.manifest))
+        found[generator.key][method] = Encoder(
+            method, inverter, _describe_training(inverter.manifest)
+        )
     return found
 
 
 def why_not_trained(generator: Generator, method: str) -> str:
-    """Return why a method cannot train an encoder of such images; "" where it can."""
+    """Return why a method cannot train an encoder for a generator's images; "" if it can."""
     if method in OWN_GENERATOR:
         try:
             get_model("luo").check(generator.manifest.image_shape)
         except InputError:
             return (
-                "not run: the networks of Luo et al. make square images of 32 or 64 pixels, and "
-                f"these have {generator.describe_image()}"
+                "not run: the networks of Luo et al. make square images of 32 or 64 pixels, but "
+                f"these images are {generator.describe_image()}"
             )
     return ""
 
@@ -214,7 +216,7 @@ def _train(
     configuration: str,
     images: tuple[str, Pixels] | None,
 ) -> Path:
-    """Train an encoder, go on where it was stopped, or find it done; return its folder."""
+    """Train an encoder, resume its training, or reuse a finished one; return its folder."""
     from pyinv.training.encoder import train_encoder
     from pyinv.training.frozen import open_generator
 
@@ -225,7 +227,7 @@ def _train(
     data: dict[str, Any] = {}
     if method in OWN_GENERATOR and images is not None:
         data = {"data_name": images[0], "data": images[1]}
-    # A training's folder has the generator's module, which computes faster than its bundle.
+    # A training folder also has the generator's PyTorch module, which is faster than its bundle.
     bundle = generator.inverter.bundle.path
     source = bundle.parent if (bundle.parent / "generator.pt").is_file() else bundle
     folder = request.folder / "encoders" / f"{generator.key}-{method}"
@@ -246,22 +248,25 @@ def _method(manifest: Manifest, path: Path, methods: Collection[str]) -> str:
     """Return the method that trained a bundle's encoder."""
     if not manifest.has_encoder:
         raise BundleError(
-            f"{path}: has no encoder; give one that `pyinv train encoder` wrote, or leave "
-            "--encoder out to have it trained"
+            f"{path}: has no encoder; give one that `pyinv train encoder` wrote, or leave out "
+            "--encoder to train one"
         )
     settings = manifest.origin.get("configuration")
     method = settings.get("method") if isinstance(settings, Mapping) else None
     if method not in methods:
         raise InputError(
             f"{path}: expected an encoder whose bundle says that it was trained by one of "
-            f"{', '.join(methods)}, and this one says {method or 'nothing'}; give one of `pyinv "
-            "train encoder`"
+            f"{', '.join(methods)}, but this one says {method or 'nothing'}; give one that `pyinv "
+            "train encoder` wrote"
         )
     return str(method)
 
 
 def _fits(generator: Generator, inverter: Inverter, method: str) -> bool:
-    """Whether an encoder's generator is this one; one trained with it need but have its sizes."""
+    """Return whether an encoder is for this generator.
+
+    An encoder that was trained with its own generator only needs the same image and latent shapes.
+    """
     own, other = generator.manifest, inverter.manifest
     if (own.image_shape, own.latent_shape) != (other.image_shape, other.latent_shape):
         return False
@@ -275,18 +280,18 @@ def _fits(generator: Generator, inverter: Inverter, method: str) -> bool:
     return bool(difference <= SAME * (high - low))
 
 
-def _told(manifest: Manifest) -> str:
-    """Return how an encoder was trained, as far as its bundle tells."""
+def _describe_training(manifest: Manifest) -> str:
+    """Describe how an encoder was trained, as far as its bundle says."""
     settings = manifest.origin.get("configuration", {})
-    told = f"{settings.get('method')}"
+    text = f"{settings.get('method')}"
     if "name" in settings:
-        told += f", configuration {settings['name']}"
+        text += f", configuration {settings['name']}"
     if isinstance(manifest.origin.get("iterations"), int):
-        told += f", {manifest.origin['iterations']:,} iterations"
+        text += f", {manifest.origin['iterations']:,} iterations"
     if isinstance(settings.get("batch_size"), int):
-        told += f" of {settings['batch_size']} images"
+        text += f" of {settings['batch_size']} images"
     if settings.get("gradient_penalty"):
-        told += f", gradient penalty {settings['gradient_penalty']:g}"
+        text += f", gradient penalty {settings['gradient_penalty']:g}"
     if isinstance(manifest.origin.get("images"), int):
-        told += f", on {manifest.origin['images']:,} images of {manifest.origin.get('data')}"
-    return told
+        text += f", on {manifest.origin['images']:,} images of {manifest.origin.get('data')}"
+    return text

@@ -1,7 +1,7 @@
-"""The pictures of a report: images side by side and curves, as PNG on white.
+"""A report's figures: image grids and curves, as PNG files on white.
 
-All have 192 dots an inch and are shown at half their size in pixels, so that they are sharp on
-dense screens; images are enlarged by whole factors, so that their pixels stay squares.
+All have 192 dots per inch and are shown at half their size in pixels, so that they are sharp on
+high-density screens. Images are enlarged by integer factors, so that their pixels stay square.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ INK = (32, 35, 40)
 FAINT = (98, 104, 114)
 FRAME = (222, 225, 230)
 
-# Of images, in dots. The page's text is 800 CSS pixels wide, and a dot is half of one.
+# Sizes in dots, two per CSS pixel. The page's text column is 800 CSS pixels wide.
 WIDEST = 1600
-TILE = 160  # eight of these fit beside a label
+TILE = 160  # eight fit beside a label
 GAP = 6
 TEXT = 25
 MARGIN = 8
 
-# Okabe & Ito's colours ("Color Universal Design", 2008), which colour-blind readers can tell
-# apart, without the yellow, which is too faint on white.
+# Okabe & Ito's colour-blind-safe palette ("Color Universal Design", 2008) without the yellow,
+# which is too faint on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D5561")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-MOST_MARKED = 16  # points of a line that get a marker each
-MOST_INSIDE = 6  # entries of a legend that lies in the plot
+MOST_MARKED = 16  # longer lines are drawn without markers
+MOST_INSIDE = 6  # longer legends are placed outside the axes
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,9 @@ class Line:
     """A curve.
 
     Args:
-        label: in the legend.
-        x: [K] where.
-        y: [K] its values; NaN leaves a gap.
+        label: its label in the legend.
+        x: [K] horizontal positions.
+        y: [K] values; NaN leaves a gap.
     """
 
     label: str
@@ -76,12 +76,12 @@ def image_grid(
     *,
     value_range: tuple[float, float],
 ) -> Path:
-    """Draw images row by row, about as many rows as columns, at most 16 columns.
+    """Draw a roughly square grid of images, row by row, with at most 16 columns.
 
     Args:
         images: [N, C, H, W] in ``value_range``, N >= 1, C of 1 or 3.
-        path: the PNG file; its folder is made if it is not there.
-        value_range: what black and white are.
+        path: the PNG file; its folder is created if necessary.
+        value_range: (low, high), the values of black and white.
 
     Returns:
         the path.
@@ -102,13 +102,13 @@ def image_rows(
     *,
     value_range: tuple[float, float],
 ) -> Path:
-    """Draw a labelled row of images for each entry.
+    """Draw one labelled row of images per entry.
 
     Args:
-        rows: label to images [N, C, H, W] in ``value_range``, such as targets, reconstructions
-            after 100 steps and so on. Rows may differ in N.
-        path: the PNG file; its folder is made if it is not there.
-        value_range: what black and white are.
+        rows: label to images [N, C, H, W] in ``value_range``, for example the targets, their
+            reconstructions after 100 steps, and so on. Rows may differ in N.
+        path: the PNG file; its folder is created if necessary.
+        value_range: (low, high), the values of black and white.
 
     Returns:
         the path.
@@ -118,7 +118,7 @@ def image_rows(
         OutputError: the file cannot be written.
     """
     if not rows:
-        raise InputError("rows must hold one row of images or more, got none")
+        raise InputError("rows must hold at least one row of images, got none")
     tiles = [(label, _tiles(images, label, value_range)) for label, images in rows.items()]
     return _draw_rows(tiles, path)
 
@@ -136,11 +136,11 @@ def pairs(
 
     Args:
         targets: [N, C, H, W] in ``value_range``, N >= 1, C of 1 or 3.
-        reconstructions: as many, of the same shape.
-        path: the PNG file; its folder is made if it is not there.
-        value_range: what black and white are.
-        columns: pairs in a row.
-        titles: what is written over the two images of each column of pairs.
+        reconstructions: the same shape.
+        path: the PNG file; its folder is created if necessary.
+        value_range: (low, high), the values of black and white.
+        columns: pairs per row.
+        titles: headings over the two images of each column of pairs.
 
     Returns:
         the path.
@@ -153,8 +153,8 @@ def pairs(
     right = _tiles(reconstructions, "reconstructions", value_range)
     if left.shape != right.shape:
         raise InputError(
-            f"reconstructions must be as the targets, {len(left)} of [{shape_text(left.shape[1:])}]"
-            f"; got {len(right)} of [{shape_text(right.shape[1:])}]"
+            "reconstructions must have the shape of the targets, "
+            f"[{shape_text(left.shape)}], got [{shape_text(right.shape)}]"
         )
     both = np.stack([left, right], axis=1).reshape(-1, *left.shape[1:])
     columns = min(columns, len(left))
@@ -171,21 +171,21 @@ def curves(
     x_log: bool = False,
     y_log: bool = False,
 ) -> Path:
-    """Draw lines over x.
+    """Draw a line plot.
 
     Args:
-        lines: one or more.
-        path: the PNG file; its folder is made if it is not there.
-        x_label: of the horizontal axis, with its unit.
-        y_label: of the vertical axis, with its unit.
-        x_log: whether x is on a logarithmic scale; values of 0 and below are left out.
-        y_log: whether y is.
+        lines: one or more curves.
+        path: the PNG file; its folder is created if necessary.
+        x_label: label of the horizontal axis, with its unit.
+        y_label: label of the vertical axis, with its unit.
+        x_log: use a logarithmic horizontal axis; values of 0 and below are left out.
+        y_log: use a logarithmic vertical axis.
 
     Returns:
         the path.
 
     Raises:
-        DependencyError: no matplotlib.
+        DependencyError: matplotlib is missing.
         OutputError: the file cannot be written.
     """
     figure, axes = _plot(x_label, y_label, x_log, y_log)
@@ -228,7 +228,7 @@ def _draw_rows(
     titles: Sequence[str] = (),
     together: int = 1,
 ) -> Path:
-    """Draw rows of tiles; ``together`` tiles touch, then comes a gap."""
+    """Draw rows of tiles, with a gap after every ``together`` adjacent tiles."""
     font = _font()
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1), PAPER))
     label_width = math.ceil(max(measure.textlength(label, font) for label, _ in rows))
@@ -259,7 +259,7 @@ def _draw_rows(
             place = (left + column * (width + 1) + column // together * (gap - 1), above)
             picture = Image.fromarray(np.ascontiguousarray(tile))
             sheet.paste(picture.resize((width, height), Image.Resampling.NEAREST), place)
-            # A frame outside the tile, without which a white image has no edge.
+            # Without a frame around the tile, a white image has no visible edge.
             corner = (place[0] + width, place[1] + height)
             draw.rectangle((place[0] - 1, place[1] - 1, *corner), outline=FRAME)
             if row == 0 and column < len(titles):
@@ -271,7 +271,7 @@ def _draw_rows(
 
 
 def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Return the plots' font, which has the letters of formulas; Pillow's own without it."""
+    """Return matplotlib's font, which has the symbols of formulas, or else Pillow's."""
     try:
         import matplotlib
     except ImportError:
@@ -287,7 +287,7 @@ def _plot(x_label: str, y_label: str, x_log: bool, y_log: bool) -> tuple[Figure,
         from matplotlib.figure import Figure
     except ImportError:
         raise DependencyError(
-            "a report's curves need matplotlib; install it with pip install 'pyinv[demo]'"
+            "the plots of a report need matplotlib: pip install 'pyinv[demo]'"
         ) from None
     figure = Figure(figsize=(6.8, 4), dpi=DOTS_PER_INCH, layout="constrained", facecolor="white")
     axes = figure.add_subplot()

@@ -12,10 +12,10 @@ __all__ = ["open_folder"]
 
 
 def open_folder(path: str | os.PathLike[str]) -> Path:
-    """Return the folder, made with those above it where they are missing, and found writable.
+    """Create the folder and its parents if necessary, check that it is writable, and return it.
 
     Raises:
-        OutputError: a file is in the way, or it cannot be made or written to.
+        OutputError: the path is a file, or the folder cannot be created or written to.
     """
     folder = Path(path)
     try:
@@ -24,5 +24,5 @@ def open_folder(path: str | os.PathLike[str]) -> Path:
         raise OutputError(f"{folder}: expected a folder, and this is a file") from None
     except OSError as error:
         raise OutputError(f"{folder}: cannot be made ({error.strerror})") from None
-    with OutputFolder(folder):  # leaves what was there
+    with OutputFolder(folder):  # leaves existing files in place
         return folder

@@ -1,4 +1,4 @@
-"""The generators that a reproduction works on: bundles that were given, or trained for it."""
+"""The generators of a reproduction: given bundles, or generators trained for it."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ __all__ = [
 FloatArray = NDArray[np.float32]
 
 CHANNELS = (1, 3)
-"""Those of images that a figure can show."""
+"""The channel counts that a figure can show."""
 PROBES = 16
-"""Images that are made to see whether a generator keeps to its value range."""
+"""Images generated to check whether a generator stays in its value range."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,8 +45,8 @@ class Generator:
     """A generator of a reproduction.
 
     Args:
-        key: its name in the ids of runs, tables and figures; no other generator has it.
-        inverter: its bundle, open.
+        key: its unique name in the ids of runs, tables and figures.
+        inverter: the inverter of its bundle.
     """
 
     key: str
@@ -54,63 +54,63 @@ class Generator:
 
     @property
     def manifest(self) -> Manifest:
-        """What the bundle says about itself."""
+        """The bundle's manifest."""
         return self.inverter.manifest
 
     @property
     def title(self) -> str:
-        """What to call it to a person."""
+        """Its name for people."""
         name = self.manifest.name or self.inverter.bundle.path.stem
         return name if self.data is None else f"{name} on {self.data}"
 
     @property
     def data(self) -> str | None:
-        """The name of the data it was trained on, where the bundle says so."""
+        """The name of the dataset it was trained on, if the bundle says so."""
         name = self.manifest.origin.get("data")
         return None if name is None else str(name)
 
     @property
     def prior_name(self) -> str:
-        """ "uniform" or "normal"."""
+        """The prior's name, "uniform" or "normal"."""
         return self.manifest.prior.kind()
 
     def describe_origin(self) -> str:
-        """Return how it was trained, as far as its bundle tells."""
+        """Describe how it was trained, as far as its bundle says."""
         origin = self.manifest.origin
         if not origin:
             return "its bundle does not say how it was trained"
-        told = "trained"
+        text = "trained"
         if "data" in origin:
-            told += f" on {origin['data']}"
+            text += f" on {origin['data']}"
         for name, words in (("images", " ({:,} images)"), ("iterations", " for {:,} iterations")):
             if isinstance(origin.get(name), int):
-                told += words.format(origin[name])
+                text += words.format(origin[name])
         settings = origin.get("configuration")
         if isinstance(settings, dict) and {"name", "batch_size", "learning_rate"} <= set(settings):
-            told += (
+            text += (
                 f" of {settings['batch_size']} images, Adam at a learning rate of "
                 f"{settings['learning_rate']} (configuration {settings['name']})"
             )
-        return told
+        return text
 
     def describe_image(self) -> str:
-        """Return its image's size in words, as in 32×32, 3 channels."""
+        """Return its image size as text, such as "32×32, 3 channels"."""
         channels, height, width = self.manifest.image_shape
         return f"{height}×{width}, {channels} channel{'' if channels == 1 else 's'}"
 
     def describe_batch_norm(self) -> str:
-        """Return its batch-norm mode in words."""
+        """Describe its batch-norm mode."""
         if self.manifest.batch_norm == "batch":
-            return "statistics of the images that run together"
+            return "batch statistics, over the images that run together"
         return "running statistics, folded into the weights (eval mode)"
 
 
 def find_bundles(path: str | os.PathLike[str], modes: Iterable[str] = ("eval",)) -> list[Path]:
-    """Return the bundles that a path stands for.
+    """Return the bundles at a path.
 
     Args:
         path: a bundle's folder, or a folder that ``pyinv train`` wrote.
-        modes: of a training folder, the batch-norm modes wanted: "eval", "batch".
+        modes: the batch-norm modes to take from a training folder: "eval", "batch".
 
     Raises:
         BundleError: neither a bundle nor a training folder.
@@ -121,8 +121,8 @@ def find_bundles(path: str | os.PathLike[str], modes: Iterable[str] = ("eval",))
     found = [path / BUNDLES[mode] for mode in modes if (path / BUNDLES[mode]).is_dir()]
     if not found:
         raise BundleError(
-            f"{path}: expected a bundle or the folder of a finished training, but it has neither "
-            f"{MANIFEST_NAME} nor {BUNDLES['eval']}"
+            f"{path}: expected a bundle or the folder of a finished training run, but it has "
+            f"neither {MANIFEST_NAME} nor {BUNDLES['eval']}"
         )
     return found
 
@@ -138,25 +138,25 @@ def obtain_generators(
     test_images: int = 0,
     overshoots: bool = False,
 ) -> list[Generator]:
-    """Open the generators that were given, or train one for each data set and prior.
+    """Open the given generators, or train one per dataset and prior.
 
     Args:
-        request: what the reproduction was asked for.
+        request: the reproduction's settings.
         paper: the paper's authors, for messages.
-        configuration: gives the name of the paper's training configuration for a data set's.
-        priors: those that the paper's method is made for.
-        losses: those that it minimises.
-        modes: the batch-norm modes wanted.
-        test_images: how many test images each data set must have.
-        overshoots: whether images may leave the value range, as those of a last layer without
-            bounds do.
+        configuration: maps a dataset's name to the name of the paper's training configuration.
+        priors: the priors that the paper's method supports.
+        losses: the losses that it minimises.
+        modes: the batch-norm modes that it supports.
+        test_images: how many test images each dataset must have.
+        overshoots: whether images may leave the value range, as they do when the last layer has no
+            bounded activation.
 
     Raises:
-        BundleError: a bundle is missing or damaged, or lacks a loss.
-        InputError: a generator with another prior, another batch-norm mode, a condition, or images
-            that no figure shows or that leave its value range; bad data.
-        DependencyError: a generator has to be trained, and torch is missing.
-        KeyboardInterrupt: Ctrl-C during a training, which keeps its checkpoint.
+        BundleError: a bundle is missing or damaged, or has no graph of a required loss.
+        InputError: a generator with another prior, another batch-norm mode or a condition, or whose
+            images leave its value range or cannot be shown in a figure; bad data.
+        DependencyError: a generator has to be trained, but torch is missing.
+        KeyboardInterrupt: Ctrl-C during training; its checkpoint remains.
     """
     found: Sequence[str | os.PathLike[str]] = request.generators
     if not found:
@@ -175,11 +175,11 @@ def obtain_generators(
 
 
 class HeldOut:
-    """The test images of the data that was given, each read once for a shape.
+    """The test images of the given datasets, each read once per image shape.
 
     Args:
-        request: what the reproduction was asked for.
-        needed: whether data without test images is an error; else it counts as not given.
+        request: the reproduction's settings.
+        needed: whether a dataset without test images is an error; otherwise it is ignored.
     """
 
     def __init__(self, request: Request, *, needed: bool) -> None:
@@ -189,25 +189,25 @@ class HeldOut:
         self._read: dict[tuple[str, tuple[int, ...]], Dataset | None] = {}
 
     def of(self, generator: Generator, *, any_data: bool = False) -> Dataset | None:
-        """Return the test images of a generator's data, in its image shape.
+        """Return the test images of a generator's dataset, in its image shape; None if not given.
 
-        They are those of the data path with the name that the bundle gives. A bundle that gives
-        none takes the data there is, if it is one path. None: there is no such data.
+        They come from the given dataset whose name the bundle states. If the bundle states no name
+        and only one dataset is given, they come from that one.
 
         Args:
             generator: the generator.
-            any_data: take the data there is, if it is one path, whatever the bundle says.
+            any_data: if only one dataset is given, use it whatever the bundle says.
 
         Raises:
-            InputError: data that cannot be read or lacks needed test images, or two paths of one
-                name.
+            InputError: data that cannot be read or has no test images although they are needed, or
+                two datasets with the same name.
         """
         shape = generator.manifest.image_shape
         read = [self._load(path, shape) for path in self._paths]
-        held = [dataset for dataset in read if dataset is not None]
-        if len(read) == len(held) == 1 and (any_data or generator.data is None):
-            return held[0]
-        own = [dataset for dataset in held if dataset.name == generator.data]
+        found = [dataset for dataset in read if dataset is not None]
+        if len(read) == len(found) == 1 and (any_data or generator.data is None):
+            return found[0]
+        own = [dataset for dataset in found if dataset.name == generator.data]
         if len(own) > 1:
             raise _two_of(own[0].name)
         return own[0] if own else None
@@ -220,26 +220,26 @@ class HeldOut:
             except InputError as error:
                 if self._needed:
                     raise
-                load_dataset(path, image_shape=shape)  # raises where the data itself is bad
-                self._say(f"going on without test images: {error}")
+                load_dataset(path, image_shape=shape)  # raises if the data itself is bad
+                self._say(f"continuing without test images: {error}")
                 self._read[key] = None
         return self._read[key]
 
 
 def choose(dataset: Dataset, count: int, *, seed: int) -> NDArray[np.int64]:
-    """Return which images to take as targets: ``count`` random rows, in random order.
+    """Return ``count`` random rows of a dataset, to use as targets, in random order.
 
-    Data lies sorted by what it shows, and targets that run together should be mixed.
+    Datasets are often sorted by class, but targets that share a batch should be mixed.
 
     Raises:
-        InputError: there are not so many.
+        InputError: the dataset has fewer images.
     """
     _check_count(dataset, count)
     return np.random.default_rng(seed).choice(len(dataset), count, replace=False)
 
 
 def free_key(name: str, taken: Collection[str]) -> str:
-    """Return a name in the letters that ids may have, numbered where it is taken."""
+    """Return a name in the characters that ids may have, with a number appended if it is taken."""
     key = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     number, free = 1, key
     while free in taken:
@@ -251,13 +251,13 @@ def free_key(name: str, taken: Collection[str]) -> str:
 def _check_count(dataset: Dataset, count: int) -> None:
     if count > len(dataset):
         raise InputError(
-            f"{dataset.source}: {count} targets were asked for, and there are {len(dataset)} test "
-            "images; ask for fewer"
+            f"{dataset.source}: {count} targets were requested, but there are only {len(dataset)} "
+            "test images; request fewer"
         )
 
 
 def _two_of(name: str) -> InputError:
-    return InputError(f"two data sets are called {name}; give one of them")
+    return InputError(f"two datasets are named {name}; give only one of them")
 
 
 def _check(
@@ -268,57 +268,57 @@ def _check(
     losses: Sequence[str],
     modes: Sequence[str],
 ) -> None:
-    """Raise unless the paper's method can work on this bundle."""
+    """Raise unless the paper's method supports this bundle."""
     manifest = inverter.manifest
     if not isinstance(manifest.prior, tuple(priors)):
-        wanted = " or ".join(prior.kind() for prior in priors)
+        kinds = " or ".join(prior.kind() for prior in priors)
         raise InputError(
-            f"{bundle}: the method of {paper} needs a generator with a {wanted} prior, and this "
+            f"{bundle}: the method of {paper} needs a generator with a {kinds} prior, but this "
             f"one's is {manifest.prior}; give another generator"
         )
     if manifest.batch_norm not in modes:
         raise InputError(
             f"{bundle}: this reproduction of {paper} needs a bundle with batch_norm "
-            f"{' or '.join(map(repr, modes))}, and this one has {manifest.batch_norm!r}; "
+            f"{' or '.join(map(repr, modes))}, but this one has {manifest.batch_norm!r}; "
             "give another one"
         )
     if manifest.image_shape[0] not in CHANNELS:
         raise InputError(
-            f"{bundle}: expected images of 1 or 3 channels, which figures can show, and this "
+            f"{bundle}: expected images of 1 or 3 channels, which figures can show, but this "
             f"generator makes {manifest.image_shape[0]}; give another generator"
         )
     if manifest.condition_shape is not None:
         raise InputError(
-            f"{bundle}: expected a generator without a condition, and this one takes "
+            f"{bundle}: expected a generator without a condition, but this one takes "
             f"[{shape_text(manifest.condition_shape)}]; give another generator"
         )
     missing = [loss for loss in losses if loss not in manifest.losses]
     if missing:
         raise BundleError(
-            f"{bundle}: the method of {paper} minimises the loss {missing[0]!r}, and this bundle "
+            f"{bundle}: the method of {paper} minimises the loss {missing[0]!r}, but this bundle "
             f"has only {', '.join(manifest.losses)}; export it again with this loss"
         )
 
 
 def _check_batch_size(inverter: Inverter, bundle: Path) -> None:
-    """Raise unless targets in any number can be divided into groups of two or more."""
+    """Raise unless any number of targets can be split into batches of at least two."""
     size = inverter.batch_size
     if inverter.manifest.batch_norm == "batch" and isinstance(size, int) and size < 3:
         raise InputError(
-            f"{bundle}: takes batch-norm statistics over targets that run together, and needs a "
+            f"{bundle}: computes batch-norm statistics over the targets of a batch, and needs a "
             f"batch size of 3 or more, got {size}; give a larger one"
         )
 
 
 def _check_range(inverter: Inverter, bundle: Path) -> None:
-    """Raise where a generator's images leave the value range that its bundle states."""
+    """Raise if a generator's images leave the value range that its bundle states."""
     low, high = inverter.manifest.value_range
     images = inverter.generate(inverter.sample(PROBES))
     least, most = float(images.min()), float(images.max())
     slack = RANGE_SLACK * (high - low)
     if not (low - slack <= least and most <= high + slack):
         raise InputError(
-            f"{bundle}: expected images in its value range [{low:g}, {high:g}], and its generator "
+            f"{bundle}: expected images in its value range [{low:g}, {high:g}], but its generator "
             f"makes values from {least:.4g} to {most:.4g}; export it again with the right "
             "value_range"
         )
@@ -331,9 +331,9 @@ def _train(
     *,
     test_images: int,
 ) -> list[Path]:
-    """Train a generator for each data set and prior, and return their folders.
+    """Train one generator per dataset and prior, and return their folders.
 
-    A training that was stopped goes on, and a finished one is taken as it is.
+    Resumes a training run that was stopped, and reuses a finished one.
     """
     if find_spec("torch") is None:
         raise DependencyError(
@@ -342,7 +342,7 @@ def _train(
         )
     from pyinv.training import GanConfiguration, get_configuration, train_gan
 
-    # A wrong machine option is told now and not after the training.
+    # Report a wrong machine option now, not after the training.
     Inverter(DIGITS_BUNDLE, **request.machine)
     # All configurations of a paper have one image shape.
     shape = get_configuration(request.configuration or configuration("")).image_shape
@@ -377,15 +377,15 @@ def _train(
             except KeyboardInterrupt:
                 done = len(folders)
                 raise KeyboardInterrupt(
-                    f"{done} of {len(planned) * len(priors)} generators are trained; the same "
-                    "command goes on from the last checkpoint"
+                    f"{done} of {len(planned) * len(priors)} generators are trained; run the same "
+                    "command to resume from the last checkpoint"
                 ) from None
             folders.append(folder)
     return folders
 
 
 def _full_name(inverter: Inverter) -> str:
-    """Return what the generator's data, prior and batch-norm mode make of its name."""
+    """Return the generator's name followed by its dataset, prior and batch-norm mode."""
     manifest = inverter.manifest
     parts = [manifest.name or inverter.bundle.path.stem, str(manifest.origin.get("data", ""))]
     parts += [manifest.prior.kind(), "batch" if manifest.batch_norm == "batch" else ""]

@@ -1,7 +1,7 @@
 """Lipton & Tripathi 2017, "Precise recovery of latent vectors from GANs".
 
 Tables 1 and 2 and Figures 1 and 2, on any generator with a uniform prior: gradient descent on the
-latent, with no, standard or stochastic clipping.
+latent without clipping, with standard clipping and with stochastic clipping.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from pyinv.bundle import Manifest
 from pyinv.datasets import to_range
 from pyinv.inverter import Inverter
 from pyinv.papers import figures
-from pyinv.papers.differences import made_with, tell_shared_differences
+from pyinv.papers.differences import add_shared_differences, made_with
 from pyinv.papers.folder import open_folder
 from pyinv.papers.generators import Generator, HeldOut, choose, obtain_generators
-from pyinv.papers.plan import Planned, carry_out
+from pyinv.papers.plan import Planned, run_plan
 from pyinv.papers.precise import (
     COST_COLUMNS,
-    NOT_THEIRS,
+    NOT_IN_PAPER,
     PRECISE,
     cost_arrays,
     cost_cells,
     describe_costs,
+    describe_precise,
     precise_recipe,
     reconstruct_recipe,
-    tell_precise,
     why_not_run,
 )
 from pyinv.papers.report import Cell, Column, Paper, Report, Row, literal, ref
@@ -78,16 +78,17 @@ PAPER_STEPS = 80_000
 PRINTED_STEPS = 100_000  # in the paper
 PAPER_HALVED_AFTER = 50_000
 PAPER_LEARNING_RATE = 1.0
-# Plain gradient descent overshoots beyond: of 1, 5, 10, 20 and 40, for 400 steps of 16 images, 5
-# left the lowest loss on a generator of 32x32 faces and on the digits that come with pyinv, 10 as
-# much or more, and 20 ten times as much or more.
+# Plain gradient descent overshoots at larger rates. Of 1, 5, 10, 20 and 40, over 400 steps on 16
+# images, 5 gave the lowest loss, both on a generator of 32x32 faces and on pyinv's digits. 10 gave
+# the same loss or a higher one, 20 at least ten times as much.
 LARGEST_LEARNING_RATE = 5.0
 
-# A mean over 50 images or over 4,950 pairs of latents is steady; more would take most of the time.
+# Means over 50 images or over 4,950 pairs of latents are stable enough; larger samples would
+# dominate the run time.
 UNSEEN_IMAGES = 4
 MOST_STARTS = 100
 MOST_NOISY = 50
-# The authors' code goes from 1e-3 to 1.
+# The range of the authors' code.
 NOISE_VARIANCES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 SHOWN = 8
 EARLY_STEPS = 100
@@ -96,19 +97,19 @@ EARLY_STEPS = 100
 def clipping_recipe(
     manifest: Manifest, clipping: str, steps: int, learning_rate: float | None = None
 ) -> Recipe:
-    """Return the paper's method, cut to a number of steps.
+    """Return the paper's method for a given number of steps.
+
+    The learning rate is halved after five eighths of the steps, as in the authors' code. In a run
+    of more than 80,000 steps, it is halved after every 50,000.
 
     Args:
-        manifest: the generator's.
+        manifest: the generator's manifest.
         clipping: "none", "standard" or "stochastic".
-        steps: steps; the authors' code makes 80,000.
-        learning_rate: of the first steps. None takes the authors' 1.0 and, in a shorter run,
-            more, so that learning rate times steps stays theirs, up to a rate of 5. These are
-            for pixels in [-1, 1]; for another range the rate is divided by what the range makes of
-            the squared error.
-
-    The learning rate is halved after five eighths of the steps, where the authors halve it, and
-    in a run of more than 80,000 after every 50,000.
+        steps: number of steps; 80,000 in the authors' code.
+        learning_rate: initial learning rate. None uses the authors' 1.0, or more in a shorter run,
+            so that learning rate times steps stays the same, up to a rate of 5. These rates are for
+            pixels in [-1, 1]; for another range, they are divided by the factor by which the range
+            scales the squared error.
 
     Source: Lipton & Tripathi 2017, section 2; see ``pyinv.recipes.lipton``.
     """
@@ -124,31 +125,31 @@ def clipping_recipe(
 
 
 def _pixel_scale(value_range: tuple[float, float]) -> float:
-    """Return what a pixel's difference in [-1, 1], as the paper's are, is in another range."""
+    """Return the factor from pixel differences in [-1, 1], the paper's range, to another range."""
     low, high = value_range
     return (high - low) / 2
 
 
 def reproduce(request: Request) -> Path:
-    """Reproduce the paper's tables and figures, and write them as a report.
+    """Reproduce the paper's tables and figures, and write a report.
 
     Args:
-        request: generators with a uniform prior; without any, one is trained on each data set with
-            the configuration "lipton-32". The data's test images, of a generator that was trained
-            on it, are Table 2's unseen images; without such data, those are means of two generated
-            images. The paper has 1,000 targets and 100,000 steps, the authors' code 80,000; for
-            the learning rate see ``clipping_recipe``.
+        request: generators with a uniform prior; without any, one is trained per dataset with the
+            configuration "lipton-32". Table 2's unseen images are the test images of the dataset
+            that the generator was trained on. Without that dataset, they are means of two generated
+            images. The paper has 1,000 targets and 100,000 steps, the authors' code 80,000 steps.
+            For the learning rate, see ``clipping_recipe``.
 
     Returns:
-        the path of report.html; numbers.json and the pictures lie beside it.
+        the path of report.html. numbers.json and the figures are beside it.
 
     Raises:
         InputError: bad data, or a generator with another prior.
         BundleError: a bundle that is missing or damaged.
         OutputError: the folder cannot be written to.
         DependencyError: torch, for training, or Matplotlib is missing.
-        KeyboardInterrupt: Ctrl-C; its text says how many runs are done. Called again with the same
-            request, it goes on.
+        KeyboardInterrupt: Ctrl-C; its message says how many runs are done. Another call with the
+            same request resumes.
 
     Source: Lipton & Tripathi 2017; the authors' code for the learning rate, the number of steps,
     and what counts as recovered.
@@ -165,16 +166,16 @@ def reproduce(request: Request) -> Path:
     experiments = [_Experiment(generator, request, held_out) for generator in opened]
     plan = [planned for experiment in experiments for planned in experiment.plan]
     runs = RunCache(request.folder)
-    done = carry_out(plan, runs, request)
+    done = run_plan(plan, runs, request)
     report = Report(request.folder, PAPER, settings=request.describe(), made=made_with(runs))
-    _tell_differences(report, request, experiments)
+    _add_differences(report, request, experiments)
     for experiment in experiments:
         experiment.report(report, runs, done, alone=len(experiments) == 1)
     return report.write()
 
 
 class _Experiment:
-    """Both tables and both figures on one generator."""
+    """The tables and figures of one generator."""
 
     def __init__(self, generator: Generator, request: Request, held_out: HeldOut) -> None:
         self.generator = generator
@@ -200,7 +201,7 @@ class _Experiment:
 
     @property
     def _ours(self) -> dict[str, tuple[str, Recipe]]:
-        """Our methods that can run on this bundle, in Table 1's order."""
+        """pyinv's own methods that this bundle supports, in Table 1's order."""
         ours = {"default": (DEFAULT, self.default)}
         if self.precise is not None:
             ours["precise"] = (PRECISE, self.precise)
@@ -267,14 +268,15 @@ class _Experiment:
         )
 
     def _unseen(self, held_out: HeldOut) -> tuple[NDArray[Any], str]:
-        """Return images that the generator did not make, and what they are."""
+        """Return images that the generator did not make, and a description of them."""
         manifest = self.generator.manifest
         dataset = held_out.of(self.generator)
         if dataset is None or len(dataset) < UNSEEN_IMAGES:
             if self.request.data:
                 self.request.say(
-                    f"{self.generator.title}: no data with its data's name and {UNSEEN_IMAGES} "
-                    "test images was given; Table 2 takes means of two generated images"
+                    f"{self.generator.title}: none of the given datasets is the one it was trained "
+                    f"on and has {UNSEEN_IMAGES} test images; Table 2 uses means of two generated "
+                    "images"
                 )
             pairs = self.inverter.generate(
                 self.inverter.sample(2 * UNSEEN_IMAGES, seed=self.request.seed + 1)
@@ -285,13 +287,13 @@ class _Experiment:
         return images, f"test images of {dataset.name}"
 
     def _noisy_images(self) -> FloatArray:
-        """Return some targets under noise of each variance, [variances * noisy, C, H, W]."""
+        """Return some targets with noise of each variance, [variances * noisy, C, H, W]."""
         value_range = self.generator.manifest.value_range
         return np.concatenate(
             [
                 evaluation.add_noise(
                     self.images[: self.noisy],
-                    # The paper's variances are those of pixels in [-1, 1].
+                    # The paper's variances are for pixels in [-1, 1].
                     variance * _pixel_scale(value_range) ** 2,
                     seed=self.request.seed,
                     value_range=value_range,
@@ -303,10 +305,10 @@ class _Experiment:
     def report(
         self, report: Report, runs: RunCache, done: Mapping[str, Inversion], *, alone: bool
     ) -> None:
-        """Add the tables and figures; ``alone``: there is no other generator."""
+        """Add the tables and figures; titles name the generator unless it is ``alone``."""
         about = "" if alone else f", {self.generator.title}"
         self._add_runs(report, runs, done)
-        self._tell_result(report, about)
+        self._add_result(report, about)
         self._add_table_1(report, about)
         self._add_costs(report, about)
         self._add_table_2(report, about)
@@ -317,7 +319,7 @@ class _Experiment:
         return f"{self.generator.key}-{name}"
 
     def _add_runs(self, report: Report, runs: RunCache, done: Mapping[str, Inversion]) -> None:
-        """Give the report what its numbers are computed from."""
+        """Add the arrays that the report's numbers are computed from."""
         for planned in self.plan:
             inversion = done[planned.id]
             on_pixels = planned.recipe.stages[-1].loss == "mse"
@@ -359,7 +361,7 @@ class _Experiment:
 
     def _recovered(self, report: Report, method: str, threshold: float, array: str) -> Cell:
         published = None
-        # The authors' code counts at any step.
+        # The authors' code counts a latent as recovered at any step.
         if method in TABLE_1 and array == "min_latent_error":
             published = TABLE_1[method][THRESHOLDS.index(threshold)]
         return report.compute(
@@ -369,7 +371,7 @@ class _Experiment:
             published=published,
         )
 
-    def _tell_result(self, report: Report, about: str) -> None:
+    def _add_result(self, report: Report, about: str) -> None:
         strictest = THRESHOLDS[0]
         cells = {
             method: self._recovered(report, method, strictest, "min_latent_error")
@@ -377,16 +379,16 @@ class _Experiment:
         }
         cells["default_end"] = self._recovered(report, "default", strictest, "latent_error")
         paragraphs = [
-            f"Of {self.request.targets} latents, the share that came within a mean squared "
-            f"error of {strictest:g} at some step: {{none:.1%}} with no clipping, "
-            "{standard:.1%} with standard and {stochastic:.1%} with stochastic clipping. "
-            f"{DEFAULT}: {{default:.1%}}, and {{default_end:.1%}} at its end."
+            f"Share of {self.request.targets} latents whose mean squared error fell below "
+            f"{strictest:g} at some step: {{none:.1%}} without clipping, {{standard:.1%}} with "
+            "standard clipping and {stochastic:.1%} with stochastic clipping. "
+            f"{DEFAULT}: {{default:.1%}} at some step, {{default_end:.1%}} at the end."
         ]
         if self.precise is not None:
             run_id = self._id("table-1-precise")
-            told, of_told = tell_precise(report, run_id, self.precise, threshold=strictest)
-            paragraphs.append(told)
-            cells |= of_told
+            text, text_cells = describe_precise(report, run_id, self.precise, threshold=strictest)
+            paragraphs.append(text)
+            cells |= text_cells
         report.add_text(self._id("result"), f"Result{about}", paragraphs, cells=cells)
 
     def _add_table_1(self, report: Report, about: str) -> None:
@@ -413,28 +415,27 @@ class _Experiment:
                         [*shares, error],
                         group=heading,
                         emphasis=method == "stochastic",
-                        tag=NOT_THEIRS if method in ours else "",
+                        tag=NOT_IN_PAPER if method in ours else "",
                     )
                 )
             if self.precise is None:
                 first = array == "min_latent_error"
-                why = why_not_run(self.generator.manifest) if first else "not run, as said above"
-                rows.append(Row(PRECISE, group=heading, tag=NOT_THEIRS, text=why))
+                why = why_not_run(self.generator.manifest) if first else "not run, see above"
+                rows.append(Row(PRECISE, group=heading, tag=NOT_IN_PAPER, text=why))
         but = "" if self.precise is None else f" but {PRECISE}"
         report.add_table(
             self._id("table-1"),
             f"Table 1: Latents recovered{about}",
             f"{self.request.targets} generated images, {self.request.max_steps:,} steps. The "
-            "latent error is the squared distance to the true latent over the number of its "
-            f"components. {DEFAULT} made {self.default.max_steps:,} steps at most. All "
-            f"methods{but} start from the same latents.",
+            f"latent error is the mean squared error per component. {DEFAULT} takes at most "
+            f"{self.default.max_steps:,} steps. All methods{but} start from the same latents.",
             columns=columns,
             rows=rows,
             row_title="Method",
         )
 
     def _add_costs(self, report: Report, about: str) -> None:
-        """Add what each method of Table 1 took for what it recovered."""
+        """Add the cost of each method of Table 1."""
         threshold = THRESHOLDS[0]
         rows = [
             Row(
@@ -458,22 +459,22 @@ class _Experiment:
                     self._recovered(report, method, threshold, "min_latent_error"),
                     *cost_cells(report, self._id(f"table-1-{method}"), recipe),
                 ],
-                tag=NOT_THEIRS,
+                tag=NOT_IN_PAPER,
             )
             for method, (name, recipe) in self._ours.items()
         ]
         report.add_table(
             self._id("costs"),
-            f"What a latent costs{about}",
+            f"Cost per latent{about}",
             "Means over the latents of Table 1. "
-            f"{describe_costs(self.generator.manifest.latent_size)} The paper's figures are its "
-            f"{PRINTED_STEPS:,} steps; the authors' code makes {PAPER_STEPS:,}.",
+            f"{describe_costs(self.generator.manifest.latent_size)} The published numbers are for "
+            f"the paper's {PRINTED_STEPS:,} steps; the authors' code takes {PAPER_STEPS:,}.",
             columns=[
                 Column(
                     f"{threshold:g}",
                     "{:.1f}",
                     percent=True,
-                    group="at any step below",
+                    group="error at any step below",
                     best="highest",
                 ),
                 *COST_COLUMNS,
@@ -510,7 +511,7 @@ class _Experiment:
             "standard": Column("Standard", "{:.6f}"),
             "stochastic": Column("Stochastic", "{:.6f}"),
             "baseline": Column("Baseline", "{:.6f}"),
-            **{name: Column(name, "{:.6f}", group=NOT_THEIRS) for name in ours},
+            **{name: Column(name, "{:.6f}", group=NOT_IN_PAPER) for name in ours},
         }
         rows = [Row(f"mean of {UNSEEN_IMAGES} images", [means[name] for name in columns], True)]
         rows += [
@@ -521,22 +522,22 @@ class _Experiment:
             method: report.compute("mean", values=ref(self._id(f"table-2-{method}"), "image_error"))
             for method in methods
         }
-        told = ""
+        more = ""
         if ours:
-            told = (
-                f" {RECONSTRUCT}, made for images that no latent makes exactly, has "
-                "{reconstruct:.3g}: Levenberg-Marquardt steps on the pixels, here from the same "
-                f"starts and without restarts. {PRECISE} is not for such images."
+            more = (
+                f" {RECONSTRUCT}, which is meant for images that no latent makes exactly, has "
+                "{reconstruct:.3g}. It takes Levenberg-Marquardt steps on the pixels, here from "
+                f"the same starts and without restarts. {PRECISE} is not meant for such images."
             )
         report.add_table(
             self._id("table-2"),
             f"Table 2: Distance between latents recovered from one unseen image{about}",
-            "The average distance of two latents found for one image from different starts, over "
-            f"the number of components; {self.starts} starts an image. The images: "
-            f"{literal(self.unseen_source)}. The baseline is the distance of random latents. The "
-            "reconstructions' mean squared pixel error is {none:.3g} with no clipping, "
-            "{standard:.3g} with standard and {stochastic:.3g} with stochastic clipping."
-            f"{told}",
+            "Mean distance between two latents that were recovered for one image from different "
+            f"starts, divided by the number of components; {self.starts} starts per image. The "
+            f"images: {literal(self.unseen_source)}. The baseline is the distance between random "
+            "latents. The mean squared pixel error of the reconstructions is {none:.3g} without "
+            "clipping, {standard:.3g} with standard clipping and {stochastic:.3g} with stochastic "
+            f"clipping.{more}",
             columns=list(columns.values()),
             rows=rows,
             row_title="Image",
@@ -557,11 +558,11 @@ class _Experiment:
         figures.image_rows(rows, path, value_range=self.generator.manifest.value_range)
         report.add_figure(
             self._id("figure-1"),
-            f"Figure 1: Reconstructions on the way{about}",
-            "Targets that the generator made, and the images of the latent that stochastic "
-            "clipping is at. The paper shows it after initialisation, 100 and 20,000 steps.",
+            f"Figure 1: Reconstructions during a run{about}",
+            "Generated targets and their reconstructions with stochastic clipping. The paper shows "
+            "them after initialisation, after 100 steps and after 20,000 steps.",
             path,
-            alt="Rows of images: targets, and their reconstructions at three moments of a run",
+            alt="Rows of images: targets, and their reconstructions at three stages of a run",
         )
 
     def _add_figure_2(self, report: Report, about: str) -> None:
@@ -585,7 +586,7 @@ class _Experiment:
                 for clipping, name in CLIPPINGS.items()
             ],
             path,
-            x_label="variance of the noise on a pixel",
+            x_label="variance of the pixel noise",
             y_label="mean latent error",
             x_log=True,
             y_log=True,
@@ -593,17 +594,17 @@ class _Experiment:
         report.add_figure(
             self._id("figure-2"),
             f"Figure 2: Latent error under noise{about}",
-            f"Gaussian noise on {self.noisy} of the targets, which are then clipped to the "
-            "generator's value range, as in the authors' code. The paper has a plot without "
-            "numbers, on which the error grows in proportion to the noise and is lowest with "
+            f"Gaussian noise is added to {self.noisy} of the targets, which are then clipped to "
+            "the generator's value range, as in the authors' code. The paper has a plot without "
+            "numbers, in which the error grows in proportion to the noise and is lowest with "
             "stochastic clipping.",
             path,
-            alt="Mean latent error against the variance of the noise, a line a clipping",
+            alt="Mean latent error against the variance of the noise, one line per clipping",
         )
         report.add_table(
             self._id("figure-2-numbers"),
-            f"The numbers of Figure 2{about}",
-            "Mean latent error at the end of the run.",
+            f"Numbers for Figure 2{about}",
+            "Mean latent error after the last step.",
             columns=[
                 Column(f"{variance:g}", "{:.3g}", group="variance of the noise", best="lowest")
                 for variance in NOISE_VARIANCES
@@ -614,7 +615,7 @@ class _Experiment:
 
 
 def starting_latents(inverter: Inverter, count: int, *, seed: int) -> FloatArray:
-    """Return the latents that ``invert`` starts its first targets from, with this seed."""
+    """Return the initial latents of ``invert``'s first targets for this seed."""
     manifest = inverter.manifest
     prior = json.dumps(manifest.prior.describe())
     ids = np.arange(count, dtype=np.uint64)
@@ -622,7 +623,7 @@ def starting_latents(inverter: Inverter, count: int, *, seed: int) -> FloatArray
     return latents.reshape(count, *manifest.latent_shape)
 
 
-def _tell_differences(report: Report, request: Request, experiments: Sequence[_Experiment]) -> None:
+def _add_differences(report: Report, request: Request, experiments: Sequence[_Experiment]) -> None:
     (stage,) = experiments[0].recipes["stochastic"].stages
     solver = stage.solver
     assert isinstance(solver, GradientDescent)
@@ -636,13 +637,13 @@ def _tell_differences(report: Report, request: Request, experiments: Sequence[_E
     report.difference(
         "Learning rate",
         "attenuated over time; in the authors' code 1.0, halved after 50,000 steps",
-        f"{rate:g}, halved after {halved:,} steps; all steps together go "
-        f"{100 * flow / theirs:.0f} % as far along the gradient",
+        f"{rate:g}, halved after {halved:,} steps; summed over all steps, for pixels in [-1, 1], "
+        f"the learning rate is {100 * flow / theirs:.0f} % of the authors'",
     )
     report.difference(
         "What counts as recovered",
-        "in the authors' code, a latent that came near enough at any step",
-        "both: at any step, and after the last one",
+        "in the authors' code, a latent whose error is below the threshold at any step",
+        "both: at any step, and after the last step",
     )
     report.difference(
         "Table 2",
@@ -651,14 +652,14 @@ def _tell_differences(report: Report, request: Request, experiments: Sequence[_E
         + "; ".join(dict.fromkeys(one.unseen_source for one in experiments)),
     )
     report.difference(
-        "Figure 2", "number of images not given", f"{experiments[0].noisy} images a variance"
+        "Figure 2", "number of images not given", f"{experiments[0].noisy} images per variance"
     )
-    tell_shared_differences(
+    add_shared_differences(
         report,
         [experiment.generator for experiment in experiments],
         training="a DCGAN as re-implemented by Amos (2016); its data is not named",
         image="not given",
-        batch_norm="in the authors' code, statistics of the batch, for target and estimate alike",
-        draws="TensorFlow's; one for each component that leaves the range",
+        batch_norm="in the authors' code, batch statistics, for targets and estimates alike",
+        draws="TensorFlow's; one per component that leaves the range",
         seed=request.seed,
     )

@@ -1,7 +1,7 @@
 """Luo et al. 2017, "Learning inverse mapping by autoencoder based generative adversarial nets".
 
-Tables 1 and 2 and Figures 2 to 5, on any generator: encoders trained by three methods, how alike
-their reconstructions are, and what a search by their latents finds.
+Tables 1 and 2 and Figures 2 to 5, on any generator: encoders trained by three methods, the
+similarity of their reconstructions, and image search by their latents.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pyinv.errors import DependencyError, InputError
 from pyinv.inverter import Inverter
 from pyinv.papers import figures
 from pyinv.papers.collection import Collection, Collections
-from pyinv.papers.differences import made_with, tell_shared_differences
+from pyinv.papers.differences import add_shared_differences, made_with
 from pyinv.papers.encoders import (
     Encoder,
     match_encoders,
@@ -34,10 +34,10 @@ from pyinv.papers.encoders import (
 from pyinv.papers.folder import open_folder
 from pyinv.papers.generators import Generator, obtain_generators
 from pyinv.papers.pixels import absolute_error
-from pyinv.papers.plan import Planned, carry_out
+from pyinv.papers.plan import Planned, run_plan
 from pyinv.papers.precise import (
     COST_COLUMNS,
-    NOT_THEIRS,
+    NOT_IN_PAPER,
     PRECISE,
     cost_arrays,
     cost_cells,
@@ -82,7 +82,7 @@ SEARCHES = {
     "direct": "latents of direct training",
     "bigan": "BiGAN's latents",
 }
-"""What images are searched by; the last two are not in the paper."""
+"""The features that images are searched by. The last two are not in the paper."""
 IN_PAPER = ("aegan", "dhash", "phash", "histogram")
 METRICS = {"dhash": "hamming", "phash": "hamming", "histogram": "intersection"}
 
@@ -90,29 +90,29 @@ DEGRADATIONS = {"colour": "colour changed", "occlusion": "occluded", "blur": "bl
 HUE = 45.0
 CONTRAST = 0.8
 BRIGHTNESS = 0.1
-# A dark bar where an upright face has its eyes.
+# A dark bar over the eyes of an upright face.
 BAR = {"top": 0.3, "left": 0.15, "height": 0.15, "width": 0.7}
 BLUR = 1 / 32  # of the image's height: a pixel at 32
 
 FOUND = 10
 SHOWN = 8
-CHUNK = 2048  # images that are floats at the same time
+CHUNK = 2048  # images converted to float at a time, to bound memory
 LARGEST_QUICK = 32  # pixels
 
 
 def degrade(pixels: Pixels, kind: str) -> Pixels:
-    """Return images as Luo et al. search for them, or reconstruct them from.
+    """Degrade images as in the searches and reconstructions of Luo et al.
 
     Args:
         pixels: uint8 [N, C, H, W], C of 1 or 3.
-        kind: "colour" turns the hue by 45 degrees, takes a fifth of the contrast and adds a tenth
-            of the range; "occlusion" lays a black bar where a face has its eyes; "blur" is
-            Gaussian, its deviation a 32nd of the height.
+        kind: "colour" rotates the hue by 45 degrees, reduces the contrast by a fifth and adds a
+            tenth of the range; "occlusion" puts a black bar where a face has its eyes; "blur" is a
+            Gaussian blur with a standard deviation of 1/32 of the height.
 
     Returns:
         uint8, the same shape.
 
-    Source: Luo et al. 2017, sections 4.2 and 4.3, which name these and give no sizes.
+    Source: Luo et al. 2017, sections 4.2 and 4.3, which name these but give no sizes.
     """
     unit = to_range(pixels, (0.0, 1.0))
     if kind == "colour":
@@ -127,20 +127,20 @@ def degrade(pixels: Pixels, kind: str) -> Pixels:
 
 
 def reproduce(request: Request) -> Path:
-    """Reproduce the paper's tables and figures, and write them as a report.
+    """Reproduce the paper's tables and figures, and write a report.
 
     Args:
-        request: generators with a uniform or a normal prior; without any, one is trained on each
-            data set with the configuration "lipton-32". The data are searched, by up to 20,000 of
-            their training images, and Table 2 takes their labels; without data, images that the
-            generator makes are searched, and Table 2 is left out. ``encoders`` are bundles with
-            encoders; what is missing of "aegan", "direct" and "bigan" is trained, with the
-            configuration "luo-32", or "luo" for images of more than 32 pixels. ``steps`` and
-            ``learning_rate`` have no meaning here: what is not an encoder ends by itself. The
-            machine's ``device`` trains too.
+        request: generators with a uniform or a normal prior. Without any, one is trained per
+            dataset with the configuration "lipton-32". The search runs over up to 20,000 training
+            images of the data, whose labels Table 2 uses. Without data, it runs over generated
+            images, and Table 2 is left out. ``encoders`` are bundles with encoders; those of
+            "aegan", "direct" and "bigan" that are missing are trained, with the configuration
+            "luo-32", or "luo" for images of more than 32 pixels. ``max_steps`` and
+            ``learning_rate`` have no effect: pyinv's recipes stop when they converge. Training also
+            runs on the machine's ``device``.
 
     Returns:
-        the path of report.html; numbers.json and the pictures lie beside it, the encoders in
+        the path of report.html. numbers.json and the figures are beside it, the encoders in
         ``encoders``.
 
     Raises:
@@ -149,8 +149,8 @@ def reproduce(request: Request) -> Path:
         BundleError: a bundle that is missing or damaged.
         OutputError: the folder cannot be written to.
         DependencyError: torch, imagehash, scikit-learn or SciPy is missing.
-        KeyboardInterrupt: Ctrl-C; its text says what is done. Called again with the same request,
-            it goes on.
+        KeyboardInterrupt: Ctrl-C; its message says what is done. Another call with the same request
+            resumes.
 
     Source: Luo et al. 2017, section 4 and the appendix.
     """
@@ -184,10 +184,10 @@ def reproduce(request: Request) -> Path:
     ]
     plan = [planned for experiment in experiments for planned in experiment.plan]
     runs = RunCache(request.folder)
-    done = carry_out(plan, runs, request)
+    done = run_plan(plan, runs, request)
     made = {name: value for name, value in made_with(runs).items() if value}
     report = Report(request.folder, PAPER, settings=_settings(request), made=made)
-    _tell_differences(report, request, experiments)
+    _add_differences(report, request, experiments)
     for experiment in experiments:
         request.say(f"searching: {experiment.generator.title}")
         experiment.report(report, runs, done, alone=len(experiments) == 1)
@@ -205,18 +205,18 @@ def _check_libraries() -> None:
 
 
 def _configuration(generator: Generator) -> str:
-    """Return the name of the configuration that trains encoders of a generator's images."""
+    """Return the name of the configuration that trains encoders for a generator's images."""
     return "luo-32" if max(generator.manifest.image_shape[1:]) <= LARGEST_QUICK else "luo"
 
 
 def _settings(request: Request) -> dict[str, Any]:
-    """Return what was asked for, but for what has no meaning here."""
+    """Return the requested settings without those that have no effect here."""
     unused = ("max_steps", "learning_rate")
     return {name: value for name, value in request.describe().items() if name not in unused}
 
 
 class _Experiment:
-    """Both tables and all figures on one generator."""
+    """The tables and figures of one generator."""
 
     def __init__(
         self,
@@ -237,10 +237,12 @@ class _Experiment:
         self.precise = precise_recipe(generator.manifest)
         random = np.random.default_rng(request.seed + 2)
         count = min(request.targets, len(collection.pixels))
-        self.wanted = np.sort(random.choice(len(collection.pixels), count, replace=False))
+        self.query_rows = np.sort(random.choice(len(collection.pixels), count, replace=False))
         self.methods = {name: METHODS[name] for name in METHODS if name in encoders}
         self.searches = {
-            name: told for name, told in SEARCHES.items() if name in encoders or name not in METHODS
+            name: label
+            for name, label in SEARCHES.items()
+            if name in encoders or name not in METHODS
         }
         self._features: dict[str, NDArray[Any]] = {}
 
@@ -251,7 +253,7 @@ class _Experiment:
 
     @cached_property
     def plan(self) -> list[Planned]:
-        """Return the inversions, all of them pyinv's own."""
+        """Return the runs, all with pyinv's own recipes."""
         runs: list[Planned] = []
 
         def add(method: str, recipe: Any, **more: Any) -> None:
@@ -278,13 +280,13 @@ class _Experiment:
     def report(
         self, report: Report, runs: RunCache, done: Mapping[str, Inversion], *, alone: bool
     ) -> None:
-        """Add the tables and figures; ``alone``: there is no other generator."""
+        """Add the tables and figures; titles name the generator unless it is ``alone``."""
         about = "" if alone else f", {self.generator.title}"
         shown = self._add_reconstructions(report, runs, done)
         self._add_ranks(report)
         self._add_labels(report)
         self._add_blurred(report)
-        self._tell_result(report, about)
+        self._add_result(report, about)
         self._add_table_1(report, about)
         self._add_costs(report, about)
         self._add_figure_2(report, shown, about)
@@ -296,12 +298,12 @@ class _Experiment:
     def _id(self, name: str) -> str:
         return f"{self.generator.key}-{name}"
 
-    # -- what is computed
+    # -- runs and their arrays
 
     def _add_reconstructions(
         self, report: Report, runs: RunCache, done: Mapping[str, Inversion]
     ) -> dict[str, tuple[Pixels, Pixels]]:
-        """Give the report Table 1's arrays; return some images and reconstructions a method."""
+        """Add Table 1's arrays to the report; return some images and reconstructions per method."""
         shown: dict[str, tuple[Pixels, Pixels]] = {}
 
         def add(
@@ -313,7 +315,7 @@ class _Experiment:
             latents: FloatArray | None,
             **more: Any,
         ) -> None:
-            # Hashes are of pixels as an image file has them.
+            # Hashes are computed from pixels as an image file stores them.
             inside = images.clip(*value_range), found.clip(*value_range)
             arrays: dict[str, Any] = {
                 f"{kind}_similarity": evaluation.hash_similarity(
@@ -339,7 +341,7 @@ class _Experiment:
             inverter, value_range = encoder.inverter, encoder.value_range
             images, known = self.images, True
             if method == "bigan":
-                # It cannot have a generator that is there already, so that it has its own images.
+                # BiGAN trains its own generator, so its targets are that generator's images.
                 made = inverter.sample(self.request.targets, seed=self.request.seed)
                 images, known = _targets(inverter, made), False
             latents = inverter.encode(images)
@@ -350,7 +352,7 @@ class _Experiment:
                 inverter.generate(latents),
                 value_range,
                 latents if known else None,
-                facts={"encoder": encoder.told},
+                facts={"encoder": encoder.description},
             )
         for planned in self.plan:
             method = planned.id.removeprefix(self._id("table-1-"))
@@ -369,7 +371,7 @@ class _Experiment:
         return shown
 
     def _describe(self, search: str, pixels: Pixels) -> NDArray[Any]:
-        """Return what a search compares of images, a row each."""
+        """Return the features that a search compares, one row per image."""
         if search in self.encoders:
             return self.encoders[search].encode(pixels).reshape(len(pixels), -1)
         parts: list[NDArray[Any]] = []
@@ -382,13 +384,13 @@ class _Experiment:
         return np.concatenate(parts)
 
     def _searched(self, search: str) -> NDArray[Any]:
-        """Return what a search compares of the collection."""
+        """Return a search's features of the collection."""
         if search not in self._features:
             self._features[search] = self._describe(search, self.collection.pixels)
         return self._features[search]
 
     def _find(self, search: str, pixels: Pixels, k: int) -> NDArray[np.int64]:
-        """Return the rows of the collection that a search finds for images, [M, k]."""
+        """Return the rows of the collection that a search finds for the query images, [M, k]."""
         found = evaluation.search(
             self._searched(search),
             self._describe(search, pixels),
@@ -399,12 +401,12 @@ class _Experiment:
 
     @cached_property
     def _queries(self) -> dict[str, Pixels]:
-        """Some of the collection's images, degraded in each way."""
-        originals = self.collection.pixels[self.wanted]
+        """Some of the collection's images, under each degradation."""
+        originals = self.collection.pixels[self.query_rows]
         return {kind: degrade(originals, kind) for kind in DEGRADATIONS}
 
     def _add_ranks(self, report: Report) -> None:
-        """Give the report where each search has the original of a degraded image."""
+        """Add the rank at which each search finds the original of a degraded image."""
         for search, name in self.searches.items():
             report.add_run(
                 self._id(f"figure-3-{search}"),
@@ -413,7 +415,7 @@ class _Experiment:
                     f"rank, {DEGRADATIONS[kind]}": evaluation.rank_of(
                         self._searched(search),
                         self._describe(search, queries),
-                        self.wanted,
+                        self.query_rows,
                         metric=METRICS.get(search, "euclidean"),
                     )
                     for kind, queries in self._queries.items()
@@ -421,7 +423,7 @@ class _Experiment:
             )
 
     def _add_labels(self, report: Report) -> None:
-        """Give the report the labels that Table 2 compares."""
+        """Add the labels that Table 2 compares."""
         labels, base_labels = self.collection.labels, self.collection.base_labels
         if labels is None or base_labels is None:
             return
@@ -432,7 +434,7 @@ class _Experiment:
         for search, rows in {**found, "chance": chance}.items():
             report.add_run(
                 self._id(f"table-2-{search}"),
-                f"{self.generator.title}: like images by {SEARCHES.get(search, 'chance')}",
+                f"{self.generator.title}: similar images by {SEARCHES.get(search, 'chance')}",
                 arrays={
                     "labels": base_labels,
                     "labels of the first found": labels[rows[:, 0]],
@@ -441,7 +443,7 @@ class _Experiment:
             )
 
     def _add_blurred(self, report: Report) -> None:
-        """Give the report how like the images before the blur those after it, and after E, are."""
+        """Add the similarity of blurred images, and of their reconstructions, to the originals."""
         sharp = to_pixels(self.images, self.value_range)
         blurred = degrade(sharp, "blur")
         made = {"blurred": blurred} | {
@@ -453,14 +455,14 @@ class _Experiment:
             others = to_range(pixels, (0.0, 1.0))
             report.add_run(
                 self._id(f"figure-5-{name}"),
-                f"{self.generator.title}: blurred, {METHODS.get(name, 'as it is')}",
+                f"{self.generator.title}: blurred, {METHODS.get(name, 'not reconstructed')}",
                 arrays={
                     "dhash_similarity": evaluation.hash_similarity(unit, others),
                     "absolute_error": evaluation.mean_absolute_error(unit, others),
                 },
             )
 
-    # -- what is told
+    # -- parts of the report
 
     def _mean(self, report: Report, run: str, array: str, published: float | None = None) -> Cell:
         return report.compute("mean", values=ref(self._id(run), array), published=published)
@@ -478,15 +480,15 @@ class _Experiment:
             published=TABLE_2.get(search) if theirs else None,
         )
 
-    def _tell_result(self, report: Report, about: str) -> None:
+    def _add_result(self, report: Report, about: str) -> None:
         cells = {
             method: self._mean(report, f"table-1-{method}", "dhash_similarity")
             for method in self.methods
         }
-        told = [f"{{{method}:.4f}} ({name})" for method, name in self.methods.items()]
+        results = [f"{{{method}:.4f}} ({name})" for method, name in self.methods.items()]
         paragraphs = [
-            "The mean dHash similarity of reconstructions of generated images: "
-            f"{', '.join(told)}. {_order(cells, METHODS)}"
+            "Mean dHash similarity between generated images and their reconstructions: "
+            f"{', '.join(results)}. {_order(cells, METHODS)}"
         ]
         ours = [planned.id.removeprefix(self._id("table-1-")) for planned in self.plan]
         if ours:
@@ -496,10 +498,10 @@ class _Experiment:
                 )
                 for method in ours
             }
-            told = [f"{{{method.replace('-', '_')}:.4f}} with {OURS[method]}" for method in ours]
+            results = [f"{{{method.replace('-', '_')}:.4f}} with {OURS[method]}" for method in ours]
             paragraphs.append(
-                f"Not in the paper: {'; '.join(told)}. These search for a latent, where an encoder "
-                "makes one pass; the table of costs says what they take."
+                f"Not in the paper: {'; '.join(results)}. These optimise the latent, whereas an "
+                "encoder takes a single pass; the table of costs compares them."
             )
         if self.collection.labels is not None:
             found = {
@@ -508,8 +510,8 @@ class _Experiment:
             }
             cells |= {f"labels_{search}": cell for search, cell in found.items()}
             paragraphs.append(
-                "Of the images found first by AEGAN's latents, {labels_aegan:.1%} have the label "
-                "of the image that was looked for; of those found by dHash, {labels_dhash:.1%}. "
+                "The first image found has the label of the query image in {labels_aegan:.1%} of "
+                "searches by AEGAN's latents and {labels_dhash:.1%} of searches by dHash. "
                 f"{_order(found, SEARCHES)}"
             )
         report.add_text(self._id("result"), f"Result{about}", paragraphs, cells=cells)
@@ -524,7 +526,7 @@ class _Experiment:
                 continue
             if ours and all(planned.id != self._id(run) for planned in self.plan):
                 why = why_not_run(self.generator.manifest)
-                rows.append(Row(name, tag=NOT_THEIRS, text=why))
+                rows.append(Row(name, tag=NOT_IN_PAPER, text=why))
                 continue
             rows.append(
                 Row(
@@ -536,21 +538,17 @@ class _Experiment:
                         None if method == "bigan" else self._mean(report, run, "latent_error"),
                     ],
                     emphasis=method == "aegan",
-                    tag=NOT_THEIRS if ours else "",
+                    tag=NOT_IN_PAPER if ours else "",
                 )
             )
-        own = (
-            "; BiGAN has those of the generator that was trained with it"
-            if "bigan" in self.methods
-            else ""
-        )
+        own = "; for BiGAN, images of its own generator" if "bigan" in self.methods else ""
         report.add_table(
             self._id("table-1"),
             f"Table 1: Similarity of reconstructions and originals{about}",
-            f"{self.request.targets:,} images that the generator made{own}. The similarity is "
-            "the share of a hash's 64 bits that agree; unrelated images have about one half. "
-            "The absolute error is that of a pixel from 0 to 1, the latent error the "
-            "squared distance to the true latent over the number of its components.",
+            f"{self.request.targets:,} generated images{own}. Similarity is the share of equal "
+            "bits in 64-bit hashes, about one half for unrelated images. Absolute error is the "
+            "mean absolute difference of pixels in [0, 1]. Latent error is the mean squared error "
+            "per latent component.",
             columns=[
                 Column("dHash", "{:.4f}", group="similarity", best="highest"),
                 Column("pHash", "{:.4f}", group="similarity", best="highest"),
@@ -566,10 +564,10 @@ class _Experiment:
             return
         report.add_table(
             self._id("costs"),
-            f"What a latent costs, with and without an encoder's start{about}",
+            f"Cost per latent, with and without starting from an encoder{about}",
             "Means over the images of Table 1. "
-            f"{describe_costs(self.generator.manifest.latent_size)} An encoder makes one pass, "
-            "which is not counted.",
+            f"{describe_costs(self.generator.manifest.latent_size)} The encoder's single pass is "
+            "not counted.",
             columns=[Column("absolute error", "{:.3g}", best="lowest"), *COST_COLUMNS],
             rows=[
                 Row(
@@ -578,7 +576,7 @@ class _Experiment:
                         report.compute("mean", values=ref(planned.id, "absolute_error")),
                         *cost_cells(report, planned.id, planned.recipe),
                     ],
-                    tag=NOT_THEIRS,
+                    tag=NOT_IN_PAPER,
                 )
                 for planned in self.plan
             ],
@@ -597,14 +595,14 @@ class _Experiment:
         below = ""
         if "bigan" in shown:
             rows["BiGAN's own"], rows["BiGAN"] = shown["bigan"]
-            below = "; below, images of BiGAN's own generator and their reconstructions"
+            below = ". Below: images of BiGAN's own generator and their reconstructions"
         self._draw(
             report,
             "figure-2",
             f"Figure 2: Reconstructions{about}",
-            f"Images that the generator made and what each method makes of them{below}.",
+            f"Generated images and their reconstructions by each method{below}.",
             rows,
-            "Rows of images: generated ones, and their reconstructions by each method",
+            "Rows of images: generated images, and their reconstructions by each method",
         )
 
     def _add_table_2(self, report: Report, about: str) -> None:
@@ -617,7 +615,7 @@ class _Experiment:
             rows = [
                 Row(
                     "every search",
-                    text="not run: it needs images with labels; give data that has them (`--data`)",
+                    text="not run: it needs images with labels; give a labelled dataset (`--data`)",
                 )
             ]
         else:
@@ -629,17 +627,18 @@ class _Experiment:
                         self._similarity(report, search, f"labels of the first {k}"),
                     ],
                     emphasis=search == "aegan",
-                    tag="" if search in TABLE_2 else NOT_THEIRS,
+                    tag="" if search in TABLE_2 else NOT_IN_PAPER,
                 )
                 for search, name in (self.searches | {"chance": "random images"}).items()
             ]
         report.add_table(
             self._id("table-2"),
-            f"Table 2: Label similarity of what a search finds{about}",
-            f"For each of {literal(self.collection.bases_told)}, the most like of "
-            f"{literal(self.collection.told)}. The similarity is the share of equal labels: an "
-            "image here has one, its class; in the paper it has 40 attributes, many of which most "
-            "images share, so that the two scales differ.",
+            f"Table 2: Label similarity of search results{about}",
+            f"The query images are {literal(self.collection.bases_description)}; the search runs "
+            f"over {literal(self.collection.description)}. Label similarity is the share of labels "
+            "that the query and a result have in common. Images here have one label, their class. "
+            "In the paper they have 40 attributes, many of which most images share, so the two "
+            "scales are not comparable.",
             columns=columns,
             rows=rows,
             row_title="Search by",
@@ -647,47 +646,48 @@ class _Experiment:
 
     def _add_figure_4(self, report: Report, about: str) -> None:
         bases = self.collection.bases[: self.shown]
-        rows = {"looked for": bases}
+        rows = {"query": bases}
         for search in ("aegan", "dhash"):
             rows[SEARCHES[search]] = self.collection.pixels[self._find(search, bases, 1)[:, 0]]
         self._draw(
             report,
             "figure-4",
-            f"Figure 4: Like images{about}",
-            f"Some of {literal(self.collection.bases_told)}, and what is found first for each "
-            f"among {literal(self.collection.told)}.",
+            f"Figure 4: Similar images{about}",
+            f"Some of {literal(self.collection.bases_description)}, and the first image that each "
+            f"search finds among {literal(self.collection.description)}.",
             rows,
-            "Rows of images: those looked for, and what AEGAN's latents and dHash find",
+            "Rows of images: queries, and the images found by AEGAN's latents and by dHash",
         )
 
     def _add_figure_3(self, report: Report, about: str) -> None:
         for kind, queries in self._queries.items():
             some = queries[: self.shown]
-            rows = {"original": self.collection.pixels[self.wanted[: self.shown]]}
+            rows = {"original": self.collection.pixels[self.query_rows[: self.shown]]}
             rows[DEGRADATIONS[kind]] = some
             for search in IN_PAPER:
                 rows[SEARCHES[search]] = self.collection.pixels[self._find(search, some, 1)[:, 0]]
             self._draw(
                 report,
                 f"figure-3-{kind}",
-                f"Figure 3, {DEGRADATIONS[kind]}: What each search finds{about}",
-                f"Originals among {literal(self.collection.told)}, what was looked for, and what "
-                "each search finds first.",
+                f"Figure 3, {DEGRADATIONS[kind]}: Search results{about}",
+                f"Some of {literal(self.collection.description)}, the degraded images that are the "
+                "queries, and the first image that each search finds.",
                 rows,
-                "Rows of images: originals, queries, and what each search finds",
+                "Rows of images: originals, queries, and the image that each search finds",
             )
         report.add_table(
             self._id("figure-3-numbers"),
-            f"The numbers of Figure 3{about}",
-            f"{len(self.wanted):,} of {literal(self.collection.told)}, degraded and looked for. "
-            "How many originals are found first, and the median of their places, 1 being the "
-            "first; images at the same distance share their places.",
+            f"Numbers for Figure 3{about}",
+            f"The queries are {len(self.query_rows):,} of "
+            f"{literal(self.collection.description)}, degraded. The share of queries whose "
+            "original is found first, and the original's median rank, where 1 is the first; "
+            "images at the same distance share the mean of their ranks.",
             columns=[
                 column
                 for name in DEGRADATIONS.values()
                 for column in (
                     Column("found first", "{:.1f}", percent=True, group=name, best="highest"),
-                    Column("median place", "{:,.1f}", group=name, best="lowest"),
+                    Column("median rank", "{:,.1f}", group=name, best="lowest"),
                 )
             ],
             rows=[
@@ -707,7 +707,7 @@ class _Experiment:
                         )
                     ],
                     emphasis=search == "aegan",
-                    tag="" if search in IN_PAPER else NOT_THEIRS,
+                    tag="" if search in IN_PAPER else NOT_IN_PAPER,
                 )
                 for search, name in self.searches.items()
             ],
@@ -720,19 +720,19 @@ class _Experiment:
             report,
             "figure-5",
             f"Figure 5: Reconstructions of blurred images{about}",
-            "Images that the generator made, under a Gaussian blur, and what the generator makes "
-            "of the blurred images' latents.",
+            "Generated images, the same images under a Gaussian blur, and the reconstructions "
+            "from the blurred images.",
             {names[name]: pixels[: self.shown] for name, pixels in self._deblurred.items()},
-            "Rows of images: generated ones, blurred, and reconstructed from the blurred",
+            "Rows of images: generated, blurred, and reconstructed from the blurred images",
         )
-        rows = {"blurred": "the blurred image itself"} | {
+        rows = {"blurred": "blurred image"} | {
             name: METHODS[name] for name in self._deblurred if name in METHODS
         }
         report.add_table(
             self._id("figure-5-numbers"),
-            f"The numbers of Figure 5{about}",
-            f"Means over {self.request.targets:,} generated images, between the image before the "
-            "blur and the one named.",
+            f"Numbers for Figure 5{about}",
+            f"Means over {self.request.targets:,} generated images. Each row is compared with the "
+            "image before the blur.",
             columns=[
                 Column("dHash similarity", "{:.4f}", best="highest"),
                 Column("absolute error", "{:.3g}", best="lowest"),
@@ -745,7 +745,7 @@ class _Experiment:
                         self._mean(report, f"figure-5-{name}", "absolute_error"),
                     ],
                     emphasis=name == "aegan",
-                    tag=NOT_THEIRS if name == "direct" else "",
+                    tag=NOT_IN_PAPER if name == "direct" else "",
                 )
                 for name, label in rows.items()
             ],
@@ -767,81 +767,82 @@ class _Experiment:
 
 
 def _targets(inverter: Inverter, latents: FloatArray) -> FloatArray:
-    """Return the images of latents as targets, as they are where the generator leaves its range."""
+    """Generate targets, clipped to the value range unless the generator may leave it."""
     images, manifest = inverter.generate(latents), inverter.manifest
     return images.clip(*manifest.value_range) if manifest.bounded else images
 
 
 OURS_SHORT = {"precise": "precise", "from-encoder": "reconstruct"}
-"""What our rows are called beside images, where there is little room."""
+"""Short names of pyinv's recipes, for labels beside images."""
 
 
 def _order(cells: Mapping[str, Cell], names: Mapping[str, str]) -> str:
-    """Return a sentence on whether figures come in the order of ``cells``, which is the paper's."""
+    """Compare the order of our numbers with that of ``cells``, the paper's; return a sentence."""
     values = [cell.value for cell in cells.values()]
     if all(one > other for one, other in pairwise(values)):
-        return "The order is the paper's."
+        return "The order is the same as in the paper."
     here = sorted(cells, key=lambda name: cells[name].value, reverse=True)
     theirs = ", ".join(names[name] for name in cells)
     return (
-        f"The order here, highest first, is {', '.join(names[name] for name in here)}; the "
-        f"paper's is {theirs}."
+        f"The order here, highest first, is {', '.join(names[name] for name in here)}; in the "
+        f"paper it is {theirs}."
     )
 
 
-def _tell_differences(report: Report, request: Request, experiments: Sequence[_Experiment]) -> None:
-    def told(describe: Callable[[_Experiment], str]) -> str:
-        """Return what one or several experiments have, each thing once."""
+def _add_differences(report: Report, request: Request, experiments: Sequence[_Experiment]) -> None:
+    def joined(describe: Callable[[_Experiment], str]) -> str:
+        """Return the experiments' descriptions without duplicates."""
         return "; ".join(dict.fromkeys(describe(one) for one in experiments))
 
     report.difference(
         "Encoders",
-        "Adam at 0.0002, batches of 64; how long is not given",
-        told(lambda one: "; ".join(encoder.told for encoder in one.encoders.values())),
+        "Adam, learning rate 0.0002, batch size 64; number of iterations not given",
+        joined(lambda one: "; ".join(encoder.description for encoder in one.encoders.values())),
     )
     report.difference(
         "Image loss of AEGAN",
         "binary cross-entropy",
-        told(lambda one: _image_loss(one.encoders["aegan"])),
+        joined(lambda one: _image_loss(one.encoders["aegan"])),
     )
     report.difference(
         "BiGAN",
         "trained on CelebA, with the networks of Tables 3 and 6",
-        told(_told_bigan),
+        joined(_describe_bigan),
     )
     report.difference(
         "Table 1", "number of images not given", f"{request.targets:,} generated images"
     )
     report.difference(
         "Search",
-        "20,000 images of CelebA; 64 others looked for in Table 2, a few in Figure 3",
-        told(
+        "20,000 images of CelebA; queries: 64 others in Table 2, a few in Figure 3",
+        joined(
             lambda one: (
-                f"{one.collection.told}; {one.collection.bases_told} looked for in Table 2, "
-                f"{len(one.wanted):,} in Figure 3"
+                f"{one.collection.description}; queries: {one.collection.bases_description} in "
+                f"Table 2, {len(one.query_rows):,} in Figure 3"
             )
         ),
     )
     report.difference(
         "Labels",
-        "40 attributes an image",
-        told(lambda one: "none" if one.collection.labels is None else "one an image, its class"),
+        "40 attributes per image",
+        joined(lambda one: "none" if one.collection.labels is None else "one per image, its class"),
     )
     bar = (
-        f"a black bar of {BAR['height']:.0%} of the height, {BAR['width']:.0%} of the width, "
+        f"a black bar of {BAR['height']:.0%} of the height and {BAR['width']:.0%} of the width, "
         f"{BAR['top']:.0%} from the top"
     )
     report.difference(
         "Degraded images",
-        "a colour transform, sunglasses and a Gaussian blur, without sizes",
-        f"hue turned by {HUE:g} degrees (of colour images), contrast {CONTRAST:g}, brightness "
-        f"+{BRIGHTNESS:g} of the range; {bar}; a blur with a deviation of {BLUR:.3f} of the height",
+        "a colour transform, sunglasses and a Gaussian blur; parameters not given",
+        f"hue rotated by {HUE:g} degrees (colour images only), contrast {CONTRAST:g}, brightness "
+        f"+{BRIGHTNESS:g} of the range; {bar}; a blur with a standard deviation of {BLUR:.3f} of "
+        "the height",
     )
     report.difference("Hashes", "size not given", "64 bits, by the imagehash library")
-    tell_shared_differences(
+    add_shared_differences(
         report,
         [experiment.generator for experiment in experiments],
-        training="a DCGAN (Table 3) on all of CelebA; Adam at 0.0002, batches of 64",
+        training="a DCGAN (Table 3) on all of CelebA; Adam, learning rate 0.0002, batch size 64",
         image="64×64, 3 channels",
         batch_norm="not given",
         draws="not given",
@@ -849,17 +850,17 @@ def _tell_differences(report: Report, request: Request, experiments: Sequence[_E
     )
 
 
-def _told_bigan(experiment: _Experiment) -> str:
+def _describe_bigan(experiment: _Experiment) -> str:
     if "bigan" not in experiment.encoders:
         return why_not_trained(experiment.generator, "bigan")
     made = "" if experiment.collection.dataset else ", on images that the generator makes"
-    return f"{experiment.encoders['bigan'].told}{made}"
+    return f"{experiment.encoders['bigan'].description}{made}"
 
 
 def _image_loss(encoder: Encoder) -> str:
-    """Return what AEGAN's training compared images by, as far as its bundle tells."""
+    """Return the image loss that AEGAN was trained with, as far as its bundle says."""
     settings = encoder.inverter.manifest.origin.get("configuration", {})
-    loss = settings.get("image_loss", "not said by its bundle")
+    loss = settings.get("image_loss", "not stated in its bundle")
     if loss == "auto":
         loss = "bce" if "bce" in encoder.inverter.manifest.losses else "mse"
     return {"bce": "binary cross-entropy", "mse": "mean squared error"}.get(loss, str(loss))

@@ -1,4 +1,4 @@
-"""The page of a report: one HTML file that needs nothing else, made from the report's numbers."""
+"""The page of a report: one self-contained HTML file, rendered from the report's numbers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pyinv.errors import InputError
 __all__ = ["PAGE_IDS", "render"]
 
 STYLE = Path(__file__).with_name("page.css")
-# Of the sections that every page has.
+# The ids of the sections that every page has.
 PAGE_IDS = ("what-was-run", "differences", "runs")
 NONE = '<span class="none">–</span>'
 
@@ -31,12 +31,12 @@ PROPER_NAMES = {
 }
 # "Figure 2: what it shows", or "Figure 2, which part: what it shows".
 LABELLED = r"((?:Table|Figure|Fig\.)\s+\S+?(?:, [^:]+)?)\s*[:.–—-]\s+(.*)"
-# A fact of more letters gets a line of its own.
-LONG_FACT = 60
+# A longer fact gets its own line.
+LONG_FACT = 60  # characters
 CSS_DOTS_PER_INCH = 96
-# A picture without a resolution is enlarged by a whole factor up to about this width.
+# A picture without a resolution is enlarged by an integer factor, to at most about this width.
 ENLARGED_WIDTH = 480
-# On a narrow screen a picture shrinks to this share of its size; then it scrolls.
+# On a narrow screen, a picture shrinks to this share of its size, then scrolls.
 LEAST_SHRUNK = 0.5
 
 
@@ -45,7 +45,7 @@ def render(numbers: Mapping[str, Any], folder: Path) -> str:
 
     Args:
         numbers: the content of numbers.json.
-        folder: where the paths of its pictures begin.
+        folder: the folder that the paths of its figures are relative to.
 
     Raises:
         InputError: a picture is missing or damaged.
@@ -88,9 +88,9 @@ def render(numbers: Mapping[str, Any], folder: Path) -> str:
 {"".join(sections)}
 </main>
 </div>
-<footer><p>Every figure of ours in the tables and texts can be computed again from numbers.json:
-<code>pyinv.papers.report.check(json.load(open("numbers.json")))</code>. Hover over a figure to see
-the function and the arrays that gave it.</p></footer>
+<footer><p>Every number of ours in this report can be recomputed from numbers.json:
+<code>pyinv.papers.report.check(json.load(open("numbers.json")))</code>. Hover over a number to see
+the function and arrays it was computed from.</p></footer>
 </body>
 </html>
 """
@@ -197,7 +197,7 @@ def _table(entry: Mapping[str, Any], label: tuple[str, str]) -> str:
 
 
 def _with_code(text: str) -> str:
-    """Return a text as HTML, with what is between backticks as code, whose words stay whole."""
+    """Return a text as HTML; text between backticks becomes code that breaks only at spaces."""
 
     def code(found: re.Match[str]) -> str:
         return f"<code>{' '.join(f'<span>{word}</span>' for word in found[1].split())}</code>"
@@ -211,14 +211,14 @@ def _footnotes(notes: Sequence[str]) -> str:
 
 
 def _legend(*, published: bool, marked: bool, grouped: bool) -> str:
-    """Return what tells our figures from the published ones, where a table has both."""
+    """Return the legend that distinguishes our numbers, the published ones and our best."""
     entries = []
     if published:
         entries.append('<span class="ours">ours</span>')
         entries.append('<span class="published">published in the paper</span>')
     if marked:
-        where = "a column of its group of rows" if grouped else "a column"
-        entries.append(f'<span class="best">best of ours in {where}</span>')
+        where = "each column of a row group" if grouped else "each column"
+        entries.append(f'<span class="best">our best in {where}</span>')
     return f'<p class="legend">{"".join(entries)}</p>' if entries else ""
 
 
@@ -244,7 +244,7 @@ def _head(entry: Mapping[str, Any]) -> str:
 
 
 def _best(index: int, column: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> float | None:
-    """Return the best figure of a column; None where none is better than another."""
+    """Return the best of our numbers in a column; None if all are equal or there is no best."""
     if column["best"] is None:
         return None
     values = [
@@ -280,7 +280,7 @@ def _cell(
 
 
 def _tint(cell: Mapping[str, Any] | None, column: Mapping[str, Any]) -> str:
-    """Return the attributes that colour a share by its size."""
+    """Return the attributes that shade a cell in proportion to its share."""
     if cell is None or cell["value"] is None or not column["percent"]:
         return ""
     return f' class="share" style="--share:{min(max(cell["value"], 0), 1):.3f}"'
@@ -297,7 +297,7 @@ def _formatted(value: Any, column: Mapping[str, Any]) -> str:
 
 
 def _number(text: str) -> str:
-    """Return a formatted number as HTML: 1.5e-04 as 1.5 times a power of ten, a true minus."""
+    """Return a formatted number as HTML: 1.5e-04 as 1.5×10⁻⁴, with a real minus sign."""
     power = re.fullmatch(r"([-+]?[\d.]+)e([-+]?\d+)", text.strip())
     if power:
         exponent = str(int(power[2])).replace("-", "−")
@@ -306,7 +306,7 @@ def _number(text: str) -> str:
 
 
 def _origin(cell: Mapping[str, Any]) -> str:
-    """Return what gave a cell, as one writes a call."""
+    """Return the call that computed a cell, and its result."""
     arguments = ", ".join(f"{name}={_argument(v)}" for name, v in cell["arguments"].items())
     value = cell["value"]
     return f"{cell['function']}({arguments}) = {'NaN' if value is None else format(value, '.6g')}"
@@ -337,7 +337,7 @@ def _figure(entry: Mapping[str, Any], label: tuple[str, str], folder: Path) -> s
 
 
 def _picture(path: Path) -> tuple[str, int, int, bool]:
-    """Return a PNG file in base64, its size in CSS pixels, and whether that enlarges it."""
+    """Return a PNG file in base64, its size in CSS pixels, and whether it is enlarged."""
     try:
         content = path.read_bytes()
         with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
@@ -345,9 +345,9 @@ def _picture(path: Path) -> tuple[str, int, int, bool]:
             width, height = picture.size
             dots_per_inch = picture.info.get("dpi", (None,))[0]
     except FileNotFoundError:
-        raise InputError(f"{path}: no such picture; draw it again") from None
+        raise InputError(f"{path}: no such picture; write it again") from None
     except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{path}: not a readable PNG file ({error}); draw it again") from None
+        raise InputError(f"{path}: not a readable PNG file ({error}); write it again") from None
     if dots_per_inch:
         scale = CSS_DOTS_PER_INCH / float(dots_per_inch)
     else:
@@ -420,7 +420,7 @@ def _arrays(arrays: Mapping[str, Any]) -> str:
 
 
 def _labels(content: Iterable[Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
-    """Return each part's ("Table 1", "what it shows"); those of no number get a letter."""
+    """Return each part's ("Table 1", "what it shows"); parts without a number get a letter."""
     given: dict[str, int] = {}
     labels = {}
     for entry in content:
@@ -455,7 +455,7 @@ def _titled(label: tuple[str, str]) -> str:
 
 
 def _fill(text: str, cells: Mapping[str, Any]) -> str:
-    """Return a text as HTML, with its placeholders filled."""
+    """Return a text as HTML, with its placeholders replaced by numbers."""
     filled = []
     for literal, name, spec, _ in string.Formatter().parse(text):
         filled.append(escape(literal))
@@ -476,7 +476,7 @@ def _capital(text: str) -> str:
 
 
 def _text(value: Any) -> str:
-    """Return a setting as one reads it."""
+    """Return a setting as readable text."""
     if value is None:
         return "none"
     if isinstance(value, bool):

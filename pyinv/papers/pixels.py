@@ -1,4 +1,4 @@
-"""How far images are from others, of generators that may leave their value range."""
+"""Pixel errors of generators whose images may leave their value range."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ def absolute_error(
 ) -> NDArray[np.float64]:
     """Return each image's mean absolute pixel error, in units of the value range.
 
-    The same as ``evaluation.mean_absolute_error``, of images that need not lie in the range.
+    Like ``evaluation.mean_absolute_error``, but accepts images outside the range.
 
     Args:
         images: the targets, [N, C, H, W].
-        found: the same shape.
-        value_range: (low, high), what black and white are.
+        found: the reconstructions, the same shape.
+        value_range: (low, high), the values of black and white.
 
     Returns:
-        float64 [N]; NaN where an image has one.
+        float64 [N]; NaN for images that contain NaN.
     """
     low, high = value_range
     differences = np.abs(np.subtract(images, found, dtype=np.float64))

@@ -1,4 +1,4 @@
-"""A plan: the runs that a reproduction makes in turn, and what its user hears meanwhile."""
+"""A reproduction's plan: its runs, in order, and the progress messages printed meanwhile."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from pyinv.papers.run_cache import RunCache
 from pyinv.recipes import Recipe
 from pyinv.result import Inversion
 
-__all__ = ["Planned", "carry_out"]
+__all__ = ["Planned", "run_plan"]
 
 FloatArray = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
 class Planned:
-    """One run: some targets, inverted by one recipe.
+    """One run: a set of targets and the recipe that inverts them.
 
     Args:
-        id: its name in the folder and in the report.
-        label: what people call it.
-        inverter: the generator's.
+        id: its name in the run cache and in the report.
+        label: its name for people.
+        inverter: the generator's inverter.
         images: the targets, float32 [N, C, H, W] in the bundle's value range.
-        recipe: how.
-        true_latents: float32 [N, *latent_shape], those that made the targets; None when unknown.
-        init: float32 [N, *latent_shape], where first attempts begin; None takes the recipe's start.
-        condition: float32 [N, k], for bundles that have a condition.
+        recipe: the recipe.
+        true_latents: float32 [N, *latent_shape], the latents of the targets; None if unknown.
+        init: float32 [N, *latent_shape], where first attempts start; None uses the recipe's start.
+        condition: float32 [N, k], for bundles with a condition.
     """
 
     id: str
@@ -46,28 +46,28 @@ class Planned:
 
     @property
     def work(self) -> int:
-        """The most evaluations of the objective that the first attempts make."""
+        """An upper bound on the objective evaluations of all first attempts."""
         return len(self.images) * self.recipe.max_steps
 
 
-def carry_out(
+def run_plan(
     plan: Sequence[Planned],
     runs: RunCache,
     request: Request,
 ) -> dict[str, Inversion]:
-    """Make every run that is not kept yet, in turn.
+    """Execute, in order, every run that is not cached yet.
 
     Args:
-        plan: the runs; no two have the same id.
-        runs: where finished runs are kept.
-        request: gives the seed of all random draws (targets of the same row draw alike in every
-            run), who is told of each run and of the time left, and whether a bar is shown.
+        plan: the runs, with unique ids.
+        runs: the cache of finished runs.
+        request: gives the seed of all random draws (the same row draws the same numbers in every
+            run), the receiver of messages, and whether to show a progress bar.
 
     Returns:
-        the inversions by their runs' ids, in the plan's order.
+        the inversions by run id, in the plan's order.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C; its text says how many runs are done and kept.
+        KeyboardInterrupt: Ctrl-C; its message says how many runs are done.
     """
     done: dict[str, Inversion] = {}
     estimated = False
@@ -88,22 +88,20 @@ def carry_out(
             )
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
-                f"{len(done)} of {len(plan)} runs are done; the same command goes on"
+                f"{len(done)} of {len(plan)} runs are done; run the same command to resume"
             ) from None
         elapsed = time.perf_counter() - start
         ahead = sum(other.work for other in plan[number:])
         if planned.id in runs.read_back:
             request.say("  done before")
         elif ahead and not estimated:
-            request.say(
-                f"  {duration(elapsed / planned.work * ahead)} to go, if the others are as fast"
-            )
+            request.say(f"  {duration(elapsed / planned.work * ahead)} remaining, at this speed")
             estimated = True
     return done
 
 
 def duration(seconds: float) -> str:
-    """Return a duration as people say it."""
+    """Return a duration as text, such as "about 5 minutes"."""
     if seconds < 90:
         return f"about {max(round(seconds), 1)} s"
     if seconds < 90 * 60:

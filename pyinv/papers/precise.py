@@ -1,8 +1,8 @@
-"""pyinv's own recipes for exact recovery in a paper's tables, and what each method costs.
+"""pyinv's own recipes in the papers' tables, and the cost of each method.
 
-Costs are counted in forward passes of the generator: an evaluation of the objective, with its
-gradient, as 2, and one of the normal equations as 1 + d, the image and its derivative in each of
-the latent's d directions.
+Costs are counted in forward passes of the generator. An evaluation of the objective and its
+gradient counts as 2. An evaluation of the normal equations counts as 1 + d: the image and its
+derivatives in the latent's d directions.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from pyinv.solvers import LevenbergMarquardt
 
 __all__ = [
     "COST_COLUMNS",
-    "NOT_THEIRS",
+    "NOT_IN_PAPER",
     "PRECISE",
     "cost_arrays",
     "cost_cells",
     "describe_costs",
+    "describe_precise",
     "precise_recipe",
     "reconstruct_recipe",
-    "tell_precise",
     "why_not_run",
 ]
 
 PRECISE = "pyinv's precise recipe"
-NOT_THEIRS = "not in the paper"
+NOT_IN_PAPER = "not in the paper"
 
 OBJECTIVE_FORWARDS = 2
-"""A gradient by reverse differentiation takes about as long again as the image."""
+"""A reverse-mode gradient takes about as long as the forward pass."""
 
-_EVALUATIONS = "evaluations a latent"
+_EVALUATIONS = "evaluations per latent"
 COST_COLUMNS = (
     Column("objective", "{:,.0f}", group=_EVALUATIONS),
     Column("normal equations", "{:,.1f}", group=_EVALUATIONS),
@@ -50,23 +50,23 @@ COST_COLUMNS = (
 
 
 def precise_recipe(manifest: Manifest) -> Recipe | None:
-    """Return the recipe for images that the generator made; None: the bundle lacks what it needs.
+    """Return the recipe for images that the generator made; None if the bundle does not support it.
 
-    Its number of steps is its own and not the reproduction's: it ends when it has arrived.
+    It uses its own number of steps, not the reproduction's, because it stops when it converges.
     """
-    return _unless_lacking(recipes.precise, manifest)
+    return _if_supported(recipes.precise, manifest)
 
 
 def reconstruct_recipe(manifest: Manifest, *, start: str = "prior") -> Recipe | None:
-    """Return the recipe for other images, one attempt from a draw of the prior; None: as above.
+    """Return the recipe for other images: one attempt from a prior sample; None if unsupported.
 
-    The recipe itself starts at the prior's mean, always the same, and would have one result.
+    With its default start, the prior's mean, every attempt would give the same result.
     """
-    recipe = _unless_lacking(partial(recipes.reconstruct, start=start), manifest)
+    recipe = _if_supported(partial(recipes.reconstruct, start=start), manifest)
     return recipe and recipe.replace(restarts=0)
 
 
-def _unless_lacking(make: Callable[[Manifest], Recipe], manifest: Manifest) -> Recipe | None:
+def _if_supported(make: Callable[[Manifest], Recipe], manifest: Manifest) -> Recipe | None:
     try:
         return make(manifest)
     except BundleError:
@@ -74,18 +74,18 @@ def _unless_lacking(make: Callable[[Manifest], Recipe], manifest: Manifest) -> R
 
 
 def why_not_run(manifest: Manifest) -> str:
-    """Return what a table says in the recipe's place, and the command that mends it."""
+    """Return the reason that a table states in place of the recipe's results, and the remedy."""
     if manifest.latent_size > MAX_SOLVED:
-        return f"not run: normal equations are for latents of at most {MAX_SOLVED} components"
+        return f"not run: normal equations support at most {MAX_SOLVED} latent components"
     if manifest.batch_norm != "eval":
         return (
-            "not run: normal equations are of each image alone, and this bundle takes batch-norm "
-            "statistics over the batch"
+            "not run: normal equations need independent images, but this bundle computes "
+            "batch-norm statistics over the batch"
         )
     if "configuration" in manifest.origin:
-        command = "the `pyinv train gan` command that made it, given once more, exports it anew"
+        command = "run the `pyinv train gan` command that made it again to export them"
     else:
-        command = f"`{_export_command(manifest)}` writes one that has them"
+        command = f"export one that has them with `{_export_command(manifest)}`"
     return f"not run: this bundle has no normal equations; {command}"
 
 
@@ -103,22 +103,23 @@ def _export_command(manifest: Manifest) -> str:
     )
 
 
-def tell_precise(
+def describe_precise(
     report: Report, run_id: str, recipe: Recipe, *, threshold: float
 ) -> tuple[str, dict[str, Cell]]:
-    """Return a paragraph on what the recipe found, where it comes from and what it assumes.
+    """Return a paragraph on the recipe's result, its methods and its assumptions.
 
     Args:
-        report: it has the run, with ``cost_arrays`` and "latent_error" among its arrays.
-        run_id: the run's.
-        recipe: the run's.
-        threshold: a latent of a smaller error at the end is recovered.
+        report: the report, which has the run with ``cost_arrays`` and "latent_error" among its
+            arrays.
+        run_id: the run's id.
+        recipe: the run's recipe.
+        threshold: a latent counts as recovered if its final error is below this.
 
     Returns:
         (the paragraph, the cells of its placeholders), for ``Report.add_text``.
     """
     pixels = (
-        "the pixels as they are before the generator's last activation"
+        "the pixels before the generator's last activation"
         if recipe.stages[-1].loss == "whitened"
         else "the pixels"
     )
@@ -129,12 +130,12 @@ def tell_precise(
         else f"L-BFGS steps (Liu & Nocedal 1989) on {pixels}"
     )
     paragraph = (
-        f"{PRECISE}, which is not in the paper: {{precise:.1%}} of the latents have an error below "
-        f"{threshold:g} at its end, at {{cost:,.0f}} forward equivalents a latent. It makes "
-        f"{steps}, from the prior's mean; a latent whose loss stays above "
-        f"{recipe.stages[-1].loss_tolerance:g} is tried again from a random one, at most "
-        f"{recipe.restarts} times. It assumes that this very generator made the image, to "
-        "rounding: noise, compression or an image from elsewhere is not what it is for."
+        f"{PRECISE}, which is not in the paper, recovers {{precise:.1%}} of the latents to a final "
+        f"error below {threshold:g}, at a cost of {{cost:,.0f}} forward equivalents per latent. "
+        f"It takes {steps}, starting from the prior's mean. If the loss stays above "
+        f"{recipe.stages[-1].loss_tolerance:g}, it restarts from a random latent, at most "
+        f"{recipe.restarts} times. It assumes that this exact generator made the image, up to "
+        "rounding; it is not meant for noisy, compressed or real images."
     )
     return paragraph, {
         "precise": report.compute(
@@ -145,25 +146,25 @@ def tell_precise(
 
 
 def describe_costs(latent_size: int) -> str:
-    """Return the sentence that says how costs are counted."""
+    """Return a sentence on how costs are counted."""
     return (
-        "A forward pass makes one image; an evaluation of the objective with its gradient counts "
-        f"as {OBJECTIVE_FORWARDS}, one of the normal equations as 1 + {latent_size}."
+        "Costs are in forward passes of one image: an evaluation of the objective and its gradient "
+        f"counts as {OBJECTIVE_FORWARDS}, one of the normal equations as 1 + {latent_size}."
     )
 
 
 def cost_arrays(inversion: Inversion, latent_size: int) -> dict[str, NDArray[np.int64]]:
-    """Return what each target of a run took, over all attempts, as arrays for ``Report.add_run``.
+    """Return the cost of each target over all attempts, as arrays for ``Report.add_run``.
 
     Args:
-        inversion: the run's, of N targets.
-        latent_size: d.
+        inversion: the run's inversion, of N targets.
+        latent_size: d, the number of latent components.
 
     Returns:
         int64 [N] each: "objective_evaluations", "normal_equations" and "forward_equivalents".
     """
-    # T steps of a stage take T + 1 evaluations of the objective, see docs/loop.md. Levenberg-
-    # Marquardt's first evaluation is one of the normal equations.
+    # T steps of a stage take T + 1 evaluations of the objective (see docs/loop.md), except that
+    # Levenberg-Marquardt's first evaluation is of the normal equations.
     stages = inversion.recipe["stages"]
     first_order = sum(stage["solver"]["kind"] != LevenbergMarquardt.kind() for stage in stages)
     objective = inversion.steps + first_order * inversion.attempts.astype(np.int64)
@@ -181,10 +182,10 @@ def cost_cells(
     """Return the means of a run's costs, in the order of ``COST_COLUMNS``.
 
     Args:
-        report: it has the run, with ``cost_arrays`` among its arrays.
-        run_id: the run's.
-        recipe: the run's.
-        published_steps: how many steps of a first-order method the paper made.
+        report: the report, which has the run with ``cost_arrays`` among its arrays.
+        run_id: the run's id.
+        recipe: the run's recipe.
+        published_steps: the paper's number of steps, for first-order methods.
     """
 
     def mean(name: str, published: float | None = None) -> Cell:

@@ -1,13 +1,14 @@
-"""A paper's report: what was run, tables of our figures beside the published ones, and pictures.
+"""A paper's report: what was run, tables of our numbers beside the published ones, and figures.
 
-All of a report is plain data, numbers.json. The page, report.html, is a function of that data and
-of the PNG files that it names. Every figure of ours in its tables and texts is a ``Cell``: it
-carries the function of ``pyinv.evaluation`` and the arguments that gave it, so that ``recompute``
-can compute it again from the file alone.
+A report is plain data, stored in numbers.json. The page, report.html, is a function of that data
+and of the PNG files that it names. Every number of ours in the tables and texts is a ``Cell``: it
+records the ``pyinv.evaluation`` function and the arguments that it was computed with, so that
+``recompute`` can compute it again from the file alone.
 
-An array is written as its dtype and nested lists of numbers, the shortest that read back as the
-same floats. JSON has no NaN and no infinity: what is not finite is written as null, and null reads
-as NaN. Cells are computed from the arrays as they read back, so that this changes no number later.
+An array is written as its dtype and nested lists of numbers, with the fewest digits that read back
+as the same floats. JSON has neither NaN nor infinity: non-finite values are written as null, and
+null reads as NaN. Cells are computed from the arrays as they read back, so that writing and reading
+a report changes no number.
 """
 
 from __future__ import annotations
@@ -57,12 +58,12 @@ class Paper:
     """The paper that a report reproduces.
 
     Args:
-        name: what `pyinv reproduce` calls it.
-        title: the paper's.
-        authors: as the paper prints them, in one text.
-        year: of publication.
+        name: its name for `pyinv reproduce`.
+        title: the paper's title.
+        authors: the authors as the paper prints them, as one string.
+        year: year of publication.
         venue: where it was published.
-        link: its address on the web, or an identifier such as "arXiv:1611.05644".
+        link: a URL, or an identifier such as "arXiv:1611.05644".
     """
 
     name: str
@@ -75,36 +76,36 @@ class Paper:
 
 @dataclass(frozen=True)
 class Ref:
-    """An array of a run, as an argument of ``Report.compute``; made by ``ref``."""
+    """A reference to an array of a run, as an argument of ``Report.compute``; see ``ref``."""
 
     run: str
     array: str
 
 
 def ref(run_id: str, array_name: str) -> Ref:
-    """Return an argument that stands for an array of a run.
+    """Return a reference to an array of a run, for ``Report.compute``.
 
     Args:
-        run_id: the run's, as given to ``Report.add_run``.
-        array_name: one of that run's arrays.
+        run_id: the run's id, as passed to ``Report.add_run``.
+        array_name: the name of one of that run's arrays.
     """
     return Ref(run_id, array_name)
 
 
 def literal(text: str) -> str:
-    """Return a text that a caption or paragraph shows as it is, braces and all."""
+    """Escape braces, so that a caption or paragraph shows the text unchanged."""
     return text.replace("{", "{{").replace("}", "}}")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of a report and where it comes from; made by ``Report.compute``.
+    """One number of a report and its origin; created by ``Report.compute``.
 
     Args:
-        value: our figure; NaN where there is none.
-        function: the name of the function of ``pyinv.evaluation`` that gave it.
+        value: our number; NaN if there is none.
+        function: name of the ``pyinv.evaluation`` function that computed it.
         arguments: its keyword arguments as JSON values; an array is ``{"run": ..., "array": ...}``.
-        published: the paper's figure, a number in the same unit or a text to be shown as it is.
+        published: the paper's number in the same unit, or a text that is shown unchanged.
         note: a footnote.
     """
 
@@ -115,7 +116,7 @@ class Cell:
     note: str | None = None
 
     def describe(self) -> dict[str, Any]:
-        """Return this cell as JSON values."""
+        """Return the cell as JSON values."""
         return {
             "value": _plain(self.value),
             "published": self.published,
@@ -131,10 +132,11 @@ class Column:
 
     Args:
         title: its heading.
-        format: how ``str.format`` writes its numbers; None is "{:.3f}", and "{:.0f}" for percent.
-        percent: its numbers, ours and the published ones, are shares that are shown in percent.
-        group: a heading over this column and its neighbours of the same group.
-        best: "lowest" or "highest": the best of our figures is marked; None marks none.
+        format: ``str.format`` specification of its numbers; None is "{:.3f}", or "{:.0f}" for
+            percent.
+        percent: whether its numbers, ours and the published ones, are shares to show in percent.
+        group: a heading over this column and adjacent columns of the same group.
+        best: which of our numbers to highlight: "lowest", "highest" or None.
     """
 
     title: str
@@ -162,12 +164,12 @@ class Row:
 
     Args:
         label: its heading.
-        cells: one a column; None where there is nothing to state.
-        emphasis: whether it stands out.
-        group: a heading over this row and its neighbours of the same group.
+        cells: one per column; None leaves a cell empty.
+        emphasis: whether to highlight it.
+        group: a heading over this row and adjacent rows of the same group.
         tag: a few words under its heading, such as "not in the paper".
-        text: stands in the place of all cells, of which there are then none: such as why not.
-            What is between backticks is shown as code.
+        text: a text in place of all cells, such as the reason that there are none. Text between
+            backticks is shown as code.
     """
 
     label: str
@@ -180,16 +182,16 @@ class Row:
 
 @dataclass
 class Report:
-    """What was run for a paper and what came of it, in the order in which it is added.
+    """A report on a paper's reproduction. Its parts appear in the order in which they are added.
 
     Args:
-        folder: where ``write`` puts numbers.json and report.html; made if it is not there.
+        folder: where ``write`` puts numbers.json and report.html; created if necessary.
         paper: the paper.
-        settings: what was asked for: targets, steps, seed, generators, data and so on.
-        made: what it was made with: device, versions and so on.
+        settings: the requested settings: targets, steps, seed, generators, data and so on.
+        made: the environment: device, versions and so on.
 
     Raises:
-        OutputError: the folder cannot be made or written to.
+        OutputError: the folder cannot be created or written to.
     """
 
     folder: Path
@@ -209,8 +211,8 @@ class Report:
 
         Args:
             what: the setting.
-            paper: what the paper has.
-            here: what this report has.
+            paper: its value in the paper.
+            here: its value in this report.
         """
         self._differences.append({"what": what, "paper": paper, "here": here})
 
@@ -226,15 +228,15 @@ class Report:
         """Add the arrays that numbers are computed from, usually those of one inversion.
 
         Args:
-            id: what ``ref`` calls it.
-            label: what people call it.
-            recipe: ``Inversion.recipe``, if it was one.
-            arrays: per-target arrays, of numbers or booleans and any shape. Values that are not
-                finite are kept as NaN.
-            facts: what else to tell of it; see ``RunCache.facts``.
+            id: its id for ``ref``.
+            label: its name for people.
+            recipe: ``Inversion.recipe``, if the run is an inversion.
+            arrays: per-target arrays of numbers or booleans, of any shape. Non-finite values
+                become NaN.
+            facts: further facts to show; see ``RunCache.facts``.
 
         Raises:
-            InputError: a run of this name is there already, or an array of another type.
+            InputError: the id is taken, or an array has another type.
         """
         if id in self._runs:
             raise InputError(f"run {id!r} is in the report already; give each run its own id")
@@ -253,12 +255,12 @@ class Report:
         note: str | None = None,
         **arguments: Any,
     ) -> Cell:
-        """Return a number with its origin.
+        """Compute a number and return it with its origin.
 
         Args:
-            function_name: a function that ``pyinv.evaluation`` exports and that gives one number.
-            published: the paper's figure, in the same unit (a share for a percent column), or a
-                text to be shown as it is.
+            function_name: a function that ``pyinv.evaluation`` exports and that returns one number.
+            published: the paper's number in the same unit (a share for a percent column), or a
+                text that is shown unchanged.
             note: a footnote to the number.
             arguments: the function's keyword arguments: ``ref(run_id, array_name)`` for an array
                 of a run, numbers, texts, other cells, and lists of these.
@@ -288,23 +290,23 @@ class Report:
         Args:
             id: its anchor in the page.
             title: "Table 1: what it shows" for a table of the paper, "Table 1, which part: …"
-                for a part of one; others get a letter.
-            caption: what one sees; ``{name}`` and ``{name:.3f}`` stand for ``cells``.
+                for a part of one; other tables are numbered by letter.
+            caption: the caption; ``{name}`` and ``{name:.3f}`` are replaced by ``cells``.
             columns: the columns.
-            rows: the rows, with as many cells as there are columns, or a text.
-            row_title: the heading of the rows' labels.
+            rows: the rows, each with one cell per column or a text.
+            row_title: the heading of the row labels.
             cells: the numbers in the caption.
 
         Raises:
-            InputError: an id that is taken, a row of another length, or a caption whose
-                placeholders are not in ``cells``.
+            InputError: an id that is taken, a row of another length, or a caption with a
+                placeholder that is not in ``cells``.
         """
         for row in rows:
             if len(row.cells) != (0 if row.text else len(columns)):
-                wanted = "no cell beside its text" if row.text else "a cell for each column"
+                expected = "no cell beside its text" if row.text else "a cell for each column"
                 raise InputError(
-                    f"table {id!r}: row {row.label!r} must have {wanted}, got {len(row.cells)} for "
-                    f"{len(columns)} columns"
+                    f"table {id!r}: row {row.label!r} must have {expected}, got {len(row.cells)} "
+                    f"for {len(columns)} columns"
                 )
         width = len(columns)
         self._add(
@@ -338,22 +340,22 @@ class Report:
         alt: str,
         cells: Mapping[str, Cell] | None = None,
     ) -> None:
-        """Add a picture.
+        """Add a figure.
 
         Args:
             id: its anchor in the page.
             title: "Figure 1: what it shows" for a figure of the paper, "Figure 1, which part: …"
-                for a part of one; others get a letter.
-            caption: what one sees; ``{name}`` and ``{name:.3f}`` stand for ``cells``.
-            path_png: a PNG file inside the report's folder. It is shown at the size that its
-                resolution gives: one of 192 dots an inch, as those of ``pyinv.papers.figures``,
+                for a part of one; other figures are numbered by letter.
+            caption: the caption; ``{name}`` and ``{name:.3f}`` are replaced by ``cells``.
+            path_png: a PNG file inside the report's folder. Its resolution sets its size on the
+                page: a file with 192 dots per inch, as ``pyinv.papers.figures`` writes, is shown
                 at half its size in pixels.
-            alt: what it shows, for those who cannot see it.
+            alt: the alternative text.
             cells: the numbers in the caption.
 
         Raises:
             InputError: an id that is taken, a file that is not a PNG inside the folder, or a
-                caption whose placeholders are not in ``cells``.
+                caption with a placeholder that is not in ``cells``.
         """
         self._add(
             "figure",
@@ -378,11 +380,11 @@ class Report:
         Args:
             id: its anchor in the page.
             title: its heading.
-            paragraphs: texts in which ``{name}`` and ``{name:.3f}`` stand for ``cells``.
+            paragraphs: texts in which ``{name}`` and ``{name:.3f}`` are replaced by ``cells``.
             cells: the numbers in the paragraphs.
 
         Raises:
-            InputError: an id that is taken, or placeholders that are not in ``cells``.
+            InputError: an id that is taken, or a placeholder that is not in ``cells``.
         """
         if isinstance(paragraphs, str):
             paragraphs = [paragraphs]
@@ -408,13 +410,13 @@ class Report:
         }
 
     def write(self) -> Path:
-        """Write numbers.json and report.html, each whole or not at all.
+        """Write numbers.json and report.html, each atomically.
 
         Returns:
             the path of report.html.
 
         Raises:
-            InputError: a picture is missing or damaged.
+            InputError: a figure's file is missing or damaged.
             OutputError: the disk is full, or the files cannot be written.
         """
         described = self.describe()
@@ -438,7 +440,7 @@ class Report:
         if not picture.is_relative_to(folder):
             raise InputError(f"{path}: expected a picture inside {self.folder}; write it there")
         if not picture.is_file():
-            raise InputError(f"{path}: no such picture; draw it before it is added")
+            raise InputError(f"{path}: no such picture; write it before adding it")
         return picture.relative_to(folder).as_posix()
 
     def _describe_argument(self, value: Any) -> Any:
@@ -456,13 +458,13 @@ class Report:
 
 
 def recompute(numbers: Mapping[str, Any]) -> list[tuple[str, float, float]]:
-    """Compute every number of a report again.
+    """Recompute every number of a report.
 
     Args:
         numbers: the content of its numbers.json.
 
     Returns:
-        (where, stated, recomputed) for every cell. A number that is null in the file is NaN.
+        (where, stated, recomputed) per cell. A number that is null in the file is NaN.
 
     Raises:
         InputError: not the content of a report's numbers.json.
@@ -471,7 +473,7 @@ def recompute(numbers: Mapping[str, Any]) -> list[tuple[str, float, float]]:
         raise InputError(f'not a report\'s numbers: expected "format": "{FORMAT}"')
     if numbers.get("format_version") != FORMAT_VERSION:
         raise InputError(
-            f"format_version is {numbers.get('format_version')!r} and this pyinv reads "
+            f"format_version is {numbers.get('format_version')!r}, but this pyinv reads "
             f"{FORMAT_VERSION}; install the pyinv that wrote the report, or write it again"
         )
     try:
@@ -490,24 +492,25 @@ def recompute(numbers: Mapping[str, Any]) -> list[tuple[str, float, float]]:
 
 
 def check(numbers: Mapping[str, Any], *, tolerance: float = 1e-6) -> int:
-    """Compute every number of a report again and compare.
+    """Recompute every number of a report and compare it with the stated one.
 
     Args:
         numbers: the content of its numbers.json.
-        tolerance: the largest relative difference that is rounding.
+        tolerance: the largest relative difference to attribute to rounding.
 
     Returns:
-        how many numbers were compared.
+        the number of numbers compared.
 
     Raises:
-        InputError: a number is not what its arrays give; or not a report's numbers.
+        InputError: a number differs from the recomputed one, or this is not a report's
+            numbers.json.
     """
     compared = recompute(numbers)
     for where, stated, recomputed in compared:
         same = math.isclose(stated, recomputed, rel_tol=tolerance)
         if not same and not (math.isnan(stated) and math.isnan(recomputed)):
             raise InputError(
-                f"{where}: the report states {stated:.9g}, and its arrays give {recomputed:.9g}; "
+                f"{where}: the report states {stated:.9g}, but its arrays give {recomputed:.9g}; "
                 "write the report again"
             )
     return len(compared)
@@ -521,7 +524,7 @@ def _write(path: Path, text: str) -> Path:
 
 
 def dump(described: Mapping[str, Any]) -> str:
-    """Return JSON text with one line for each thing that a person might look for."""
+    """Return JSON text with line breaks between entries, but not inside lists of numbers."""
     return _dump(described, "") + "\n"
 
 
@@ -537,18 +540,18 @@ class _Arrays:
             if run not in self._runs:
                 known = ", ".join(self._runs) or "none"
                 raise InputError(f"no run {run!r} in the report; its runs are {known}")
-            held = self._runs[run]["arrays"]
-            if array not in held:
-                known = ", ".join(held) or "none"
+            arrays = self._runs[run]["arrays"]
+            if array not in arrays:
+                known = ", ".join(arrays) or "none"
                 raise InputError(f"run {run!r} has no array {array!r}; it has {known}")
-            decoded = np.asarray(held[array]["values"], dtype=held[array]["dtype"])
+            decoded = np.asarray(arrays[array]["values"], dtype=arrays[array]["dtype"])
             decoded.flags.writeable = False
             self._decoded[run, array] = decoded
         return self._decoded[run, array]
 
 
 def _evaluate(function_name: str, arguments: Mapping[str, Any], arrays: _Arrays) -> float:
-    """Call the function of pyinv.evaluation with described arguments."""
+    """Call a function of pyinv.evaluation with arguments given as JSON values."""
     from pyinv import evaluation
 
     if function_name not in evaluation.__all__:
@@ -571,14 +574,14 @@ def _evaluate(function_name: str, arguments: Mapping[str, Any], arrays: _Arrays)
     if result.ndim or result.dtype.kind not in "fiub":
         raise InputError(
             f"{function_name} must give one number for a cell, got {result.dtype} "
-            f"{list(result.shape)}; add its result to a run and take a mean of that"
+            f"{list(result.shape)}; add its result to a run and use its mean"
         )
     value = float(result)
     return value if math.isfinite(value) else math.nan
 
 
 def _cells(entry: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield every cell of a part of the report, with where it is."""
+    """Yield the location and content of every cell in a part of the report."""
     for name, cell in entry["cells"].items():
         yield f"{entry['id']}, {{{name}}}", cell
     for row in entry.get("rows", ()):
@@ -589,7 +592,7 @@ def _cells(entry: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _check_text(text: str, cells: Mapping[str, Cell] | None) -> str:
-    """Return the text once each of its placeholders is known to have a cell."""
+    """Check that every placeholder in the text has a cell, and return the text."""
     known = cells or {}
     try:
         for _, name, spec, conversion in string.Formatter().parse(text):
@@ -598,10 +601,10 @@ def _check_text(text: str, cells: Mapping[str, Cell] | None) -> str:
             if name not in known:
                 raise InputError(
                     f"a text has {{{name}}}, which must be one of its cells: "
-                    f"{', '.join(known) or 'none'} (a brace itself is written twice); got {text!r}"
+                    f"{', '.join(known) or 'none'} (double a brace to show it); got {text!r}"
                 )
             if conversion:
-                raise ValueError("a conversion with !")
+                raise ValueError("conversions with ! are not supported")
             format(0.5, spec or "")
     except InputError:
         raise
@@ -618,21 +621,21 @@ def _describe_array(name: str, values: Any) -> dict[str, Any]:
     array = np.asarray(values)
     if array.dtype.kind not in "fiub" or array.ndim == 0:
         raise InputError(
-            f"array {name!r} must hold numbers, one or more a target; got {array.dtype} "
+            f"array {name!r} must hold numbers, at least one per target; got {array.dtype} "
             f"{list(array.shape)}"
         )
     return {"dtype": array.dtype.name, "values": _shortest(array)}
 
 
 def _shortest(array: NDArray[Any]) -> Any:
-    """Return nested lists of numbers, whose text is the shortest that reads back the same."""
+    """Return nested lists of numbers with the fewest digits that read back as the same values."""
     if array.dtype.kind != "f":
         return array.tolist()
     finite = np.where(np.isfinite(array), array, np.zeros_like(array))
     values = finite.astype(np.float64)
     if array.dtype.itemsize < 8:
         short = np.array([float(str(value)) for value in finite.ravel()]).reshape(array.shape)
-        # Reading rounds twice, to double and to float, which could in theory miss.
+        # Reading rounds twice, to double and then to float, so the short form may not be exact.
         values = np.where(short.astype(array.dtype) == finite, short, values)
     lists = values.astype(object)
     lists[~np.isfinite(array)] = None
@@ -640,7 +643,7 @@ def _shortest(array: NDArray[Any]) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as JSON values: cells and arrays described, NaN and infinity as None."""
+    """Convert a value to JSON values: cells and arrays are described, non-finite floats None."""
     if isinstance(value, Cell):
         return value.describe()
     if isinstance(value, Mapping):

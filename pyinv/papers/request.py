@@ -1,4 +1,4 @@
-"""What a reproduction is asked for: the same for every paper, and checked before any work."""
+"""The settings of a reproduction, the same for every paper and checked before any work."""
 
 from __future__ import annotations
 
@@ -19,33 +19,36 @@ Paths = Sequence[str | os.PathLike[str]]
 
 
 def check_plots() -> None:
-    """Raise DependencyError where a report's curves could not be drawn at its end."""
+    """Raise DependencyError if matplotlib, which draws the report's plots, is missing."""
     if find_spec("matplotlib") is None:
-        raise DependencyError("this report's curves need matplotlib: pip install 'pyinv[demo]'")
+        raise DependencyError("the plots of this report need matplotlib: pip install 'pyinv[demo]'")
 
 
 def silent(text: str) -> None:
-    """Say nothing."""
+    """Discard the message."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a reproduction is asked for.
+    """The settings of a reproduction.
 
     Args:
-        folder: where the report, its pictures and the finished runs go; made if it is not there.
-        data: paths of data sets, see ``pyinv.datasets``.
-        generators: bundles or folders that ``pyinv train`` wrote; none trains the paper's own.
+        folder: where the report, its figures and the cached runs go; created if necessary.
+        data: paths of datasets, see ``pyinv.datasets``.
+        generators: bundles, or folders that ``pyinv train`` wrote. If empty, the paper's own
+            generators are trained.
         configuration: name of the training configuration to use instead of the paper's.
-        targets: images a method inverts, at least 2.
+        targets: images that each method inverts, at least 2.
         max_steps: steps of the papers' optimisers, at least 1.
-        learning_rate: of the paper's method, above 0; None takes the reproduction's.
-        encoders: bundles that have an encoder and say how it was trained; none trains the paper's.
-        encoder_iterations: of an encoder's training, at least 1; None takes the configuration's.
-        seed: of all random draws, 0 to 2^63 - 1.
+        learning_rate: learning rate of the paper's method, above 0; None uses the reproduction's.
+        encoders: bundles with an encoder that say how it was trained. If empty, the paper's own
+            encoders are trained.
+        encoder_iterations: iterations of encoder training, at least 1; None uses the
+            configuration's.
+        seed: seed of all random draws, 0 to 2^63 - 1.
         machine: arguments of ``Inverter``: runtime, device, batch_size, threads, tf32.
-        say: gets each line for the user.
-        progress: show bars on standard error.
+        say: called with each message for the user.
+        progress: show progress bars on standard error.
 
     Raises:
         InputError: a value out of its range.
@@ -76,7 +79,7 @@ class Request:
         whole_number("max_steps", self.max_steps, at_least=1, at_most=2**32 - 1)
         if self.encoder_iterations is not None:
             whole_number("encoder_iterations", self.encoder_iterations, at_least=1)
-        # Some draws take the seed after this one.
+        # Some draws use the seed plus a small offset.
         whole_number("seed", self.seed, at_least=0, at_most=2**63 - 1)
         rate = self.learning_rate
         if rate is not None and not (math.isfinite(rate) and rate > 0):
@@ -88,9 +91,10 @@ class Request:
             )
 
     def describe(self) -> dict[str, Any]:
-        """Return the settings as a report has them, JSON values only.
+        """Return the settings for the report, as JSON values.
 
-        The machine's are told of each run, which may have been made on another.
+        Without ``machine``: the report states it per run, because cached runs may come from
+        another machine.
         """
         return {
             "data": [Path(path).name for path in self.data],

@@ -1,4 +1,4 @@
-"""A cache of inversions on disk, so that a long reproduction can be stopped and continued."""
+"""An on-disk cache of inversions, so that a long reproduction can be stopped and resumed."""
 
 from __future__ import annotations
 
@@ -36,25 +36,25 @@ RUNTIMES = {"onnx": "ONNX Runtime", "torchscript": "TorchScript of"}
 
 
 class RunCache:
-    """The inversions of one reproduction, each cached as ``folder/runs/<id>.npz`` once it is done.
+    """The inversions of one reproduction, each cached in ``folder/runs/<id>.npz`` when it is done.
 
-    A run that is asked for again with the same settings is read back. Its settings are the recipe,
-    the seed, the images, the bundle's files and whatever else the draws and the results depend on.
-    A run with other settings, or whose file is damaged, runs again and replaces the file.
+    A run that is requested again with the same settings is read from the cache. The settings are
+    the recipe, the seed, the images, the bundle's files and everything else that the results depend
+    on. If the settings differ or the file is damaged, the run is repeated and the file replaced.
 
-    Of a run that was stopped or failed, the targets that were done are kept in
-    ``folder/runs/<id>.npz.part``, and the next call inverts the others: a target's result depends
-    on its own number and not on when it runs. Where targets depend on one another, by batch-norm
-    statistics or a moment penalty, a run is kept whole or not at all.
+    If a run is stopped or fails, its finished targets are saved in ``folder/runs/<id>.npz.part``.
+    The next call inverts only the rest: a target's result depends on its own row, not on when it
+    runs. Where targets depend on one another, through batch-norm statistics or a moment penalty,
+    only complete runs are cached.
 
     Args:
-        folder: the reproduction's folder; made if it is not there.
+        folder: the reproduction's folder; created if necessary.
 
     Attributes:
-        read_back: the ids of those that were there already.
+        read_back: ids of the runs that were read from the cache.
 
     Raises:
-        OutputError: the folder cannot be made or written to.
+        OutputError: the folder cannot be created or written to.
     """
 
     def __init__(self, folder: Any) -> None:
@@ -64,7 +64,7 @@ class RunCache:
         self.read_back: set[str] = set()
 
     def made_with(self) -> dict[str, Any]:
-        """Return the versions and machines of all runs that are done, each thing once."""
+        """Return the versions and hardware of all finished runs, without duplicates."""
         names = ("pyinv", "runtime", "device", "threads", "batch_size")
         return {
             name: ", ".join(dict.fromkeys(str(facts[name]) for facts in self._facts.values()))
@@ -72,14 +72,15 @@ class RunCache:
         }
 
     def facts(self, id: str) -> dict[str, Any]:
-        """Return what a report tells of a run that is done, as JSON values.
+        """Return a report's facts about a finished run, as JSON values.
 
         Args:
-            id: the run's.
+            id: the run's id.
 
         Returns:
-            bundle, targets, seed, batch_size, runtime, device, threads, seconds, status (how many
-            ended with each), mean_steps, and pyinv (the version), as they were when it ran.
+            bundle, targets, seed, batch_size, runtime, device, threads, seconds, status (the number
+            of targets that ended with each), mean_steps, and pyinv (the version), as of the time of
+            the run.
 
         Raises:
             InputError: no such run.
@@ -102,30 +103,31 @@ class RunCache:
         condition: Any = None,
         progress: bool | Progress | None = None,
     ) -> Inversion:
-        """Return the inversion of these images: the cached one, or a new one, which is then cached.
+        """Return the inversion of these images from the cache, or compute and cache it.
 
         Args:
-            id: letters, digits, dots, hyphens and underscores; its own for each run.
-            true_latents: the latents that made the images, where they are known.
-            init: the latents that first attempts begin at; None takes the recipe's start.
-            condition: [N, k], for bundles that have a condition.
-            inverter, images, recipe, seed, progress: as ``Inverter.invert`` has them.
+            id: unique per run; letters, digits, dots, hyphens and underscores.
+            true_latents: the latents of the images, if known.
+            init: the latents that first attempts start from; None uses the recipe's start.
+            condition: [N, k], for bundles with a condition.
+            inverter, images, recipe, seed, progress: as in ``Inverter.invert``.
 
         Returns:
-            the Inversion, of all targets. Its images are made by ``inverter`` when first asked for.
+            the Inversion of all targets. ``inverter`` generates its images on first access.
 
         Raises:
-            InputError: an id of other characters, or one that was run with other settings before.
-            KeyboardInterrupt: Ctrl-C. Finished runs stay, and this one's targets as said above.
+            InputError: an id with other characters, or one that was used with other settings.
+            KeyboardInterrupt: Ctrl-C. Finished runs, and finished targets of this one, stay cached
+                as described above.
             OutputError: the run cannot be written.
-            All that ``Inverter.invert`` raises.
+            Any error of ``Inverter.invert``.
         """
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", id):
             raise InputError(
                 f"a run's id must be letters, digits, dots, hyphens and underscores, got {id!r}"
             )
         manifest = inverter.manifest
-        # With all that the run will have, so that its description tells it apart.
+        # Fitted to the prior, so that the description holds everything the run depends on.
         recipe = recipe.fit(manifest.prior)
         images = as_numpy(images, "images", "floats [N, C, H, W]")
         settings: dict[str, Any] = {
@@ -172,7 +174,7 @@ class RunCache:
                 output.write(lambda file: _write(file, inversion, settings, fingerprint, facts))
                 return facts
 
-            # The draft is opened before the work, so that a bad folder is found at once.
+            # Open the output before the work, so that an unwritable folder fails at once.
             with OutputFile(path) as output:
                 started = time.perf_counter()
                 stopped: BaseException | None = None
@@ -196,7 +198,7 @@ class RunCache:
                     self._facts[id] = write(output, inversion)
                     part.unlink(missing_ok=True)
                 elif not coupled and not _unfinished(inversion).all():
-                    # Of two errors, the one that stopped the run is raised.
+                    # The error that stopped the run takes precedence over one while writing.
                     failed = not isinstance(stopped, KeyboardInterrupt)
                     with contextlib.suppress(*[OutputError] * failed), OutputFile(part) as output:
                         write(output, inversion)
@@ -208,13 +210,13 @@ class RunCache:
 
 
 def _unfinished(inversion: Inversion) -> NDArray[np.bool_]:
-    """Return which targets are not done."""
+    """Return a mask of the targets that are not done."""
     unfinished: NDArray[np.bool_] = inversion.status == Status.CANCELLED
     return unfinished
 
 
 def _joined(before: Inversion | None, found: Inversion) -> Inversion:
-    """Return a run's cached targets together with those that were found now."""
+    """Merge a run's cached targets with newly inverted ones."""
     if before is None:
         return replace(found, cancelled=bool(_unfinished(found).any()))
     joined = {}
@@ -259,8 +261,8 @@ def _write(
     fingerprint: str,
     facts: dict[str, Any],
 ) -> None:
-    """Write what ``Inversion.load`` reads, with one more text in it: the settings."""
-    archived = io.BytesIO()  # which can be read back, as adding to an archive needs
+    """Write a file that ``Inversion.load`` reads, with the settings as an additional entry."""
+    archived = io.BytesIO()  # appending to an archive needs a readable file
     inversion.save(archived, images=False)
     text = json.dumps({"fingerprint": fingerprint, "settings": settings, "facts": facts})
     with zipfile.ZipFile(archived, "a") as archive, archive.open("settings.npy", "w") as member:
@@ -269,7 +271,7 @@ def _write(
 
 
 def _read(path: Path, fingerprint: str, count: int) -> tuple[Inversion, dict[str, Any]] | None:
-    """Return what was kept of a run and its facts; None where there is none of these settings."""
+    """Return a cached inversion and its facts; None if no run with these settings is cached."""
     try:
         cached = json.loads(str(read_npz(path, ["settings"])["settings"]))
         if cached["fingerprint"] != fingerprint:
@@ -278,5 +280,5 @@ def _read(path: Path, fingerprint: str, count: int) -> tuple[Inversion, dict[str
         if len(inversion) != count:
             return None
         return inversion, dict(cached["facts"])
-    except Exception:  # whatever is wrong with the file: the run is made again
+    except Exception:  # a damaged file counts as not cached
         return None

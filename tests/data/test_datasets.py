@@ -1,4 +1,4 @@
-"""Data sets: every format read, in order and exactly; every bad path told in one line."""
+"""Datasets: every format is read in order and exactly; every bad path gives a one-line error."""
 
 from __future__ import annotations
 
@@ -529,7 +529,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], dict[str, Any], str]] = {
     "one image": (
         lambda folder: files("a.png")(folder) / "a.png",
         {},
-        "one image is no data set; give the folder",
+        "an image is not a dataset; give the folder",
     ),
     # IDX
     "IDX labels as images": (
@@ -538,8 +538,8 @@ BAD: dict[str, tuple[Callable[[Path], Path], dict[str, Any], str]] = {
         "begin with 00000803, got 00000801",
     ),
     "IDX of floats": (idx(magic=0x0D03), {}, "got 00000d03"),
-    "IDX cut": (cut(idx(), 1), {}, r"header for \[3, 6, 5\], 90 bytes, with 89 bytes"),
-    "IDX with more": (more(idx()), {}, r"\[3, 6, 5\], 90 bytes, with 91 bytes behind it"),
+    "IDX cut": (cut(idx(), 1), {}, r"header for \[3, 6, 5\], 90 bytes, followed by 89 bytes"),
+    "IDX with more": (more(idx()), {}, r"\[3, 6, 5\], 90 bytes, followed by 91 bytes"),
     "IDX header cut": (cut(idx(), 92), {}, "begin with 00000803"),
     "IDX without images": (
         lambda folder: write_idx(folder / "a", np.zeros((0, 6, 5), np.uint8)),
@@ -615,7 +615,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], dict[str, Any], str]] = {
     "no unseen alphabet": (
         zips(images_background=["Greek/character01"], images_evaluation=["Greek/character02"]),
         TEST,
-        "every alphabet in it is among the training images",
+        "all of its alphabets are among the training images",
     ),
     "Omniglot without alphabets": (
         each(
@@ -629,7 +629,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], dict[str, Any], str]] = {
     "IDX and Omniglot": (
         each(idx(), zips(images_background_small1=["Greek/character01"])),
         {},
-        "holds IDX files and .*images_background_small1.zip, which are two data sets; name one",
+        "holds IDX files and .*images_background_small1.zip, which are two datasets; name one",
     ),
     "images beside train": (files("train/1.png", "2.png"), {}, "holds 2.png beside train"),
     "a class called train": (files("train/1.png", "bus/2.png"), {}, "holds bus beside train"),
@@ -653,7 +653,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], dict[str, Any], str]] = {
     "npz labels": (
         arrays(images=DIGITS, labels=np.zeros(2)),
         {},
-        r"one label an image, \[3\], got \[2\]",
+        r"one label per image, \[3\], got \[2\]",
     ),
     "empty array": (array(DIGITS[:0]), {}, r"got \[0, 6, 5\], which is empty"),
     "one row of pixels": (array(DIGITS[0, 0]), {}, r"expected images \[N, C, H, W\].*got \[5\]"),

@@ -208,7 +208,7 @@ PROBLEMS = {
     "range": (lambda: image_hash(IMAGES - 1), r"in the value_range \[0, 1\], got \[-1, -1\]"),
     "NaN": (lambda: image_hash(IMAGES * math.nan), "must be numbers, got NaN"),
     "pairs": (lambda: hash_similarity(IMAGES, IMAGES[:1]), "must have the same shape"),
-    "empty": (lambda: histogram_intersection([[1.0]], [[0.0]]), "each have a pixel"),
+    "empty": (lambda: histogram_intersection([[1.0]], [[0.0]]), "none of others may be empty"),
     "sigma": (lambda: gaussian_blur(IMAGES, -1), "sigma must be a finite number at least 0"),
     "saturation": (lambda: change_colour(IMAGES, saturation=-1), "saturation must be"),
     "colour": (lambda: change_colour(IMAGES[:, :2]), "C of 1 or 3"),

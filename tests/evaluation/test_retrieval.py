@@ -117,7 +117,7 @@ def test_label_similarity_of_attributes():
 PROBLEMS = {
     "metric": (lambda: search(LATENTS, QUERIES, metric="cosine"), "metric must be one of"),
     "k": (lambda: search(LATENTS, QUERIES, 51), "k must be"),
-    "lengths": (lambda: search(LATENTS, QUERIES[:, :5]), "rows of one length, got 6 and 5"),
+    "lengths": (lambda: search(LATENTS, QUERIES[:, :5]), "rows of the same length, got 6 and 5"),
     "bits": (lambda: search(LATENTS, QUERIES, metric="hamming"), "must be bool"),
     "NaN": (lambda: search(LATENTS, QUERIES * np.nan), "queries must be finite"),
     "no truth": (lambda: rank_of(LATENTS, QUERIES, [1]), r"truth must be whole numbers \[70\]"),

@@ -274,7 +274,7 @@ def test_an_interrupted_training_says_how_to_continue(tmp_path, capsys, monkeypa
     code = main(["reproduce", "bau", "--generator", str(demo.BUNDLE), "-o", str(tmp_path / "out")])
     assert code == 130
     told = capsys.readouterr().err
-    assert "0 of 2 encoders of digits 16x16 are trained; the same command goes on" in told
+    assert "0 of 2 encoders of digits 16x16 are trained; run the same command to resume" in told
 
 
 def test_a_run_from_another_start_is_another_run(tmp_path):

@@ -213,8 +213,8 @@ def test_bigan_is_left_out_where_its_networks_make_no_such_images(with_data):
     row = part(numbers, "table-1")["rows"][2]
     assert (row["label"], row["text"]) == (
         "BiGAN",
-        "not run: the networks of Luo et al. make square images of 32 or 64 pixels, and these have "
-        "16×16, 1 channel",
+        "not run: the networks of Luo et al. make square images of 32 or 64 pixels, but these "
+        "images are 16×16, 1 channel",
     )
     assert "BiGAN's latents" not in labels_of(part(numbers, "table-2"))
 
@@ -323,7 +323,7 @@ def test_an_interrupted_training_says_how_to_go_on(tmp_path, capsys, monkeypatch
         ]
     )
     assert code == 130
-    assert "1 of 2 encoders are trained; the same command goes on" in capsys.readouterr().err
+    assert "1 of 2 encoders are trained; run the same command to resume" in capsys.readouterr().err
     assert (tmp_path / "out/encoders/digits-16x16-uniform-aegan/generator.bundle").is_dir()
 
 
@@ -341,7 +341,7 @@ def problem_encoders(with_data: Path, folder: Path) -> dict[str, tuple[list[Path
     (unknown / "manifest.json").write_text(json.dumps(manifest))
     return {
         "no encoder": ([demo.BUNDLE], "has no encoder"),
-        "no origin": ([unknown], "trained by one of aegan, direct, bigan, and this one says"),
+        "no origin": ([unknown], "trained by one of aegan, direct, bigan, but this one says"),
         "twice": (
             [again, trained],
             f"{again} and {trained}: two encoders of digits 16x16 that the method aegan trained",

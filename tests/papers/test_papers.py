@@ -368,8 +368,8 @@ def test_paths_lie_about_the_priors_mean(tmp_path, monkeypatch):
 def test_equal_errors_share_a_rank():
     ranked = egan._ranked({"a": 2.0, "b": 1.0, "c": 2.0})
     assert ranked == [["b"], ["a", "c"]]
-    assert egan._told(ranked) == "b; a = c"
-    assert egan._told([["a", "b"]]) == "all are equal"
+    assert egan._ranking_text(ranked) == "b; a = c"
+    assert egan._ranking_text([["a", "b"]]) == "all are equal"
 
 
 # -- pyinv's own precise recipe
@@ -400,7 +400,7 @@ def test_precise_recovers_the_latents_and_says_what_they_cost(reports, paper, ru
     found = [cell["value"] for cell in costs[PRECISE]]
     assert found == pytest.approx([objective.mean(), equations.mean(), forwards.mean()])
     told = part(numbers, "result")
-    assert "assumes that this very generator made" in told["paragraphs"][-1]
+    assert "assumes that this exact generator made" in told["paragraphs"][-1]
     assert told["cells"]["precise"]["value"] == 1
     assert told["cells"]["cost"]["value"] == pytest.approx(forwards.mean())
 
@@ -489,7 +489,7 @@ def test_creswell_errors_are_those_of_a_pixel_from_0_to_1(reports):
 def test_creswell_says_both_batch_norm_modes(reports):
     told = {row["what"]: row["here"] for row in numbers_of(reports["creswell"])["differences"]}
     assert "eval mode" in told["Batch norm"]
-    assert "statistics of the images that run together" in told["Batch norm"]
+    assert "over the images that run together" in told["Batch norm"]
 
 
 def test_creswell_compares_its_method_with_and_without(reports):
@@ -559,7 +559,7 @@ def test_creswell_matches_generators_to_their_data(bundles, mnist, tmp_path):
     other = tmp_path / "omniglot-like.npz"
     with np.load(demo.DIGITS) as file:
         np.savez(other, train_images=file["images"], test_images=file["images"][:8])
-    with pytest.raises(pyinv.InputError, match="no data set that was given has that name"):
+    with pytest.raises(pyinv.InputError, match="no given dataset has that name"):
         creswell.reproduce(
             Request(
                 tmp_path / "out",
@@ -605,7 +605,7 @@ def test_the_command_says_each_run_and_where_the_report_is(capsys, command, tmp_
     assert (code, out) == (0, "")
     assert "run 1 of 13: digits 16x16: No clipping" in err
     assert "run 11 of 13" in err
-    assert err.count("to go, if the others are as fast") == 1
+    assert err.count("remaining, at this speed") == 1
     assert err.splitlines()[-1] == f"wrote {tmp_path / 'out' / 'report.html'}"
 
 
@@ -632,7 +632,7 @@ def test_an_interrupted_command_goes_on_with_what_is_missing(capsys, command, mo
     monkeypatch.setattr(pyinv.Inverter, "invert", invert)
     code, out, err = run(capsys, *command)
     assert (code, out) == (130, "")
-    assert "2 of 13 runs are done; the same command goes on" in err.splitlines()[-1]
+    assert "2 of 13 runs are done; run the same command to resume" in err.splitlines()[-1]
 
     ran[:] = [None] * 3
     code, _, err = run(capsys, *command)
@@ -659,7 +659,7 @@ PROBLEMS = {
     ),
     "no bce": (
         ["creswell", "--generator", "without bce", "--data", "mnist"],
-        "minimises the loss 'bce', and this bundle has only mse, whitened, l1",
+        "minimises the loss 'bce', but this bundle has only mse, whitened, l1",
     ),
     "neither data nor generator": (["egan"], "neither data nor a generator was given"),
     "no data": (["creswell", "--generator", "uniform"], "no data was given"),
@@ -681,7 +681,7 @@ PROBLEMS = {
     ),
     "too many targets": (
         ["creswell", "--generator", "uniform", "--data", "mnist", "--targets", "25"],
-        "25 targets were asked for, and there are 24 test images",
+        "25 targets were requested, but there are only 24 test images",
     ),
     "no test images": (
         ["creswell", "--generator", "uniform", "--data", "train only"],
@@ -689,7 +689,7 @@ PROBLEMS = {
     ),
     "batch statistics": (
         ["lipton", "--generator", "batch"],
-        "needs a bundle with batch_norm 'eval', and this one has 'batch'",
+        "needs a bundle with batch_norm 'eval', but this one has 'batch'",
     ),
     "a wrong value range": (
         ["lipton", "--generator", "narrow"],
@@ -823,11 +823,11 @@ def test_a_paper_trains_its_prior(trained, mnist, tmp_path, paper, prior):
 
 
 def test_what_training_cannot_mend_is_told_before_it(trained, mnist, tmp_path):
-    with pytest.raises(pyinv.InputError, match="25 targets were asked for"):
+    with pytest.raises(pyinv.InputError, match="25 targets were requested"):
         creswell.reproduce(Request(tmp_path / "out", data=[mnist], targets=25))
     (tmp_path / "again").mkdir()
     shutil.copytree(mnist, tmp_path / "again" / "mnist")
-    with pytest.raises(pyinv.InputError, match="two data sets are called mnist"):
+    with pytest.raises(pyinv.InputError, match="two datasets are named mnist"):
         lipton.reproduce(Request(tmp_path / "out", data=[mnist, tmp_path / "again" / "mnist"]))
     assert trained == []
 
@@ -863,7 +863,7 @@ def test_an_interrupted_training_says_how_to_go_on(mnist, tmp_path, capsys, monk
     monkeypatch.setattr("pyinv.training.train_gan", train_gan)
     code, _, err = run(capsys, "reproduce", "egan", "--data", mnist, "-o", tmp_path / "out")
     assert code == 130
-    assert "0 of 1 generators are trained; the same command goes on" in err
+    assert "0 of 1 generators are trained; run the same command to resume" in err
 
 
 def test_a_generator_tells_its_training(bundles):

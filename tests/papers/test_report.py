@@ -412,7 +412,7 @@ def test_the_best_is_marked_in_each_group_where_figures_differ(report):
     report.add_table("t", "T", "", columns=[Column("rate", best="highest")], rows=rows)
     _, page = written(report)
     assert re.findall(r'class="ours best"[^>]*>([^<]*)<', page) == ["0.400", "0.800"]
-    assert "best of ours in a column of its group of rows" in page
+    assert "our best in each column of a row group" in page
 
 
 def test_a_literal_text_is_shown_as_it_is(report):
@@ -606,7 +606,7 @@ def test_images_of_a_wrong_shape_are_told(tmp_path, shape):
 
 
 def test_pairs_that_do_not_match_are_told(tmp_path):
-    with pytest.raises(InputError, match=r"as the targets, 3 of .* got 2 of"):
+    with pytest.raises(InputError, match=r"shape of the targets, \[3, .*, got \[2, "):
         figures.pairs(IMAGES[:3], IMAGES[:2], tmp_path / "a.png", value_range=(-1, 1))
 
 

@@ -461,7 +461,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(
     assert "\n" not in str(error.value)
     assert name in str(error.value)
     assert "No space left on device" in str(error.value)
-    assert ("the one before is kept" in str(error.value)) == (name != "00000003.png")
+    assert ("the previous file is unchanged" in str(error.value)) == (name != "00000003.png")
     assert read(folder)["iteration"] in (2, 3)
     assert not list(folder.rglob("*.part"))
     train(folder, digits)

@@ -580,7 +580,7 @@ def test_overwriting_takes_away_a_trainings_files_and_no_others(
 def test_a_folder_of_something_else_is_refused(digits, tmp_path):
     (tmp_path / "file").write_text("mine")
     for overwrite in (False, True):
-        with pytest.raises(OutputError, match="holds files, and no training"):
+        with pytest.raises(OutputError, match="contains files but no training"):
             train(tmp_path, digits, overwrite=overwrite)
     with pytest.raises(OutputError, match="expected a folder, and this is a file"):
         train(tmp_path / "file", digits)

@@ -308,7 +308,8 @@ def get_encoder_configuration(name: str, method: str | None = None) -> EncoderCo
 
     Args:
         name: one of ``ENCODER_CONFIGURATIONS``.
-        method: one of ``METHODS``; None for the configuration's default.
+        method: one of ``METHODS``, with the configuration's settings for that method; None for the
+            configuration's default.
 
     Raises:
         InputError: no such configuration or method.

@@ -331,7 +331,8 @@ def check_method(
     if share and not round(share * configuration.batch_size):
         raise InputError(
             f"real_share={share:g} is less than one image in a batch of "
-            f"{configuration.batch_size}; give a larger share (--real-share) or batch (--batch-size)"
+            f"{configuration.batch_size}; give a larger share (--real-share) or batch "
+            "(--batch-size)"
         )
     if method in ("aegan", "latent+image"):
         generator.check_loss(image_loss(configuration, generator))

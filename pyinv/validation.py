@@ -69,8 +69,8 @@ def check_rows(
         remedy = "add a batch axis in front" if array.shape in (shape, (size,)) else "reshape it"
         raise InputError(f"{name} must be {expected}, got [{shape_text(array.shape)}]; {remedy}")
     if len(array) == 0 or (rows is not None and len(array) != rows):
-        wanted = "at least one row" if rows is None else "one row per target"
-        raise InputError(f"{name} must be {expected}, got {len(array)} rows; give {wanted}")
+        remedy = "at least one row" if rows is None else "one row per target"
+        raise InputError(f"{name} must be {expected}, got {len(array)} rows; give {remedy}")
     flat = np.ascontiguousarray(array, dtype=np.float32).reshape(len(array), size)
     if finite and not (np.isfinite(flat.min()) and np.isfinite(flat.max())):
         raise InputError(f"{name} must be finite, but row {first_bad_row(flat)} is not")

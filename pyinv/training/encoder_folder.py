@@ -10,7 +10,7 @@ from typing import Any
 from pyinv.atomic_files import write_whole
 from pyinv.errors import InputError
 from pyinv.training.encoder_configurations import EncoderConfiguration
-from pyinv.training.folder import MEND, TrainingData, TrainingFolder
+from pyinv.training.folder import REMEDY, TrainingData, TrainingFolder
 
 __all__ = ["EncoderData", "EncoderFolder"]
 
@@ -68,7 +68,7 @@ class EncoderFolder(TrainingFolder):
         if data.generator_sha256 != self.data.generator_sha256:
             raise InputError(
                 f"{path}: from another training, whose generator is another one "
-                f"({data.generator}) and not this one ({self.data.generator}); {MEND}"
+                f"({data.generator}) and not this one ({self.data.generator}); {REMEDY}"
             )
         super().refuse_another(path, configuration, data)
 

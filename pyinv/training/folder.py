@@ -30,14 +30,14 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["BUNDLES", "MEND", "TrainingData", "TrainingFolder"]
+__all__ = ["BUNDLES", "REMEDY", "TrainingData", "TrainingFolder"]
 
 BUNDLES = {"eval": "generator.bundle", "batch": "generator-batch.bundle"}
 """The bundles' names, by batch-norm mode."""
 
 _CONFIGURATION = "configuration.json"
 _LOCK = ".lock"
-MEND = "use another folder, or overwrite this one (--overwrite)"
+REMEDY = "use another folder, or overwrite this one (--overwrite)"
 
 
 @dataclass(frozen=True)
@@ -189,12 +189,12 @@ class TrainingFolder:
             theirs, ours = getattr(configuration, field), getattr(self.configuration, field)
             raise InputError(
                 f"{path}: from another training, whose {field} is {_text(theirs)} and not "
-                f"{_text(ours)}; {MEND}"
+                f"{_text(ours)}; {REMEDY}"
             )
         if (data.images, data.sha256) != (self.data.images, self.data.sha256):
             raise InputError(
                 f"{path}: from another training, whose data are {data.images} other images "
-                f"({data.name}) and not these {self.data.images} ({self.data.name}); {MEND}"
+                f"({data.name}) and not these {self.data.images} ({self.data.name}); {REMEDY}"
             )
 
     @property
@@ -252,9 +252,9 @@ class TrainingFolder:
                 configuration, data = self.read_description(content)
         except (AttributeError, ValueError, KeyError, TypeError) as error:
             reason = " ".join(str(error).split())
-            raise InputError(f"{path}: damaged ({reason}); {MEND}") from None
+            raise InputError(f"{path}: damaged ({reason}); {REMEDY}") from None
         if kind != self.kind:
-            raise InputError(f"{path}: from the training of another kind, of {kind}; {MEND}")
+            raise InputError(f"{path}: from the training of another kind, of {kind}; {REMEDY}")
         self.refuse_another(path, configuration, data)
 
     def _empty(self) -> None:

@@ -173,10 +173,10 @@ def _minutes(seconds: float) -> str:
 
 
 def _diverged(training: Training, checkpoint: Path) -> RunError:
-    kept = f"{checkpoint} is from before" if checkpoint.exists() else "no checkpoint was written"
+    saved = f"{checkpoint} is from before" if checkpoint.exists() else "no checkpoint was written"
     return RunError(
         f"the training has diverged: after iteration {training.iteration} a loss or a weight is "
-        f"NaN or infinite; {kept}. Train with a lower learning rate (--learning-rate), or another "
+        f"NaN or infinite; {saved}. Train with a lower learning rate (--learning-rate), or another "
         "seed (--seed), in another folder"
     )
 

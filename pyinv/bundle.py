@@ -107,7 +107,7 @@ class Manifest:
             of the images in a batch.
         condition_shape: shape of one target's condition (k,), or None.
         bounded: whether generated images lie in ``value_range``. A generator without a final
-            activation may exceed it; its images are then accepted as targets without clipping.
+            activation may exceed it; its images are then accepted as targets unchanged.
         name: name of the generator.
         exporter: versions of the software that wrote the bundle.
         origin: where the generator comes from, such as its training settings; any JSON values.

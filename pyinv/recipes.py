@@ -567,7 +567,7 @@ def get(name: str, manifest: Manifest, *, start: str | None = None) -> Recipe:
         name: one of ``RECIPES``.
         manifest: the bundle's manifest.
         start: where first attempts start, see ``Recipe``; None uses the recipe's default. With
-            "encoder", "precise" and "reconstruct" also use another solver and other settings.
+            "encoder", "precise" and "reconstruct" may also use another solver and other settings.
 
     Raises:
         RuleError: no recipe has this name; the message lists the names.

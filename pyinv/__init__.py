@@ -1,7 +1,7 @@
-"""Recover the latents behind images, for any differentiable generator.
+"""Recover the latents of images, for any differentiable generator.
 
-``Inverter`` opens a bundle that ``pyinv.export`` wrote and inverts images against it; needs no
-PyTorch. ``pyinv.export`` turns a PyTorch generator into a bundle.
+``pyinv.export`` turns a PyTorch generator into a bundle. ``Inverter`` opens a bundle and inverts
+images with it, without PyTorch.
 """
 
 from importlib.machinery import EXTENSION_SUFFIXES as _SUFFIXES
@@ -9,8 +9,8 @@ from importlib.metadata import version as _version
 from pathlib import Path as _Path
 from pkgutil import extend_path as _extend_path
 
-# In a checkout Python finds this folder before the installed package, which alone has the extension
-# and pyinv.export: look for what is missing there. An installed one is whole, and keeps to itself.
+# In a checkout Python finds this directory before the installed package, but only the installed one
+# has the extension and pyinv.export: search that one as well.
 if not any((_Path(__file__).parent / f"_core{suffix}").exists() for suffix in _SUFFIXES):
     __path__ = _extend_path(__path__, __name__)
 
@@ -99,7 +99,7 @@ __all__ = [
 
 
 def cmake_dir() -> str:
-    """Return the folder of the C++ package, for CMake's ``find_package(pyinv)``.
+    """Return the directory of the C++ package, for CMake's ``find_package(pyinv)``.
 
     Examples:
         ``cmake -B build -Dpyinv_DIR=$(python -c "import pyinv; print(pyinv.cmake_dir())")``

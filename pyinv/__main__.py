@@ -1,4 +1,4 @@
-"""``python -m pyinv`` is ``pyinv``."""
+"""Entry point of ``python -m pyinv``."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ __version__: str
 class DeviceError(RuntimeError): ...
 
 class OutOfMemory(RuntimeError):
-    partial: dict[str, Any]  # what invert() would have returned, if it comes from there
+    partial: dict[str, Any]  # the results so far, if raised by invert()
 
 class RunFailed(RuntimeError):
     partial: dict[str, Any]

@@ -1,4 +1,4 @@
-"""What all rules share: they check their numbers once, and describe themselves as plain data."""
+"""The base of all rules: field validation and conversion to plain data."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ RuleT = TypeVar("RuleT", bound="Rule")
 
 
 class Rule:
-    """A frozen dataclass that the engine has a struct of the same name for.
+    """A frozen dataclass with a struct of the same name in the engine.
 
-    The engine checks the same ranges once more as it reads JSON (csrc/rules.cpp says why).
+    The engine checks the same ranges again when it reads the JSON; csrc/rules.cpp explains why.
     """
 
     @classmethod
     def kind(cls) -> str:
-        """Return this rule's name in manifests, in the engine and on the command line."""
+        """Return the rule's name in manifests, in the engine and on the command line."""
         return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__).lower()
 
     def describe(self) -> dict[str, Any]:
-        """Return ``{"kind": ..., field: value, ...}``, which holds JSON values only."""
+        """Return the rule as JSON values, ``{"kind": ..., field: value, ...}``."""
         described: dict[str, Any] = {"kind": self.kind()}
         for field in fields(self):  # type: ignore[arg-type]
             described[field.name] = _plain(getattr(self, field.name))
@@ -43,9 +43,10 @@ class Rule:
         at_most: float | None = None,
         single: bool = True,
     ) -> None:
-        """Make the field a finite Python float within its range, or raise.
+        """Convert the field to a finite Python float within its range, or raise.
 
-        ``single``: the engine computes with it in float32, so that it has to be so there as well.
+        With ``single``, the value must also be finite and in range after rounding to float32, in
+        which the engine computes.
         """
         value = getattr(self, name)
         bounds = [
@@ -53,7 +54,7 @@ class Rule:
             for sign, bound in ((">", above), (">=", at_least), ("<", below), ("<=", at_most))
             if bound is not None
         ]
-        wanted = " and ".join(["a finite number", *bounds])
+        expected = " and ".join(["a finite number", *bounds])
         number = math.nan
         if isinstance(value, SupportsFloat) and not isinstance(value, (bool, str)):
             number = float(value)
@@ -68,20 +69,21 @@ class Rule:
             )
 
         if not ok(number) or (single and not ok(float32(number))):
-            wanted += " in float32" if ok(number) else ""
-            raise RuleError(f"{type(self).__name__}: {name} must be {wanted}, got {value!r}")
+            expected += " in float32" if ok(number) else ""
+            raise RuleError(f"{type(self).__name__}: {name} must be {expected}, got {value!r}")
         object.__setattr__(self, name, number)
 
     def _count(self, name: str, *, at_least: int, at_most: int | None = None) -> None:
-        """Make the field a Python int within its range, or raise."""
+        """Convert the field to a Python int within its range, or raise."""
         value = getattr(self, name)
-        wanted = f"a whole number >= {at_least}" + ("" if at_most is None else f" and <= {at_most}")
+        upper = "" if at_most is None else f" and <= {at_most}"
+        expected = f"a whole number >= {at_least}{upper}"
         if isinstance(value, SupportsIndex) and not isinstance(value, bool):
             count = operator.index(value)
             if count >= at_least and (at_most is None or count <= at_most):
                 object.__setattr__(self, name, count)
                 return
-        raise RuleError(f"{type(self).__name__}: {name} must be {wanted}, got {value!r}")
+        raise RuleError(f"{type(self).__name__}: {name} must be {expected}, got {value!r}")
 
     def _choice(self, name: str, choices: Iterable[str]) -> None:
         value = getattr(self, name)
@@ -104,14 +106,14 @@ class Rule:
 
 
 def float32(number: float) -> float:
-    """Return what the engine makes of a number: the nearest float32, or an infinity."""
+    """Return the nearest float32, or an infinity, as the engine sees the number."""
     return ctypes.c_float(number).value
 
 
 def from_description(
     described: Mapping[str, Any], classes: Iterable[type[RuleT]], what: str
 ) -> RuleT:
-    """Return the rule that ``describe()`` described; ``what`` names the concept in errors."""
+    """Return the rule for the output of ``describe()``; ``what`` names the concept in errors."""
     by_kind = {cls.kind(): cls for cls in classes}
     if not isinstance(described, Mapping) or described.get("kind") not in by_kind:
         kind = described.get("kind") if isinstance(described, Mapping) else described

@@ -1,4 +1,4 @@
-"""Arrays in .npy and .npz files: read with one line of explanation where they cannot be."""
+"""Read arrays from .npy and .npz files, with one-line errors."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ __all__ = ["opened", "read_array", "read_npz"]
 
 @contextmanager
 def opened(path: str | os.PathLike[str]) -> Iterator[NDArray[Any] | np.lib.npyio.NpzFile]:
-    """Open a .npy file, which is mapped and not read, or a .npz file, whose arrays are read as
-    they are asked for.
+    """Open a .npy file as a memory map, or a .npz file whose arrays are read on access.
 
     Raises:
-        InputError: no such file, or not readable, also within the ``with``.
+        InputError: no such file, or not readable; reads inside the ``with`` block raise it too.
     """
     path = Path(path)
     try:
@@ -39,7 +38,7 @@ def opened(path: str | os.PathLike[str]) -> Iterator[NDArray[Any] | np.lib.npyio
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        # NumPy takes whatever is not an array for a pickle, which would only mislead.
+        # NumPy reports any file that is not an array as a pickle, which would be misleading.
         reason = one_line(error)
         if "pickle" in reason or "Python objects" in reason:
             reason = "no numeric array in it"
@@ -50,7 +49,7 @@ def opened(path: str | os.PathLike[str]) -> Iterator[NDArray[Any] | np.lib.npyio
 
 
 def read_array(path: str | os.PathLike[str], name: str) -> NDArray[Any]:
-    """Return the array in a .npy file, or the one of this name, or the only one, in a .npz file.
+    """Read the array in a .npy file, or the array called ``name`` or the only one in a .npz file.
 
     Raises:
         InputError: no such file or array, or not readable.
@@ -67,12 +66,12 @@ def read_array(path: str | os.PathLike[str], name: str) -> NDArray[Any]:
 def read_npz(
     path: str | os.PathLike[str], names: Sequence[str], optional: Sequence[str] = ()
 ) -> dict[str, NDArray[Any]]:
-    """Return arrays of a .npz file by their names.
+    """Read arrays of a .npz file by their names.
 
     Args:
         path: the file.
-        names: those that it must have.
-        optional: those that are returned where it has them.
+        names: arrays that must be present.
+        optional: arrays to return if present.
 
     Raises:
         InputError: no such file, not readable, or an array is missing.

@@ -1,4 +1,4 @@
-"""Output paths: found writable before any work starts, and written whole or not at all."""
+"""Outputs that are checked to be writable before any work starts, and written atomically."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["OutputFile", "OutputFolder", "write_whole"]
 
 
 class OutputFile:
-    """A file that appears at its path, in place of any file there, once ``write`` has succeeded.
+    """A file that appears at its path, replacing any file there, once ``write`` has succeeded.
 
     Args:
-        path: where to. Its folder must exist.
+        path: the file to write. Its folder must exist.
 
     Raises:
         OutputError: the path is a folder, or nothing can be written beside it.
@@ -28,12 +28,12 @@ class OutputFile:
         self.path = Path(path)
         if self.path.is_dir():
             raise OutputError(f"{self.path}: expected a file to write, and this is a folder")
-        # The same folder, so that replacing is one rename on one file system.
+        # In the same folder, so that the replacement is a rename within one file system.
         self._draft = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
         self._file: BinaryIO = _open_new(self._draft, self.path)
 
     def write(self, write: Callable[[BinaryIO], None]) -> None:
-        """Call ``write`` with the open file, then put the file in its place."""
+        """Call ``write`` with the open file, then move the file to its path."""
         try:
             write(self._file)
             self._file.close()
@@ -55,10 +55,10 @@ class OutputFile:
 
 
 class OutputFolder:
-    """A folder to write files into; made if it is not there, taken away again if left empty.
+    """A folder to write files into, created if necessary and removed again if left empty.
 
     Args:
-        path: where to. The folder that holds it must exist.
+        path: the folder. Its parent must exist.
 
     Raises:
         OutputError: the path is a file, or the folder cannot be made or written to.
@@ -93,13 +93,13 @@ class OutputFolder:
 
 
 def write_whole(path: Path, content: bytes | memoryview) -> None:
-    """Write a file that takes the place of the one at ``path`` once it is on the disk.
+    """Write a file atomically: it replaces the one at ``path`` once it is on disk.
 
     Raises:
-        OutputError: it cannot be written; what was at ``path`` is still there.
+        OutputError: the file cannot be written; any file at ``path`` is unchanged.
     """
-    # In the same folder, so that replacing is one rename on one file system; and under one name,
-    # so that what a killed process left is overwritten.
+    # In the same folder, so that the replacement is a rename within one file system; under a fixed
+    # name, so that a draft left by a killed process is overwritten.
     draft = path.with_name(f".{path.name}.part")
     try:
         with open(draft, "wb") as file:
@@ -109,8 +109,8 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
         os.replace(draft, path)
         _sync_folder(path.parent)
     except OSError as error:
-        kept = "; the one before is kept" if path.exists() else ""
-        raise OutputError(f"{path}: cannot be written ({error.strerror}){kept}") from None
+        previous = "; the previous file is unchanged" if path.exists() else ""
+        raise OutputError(f"{path}: cannot be written ({error.strerror}){previous}") from None
     finally:
         with contextlib.suppress(OSError):
             draft.unlink(missing_ok=True)
@@ -130,10 +130,10 @@ def _no_parent(path: Path) -> OutputError:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename last through a loss of power, where the system can."""
+    """Make a rename survive a power failure, if the system supports it."""
     if os.name != "posix":
         return
-    # Some file systems refuse it for a folder; and the file is in its place by now.
+    # Some file systems do not support it for a folder; the file is already in place.
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

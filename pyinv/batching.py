@@ -1,4 +1,4 @@
-"""Batch sizes: how targets are divided into groups, and how many a device takes at its best."""
+"""Batch sizes: dividing targets into groups, and finding the fastest size for a device."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = [
 
 DEFAULT_BATCH_SIZE = 64
 AUTO_BATCH_SIZES = {"cpu": (8, 16, 32, 64, 128), "cuda": (64, 256, 1024, 4096, 16384)}
-"""What "auto" tries, by the kind of device."""
+"""The sizes that "auto" tries, per kind of device."""
 
 
 def group_sizes(count: int, batch_size: int) -> list[int]:
@@ -43,18 +43,18 @@ def groups(count: int, batch_size: int) -> Iterator[slice]:
 
 
 def choose_batch_size(session: Session, recipe: Recipe, count: int) -> int:
-    """Return the batch size that "auto" stands for with ``count`` targets, by timing some.
+    """Return the batch size for "auto" with ``count`` targets, by timing several.
 
     Raises:
-        OutOfMemoryError: the device's memory does not hold the smallest; the message says what
+        OutOfMemoryError: the smallest does not fit in the device's memory; the message says what
             fits.
         RunError: the runtime failed.
         KeyboardInterrupt: Ctrl-C.
     """
-    # In a larger batch than there are targets, lanes would be empty.
+    # A batch larger than the number of targets would leave lanes empty.
     candidates = sorted({min(size, count) for size in AUTO_BATCH_SIZES[session.device_kind]})
     size = _fastest(session, recipe.stages[0].loss, candidates)
-    # A lane also holds a gram matrix, which matters to a GPU's memory and not to speed.
+    # Each lane also holds a gram matrix, which affects a GPU's memory but not the speed.
     if session.device_kind != "cpu" and recipe.needs_normal_equations:
         while _time(session, _short(recipe), size) is None:
             if size == 1:
@@ -64,7 +64,7 @@ def choose_batch_size(session: Session, recipe: Recipe, count: int) -> int:
 
 
 def too_large(session: Session, recipe: Recipe, batch_size: int) -> OutOfMemoryError:
-    """Return the error for a batch that the device's memory does not hold, with what fits."""
+    """Return the error for a batch that does not fit in the device's memory; it says what fits."""
     fitting = batch_size // 2
     while fitting and _time(session, _short(recipe), fitting) is None:
         fitting //= 2
@@ -89,7 +89,7 @@ def _fastest(session: Session, loss: str, candidates: Sequence[int]) -> int:
 
 
 def _time(session: Session, recipe: Recipe, batch_size: int) -> float | None:
-    """Return the seconds that a recipe takes on blank images; None if memory is short."""
+    """Return the seconds that a recipe takes on blank images; None if out of memory."""
     manifest = session.manifest
     middle = np.float32(np.mean(manifest.value_range))
     condition = None
@@ -112,7 +112,7 @@ def _time(session: Session, recipe: Recipe, batch_size: int) -> float | None:
 
 
 def _short(recipe: Recipe) -> Recipe:
-    """Return a recipe that evaluates what this one does, once or twice each."""
+    """Return a recipe that evaluates each function of this one once or twice."""
     pairs = dict.fromkeys(
         (stage.loss, stage.solver.needs_normal_equations) for stage in recipe.stages
     )

@@ -1,4 +1,4 @@
-"""Bundles: a directory with an exported generator's graphs, its weights and a manifest."""
+"""Bundles: directories with an exported generator's graphs, weights and manifest."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ RUNTIMES = ("onnx", "torchscript")
 BATCH_NORM_MODES = ("eval", "batch")
 
 MAX_SOLVED = 512
-"""The most components of a latent that normal equations are exported and solved for."""
+"""The largest latent size for which normal equations are exported and solved."""
 
 _MOST_VALUES = 2**31 - 1  # of one target's latent, image or condition
 
 
 @dataclass(frozen=True)
 class FileRecord:
-    """What the manifest knows of one file: its size in bytes and its SHA-256 in hexadecimal."""
+    """A file's entry in the manifest: its size in bytes and its SHA-256 in hexadecimal."""
 
     bytes: int
     sha256: str
 
     @classmethod
     def of(cls, path: str | os.PathLike[str]) -> FileRecord:
-        """Return the record of the file at ``path`` as it is now."""
+        """Return the record of the file at ``path``."""
         with open(path, "rb") as file:
             digest = hashlib.sha256()
             size = 0
@@ -53,16 +53,16 @@ class Function:
 
     Args:
         name: "forward", "objective", "normal_equations" or "encode".
-        runtime: what runs it: "onnx" or "torchscript".
+        runtime: "onnx" or "torchscript".
         file: the graph's file name in the bundle.
         loss: the loss of an objective or of normal equations; None for forward and encode.
-        method: the method of a TorchScript file; None for ONNX, where a file is one graph.
-        bytes_per_target: for normal equations, an upper bound of the memory that one more target
-            in a batch takes while they run; None for other functions.
-        operators: for an objective or normal equations in an ONNX file, the operators there, by
-            which the engine knows how a GPU can run them; those of another domain than ONNX's own
-            as "domain:name". Empty for other functions.
-        input_operators: those of the operators that read an input of the graph.
+        method: the method of a TorchScript file; None for ONNX, where each file has one graph.
+        bytes_per_target: for normal equations, an upper bound on the memory per target in a batch;
+            None for other functions.
+        operators: for an objective or normal equations in an ONNX file, the operators in the file.
+            They determine how the engine can run it on a GPU. Operators outside ONNX's own domain
+            appear as "domain:name". Empty for other functions.
+        input_operators: the operators that read an input of the graph.
     """
 
     name: str
@@ -92,29 +92,28 @@ class Function:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All that a bundle says about itself; the content of manifest.json.
+    """A bundle's description, the content of manifest.json.
 
     Args:
-        latent_shape: one target's latent, without the batch axis.
+        latent_shape: shape of one latent, without the batch axis.
         image_shape: (C, H, W).
-        value_range: the (lowest, highest) pixel value: what black and white are, and what targets
-            lie in.
-        prior: what the components of a latent are drawn from.
-        functions: the graphs; for each runtime one "forward" and at least one "objective", each
-            loss once, and the same losses for all. A loss may have "normal_equations" as well, for
-            all runtimes or for none; the same holds for one "encode".
-        files: every file of the bundle but the manifest, with its size and SHA-256.
+        value_range: the (lowest, highest) pixel value: black and white, and the range of targets.
+        prior: distribution of the components of a latent.
+        functions: the graphs. Each runtime has one "forward" and at least one "objective", with one
+            objective per loss and the same losses for all runtimes. A loss may also have
+            "normal_equations", and the bundle one "encode", either for all runtimes or for none.
+        files: every file of the bundle except the manifest, with its size and SHA-256.
         batch_norm: "eval" folds running statistics into the weights; "batch" uses the statistics
-            of the images that run together.
-        condition_shape: one target's condition (k,), or None.
-        bounded: whether the generator's own images lie in ``value_range``. One without a last
-            activation may leave it, and its images are then targets as they are.
-        name: what people call this generator.
-        exporter: versions of what wrote the bundle.
-        origin: where the generator comes from, such as its training's settings; free JSON values.
+            of the images in a batch.
+        condition_shape: shape of one target's condition (k,), or None.
+        bounded: whether generated images lie in ``value_range``. A generator without a final
+            activation may exceed it; its images are then accepted as targets unchanged.
+        name: name of the generator.
+        exporter: versions of the software that wrote the bundle.
+        origin: where the generator comes from, such as its training settings; any JSON values.
 
     Raises:
-        BundleError: a value that no bundle can have.
+        BundleError: an invalid value.
     """
 
     latent_shape: tuple[int, ...]
@@ -230,12 +229,12 @@ class Manifest:
 
     @property
     def runtimes(self) -> tuple[str, ...]:
-        """What can run this bundle, in the manifest's order."""
+        """The runtimes that can run this bundle, in the manifest's order."""
         return tuple(dict.fromkeys(function.runtime for function in self.functions))
 
     @property
     def has_encoder(self) -> bool:
-        """Whether the bundle can encode: turn images into latents with one forward pass."""
+        """Whether the bundle has an encoder, which turns images into latents in one pass."""
         return any(function.name == "encode" for function in self.functions)
 
     def encode(self, runtime: str | None = None) -> Function:
@@ -325,26 +324,26 @@ class Manifest:
 
     def has_normal_equations(self, loss: str, runtime: str | None = None) -> bool:
         """Whether the bundle has normal equations of this loss, for this runtime or its first."""
-        wanted = self.runtimes[0] if runtime is None else runtime
+        runtime = self.runtimes[0] if runtime is None else runtime
         return any(
             function.name == "normal_equations"
             and function.loss == loss
-            and function.runtime == wanted
+            and function.runtime == runtime
             for function in self.functions
         )
 
     def _functions_for(self, runtime: str | None) -> list[Function]:
-        wanted = self.runtimes[0] if runtime is None else runtime
-        found = [function for function in self.functions if function.runtime == wanted]
+        runtime = self.runtimes[0] if runtime is None else runtime
+        found = [function for function in self.functions if function.runtime == runtime]
         if found:
             return found
         known = ", ".join(RUNTIMES)
         raise BundleError(
-            f"this bundle is for {', '.join(self.runtimes)}, not for {wanted}; export it again "
-            f'with runtimes=(..., "{wanted}") or `pyinv export --runtime {wanted}`, or choose '
+            f"this bundle is for {', '.join(self.runtimes)}, not for {runtime}; export it again "
+            f'with runtimes=(..., "{runtime}") or `pyinv export --runtime {runtime}`, or choose '
             "another runtime"
-            if wanted in RUNTIMES
-            else f"unknown runtime {wanted!r}; this pyinv has {known}"
+            if runtime in RUNTIMES
+            else f"unknown runtime {runtime!r}; this pyinv has {known}"
         )
 
     def describe(self) -> dict[str, Any]:
@@ -371,7 +370,7 @@ class Manifest:
 
     @classmethod
     def from_description(cls, described: Any) -> Manifest:
-        """Return the manifest that ``describe()`` described.
+        """Return the manifest for the output of ``describe()``.
 
         Raises:
             BundleError: not a pyinv manifest, from a newer pyinv, or a wrong or missing entry.
@@ -432,10 +431,10 @@ class Manifest:
 
     @classmethod
     def read(cls, directory: str | os.PathLike[str]) -> Manifest:
-        """Read and check manifest.json in ``directory``, and no other file.
+        """Read and validate manifest.json in ``directory``, without reading the other files.
 
         Raises:
-            BundleError: what is wrong, in one line that begins with the directory.
+            BundleError: the manifest is missing or invalid; the message starts with the directory.
         """
         directory = Path(directory)
         path = directory / MANIFEST_NAME
@@ -471,7 +470,7 @@ class Bundle:
 
     Args:
         path: the bundle's directory.
-        manifest: what it says about itself.
+        manifest: the bundle's manifest.
     """
 
     path: Path
@@ -479,16 +478,16 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, verify: bool = True) -> Bundle:
-        """Open the bundle in the folder ``path``.
+        """Open the bundle in the directory ``path``.
 
         Args:
-            path: the folder that ``pyinv.export`` wrote.
-            verify: compare every file's SHA-256, once. That reads each file whole, which takes
-                one to three seconds per GB. Without it, presence and size are checked and no file
-                is read.
+            path: the directory that ``pyinv.export`` wrote.
+            verify: check the SHA-256 of every file, which takes one to three seconds per GB.
+                If False, only check that each file exists and has the right size.
 
         Raises:
-            BundleError: missing, foreign, newer, incomplete, truncated or tampered with.
+            BundleError: the bundle is missing, incomplete, truncated, modified or from a newer
+                pyinv, or is not a pyinv bundle.
         """
         bundle = cls(Path(path), Manifest.read(path))
         bundle._check_files(contents=verify)
@@ -566,10 +565,10 @@ def _names(function: Mapping[str, Any], key: str) -> tuple[str, ...]:
 
 def _check_shape(name: str, shape: Iterable[Any], *, axes: int | None = None) -> None:
     sizes = tuple(shape)
-    wanted = "one axis or more" if axes is None else f"{axes} {'axis' if axes == 1 else 'axes'}"
+    expected = "one axis or more" if axes is None else f"{axes} {'axis' if axes == 1 else 'axes'}"
     ok = all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes)
     if not ok or not sizes or (axes is not None and len(sizes) != axes):
-        raise BundleError(f"{name} must be {wanted}, each a whole number >= 1; got {list(sizes)}")
+        raise BundleError(f"{name} must be {expected}, each a whole number >= 1; got {list(sizes)}")
     if math.prod(sizes) > _MOST_VALUES:
         raise BundleError(f"{name} must hold at most {_MOST_VALUES} values; got {list(sizes)}")
 

@@ -1,7 +1,7 @@
-"""Constraints: what happens, after each step, to a component that leaves the prior.
+"""Constraints: what happens after each step to a component that leaves the prior.
 
-A component that is drawn anew gets its own draw, and the solver forgets its moments
-(``Stage(reset_moments=False)`` keeps them).
+Each resampled component gets its own draw, and the solver resets its moments unless
+``Stage(reset_moments=False)`` is set.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Constraint(Rule):
     """The base of all constraints."""
 
     def fit(self: ConstraintT, prior: Prior, *, max_steps: int) -> ConstraintT:
-        """Return this constraint with what it takes from the prior and the stage filled in.
+        """Return this constraint with its open settings filled in from the prior and the stage.
 
         Raises:
             RuleError: the constraint does not fit the prior.
@@ -43,7 +43,7 @@ class Constraint(Rule):
 
 @dataclass(frozen=True)
 class NoConstraint(Constraint):
-    r"""Leave every component where the solver put it.
+    r"""Leave all components unchanged.
 
     $$
     z_i \leftarrow z_i
@@ -73,17 +73,17 @@ class _Bounds(Constraint):
 
 @dataclass(frozen=True)
 class Clip(_Bounds):
-    r"""Move a component that is out of bounds to the nearest bound.
+    r"""Clip each component to the bounds.
 
     $$
     z_i \leftarrow \min(\max(z_i, \text{low}), \text{high})
     $$
 
     Args:
-        low: the lower bound, finite; None takes a uniform prior's.
-        high: the upper bound, finite, above ``low``; None takes a uniform prior's.
+        low: the lower bound, finite; None uses a uniform prior's.
+        high: the upper bound, finite, above ``low``; None uses a uniform prior's.
 
-    A normal prior has no bounds: there both have to be given.
+    A normal prior has no bounds, so both must be given.
 
     Source: "standard clipping" of Lipton & Tripathi 2017, section 2; Creswell & Bharath 2016,
     section 2.3.
@@ -102,7 +102,7 @@ class Clip(_Bounds):
 
 @dataclass(frozen=True)
 class StochasticClip(_Bounds):
-    r"""Draw a component at or beyond a bound anew, uniformly between the bounds.
+    r"""Resample a component at or beyond a bound, uniformly between the bounds.
 
     $$
     z_i \leftarrow u \sim U(\text{low}, \text{high})
@@ -110,13 +110,13 @@ class StochasticClip(_Bounds):
     $$
 
     Args:
-        low: the lower bound, finite; None takes the prior's.
-        high: the upper bound, finite, above ``low``; None takes the prior's.
+        low: the lower bound, finite; None uses the prior's.
+        high: the upper bound, finite, above ``low``; None uses the prior's.
 
     Needs a uniform prior.
 
-    Source: Lipton & Tripathi 2017, section 2. Drawing at the bound itself as well follows the
-    authors' code.
+    Source: Lipton & Tripathi 2017, section 2. Resampling at the bound itself follows the authors'
+    code.
     """
 
     def fit(self, prior: Prior, *, max_steps: int) -> StochasticClip:
@@ -131,7 +131,7 @@ class StochasticClip(_Bounds):
 
 @dataclass(frozen=True)
 class HardCutoff(Constraint):
-    r"""Draw a component anew from the normal prior when it is further than ``c`` from the mean.
+    r"""Resample a component from the normal prior if it is further than ``c`` from the mean.
 
     $$
     y_i = (z_i - \text{mean}) / \text{std}, \qquad
@@ -160,7 +160,7 @@ class HardCutoff(Constraint):
 
 @dataclass(frozen=True)
 class LogisticCutoff(Constraint):
-    r"""Draw a component anew from the normal prior, more probably the further out it is.
+    r"""Resample a component from the normal prior, with a probability that grows with its distance.
 
     $$
     y_i = (z_i - \text{mean}) / \text{std}, \qquad
@@ -198,7 +198,7 @@ class LogisticCutoff(Constraint):
 
 @dataclass(frozen=True)
 class TruncatedNormalCutoff(Constraint):
-    r"""Draw a component anew from the normal prior, with a probability that grows as 1 / density.
+    r"""Resample a component from the normal prior, with a probability that grows as 1 / density.
 
     $$
     y_i = (z_i - \text{mean}) / \text{std}, \qquad
@@ -241,14 +241,14 @@ CONSTRAINTS: dict[str, type[Constraint]] = {
         TruncatedNormalCutoff,
     )
 }
-"""Every constraint by the name that manifests and the command line use."""
+"""All constraints, by the names that manifests and the command line use."""
 
 
 def parse_constraint(text: str) -> Constraint:
-    """Return the constraint that a line such as ``hard_cutoff:c=3`` names.
+    """Parse a constraint such as ``hard_cutoff:c=3``.
 
     Args:
-        text: a name in ``CONSTRAINTS`` or ``none``, then its settings, if any, after a colon:
+        text: a name in ``CONSTRAINTS`` or ``none``, optionally followed by a colon and settings:
             ``clip:low=-1,high=1``.
 
     Raises:

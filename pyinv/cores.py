@@ -1,4 +1,4 @@
-"""How many cores this process may use: what a run takes when nobody says how many threads."""
+"""Number of cores available to this process, the default number of threads."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ __all__ = ["usable_cores"]
 
 
 def usable_cores() -> int:
-    """Return the physical cores this process may run on, at least 1.
+    """Return the number of physical cores available to this process, at least 1.
 
-    Those of its affinity mask, two hardware threads of a core counted once, and no more than its
-    container's CPU quota.
+    Counts the cores of its affinity mask, with two hardware threads of a core counted once, up to
+    its container's CPU quota.
     """
     if hasattr(os, "sched_getaffinity"):
         cpus = os.sched_getaffinity(0)
     else:
         cpus = set(range(os.cpu_count() or 1))
     siblings = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
-    # Without that file (not Linux), every hardware thread counts as a core of its own.
+    # Without that file (not Linux), every hardware thread counts as a core.
     cores = {_read(siblings.format(cpu)) or str(cpu) for cpu in cpus}
     return max(1, min(len(cores), _quota()))
 
 
 def _quota() -> int:
-    """Return the whole CPUs that the control group grants; a large number without a limit."""
+    """Return the control group's CPU quota in whole CPUs; a large number without a limit."""
     quota, _, period = _read("/sys/fs/cgroup/cpu.max").partition(" ")
     if not quota:
         quota = _read("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")

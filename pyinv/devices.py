@@ -1,4 +1,4 @@
-"""The devices that the engine can run on, by name: "cpu", "cuda:0", "cuda:1" and so on."""
+"""Devices that the engine can run on, by name: "cpu", "cuda:0", "cuda:1" and so on."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ __all__ = ["available_devices", "open_device", "resolve_device"]
 
 
 def available_devices() -> list[str]:
-    """Return the names of the devices that this build finds here, the CPU first."""
+    """Return the names of the available devices, the CPU first."""
     return ["cpu", *(f"cuda:{index}" for index in range(_core.cuda_device_count()))]
 
 
 def resolve_device(device: Any, *, runtime_has_cuda: bool) -> str:
-    """Return the name of the device that a user asked for.
+    """Return the full name of the requested device.
 
     Args:
-        device: "cpu"; "cuda", which is "cuda:0"; another GPU as "cuda:1"; or "auto", the first GPU
-            where this build, this machine and the runtime have one, else the CPU.
+        device: "cpu"; "cuda", which means "cuda:0"; a specific GPU such as "cuda:1"; or "auto" for
+            the first GPU if build, machine and runtime all support one, otherwise the CPU.
         runtime_has_cuda: whether the runtime in use can compute on a GPU.
 
     Raises:
-        DeviceError: not a device's name, or the device is not there.
+        DeviceError: not a device name, or the device does not exist.
     """
     if device == "auto":
         return "cuda:0" if runtime_has_cuda and _core.cuda_device_count() > 0 else "cpu"
@@ -44,7 +44,7 @@ def resolve_device(device: Any, *, runtime_has_cuda: bool) -> str:
     count = _core.cuda_device_count()
     if count == 0:
         raise DeviceError(
-            f'no GPU is to be seen, got device={device!r}; use device="cpu", or see that '
+            f'no GPU was found, got device={device!r}; use device="cpu", or check that '
             "`nvidia-smi` lists one and CUDA_VISIBLE_DEVICES does not hide it"
         )
     index = int(named[1] or 0)
@@ -57,10 +57,10 @@ def resolve_device(device: Any, *, runtime_has_cuda: bool) -> str:
 
 
 def open_device(name: str) -> _core.Device:
-    """Return a device with a stream of its own, by its resolved name.
+    """Open a device, with its own stream, by its resolved name.
 
     Raises:
-        DeviceError: the device refuses.
+        DeviceError: the device cannot be opened.
     """
     if name == "cpu":
         return _core.cpu_device()

@@ -1,4 +1,4 @@
-"""Every error that pyinv raises on purpose: one line: what was wanted, what came, the remedy."""
+"""Exceptions. Each message is one line: what was expected, what was found and how to fix it."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ __all__ = [
 
 
 class PyinvError(Exception):
-    """The base of all errors below, so that ``except pyinv.PyinvError`` catches all of them."""
+    """The base of all pyinv exceptions: ``except pyinv.PyinvError`` catches all of them."""
 
 
 class BundleError(PyinvError):
-    """A bundle is missing, foreign, incomplete, damaged, or lacks what the call asks of it."""
+    """A bundle is missing, invalid, incomplete, damaged, or does not support what was requested."""
 
 
 class InputError(PyinvError, ValueError):
@@ -36,16 +36,17 @@ class InputError(PyinvError, ValueError):
 
 
 class RuleError(PyinvError, ValueError):
-    """A prior, constraint, solver, penalty, stage or recipe is wrong, or does not fit the prior."""
+    """A prior, solver, constraint, penalty, stage or recipe is invalid, or unfit for the prior."""
 
 
 class RunError(PyinvError, RuntimeError):
-    """A run failed in the middle.
+    """A run failed before it finished.
 
     Attributes:
-        inversion: of ``invert``, the ``Inversion`` of the targets that were done, the others
-            ``cancelled``; else None.
-        uncertainty: of ``uncertainty``, what was measured, the other targets NaN; else None.
+        inversion: if ``invert`` failed, the ``Inversion`` so far, with unfinished targets
+            ``cancelled``; otherwise None.
+        uncertainty: if ``uncertainty`` failed, the ``Uncertainty`` so far, with unfinished targets
+            NaN; otherwise None.
     """
 
     def __init__(
@@ -63,26 +64,26 @@ class RunError(PyinvError, RuntimeError):
 
 
 class OutputError(PyinvError):
-    """A result cannot be written where it was asked for."""
+    """A result cannot be written to the requested path."""
 
 
 class DeviceError(PyinvError):
-    """The device is not there, this build has no code for it, or its memory is too small."""
+    """The device does not exist, this build does not support it, or its memory is too small."""
 
 
 class OutOfMemoryError(DeviceError):
-    """The device's memory does not hold a batch."""
+    """A batch does not fit in the device's memory."""
 
 
 class DependencyError(PyinvError, ImportError):
-    """A package or shared library that pyinv needs is missing, doubled or too old."""
+    """A package or shared library that pyinv needs is missing, installed twice or too old."""
 
 
 class ExportError(PyinvError):
-    """A generator cannot be exported, or its bundle does not agree with PyTorch."""
+    """A generator cannot be exported, or its bundle's results differ from PyTorch's."""
 
 
 def one_line(error: BaseException) -> str:
-    """Return an error's text as one line, without what its class adds."""
+    """Return an error's message as one line, without the decoration of its class."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return " ".join(str(text).split())

@@ -1,4 +1,4 @@
-"""The inverter: a bundle, an engine, and the calls that people make."""
+"""``Inverter``: the public interface to a bundle and the engine."""
 
 from __future__ import annotations
 
@@ -43,43 +43,43 @@ __all__ = ["Inverter"]
 
 FloatArray = NDArray[np.float32]
 
-# The engine's counters hold 48 bits of target id. ``sample`` draws from the upper half and
-# ``invert`` from the lower, or inverting G(sample(n, seed)) with that seed would begin at the
-# answer.
+# The engine's counters hold 48 bits of target id. ``sample`` uses the upper half and ``invert`` the
+# lower: otherwise, inverting G(sample(n, seed)) with the same seed would start at the answer.
 MAX_TARGET_IDS = 2**47
 
 
 class Inverter:
-    """Inverts images against one exported generator.
+    """Inverts images with one exported generator.
 
     Args:
-        bundle: a bundle's folder, or an open ``Bundle``.
-        runtime: what runs the bundle's functions: "onnx" or "torchscript", if the bundle has it;
-            "auto" is the first that the bundle has. TorchScript needs PyTorch.
-        device: "cpu"; "cuda", which is "cuda:0"; another GPU as "cuda:1"; or "auto", the first GPU
-            if there is one and the runtime can use it, else the CPU.
-        batch_size: targets that run side by side, at least 1; never more than there are targets.
-            Larger batches use more memory and, up to a point, make better use of the device. "auto"
-            times the engine at 8, 16, 32, 64 and 128 targets before the first run (about as long as
-            16 steps of 64), on a GPU at 64, 256, 1,024 and so on to 16,384, as far as memory and
-            targets go, and takes the smallest batch within 5 % of the best speed. The normal
-            equations of ``LevenbergMarquardt`` take far more memory per target than a loss; they
-            are evaluated for as many targets at a time as 128 MiB hold (8 GiB on a GPU), by the
-            bundle's own figure. Results don't depend on the batch size, except to rounding, unless
-            targets are coupled (bundles with ``batch_norm="batch"``,
-            ``MomentPenalty(over="batch")``): there it is the most targets of a group, and "auto" is
-            64.
-        threads: CPU threads, at least 1. None takes every physical core this process may use. Give
-            fewer where other programs keep cores busy: threads that wait for a core slow all down.
-        tf32: let a GPU round the inputs of its matrix products and convolutions to TF32's 10 bits
-            of mantissa: faster, with relative errors near 1e-3 in place of 1e-6. No effect on the
-            CPU.
+        bundle: a bundle's directory, or an open ``Bundle``.
+        runtime: "onnx" or "torchscript", if the bundle supports it, or "auto" for the first
+            runtime that the bundle lists. TorchScript needs PyTorch.
+        device: "cpu"; "cuda", which means "cuda:0"; a specific GPU such as "cuda:1"; or "auto" for
+            the first GPU if there is one and the runtime can use it, otherwise the CPU.
+        batch_size: number of targets that run in parallel, at least 1; capped at the number of
+            targets. Larger batches use more memory and, up to a point, make better use of the
+            device. "auto" benchmarks the engine before the first run and picks the smallest batch
+            size within 5 % of the best speed. It tries 8, 16, 32, 64 and 128 targets (which takes
+            about as long as 16 steps of 64), or on a GPU 64, 256, 1,024 and so on up to 16,384, as
+            far as memory and targets allow. The normal equations of ``LevenbergMarquardt`` need far
+            more memory per target than a loss. They are evaluated in chunks that fit into 128 MiB
+            (8 GiB on a GPU), according to the bundle's own figure. Results do not depend on the
+            batch size, up to rounding, unless targets are coupled (bundles with
+            ``batch_norm="batch"``, ``MomentPenalty(over="batch")``). For coupled targets the batch
+            size is the largest group, and "auto" means 64.
+        threads: number of CPU threads, at least 1. None uses every physical core available to this
+            process. Use fewer if other programs keep cores busy: a thread that waits for a core
+            slows down all others.
+        tf32: let a GPU round the inputs of matrix products and convolutions to TF32's 10 bits of
+            mantissa. This is faster, with relative errors near 1e-3 instead of 1e-6. No effect on
+            the CPU.
 
     Raises:
-        BundleError: the bundle is missing or damaged, or lacks the runtime asked for.
-        DependencyError: the runtime is missing, doubled or does not fit; the message has the
-            command that fixes it.
-        DeviceError: the device is not there, or the runtime cannot use it.
+        BundleError: the bundle is missing or damaged, or does not support the runtime.
+        DependencyError: the runtime is missing, installed twice or incompatible; the message
+            includes the command that fixes it.
+        DeviceError: the device does not exist, or the runtime cannot use it.
         InputError: another argument is out of range.
 
     Examples:
@@ -106,7 +106,7 @@ class Inverter:
             )
         if not isinstance(tf32, bool):
             raise InputError(f"tf32 must be True or False, got {tf32!r}")
-        # A wrong name or a missing GPU is found before the bundle is read.
+        # Fail on a wrong name or a missing GPU before reading the bundle.
         resolve_device(device, runtime_has_cuda=False)
         if batch_size != "auto":
             batch_size = whole_number("batch_size", batch_size, at_least=1, or_else='"auto"')
@@ -129,7 +129,7 @@ class Inverter:
 
     @property
     def manifest(self) -> Manifest:
-        """What the bundle says about itself: shapes, value range, prior, losses."""
+        """The bundle's manifest: shapes, value range, prior, losses."""
         return self._session.manifest
 
     @property
@@ -149,7 +149,7 @@ class Inverter:
 
     @property
     def batch_size(self) -> int | str:
-        """The batch size asked for, or "auto"."""
+        """The requested batch size, or "auto"."""
         return self._batch_size
 
     def __repr__(self) -> str:
@@ -177,47 +177,51 @@ class Inverter:
         noise: float | None = None,
         progress: bool | Progress | None = None,
     ) -> Inversion:
-        """Find the latents behind images.
+        """Find the latents of images.
 
         Args:
-            images: the targets, [N, C, H, W] floats in the bundle's value range, N >= 1: NumPy,
-                PyTorch (CPU) or anything with DLPack. Not copied when C-contiguous float32.
+            images: the targets, [N, C, H, W] floats in the bundle's value range, N >= 1. NumPy,
+                PyTorch (CPU) or any DLPack array; not copied if C-contiguous float32.
             recipe: a name in ``pyinv.recipes.RECIPES`` or a ``Recipe``. "precise" and
-                "reconstruct" need a bundle with normal equations, but for "reconstruct" from an
+                "reconstruct" need a bundle with normal equations, except for "reconstruct" with an
                 encoder.
-            restarts: attempts after the first for targets that have not converged; None takes the
-                recipe's. It needs a recipe with a loss tolerance to mean anything but "always".
-            seed: 0 to 2^64 - 1. All draws depend on it and on the target's id alone.
-            init: first latents, [N, *latent_shape] or [N, d]; or "encoder": what the bundle's
-                encoder makes of the images. None leaves it to the recipe's ``start``. Restarts
-                draw, or hop, in any case.
-            condition: [N, k], for bundles that have a condition.
-            target_ids: N whole numbers below 2^47 that random draws depend on; 0 to N - 1 by
-                default. To split a job over calls or machines, give each part its rows' numbers.
-            trace_every: record the loss every this many steps; 0 for no trace. Takes N * (1 +
-                max_steps // trace_every) floats.
-            true_latents: the latents that made the images, [N, *latent_shape] or [N, d], where they
-                are known: for the Inversion's ``min_latent_error``, how near each target came to
-                its own at any step. Changes nothing else.
-            noise: for the recipe "reconstruct": the standard deviation of the noise on a pixel,
-                where it is known, the same for all images. A Recipe object is taken as it is.
-            progress: True for a bar on standard error, or a function that gets a dict at most ten
-                times a second: "finished" and "targets" count targets, "active" those at work,
-                "evaluations" those of the objective so far, one per target and step, and those of
-                normal equations; "mean_loss" is that of the targets at work.
+            restarts: number of further attempts for targets that have not converged; None uses the
+                recipe's. Without a loss tolerance in the recipe no target converges, so every
+                target runs every restart.
+            seed: 0 to 2^64 - 1. All random draws depend only on the seed and the target's id.
+            init: initial latents, [N, *latent_shape] or [N, d], or "encoder" for the output of the
+                bundle's encoder. None uses the recipe's ``start``. Restarts always start from a
+                random draw or a hop.
+            condition: [N, k], for conditional bundles.
+            target_ids: N whole numbers below 2^47 that seed each target's random draws; 0 to N - 1
+                by default. To split a job over several calls or machines, pass each part the row
+                numbers of its targets.
+            trace_every: record the loss every ``trace_every`` steps; 0 records no trace. Takes
+                N * (1 + max_steps // trace_every) floats.
+            true_latents: the latents that generated the images, [N, *latent_shape] or [N, d], if
+                known. Used only for the Inversion's ``min_latent_error``, the smallest distance of
+                each target to its true latent at any step.
+            noise: for the recipe "reconstruct": the standard deviation of the pixel noise, if
+                known, the same for all images. A Recipe object has its own.
+            progress: True for a progress bar on standard error, or a function that is called with a
+                dict at most ten times per second. "finished" and "targets" count targets, and
+                "active" counts those in progress. "evaluations" counts evaluations of the objective
+                (one per target and step) and of normal equations. "mean_loss" is the mean over
+                active targets.
 
         Returns:
-            the Inversion. After Ctrl-C it comes within a step's time, with what was found so far
-            and ``cancelled=True``.
+            the Inversion. Ctrl-C returns within the time of one step, with the results so far and
+            ``cancelled=True``.
 
         Raises:
             InputError: an argument of the wrong shape, type or range.
             RuleError: an unknown recipe, or rules that do not fit the bundle's prior.
-            BundleError: the bundle has no objective for a loss of the recipe, no normal equations
-                where they are needed, or no encoder to start from.
-            DeviceError: the GPU's memory does not hold the batch; the message says how many fit.
-            RunError: the runtime failed in the middle; what was found is in the error's attribute
-                ``inversion``. What a progress function raises gets that attribute as well.
+            BundleError: the bundle has no objective for one of the recipe's losses, no normal
+                equations where the recipe needs them, or no encoder to start from.
+            DeviceError: the batch does not fit in the GPU's memory; the message says how many
+                targets fit.
+            RunError: the runtime failed during the run; the error's attribute ``inversion`` holds
+                the results so far. An exception from a progress function gets it as well.
         """
         manifest, session = self.manifest, self._session
         noise = noise_level(noise)
@@ -236,7 +240,7 @@ class Inverter:
         encodes = recipe.start == "encoder" and init is None
         plan = session.plan(recipe)
         if encodes:
-            session.function(manifest.encode(self.runtime))  # what is wrong with it comes first
+            session.function(manifest.encode(self.runtime))  # fail before checking the images
         targets = check_images(images, manifest)
         count = len(targets)
         conditions = self._condition(condition, count)
@@ -295,7 +299,7 @@ class Inverter:
                 if partial is None:
                     raise
                 inversion = inversion_of(partial)
-                if not isinstance(error, (OutOfMemoryError, RunError)):  # of the progress function
+                if not isinstance(error, (OutOfMemoryError, RunError)):  # by the progress function
                     error.inversion = inversion  # type: ignore[attr-defined]
                     raise
                 done = count - inversion.counts()["cancelled"]
@@ -312,14 +316,14 @@ class Inverter:
     def generate(
         self, latents: Any, *, condition: Any = None, batch_size: int | None = None
     ) -> FloatArray:
-        """Return the images of latents, G(z).
+        """Generate the images of latents, G(z).
 
         Args:
             latents: [N, *latent_shape] or [N, d], N >= 1.
-            condition: [N, k], for bundles that have a condition.
-            batch_size: the most images made at a time, at least 1; None takes the Inverter's. With
+            condition: [N, k], for conditional bundles.
+            batch_size: the maximum batch size, at least 1; None uses the Inverter's. With
                 ``batch_norm="batch"`` the images of a batch depend on one another; batches are as
-                equal as possible.
+                equal in size as possible.
 
         Returns:
             float32 [N, C, H, W] in the bundle's value range.
@@ -334,12 +338,12 @@ class Inverter:
     def encode(
         self, images: Any, *, condition: Any = None, batch_size: int | None = None
     ) -> FloatArray:
-        """Return what the bundle's encoder makes of images: one forward pass, no search.
+        """Encode images with the bundle's encoder, in one forward pass.
 
         Args:
             images: [N, C, H, W], as for ``invert``.
-            condition: [N, k], for bundles that have a condition.
-            batch_size: the most images encoded at a time, at least 1; None takes the Inverter's.
+            condition: [N, k], for conditional bundles.
+            batch_size: the maximum batch size, at least 1; None uses the Inverter's.
 
         Returns:
             latents, float32 [N, *latent_shape]. They are approximate;
@@ -371,12 +375,12 @@ class Inverter:
             latents: [N, *latent_shape] or [N, d], N >= 1.
             images: [N, C, H, W], as for ``invert``.
             loss: one of the bundle's losses, a mean over pixels.
-            condition: [N, k], for bundles that have a condition.
-            batch_size: the most images evaluated at a time, at least 1; see ``generate``.
+            condition: [N, k], for conditional bundles.
+            batch_size: the maximum batch size, at least 1; see ``generate``.
 
         Returns:
-            (loss [N], gradient [N, *latent_shape]), float32. A row's gradient is that of its own
-            loss; with ``batch_norm="batch"``, that of its batch's summed loss.
+            (loss [N], gradient [N, *latent_shape]), float32. Each row's gradient is that of its own
+            loss, or with ``batch_norm="batch"`` that of the summed loss of its batch.
 
         Raises:
             InputError: an argument of the wrong shape, type or range.
@@ -405,17 +409,17 @@ class Inverter:
     ) -> tuple[FloatArray, FloatArray, FloatArray]:
         r"""Return the loss between G(latents) and images, its gradient, and its gram matrix.
 
-        For the loss's residual r over P pixels and its Jacobian J at the latent: the loss is
+        With the residual r over P pixels and its Jacobian J at the latent, the loss is
         $\frac{1}{P} \lVert r \rVert^2$, the gradient $\frac{2}{P} J^T r$, and the gram
-        matrix $\frac{2}{P} J^T J$. So a Gauss-Newton step solves gram · step = -gradient.
+        matrix $\frac{2}{P} J^T J$. A Gauss-Newton step solves gram · step = -gradient.
 
         Args:
             latents: [N, *latent_shape] or [N, d], N >= 1.
             images: [N, C, H, W], as for ``invert``.
             loss: one of the bundle's losses with normal equations: "mse" or "whitened".
-            condition: [N, k], for bundles that have a condition.
-            batch_size: the most images evaluated at a time, at least 1; None takes the Inverter's,
-                or fewer where 128 MiB (8 GiB on a GPU) do not hold their Jacobians.
+            condition: [N, k], for conditional bundles.
+            batch_size: the maximum batch size, at least 1. None uses the Inverter's, reduced if
+                necessary so that the Jacobians fit in 128 MiB (8 GiB on a GPU).
 
         Returns:
             (loss [N], gradient [N, *latent_shape], gram [N, d, d]), float32.
@@ -423,7 +427,7 @@ class Inverter:
         Raises:
             InputError: an argument of the wrong shape, type or range.
             BundleError: the bundle has no normal equations of this loss.
-            DeviceError: the GPU's memory does not hold the batch.
+            DeviceError: the batch does not fit in the GPU's memory.
         """
         manifest = self.manifest
         function = manifest.normal_equations(loss, self.runtime)
@@ -456,44 +460,42 @@ class Inverter:
         batch_size: int | None = None,
         progress: bool | Progress | None = None,
     ) -> Uncertainty:
-        """Return how far the latents behind images may be from those that were found.
+        """Estimate how far the true latents may be from the ones that were found.
 
-        From what the image leaves open near the latent, and from other optima of the posterior
-        that hops lead to and that agree with the image as well. docs/uncertainty.md has the method,
-        and when its intervals can be trusted.
+        The estimate combines the local uncertainty around each latent with other optima of the
+        posterior that hops find and that fit the image equally well. docs/uncertainty.md describes
+        the method and when its intervals can be trusted.
 
         Args:
-            latents: what ``invert`` found: its Inversion, or latents [N, *latent_shape] or [N, d],
-                N >= 1. Of an Inversion, targets that have converged are not searched for other
-                optima, as their latents make the images exactly, and targets that were cancelled
-                are left unknown.
-            images: [N, C, H, W], what it found them for.
-            noise: the standard deviation of the noise on a pixel, in the bundle's value range,
-                above 0; None estimates each image's from what G(latent) leaves of it. That takes
-                more pixels than the latent has components.
-            n_hops: searches for other optima from each latent, 0 to 4095. Each costs about as much
-                as one of the recipe "reconstruct". 0: none, which takes one evaluation of the
-                normal equations per target and knows nothing of other latents that make the same
-                image.
-            seed: 0 to 2^64 - 1, of the hops; None takes the Inversion's, or 0.
-            target_ids: as for ``invert``, of the hops.
-            condition: [N, k], for bundles that have a condition.
-            batch_size: the most images taken at a time, at least 1; None takes the Inverter's, or
-                fewer where 128 MiB (8 GiB on a GPU) do not hold their Jacobians. Hops take the
+            latents: an Inversion, or latents [N, *latent_shape] or [N, d], N >= 1. In an Inversion,
+                converged targets reproduce their images exactly, so they are not searched for other
+                optima. Cancelled targets stay unknown.
+            images: [N, C, H, W], the images that were inverted.
+            noise: the standard deviation of the pixel noise, in the bundle's value range, above 0.
+                None estimates it for each image from the residual, which needs more pixels than the
+                latent has components.
+            n_hops: number of searches for other optima from each latent, 0 to 4095. Each costs
+                about as much as a hop of the recipe "reconstruct". With 0, each target takes one
+                evaluation of the normal equations, and other latents that generate the same image
+                are not considered.
+            seed: 0 to 2^64 - 1, for the hops; None uses the Inversion's, or 0.
+            target_ids: as for ``invert``, for the hops.
+            condition: [N, k], for conditional bundles.
+            batch_size: the maximum batch size, at least 1. None uses the Inverter's, reduced if
+                necessary so that the Jacobians fit in 128 MiB (8 GiB on a GPU). Hops always use the
                 Inverter's.
-            progress: for the hops, as for ``invert``; each counts as a target.
+            progress: for the hops, as for ``invert``; each hop counts as a target.
 
         Returns:
             the Uncertainty: standard errors, condition numbers, which latents the images determine,
-            and the noise. After Ctrl-C it comes with what was measured so far and
-            ``cancelled=True``.
+            and the noise. Ctrl-C returns the results so far, with ``cancelled=True``.
 
         Raises:
             InputError: an argument of the wrong shape, type or range.
             BundleError: the bundle has no normal equations of "mse".
-            DeviceError: the GPU's memory does not hold a single image's Jacobian, or not the batch.
-            RunError: something failed in the middle; what was measured is in the error's attribute
-                ``uncertainty``. What a progress function raises gets that attribute as well.
+            DeviceError: a single image's Jacobian, or the batch, does not fit in the GPU's memory.
+            RunError: something failed during the run; the error's attribute ``uncertainty`` holds
+                the results so far. An exception from a progress function gets it as well.
         """
         noise = noise_level(noise)
         n_hops = whole_number("n_hops", n_hops, at_least=0, at_most=MAX_RESTARTS)
@@ -513,7 +515,7 @@ class Inverter:
         found = Uncertainty.unknown(count, shape)
         done = np.flatnonzero(status != Status.CANCELLED)
         part = found[done]
-        wanted = Targets(
+        queries = Targets(
             flat, targets, self._condition(condition, count), _check_target_ids(target_ids, count)
         )[done]
         search = Search(
@@ -528,9 +530,9 @@ class Inverter:
             return found
 
         try:
-            losses = search.measure(wanted, part)
+            losses = search.measure(queries, part)
             rows = np.flatnonzero(status[done] != Status.CONVERGED)
-            search.widen(wanted, part, losses, rows, n_hops=n_hops, seed=seed, progress=progress)
+            search.widen(queries, part, losses, rows, n_hops=n_hops, seed=seed, progress=progress)
         except KeyboardInterrupt:
             return replace(known(), cancelled=True)
         except Exception as error:
@@ -546,13 +548,13 @@ class Inverter:
         return known()
 
     def check_uncertainty(self, *, noise: float | None = None) -> None:
-        """Raise what would prevent ``uncertainty``, before any work: as before a long ``invert``.
+        """Raise now whatever would make ``uncertainty`` fail, for example before a long ``invert``.
 
         Args:
             noise: as for ``uncertainty``.
 
         Raises:
-            InputError: the noise is out of its range, or must be given.
+            InputError: the noise is out of range, or cannot be estimated and must be given.
             BundleError: the bundle has no normal equations of "mse", or they cannot be loaded.
         """
         noise = noise_level(noise)
@@ -566,11 +568,11 @@ class Inverter:
             )
 
     def sample(self, n: int, *, seed: int = 0) -> FloatArray:
-        """Return n latents drawn from the prior, float32 [n, *latent_shape].
+        """Draw n latents from the prior, float32 [n, *latent_shape].
 
         Args:
-            n: how many, at least 1. The first latents are the same for every n.
-            seed: 0 to 2^64 - 1. The draws are others than those of ``invert`` with this seed.
+            n: number of latents, at least 1. A larger n extends the same sequence.
+            seed: 0 to 2^64 - 1. ``invert`` never makes the same draws, even with the same seed.
 
         Raises:
             InputError: an argument out of range.
@@ -616,7 +618,7 @@ class Inverter:
         return check_rows(condition, "condition", shape, count)
 
     def _most(self, batch_size: int | None) -> int:
-        """Return the most rows at a time: as asked for, or the Inverter's batch size."""
+        """Return the maximum batch size: ``batch_size``, or the Inverter's."""
         if batch_size is not None:
             return whole_number("batch_size", batch_size, at_least=1)
         return DEFAULT_BATCH_SIZE if self._batch_size == "auto" else int(self._batch_size)
@@ -626,7 +628,7 @@ class Inverter:
         if self._batch_size != "auto" or coupled:
             return min(self._most(None), count)
         size = choose_batch_size(self._session, recipe, count)
-        # A call with more targets tries again, until all sizes were tried.
+        # Benchmark again in a later call with more targets, until all sizes have been tried.
         if count >= max(AUTO_BATCH_SIZES[self._session.device_kind]):
             self._batch_size = size
         return size

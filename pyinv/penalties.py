@@ -1,6 +1,6 @@
 """Penalties: terms added to the loss that keep a latent probable under its prior.
 
-A penalty moves the latent. It is no part of the loss that is reported or that stops a stage.
+A penalty affects the steps, but neither the reported loss nor the stopping criteria.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class MomentPenalty(Rule):
     \gamma_\text{mean} (\mu - \hat\mu)^2 + \gamma_\text{std} (\sigma - \hat\sigma)^2
     $$
 
-    where the hats are taken over every component of the targets that run together, or over one
-    latent's components. Its gradient in a component of a latent of size d:
+    where the hats denote statistics over all components of the targets in a batch, or over the
+    components of one latent. The gradient in one component of a latent of size d is
 
     $$
     \frac{2 \gamma_\text{mean} (\hat\mu - \mu)}{d}
@@ -32,8 +32,8 @@ class MomentPenalty(Rule):
     Args:
         gamma_mean: weight of the mean, at least 0.
         gamma_std: weight of the standard deviation, at least 0.
-        over: "batch" or "latent". Over the batch, targets run in groups that start and end
-            together, and the answer depends on who is in a group.
+        over: "batch" or "latent". With "batch", targets run in groups that start and end together,
+            and results depend on which targets share a group.
 
     Source: Creswell & Bharath 2016, equation 5, with gamma 1 (section 5); over the batch, last
     paragraph of section 2.3.
@@ -49,7 +49,7 @@ class MomentPenalty(Rule):
         self._choice("over", ("batch", "latent"))
 
     def fit(self, prior: Prior) -> MomentPenalty:
-        """Return this penalty: it fits every prior."""
+        """Return this penalty, which fits every prior."""
         del prior
         return self
 
@@ -66,28 +66,27 @@ class PriorPenalty(Rule):
 
     Args:
         weight: at least 0.
-        anneal: lower the weight to zero over the stage, so that the end of the run minimises the
-            loss alone.
+        anneal: decrease the weight to zero over the stage, so that the last steps minimise the loss
+            alone.
         relative: multiply the weight by the loss at the latent that the step starts from (by 0 if
-            it is negative), a constant for that step. The penalty is then as strong early on and
-            as weak near an exact latent as the loss itself, whatever its unit.
-            ``LevenbergMarquardt`` and ``LBFGS`` take weight and loss at the last step that was
-            taken.
+            it is negative), held constant during that step. The penalty then scales with the loss,
+            whatever its unit: strong early on, and weak near an exact latent.
+            ``LevenbergMarquardt`` and ``LBFGS`` use the weight and loss of the last accepted step.
 
-    A relative penalty is at rest where $\nabla \log \text{loss}(z)$ and weight times the
+    A relative penalty is stationary where $\nabla \log \text{loss}(z)$ and weight times the
     gradient of the mean above cancel: it minimises
     $\log \text{loss}(z) + \text{weight} \cdot \frac{1}{d} \sum_i (\dots)$.
 
-    A uniform prior counts as the normal one of its mean and standard deviation,
-    $(\text{high} - \text{low}) / \sqrt{12}$: its own density has no gradient, and with few
-    data a latent would drift to the bounds. For a linear generator this gives the latent of least
-    expected squared error among those linear in the image.
+    A uniform prior is treated as the normal prior with the same mean and standard deviation,
+    $(\text{high} - \text{low}) / \sqrt{12}$: its own density has no gradient, and if the data
+    constrain a latent only weakly, it would drift to the bounds. For a linear generator this gives
+    the latent of least expected squared error among those linear in the image.
 
     Source: the term -log p(z) in the later public code of Creswell & Bharath (weight 0.01, not
     annealed; the paper has equation 5 instead). Annealing is ours; in Gauss-Newton steps, a pull to
     a fixed latent that fades from step to step is the iteratively regularised Gauss-Newton method
-    of Bakushinskii 1992. A regularisation in proportion to the residual: the damping of Yamashita &
-    Fukushima 2001, which keeps the steps' convergence quadratic.
+    of Bakushinskii 1992. Regularisation proportional to the residual: the damping of Yamashita &
+    Fukushima 2001, which preserves quadratic convergence.
     """
 
     weight: float

@@ -1,4 +1,4 @@
-"""Priors: the distribution that the components of a latent are drawn from, each on its own."""
+"""Priors: the distribution from which each component of a latent is drawn independently."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Normal", "Prior", "Uniform", "prior_from_description"]
 
 @dataclass(frozen=True)
 class Uniform(Rule):
-    r"""Every component is uniform on an interval.
+    r"""Uniform distribution on an interval, per component.
 
     $$
     z_i \sim U(\text{low}, \text{high})
@@ -56,7 +56,7 @@ class Uniform(Rule):
 
 @dataclass(frozen=True)
 class Normal(Rule):
-    r"""Every component is normal.
+    r"""Normal distribution, per component.
 
     $$
     z_i \sim N(\text{mean}, \text{std}^2)
@@ -85,5 +85,5 @@ _PRIORS: tuple[type[Uniform] | type[Normal], ...] = (Uniform, Normal)
 
 
 def prior_from_description(described: Mapping[str, Any]) -> Prior:
-    """Return the prior that ``describe()`` described; raise RuleError when there is none."""
+    """Return the prior for the output of ``describe()``; raise RuleError if it is not a prior."""
     return from_description(described, _PRIORS, "prior")

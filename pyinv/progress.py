@@ -1,4 +1,4 @@
-"""Progress: what a run tells its user while it lasts."""
+"""Progress reports during a run."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ Progress = Callable[[dict[str, Any]], None]
 def progress_reporter(
     progress: bool | Progress | None, targets: int, max_steps: int, unit: str = "images"
 ) -> Iterator[Progress | None]:
-    """Give the function that the engine reports to; a bar is closed at the end.
+    """Yield the function that the engine reports progress to; close the bar at the end.
 
     Args:
-        progress: None or False for silence, True for a bar on standard error, or a function.
-        targets: how many there are.
-        max_steps: the most steps of one attempt.
-        unit: what a bar calls the targets.
+        progress: None or False for no reports, True for a progress bar on standard error, or a
+            function.
+        targets: number of targets.
+        max_steps: maximum number of steps per attempt.
+        unit: name of the targets on the bar.
 
     Raises:
-        InputError: something else was given.
-        DependencyError: a bar was asked for and tqdm is missing.
+        InputError: ``progress`` is none of these.
+        DependencyError: ``progress`` is True and tqdm is not installed.
     """
     if progress is None or progress is False:
         yield None
@@ -50,11 +51,11 @@ def progress_reporter(
     with tqdm(total=targets, bar_format=layout, file=sys.stderr) as bar:
 
         def report(now: dict[str, Any]) -> None:
-            # Targets that run to their last step finish together at the end: count how many
-            # attempts' worth of steps were made, and never more than could be done by now.
-            made = now["evaluations"] // max_steps
-            running = min(now["finished"] + now["active"], targets)
-            bar.n = max(now["finished"], min(made, running))
+            # Targets that use all their steps finish together at the end. Estimate progress from
+            # the number of evaluations, but never above the number of targets started.
+            estimate = now["evaluations"] // max_steps
+            started = min(now["finished"] + now["active"], targets)
+            bar.n = max(now["finished"], min(estimate, started))
             bar.set_postfix_str(f"mean loss {now['mean_loss']:.3g}", refresh=False)
             bar.refresh()
 

@@ -1,10 +1,9 @@
-"""Recipes: a whole method as data. A recipe is a list of stages that a target runs through.
+"""Recipes: complete inversion methods as data. A recipe is a sequence of stages.
 
-``precise`` recovers latents of images that the generator made, ``reconstruct`` finds latents for
-other images, ``default`` needs gradients only. The others are the papers' methods with the papers'
-settings. Any field can be changed:
-``recipes.lipton(manifest).replace(max_steps=5000, learning_rate=0.5)``. Every function that makes a
-recipe takes the bundle's manifest, ``inverter.manifest``.
+``precise`` recovers the latents of generated images, ``reconstruct`` finds latents for other
+images, and ``default`` needs only gradients. The others are published methods with the settings of
+their papers. Every recipe function takes the bundle's manifest, ``inverter.manifest``. Any field
+can be changed: ``recipes.lipton(manifest).replace(max_steps=5000, learning_rate=0.5)``.
 """
 
 from __future__ import annotations
@@ -58,33 +57,33 @@ MAX_STEPS = 2**32 - 1
 
 @dataclass(frozen=True)
 class Stage(Rule):
-    """One way of moving a latent, and when to stop.
+    """A solver with its constraint, penalties and stopping criteria.
 
-    A stage that meets ``loss_tolerance`` ends the whole attempt: converged. A stage whose loss
-    changes too little (stalled) or that has made ``max_steps`` steps (step limit) gives its
-    latent to the next one, which starts with fresh moments.
+    When the loss reaches ``loss_tolerance``, the target has converged and the whole attempt ends.
+    When the loss stops changing (stalled) or after ``max_steps`` steps (step limit), the latent
+    passes to the next stage, whose solver starts with fresh moments.
 
     Args:
         solver: ``Adam(...)``, ``GradientDescent(...)``, ``LevenbergMarquardt(...)`` or
             ``LBFGS(...)``.
         constraint: what happens to a component that leaves the prior.
-        penalties: terms added to the loss, each kind at most once; they do not count for
-            stopping.
-        loss: name of the loss to minimise; the bundle must hold its objective, and for
+        penalties: terms added to the loss, each kind at most once. The stopping criteria ignore
+            them.
+        loss: name of the loss to minimise. The bundle must contain its objective, and for
             ``LevenbergMarquardt`` its normal equations.
-        max_steps: the most steps, at least 1. One that ``LevenbergMarquardt`` or ``LBFGS`` tries
-            and does not take counts.
-        loss_tolerance: converged at a loss at or below this; 0 never.
-        change_tolerance: a step is still when the loss changes by this or less; 0 never.
-        relative_change_tolerance: a step is still when the loss changes by this share of itself or
-            less; 0 never.
-        patience: stalled after this many still steps in a row, at least 1.
-        reset_moments: a component drawn anew by the constraint starts with moments of zero,
-            and Adam's bias corrections count its own steps. ``LevenbergMarquardt`` and ``LBFGS``
-            have none.
+        max_steps: maximum number of steps, at least 1. Rejected steps of ``LevenbergMarquardt`` and
+            ``LBFGS`` count.
+        loss_tolerance: the target converges when the loss is at or below this; 0 disables.
+        change_tolerance: a step makes no progress if the loss changes by at most this; 0 disables.
+        relative_change_tolerance: a step makes no progress if the loss changes by at most this
+            fraction of itself; 0 disables.
+        patience: the stage stalls after this many steps in a row without progress, at least 1.
+        reset_moments: reset a component's moments to zero when the constraint resamples it; Adam's
+            bias correction then counts the steps since. ``LevenbergMarquardt`` and ``LBFGS`` have
+            no moments.
 
     Raises:
-        RuleError: a value out of its range, or a ``MomentPenalty`` for ``LevenbergMarquardt`` or
+        RuleError: a value out of range, or a ``MomentPenalty`` with ``LevenbergMarquardt`` or
             ``LBFGS``.
     """
 
@@ -135,7 +134,7 @@ class Stage(Rule):
         self._flag("reset_moments")
 
     def fit(self, prior: Prior) -> Stage:
-        """Return this stage with what its rules take from the prior filled in.
+        """Return this stage with its open settings filled in from the prior.
 
         Raises:
             RuleError: the constraint or a penalty does not fit the prior.
@@ -149,30 +148,32 @@ class Stage(Rule):
 
 @dataclass(frozen=True)
 class Recipe(Rule):
-    """A method: stages, further attempts, and which latent of an attempt to keep.
+    """An inversion method: stages, restarts, and which latent of an attempt to keep.
 
     Args:
-        name: what to call it in reports.
-        stages: one ``Stage`` or more, run in turn.
-        restarts: attempts after the first, made while a target has not converged; 0 to 4095. Each
-            begins at a fresh draw, unless ``hop_size`` is given. The best attempt is kept: of the
-            lowest loss, with the last stage's ``PriorPenalty`` unless that is annealed.
-        keep: "best" keeps an attempt's lowest loss in its last stage, "last" the loss it ended
-            with. Of the steps of ``LevenbergMarquardt`` and ``LBFGS``, those that were taken count.
-        start: where a target's first attempt begins: "prior" draws a latent, "mean" takes the
-            prior's mean (a uniform one's middle), "encoder" what the bundle's encoder makes of the
-            image. Latents given to ``invert`` as ``init`` come before all three.
-        hop_size: 0: restarts are drawn, and run all stages. Above 0, up to 1: a restart is a hop.
-            It runs the last stage alone, and begins near the best latent so far, moved by this
-            share h of a draw: with y = (z - mean)/std, at sqrt(1 - h²) y + h · draw under a normal
-            prior, at (1 - h) y + h · draw under a uniform one. For losses with many optima side by
-            side.
+        name: name of the recipe in reports.
+        stages: one or more ``Stage``, run in order.
+        restarts: maximum number of further attempts for a target that has not converged, 0 to 4095.
+            Each starts from a new draw, or from a hop if ``hop_size`` is set. The attempt with the
+            lowest loss is kept; the loss includes the last stage's ``PriorPenalty`` unless that is
+            annealed.
+        keep: "best" keeps the latent of an attempt's lowest loss in its last stage, "last" the
+            attempt's last latent. Rejected steps of ``LevenbergMarquardt`` and ``LBFGS`` do not
+            count.
+        start: where a target's first attempt starts: "prior" draws a latent, "mean" uses the
+            prior's mean (the midpoint of a uniform prior), "encoder" uses the bundle's encoder.
+            Latents passed to ``invert`` as ``init`` take precedence.
+        hop_size: 0 makes every restart draw a new latent and run all stages. A value h above 0, up
+            to 1, makes restarts hops: each runs only the last stage and starts near the best latent
+            so far. With y = (z - mean)/std, it starts at sqrt(1 - h²) y + h · draw for a normal
+            prior and at (1 - h) y + h · draw for a uniform one. Use hops for losses with many
+            neighbouring optima.
 
     Raises:
-        RuleError: a value out of its range.
+        RuleError: a value out of range.
 
-    Source: hops are basin hopping (Wales & Doye 1997) that never goes up (Leary 2000), with the
-    proposal of Neal 1998, which keeps a normal prior.
+    Source: hops are basin hopping (Wales & Doye 1997) that never accepts a higher loss (Leary
+    2000), with the proposal of Neal 1998, which preserves a normal prior.
     """
 
     name: str
@@ -205,7 +206,7 @@ class Recipe(Rule):
 
     @property
     def max_steps(self) -> int:
-        """The most steps that one attempt makes over all its stages."""
+        """The maximum number of steps of one attempt, over all stages."""
         return sum(stage.max_steps for stage in self.stages)
 
     @property
@@ -215,7 +216,7 @@ class Recipe(Rule):
 
     @property
     def couples(self) -> bool:
-        """Whether targets affect one another: a moment penalty is taken over the batch."""
+        """Whether targets affect one another through a moment penalty over the batch."""
         return any(
             isinstance(penalty, MomentPenalty) and penalty.over == "batch"
             for stage in self.stages
@@ -223,11 +224,11 @@ class Recipe(Rule):
         )
 
     def is_coupled(self, manifest: Manifest) -> bool:
-        """Whether targets affect one another on this bundle, by the recipe or by batch norm.
+        """Whether targets affect one another on this bundle, through the recipe or batch norm.
 
         Raises:
-            RuleError: they do, by the recipe, and one of its solvers needs them not to.
-            BundleError: they do, by the bundle.
+            RuleError: the recipe couples targets, and one of its solvers needs independent ones.
+            BundleError: the bundle couples targets, and one of the solvers needs independent ones.
         """
         by_bundle = manifest.batch_norm == "batch"
         for stage in self.stages:
@@ -248,7 +249,7 @@ class Recipe(Rule):
         return self.couples or by_bundle
 
     def fit(self, prior: Prior) -> Recipe:
-        """Return this recipe with what its rules take from the prior filled in.
+        """Return this recipe with its open settings filled in from the prior.
 
         Raises:
             RuleError: a constraint or a penalty does not fit the prior.
@@ -262,14 +263,14 @@ class Recipe(Rule):
             changes: fields of the recipe (``restarts``, ``keep``, ``start``, ``hop_size``,
                 ``name``, ``stages``), of its stages (``max_steps``, ``constraint``, ``loss``,
                 ``loss_tolerance``, ...) or of their solvers (``learning_rate``, ``schedule``,
-                ``momentum``, ``beta1``, ``damping``, ...). A change to a stage applies to every
-                stage, one to a solver to every stage whose solver has the field.
+                ``momentum``, ``beta1``, ``damping``, ...). A stage's field changes in every stage,
+                and a solver's field in every stage whose solver has it.
 
         Returns:
-            the changed recipe. A schedule given in steps keeps its steps.
+            the changed recipe. Schedules that count steps do not scale with ``max_steps``.
 
         Raises:
-            RuleError: an unknown field, or a value out of its range.
+            RuleError: an unknown field, or a value out of range.
 
         Examples:
             >>> recipe = lipton(manifest).replace(learning_rate=0.5)  # doctest: +SKIP
@@ -297,23 +298,23 @@ class Recipe(Rule):
 
 
 def default(manifest: Manifest) -> Recipe:
-    """Adam with a falling learning rate, kept inside the prior. What to try first.
+    """Adam with a decaying learning rate, constrained to the prior. A good first choice.
 
-    A uniform prior is kept by clipping. For a normal one, an annealed -log p(z) holds the latent
-    back early on and leaves the end to the loss. Made for 1,000 to 2,000 steps; the schedules
-    follow ``max_steps``.
+    With a uniform prior, latents are clipped to its bounds. With a normal prior, an annealed
+    -log p(z) penalty keeps the latent probable early on, and the last steps minimise the loss
+    alone. Intended for 1,000 to 2,000 steps; the schedules scale with ``max_steps``.
 
     Args:
-        manifest: the bundle's, for its prior.
+        manifest: the bundle's manifest; its prior selects the rules.
 
-    Source: ours. The numbers were picked by hand, on the images they are reported for, with one
-    seed and 1,000 steps: 9 settings on 32 images of a 32x32 face generator (uniform prior,
+    Source: ours. The settings were chosen by hand, on the same images that they are reported for,
+    with one seed and 1,000 steps: 9 settings on 32 images of a 32x32 face generator (uniform prior,
     d = 100), 23 on 48 generated and 48 real digits of a small VAE (normal prior, d = 20), over
-    learning rate, beta2, final learning rate and penalty weight. On the faces, clipping left a
-    median loss of 3.3e-5, no constraint 3.7e-5 and stochastic clipping 1.3e-4: Adam's steps carry
-    components over the bounds again and again, and each draw undoes what was found. (Gradient
-    descent, with its small steps, is what stochastic clipping was made for; see ``lipton``.)
-    Converged means a root mean square error of 1e-4 in the bundle's value range.
+    learning rate, beta2, final learning rate and penalty weight. On the faces, the median loss was
+    3.3e-5 with clipping, 3.7e-5 without a constraint and 1.3e-4 with stochastic clipping: Adam's
+    steps keep crossing the bounds, and each resampling discards progress. (Stochastic clipping was
+    designed for gradient descent with its small steps; see ``lipton``.) Converged means a root mean
+    square error of 1e-4 in the bundle's value range.
     """
     rules: dict[str, Any]
     if isinstance(manifest.prior, Uniform):
@@ -329,13 +330,13 @@ def lipton(manifest: Manifest, clipping: str = "stochastic") -> Recipe:
     """Gradient descent with clipping, for uniform priors.
 
     Args:
-        manifest: the bundle's. The recipe is the same for every one.
+        manifest: the bundle's manifest. The recipe is the same for all bundles.
         clipping: "stochastic", "standard" or "none".
 
-    The paper gives the step and the clipping, and 100,000 steps for its Table 1. It leaves out the
-    learning rate. Ours is that of the authors' public code: 1.0, halved every 50,000 of 80,000
+    The paper specifies the step and the clipping, and 100,000 steps for its Table 1, but not the
+    learning rate. Ours comes from the authors' public code: 1.0, halved every 50,000 of 80,000
     steps (100,000 for the untrained net), on a loss averaged over pixels. That code counts a latent
-    as recovered once its error was below the threshold at any step, and runs batch norm on batch
+    as recovered if its error was below the threshold at any step, and runs batch norm on batch
     statistics (``batch_norm="batch"`` at export).
 
     Source: Lipton & Tripathi 2017, section 2.
@@ -361,15 +362,15 @@ def creswell(manifest: Manifest) -> Recipe:
     """Binary cross-entropy; clipping for a uniform prior, a moment penalty for a normal one.
 
     Args:
-        manifest: the bundle's, for its prior.
+        manifest: the bundle's manifest; its prior selects the rules.
 
-    The bundle needs the loss "bce". The paper gives the loss, the clipping, equation 5 and its
-    weights (1), and that targets run as a batch. It leaves out the solver, its learning rate and
-    the number of steps. Ours come from a later version of the authors' public code: RMSprop with
-    learning rate 0.01 and 5,000 steps (that code goes up to 10,000), here as Adam without a mean
-    of gradients, ``Adam(0.01, beta1=0, beta2=0.99)``, which differs from RMSprop in its bias
-    correction, that is in the first few hundred steps. That code minimises the mean squared error
-    minus 0.01 log p(z) instead of the paper's loss.
+    The bundle needs the loss "bce". The paper specifies the loss, the clipping, equation 5 and its
+    weights (1), and that targets run as a batch, but not the solver, its learning rate or the
+    number of steps. Ours come from a later version of the authors' public code: RMSprop with
+    learning rate 0.01 and 5,000 steps (that code goes up to 10,000). Here it runs as
+    ``Adam(0.01, beta1=0, beta2=0.99)``, which has no mean of gradients and differs from RMSprop
+    only in its bias correction, that is in the first few hundred steps. That code minimises the
+    mean squared error minus 0.01 log p(z) instead of the paper's loss.
 
     Source: Creswell & Bharath 2016, algorithm 1, equation 5 and section 5.
     """
@@ -386,16 +387,16 @@ def egan(manifest: Manifest, criterion: Constraint | None = None) -> Recipe:
     """Adam with resampling of improbable components, for normal priors.
 
     Args:
-        manifest: the bundle's. The recipe is the same for every one.
+        manifest: the bundle's manifest. The recipe is the same for all bundles.
         criterion: ``HardCutoff(c)``, ``LogisticCutoff(a, b)``, ``TruncatedNormalCutoff(a)`` or
-            ``NoConstraint()`` ("disabled" in the paper). None takes ``LogisticCutoff(2, 2)``, which
+            ``NoConstraint()`` ("disabled" in the paper). None uses ``LogisticCutoff(2, 2)``, which
             has the lowest error in the paper's Table 1.
 
-    The paper gives 20,000 steps, which are also the horizon E of the criteria. It says that Adam
-    adjusts the learning rate and leaves out its settings. Ours are those of the authors' public
-    code: learning rate 0.01, betas 0.5 and 0.999, an end when the loss changes by less than 1e-10,
-    moments kept when a component is resampled. That code gives all components resampled in one step
-    the same draw; here each has its own.
+    The paper specifies 20,000 steps, which are also the horizon E of the criteria. It says that
+    Adam adjusts the learning rate, but not with which settings. Ours come from the authors' public
+    code: learning rate 0.01, betas 0.5 and 0.999, a stop when the loss changes by less than 1e-10,
+    and moments that are not reset when a component is resampled. That code gives all components
+    resampled in one step the same draw; here each has its own.
 
     Source: Egan et al. 2018, algorithm 1 and section 4.2.1.
     """
@@ -409,42 +410,46 @@ def egan(manifest: Manifest, criterion: Constraint | None = None) -> Recipe:
     return Recipe("egan", (stage,), keep="last")
 
 
-# The weight of a relative PriorPenalty under which Levenberg-Marquardt came from the prior's mean
-# to the right latent for each of 32 digits of a 100-dimensional generator.
+# With a relative PriorPenalty of this weight, Levenberg-Marquardt from the prior's mean found the
+# right latent for each of 32 digits of a 100-dimensional generator.
 _EARLY_WEIGHT = 1.0
-# A mean squared error at or below this is the generator's own rounding.
+# Mean squared errors at or below this are rounding errors of the generator.
 _EXACT_MSE = 1e-10
 
 
 def precise(manifest: Manifest, *, start: str = "mean") -> Recipe:
-    """Levenberg-Marquardt from the prior's mean: for images that this very generator made.
+    """Levenberg-Marquardt from the prior's mean, for images generated by this generator.
 
     Args:
-        manifest: the bundle's, which must hold the normal equations of "whitened" or of "mse",
-            unless its latent has more than 512 components, or the recipe is L-BFGS (see ``start``).
-        start: where the first attempt begins, see ``Recipe``. From "encoder", where the bundle has
-            no loss "whitened", the recipe is that of ``reconstruct`` from there, with an end: the
-            solver is ``LBFGS``, which needs the objective alone, and up to twenty restarts hop.
+        manifest: the bundle's manifest. The bundle must contain the normal equations of "whitened"
+            or "mse", unless the solver is ``LBFGS``: for latents of more than 512 components, or
+            from an encoder (see ``start``).
+        start: where the first attempt starts, see ``Recipe``. With "encoder" and a bundle without
+            the loss "whitened", the recipe is ``reconstruct`` from the encoder with a loss
+            tolerance: the solver is ``LBFGS``, which needs only the objective, and there are up to
+            twenty hops.
 
-    The loss is "whitened" where the bundle has it: the residual before the generator's final tanh
-    or sigmoid, so that pixels near the ends of the value range count as much as others; of those
-    within 1e-4 of an end it asks no more than that. A penalty
-    in proportion to the loss keeps the latent probable on the way and vanishes at an exact latent;
-    a uniform prior is kept by clipping as well. The steps go on until the loss stops falling, at
-    the rounding of the image, and a last stage without penalty tells whether that is an exact
-    latent: a whitened loss at or below 1e-8, or an mse at or below 1e-10. If not, the target is
-    tried again from a draw, at most ten times. For images that the generator did not make, whose
-    loss never falls so far, use ``reconstruct``.
+    The loss is "whitened" if the bundle has it. It measures the residual before the generator's
+    final tanh or sigmoid, so that pixels near the ends of the value range count as much as others;
+    a pixel within 1e-4 of an end only has to be within 1e-4 of it. A penalty proportional to the
+    loss keeps the latent probable on the way and vanishes at an exact latent. A uniform prior is
+    also enforced by clipping.
 
-    A latent of more than 512 components is too long for normal equations: there the solver is
-    ``LBFGS``, which needs the objective alone, and an attempt takes up to 1,500 of its steps.
+    The first stage runs until the loss stops falling, at the rounding error of the image. A last
+    stage without penalty checks whether the latent is exact: a whitened loss at or below 1e-8, or
+    an mse at or below 1e-10. If it is not, the target restarts from a random draw, at most ten
+    times. The loss of images that the generator did not make never falls that far; for those, use
+    ``reconstruct``.
+
+    Latents of more than 512 components are too large for normal equations. For those the solver is
+    ``LBFGS``, which needs only the objective, with up to 1,500 steps per attempt.
 
     Raises:
         BundleError: the recipe needs normal equations that the bundle does not have; the message
             says how to get them.
 
-    Source: ours. See ``LevenbergMarquardt`` and ``PriorPenalty`` for what it is made of; what each
-    part contributes was measured, see docs/recovery.md.
+    Source: ours. It combines ``LevenbergMarquardt`` and ``PriorPenalty``; docs/recovery.md has
+    measurements of what each part contributes.
     """
     if start == "encoder" and "whitened" not in manifest.losses:
         recipe = reconstruct(manifest, start=start).replace(name="precise", keep="best")
@@ -464,28 +469,28 @@ def precise(manifest: Manifest, *, start: str = "mean") -> Recipe:
         manifest.normal_equations(loss)
         solver = LevenbergMarquardt()
         ends = {"max_steps": 100, "relative_change_tolerance": 1e-2}
-    stage = Stage(solver, _kept_by(manifest.prior), loss=loss)
+    stage = Stage(solver, _bounds_of(manifest.prior), loss=loss)
     penalties = (PriorPenalty(_EARLY_WEIGHT, relative=True),)
     seek = dataclasses.replace(stage, penalties=penalties, loss_tolerance=1e-12, **ends)
     tolerance = 1e-8 if loss == "whitened" else _EXACT_MSE
-    # It ends with the first step that helps, or when none does: stalled, were it not exact.
-    tell = dataclasses.replace(
+    # Ends after the first accepted step, or when no step is accepted: stalled unless exact.
+    check = dataclasses.replace(
         stage, max_steps=20, loss_tolerance=tolerance, relative_change_tolerance=1.0
     )
-    return Recipe("precise", (seek, tell), restarts=10, start=start)
+    return Recipe("precise", (seek, check), restarts=10, start=start)
 
 
 def reconstruct(manifest: Manifest, noise: float | None = None, *, start: str = "mean") -> Recipe:
-    r"""The most probable latent for the pixels: for photographs and noisy images.
+    r"""Find the most probable latent given the pixels, for photographs and noisy images.
 
     Args:
-        manifest: the bundle's, which must hold the normal equations of "mse" unless the start is
-            "encoder".
+        manifest: the bundle's manifest. The bundle must contain the normal equations of "mse"
+            unless ``start`` is "encoder".
         noise: standard deviation s of the noise on each of the P pixel values, in the bundle's
-            value range, above 0. None: not known, and estimated with the latent.
-        start: where the first attempt begins, see ``Recipe``. From "encoder" the solver is
-            ``LBFGS``, which needs the objective alone: near an optimum its many cheap steps go
-            further than the few costly ones of ``LevenbergMarquardt``.
+            value range, above 0. None estimates it jointly with the latent.
+        start: where the first attempt starts, see ``Recipe``. With "encoder" the solver is
+            ``LBFGS``, which needs only the objective: near an optimum, its many cheap steps get
+            further than the few expensive ones of ``LevenbergMarquardt``.
 
     Under a normal prior the result is the maximum a posteriori latent. With
     $y = (z - \text{mean}) / \text{std}$ and Gaussian noise,
@@ -495,25 +500,25 @@ def reconstruct(manifest: Manifest, noise: float | None = None, *, start: str = 
     + \frac{1}{2} \lVert y \rVert^2 + \text{const}
     $$
 
-    For a known s, times $2 s^2 / P$, this is
+    If s is known, multiplying by $2 s^2 / P$ gives
     $\text{mse} + \frac{s^2}{P} \lVert y \rVert^2$, which is a ``PriorPenalty`` of weight
-    $2 s^2 d / P$. For an unknown one it is least over s at $s^2 = \text{mse}(z)$. What
-    is left, $\frac{P}{2} \log \text{mse}(z) + \frac{1}{2} \lVert y \rVert^2$, is what a
-    relative ``PriorPenalty`` of weight $2 d / P$ minimises. Both weights are small, so,
-    unless an encoder does, a first stage with the larger relative penalty of ``precise`` finds
-    where to begin.
+    $2 s^2 d / P$. If s is unknown, the minimum over s is at $s^2 = \text{mse}(z)$. The
+    remaining $\frac{P}{2} \log \text{mse}(z) + \frac{1}{2} \lVert y \rVert^2$ is what a
+    relative ``PriorPenalty`` of weight $2 d / P$ minimises. Both weights are small. Unless
+    an encoder provides a starting point, a first stage with the larger relative penalty of
+    ``precise`` finds one.
 
-    A uniform prior counts as the normal one of its moments, within its bounds: see
+    A uniform prior is treated as the normal prior with the same moments, clipped to its bounds: see
     ``PriorPenalty``.
 
-    An attempt's last latent is kept: one of lower loss from the way there would be less probable.
-    The optimum that the first attempt ends in often has better ones nearby, which eight hops of the
-    last stage look for; the most probable one is kept.
+    Each attempt keeps its last latent, because earlier latents of lower loss would be less
+    probable. There are often better optima near the one that the first attempt finds. Eight hops of
+    the last stage search for them, and the most probable latent is kept.
 
     Raises:
-        BundleError: the start is not "encoder", and the bundle has no such normal equations; the
-            message says how to get them.
-        InputError: noise out of its range.
+        BundleError: ``start`` is not "encoder", and the bundle has no normal equations of "mse";
+            the message says how to get them.
+        InputError: noise out of range.
 
     Source: ours; the maximum a posteriori estimate is textbook material.
     """
@@ -522,7 +527,7 @@ def reconstruct(manifest: Manifest, noise: float | None = None, *, start: str = 
     final = PriorPenalty(share, relative=True) if noise is None else PriorPenalty(share * noise**2)
     settle = Stage(
         LevenbergMarquardt(),
-        _kept_by(manifest.prior),
+        _bounds_of(manifest.prior),
         penalties=(final,),
         max_steps=50,
         relative_change_tolerance=1e-3,
@@ -540,7 +545,7 @@ def reconstruct(manifest: Manifest, noise: float | None = None, *, start: str = 
     return Recipe("reconstruct", stages, restarts=8, keep="last", start=start, hop_size=0.3)
 
 
-def _kept_by(prior: Prior) -> Constraint:
+def _bounds_of(prior: Prior) -> Constraint:
     return Clip() if isinstance(prior, Uniform) else NoConstraint()
 
 
@@ -552,7 +557,7 @@ RECIPES: dict[str, Callable[[Manifest], Recipe]] = {
     "precise": precise,
     "reconstruct": reconstruct,
 }
-"""Every named recipe: its name, and what makes it for a bundle's manifest."""
+"""Every named recipe, as a function of the bundle's manifest."""
 
 
 def get(name: str, manifest: Manifest, *, start: str | None = None) -> Recipe:
@@ -560,13 +565,13 @@ def get(name: str, manifest: Manifest, *, start: str | None = None) -> Recipe:
 
     Args:
         name: one of ``RECIPES``.
-        manifest: the bundle's.
-        start: where first attempts begin, see ``Recipe``; None leaves it to the recipe. "precise"
-            and "reconstruct" differ by more than that with "encoder".
+        manifest: the bundle's manifest.
+        start: where first attempts start, see ``Recipe``; None uses the recipe's default. With
+            "encoder", "precise" and "reconstruct" may also use another solver and other settings.
 
     Raises:
-        RuleError: no recipe has this name; the message lists those there are.
-        BundleError: the bundle lacks a function that the recipe needs.
+        RuleError: no recipe has this name; the message lists the names.
+        BundleError: the bundle has no function that the recipe needs.
     """
     if name not in RECIPES:
         raise RuleError(f"unknown recipe {name!r}; there are {', '.join(RECIPES)}")

@@ -1,4 +1,4 @@
-"""What an inversion gives back."""
+"""``Inversion``: the result of an inversion."""
 
 from __future__ import annotations
 
@@ -25,45 +25,46 @@ FloatArray = NDArray[np.float32]
 
 
 class Status(enum.IntEnum):
-    """How a target ended; the engine's codes."""
+    """Why a target stopped, with the engine's codes."""
 
     CONVERGED = 0
-    """Its loss reached the loss tolerance."""
+    """The loss reached the loss tolerance."""
     STALLED = 1
-    """Its loss stopped changing: more restarts may help, more steps will not."""
+    """The loss stopped changing. More restarts may help; more steps will not."""
     STEP_LIMIT = 2
-    """It made every step it had. Without a loss tolerance this is the normal end."""
+    """The target used all its steps. Without a loss tolerance this is the normal outcome."""
     NON_FINITE = 3
-    """Its loss or gradient became NaN or infinite: a lower learning rate helps."""
+    """The loss or gradient became NaN or infinite. A lower learning rate helps."""
     CANCELLED = 4
-    """The run was ended before this target was done."""
+    """The run was cancelled before this target finished."""
 
 
 @dataclass(frozen=True, eq=False)
 class Inversion:
     """The latents found for N targets.
 
-    Indexing with an integer, a slice, a mask or an index array gives those targets' Inversion.
+    Indexing with an integer, a slice, a mask or an index array returns the Inversion of those
+    targets.
 
     Args:
         latents: float32 [N, *latent_shape].
         loss: float32 [N], each target's loss at its latent; NaN where none was finite.
         status: uint8 [N], the codes of ``Status``.
-        steps: int64 [N], steps made, over all attempts.
-        attempts: int32 [N], attempts made.
-        normal_equations: int64 [N], evaluations of the normal equations, over all attempts; 0 in
-            first-order runs.
+        steps: int64 [N], number of steps over all attempts.
+        attempts: int32 [N], number of attempts.
+        normal_equations: int64 [N], number of evaluations of the normal equations over all
+            attempts; 0 in first-order runs.
         seed: the seed of the run.
-        recipe: the recipe as ``Recipe.describe()`` gives it.
-        cancelled: whether the run was ended early, by Ctrl-C.
+        recipe: the recipe, as returned by ``Recipe.describe()``.
+        cancelled: whether Ctrl-C ended the run early.
         trace: float32 [N, T] or None: the loss at every ``trace_every``-th step of a target's
-            last attempt, NaN where it did not get there.
-        min_latent_error: float32 [N] or None: how near each target came at any step to the
-            ``true_latents`` that ``invert`` was given. The lowest mean squared error
-            ||z - true||²/d over all latents z that were evaluated for it: each attempt's first, and
-            one per step; so at most that of ``latents``, to rounding. NaN where none was evaluated,
-            or no error was finite. Lipton & Tripathi's public code (2017) counts a latent as
-            recovered by this error.
+            last attempt, NaN for steps after its end.
+        min_latent_error: float32 [N] or None: the lowest mean squared error ||z - true||²/d between
+            a target's true latent, as passed to ``invert``, and all latents z that were evaluated
+            for it: the initial latent of each attempt, and one per step. It is at most the error of
+            ``latents``, up to rounding. NaN if no latent was evaluated or no error was finite.
+            Lipton & Tripathi's public code (2017) decides by this error whether a latent was
+            recovered.
     """
 
     latents: FloatArray
@@ -81,10 +82,10 @@ class Inversion:
 
     @property
     def images(self) -> FloatArray:
-        """G(latents), float32 [N, C, H, W]; computed when first asked for, then kept.
+        """G(latents), float32 [N, C, H, W]; computed on first access, then cached.
 
         Raises:
-            InputError: the result was saved without images and loaded again.
+            InputError: the Inversion was loaded from a file without images.
         """
         if callable(self._images):
             object.__setattr__(self, "_images", self._images())
@@ -96,7 +97,7 @@ class Inversion:
         return self._images
 
     def counts(self) -> dict[str, int]:
-        """Return how many targets ended with each status, by its name in lower case."""
+        """Return the number of targets per status, keyed by its name in lower case."""
         return {one.name.lower(): int(np.sum(self.status == one)) for one in Status}
 
     def __len__(self) -> int:
@@ -109,10 +110,10 @@ class Inversion:
             index = slice(index, index + 1 if index != -1 else None)
         images: Callable[[], FloatArray] | None = None
         if self._images is not None:
-            # The whole is made first: with batch-norm over the batch, an image depends on its
-            # neighbours.
+            # Generate all images before indexing: with batch norm over the batch, an image depends
+            # on the others.
             images = lambda: self.images[index]  # noqa: E731
-        rows: dict[str, Any] = {name: getattr(self, name) for name in (*_ARRAYS, *_ASKED_FOR)}
+        rows: dict[str, Any] = {name: getattr(self, name) for name in (*_ARRAYS, *_OPTIONAL)}
         rows = {name: None if array is None else array[index] for name, array in rows.items()}
         return replace(self, **rows, _images=images)
 
@@ -137,7 +138,7 @@ class Inversion:
         )
 
     def __reduce__(self) -> Any:
-        # The function that makes images holds an engine, which cannot leave this process.
+        # The function that generates images refers to the engine, which cannot be pickled.
         values = {name: getattr(self, name) for name in _FIELDS}
         return _restore, (values, None if self._images is None else self.images)
 
@@ -149,19 +150,20 @@ class Inversion:
         sources: Sequence[str] | None = None,
         uncertainty: Uncertainty | None = None,
     ) -> None:
-        """Write everything into one .npz file.
+        """Save the Inversion to one .npz file.
 
         Args:
-            path: where to, or an open binary file. NumPy adds .npz to a path without it.
-            images: write G(latents) as well, which computes it.
-            sources: N texts, where the targets came from, to be written as well.
-            uncertainty: the latents' own, to be written as well; ``Uncertainty.load`` reads it.
+            path: a path or an open binary file. NumPy appends .npz if the path does not end with
+                it.
+            images: also save G(latents), computing it if necessary.
+            sources: N strings to save as well, such as the targets' file names.
+            uncertainty: the latents' Uncertainty, to save as well; ``Uncertainty.load`` reads it.
 
-        The arrays have the names of the fields; the rest is JSON text under "run".
+        The arrays are named after the fields. Everything else is stored as JSON under "run".
         """
         arrays: dict[str, Any] = {name: getattr(self, name) for name in _ARRAYS}
         arrays |= {
-            name: getattr(self, name) for name in _ASKED_FOR if getattr(self, name) is not None
+            name: getattr(self, name) for name in _OPTIONAL if getattr(self, name) is not None
         }
         if images and self._images is not None:
             arrays["images"] = self.images
@@ -174,14 +176,14 @@ class Inversion:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Inversion:
-        """Read what ``save`` wrote.
+        """Load an Inversion that ``save`` wrote.
 
         Raises:
-            InputError: not such a file.
+            InputError: the file is not a saved Inversion.
         """
         try:
             found: dict[str, Any] = dict(
-                read_npz(path, ("run", *_ARRAYS), optional=(*_ASKED_FOR, "images"))
+                read_npz(path, ("run", *_ARRAYS), optional=(*_OPTIONAL, "images"))
             )
             run = json.loads(str(found.pop("run")))
             return cls(
@@ -201,8 +203,8 @@ class Inversion:
 
 
 _ARRAYS = ("latents", "loss", "status", "steps", "attempts", "normal_equations")
-_ASKED_FOR = ("trace", "min_latent_error")  # arrays too, or None
-_FIELDS = (*_ARRAYS, "seed", "recipe", "cancelled", *_ASKED_FOR)
+_OPTIONAL = ("trace", "min_latent_error")  # arrays or None
+_FIELDS = (*_ARRAYS, "seed", "recipe", "cancelled", *_OPTIONAL)
 
 
 def _restore(values: dict[str, Any], images: FloatArray | None) -> Inversion:

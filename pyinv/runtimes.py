@@ -1,9 +1,9 @@
-"""Finds and loads what runs a bundle's functions: ONNX Runtime, or torch's TorchScript.
+"""Find and load the runtimes: ONNX Runtime and torch's TorchScript.
 
-The engine opens the shared library in ONNX Runtime's wheel itself, so Python's ``onnxruntime``
-module is never imported. Should the program import it too, that is a second runtime with threads of
-its own. TorchScript runs in the torch of this process, through the extension ``_torch``, which is
-built where torch is installed and tied to that version.
+The engine opens the shared library from ONNX Runtime's wheel directly and never imports Python's
+``onnxruntime`` module. A program that imports that module as well has a second runtime with its own
+threads. TorchScript runs in this process's torch, through the extension ``_torch``, which is built
+only if torch is installed and works only with that version.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = [
 
 OVERRIDE = "PYINV_ONNXRUNTIME"
 
-# What ONNX Runtime's part for NVIDIA GPUs is linked to, each after what it needs itself.
+# The libraries that ONNX Runtime's CUDA provider links to, each after its own dependencies.
 _CUDA_LIBRARIES = (
     "cudart",
     "nvrtc",
@@ -47,10 +47,11 @@ _CUDA_LIBRARIES = (
     "cufft",
     "curand",
     "cudnn",
-    "cudnn_*",  # the parts that it opens by name when it needs them
+    "cudnn_*",  # parts that cudnn opens by name on demand
 )
 
-_OLDEST_WHEEL = "1.19"  # the first whose wheel carries the shared library
+_INSTALL_TORCH = "pip install torch"
+_OLDEST_WHEEL = "1.19"  # the first whose wheel contains the shared library
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ class OnnxRuntimeInfo:
         path: The shared library.
         distribution: The pip distribution it comes from; None if ``PYINV_ONNXRUNTIME`` names it or
             it was not installed by pip.
-        version: The distribution's version, or, once loaded, what the library says of itself; None
-            if not known yet.
+        version: The version that the library reports once loaded, until then the distribution's;
+            None if not known yet.
     """
 
     path: Path
@@ -71,7 +72,7 @@ class OnnxRuntimeInfo:
 
     @property
     def has_cuda(self) -> bool:
-        """Whether the library's part for NVIDIA GPUs lies beside it."""
+        """Whether the CUDA provider is in the same directory."""
         return any(self.path.parent.glob("*onnxruntime_providers_cuda.*"))
 
     def __str__(self) -> str:
@@ -84,7 +85,7 @@ class TorchScriptInfo:
 
     Attributes:
         version: torch's, such as "2.13.0+cpu".
-        cuda: The version of CUDA that it was built with, or None.
+        cuda: The version of CUDA that torch was built with, or None.
     """
 
     version: str
@@ -100,22 +101,23 @@ class TorchScriptInfo:
 
 
 def load(runtime: str) -> OnnxRuntimeInfo | TorchScriptInfo:
-    """Loads the runtime "onnx" or "torchscript", once per process, and says which it is.
+    """Load the runtime "onnx" or "torchscript", once per process.
 
     Raises:
-        DependencyError: It is missing or does not fit; the message has the command that fixes it.
+        DependencyError: It is missing or incompatible; the message includes the command that fixes
+            it.
     """
     return load_onnxruntime() if runtime == "onnx" else load_torchscript()
 
 
 def find_onnxruntime() -> OnnxRuntimeInfo:
-    """Finds the ONNX Runtime library without loading it.
+    """Find the ONNX Runtime library without loading it.
 
-    ``PYINV_ONNXRUNTIME``, the path of a shared library, comes before the installed wheel.
+    ``PYINV_ONNXRUNTIME``, the path of a shared library, takes precedence over the installed wheel.
 
     Raises:
-        DependencyError: There is none, two distributions overwrote each other, or the wheel is too
-            old to carry the library.
+        DependencyError: No library was found, two distributions overwrote each other, or the wheel
+            is too old to contain the library.
     """
     named = os.environ.get(OVERRIDE)
     if named:
@@ -131,16 +133,16 @@ def find_onnxruntime() -> OnnxRuntimeInfo:
     distributions = _distributions_in(package)
     if len(distributions) > 1:
         names = sorted(distributions)
-        kept = "onnxruntime-gpu" if "onnxruntime-gpu" in names else names[0]
+        choice = "onnxruntime-gpu" if "onnxruntime-gpu" in names else names[0]
         raise DependencyError(
             f"{' and '.join(names)} are installed together and overwrote each other's files in "
-            f"{package}; keep one: 'pip uninstall -y {' '.join(names)} && pip install {kept}'"
+            f"{package}; keep one: 'pip uninstall -y {' '.join(names)} && pip install {choice}'"
         )
     name, version = next(iter(distributions.items()), (None, None))
     libraries = _libraries_in(package / "capi")
     if not libraries:
         raise DependencyError(
-            f"{name or 'onnxruntime'} {version or ''} in {package} carries no shared library, "
+            f"{name or 'onnxruntime'} {version or ''} in {package} contains no shared library, "
             f"{_OLDEST_WHEEL} or newer does; 'pip install --upgrade {name or 'onnxruntime'}'"
         )
     # An upgrade that went wrong can leave the library of another version behind.
@@ -150,10 +152,10 @@ def find_onnxruntime() -> OnnxRuntimeInfo:
 
 @cache
 def load_onnxruntime() -> OnnxRuntimeInfo:
-    """Loads ONNX Runtime into the engine, once per process, and says which it is.
+    """Load ONNX Runtime into the engine, once per process.
 
     Raises:
-        DependencyError: As ``find_onnxruntime``, or the library cannot be loaded or is too old.
+        DependencyError: As for ``find_onnxruntime``, or the library cannot be loaded or is too old.
     """
     from pyinv import _core
 
@@ -167,20 +169,21 @@ def load_onnxruntime() -> OnnxRuntimeInfo:
 
 @cache
 def load_torchscript() -> TorchScriptInfo:
-    """Imports torch and the extension that runs TorchScript in it, once per process.
+    """Import torch and pyinv's TorchScript extension, once per process.
 
     Raises:
-        DependencyError: There is no torch, no such extension, or it was built with another torch.
+        DependencyError: torch or the extension is missing, or the extension was built with another
+            version of torch.
     """
-    built_with = _torch_of_the_build()
+    built_with = _build_torch_version()
     if importlib.util.find_spec("torch") is None:
         raise DependencyError(
             f"TorchScript needs PyTorch, which is not installed for {sys.executable}; "
-            + (f"'pip install torch=={built_with}'" if built_with else _mend("pip install torch"))
+            + (f"'pip install torch=={built_with}'" if built_with else _rebuild(_INSTALL_TORCH))
         )
     if built_with is None:
         raise DependencyError(
-            f"pyinv was built without torch and has no TorchScript runtime; {_mend()}"
+            f"pyinv was built without torch and has no TorchScript runtime; {_rebuild()}"
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -192,40 +195,41 @@ def load_torchscript() -> TorchScriptInfo:
                 f"TorchScript needs PyTorch, which cannot be imported ({reason}); "
                 "'pip install --force-reinstall torch'"
             ) from None
-        # What follows the + names a flavour, such as its CUDA; C++ code sees no difference.
+        # The part after the + is a build variant, such as the CUDA version, with the same C++ ABI.
         if str(torch.__version__).partition("+")[0] != built_with:
             raise DependencyError(
                 f"pyinv's TorchScript runtime was built with torch {built_with} and runs with that "
-                f"alone, but torch {torch.__version__} is installed; {_mend()}"
+                f"alone, but torch {torch.__version__} is installed; {_rebuild()}"
             )
         try:
             importlib.import_module("pyinv._torch")
         except ImportError as error:
             reason = " ".join(str(error).split())
             raise DependencyError(
-                f"pyinv's TorchScript runtime cannot be loaded ({reason}); {_mend()}"
+                f"pyinv's TorchScript runtime cannot be loaded ({reason}); {_rebuild()}"
             ) from None
     return TorchScriptInfo(version=str(torch.__version__), cuda=torch.version.cuda)
 
 
 @cache
 def preload_cuda() -> None:
-    """Loads the CUDA libraries that pip installed, once per process, for ONNX Runtime to find.
+    """Load the CUDA libraries that pip installed, once per process, for ONNX Runtime to find.
 
-    ``onnxruntime-gpu[cuda,cudnn]`` brings them in folders where the dynamic linker does not look.
-    One that is loaded already is found by its name, in whatever scope. What is missing or does not
-    load is passed over: it may be elsewhere, and if not, ONNX Runtime's own error names it.
+    ``onnxruntime-gpu[cuda,cudnn]`` installs them in directories that the dynamic linker does not
+    search. Once loaded, a library is found by its name in any scope. Libraries that are missing or
+    fail to load are skipped: they may be elsewhere, and if not, ONNX Runtime's own error names
+    them.
     """
     folders = _nvidia_folders()
     for name in _CUDA_LIBRARIES:
         for path in (path for folder in folders for path in _cuda_libraries_in(folder, name)):
             with contextlib.suppress(OSError):
-                # Not RTLD_GLOBAL: there may be two versions of CUDA, the other one torch's.
+                # Not RTLD_GLOBAL: torch may have loaded another version of CUDA.
                 ctypes.CDLL(str(path))
 
 
 def _nvidia_folders() -> list[Path]:
-    """Folders of the CUDA wheels: nvidia/cublas/lib, … (CUDA 12); nvidia/cu13/lib, and cudnn's."""
+    """Return the CUDA wheels' directories: nvidia/cublas/lib, … (CUDA 12); nvidia/cu13/lib."""
     try:
         spec = importlib.util.find_spec("nvidia")
     except (ImportError, ValueError):
@@ -240,28 +244,28 @@ def _cuda_libraries_in(folder: Path, name: str) -> list[Path]:
     return sorted(folder.glob(pattern))
 
 
-def _torch_of_the_build() -> str | None:
-    """Returns the version of torch that the extension was built with; None if it was not built."""
+def _build_torch_version() -> str | None:
+    """Return the version of torch that the extension was built with; None if it was not built."""
     try:
         return str(importlib.import_module("pyinv._torch_build").VERSION)
     except ImportError:
         return None
 
 
-def _mend(first: str = "") -> str:
-    """Returns the command, after ``first``, that builds pyinv again with the torch installed."""
+def _rebuild(first: str = "") -> str:
+    """Return ``first`` and the command that rebuilds pyinv with the installed torch."""
     command = "pip install --no-build-isolation --force-reinstall --no-deps "
     folder = _installed_from()
     if folder is not None:
         command += shlex.quote(str(folder))
-    else:  # neither a wheel that was built elsewhere nor one that pip kept
+    else:  # neither a prebuilt wheel nor pip's cached one
         command += "--no-cache-dir --no-binary pyinv pyinv"
     tools = "pip install scikit-build-core pybind11 cmake ninja"
     return f"'{' && '.join(step for step in (first, tools, command) if step)}'"
 
 
 def _installed_from() -> Path | None:
-    """Returns the folder that pip installed pyinv from; None if it was not a folder."""
+    """Return the directory that pip installed pyinv from; None if it was not a directory."""
     try:
         recorded = importlib.metadata.distribution("pyinv").read_text("direct_url.json")
         url = urlsplit(json.loads(recorded or "{}").get("url", ""))
@@ -282,12 +286,12 @@ def _package_directory() -> Path:
 
 
 def _distributions_in(package: Path) -> dict[str, str]:
-    """Name and version of every distribution that claims to have installed this package."""
+    """Return the name and version of every distribution that lists this package as its own."""
     found = {}
     for distribution in importlib.metadata.distributions(path=[str(package.parent)]):
         name = distribution.metadata["Name"].lower().replace("_", "-")
-        # Not by a list of names: there are onnxruntime-directml, -openvino, ort-nightly and others,
-        # while onnxruntime-genai and -extensions have packages of their own.
+        # A fixed list of names would miss onnxruntime-directml, -openvino, ort-nightly and others.
+        # onnxruntime-genai and -extensions match by name, but have packages of their own.
         if "onnxruntime" not in name and not name.startswith("ort-"):
             continue
         if any(file.as_posix() == "onnxruntime/__init__.py" for file in distribution.files or ()):

@@ -1,6 +1,6 @@
-"""A session: a bundle's functions, loaded by one runtime onto one device, and the engine on them.
+"""A session: a bundle's functions, loaded by one runtime onto one device.
 
-The only place that calls the engine, and that turns its errors into pyinv's.
+All calls to the engine go through it. It converts the engine's errors to pyinv's.
 """
 
 from __future__ import annotations
@@ -25,30 +25,29 @@ __all__ = ["Session"]
 
 FloatArray = NDArray[np.float32]
 
-# Memory for the Jacobians of the targets whose normal equations are evaluated at a time. On the
-# CPU they gain nothing from larger batches than this holds.
+# Memory for the Jacobians of one batch of normal equations. Larger batches are no faster on a CPU.
 NORMAL_EQUATIONS_BYTES = {"cpu": 2**27, "cuda": 2**33}
 
 
 class Session:
-    """A bundle's functions on a device. They are loaded when first needed, and kept.
+    """A bundle's functions on a device, loaded on first use and cached.
 
     Args:
         bundle: the bundle.
-        runtime, device, threads, tf32: as ``Inverter`` has them, checked; "auto" is resolved here.
+        runtime, device, threads, tf32: as for ``Inverter``, validated; "auto" is resolved here.
 
     Attributes:
         bundle: the bundle.
-        manifest: the bundle's.
+        manifest: the bundle's manifest.
         runtime: "onnx" or "torchscript".
         device: "cpu" or "cuda:0" and so on.
-        threads: CPU threads.
+        threads: number of CPU threads.
         tf32: whether matrix products are rounded to TF32, which only a GPU does.
 
     Raises:
         BundleError: the bundle has no functions for the runtime.
-        DependencyError: the runtime is missing, doubled or does not fit.
-        DeviceError: the device is not there, or the runtime cannot use it.
+        DependencyError: the runtime is missing, installed twice or incompatible.
+        DeviceError: the device does not exist, or the runtime cannot use it.
     """
 
     def __init__(
@@ -63,22 +62,22 @@ class Session:
         loaded = runtimes.load(runtime)
         self.device = resolve_device(device, runtime_has_cuda=loaded.has_cuda)
         if self.device != "cpu" and not loaded.has_cuda:
-            wanted = "onnxruntime-gpu" if runtime == "onnx" else "a PyTorch with CUDA"
+            package = "onnxruntime-gpu" if runtime == "onnx" else "a PyTorch with CUDA"
             raise DeviceError(
-                f"{loaded} has no CUDA, got device={device!r}; install {wanted}, or use "
+                f"{loaded} has no CUDA, got device={device!r}; install {package}, or use "
                 'device="cpu"'
             )
         if runtime == "onnx" and self.device != "cpu":
             runtimes.preload_cuda()
         self.tf32 = tf32 and self.device != "cpu"
-        # One device for all, and so one stream: what the functions do is done in order.
+        # All functions share one device, and so one stream: they run in order.
         self._options = {"threads": threads, "device": open_device(self.device), "tf32": tf32}
         self._objectives: dict[Function, _core.Objective] = {}
         self._functions: dict[Function, Any] = {}
 
     @property
     def manifest(self) -> Manifest:
-        """What the bundle says about itself."""
+        """The bundle's manifest."""
         return self.bundle.manifest
 
     @property
@@ -92,8 +91,8 @@ class Session:
         """Load an objective or normal equations for the engine.
 
         Raises:
-            BundleError: the file is not what the manifest says.
-            DeviceError: the device has no memory for it.
+            BundleError: the file does not match the manifest.
+            DeviceError: the function does not fit in the device's memory.
         """
         if function not in self._objectives:
             second_order = function.bytes_per_target is not None
@@ -115,27 +114,27 @@ class Session:
                 )
             if objective.has_gram != second_order:
                 raise BundleError(
-                    f"{path}: {'lacks' if second_order else 'has'} a gram matrix, but the manifest "
+                    f"{path}: has {'no' if second_order else 'a'} gram matrix, but the manifest "
                     f"says {function.name}; export the bundle again"
                 )
             self._objectives[function] = objective
         return self._objectives[function]
 
     def function(self, function: Function) -> Any:
-        """Load a function to be called by itself; raise as ``objective`` does."""
+        """Load a function to call outside the engine; raises the same errors as ``objective``."""
         if function not in self._functions:
             self._functions[function] = self._load("Function", function)
         return self._functions[function]
 
     def most_at_once(self, function: Function) -> int:
-        """Return how many targets' normal equations the memory set aside for them holds."""
+        """Return the largest batch of normal equations that fits into the memory reserved."""
         assert function.bytes_per_target is not None
         return max(1, NORMAL_EQUATIONS_BYTES[self.device_kind] // function.bytes_per_target)
 
     # Calls ----------------------------------------------------------------------------------------
 
     def generate(self, latents: FloatArray, condition: FloatArray | None, size: int) -> FloatArray:
-        """Return the images [n, C, H, W] of latents [n, d], made at most ``size`` at a time."""
+        """Return the images [n, C, H, W] of latents [n, d], in batches of at most ``size``."""
         images = np.empty((len(latents), *self.manifest.image_shape), dtype=np.float32)
         function = self.manifest.forward(self.runtime)
         for rows in groups(len(latents), size):
@@ -143,7 +142,7 @@ class Session:
         return images
 
     def encode(self, images: FloatArray, condition: FloatArray | None, size: int) -> FloatArray:
-        """Return the encoder's latents [n, d] of images, at most ``size`` at a time."""
+        """Return the encoder's latents [n, d] of images, in batches of at most ``size``."""
         latents = np.empty((len(images), self.manifest.latent_size), dtype=np.float32)
         function = self.manifest.encode(self.runtime)
         for rows in groups(len(images), size):
@@ -165,11 +164,11 @@ class Session:
         images: FloatArray,
         condition: FloatArray | None,
     ) -> dict[str, FloatArray]:
-        """Return what an objective or normal equations give for these rows.
+        """Evaluate an objective or normal equations on these rows.
 
         Raises:
-            OutOfMemoryError: the device's memory does not hold the rows.
-            BundleError: the file is not what the manifest says.
+            OutOfMemoryError: the rows do not fit in the device's memory.
+            BundleError: the file does not match the manifest.
             RunError: the runtime failed.
         """
         return self._call(function, rows, latent=latents, image=images, condition=condition)
@@ -177,10 +176,10 @@ class Session:
     # Runs -----------------------------------------------------------------------------------------
 
     def plan(self, recipe: Recipe) -> tuple[str, list[Function]]:
-        """Return the recipe as JSON for the engine, and the functions that it names by number.
+        """Return the recipe as JSON for the engine, and the functions that it refers to by index.
 
         Raises:
-            BundleError: the bundle lacks a function that the recipe needs.
+            BundleError: the bundle has no function that the recipe needs.
         """
         described = recipe.describe()
         functions: list[Function] = []
@@ -198,15 +197,16 @@ class Session:
         return json.dumps(described), functions
 
     def run(self, plan: tuple[str, Sequence[Function]], **arguments: Any) -> dict[str, Any]:
-        """Run the engine on what ``plan`` returned; the arguments are those of ``_core.invert``.
+        """Run the engine on the output of ``plan``, with the arguments of ``_core.invert``.
 
         Returns:
-            what was found, by name.
+            the results, by name.
 
         Raises:
-            OutOfMemoryError: the device's memory does not hold the lanes.
+            OutOfMemoryError: the batch does not fit in the device's memory.
             RunError: the runtime failed.
-            What ``progress`` raises. These three have what was found in the attribute ``partial``.
+            Anything that ``progress`` raises. In all three cases the error's attribute ``partial``
+            holds the results so far.
         """
         recipe, functions = plan
         objectives = [self.objective(function) for function in functions]
@@ -238,7 +238,7 @@ class Session:
         return found
 
     def _load(self, kind: str, function: Function, **options: Any) -> Any:
-        """Return an "Objective" or "Function" of the runtime in use."""
+        """Load a function as the runtime's "Objective" or "Function"."""
         path = self.bundle.file(function)
         if self.runtime == "onnx":
             name = "ONNX Runtime"
@@ -260,11 +260,11 @@ class Session:
 
 @contextlib.contextmanager
 def _translated(short: str = "", remedy: str = "") -> Iterator[None]:
-    """Raise the core's errors as pyinv's, with the attribute ``partial`` where they have it.
+    """Convert the engine's errors to pyinv's, preserving the attribute ``partial``.
 
     Args:
-        short: what to say where memory is short; the core's own words stand in brackets.
-        remedy: what to do about that.
+        short: message when out of memory; the engine's own message follows in brackets.
+        remedy: what to do when out of memory.
     """
     try:
         yield
@@ -276,7 +276,7 @@ def _translated(short: str = "", remedy: str = "") -> Iterator[None]:
     except _core.RunFailed as error:
         raise _with_partial(RunError(one_line(error)), error) from None
     except RuntimeError as error:
-        if hasattr(error, "partial"):  # of the progress function
+        if hasattr(error, "partial"):  # raised by the progress function
             raise
         raise RunError(one_line(error)) from None
 

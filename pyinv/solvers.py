@@ -1,4 +1,4 @@
-"""Solvers: how a latent moves; and schedules: how a first-order solver's learning rate changes.
+"""Solvers, which step a latent, and learning-rate schedules for the first-order ones.
 
 k counts the steps within a stage, from 0.
 """
@@ -26,7 +26,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Constant(Rule):
-    r"""Keep the learning rate.
+    r"""Constant learning rate.
 
     $$
     \eta_k = \eta
@@ -36,15 +36,15 @@ class Constant(Rule):
 
 @dataclass(frozen=True)
 class StepDecay(Rule):
-    r"""Multiply the learning rate by ``factor`` every ``every`` steps.
+    r"""Multiply the learning rate by ``factor`` once every ``every`` steps.
 
     $$
     \eta_k = \eta \cdot \text{factor}^{\lfloor k / \text{every} \rfloor}
     $$
 
     Args:
-        every: steps between two changes, at least 1.
-        factor: above 0, at most 1.
+        every: number of steps between changes, at least 1.
+        factor: multiplier, above 0, at most 1.
 
     Source: the learning rate "attenuated over time" of Lipton & Tripathi 2017, section 2, whose
     code halves it every 50,000 steps.
@@ -60,7 +60,7 @@ class StepDecay(Rule):
 
 @dataclass(frozen=True)
 class Cosine(Rule):
-    r"""Lower the learning rate along half a cosine, down to ``final`` of it at ``max_steps``.
+    r"""Anneal the learning rate along half a cosine, down to ``final`` of it at ``max_steps``.
 
     $$
     \eta_k = \eta \left(\text{final} + (1 - \text{final})
@@ -68,7 +68,7 @@ class Cosine(Rule):
     $$
 
     Args:
-        final: the share of the learning rate that is left at the end, 0 to 1.
+        final: the fraction of the learning rate that is left at the end, 0 to 1.
 
     Source: Loshchilov & Hutter 2017 (arXiv:1608.03983), equation 5, one period.
     """
@@ -80,12 +80,12 @@ class Cosine(Rule):
 
 
 class _Solver(Rule):
-    """What a recipe has to know of its solvers."""
+    """The base of all solvers."""
 
     needs_normal_equations: ClassVar[bool] = False
-    """Whether the loss's normal equations are evaluated, and not its objective alone."""
+    """Whether the solver evaluates the loss's normal equations in addition to its objective."""
     needs_independent_targets: ClassVar[bool] = False
-    """Whether each target has to be on its own: no target's loss may depend on another's latent."""
+    """Whether no target's loss may depend on another target's latent."""
 
 
 Schedule = Constant | StepDecay | Cosine
@@ -94,7 +94,7 @@ _SCHEDULES = (Constant, StepDecay, Cosine)
 
 @dataclass(frozen=True)
 class GradientDescent(_Solver):
-    r"""Gradient descent, with heavy-ball momentum if asked for.
+    r"""Gradient descent with optional heavy-ball momentum.
 
     $$
     m \leftarrow \text{momentum} \cdot m + g, \qquad z \leftarrow z - \eta_k m
@@ -102,9 +102,9 @@ class GradientDescent(_Solver):
 
     Args:
         learning_rate: eta, above 0. Losses are means over pixels, so it does not depend on the
-            image's size.
+            image size.
         momentum: 0 to below 1.
-        schedule: how eta changes.
+        schedule: learning-rate schedule.
 
     Source: Lipton & Tripathi 2017, section 2 (momentum 0). Momentum as in torch.optim.SGD.
     """
@@ -121,7 +121,7 @@ class GradientDescent(_Solver):
 
 @dataclass(frozen=True)
 class Adam(_Solver):
-    r"""Adam: steps scaled by running means of the gradient and of its square.
+    r"""Adam: steps scaled by running means of the gradient and its square.
 
     $$
     \begin{aligned}
@@ -132,16 +132,16 @@ class Adam(_Solver):
     \end{aligned}
     $$
 
-    A component that a constraint draws anew starts afresh: its moments are zero, and its k counts
-    its own steps. (With the stage's k, its next steps would be up to 6.5 times the learning
-    rate.) ``Stage(reset_moments=False)`` switches both off.
+    When a constraint resamples a component, its moments are reset to zero and its k restarts at 0.
+    (With the stage's k, its next steps would be up to 6.5 times the learning rate.)
+    ``Stage(reset_moments=False)`` disables both.
 
     Args:
         learning_rate: eta, above 0. About the distance that a component moves in one step.
-        beta1: decay of the gradient's mean, 0 to below 1.
-        beta2: decay of the squared gradient's mean, 0 to below 1.
+        beta1: decay rate of the mean gradient, 0 to below 1.
+        beta2: decay rate of the mean squared gradient, 0 to below 1.
         epsilon: above 0.
-        schedule: how eta changes.
+        schedule: learning-rate schedule.
 
     Source: Kingma & Ba 2015 (arXiv:1412.6980), algorithm 1.
     """
@@ -162,7 +162,7 @@ class Adam(_Solver):
 
 @dataclass(frozen=True)
 class RMSprop(_Solver):
-    r"""RMSprop: steps scaled by a running mean of the gradient's square.
+    r"""RMSprop: steps scaled by a running mean of the squared gradient.
 
     $$
     \begin{aligned}
@@ -172,16 +172,16 @@ class RMSprop(_Solver):
     \end{aligned}
     $$
 
-    v and m begin every stage at 0, and there is no bias correction: the first step is up to
-    $1 / \sqrt{1 - \alpha}$ times the learning rate. They begin at 0 again for a component
-    that a constraint resamples, unless ``Stage(reset_moments=False)``.
+    v and m start every stage at 0, and there is no bias correction: the first step is up to
+    $1 / \sqrt{1 - \alpha}$ times the learning rate. When a constraint resamples a component,
+    its v and m are reset to 0, unless ``Stage(reset_moments=False)`` is set.
 
     Args:
         learning_rate: eta, above 0.
-        alpha: decay of the squared gradient's mean, 0 to below 1.
+        alpha: decay rate of the mean squared gradient, 0 to below 1.
         epsilon: above 0.
         momentum: 0 to below 1.
-        schedule: how eta changes.
+        schedule: learning-rate schedule.
 
     Source: Tieleman & Hinton 2012, "Neural networks for machine learning", lecture 6.5. Form and
     defaults as in torch.optim.RMSprop, not centered.
@@ -203,10 +203,10 @@ class RMSprop(_Solver):
 
 @dataclass(frozen=True)
 class LevenbergMarquardt(_Solver):
-    r"""Damped Gauss-Newton steps: few, each from the residual's whole Jacobian.
+    r"""Levenberg-Marquardt: few, damped Gauss-Newton steps from the residual's full Jacobian.
 
-    For a loss that is a mean of squared residuals r over P pixels, with J the residual's Jacobian
-    at the latent z, $g = \frac{2}{P} J^T r$ and $H = \frac{2}{P} J^T J$, a step solves
+    The loss is a mean of squared residuals r over P pixels. With J the residual's Jacobian at the
+    latent z, $g = \frac{2}{P} J^T r$ and $H = \frac{2}{P} J^T J$, a step solves
 
     $$
     (H + c I + \lambda m I)\, \delta = -(g + c (z - \text{mean})), \qquad
@@ -214,44 +214,43 @@ class LevenbergMarquardt(_Solver):
     $$
 
     where c is the curvature of a ``PriorPenalty`` (0 without one). With
-    $\varphi(z) = \text{loss} + \frac{c}{2} \lVert z - \text{mean} \rVert^2$, the gain is what
-    $\varphi$ fell by over the fall that the quadratic model promised,
+    $\varphi(z) = \text{loss} + \frac{c}{2} \lVert z - \text{mean} \rVert^2$, the gain is the
+    ratio of the actual decrease of $\varphi$ to the one predicted by the quadratic model,
 
     $$
     \text{gain} = \frac{\varphi(z) - \varphi(z + \delta)}
     {-(g + c (z - \text{mean})) \cdot \delta - \frac{1}{2} \delta \cdot (H + c I) \delta}
     $$
 
-    The step is taken if $\varphi$ fell and the gain is above 0.001. Then
-    $\lambda$ is multiplied by ``down`` where the gain is above 0.75, by 2 where it is below
-    0.25. A step that is not taken multiplies it by ``up``, and the next one is solved from the same
-    g and H. $\lambda$ stays within 1e-8 and 1e8. It begins every stage at ``damping``.
+    The step is accepted if $\varphi$ decreases and the gain is above 0.001. Then
+    $\lambda$ is multiplied by ``down`` if the gain is above 0.75, or by 2 if it is below
+    0.25. A rejected step multiplies it by ``up``, and the next step uses the same g and H.
+    $\lambda$ stays between 1e-8 and 1e8. It starts every stage at ``damping``.
 
-    Under ``Clip``, a component at a bound that its gradient pushes outwards stays out of the
-    system, and the step is clipped before it is judged; so is a latent that a stage begins with.
-    Other constraints act on the stepped latent as after any step.
+    Under ``Clip``, a component at a bound whose gradient points outwards is excluded from the
+    system. The step is clipped before it is evaluated, and so is the latent at the start of a
+    stage. Other constraints act on the stepped latent as after any step.
 
-    Every step counts, taken or not, and costs one evaluation of the loss; the normal
-    equations (g and H) are evaluated where a stage begins and where a step was taken. The stop
-    rules look at the losses of steps that were taken. A stage is stalled as well once
-    $\lambda$ is above 1e5 after a step that was not taken, or when no $\lambda$ makes
-    the matrix positive definite. A loss that is not finite at the stepped latent is a step that is
-    not taken.
+    Every step, accepted or rejected, counts and takes one evaluation of the loss. The normal
+    equations (g and H) are evaluated at the start of a stage and after each accepted step. The
+    stopping criteria consider only accepted steps. A stage also stalls if $\lambda$ is above
+    1e5 after a rejected step, or if no $\lambda$ makes the matrix positive definite. A step
+    to a latent with a non-finite loss is rejected.
 
-    The bundle must hold the loss's normal equations (``pyinv.export`` writes them for "mse" and
+    The bundle must contain the loss's normal equations (``pyinv.export`` writes them for "mse" and
     "whitened"). Targets must not affect one another: no ``MomentPenalty``, no batch norm over the
     batch.
 
     Args:
         damping: lambda at the start of a stage, relative to the mean curvature m; above 0.
-        up: what lambda is multiplied by after a step that was not taken, above 1.
-        down: what it is multiplied by after one that did as promised, above 0 and below 1.
+        up: factor for lambda after a rejected step, above 1.
+        down: factor for lambda after a step with a gain above 0.75, above 0 and below 1.
 
     Source: Levenberg 1944 (the damping, $\lambda I$); Marquardt 1963 (raised after a failure,
     lowered after a success). Acceptance by the gain, and its thresholds 1/4 and 3/4: Moré 1978,
     for a trust region's radius; for the damping: Nielsen 1999, who scales the first one by the
-    largest element of the diagonal. The mean instead, held throughout, and the numbers are ours:
-    picked on 32 images of each of two 100-dimensional generators.
+    largest element of the diagonal. Scaling every one by the mean, and the numbers, are ours:
+    chosen on 32 images of each of two 100-dimensional generators.
     """
 
     needs_normal_equations: ClassVar[bool] = True
@@ -269,7 +268,7 @@ class LevenbergMarquardt(_Solver):
 
 @dataclass(frozen=True)
 class LBFGS(_Solver):
-    r"""Quasi-Newton steps whose curvature comes from the last gradients: for latents of any length.
+    r"""L-BFGS: quasi-Newton steps with curvature from recent gradients, for latents of any size.
 
     With $\varphi(z) = \text{loss} + \frac{c}{2} \lVert z - \text{mean} \rVert^2$, c the
     curvature of a ``PriorPenalty`` (0 without one) and g the gradient of $\varphi$, a step is
@@ -278,39 +277,39 @@ class LBFGS(_Solver):
     z' = z - t H g
     $$
 
-    H is the inverse Hessian as the last ``history`` pairs of a step s and of the difference y that
-    it made to g tell it, from $\frac{s \cdot y}{y \cdot y} I$ of the newest pair on. While
-    there are no pairs, the step is downhill and as long as ``first_step`` standard deviations of
-    the prior. t is 1. The step is taken if the gradient is finite there and
+    H approximates the inverse Hessian from the last ``history`` pairs of a step s and the resulting
+    change y of g, starting from $\frac{s \cdot y}{y \cdot y} I$ of the newest pair. Without
+    any pairs, the step is along -g and ``first_step`` standard deviations of the prior long. t
+    starts at 1. The step is accepted if the gradient at z' is finite and
 
     $$
     \varphi(z') \le \varphi(z) + 10^{-4}\, g \cdot (z' - z), \qquad
     \varphi(z') < \varphi(z)
     $$
 
-    or else t is multiplied by 0.3, at most 11 times in a row. Then all pairs are forgotten, as they
-    are when -H g does not lead downhill. A step gives a pair if
-    $s \cdot y > 10^{-10}\, y \cdot y$, with c as it was for the step.
+    Otherwise t is multiplied by 0.3, at most 11 times in a row. After that, or when -H g is not a
+    descent direction, all pairs are discarded. A step adds a pair if
+    $s \cdot y > 10^{-10}\, y \cdot y$, with the c of that step.
 
-    Under ``Clip``, a component at a bound that its gradient pushes outwards stays out of g and of
-    the step, and the step is clipped before it is judged. Other constraints act on the stepped
+    Under ``Clip``, a component at a bound whose gradient points outwards is excluded from g and
+    from the step. The step is clipped before it is evaluated. Other constraints act on the stepped
     latent as after any step.
 
-    Every step counts, taken or not, and costs one evaluation of loss and gradient. The
-    stop rules look at the losses of steps that were taken. A stage is stalled as well when 12 steps
-    without any pairs were not taken, or when there is no way down.
+    Every step, accepted or rejected, counts and takes one evaluation of loss and gradient. The
+    stopping criteria consider only accepted steps. A stage also stalls after 12 rejected steps
+    without any pairs, or if there is no descent direction.
 
     The memory is 2 ``history`` numbers per component of each latent in the batch. Targets must not
-    affect one another: no ``MomentPenalty``, no batch norm over the batch. Where
-    ``LevenbergMarquardt`` can be used it needs less time.
+    affect one another: no ``MomentPenalty``, no batch norm over the batch. Where both can be used,
+    ``LevenbergMarquardt`` is faster.
 
     Args:
-        history: pairs, 1 to 1000.
-        first_step: above 0; in units of the prior's standard deviation.
+        history: maximum number of pairs, 1 to 1000.
+        first_step: length of the first step in standard deviations of the prior, above 0.
 
     Source: Nocedal 1980; Liu & Nocedal 1989; the product H g is algorithm 7.4 of Nocedal & Wright
-    2006, the sufficient fall their algorithm 3.1. Components at bounds: Bertsekas 1982. The numbers
-    are ours.
+    2006, the sufficient decrease their algorithm 3.1. Components at bounds: Bertsekas 1982. The
+    numbers are ours.
     """
 
     needs_independent_targets: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""Arguments from outside: arrays (NumPy, PyTorch, DLPack) without a copy, and whole numbers."""
+"""Validation of arguments: arrays (NumPy, PyTorch, DLPack), without copies, and numbers."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from pyinv.errors import InputError
 __all__ = ["as_numpy", "check_rows", "first_bad_row", "noise_level", "shape_text", "whole_number"]
 
 _DLPACK_CPU = 1  # kDLCPU in dlpack.h
-# Far beyond any image, and float32 still holds its square.
+# Far beyond any image; its square still fits in float32.
 _MOST_NOISE = 1e6
 
 
 def as_numpy(value: Any, name: str, expected: str) -> NDArray[Any]:
-    """Return ``value`` as a NumPy array, sharing its memory where it can.
+    """Return ``value`` as a NumPy array, sharing its memory if possible.
 
     Args:
         value: a NumPy array, nested sequences of numbers, or anything with ``__dlpack__``.
         name: the argument's name, for errors.
-        expected: what it should have been, for errors.
+        expected: the expected type and shape, for errors.
 
     Raises:
-        InputError: no numeric array, or one that lives on another device.
+        InputError: not a numeric array, or an array on another device.
     """
     if isinstance(value, np.ndarray):
         array = value
@@ -49,14 +49,14 @@ def as_numpy(value: Any, name: str, expected: str) -> NDArray[Any]:
 def check_rows(
     value: Any, name: str, shape: tuple[int, ...], rows: int | None, *, finite: bool = True
 ) -> NDArray[Any]:
-    """Return ``value`` as C-contiguous float32 [N, size], without a copy where it can.
+    """Return ``value`` as C-contiguous float32 [N, size], without a copy if possible.
 
     Args:
         value: [N, *shape], or [N, size] with size the product of ``shape``.
         name: the argument's name, for errors.
-        shape: one row's shape.
-        rows: the N it must have; None for any from 1.
-        finite: whether it must not hold NaN or infinity.
+        shape: the shape of one row.
+        rows: the required N; None for any N >= 1.
+        finite: whether to reject NaN and infinity.
 
     Raises:
         InputError: wrong shape, type or N, or not finite.
@@ -69,8 +69,8 @@ def check_rows(
         remedy = "add a batch axis in front" if array.shape in (shape, (size,)) else "reshape it"
         raise InputError(f"{name} must be {expected}, got [{shape_text(array.shape)}]; {remedy}")
     if len(array) == 0 or (rows is not None and len(array) != rows):
-        wanted = "at least one row" if rows is None else "one row per target"
-        raise InputError(f"{name} must be {expected}, got {len(array)} rows; give {wanted}")
+        remedy = "at least one row" if rows is None else "one row per target"
+        raise InputError(f"{name} must be {expected}, got {len(array)} rows; give {remedy}")
     flat = np.ascontiguousarray(array, dtype=np.float32).reshape(len(array), size)
     if finite and not (np.isfinite(flat.min()) and np.isfinite(flat.max())):
         raise InputError(f"{name} must be finite, but row {first_bad_row(flat)} is not")
@@ -78,17 +78,17 @@ def check_rows(
 
 
 def first_bad_row(array: NDArray[Any]) -> int:
-    """Return the first row that holds a NaN or an infinity; -1 when there is none."""
+    """Return the index of the first row with a NaN or an infinity; -1 if there is none."""
     return next((row for row in range(len(array)) if not np.isfinite(array[row]).all()), -1)
 
 
 def shape_text(shape: Iterable[int]) -> str:
-    """Return a shape as text, without its brackets."""
+    """Return a shape as text, without brackets."""
     return ", ".join(str(size) for size in shape)
 
 
 def noise_level(value: Any) -> float | None:
-    """Return an argument ``noise`` as a float, or None as it is; or raise InputError."""
+    """Return the argument ``noise`` as a float or None, or raise InputError."""
     if value is None:
         return None
     number = math.nan
@@ -113,7 +113,7 @@ def whole_number(
         name: the argument's name, for errors.
         value: anything.
         at_least, at_most: the range.
-        or_else: what else it may be, for errors.
+        or_else: alternative values, for errors.
     """
     try:
         number = operator.index(value)
@@ -130,7 +130,7 @@ def whole_number(
 
 def _from_dlpack(value: Any, name: str, expected: str) -> NDArray[Any]:
     if hasattr(value, "detach"):
-        value = value.detach()  # a tensor that requires a gradient refuses to be shared
+        value = value.detach()  # a tensor that requires a gradient cannot be shared
     if int(value.__dlpack_device__()[0]) != _DLPACK_CPU:
         raise InputError(
             f"{name} must be {expected} in this machine's memory, got an array on another device; "

@@ -1,4 +1,4 @@
-"""The command line ``pyinv``: one module a command, each with ``add_parser`` and ``run``."""
+"""The command line ``pyinv``: one module per command, each with ``add_parser`` and ``run``."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ from pyinv.errors import PyinvError
 __all__ = ["main"]
 
 _DESCRIPTION = """\
-Recover the latents behind images, for any generator.
+Recover the latents of images, for any generator.
 
-A generator written in PyTorch is exported once into a bundle (a folder). From then
-on, pyinv inverts images against that bundle, with no PyTorch installed.
+Export a PyTorch generator once to a bundle (a folder). pyinv then inverts images with
+that bundle, without PyTorch.
 """
 
 _EPILOG = """\
 first steps:
-  pyinv demo                                          see it work, on a bundle that comes along
+  pyinv demo                                          a demo with the bundle included in pyinv
   pyinv export my_models.py:make_generator -o faces.bundle --latent-shape 100
   pyinv info faces.bundle
   pyinv generate faces.bundle -n 16 -o samples.png
   pyinv invert faces.bundle photos/ -o latents.npz --save-images reconstructions
-with an encoder, which finds latents in one pass, or where to begin:
-  pyinv train encoder faces.bundle -o faces           ends with faces/generator.bundle
+with an encoder, for latents in one pass or as a starting point:
+  pyinv train encoder faces.bundle -o faces           writes faces/generator.bundle
   pyinv encode faces/generator.bundle photos/ -o latents.npz
   pyinv invert faces/generator.bundle photos/ -o latents.npz --init encoder
 without a generator of your own:
-  pyinv train gan --data mnist/ -o digits             ends with digits/generator.bundle
-what the published methods do on a generator:
+  pyinv train gan --data mnist/ -o digits             writes digits/generator.bundle
+published methods on a generator:
   pyinv reproduce lipton --generator faces.bundle -o lipton
 
 exit codes:
-  0    done
-  1    something given or found is wrong, or failed; one line on standard error says what. `invert`
-       writes what was done before a runtime failed
-  2    the command line is wrong
-  3    done, but the loss of some targets became NaN or infinite
-  130  interrupted; what was found so far is written, and `train` and `reproduce` go on from there
+  0    success
+  1    error; one line on standard error says what is wrong. If a runtime fails, `invert` writes the
+       results so far
+  2    invalid command line
+  3    success, but the loss of some targets became NaN or infinite
+  130  interrupted; the results so far are written, and `train` and `reproduce` can be resumed
 """
 
 
@@ -63,10 +63,10 @@ def _build_parser() -> _Parser:
         "--json", action="store_true", help="print the result as one JSON object on standard output"
     )
     group.add_argument(
-        "--quiet", "-q", action="store_true", help="no progress and no messages, errors excepted"
+        "--quiet", "-q", action="store_true", help="print no progress and no messages except errors"
     )
     group.add_argument(
-        "--traceback", action="store_true", help="on an error, print Python's traceback as well"
+        "--traceback", action="store_true", help="also print Python's traceback on errors"
     )
     parser = _Parser(
         prog="pyinv",
@@ -82,11 +82,11 @@ def _build_parser() -> _Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``pyinv`` with these arguments, by default the process's; return its exit code."""
+    """Run ``pyinv`` with these arguments, by default ``sys.argv``; return the exit code."""
     parser = _build_parser()
     try:
         arguments = parser.parse_args(argv)
-    except SystemExit as end:  # argparse leaves this way, after --help too
+    except SystemExit as end:  # argparse exits this way, also after --help
         return int(end.code or 0)
     if arguments.version:
         print(__version__)
@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return int(code)
     except BrokenPipeError:
-        # The reader of our output left. Python would complain once more when it closes stdout.
+        # The reader of our output is gone. Without this, Python reports it again on exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except KeyboardInterrupt:
@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _one_line(error: Exception) -> str:
-    """Say what went wrong in one line, whatever it was."""
+    """Return any error as one line."""
     text = " ".join(str(error).split())
     if isinstance(error, PyinvError):
         return text

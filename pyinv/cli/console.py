@@ -1,4 +1,4 @@
-"""Where a command's words go: results to standard output, everything else to standard error."""
+"""Console output: results go to standard output, everything else to standard error."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["Console"]
 
 @dataclass(frozen=True)
 class Console:
-    """A command's two streams.
+    """A command's console output.
 
     Args:
-        json: results are printed as one JSON object and not as text.
-        quiet: no messages and no progress.
+        json: print results as one JSON object instead of text.
+        quiet: print no messages and no progress.
     """
 
     json: bool = False
@@ -26,20 +26,20 @@ class Console:
 
     @property
     def shows_progress(self) -> bool:
-        """Whether a bar would be seen by a person."""
+        """Whether to show a progress bar: standard error is a terminal."""
         return not self.quiet and sys.stderr.isatty()
 
     def message(self, text: str) -> None:
-        """Say something to the person running the command."""
+        """Print a message to standard error."""
         if not self.quiet:
             print(text, file=sys.stderr, flush=True)
 
     def error(self, text: str) -> None:
-        """Say why the command failed."""
+        """Print an error message."""
         print(f"pyinv: error: {text}", file=sys.stderr, flush=True)
 
     def result(self, values: Mapping[str, Any]) -> None:
-        """Print the result for machines, if that was asked for. NaN and infinity become null."""
+        """Print the result as JSON, if requested. NaN and infinity become null."""
         if self.json:
             print(json.dumps(_finite(values), allow_nan=False), flush=True)
 

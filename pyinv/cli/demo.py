@@ -1,4 +1,4 @@
-"""``pyinv demo``: recover latents with the bundle that comes with pyinv."""
+"""``pyinv demo``: recover latents with the bundle included in pyinv."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "demo",
         parents=[shared],
-        help="see it work, on a bundle that comes with pyinv",
+        help="run a demo with the bundle included in pyinv",
         description=(
-            "Recover the latents of 128 generated digits under three kinds of clipping, and invert "
-            "64 real ones; print a table and write two pictures. Takes about a minute."
+            "Recover the latents of 128 generated digits with three kinds of clipping, and invert "
+            "64 real ones. Prints a table and writes two pictures. Takes about a minute."
         ),
     )
     parser.add_argument(
@@ -30,7 +30,7 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         default="pyinv-demo",
         help="folder for the pictures [%(default)s]",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of all random draws [%(default)s]")
+    parser.add_argument("--seed", type=int, default=0, help="random seed [%(default)s]")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads [all cores]")
     parser.set_defaults(run=run)
 

@@ -1,4 +1,4 @@
-"""``pyinv encode``: the latents that a bundle's encoder makes of images."""
+"""``pyinv encode``: encode images with a bundle's encoder."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from pyinv.images import FITS, load_named_images
 __all__ = ["add_parser", "run"]
 
 _EPILOG = """\
-OUT.npz holds latents and sources (where each image came from); OUT.npy the latents alone. The
-latents are approximate; `pyinv invert --init encoder` starts from them and refines them.
+OUT.npz contains latents and sources (the file of each image); OUT.npy contains only the latents.
+The latents are approximate; `pyinv invert --init encoder` starts from them and refines them.
 
 examples:
   pyinv encode faces.bundle photos/ -o latents.npz
@@ -34,8 +34,8 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "encode",
         parents=[shared],
-        help="latents of images in one pass, with a bundle that has an encoder",
-        description="Find latents of images in one pass of the bundle's encoder, without a search.",
+        help="find latents in one pass, with a bundle that has an encoder",
+        description="Find latents of images in one pass of the bundle's encoder, without search.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -50,7 +50,7 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         "--fit",
         choices=FITS,
         default="crop",
-        help="images of another size: cover and crop, or stretch [%(default)s]",
+        help="how to fit images of another size: cover and crop, or stretch [%(default)s]",
     )
     parser.add_argument("--condition", metavar="FILE", help=".npy [N, k], if the bundle needs one")
     add_machine_options(parser)

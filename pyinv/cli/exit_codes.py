@@ -8,4 +8,4 @@ DONE = 0
 FAILED = 1
 USAGE = 2
 NON_FINITE = 3
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+INTERRUPTED = 130  # 128 + SIGINT, the shell convention

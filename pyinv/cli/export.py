@@ -1,4 +1,4 @@
-"""``pyinv export``: a PyTorch generator into a bundle."""
+"""``pyinv export``: export a PyTorch generator to a bundle."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         parents=[shared],
         help="turn a PyTorch generator into a bundle (needs torch)",
         description=(
-            "Turn a PyTorch generator into a bundle, and compare the bundle with PyTorch.\n"
+            "Turn a PyTorch generator into a bundle, and check its results against PyTorch.\n"
             'Needs PyTorch: pip install "pyinv[export]"'
         ),
         epilog=_EPILOG,
@@ -41,18 +41,18 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "generator",
         metavar="GENERATOR",
-        help="package.module:factory or file.py:factory; the factory takes no arguments and "
-        "returns the torch.nn.Module with its weights. Or a TorchScript file, from torch.jit.save",
+        help="package.module:factory or file.py:factory, where the factory takes no arguments and "
+        "returns the torch.nn.Module with its weights; or a TorchScript file from torch.jit.save",
     )
     parser.add_argument(
-        "-o", "--output", metavar="DIR", required=True, help="the bundle's folder, to be made"
+        "-o", "--output", metavar="DIR", required=True, help="folder for the bundle, to be created"
     )
     parser.add_argument(
         "--latent-shape",
         metavar="N[,N...]",
         required=True,
         type=parse_shape,
-        help="of one latent, such as 100 or 100,1,1",
+        help="shape of one latent, such as 100 or 100,1,1",
     )
     parser.add_argument(
         "--prior",
@@ -65,14 +65,14 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         "--loss",
         metavar="NAME",
         action="append",
-        help="mse, l1, bce, whitened or perceptual; repeat it for several [mse, and whitened where "
-        "the generator ends in a tanh or sigmoid]",
+        help="mse, l1, bce, whitened or perceptual; repeat for several [mse, and whitened if the "
+        "generator ends in a tanh or sigmoid]",
     )
     parser.add_argument(
         "--features",
         metavar="NETWORK",
-        help="what --loss perceptual compares images by: a TorchScript file, or a factory as of "
-        "GENERATOR, of a network that takes the generator's images",
+        help="feature network for --loss perceptual, which takes the generator's images: a "
+        "TorchScript file or a factory, as for GENERATOR",
     )
     parser.add_argument(
         "--feature-layers",
@@ -82,15 +82,15 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--normal-equations",
         action=argparse.BooleanOptionalAction,
-        help="of mse and whitened, which Levenberg-Marquardt needs [where they exist: with at most "
-        "512 latent components, and not with --batch-norm batch]",
+        help="export the normal equations of mse and whitened, which Levenberg-Marquardt needs "
+        "[if possible: at most 512 latent components, and not --batch-norm batch]",
     )
     parser.add_argument(
         "--runtime",
         metavar="NAME",
         action="append",
         choices=RUNTIMES,
-        help=f"{' or '.join(RUNTIMES)}; repeat it for both, the preferred one first [onnx]",
+        help=f"{' or '.join(RUNTIMES)}; repeat for both, the preferred one first [onnx]",
     )
     parser.add_argument(
         "--value-range",
@@ -98,40 +98,40 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         nargs=2,
         type=float,
         default=(-1.0, 1.0),
-        help="of the generator's pixels [-1 1]",
+        help="range of the generator's pixels [-1 1]",
     )
     parser.add_argument(
         "--batch-norm",
         choices=("eval", "batch"),
         default="eval",
-        help="running statistics, or those of each batch [%(default)s]",
+        help="use running statistics, or those of each batch [%(default)s]",
     )
     parser.add_argument(
         "--condition-shape",
         metavar="K",
         type=parse_shape,
-        help="if the generator takes (latent, condition)",
+        help="for a generator that takes (latent, condition)",
     )
     parser.add_argument(
         "--encoder",
         metavar="ENCODER",
-        help="images -> latents, named as GENERATOR is; the bundle gets the function encode",
+        help="an encoder, images -> latents, given like GENERATOR; adds the function encode",
     )
     parts = parser.add_mutually_exclusive_group()
     parts.add_argument(
         "--tail-after",
         metavar="NAME",
-        help="export what comes after this submodule, its activation as the latent; "
-        "--latent-shape and --prior are the whole generator's",
+        help="export only the part after this submodule, whose activation becomes the latent; "
+        "--latent-shape and --prior describe the whole generator",
     )
     parts.add_argument(
         "--residuals",
         metavar="NAME,NAME[,NAME...]",
-        help="export the generator of residuals that are added to the activations of these "
-        "submodules but the last, the latent as its condition",
+        help="export a generator whose latents are residuals, added to the activations of all of "
+        "these submodules but the last, with the latent as its condition",
     )
-    parser.add_argument("--name", help="what to call the generator [its class]")
-    parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
+    parser.add_argument("--name", help="name of the generator [its class]")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
     parser.set_defaults(run=run)
 
 
@@ -189,7 +189,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _losses(arguments: argparse.Namespace) -> tuple[Any, ...] | None:
-    """What --loss names, with the feature network of a perceptual one."""
+    """Return the losses of --loss, with the feature network of a perceptual loss."""
     from pyinv.export import load_generator, perceptual
 
     names = arguments.loss or []

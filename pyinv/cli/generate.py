@@ -1,4 +1,4 @@
-"""``pyinv generate``: images of random or given latents."""
+"""``pyinv generate``: generate images from random or given latents."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "generate",
         parents=[shared],
-        help="make images from random or given latents",
-        description="Make images from latents drawn from the bundle's prior, or read from a file.",
+        help="generate images from random or given latents",
+        description="Generate images from latents drawn from the prior or read from a file.",
     )
     parser.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder")
     parser.add_argument(
@@ -32,15 +32,19 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         "--output",
         metavar="OUT",
         required=True,
-        help=".npz: latents and images; .npy: images; .png: one picture of all; "
-        "otherwise a folder, one PNG an image",
+        help=".npz: latents and images; .npy: images; .png: one grid of all images; "
+        "otherwise a folder with one PNG per image",
     )
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("-n", type=int, default=16, metavar="N", help="how many [%(default)s]")
+    source.add_argument(
+        "-n", type=int, default=16, metavar="N", help="number of random latents [%(default)s]"
+    )
     source.add_argument(
         "--latents", metavar="FILE", help=".npy, or .npz with an array named latents, instead"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the random latents [%(default)s]")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the random latents [%(default)s]"
+    )
     parser.add_argument("--condition", metavar="FILE", help=".npy [N, k], if the bundle needs one")
     add_machine_options(parser)
     parser.set_defaults(run=run)
@@ -86,7 +90,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _kind(output: str) -> str:
-    """Return the suffix of a file to write, or nothing for a folder."""
+    """Return the suffix of the output file, or an empty string for a folder."""
     path = Path(output)
     suffix = path.suffix.lower()
     if suffix in (".npz", ".npy", ".png"):

@@ -1,4 +1,4 @@
-"""``pyinv info``: what this installation has, or what a bundle says about itself."""
+"""``pyinv info``: describe this installation or a bundle."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         "info",
         parents=[shared],
         help="describe a bundle, or this installation",
-        description="Describe a bundle and check its files, or, without one, this installation.",
+        description="Describe a bundle and verify its files; without one, describe this "
+        "installation.",
     )
     parser.add_argument("bundle", nargs="?", metavar="BUNDLE", help="a bundle's folder")
     parser.set_defaults(run=run)
@@ -102,7 +103,7 @@ def _devices() -> str:
 
 
 def _solved(manifest: Manifest) -> list[str]:
-    """The losses with normal equations."""
+    """Return the losses with normal equations."""
     return [loss for loss in manifest.losses if manifest.has_normal_equations(loss)]
 
 
@@ -129,7 +130,7 @@ def _bundle_rows(bundle: Bundle) -> dict[str, Any]:
 
 
 def _text(value: Any, *, inside: bool = False) -> str:
-    """Return a JSON value as text; an object that is ``inside`` another one in brackets."""
+    """Return a JSON value as text; an object ``inside`` another one gets brackets."""
     if value is None or value in ({}, []):
         return "none"
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""``pyinv invert``: the latents behind images."""
+"""``pyinv invert``: find the latents of images."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 __all__ = ["add_parser", "run"]
 
 _EPILOG = """\
-OUT.npz holds one row per target, in the order given (folders in natural order):
+OUT.npz contains one row per target, in the order given (folders in natural order):
   latents, loss, status (0 converged, 1 stalled, 2 step limit, 3 non-finite, 4 cancelled), steps,
-  attempts, normal_equations, sources (where each image came from), and trace if asked for;
-  with --uncertainty also standard_error (one per latent component), condition_number, identifiable
-  (1 where the image determines the latent) and noise (of a pixel, in the bundle's value range).
+  attempts, normal_equations, sources (the file of each image), and trace with --trace-every;
+  with --uncertainty also standard_error (per latent component), condition_number, identifiable
+  (1 if the image determines the latent) and noise (per pixel, in the bundle's value range).
 Read it with numpy.load, or pyinv.Inversion.load and pyinv.Uncertainty.load.
 
 examples:
@@ -52,8 +52,8 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "invert",
         parents=[shared],
-        help="find the latents behind images",
-        description="Find the latents behind images.",
+        help="find the latents of images",
+        description="Find the latents of images.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -62,47 +62,49 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         "images", metavar="IMAGES", nargs="+", help="image files, folders, .npy or .npz files"
     )
     parser.add_argument(
-        "-o", "--output", metavar="OUT.npz", required=True, help="where to write the latents"
+        "-o", "--output", metavar="OUT.npz", required=True, help="file to write the latents to"
     )
     parser.add_argument(
-        "--save-images", metavar="DIR", help="write each latent's image, G(z), as a PNG here"
+        "--save-images", metavar="DIR", help="folder to write each latent's image G(z) to, as a PNG"
     )
     parser.add_argument(
         "--fit",
         choices=FITS,
         default="crop",
-        help="images of another size: cover and crop, or stretch [%(default)s]",
+        help="how to fit images of another size: cover and crop, or stretch [%(default)s]",
     )
 
-    method = parser.add_argument_group("method", "each option overrides the recipe's own")
+    method = parser.add_argument_group("method", "each option overrides the recipe's setting")
     method.add_argument(
         "--recipe",
         default="default",
         metavar="NAME",
-        help=f"one of {', '.join(recipes.RECIPES)} [%(default)s]; precise for images that the "
-        "generator made, reconstruct for others",
+        help=f"one of {', '.join(recipes.RECIPES)} [%(default)s]; use precise for generated images "
+        "and reconstruct for others",
     )
-    method.add_argument("--max-steps", type=int, metavar="N", help="the most steps of a stage")
+    method.add_argument("--max-steps", type=int, metavar="N", help="maximum steps per stage")
     method.add_argument(
-        "--restarts", type=int, metavar="N", help="attempts after the first, while not converged"
+        "--restarts", type=int, metavar="N", help="further attempts for targets not converged"
     )
     method.add_argument(
-        "--learning-rate", type=float, metavar="X", help="of every first-order stage"
+        "--learning-rate", type=float, metavar="X", help="learning rate of first-order stages"
     )
-    method.add_argument("--loss", metavar="NAME", help="to minimise; `pyinv info` lists a bundle's")
     method.add_argument(
-        "--loss-tolerance", type=float, metavar="X", help="a target has converged at this loss"
+        "--loss", metavar="NAME", help="loss to minimise; `pyinv info` lists the bundle's"
+    )
+    method.add_argument(
+        "--loss-tolerance", type=float, metavar="X", help="a target converges at this loss"
     )
     method.add_argument(
         "--constraint",
         metavar="NAME[:A=1,...]",
         help=f"none, {', '.join(name for name in CONSTRAINTS if name != 'no_constraint')}",
     )
-    method.add_argument("--seed", type=int, default=0, help="of all random draws [%(default)s]")
+    method.add_argument("--seed", type=int, default=0, help="random seed [%(default)s]")
     method.add_argument(
         "--init",
         metavar="FILE",
-        help='.npy or .npz with the first latents; or "encoder", for a bundle that has one',
+        help='.npy or .npz with initial latents, or "encoder" for a bundle that has one',
     )
     method.add_argument("--condition", metavar="FILE", help=".npy [N, k], if the bundle needs one")
     method.add_argument(
@@ -115,14 +117,14 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
     known.add_argument(
         "--uncertainty",
         action="store_true",
-        help="also tell how far each latent may be from the true one; for images that are not "
-        "matched exactly, this takes about as long as --recipe reconstruct",
+        help="also estimate how far each latent may be from the true one; for images that are not "
+        "reproduced exactly, this takes about as long as --recipe reconstruct",
     )
     known.add_argument(
         "--noise",
         type=float,
         metavar="S",
-        help="standard deviation of the noise on a pixel, in the bundle's value range, for "
+        help="standard deviation of the pixel noise, in the bundle's value range, for "
         "--uncertainty and reconstruct [estimated]",
     )
 
@@ -182,7 +184,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
                         condition=condition,
                         progress=console.shows_progress,
                     )
-                except Exception as error:  # the inversion is written all the same
+                except Exception as error:  # still write the inversion
                     uncertainty, failure = getattr(error, "uncertainty", None) or uncertainty, error
         seconds = time.perf_counter() - start
         cancelled = inversion.cancelled or (uncertainty is not None and uncertainty.cancelled)
@@ -246,7 +248,7 @@ def _report(
     counts = inversion.counts()
     finished = len(inversion) - counts["cancelled"]
     if inversion.cancelled:
-        console.message(f"ended early; {finished} of {len(inversion)} targets were done")
+        console.message(f"ended early; {finished} of {len(inversion)} targets are done")
     console.message(repr(inversion).strip("<>"))
     if uncertainty is not None:
         if uncertainty.cancelled:
@@ -255,8 +257,8 @@ def _report(
         console.message(repr(uncertainty).strip("<>"))
     if arguments.recipe == "precise" and counts["converged"] < finished:
         console.message(
-            f"{finished - counts['converged']} of {finished} images are not this generator's own "
-            "to rounding, as 8-bit files never are: --recipe reconstruct is for them"
+            f"{finished - counts['converged']} of {finished} images are not exactly this "
+            "generator's, as 8-bit files never are; use --recipe reconstruct for them"
         )
     console.message(
         f"{seconds:.1f} s, {finished / max(seconds, 1e-9):.3g} images/s; wrote {arguments.output}"
@@ -282,7 +284,7 @@ def _report(
 def _target(
     inversion: Inversion, uncertainty: Uncertainty | None, row: int, source: str
 ) -> dict[str, Any]:
-    """Return what the report says about one target."""
+    """Return the report's entry for one target."""
     described = {
         "source": source,
         "status": Status(int(inversion.status[row])).name.lower(),

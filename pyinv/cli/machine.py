@@ -1,4 +1,4 @@
-"""The options that say what a command computes with."""
+"""Options for the runtime, device and threads of a command."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ __all__ = ["add_machine_options", "machine_options"]
 
 
 def add_machine_options(parser: argparse.ArgumentParser, *, batch_size: bool = False) -> None:
-    """Add the options to a command, ``--batch-size`` if it has one."""
+    """Add the options to a command, optionally with ``--batch-size``."""
     machine = parser.add_argument_group("machine")
     machine.add_argument(
         "--runtime",
         default="auto",
         metavar="NAME",
-        help=f"{' or '.join(RUNTIMES)}, if the bundle has it [the first of these it has]",
+        help=f"{' or '.join(RUNTIMES)}, if the bundle supports it [the bundle's first]",
     )
     machine.add_argument(
         "--device", default="cpu", help="cpu, cuda, cuda:1 and so on, or auto [%(default)s]"
     )
     machine.add_argument(
-        "--tf32", action="store_true", help="let a GPU round to TF32: faster, errors near 1e-3"
+        "--tf32", action="store_true", help="let a GPU use TF32: faster, relative errors near 1e-3"
     )
     machine.add_argument("--threads", type=int, metavar="N", help="CPU threads [all cores]")
     if batch_size:
@@ -33,12 +33,12 @@ def add_machine_options(parser: argparse.ArgumentParser, *, batch_size: bool = F
             type=_whole_or_text,
             default=DEFAULT_BATCH_SIZE,
             metavar="N",
-            help='targets run side by side, or "auto" [%(default)s]',
+            help='targets that run in parallel, or "auto" [%(default)s]',
         )
 
 
 def machine_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the Inverter's arguments that the options give."""
+    """Return the options as arguments of ``Inverter``."""
     names = ("runtime", "device", "tf32", "threads", "batch_size")
     return {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
 

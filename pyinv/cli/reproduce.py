@@ -1,4 +1,4 @@
-"""``pyinv reproduce``: a paper's tables and figures, ours beside the published ones."""
+"""``pyinv reproduce``: reproduce a paper's tables and figures, next to the published ones."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ papers:
   lipton    Lipton & Tripathi 2017: gradient descent with no, standard and stochastic clipping.
             Inverts generated images. Uniform priors. Paper: 1,000 images and 80,000 to 100,000
             steps; here 100 and 1,000
-  egan      Egan et al. 2018: 18 criteria for drawing components anew. Inverts generated images.
+  egan      Egan et al. 2018: 18 criteria for resampling components. Inverts generated images.
             Normal priors. Paper: 100 images and 20,000 steps; here 100 and 1,000
   luo       Luo et al. 2017: encoders by three methods (AEGAN, direct training, BiGAN), and search
             by latents, hashes and colours. Inverts generated images, searches the data. Any prior.
-            Paper: 20,000 images searched; here as many, where the data has them
+            Paper: 20,000 images searched; here the same, if the data has as many
   bau       Bau et al. 2019: six methods, of which two invert layer by layer. Inverts generated
-            images and test images. Any prior; layers need the folder of a training. Paper: 100
-            images and 3,000 steps; here 100 and 1,000
+            images and test images. Any prior; layers need a training folder. Paper: 100 images
+            and 3,000 steps; here 100 and 1,000
 
-Give the papers' own numbers with --targets and --max-steps. DIR/report.html is the report,
-DIR/numbers.json has all its numbers. Finished runs are kept in DIR/runs, and of a run that was
-stopped the targets that were done, where they do not share a batch: the same command goes on from
-there. Encoders are trained into DIR/encoders and go on from their checkpoints.
+Use --targets and --max-steps for the papers' own numbers. DIR/report.html is the report, and
+DIR/numbers.json has all its numbers. The same command resumes an interrupted report. Finished runs
+are cached in DIR/runs, as are the finished targets of an interrupted run unless they share a batch.
+Encoders are trained in DIR/encoders and resume from their checkpoints.
 
 examples:
   pyinv reproduce lipton --generator faces.bundle -o lipton
@@ -69,7 +69,7 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         metavar="PATH",
         action="append",
         default=[],
-        help=f"a data set; can be given several times: {DATASET_FORMATS}",
+        help=f"a dataset; can be given several times: {DATASET_FORMATS}",
     )
     parser.add_argument(
         "--generator",
@@ -82,7 +82,7 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config",
         metavar="NAME",
-        help="training configuration, where a generator is trained [the paper's]",
+        help="training configuration, if a generator is trained [the paper's]",
     )
     parser.add_argument(
         "--encoder",
@@ -96,14 +96,17 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         "--encoder-iterations",
         type=int,
         metavar="N",
-        help="luo, bau: of an encoder's training [the configuration's]",
+        help="luo, bau: training iterations of an encoder [the configuration's]",
     )
     parser.add_argument("--targets", type=int, metavar="N", help="images to invert [see below]")
-    parser.add_argument("--max-steps", type=int, metavar="N", help="of a run [see below]")
+    parser.add_argument("--max-steps", type=int, metavar="N", help="steps of a run [see below]")
     parser.add_argument(
-        "--learning-rate", type=float, metavar="X", help="of the paper's method [its own]"
+        "--learning-rate",
+        type=float,
+        metavar="X",
+        help="learning rate of the paper's method [the paper's]",
     )
-    parser.add_argument("--seed", type=int, metavar="N", help="of all random draws [0]")
+    parser.add_argument("--seed", type=int, metavar="N", help="random seed [0]")
     add_machine_options(parser, batch_size=True)
     parser.set_defaults(run=run)
 
@@ -141,7 +144,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     try:
         report = PAPERS[arguments.paper](request)
     except KeyboardInterrupt as interrupt:
-        reached = str(interrupt) or "what is finished is kept; the same command goes on"
+        reached = str(interrupt) or "finished runs are saved; the same command continues"
         console.error(f"interrupted; {reached}")
         return INTERRUPTED
     console.message(f"wrote {report}")

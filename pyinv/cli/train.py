@@ -1,4 +1,4 @@
-"""``pyinv train``: train the papers' networks on a user's images."""
+"""``pyinv train``: train the papers' networks on your images."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "train",
         help="train a generator, or an encoder (needs torch)",
-        description="Train networks. The next word says which; `pyinv train gan --help` has more.",
+        description="Train a generator or an encoder. See `pyinv train gan --help`.",
     )
     kinds = parser.add_subparsers(metavar="KIND", dest="kind", required=True, title="kinds")
     _add_gan(kinds, shared)
@@ -39,9 +39,9 @@ def _add_gan(kinds: Any, shared: argparse.ArgumentParser) -> None:
         parents=[shared],
         help="a generator, with a GAN",
         description=(
-            "Train a generator of images like yours, and write it as a bundle for pyinv invert\n"
-            "and pyinv generate. A configuration has a paper's settings; options change some of\n"
-            'them. Needs PyTorch: pip install "pyinv[export]"'
+            "Train a generator on your images, and write a bundle for pyinv invert and pyinv\n"
+            "generate. Configurations have the papers' settings; options override them.\n"
+            'Needs PyTorch: pip install "pyinv[export]"'
         ),
         epilog=_epilog(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -54,25 +54,25 @@ def _add_gan(kinds: Any, shared: argparse.ArgumentParser) -> None:
         "--output",
         metavar="DIR",
         required=True,
-        help="folder to write to; if it holds a part of this training, it is continued",
+        help="folder to write to; resumes this training if the folder contains a part of it",
     )
     parser.add_argument(
         "--config",
         metavar="NAME",
         default=_DEFAULT,
-        help="settings to start from, listed below [%(default)s]",
+        help="configuration, see below [%(default)s]",
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="begin anew in a folder that holds a training"
+        "--overwrite", action="store_true", help="start over in a folder that contains a training"
     )
 
-    settings = parser.add_argument_group("settings", "each overrides the configuration's own")
+    settings = parser.add_argument_group("settings", "each overrides the configuration's setting")
     settings.add_argument("--model", metavar="NAME", help=f"one of {', '.join(MODELS)}")
     settings.add_argument(
-        "--prior", choices=tuple(_PRIORS), help="of latents: uniform on [-1, 1], or N(0, 1)"
+        "--prior", choices=tuple(_PRIORS), help="prior of latents: uniform on [-1, 1], or N(0, 1)"
     )
     settings.add_argument(
-        "--image-size", type=int, metavar="N", help="pixels of a side; images are resized to it"
+        "--image-size", type=int, metavar="N", help="pixels per side; images are resized to it"
     )
     settings.add_argument(
         "--channels", type=int, metavar="N", choices=(1, 3), help="1 for gray, 3 for colour"
@@ -81,14 +81,16 @@ def _add_gan(kinds: Any, shared: argparse.ArgumentParser) -> None:
         "--iterations",
         type=int,
         metavar="N",
-        help="updates of each network; with more than before, a finished training is continued",
+        help="training steps of each network; a larger number extends a finished training",
     )
     settings.add_argument(
         "--width", type=int, metavar="N", help="channels of the layer next to the image"
     )
-    settings.add_argument("--batch-size", type=int, metavar="N", help="images in an iteration")
-    settings.add_argument("--learning-rate", type=float, metavar="X", help="of both networks")
-    settings.add_argument("--seed", type=int, metavar="N", help="of all random draws")
+    settings.add_argument("--batch-size", type=int, metavar="N", help="images per iteration")
+    settings.add_argument(
+        "--learning-rate", type=float, metavar="X", help="learning rate of both networks"
+    )
+    settings.add_argument("--seed", type=int, metavar="N", help="random seed")
 
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... [%(default)s]")
@@ -127,7 +129,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
             overwrite=arguments.overwrite,
         )
     except KeyboardInterrupt:
-        console.error(f"interrupted; the same command continues what is in {arguments.output}")
+        console.error(f"interrupted; the same command continues the training in {arguments.output}")
         return INTERRUPTED
     seconds = time.perf_counter() - started
     bundle = trained.bundles.get("eval")
@@ -188,18 +190,19 @@ def _epilog() -> str:
     return f"""\
 configurations (channels x height x width, prior):
 {listed}
-Those of up to 32 pixels take minutes on a CPU, those of 64 hours: give them a GPU.
+Configurations of up to 32 pixels take minutes on a CPU. Those of 64 pixels take hours: use a GPU.
 
-what DIR will hold:
+contents of DIR:
   generator.bundle        the generator, for pyinv invert, generate and info
-  generator-batch.bundle  the same with the statistics of each batch (creswell's only)
-  samples/                the images of 64 latents after each tenth of the iterations
-  losses.csv              of discriminator and generator, an iteration a line
-  configuration.json      all settings, and what the images were
-  checkpoint.pt           what a later run continues from; generator.pt, the weights alone
+  generator-batch.bundle  the same with batch statistics (creswell only)
+  samples/                images of 64 latents after each tenth of the iterations
+  losses.csv              losses of discriminator and generator, one line per iteration
+  configuration.json      all settings, and a description of the images
+  checkpoint.pt           the state to resume from
+  generator.pt            the generator's weights
 
-Ctrl-C keeps what was done, and the same command continues. On a CPU, with as many threads, the
-weights at the end are the same to the last bit as if it had not been stopped.
+Ctrl-C saves a checkpoint, and the same command resumes. On a CPU with the same number of threads,
+the final weights are bit-identical to those of an uninterrupted training.
 
 examples:
   pyinv train gan --data mnist/ -o digits

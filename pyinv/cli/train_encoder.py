@@ -1,4 +1,4 @@
-"""``pyinv train encoder``: train an encoder of any generator, a bundle's included."""
+"""``pyinv train encoder``: train an encoder for any generator, including a bundle."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pyinv.training.encoder_configurations import LATENT_LOSSES, METHODS, NETWOR
 
 __all__ = ["add_encoder", "run"]
 
-# Those of Bau et al. for the methods that are theirs.
+# The methods of Bau et al. default to their configuration.
 _DEFAULTS = {"latent+image": "bau-32", "layers": "bau-32"}
 _DEFAULT = "luo-32"
 
@@ -32,9 +32,9 @@ def add_encoder(kinds: Any, shared: argparse.ArgumentParser) -> None:
         parents=[shared],
         help="an encoder, from a generator's images to their latents",
         description=(
-            "Train an encoder of a generator, and write the generator's bundle with it, for\n"
-            "pyinv encode and pyinv invert --init encoder. The generator is not changed, and a\n"
-            "bundle is enough: its own gradients stand for back-propagation through it.\n"
+            "Train an encoder for a generator, and write the generator's bundle with the encoder\n"
+            "for pyinv encode and pyinv invert --init encoder. The generator does not change. A\n"
+            "bundle is enough: its gradients replace back-propagation through the generator.\n"
             'Needs PyTorch: pip install "pyinv[export]"'
         ),
         epilog=_epilog(),
@@ -51,16 +51,15 @@ def add_encoder(kinds: Any, shared: argparse.ArgumentParser) -> None:
         "--output",
         metavar="DIR",
         required=True,
-        help="folder to write to; if it holds a part of this training, it is continued",
+        help="folder to write to; resumes this training if the folder contains a part of it",
     )
     parser.add_argument(
-        "--method", choices=METHODS, help="how to train, listed below [the configuration's]"
+        "--method", choices=METHODS, help="training method, see below [the configuration's]"
     )
     parser.add_argument(
         "--config",
         metavar="NAME",
-        help="settings to start from, listed below [bau-32 for latent+image and layers, else "
-        f"{_DEFAULT}]",
+        help=f"configuration, see below [bau-32 for latent+image and layers, otherwise {_DEFAULT}]",
     )
     parser.add_argument(
         "--data",
@@ -68,45 +67,53 @@ def add_encoder(kinds: Any, shared: argparse.ArgumentParser) -> None:
         help=f"real images, for bigan, or aegan with --real-share: {DATASET_FORMATS}",
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="begin again in a folder that holds a training"
+        "--overwrite", action="store_true", help="start over in a folder that contains a training"
     )
 
-    settings = parser.add_argument_group("settings", "each overrides the configuration's own")
-    settings.add_argument("--network", choices=NETWORKS, help="the encoder's layers")
+    settings = parser.add_argument_group("settings", "each overrides the configuration's setting")
+    settings.add_argument("--network", choices=NETWORKS, help="the encoder's architecture")
     settings.add_argument("--width", type=int, metavar="N", help="channels of its first layer")
-    settings.add_argument("--latent-loss", choices=LATENT_LOSSES, help="of direct and latent+image")
+    settings.add_argument(
+        "--latent-loss", choices=LATENT_LOSSES, help="latent loss of direct and latent+image"
+    )
     settings.add_argument(
         "--image-loss",
         metavar="NAME",
-        help="of aegan and latent+image: a loss that the generator's bundle has, or auto",
+        help="image loss of aegan and latent+image: a loss of the generator's bundle, or auto",
     )
     settings.add_argument(
-        "--image-weight", type=float, metavar="X", help="of the image loss in latent+image"
+        "--image-weight", type=float, metavar="X", help="weight of the image loss in latent+image"
     )
     settings.add_argument(
         "--real-share",
         type=float,
         metavar="X",
-        help="of each batch of aegan, from 0 to 1: how many images are real ones, from --data",
+        help="fraction of real images, from --data, in each batch of aegan, 0 to 1",
     )
     settings.add_argument(
-        "--gradient-penalty", type=float, metavar="X", help="weight, on bigan's discriminator"
+        "--gradient-penalty",
+        type=float,
+        metavar="X",
+        help="weight of the gradient penalty on bigan's discriminator",
     )
     settings.add_argument(
         "--iterations",
         type=int,
         metavar="N",
-        help="updates; with more than before, a finished training is continued (not layers)",
+        help="training steps; a larger number extends a finished training (not layers)",
     )
-    settings.add_argument("--batch-size", type=int, metavar="N", help="images in an iteration")
+    settings.add_argument("--batch-size", type=int, metavar="N", help="images per iteration")
     settings.add_argument(
-        "--learning-rate", type=float, metavar="X", help="the first one (not layers)"
+        "--learning-rate", type=float, metavar="X", help="initial learning rate (not layers)"
     )
-    settings.add_argument("--seed", type=int, metavar="N", help="of all random draws")
+    settings.add_argument("--seed", type=int, metavar="N", help="random seed")
 
-    source = parser.add_argument_group("generator", "of a module or TorchScript file only")
+    source = parser.add_argument_group("generator", "for a module or TorchScript file only")
     source.add_argument(
-        "--latent-shape", metavar="N[,N...]", type=parse_shape, help="of one latent, such as 100"
+        "--latent-shape",
+        metavar="N[,N...]",
+        type=parse_shape,
+        help="shape of one latent, such as 100",
     )
     source.add_argument(
         "--prior",
@@ -119,7 +126,7 @@ def add_encoder(kinds: Any, shared: argparse.ArgumentParser) -> None:
         metavar=("LOW", "HIGH"),
         nargs=2,
         type=float,
-        help="of the generator's pixels [-1 1]",
+        help="range of the generator's pixels [-1 1]",
     )
 
     machine = parser.add_argument_group("machine")
@@ -176,7 +183,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
             **data,
         )
     except KeyboardInterrupt:
-        console.error(f"interrupted; the same command continues what is in {arguments.output}")
+        console.error(f"interrupted; the same command continues the training in {arguments.output}")
         return INTERRUPTED
     seconds = time.perf_counter() - started
     console.message(f"try: pyinv invert {trained.bundle} IMAGES --init encoder -o latents.npz")
@@ -236,24 +243,24 @@ methods, with z from the prior and x = G(z):
   direct        distance of E(x) from z (Luo et al. 2017)
   aegan         distance of G(E(x)) from x, which may be real images (Luo et al. 2017, eq. 5-8)
   latent+image  the sum of both (Bau et al. 2019, method b)
-  bigan         encoder, generator and discriminator together; writes that generator
+  bigan         encoder, generator and discriminator jointly; writes the new generator
                 (Donahue et al. 2017, with the networks of Luo et al. 2017)
   layers        an inverse for each of G's layers, then all fine-tuned (Bau et al. 2019, method d)
 
-configurations, with the method that each has by default:
+configurations, with their default methods:
 {listed}
-Those that end in -32 take minutes on a CPU with images of 32 pixels; give the others a GPU.
+The -32 configurations take minutes on a CPU with images of 32 pixels; use a GPU for the others.
 
-what DIR will hold:
+contents of DIR:
   generator.bundle        the generator with the function encode
   encoder.pt              the encoder's weights, a state dict
-  samples/                images, each row above what G(E(x)) makes of it, after each tenth
+  samples/                rows of images x above G(E(x)), after each tenth of the iterations
   losses.csv              one line per iteration
-  configuration.json      all settings, and which generator and images
-  checkpoint.pt           what a later run continues from
+  configuration.json      all settings, and a description of generator and images
+  checkpoint.pt           the state to resume from
 
-Ctrl-C keeps what was done, and the same command continues. On a CPU, with as many threads, the
-weights at the end are the same to the last bit as if it had not been stopped.
+Ctrl-C saves a checkpoint, and the same command resumes. On a CPU with the same number of threads,
+the final weights are bit-identical to those of an uninterrupted training.
 
 examples:
   pyinv train encoder faces.bundle -o faces-encoder

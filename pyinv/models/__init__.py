@@ -1,4 +1,4 @@
-"""The papers' networks. What is said about them here needs no PyTorch; making them does."""
+"""The papers' networks. Their descriptions need no PyTorch; creating them does."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ ImageShape = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class GanModel:
-    """A generator and the discriminator that it is trained against.
+    """A generator and its discriminator.
 
     Args:
-        name: what the command line and a training's configuration call it.
-        source: the paper, and the table or section with the layers.
-        value_range: the lowest and highest pixel of the images that it is trained with.
-        image_shapes: the (C, H, W) it can make.
-        options: settings beyond the sizes, each with its default; ``width`` is the number of
-            channels of the layer next to the image.
-        latent_size: the paper's.
-        grows: whether it can be trained from 4x4 pixels up.
+        name: name on the command line and in training configurations.
+        source: the paper, and the table or section that describes the layers.
+        value_range: the lowest and highest pixel value of the training images.
+        image_shapes: the supported (C, H, W).
+        options: additional settings with their defaults; ``width`` is the number of channels of the
+            layer next to the image.
+        latent_size: the paper's latent size.
+        grows: whether it can be trained progressively from 4x4 pixels.
     """
 
     name: str
@@ -42,16 +42,16 @@ class GanModel:
     def generator(
         self, latent_size: int | None = None, image_shape: ImageShape | None = None, **options: int
     ) -> nn.Module:
-        """Return a generator: latent [B, d] -> image [B, C, H, W] in ``value_range``.
+        """Create a generator: latent [B, d] -> image [B, C, H, W] in ``value_range``.
 
         Args:
             latent_size: d, by default the paper's.
             image_shape: one of ``image_shapes``, by default the first.
-            options: some of ``options``.
+            options: values for any of ``options``.
 
         Raises:
-            InputError: no such shape or option.
-            DependencyError: PyTorch is missing.
+            InputError: the shape or an option is not supported.
+            DependencyError: PyTorch is not installed.
         """
         module, shape, options = self._ask(image_shape, options)
         size = self.latent_size if latent_size is None else latent_size
@@ -61,16 +61,16 @@ class GanModel:
         return network
 
     def discriminator(self, image_shape: ImageShape | None = None, **options: int) -> nn.Module:
-        """Return a discriminator: image [B, C, H, W] -> logit [B], high for real images.
+        """Create a discriminator: image [B, C, H, W] -> logit [B], high for real images.
 
-        Arguments and errors are those of ``generator``.
+        Arguments and errors are as for ``generator``.
         """
         module, shape, options = self._ask(image_shape, options)
         network: nn.Module = module.make_discriminator(self.name, shape, **options)
         return network
 
     def check(self, image_shape: ImageShape, **options: int) -> None:
-        """Raise InputError when this model cannot make such images or has no such option."""
+        """Raise InputError if this model does not support the image shape or an option."""
         if image_shape not in self.image_shapes:
             raise InputError(
                 f"model {self.name} makes images of {_shapes(self.image_shapes)}, got "
@@ -102,7 +102,7 @@ class GanModel:
 
 
 def get_model(name: str) -> GanModel:
-    """Return the model of this name; raise InputError when there is none."""
+    """Return the model of this name; raise InputError if there is none."""
     if name not in MODELS:
         raise InputError(f"model must be one of {', '.join(MODELS)}; got {name!r}")
     return MODELS[name]
@@ -145,7 +145,7 @@ _ALL = (
     GanModel(
         "progan",
         "Karras et al. 2018, table 2 and section 4; Bau et al. 2019, section 3.2",
-        # Its images are not bounded: this is what they are trained towards.
+        # The range of the training images; generated ones are not bounded to it.
         value_range=(-1.0, 1.0),
         image_shapes=_PROGAN_SHAPES,
         options=(("width", 64),),
@@ -161,7 +161,7 @@ _ALL = (
     ),
 )
 MODELS: dict[str, GanModel] = {model.name: model for model in _ALL}
-"""Every model by its name."""
+"""All models, by name."""
 
 _FILES = {
     "creswell": "creswell",

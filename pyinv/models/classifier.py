@@ -1,4 +1,4 @@
-"""A small classifier: what its layers see is compared where no pretrained network is at hand."""
+"""A small classifier, as a feature network where no pretrained one is available."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Classifier"]
 
 
 class Classifier(nn.Module):
-    """Image [B, C, H, W] -> logit of each class, [B, K].
+    """Image [B, C, H, W] -> class logits [B, K].
 
     With w the width, for images of 28 to 64 pixels:
 
@@ -28,16 +28,16 @@ class Classifier(nn.Module):
     ``head``: mean over pixels, dense layer                K
     ====================================================== =====================
 
-    Strides rather than pooling, so that all of it can be exported with its gradient. The layers'
-    names are those that ``pyinv.export.perceptual`` takes.
+    It uses strides instead of pooling, so that the whole network can be exported with its gradient.
+    Pass the layers' names to ``pyinv.export.perceptual``.
 
     Args:
         channels: C.
-        classes: the K classes' names, in the order of the logits.
+        classes: the names of the K classes, in the order of the logits.
         width: w.
 
     Raises:
-        InputError: fewer than two classes, one named twice, or no channels or width.
+        InputError: fewer than two classes, a duplicate class, or ``channels`` or ``width`` below 1.
     """
 
     LAYERS = ("layer1", "layer2", "layer3", "layer4", "layer5")

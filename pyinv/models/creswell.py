@@ -19,15 +19,16 @@ class CreswellGenerator(nn.Module):
     up-convolution 5x5, stride 2, sigmoid                      1 x 28 x 28
     ========================================================== ====================
 
-    Source: Creswell & Bharath 2016 (arXiv:1611.05644), table 1. What is read differently:
+    Source: Creswell & Bharath 2016 (arXiv:1611.05644), table 1, with these differences:
 
     - The table's generator down-samples and its discriminator up-samples. 7x7 must become 28x28,
-      and 28x28 must become 6272 = 128x7x7 numbers, so the two words are taken as swapped. "conv +
-      up-sample" is one convolution with fractional stride, as in the MNIST networks of InfoGAN
-      (Chen et al. 2016, which the paper cites): the layers are the same but for the kernel.
+      and 28x28 must become 6272 = 128x7x7 numbers, so the two words are assumed to be swapped.
+      "conv + up-sample" is one convolution with fractional stride, as in the MNIST networks of
+      InfoGAN (Chen et al. 2016, which the paper cites), whose layers are the same except for the
+      kernel.
     - The table ends the generator with batch norm and ReLU. The paper's inversion loss is binary
-      cross-entropy, which needs pixels in [0, 1], so the last activation is a sigmoid. Batch norm
-      is left out before it, as Radford et al. 2016 do: it would fix how bright a batch is.
+      cross-entropy, which needs pixels in [0, 1], so the last activation is a sigmoid. As in
+      Radford et al. 2016, there is no batch norm before it: it would fix the brightness of a batch.
 
     Args:
         latent_size: d.
@@ -67,14 +68,14 @@ class CreswellDiscriminator(nn.Module):
     fully connected                                            1
     ========================================================== ====================
 
-    Source: Creswell & Bharath 2016, table 1. What is read differently:
+    Source: Creswell & Bharath 2016, table 1, with these differences:
 
-    - "Up-sample" is stride 2, for the reason given at the generator.
+    - "Up-sample" is stride 2, for the reason given for the generator.
     - The fully connected layer has a batch norm, as in InfoGAN. Without it, the first steps at the
-      paper's learning rate of 0.002 move the logits by tens, and the generator learns from next to
-      nothing for a good part of the paper's 500 iterations.
-    - The last leaky ReLU is left out: what follows is the sigmoid of the GAN's loss, which is part
-      of that loss here.
+      paper's learning rate of 0.002 move the logits by tens, and the generator gets almost no
+      gradient for a good part of the paper's 500 iterations.
+    - There is no last leaky ReLU. The logit goes to the sigmoid of the GAN's loss, which is part of
+      that loss here.
     """
 
     def __init__(self) -> None:

@@ -28,8 +28,8 @@ class DcganGenerator(nn.Module):
 
     Source: Radford et al. 2016 (arXiv:1511.06434), figure 1, there with w = 128; Amos 2016, whose
     code Lipton & Tripathi use, has w = 64. Both have 5x5 kernels. These are 4x4, as in PyTorch's
-    example of a DCGAN: a multiple of the stride, so that every pixel is the sum of equally many
-    terms, and two thirds of the arithmetic.
+    DCGAN example: as a multiple of the stride, every pixel is the sum of equally many terms, with
+    two thirds of the arithmetic.
 
     Args:
         latent_size: d.
@@ -128,5 +128,5 @@ def make_discriminator(
 
 
 def _widths(image_size: int, width: int) -> list[int]:
-    """Channels of the generator's hidden layers, from 4x4 to half the image's size."""
+    """Return the channels of the generator's hidden layers, from 4x4 to half the image size."""
     return [width * factor for factor in ((8, 4, 2, 1) if image_size == 64 else (4, 2, 1))]

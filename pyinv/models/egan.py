@@ -15,7 +15,7 @@ __all__ = ["PixelShuffleGenerator", "make_discriminator", "make_generator"]
 class PixelShuffleGenerator(DcganGenerator):
     """Latent [B, d] -> image [B, C, S, S] in [-1, 1].
 
-    ``DcganGenerator``, but for the last hidden layer. With w the width, at 64 pixels:
+    Like ``DcganGenerator`` except for the last hidden layer. With w the width, at 64 pixels:
 
     ========================================================== ====================
     layer                                                      output
@@ -27,12 +27,12 @@ class PixelShuffleGenerator(DcganGenerator):
     ========================================================== ====================
 
     Source: Egan et al. 2018, section 4.1.3; pixel shuffle: Shi et al. 2016 (arXiv:1609.05158).
-    This is a reading of it. The paper puts the shuffle in the place of the fourth hidden layer's
-    up-convolution and adapts the three before it, without saying how; here these are as they
-    were, and a convolution makes the 4w channels that the shuffle takes. Its kernel of 3x3 keeps
-    the size.
+    This is our interpretation. The paper replaces the fourth hidden layer's up-convolution with the
+    shuffle and adapts the three layers before it, without saying how. Here those are unchanged, and
+    a convolution produces the 4w channels that the shuffle needs. Its 3x3 kernel preserves the
+    size.
 
-    Arguments are those of ``DcganGenerator``.
+    Arguments are as for ``DcganGenerator``.
     """
 
     def __init__(
@@ -59,8 +59,8 @@ def make_generator(
     """Return the generator of the model of this name.
 
     "egan" is the basic one, 512 x 4 x 4 to 64 x 32 x 32 at width 64 (section 4.1.2): a
-    ``DcganGenerator``. Against its list of layers, which begins at the second, the first is the
-    one of PyTorch's example that the paper builds on.
+    ``DcganGenerator``. The paper's list of layers starts at the second; the first is from PyTorch's
+    example, which the paper builds on.
     """
     channels, size, _ = image_shape
     kind = PixelShuffleGenerator if name == "egan-pixel-shuffle" else DcganGenerator

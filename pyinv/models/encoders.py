@@ -1,4 +1,4 @@
-"""Encoders of any generator's images: the layers by name, the ending by the latents' prior."""
+"""Encoders for any generator, with a network by name and an output layer to match the prior."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ __all__ = ["Encoder", "make_encoder"]
 
 
 class Encoder(nn.Module):
-    """Image [B, C, H, W] in the value range -> latent [B, d], of the prior's kind.
+    """Image [B, C, H, W] in the value range -> latent [B, d], matching the prior.
 
-    Images are mapped to [-1, 1] first. What the network returns is mapped to the prior: for a
-    uniform one by a tanh that is scaled to [low, high], as in table 5 of Luo et al. 2017; a normal
-    one is unbounded, so there it is times the deviation, plus the mean. For a generator that takes
-    away the latent's length it is scaled to the length that is usual for the prior, sqrt(d).
+    Images are mapped to [-1, 1] first. The network's output is mapped to the prior: for a uniform
+    prior by a tanh scaled to [low, high], as in table 5 of Luo et al. 2017; for a normal one, which
+    is unbounded, by multiplying by the standard deviation and adding the mean. For a generator that
+    normalises its latent's length, the output is scaled to the prior's typical length, sqrt(d).
 
     Args:
         network: image [B, C, H, W] -> [B, d].
-        prior: the latents'.
-        value_range: the images'.
-        unit_length: whether the generator takes away the latent's length.
+        prior: prior of the latents.
+        value_range: value range of the images.
+        unit_length: whether the generator normalises its latent's length.
     """
 
     def __init__(
@@ -65,16 +65,16 @@ def make_encoder(
     width: int = 64,
     unit_length: bool = False,
 ) -> Encoder:
-    """Return an encoder of images of this shape, with first weights as PyTorch draws them.
+    """Create an encoder for images of this shape, with PyTorch's default initial weights.
 
     Args:
         image_shape: (C, H, W), any.
         latent_size: d.
-        prior: the latents'.
-        value_range: the images'.
-        network: "luo", "resnet", or "auto", which is "luo".
+        prior: prior of the latents.
+        value_range: value range of the images.
+        network: "luo", "resnet", or "auto", which means "luo".
         width: channels of the first layer.
-        unit_length: whether the generator takes away the latent's length.
+        unit_length: whether the generator normalises its latent's length.
     """
     layers: nn.Module
     if network == "resnet":

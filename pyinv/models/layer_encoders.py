@@ -32,9 +32,9 @@ class PixelNorm(nn.Module):
 
 
 class _ToImage(nn.Module):
-    """Activation [B, C, H, W] -> the one before it, [B, C', H', W'], not larger.
+    """Activation [B, C, H, W] -> the one before it, [B, C', H', W'], which is not larger.
 
-    Pixel norm, two times 3x3 convolution, batch norm and leaky ReLU, 1x1 convolution: e_2 to e_4.
+    Pixel norm, twice 3x3 convolution, batch norm and leaky ReLU, then 1x1 convolution: e_2 to e_4.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class _ToImage(nn.Module):
     ) -> None:
         super().__init__()
         channels, stride = after[0], after[1] // before[1]
-        # Where the generator's layer enlarges by more than 2, no pixel is left out.
+        # Large enough to cover every pixel if the generator's layer enlarges by more than 2.
         size = max(3, stride // 2 * 2 + 1)
         self.layers = nn.Sequential(
             *([PixelNorm()] if normalizes else []),
@@ -63,7 +63,7 @@ class _ToImage(nn.Module):
 class _ToVector(nn.Module):
     """Activation [B, C, H, W] or [B, C] -> vector, [B, *before].
 
-    Pixel norm, a convolution of all pixels, batch norm, leaky ReLU, 1x1 convolution: e_1 but for
+    Pixel norm, a convolution over all pixels, batch norm, leaky ReLU, 1x1 convolution: e_1 without
     its last pixel norm.
     """
 
@@ -87,7 +87,7 @@ class _ToVector(nn.Module):
 
 
 class _TailEncoder(nn.Module):
-    """Image -> r_k: a residual network, a 1x1 convolution and a leaky ReLU, which is e_F."""
+    """Image -> r_k: the encoder e_F, a residual network, a 1x1 convolution and a leaky ReLU."""
 
     def __init__(
         self,
@@ -138,18 +138,19 @@ class LayeredEncoder(nn.Module):
 def make_layer_encoder(
     before: tuple[int, ...], after: tuple[int, ...], *, normalizes: bool
 ) -> nn.Module:
-    """Return e_i, [B, *after] -> [B, *before], for a layer that maps the other way.
+    """Create e_i, [B, *after] -> [B, *before], for a generator layer from ``before`` to ``after``.
 
-    For an image before: pixel norm, two times 3x3 convolution, batch norm and leaky ReLU (0.2), and
-    a 1x1 convolution; the first convolution has the stride by which the layer enlarges. For a
-    vector before: pixel norm, a convolution of all pixels, batch norm, leaky ReLU, 1x1 convolution.
-    Hidden layers have the channels of r_i. The 1x1 convolution is called ``last``.
+    If ``before`` is an image: pixel norm, twice 3x3 convolution, batch norm and leaky ReLU (0.2),
+    then a 1x1 convolution. The first convolution's stride is the factor by which the layer
+    enlarges. If ``before`` is a vector: pixel norm, a convolution over all pixels, batch norm,
+    leaky ReLU, 1x1 convolution. Hidden layers have as many channels as r_i. The 1x1 convolution is
+    called ``last``.
 
     Args:
         before: shape of r_{i-1}: (C, H, W), (C,) or (C, 1, 1).
         after: shape of r_i.
-        normalizes: whether the generator's layers take the length of each pixel's vector away. If
-            not, it may say something, and there is no pixel norm here.
+        normalizes: whether the generator's layers normalise the length of each pixel's vector. If
+            not, the length may carry information, and the encoder has no pixel norm.
 
     Raises:
         InputError: activations of other ranks, or a layer that does not enlarge by a whole number.
@@ -172,10 +173,10 @@ def make_layer_encoder(
 def make_first_encoder(
     latent_size: int, after: tuple[int, ...], prior: Prior, *, normalizes: bool
 ) -> nn.Module:
-    """Return e_1, [B, *after] -> latent [B, d].
+    """Create e_1, [B, *after] -> latent [B, d].
 
-    It is ``make_layer_encoder``'s, with the ending that ``Encoder`` gives: pixel norm for a
-    generator that normalises its latent, a tanh over the interval of a uniform prior.
+    It is the output of ``make_layer_encoder`` with the output layer of ``Encoder``: pixel norm for
+    a generator that normalises its latent, a tanh over the interval of a uniform prior.
     """
     layers = make_layer_encoder((latent_size,), after, normalizes=normalizes)
     return Encoder(layers, prior, unit_length=normalizes)
@@ -188,20 +189,20 @@ def make_tail_encoder(
     value_range: tuple[float, float] = (-1.0, 1.0),
     width: int = 64,
 ) -> nn.Module:
-    """Return e_F, image [B, C, H, W] -> r_k [B, *activation_shape].
+    """Create e_F, image [B, C, H, W] -> r_k [B, *activation_shape].
 
-    A residual network of ResNet-18's depth that makes the image as small as r_k, a 1x1 convolution
-    (of all pixels, where r_k is a vector) and a leaky ReLU (0.2). For images of 256 pixels and an
-    r_k of 512 x 8 x 8 this is ResNet-18, at width 64.
+    A residual network of ResNet-18's depth that reduces the image to the size of r_k, a 1x1
+    convolution (over all pixels, if r_k is a vector) and a leaky ReLU (0.2). For images of 256
+    pixels and an r_k of 512 x 8 x 8 this is ResNet-18, at width 64.
 
     Args:
         image_shape: (C, H, W).
-        activation_shape: of r_k.
-        value_range: the images'.
+        activation_shape: shape of r_k.
+        value_range: value range of the images.
         width: channels of the residual network's first layer.
 
     Raises:
-        InputError: r_k is no image that is smaller by a power of two, 1 to 32, and no vector.
+        InputError: r_k is neither a vector nor an image that is smaller by a power of two, 1 to 32.
     """
     if math.prod(activation_shape[1:]) == 1:
         body = ResNetBody(image_shape, width)

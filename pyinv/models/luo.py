@@ -1,8 +1,8 @@
-"""The networks of Luo, Xu & Tang 2017, tables 3 to 6, at 64 pixels, and with a layer less at 32.
+"""The networks of Luo, Xu & Tang 2017, tables 3 to 6, at 64 pixels, and with one layer less at 32.
 
 All kernels are 5x5 with stride 2, padded so that each convolution halves the size, rounded up, and
-each up-convolution doubles it. Layers before batch norm need no bias. The widths are the paper's
-for w = 64, the default.
+each up-convolution doubles it. Layers before batch norm have no bias. With the default w = 64, the
+widths are the paper's.
 """
 
 from __future__ import annotations
@@ -73,9 +73,9 @@ class LuoDiscriminator(nn.Module):
     """Image [B, C, S, S] -> logit [B]; table 4.
 
     With w the width, at 64 pixels: four convolutions to w x 32 x 32, 2w x 16 x 16, 4w x 8 x 8 and
-    8w x 4 x 4, each with batch norm and a leaky ReLU (0.2, which Radford et al. 2016 have and the
-    table does not say), and a dense layer. At 32 pixels the last convolution is left out. The
-    sigmoid is part of the loss.
+    8w x 4 x 4, each with batch norm and a leaky ReLU (0.2 as in Radford et al. 2016; the table does
+    not specify it), and a dense layer. At 32 pixels the last convolution is left out. The sigmoid
+    is part of the loss.
 
     Args:
         image_size: S, 32 or 64.
@@ -102,9 +102,9 @@ class InverseGenerator(nn.Module):
     """Image [B, C, H, W] -> [B, d], before the last activation; table 5.
 
     With w the width, at 64 pixels: four convolutions to w x 32 x 32, 2w x 16 x 16, 4w x 8 x 8 and
-    8w x 4 x 4, each with batch norm and a ReLU, and a dense layer. Images of other sizes have as
-    many convolutions as it takes to come to 4 pixels or fewer: at 28 and 32 pixels three. No layer
-    is wider than 8w. The table's tanh belongs to the latents' prior, so it is in ``Encoder``.
+    8w x 4 x 4, each with batch norm and a ReLU, and a dense layer. For other sizes there are as
+    many convolutions as needed to reach 4 pixels or fewer: three at 28 and 32 pixels. No layer is
+    wider than 8w. The table's tanh depends on the latents' prior, so it is in ``Encoder``.
 
     Args:
         image_shape: (C, H, W).
@@ -135,10 +135,11 @@ class InverseGenerator(nn.Module):
 class LuoBiganDiscriminator(nn.Module):
     """Image [B, C, S, S] and latent [B, d] -> logit [B], high for (x, E(x)); table 6.
 
-    With w the width, at 64 pixels: convolutions to w x 32 x 32, 2w x 16 x 16 and 4w x 8 x 8; there
-    the latent is joined to every pixel, (4w + d) x 8 x 8; three more to 8w x 4 x 4, 8w x 2 x 2 and
-    8w x 1 x 1; each with batch norm and a leaky ReLU (0.2); a dense layer. At 32 pixels the third
-    is left out, and the last three are 4w wide. The sigmoid is part of the loss.
+    With w the width, at 64 pixels: convolutions to w x 32 x 32, 2w x 16 x 16 and 4w x 8 x 8; then
+    the latent is concatenated to every pixel, (4w + d) x 8 x 8; three more convolutions to
+    8w x 4 x 4, 8w x 2 x 2 and 8w x 1 x 1; and a dense layer. Each convolution has batch norm and a
+    leaky ReLU (0.2). At 32 pixels the third is left out, and the last three are 4w wide. The
+    sigmoid is part of the loss.
 
     Args:
         latent_size: d.
@@ -185,7 +186,7 @@ def make_discriminator(
 
 
 def _widths(image_size: int, width: int) -> list[int]:
-    """Channels of the hidden layers, from half the image's size to 4x4."""
+    """Return the channels of the hidden layers, from half the image size to 4x4."""
     return [width * factor for factor in ((1, 2, 4, 8) if image_size == 64 else (1, 2, 4))]
 
 

@@ -22,7 +22,7 @@ __all__ = [
 
 SLOPE = 0.2
 SMALLEST = 4
-# Karras et al. 2018, section 4.2: keeps the root and its derivative finite at 0.
+# Keeps the root and its derivative finite at 0 (Karras et al. 2018, section 4.2).
 EPSILON = 1e-8
 
 
@@ -33,7 +33,7 @@ def pixel_norm(x: Tensor) -> Tensor:
     b = a / \sqrt{\tfrac1C \sum_j a_j^2 + 10^{-8}}
     $$
 
-    Source: Karras et al. 2018 (arXiv:1710.10196), section 4.2. A vector of zeros stays zeros.
+    Zero vectors stay zero. Source: Karras et al. 2018 (arXiv:1710.10196), section 4.2.
 
     Args:
         x: [B, C] or [B, C, H, W].
@@ -42,10 +42,10 @@ def pixel_norm(x: Tensor) -> Tensor:
 
 
 class EqualizedConv2d(nn.Module):
-    r"""A convolution whose weights are stored with unit variance and scaled when they are used.
+    r"""A convolution whose weights are stored with unit variance and scaled at runtime.
 
     The scale is that of He et al. 2015, ``gain`` / sqrt(C k k). Adam's steps do not depend on the
-    gradient's size, so all layers then change equally fast. Source: Karras et al. 2018, section
+    gradient's magnitude, so all layers then learn equally fast. Source: Karras et al. 2018, section
     4.1.
 
     Args:
@@ -53,12 +53,12 @@ class EqualizedConv2d(nn.Module):
         after: channels of the output.
         kernel: k.
         padding: zeros on each side.
-        gain: sqrt(2) before a rectifier, 1 before none.
-        bias: whether the output gets a bias for each channel.
+        gain: sqrt(2) if a rectifier follows, otherwise 1.
+        bias: whether to add a bias per output channel.
     """
 
     weight_std = 1.0
-    """What the weights' standard deviation is when training begins."""
+    """Initial standard deviation of the weights."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class EqualizedConv2d(nn.Module):
 
 
 class EqualizedConvTranspose2d(EqualizedConv2d):
-    """A transposed convolution of 1x1 to k x k pixels: each is the sum of C products."""
+    """A transposed convolution from 1x1 to k x k pixels, each the sum of C products."""
 
     def __init__(self, before: int, after: int, kernel: int) -> None:
         super().__init__(before, after, kernel)
@@ -105,7 +105,7 @@ class FirstLayer(nn.Module):
 
 
 class Layer(nn.Module):
-    """Pixel norm, twice the size where ``doubles``, 3x3 convolution, leaky ReLU."""
+    """Pixel norm, upsampling by 2 if ``doubles``, 3x3 convolution, leaky ReLU."""
 
     def __init__(self, before: int, after: int, *, doubles: bool) -> None:
         super().__init__()
@@ -132,10 +132,10 @@ class Output(nn.Module):
 
 
 class ProGanGenerator(nn.Module):
-    """Latent [B, d] -> image [B, C, S, S], trained for images in [-1, 1] and not bounded to them.
+    """Latent [B, d] -> image [B, C, S, S], trained on images in [-1, 1] but not bounded to them.
 
     A chain of ``layer1`` ... ``layer2n`` and ``output``, two layers for each of the n sizes 4, 8,
-    ..., S. Each begins with pixel norm, the latent's included, so an image does not depend on the
+    ..., S. Each begins with pixel norm, including the first, so an image does not depend on the
     length of its latent. With w the width:
 
     ============ ==================================================== ==================
@@ -149,13 +149,13 @@ class ProGanGenerator(nn.Module):
     ``output``   pixel norm, 1x1 convolution                          C x S x S
     ============ ==================================================== ==================
 
-    c doubles with each halving of the size, up to 8w where S is 256 and 4w where it is less. At 256
+    c doubles with each halving of the size, up to 8w if S is 256 and 4w if it is less. At 256
     pixels and w = 64 these are the 512, 512, 512, 512, 256, 128, 64 channels of the paper, in 15
     convolutions.
 
     Source: Karras et al. 2018 (arXiv:1710.10196), table 2 and section 4. There pixel norm follows
-    each leaky ReLU; before the next layer it is the same function, and Bau et al. 2019, section
-    3.2, count it to that layer, so that r_i is what ``layer``\\ i returns.
+    each leaky ReLU. Moving it to the start of the next layer gives the same function, and follows
+    Bau et al. 2019, section 3.2, so that r_i is the output of ``layer``\\ i.
 
     Args:
         latent_size: d.
@@ -165,7 +165,7 @@ class ProGanGenerator(nn.Module):
     """
 
     normalizes_latent = True
-    """Latents that differ in their length alone give the same image."""
+    """The image is independent of the latent's length."""
 
     def __init__(
         self, latent_size: int = 512, image_size: int = 256, channels: int = 3, width: int = 64
@@ -181,7 +181,7 @@ class ProGanGenerator(nn.Module):
         self.output = Output(before, channels)
 
     def stage(self, number: int, x: Tensor) -> Tensor:
-        """Return what the two layers of a size make of their input; stage 0 takes latents."""
+        """Apply the two layers of one size; stage 0 takes latents."""
         for layer in (2 * number + 1, 2 * number + 2):
             x = self.get_submodule(f"layer{layer}")(x)
         return x
@@ -195,7 +195,7 @@ class ProGanGenerator(nn.Module):
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions, each with leaky ReLU, and half the size."""
+    """Two 3x3 convolutions, each with leaky ReLU, and downsampling by 2."""
 
     def __init__(self, before: int, after: int) -> None:
         super().__init__()
@@ -220,9 +220,9 @@ class Input(nn.Module):
 
 
 class LastBlock(nn.Module):
-    """[B, C, 4, 4] -> logit [B], with the spread over the batch as one more channel.
+    """[B, C, 4, 4] -> logit [B], with the spread over the batch as an additional channel.
 
-    That channel is the standard deviation over the batch, averaged over channels and pixels.
+    The channel is the standard deviation over the batch, averaged over channels and pixels.
     Source: Karras et al. 2018, section 3.
     """
 
@@ -242,13 +242,13 @@ class LastBlock(nn.Module):
 
 
 class ProGanDiscriminator(nn.Module):
-    """Image [B, C, S, S] -> logit [B]; a logit depends on the batch's other images.
+    """Image [B, C, S, S] -> logit [B], which depends on the other images of the batch.
 
-    The generator's sizes and channels c in reverse: a 1x1 convolution to w channels; for each size
-    from S to 8 a 3x3 convolution, one to the next size's channels and an average over 2x2 pixels;
-    at 4x4 the standard deviation over the batch, a 3x3 convolution, a 4x4 convolution and a dense
-    layer. Leaky ReLU (0.2) after all but the last, no pixel norm. Source: Karras et al. 2018,
-    table 2.
+    It has the generator's sizes and channels c in reverse: a 1x1 convolution to w channels; for
+    each size from S to 8 a 3x3 convolution, another to the next size's channels and an average over
+    2x2 pixels; at 4x4 the standard deviation over the batch, a 3x3 convolution, a 4x4 convolution
+    and a dense layer. All but the last have leaky ReLU (0.2); there is no pixel norm. Source:
+    Karras et al. 2018, table 2.
 
     Args:
         image_size: S, a power of two from 8.
@@ -275,11 +275,11 @@ class ProGanDiscriminator(nn.Module):
 
 
 class _Growing(nn.Module):
-    """A network that works at one of several sizes, and fades in the last of them.
+    """A network that grows through several image sizes, fading in each new size.
 
     Attributes:
-        size: pixels of a side now.
-        alpha: 1 where it is faded in, below 1 where half the size still has a part.
+        size: current image size in pixels.
+        alpha: weight of the current size; below 1 while it is being faded in.
     """
 
     def __init__(self, sizes: list[int]) -> None:
@@ -288,7 +288,7 @@ class _Growing(nn.Module):
         self.grow(sizes[-1], 1.0)
 
     def grow(self, size: int, alpha: float) -> None:
-        """Work at this size from now on."""
+        """Set the current size and its weight."""
         self._stage = self._sizes.index(size)
         self.size, self.alpha = size, alpha
 
@@ -296,11 +296,11 @@ class _Growing(nn.Module):
 class GrowingGenerator(_Growing):
     """A generator in training: latent [B, d] -> image [B, C, size, size].
 
-    While a size is faded in, the image is ``alpha`` times its own and 1 - ``alpha`` times the one
-    of half the size, doubled. Source: Karras et al. 2018, figure 2.
+    While a size is faded in, the image is ``alpha`` times that of the new size plus 1 - ``alpha``
+    times that of half the size, upsampled. Source: Karras et al. 2018, figure 2.
 
     Args:
-        generator: what it has grown into at the end.
+        generator: the fully grown generator.
     """
 
     def __init__(self, generator: ProGanGenerator) -> None:
@@ -328,11 +328,11 @@ class GrowingGenerator(_Growing):
 class GrowingDiscriminator(_Growing):
     """A discriminator in training: image [B, C, size, size] -> logit [B].
 
-    While a size is faded in, what its block returns and what the next block took before, an image
-    of half the size through its own 1x1 convolution, are mixed as the generator mixes images.
+    While a size is faded in, the output of its block is mixed, like the generator's images, with
+    the previous input of the next block: the half-size image after its own 1x1 convolution.
 
     Args:
-        discriminator: what it has grown into at the end.
+        discriminator: the fully grown discriminator.
     """
 
     def __init__(self, discriminator: ProGanDiscriminator) -> None:
@@ -358,7 +358,7 @@ class GrowingDiscriminator(_Growing):
 
 
 def growing(network: nn.Module) -> GrowingGenerator | GrowingDiscriminator:
-    """Return the network that grows into this one, with which it shares its layers."""
+    """Return a growing version of this network, which shares its layers."""
     if isinstance(network, ProGanGenerator):
         return GrowingGenerator(network)
     assert isinstance(network, ProGanDiscriminator)
@@ -366,10 +366,10 @@ def growing(network: nn.Module) -> GrowingGenerator | GrowingDiscriminator:
 
 
 def shrunk(images: Tensor, size: int, alpha: float) -> Tensor:
-    """Return images as a growing network of this size and alpha sees them.
+    """Return training images for a growing network of this size and alpha.
 
-    Pixels are averages. While a size is faded in, so is its detail: the image is ``alpha`` times
-    its own and 1 - ``alpha`` times that of half the size, doubled.
+    Images are downsampled by averaging. While a size is faded in, so is its detail: the image is
+    ``alpha`` times that of the size plus 1 - ``alpha`` times that of half the size, upsampled.
 
     Args:
         images: [B, C, S, S].
@@ -401,12 +401,12 @@ def make_discriminator(
 
 
 def _sizes(image_size: int) -> list[int]:
-    """Pixels of a side, from 4 to the image's."""
+    """Return the image sizes in pixels, from 4 to the full size."""
     return [SMALLEST << stage for stage in range((image_size // SMALLEST).bit_length())]
 
 
 def _widths(image_size: int, width: int) -> list[int]:
-    """Channels at each size, from 4x4 to the image's."""
+    """Return the channels at each size, from 4x4 to the full size."""
     most = max(4, image_size // 32)
     return [width * min(most, image_size // size) for size in _sizes(image_size)]
 
@@ -417,7 +417,7 @@ def _width_after(generator: ProGanGenerator, stage: int) -> int:
 
 
 def _width_before(block: nn.Module) -> int:
-    # The last block's first convolution takes the spread as well, its second does not.
+    # In the last block, the first convolution has an extra input channel for the spread.
     convolution: Any = block.convolution2 if isinstance(block, LastBlock) else block.convolution1
     return int(convolution.weight.shape[1])
 

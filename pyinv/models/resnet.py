@@ -13,9 +13,9 @@ class ResNetBody(nn.Module):
     """Image [B, C, H, W] -> features [B, channels, H', W'].
 
     A first convolution to w channels and four stages of two basic blocks. Each stage after the
-    first halves the image and doubles the channels, as far as ``stride`` asks for it. A stride of
-    32 is ResNet-18: there the first convolution is 7x7 with stride 2, and a max pool follows it. At
-    8 it is 3x3 and keeps the size, as He et al. do for CIFAR-10.
+    first halves the image and doubles the channels, as far as ``stride`` requires. A stride of 32
+    is ResNet-18: its first convolution is 7x7 with stride 2, followed by a max pool. At a stride of
+    8 the first convolution is 3x3 and preserves the size, as He et al. do for CIFAR-10.
 
     Source: He et al. 2016 (arXiv:1512.03385), table 1 and section 4.2.
 
@@ -25,7 +25,7 @@ class ResNetBody(nn.Module):
         stride: H / H', a power of two, 1 to 32; by default 32 from 128 pixels on, and 8 below.
 
     Attributes:
-        channels: of the features: 8w, or less where the stride is less than 8.
+        channels: channels of the features: 8w, or less if the stride is less than 8.
         stride: H' = H / stride, rounded up.
     """
 
@@ -75,7 +75,7 @@ class ResNetEncoder(nn.Module):
         super().__init__()
         self.body = ResNetBody(image_shape, width)
         pixels = math.prod(-(-size // self.body.stride) for size in image_shape[1:])
-        # Every pixel and not their mean: a latent says where things are.
+        # All pixels instead of their mean: a latent encodes positions.
         self.dense = nn.Linear(self.body.channels * pixels, latent_size)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ class ResNetEncoder(nn.Module):
 
 
 class _Block(nn.Module):
-    """Two 3x3 convolutions beside a shortcut."""
+    """A residual block: two 3x3 convolutions and a shortcut."""
 
     def __init__(self, before: int, after: int, stride: int) -> None:
         super().__init__()

@@ -1,7 +1,6 @@
 """Training of the papers' generators, and of encoders for any generator.
 
-Configurations can be read without PyTorch; ``train_gan``, ``train_encoder`` and ``open_generator``
-need it.
+Configurations do not need PyTorch; ``train_gan``, ``train_encoder`` and ``open_generator`` do.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ _FILES = {
 
 
 def __getattr__(name: str) -> Any:
-    # So that a command line can list the configurations without waiting for PyTorch.
+    # Lazy, so that the command line can list the configurations without importing PyTorch.
     if name in _FILES:
         return getattr(importlib.import_module(f"pyinv.training.{_FILES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""A generator and a discriminator in training: one iteration, and the state between two."""
+"""A generator and a discriminator in training: the iteration, and the state to checkpoint."""
 
 from __future__ import annotations
 
@@ -21,25 +21,24 @@ from pyinv.training.draws import Purpose, draw_labels, draw_latents, random
 __all__ = ["Adversaries", "draw_weights", "gradient_penalty"]
 
 GRID_IMAGES = 64
-# Generated batches whose mean statistics become those of the sampler's batch norm.
+# Number of generated batches from which the sampler's batch-norm statistics are computed.
 STATISTICS_BATCHES = 32
-# Radford et al. 2016, section 3, says it of weights; that batch norm's factors are spread as much
-# is from PyTorch's example of a DCGAN.
+# Radford et al. 2016, section 3, for weights; for batch norm's factors, PyTorch's DCGAN example.
 WEIGHT_STD = 0.02
 
 
 class Adversaries:
-    """Both networks, their solvers, and the average over the generator's weights.
+    """Both networks, their optimizers, and the average of the generator's weights.
 
     Args:
-        configuration: the settings.
-        pixels: uint8 [N, C, H, W], what the discriminator learns to tell from generated images.
-        device: where to compute.
+        configuration: the configuration.
+        pixels: uint8 [N, C, H, W], the real images.
+        device: the device to train on.
 
     Attributes:
-        iteration: how many are done.
-        whole: False in the middle of an iteration, when nothing of this is worth keeping.
-        losses: the discriminator's and the generator's of each iteration, before its update.
+        iteration: number of completed iterations.
+        whole: False during an iteration, when the state must not be saved.
+        losses: the discriminator's and generator's losses of each iteration, before its step.
     """
 
     loss_names: tuple[str, ...] = ("discriminator", "generator")
@@ -56,7 +55,7 @@ class Adversaries:
         self._order: tuple[int, NDArray[np.int64]] | None = None
         model = get_model(configuration.model)
         self.value_range = model.value_range
-        # Making a layer draws weights from PyTorch's own random state, which is the caller's.
+        # Creating a layer draws weights from PyTorch's global random state, which is the caller's.
         with torch.random.fork_rng(devices=[]):
             generator = model.generator(
                 configuration.latent_size, configuration.image_shape, **configuration.options
@@ -82,7 +81,7 @@ class Adversaries:
             self.networks["averaged"] = copy.deepcopy(generator)
 
     def step(self) -> tuple[float, float]:
-        """Make one iteration; return the discriminator's and the generator's loss."""
+        """Run one iteration; return the losses of discriminator and generator."""
         self.whole = False
         configuration, number = self.configuration, self.iteration
         generator, discriminator = self.networks["generator"], self.networks["discriminator"]
@@ -92,12 +91,12 @@ class Adversaries:
         fake_labels = self._moved(draw_labels(configuration.fake_labels, size, labels))
         self._grow(number)
         real = self._real(number)
-        due = number % configuration.penalty_every == 0
-        penalized = due and configuration.gradient_penalty > 0
+        is_penalty_step = number % configuration.penalty_every == 0
+        penalized = is_penalty_step and configuration.gradient_penalty > 0
         fake = generator(self._latents(Purpose.LATENTS, number))
 
         loss = functional.binary_cross_entropy_with_logits
-        # Two batches and not one, so that batch norm sees real or generated images alone.
+        # Two separate batches, so that batch norm sees only real or only generated images.
         logits = discriminator(real.requires_grad_(penalized))
         on_real = loss(logits, real_labels)
         on_fake = loss(discriminator(fake.detach()), fake_labels)
@@ -115,7 +114,7 @@ class Adversaries:
         discriminator.requires_grad_(True)
         self._average(number)
 
-        # A wait for the device, and the only one.
+        # The only synchronization with the device.
         both = torch.stack([discriminator_loss, generator_loss]).tolist()
         losses = (both[0], both[1])
         self.losses.append(losses)
@@ -126,8 +125,8 @@ class Adversaries:
     def sampler(self) -> nn.Module:
         """Return a copy of the generator as it would be exported now, in eval mode.
 
-        Batch norm gets the mean statistics of generated batches: the running ones lag behind the
-        weights, and belong to no averaged weights at all.
+        Batch norm gets the mean statistics of generated batches. The running statistics lag behind
+        the weights, and do not match averaged weights.
         """
         sampler = copy.deepcopy(self._best)
         if isinstance(sampler, progan.GrowingGenerator):
@@ -145,9 +144,9 @@ class Adversaries:
         return sampler.eval()
 
     def samples(self) -> NDArray[np.float32]:
-        """Return the images of 64 latents, the same ones each time, [64, C, H, W].
+        """Return the images of 64 fixed latents, [64, C, H, W].
 
-        Those of a network that still grows are enlarged.
+        While a network is still growing, its images are enlarged.
         """
         configuration = self.configuration
         source = random(configuration.seed, Purpose.SAMPLES)
@@ -167,7 +166,7 @@ class Adversaries:
 
     @property
     def finite(self) -> bool:
-        """Whether every loss of the last iteration and every weight is finite."""
+        """Whether all losses of the last iteration and all weights are finite."""
         return all(map(math.isfinite, self.losses[-1] if self.losses else ())) and all(
             bool(torch.isfinite(tensor).all())
             for network in self.networks.values()
@@ -175,7 +174,7 @@ class Adversaries:
         )
 
     def state(self) -> dict[str, Any]:
-        """Return everything that the next iteration depends on, and the losses so far."""
+        """Return the state that the next iteration depends on, and the losses so far."""
         return {
             "iteration": self.iteration,
             "losses": torch.tensor(self.losses, dtype=torch.float64),
@@ -184,10 +183,10 @@ class Adversaries:
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Take over what ``state`` returned, of the same configuration.
+        """Load the output of ``state`` of the same configuration.
 
         Raises:
-            AttributeError, KeyError, RuntimeError, TypeError, ValueError: it is no such state.
+            AttributeError, KeyError, RuntimeError, TypeError, ValueError: the state is invalid.
         """
         self.iteration = int(state["iteration"])
         self.losses = [(pair[0], pair[1]) for pair in state["losses"].tolist()]
@@ -214,9 +213,9 @@ class Adversaries:
         averaged = self.networks.get("averaged")
         if averaged is None:
             return
-        # The first weights are noise: the average begins short and grows to its full length.
+        # The first weights are noise, so the averaging window starts short and grows.
         decay = min(self.configuration.averaging, (1 + number) / (10 + number))
-        # All tensors at once: on a GPU, a kernel each would take longer than the arithmetic.
+        # All tensors at once: on a GPU, launching a kernel per tensor would dominate.
         average = get_ema_multi_avg_fn(decay)
         average(list(averaged.parameters()), list(self.networks["generator"].parameters()), None)
 
@@ -231,7 +230,7 @@ class Adversaries:
         return self._moved(latents)
 
     def _real(self, number: int) -> Tensor:
-        """Return an iteration's real images: each once an epoch, what fills no batch left out."""
+        """Return an iteration's real images: each once per epoch, without a last partial batch."""
         size = self.configuration.batch_size
         epoch, batch = divmod(number, len(self._pixels) // size)
         if self._order is None or self._order[0] != epoch:
@@ -246,14 +245,14 @@ class Adversaries:
         return real
 
     def _moved(self, tensor: Tensor) -> Tensor:
-        """Return a tensor on the device, which it may reach after this has returned."""
+        """Return a tensor on the device; the copy may be asynchronous."""
         if self._device.type != "cuda":
             return tensor
         return tensor.pin_memory().to(self._device, non_blocking=True)
 
 
 def gradient_penalty(logits: Tensor, *inputs: Tensor) -> Tensor:
-    """Return half the mean squared norm of the logits' gradient at the inputs: R1.
+    """Return the R1 penalty: half the mean squared norm of the logits' gradient at the inputs.
 
     Source: Mescheder et al. 2018, equation 9.
     """
@@ -263,7 +262,7 @@ def gradient_penalty(logits: Tensor, *inputs: Tensor) -> Tensor:
 
 
 def draw_weights(network: nn.Module, source: torch.Generator) -> None:
-    """Set a network's weights as DCGAN does: N(0, 0.02^2), batch norm's around 1, biases 0."""
+    """Initialize a network as DCGAN does: weights N(0, 0.02^2), batch norm's around 1, biases 0."""
     with torch.no_grad():
         for module in network.modules():
             for name, parameter in module.named_parameters(recurse=False):

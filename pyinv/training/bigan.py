@@ -1,23 +1,23 @@
-r"""The method ``bigan``: an encoder, a generator and a discriminator of pairs, trained together.
+r"""The method ``bigan``: an encoder, a generator and a discriminator of pairs, trained jointly.
 
-The discriminator D tells the pair (x, E(x)) of a real image from the pair (G(z), z) of a drawn
-latent. With $\sigma(D)$ the probability of the first,
+The discriminator D distinguishes the pair (x, E(x)) of a real image from the pair (G(z), z) of a
+random latent. With $\sigma(D)$ the probability of the first,
 
 $$
 \min_{E, G} \max_D\; E_x \log \sigma(D(x, E(x))) + E_z \log(1 - \sigma(D(G(z), z)))
 $$
 
-where E and G minimise, as G does in every other GAN here, the loss that does not saturate:
+where E and G minimise the non-saturating loss, as G does in every other GAN here:
 $-\log(1 - \sigma(D(x, E(x)))) - \log \sigma(D(G(z), z))$. At the optimum E inverts G.
 
 With ``gradient_penalty`` above 0, D also minimises that weight times half the squared norm of its
-gradient at (x, E(x)) (Mescheder et al. 2018, R1), which keeps it from winning so soon that E and G
-learn nothing. The papers have no such term.
+gradient at (x, E(x)) (Mescheder et al. 2018, R1). This keeps D from winning before E and G learn
+anything. The papers have no such term.
 
 Sources: Donahue, Krähenbühl & Darrell 2017 (arXiv:1605.09782), equations 2 and 3 and section 3.4;
-the networks are those of Luo et al. 2017, tables 3, 5 and 6. G cannot be trained before (Luo et
-al., section 4.1), so the generator that is given says only what latents and images are like, and
-makes the images x where no real ones are given.
+the networks are those of Luo et al. 2017, tables 3, 5 and 6. G cannot be pretrained (Luo et al.,
+section 4.1). The given generator only determines the shapes of latents and images, and generates
+the images x if there are no real ones.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from pyinv.training.encoder_methods import Phase, Setting
 
 __all__ = ["Bigan", "check_images"]
 
-# The iterations of which one has the gradient penalty, at as many times its weight.
+# The gradient penalty applies once every this many iterations, with its weight times this number.
 PENALTY_EVERY = 4
-# What the generator's sigmoid gives.
+# The range of the generator's sigmoid.
 _VALUE_RANGE = (0.0, 1.0)
 
 
 def check_images(image_shape: tuple[int, int, int]) -> None:
-    """Raise InputError when the networks are not made for images of this shape."""
+    """Raise InputError if the networks do not support images of this shape."""
     try:
         get_model("luo").check(image_shape)
     except InputError:
@@ -53,7 +53,7 @@ def check_images(image_shape: tuple[int, int, int]) -> None:
 
 
 class Bigan(Phase):
-    """E, G and D, each with one step of Adam per iteration, E and G with one of theirs together."""
+    """Trains D with one step of Adam per iteration, and E and G with one joint step."""
 
     def __init__(self, setting: Setting) -> None:
         configuration, frozen = setting.configuration, setting.generator
@@ -110,7 +110,7 @@ class Bigan(Phase):
         weight = self.setting.configuration.gradient_penalty
         penalized = weight > 0 and iteration % PENALTY_EVERY == 0
         pair = [part.detach().requires_grad_(penalized) for part in (real, found)]
-        # Two batches and not one, so that batch norm sees pairs of one kind alone.
+        # Two separate batches, so that batch norm sees pairs of one kind only.
         on_real = discriminator(*pair)
         on_made = discriminator(made.detach(), latents)
         discriminator_loss = _toward(1, on_real) + _toward(0, on_made)
@@ -119,7 +119,7 @@ class Bigan(Phase):
             minimized = minimized + weight * PENALTY_EVERY * gradient_penalty(on_real, *pair)
         self.update("discriminator", minimized)
 
-        # These need the gradient through the discriminator, not that of its weights.
+        # E and G need the gradient through the discriminator, not that of its weights.
         discriminator.requires_grad_(False)
         loss = _toward(0, discriminator(real, found)) + _toward(1, discriminator(made, latents))
         self.update("both", loss)
@@ -137,14 +137,14 @@ class Bigan(Phase):
         return self.networks["generator"]
 
     def batch(self, number: int, purpose: Purpose = Purpose.LATENTS) -> Tensor:
-        """Return real images, or generated ones that stand for them, in [0, 1]."""
+        """Return real images, or generated ones in their place, in [0, 1]."""
         setting = self.setting
         if setting.pixels is not None:
             images = setting.real(number, setting.configuration.batch_size)
         else:
-            # Not the latents that G gets in this iteration.
-            stands_for = Purpose.TARGETS if purpose == Purpose.LATENTS else purpose
-            images = setting.generator.generate(setting.latents(number, stands_for))
+            # Must differ from the latents that G gets in this iteration.
+            own_purpose = Purpose.TARGETS if purpose == Purpose.LATENTS else purpose
+            images = setting.generator.generate(setting.latents(number, own_purpose))
         low, high = setting.generator.value_range
         return ((images - low) / (high - low)).clamp(0, 1)
 

@@ -1,4 +1,4 @@
-"""Checkpoints: a training's state, on disk whole or not at all."""
+"""Checkpoints: a training's state, written atomically."""
 
 from __future__ import annotations
 
@@ -21,21 +21,22 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """Write a training's state: tensors, numbers and text in dicts and lists.
 
     Raises:
-        OutputError: it cannot be written; the checkpoint before is still there.
+        OutputError: it cannot be written; the previous checkpoint is unchanged.
     """
-    # PyTorch turns the system's error (a full disk) into one of its own, so it gets no file.
+    # Into memory first: writing to a file, PyTorch would hide the system's error (a full disk).
     buffer = io.BytesIO()
     torch.save({"format": _FORMAT, **state}, buffer)
     write_whole(path, buffer.getbuffer())
 
 
 def read_checkpoint(path: Path) -> dict[str, Any] | None:
-    """Return what ``write_checkpoint`` wrote, its tensors on the CPU; None without a file.
+    """Read a checkpoint, with its tensors on the CPU; return None if there is no file.
 
     Raises:
-        InputError: no checkpoint, a damaged or unreadable one, or one that a later pyinv wrote.
+        InputError: the file is not a checkpoint, is damaged or unreadable, or was written by a
+            newer pyinv.
     """
-    # First the file: for damage, torch.load raises OSError too.
+    # Read the file separately, because torch.load also raises OSError for damaged content.
     try:
         content = io.BytesIO(path.read_bytes())
     except FileNotFoundError:
@@ -44,7 +45,7 @@ def read_checkpoint(path: Path) -> dict[str, Any] | None:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     try:
         state = torch.load(content, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load documents none, and raises a dozen types for damage
+    except Exception as error:  # torch.load raises many undocumented types for damaged files
         if is_out_of_memory(error):
             raise
         state = None
@@ -62,7 +63,7 @@ def read_checkpoint(path: Path) -> dict[str, Any] | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory is short, and nothing about what was read."""
-    # PyTorch has no type for it on a CPU.
+    """Whether an error means that memory ran out."""
+    # PyTorch has no exception type for this on a CPU.
     short = isinstance(error, MemoryError | torch.OutOfMemoryError)
     return short or "allocate memory" in str(error)

@@ -1,4 +1,4 @@
-"""Training a small classifier, whose features a perceptual loss compares."""
+"""Training a small classifier as the feature network of a perceptual loss."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from pyinv.training.gan import check_device, check_threads
 
 __all__ = ["accuracy", "train_classifier"]
 
-_SHIFT = 2  # pixels that an image is moved at most, in each direction
-_SMALLEST = 8  # pixels that there are two strides for
-_EVALUATED = 500  # images at a time
+_SHIFT = 2  # largest shift of an image in pixels, in each direction
+_SMALLEST = 8  # smallest image size in pixels that allows two strides
+_EVALUATED = 500  # images per batch of evaluation
 
 
 def train_classifier(
@@ -48,35 +48,35 @@ def train_classifier(
     threads: int | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Classifier:
-    """Train a classifier of labelled images.
+    """Train an image classifier.
 
-    Cross-entropy, Adam, the learning rate raised to ``learning_rate`` in the first fifth of the
-    iterations and then lowered to 0 (a half cosine each). An image is moved by up to 2 pixels, its
-    edge repeated, differently each time. On a CPU the same seed, number of threads and PyTorch give
-    the same weights. On 20,000 of CIFAR-10's photographs the defaults, with ``mirror``, take 100
-    seconds of one core, and 68 % of 5,000 test images get their label.
+    Uses cross-entropy and Adam. The learning rate rises to ``learning_rate`` in the first fifth of
+    the iterations and then falls to 0 (a half cosine each). Images are shifted at random by up to 2
+    pixels, with their edges repeated. On a CPU the same seed, number of threads and PyTorch give
+    the same weights. On 20,000 CIFAR-10 images the defaults, with ``mirror``, take 100 seconds on
+    one core and reach an accuracy of 68 % on 5,000 test images.
 
     Args:
-        images: uint8 [N, C, H, W], from 8 pixels.
-        labels: each image's, as ``pyinv.datasets.load_dataset(...).labels`` has them.
-        value_range: the lowest and highest pixel of the images that the classifier is to take.
-        width: of ``pyinv.models.classifier.Classifier``.
-        iterations: updates.
-        batch_size: images of an update.
-        learning_rate: the highest.
-        mirror: mirror every other image at random; not for digits.
-        seed: of all random draws.
-        device: "cpu", "cuda", "cuda:1" and so on. The bits of a run on a GPU are not promised.
+        images: uint8 [N, C, H, W], at least 8 pixels high and wide.
+        labels: the labels of the images, such as ``pyinv.datasets.load_dataset(...).labels``.
+        value_range: the lowest and highest pixel value of the classifier's inputs.
+        width: width of ``pyinv.models.classifier.Classifier``.
+        iterations: number of training steps.
+        batch_size: images per step.
+        learning_rate: the peak learning rate.
+        mirror: mirror images at random with probability 1/2; not for digits.
+        seed: random seed.
+        device: "cpu", "cuda", "cuda:1" and so on. Runs on a GPU are not bit-reproducible.
         threads: CPU threads; None for every core this process may use.
-        progress: called with a line at each tenth of the iterations.
+        progress: called with a line of text after each tenth of the iterations.
 
     Returns:
-        The classifier, on the CPU and in eval mode. Its ``classes`` are the labels, sorted.
+        The classifier, on the CPU and in eval mode. Its ``classes`` are the sorted labels.
 
     Raises:
-        InputError: the images have no labels, or an argument is wrong.
-        RunError: the loss is no longer finite.
-        DeviceError: no such device.
+        InputError: the images have no labels, or an argument is invalid.
+        RunError: the loss became NaN or infinite.
+        DeviceError: the device does not exist.
 
     Examples:
         >>> photographs = load_dataset("cifar10.zip", image_shape=(3, 32, 32))
@@ -136,9 +136,9 @@ def accuracy(
     *,
     value_range: tuple[float, float] = (-1.0, 1.0),
 ) -> float:
-    """The share of images that a classifier gives their label.
+    """Return the fraction of images that are classified correctly.
 
-    Arguments and errors are those of ``train_classifier``.
+    Arguments and errors are as for ``train_classifier``.
     """
     pixels, names = _check(images, labels)
     low, high = check_value_range(value_range)
@@ -167,8 +167,8 @@ def _check(
         )
     if labels is None:
         raise InputError(
-            "these images have no labels, which a classifier is trained with: take a data set that "
-            "has some, or a feature network of your own"
+            "these images have no labels, and a classifier needs them: use a dataset with labels, "
+            "or your own feature network"
         )
     names = tuple(str(label) for label in labels)
     if len(names) != len(array):
@@ -178,7 +178,7 @@ def _check(
 
 @contextmanager
 def _deterministic(seed: int, threads: int) -> Iterator[None]:
-    """PyTorch's random state and number of threads are the caller's, and are given back."""
+    """Set PyTorch's random state and number of threads, and restore them afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -190,14 +190,14 @@ def _deterministic(seed: int, threads: int) -> Iterator[None]:
 
 
 def _rows(seed: int, iteration: int, size: int, count: int) -> Tensor:
-    """Which images an iteration takes: each once an epoch, what fills no batch left out."""
+    """Return an iteration's image indices: each once per epoch, without the last partial batch."""
     epoch, batch = divmod(iteration, count // size)
     order = torch.randperm(count, generator=random(seed, Purpose.ORDER, epoch))
     return order[batch * size : (batch + 1) * size]
 
 
 def _moved(images: Tensor, source: torch.Generator, mirror: bool) -> Tensor:
-    """Images, each moved by some pixels and perhaps mirrored."""
+    """Return images shifted by random pixels and, if ``mirror``, mirrored at random."""
     count, _, height, width = images.shape
     down, right = torch.randint(2 * _SHIFT + 1, (2, count, 1), generator=source).to(images.device)
     rows = (torch.arange(height, device=images.device) + down - _SHIFT).clamp(0, height - 1)
@@ -205,6 +205,6 @@ def _moved(images: Tensor, source: torch.Generator, mirror: bool) -> Tensor:
     if mirror:
         mirrored = torch.rand(count, 1, generator=source).to(images.device) < 0.5
         columns = torch.where(mirrored, columns.flip(1), columns)
-    # [N, H, W, C]: indices beside a slice put theirs first.
+    # [N, H, W, C]: axes of advanced indices separated by a slice come first.
     which = torch.arange(count, device=images.device)[:, None, None]
     return images[which, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

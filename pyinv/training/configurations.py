@@ -1,4 +1,4 @@
-"""What a GAN is trained with, as data; the papers' settings by name."""
+"""GAN training configurations, including the papers' settings by name."""
 
 from __future__ import annotations
 
@@ -19,40 +19,41 @@ __all__ = ["CONFIGURATIONS", "GanConfiguration", "get_configuration"]
 
 @dataclass(frozen=True)
 class GanConfiguration:
-    """Everything that decides what a training gives, but for the data and the machine.
+    """All settings that determine a training's result, apart from data and machine.
 
     Args:
-        name: what the configuration is called.
+        name: name of the configuration.
         model: one of ``pyinv.models.MODELS``.
-        image_shape: (C, H, W), one that the model can make.
-        prior: what latents are drawn from.
+        image_shape: (C, H, W), one that the model supports.
+        prior: prior of the latents.
         latent_size: components of a latent.
-        width: channels of the layers next to the image; None for the model's own.
-        batch_size: real images, and generated ones, an iteration.
-        iterations: updates of each network.
-        learning_rate: Adam's, of both networks.
-        beta1: Adam's first decay.
-        beta2: Adam's second decay.
-        real_labels: the discriminator's target for a real image is drawn from this interval, for
-            each image anew; (1, 1) for hard labels.
+        width: channels of the layers next to the image; None for the model's default.
+        batch_size: number of real images, and of generated ones, per iteration.
+        iterations: training steps of each network.
+        learning_rate: Adam's learning rate, for both networks.
+        beta1: Adam's first decay rate.
+        beta2: Adam's second decay rate.
+        real_labels: the discriminator's label of each real image is drawn from this interval;
+            (1, 1) for hard labels.
         fake_labels: the same for generated images; (0, 0) for hard labels.
-        averaging: decay of the average over the generator's weights that is kept and exported, an
-            iteration; 0 exports the last weights themselves.
-        growth: iterations of each phase in which a model grows from 4x4 pixels: one at 4x4, then
-            two for each doubling, in the first of which it is faded in. The last size is trained
-            to the end. 0 trains at the full size from the beginning.
+        averaging: decay per iteration of the average of the generator's weights, which is exported;
+            0 exports the last weights.
+        growth: iterations per phase of a model that grows from 4x4 pixels: one phase at 4x4, then
+            two for each doubling, the first of which fades in the new size. The full size is
+            trained until the end. 0 trains at the full size from the start.
         gradient_penalty: weight g of the discriminator's penalty g / 2 E |dD(x)/dx|^2 on real
             images x (Mescheder et al. 2018, R1); 0 for none.
-        penalty_every: it is added in one of so many iterations, as many times as strong.
-        training_images: how many of the images to train on, the first ones; None for all.
-        losses: the objectives that the bundles hold. "mse" and "whitened" come with their normal
-            equations, which the recipe "precise" needs, save in a bundle of batch statistics.
+        penalty_every: add the penalty once every ``penalty_every`` iterations, with its weight
+            multiplied by that number.
+        training_images: number of images to train on, from the first; None for all.
+        losses: the objectives to export. "mse" and "whitened" include their normal equations, which
+            the recipe "precise" needs, except in a bundle with batch statistics.
         batch_norm: the bundles to write, "eval" and "batch": see ``pyinv.export.export``.
-        seed: of all random draws.
+        seed: random seed.
         source: where the settings come from.
 
     Raises:
-        InputError: a value that cannot be trained with.
+        InputError: an invalid value.
     """
 
     name: str
@@ -87,7 +88,7 @@ class GanConfiguration:
         if not isinstance(self.prior, Uniform | Normal):
             raise InputError(f"prior must be pyinv.Uniform or pyinv.Normal, got {self.prior!r}")
         self._count("latent_size", 1)
-        # Batch norm has no statistics of one image.
+        # Batch norm needs statistics over several images.
         self._count("batch_size", 2)
         self._count("iterations", 1)
         self._count("seed", 0, 2**63 - 1)
@@ -109,11 +110,11 @@ class GanConfiguration:
 
     @property
     def options(self) -> dict[str, int]:
-        """The model's options that are set."""
+        """The model's options that this configuration sets."""
         return {} if self.width is None else {"width": self.width}
 
     def grown(self, iteration: int) -> tuple[int, float]:
-        """Return the size of the images in an iteration, and its part in them, above 0 to 1."""
+        """Return the image size in an iteration, and how far it is faded in, above 0 to 1."""
         full = self.image_shape[1]
         if not self.growth:
             return full, 1.0
@@ -124,13 +125,13 @@ class GanConfiguration:
         return size, (within + 1) / self.growth if phase % 2 else 1.0
 
     def replace(self, **changes: Any) -> GanConfiguration:
-        """Return a copy with these fields changed; raise InputError for a bad one."""
+        """Return a copy with these fields changed; raise InputError for an invalid value."""
         return dataclasses.replace(self, **changes)
 
     def describe(self) -> dict[str, Any]:
-        """Return the fields as JSON values; ``from_description`` reads them.
+        """Return the fields as JSON values, for ``from_description``.
 
-        Without those of ``_LATER`` that have their default.
+        Fields in ``_LATER`` that have their default are left out.
         """
         described = {
             item.name: getattr(self, item.name)
@@ -145,7 +146,7 @@ class GanConfiguration:
 
     @classmethod
     def from_description(cls, described: Mapping[str, Any]) -> GanConfiguration:
-        """Return the configuration that ``describe()`` described.
+        """Return the configuration for the output of ``describe()``.
 
         Raises:
             InputError: a field is missing, unknown or has a wrong value.
@@ -169,7 +170,7 @@ class GanConfiguration:
             raise InputError(f"not a configuration: {error}") from None
 
     def difference(self, other: GanConfiguration, *, ignore: tuple[str, ...] = ()) -> str | None:
-        """Return the name of the first field in which two configurations differ, None if none."""
+        """Return the name of the first field that differs between two configurations, or None."""
         for name in (item.name for item in dataclasses.fields(self)):
             if name not in ignore and getattr(self, name) != getattr(other, name):
                 return name
@@ -229,8 +230,7 @@ class GanConfiguration:
         self._set(name, (low, high))
 
 
-# Fields that the first trainings and bundles do not have: without them, a description is that of
-# their defaults, then as now.
+# Fields added after the first trainings and bundles. Descriptions without them mean the defaults.
 _LATER = frozenset({"beta2", "growth", "gradient_penalty", "penalty_every"})
 
 
@@ -243,15 +243,15 @@ def _finite(value: Any) -> float:
 
 
 def get_configuration(name: str) -> GanConfiguration:
-    """Return the configuration of this name; raise InputError when there is none."""
+    """Return the configuration of this name; raise InputError if there is none."""
     if name not in CONFIGURATIONS:
         raise InputError(f"configuration must be one of {', '.join(CONFIGURATIONS)}; got {name!r}")
     return CONFIGURATIONS[name]
 
 
-# What the papers leave open is ours: the average over weights, Adam's beta1 = 0.5 for Creswell &
-# Bharath (Radford et al. 2016, section 3), how long "lipton" trains, and all that differs in the
-# configurations of 32 pixels, which are to be done in about five minutes on two cores.
+# Settings that the papers do not specify are ours: the average over weights, Adam's beta1 = 0.5 for
+# Creswell & Bharath (Radford et al. 2016, section 3), the length of "lipton", and all differences
+# in the 32-pixel configurations, which should take about five minutes on two cores.
 _CRESWELL = GanConfiguration(
     "creswell",
     "creswell",
@@ -288,8 +288,8 @@ _EGAN = GanConfiguration(
     source="Egan et al. 2018, sections 4.1.1, 4.1.2 and 4.1.4",
 )
 
-# Karras et al. 2018, section A.1, but for the loss, which there is WGAN-GP: the softplus loss with
-# R1 is one pass through the discriminator less an iteration.
+# Karras et al. 2018, section A.1, except for the loss. They use WGAN-GP; the softplus loss with R1
+# takes one pass less through the discriminator per iteration.
 _PROGAN = GanConfiguration(
     "progan-256",
     "progan",
@@ -302,7 +302,7 @@ _PROGAN = GanConfiguration(
     beta1=0.0,
     beta2=0.99,
     averaging=0.999,
-    # 800,000 images a phase.
+    # 800,000 images per phase.
     growth=50_000,
     gradient_penalty=10.0,
     penalty_every=16,

@@ -1,7 +1,7 @@
-"""Random numbers of a training, each a function of (seed, purpose, number) and nothing else.
+"""Random numbers of a training, each a function of only (seed, purpose, number).
 
-There is no random state to carry from one iteration to the next, so a training that was stopped
-draws what one that was not would have drawn.
+No random state carries over from one iteration to the next, so a resumed training draws the same
+numbers as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["Purpose", "draw_labels", "draw_latents", "random"]
 
 
 class Purpose(IntEnum):
-    """What numbers are drawn for. Values are part of what a seed means: add, never change."""
+    """The purpose of a random draw. Changing a value would change the results of every seed."""
 
     GENERATOR = 0
     DISCRIMINATOR = 1
@@ -34,20 +34,20 @@ class Purpose(IntEnum):
 
 
 def random(seed: int, purpose: Purpose, number: int = 0) -> torch.Generator:
-    """Return a source of random numbers on the CPU; ``number`` is the iteration, or the epoch."""
-    # Hashed, because PyTorch's generator gives related streams for related seeds.
+    """Return a random number generator on the CPU; ``number`` is the iteration or epoch."""
+    # Hashed, because PyTorch's generator produces correlated streams for similar seeds.
     words = np.random.SeedSequence((seed, int(purpose), number)).generate_state(2, np.uint32)
     return torch.Generator().manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)
 
 
 def draw_latents(prior: Prior, count: int, size: int, source: torch.Generator) -> Tensor:
-    """Return latents from the prior, float32 [count, size]."""
+    """Draw latents from the prior, float32 [count, size]."""
     if isinstance(prior, Uniform):
         return torch.rand(count, size, generator=source) * (prior.high - prior.low) + prior.low
     return torch.randn(count, size, generator=source) * prior.std + prior.mean
 
 
 def draw_labels(interval: tuple[float, float], count: int, source: torch.Generator) -> Tensor:
-    """Return targets for a discriminator, uniform on the interval, float32 [count]."""
+    """Draw labels for a discriminator, uniform on the interval, float32 [count]."""
     low, high = interval
     return torch.rand(count, generator=source) * (high - low) + low

@@ -1,4 +1,4 @@
-"""Training an encoder of a generator: one call for all methods, which can be stopped."""
+"""Training an encoder for a generator: one resumable call for all methods."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ class TrainedEncoder:
     """A finished training.
 
     Attributes:
-        folder: what the training wrote.
-        configuration: what it was trained with.
+        folder: the training's folder.
+        configuration: the training's configuration.
         bundle: the generator's bundle, with the function ``encode``.
-        weights: the exported encoder's state dict.
+        weights: file with the exported encoder's state dict.
     """
 
     folder: Path
@@ -79,9 +79,9 @@ def train_encoder(
     overwrite: bool = False,
     checkpoint_seconds: float = 60.0,
 ) -> TrainedEncoder:
-    r"""Train an encoder E of a frozen generator G, and write G's bundle with ``encode``.
+    r"""Train an encoder E for a frozen generator G, and write G's bundle with ``encode``.
 
-    ``configuration.method`` says what E minimises, with z from the prior, x = G(z), and
+    ``configuration.method`` determines what E minimises, with z from the prior, x = G(z), and
     $d_L$ and $d_I$ the latent and the image loss:
 
     =============  ====================================================  ==========================
@@ -94,47 +94,48 @@ def train_encoder(
     layers         an inverse for each layer of G, then E fine-tuned     Bau et al. 2019, eq. 6-9
     =============  ====================================================  ==========================
 
-    E sees the statistics of each batch in training. What is exported has statistics that are
-    measured again at the end, over 32 batches.
+    During training, E uses the batch-norm statistics of each batch. The exported encoder uses
+    statistics measured at the end, over 32 batches.
 
-    The folder then holds ``configuration.json``; ``checkpoint.pt``; ``losses.csv``; in ``samples``,
+    The folder contains ``configuration.json``; ``checkpoint.pt``; ``losses.csv``; in ``samples``,
     after each tenth of the iterations, images x above G(E(x)); ``encoder.pt``, the exported state
-    dict; and ``generator.bundle``. With bigan, that is the bundle of the generator that was trained
-    along, whose weights are in ``generator.pt``.
+    dict; and ``generator.bundle``. With bigan, that bundle contains the generator that was trained
+    jointly, whose weights are in ``generator.pt``.
 
-    The same call on a folder that holds a part of the training continues from its checkpoint, and
-    ends with the weights of a training that was never stopped: on a CPU to the last bit, where the
-    number of threads and the versions of PyTorch and ONNX Runtime are the same. A finished folder
-    is returned as it is. ``iterations`` of a method of one phase may be raised, to train longer.
+    Calling it again on the folder of an unfinished training resumes from the checkpoint. The final
+    weights are those of an uninterrupted training: bit-identical on a CPU with the same number of
+    threads and the same versions of PyTorch and ONNX Runtime. A finished folder is returned
+    unchanged. For methods with one phase, raise ``iterations`` to extend a training.
 
     Args:
-        configuration: the settings.
-        generator: what ``open_generator`` returned, or the first argument for it: a bundle, a
+        configuration: the configuration.
+        generator: a ``FrozenGenerator`` from ``open_generator``, or its first argument: a bundle, a
             training's folder, module:factory or a TorchScript file.
-        folder: for everything that is written; made if it is not there.
-        data: uint8 [N, C, H, W] of the generator's image shape, N at least a batch: real images,
-            for bigan and for the ``real_share`` of aegan. Without, bigan takes images of the
-            generator in their place.
-        data_name: what the images are, for the bundle's manifest.
-        device: "cpu", "cuda", "cuda:1" and so on. The bits of a run on a GPU are not promised.
-        threads: CPU threads; None for every core this process may use.
-        progress: None or False for silence, True for a bar on standard error, or a function that
-            gets {"iteration", "iterations", "seconds"} and each loss, as "latent_loss".
-        say: called with a line about each thing that is not an iteration; without ``progress``,
-            also with the losses and the time left after each tenth of the iterations.
-        overwrite: begin again in a folder that holds another training.
-        checkpoint_seconds: from one checkpoint to the next.
+        folder: output folder, created if necessary.
+        data: real images for bigan and for the ``real_share`` of aegan, uint8 [N, C, H, W] of the
+            generator's image shape, at least one batch. Without them, bigan uses generated images.
+        data_name: name of the images, for the bundle's manifest.
+        device: "cpu", "cuda", "cuda:1" and so on. Runs on a GPU are not bit-reproducible.
+        threads: number of CPU threads; None uses every core available to this process.
+        progress: None or False for no reports, True for a progress bar on standard error, or a
+            function that is called with a dict of "iteration", "iterations", "seconds" and each
+            loss, such as "latent_loss".
+        say: called with a line of text for each event other than an iteration; without
+            ``progress``, also with the losses and the remaining time after each tenth of the
+            iterations.
+        overwrite: start over in a folder that contains another training.
+        checkpoint_seconds: time between checkpoints.
 
     Raises:
-        InputError: a generator or images that do not fit the method; a folder with another
-            training, or whose checkpoint is damaged or missing.
+        InputError: the generator or images do not fit the method, or the folder contains another
+            training or one whose checkpoint is damaged or missing.
         BundleError, ExportError: the generator cannot be read.
-        OutputError: the folder is taken, by files or by a training that runs, or cannot be written
-            to. The last checkpoint is kept.
-        RunError: a loss or a weight is no longer finite. The last checkpoint is kept.
-        DeviceError: no such device.
-        KeyboardInterrupt: Ctrl-C, after the iteration under way and a checkpoint. A second Ctrl-C
-            does not wait.
+        OutputError: the folder contains other files, is used by a running training, or cannot be
+            written to. The last checkpoint is unchanged.
+        RunError: a loss or weight became NaN or infinite. The last checkpoint is unchanged.
+        DeviceError: the device does not exist.
+        KeyboardInterrupt: Ctrl-C, after the current iteration and a checkpoint. A second Ctrl-C
+            interrupts at once.
 
     Examples:
         >>> settings = get_encoder_configuration("luo-32", "aegan")
@@ -182,7 +183,7 @@ def train_encoder(
                 say(
                     f"continuing after iteration {training.iteration} of {configuration.iterations}"
                 )
-                # A crash may have come between the checkpoint and these.
+                # A crash may have happened between writing the checkpoint and the losses.
                 opened.write_losses(training.losses)
             iterate(training, opened, progress, say, checkpoint_seconds)
             _export(training, opened, say)
@@ -190,10 +191,10 @@ def train_encoder(
 
 
 class EncoderTraining:
-    """The phases of a method, one after the other; see ``loop.Training``.
+    """Runs the phases of a method in order; see ``loop.Training``.
 
     Args:
-        setting: shared by all phases.
+        setting: the setting, shared by all phases.
     """
 
     def __init__(self, setting: Setting) -> None:
@@ -205,22 +206,22 @@ class EncoderTraining:
 
     @property
     def losses(self) -> list[tuple[str, tuple[str, ...], list[tuple[float, ...]]]]:
-        """Of each phase: its name, its losses' names, and their values in each iteration."""
+        """The name, loss names, and losses in each iteration, of each phase."""
         pairs = zip(self.phases, self._rows, strict=True)
         return [(phase.name, phase.losses, rows) for phase, rows in pairs]
 
     @property
     def loss_names(self) -> tuple[str, ...]:
-        """What the losses of the last iteration are called."""
+        """Names of the losses of the last iteration."""
         return self._at(max(0, self.iteration - 1))[1].losses
 
     @property
     def value_range(self) -> tuple[float, float]:
-        """Of ``samples``."""
+        """Value range of ``samples``."""
         return self.phases[-1].value_range
 
     def step(self) -> tuple[float, ...]:
-        """Make one iteration; return its losses."""
+        """Run one iteration; return its losses."""
         self.whole = False
         number, phase = self._at(self.iteration)
         local = self.iteration - phase.first
@@ -245,7 +246,7 @@ class EncoderTraining:
         return with_statistics(network, batches)
 
     def generator(self) -> nn.Module | None:
-        """Return a copy of the generator that is trained along, in eval mode, if one is."""
+        """Return a copy of the jointly trained generator, in eval mode; None if it is frozen."""
         setting = self.setting
         network = self.phases[-1].generator()
         if network is None:
@@ -254,13 +255,13 @@ class EncoderTraining:
         return with_statistics(network, latents)
 
     def samples(self) -> NDArray[np.float32] | None:
-        """Return images x, the same ones each time, in rows of 8, each row above its G(E(x))."""
+        """Return fixed images x in rows of 8, each row above its G(E(x))."""
         encoder = self.encoder()
         if encoder is None:
             return None
         phase = self._at(max(0, self.iteration - 1))[1]
         batch = phase.batch(0, Purpose.SAMPLES)
-        # From all of the batch, whose last ones may be real images.
+        # Spread over the batch, whose last images may be real ones.
         count = min(GRID_IMAGES, len(batch))
         images = batch[np.linspace(0, len(batch) - 1, count).round()]
         trained = self.generator()
@@ -274,7 +275,7 @@ class EncoderTraining:
 
     @property
     def finite(self) -> bool:
-        """Whether every loss of the last iteration and every weight is finite."""
+        """Whether all losses of the last iteration and all weights are finite."""
         rows = self._rows[self._at(max(0, self.iteration - 1))[0]]
         return all(map(math.isfinite, rows[-1] if rows else ())) and all(
             bool(torch.isfinite(tensor).all())
@@ -283,7 +284,7 @@ class EncoderTraining:
         )
 
     def state(self) -> dict[str, Any]:
-        """Return everything that the next iteration depends on, and the losses so far."""
+        """Return the state that the next iteration depends on, and the losses so far."""
         phase = self._at(self.iteration)[1]
         return {
             "iteration": self.iteration,
@@ -293,10 +294,10 @@ class EncoderTraining:
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Take over what ``state`` returned, of the same configuration.
+        """Load the output of ``state`` of the same configuration.
 
         Raises:
-            AttributeError, KeyError, RuntimeError, TypeError, ValueError: it is no such state.
+            AttributeError, KeyError, RuntimeError, TypeError, ValueError: the state is invalid.
         """
         self.iteration = int(state["iteration"])
         rows = [[tuple(row) for row in one.tolist()] for one in state["losses"]]
@@ -309,7 +310,7 @@ class EncoderTraining:
             solver.load_state_dict(state["solvers"][name])
 
     def _at(self, iteration: int) -> tuple[int, Phase]:
-        """Return the phase of an iteration, and its number; the last one's also at the end."""
+        """Return the index and phase of an iteration; after the end, those of the last phase."""
         number = sum(phase.first <= iteration for phase in self.phases) - 1
         return number, self.phases[number]
 
@@ -353,18 +354,18 @@ def _write_weights(network: nn.Module, path: Path) -> None:
 
 
 def _refuse_its_folder(generator: FrozenGenerator, folder: Path) -> None:
-    """Keep a training from overwriting the bundle that it reads its generator from."""
+    """Prevent a training from overwriting the bundle that contains its generator."""
     if generator.bundle is None:
         return
     path = generator.bundle.path.resolve()
     if path in [folder.resolve() / name for name in BUNDLES.values()]:
         raise InputError(
-            f"{folder}: holds the generator itself, which must stay; train in another folder"
+            f"{folder}: holds the generator itself, which must not change; train in another folder"
         )
 
 
 def _real_images(configuration: EncoderConfiguration) -> int:
-    """Return how many real images a batch has, at least 1."""
+    """Return the number of real images per batch, at least 1."""
     if configuration.method == "aegan":
         return max(1, round(configuration.real_share * configuration.batch_size))
     return configuration.batch_size

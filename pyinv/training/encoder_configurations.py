@@ -1,4 +1,4 @@
-"""What an encoder is trained with, as data; the papers' settings by name. Needs no PyTorch."""
+"""Encoder training configurations, including the papers' settings by name. Needs no PyTorch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 METHODS = ("direct", "aegan", "latent+image", "bigan", "layers")
-"""Every way to train an encoder."""
+"""The methods of training an encoder."""
 
 NETWORKS = ("auto", "luo", "resnet")
 LATENT_LOSSES = ("auto", "mse", "cosine")
@@ -30,17 +30,17 @@ LATENT_LOSSES = ("auto", "mse", "cosine")
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long a phase trains, and with what learning rate.
+    """The length and learning rate of a phase.
 
     Args:
-        iterations: updates, at least 1.
-        learning_rate: Adam's in the first iteration, above 0.
-        drops: the iterations, counted from 0 in the phase, from which on the learning rate is
-            multiplied by ``factor`` once more; increasing.
-        factor: above 0.
+        iterations: number of training steps, at least 1.
+        learning_rate: Adam's initial learning rate, above 0.
+        drops: the iterations, counted from 0 in the phase, at which the learning rate is multiplied
+            by ``factor``; increasing.
+        factor: multiplier, above 0.
 
     Raises:
-        InputError: a value that cannot be trained with.
+        InputError: an invalid value.
     """
 
     iterations: int
@@ -69,7 +69,7 @@ class Schedule:
         return self.learning_rate * self.factor ** sum(drop <= iteration for drop in self.drops)
 
     def stretched(self, factor: float) -> Schedule:
-        """Return a schedule ``factor`` times as long, its drops at the same fractions of it."""
+        """Return a schedule ``factor`` times as long, with its drops scaled accordingly."""
         drops = sorted({max(1, round(drop * factor)) for drop in self.drops})
         return dataclasses.replace(
             self, iterations=max(1, round(self.iterations * factor)), drops=tuple(drops)
@@ -85,7 +85,7 @@ class Schedule:
 
     @classmethod
     def from_description(cls, described: Mapping[str, Any]) -> Schedule:
-        """Return the schedule that ``describe()`` described; raise InputError for anything else."""
+        """Return the schedule for the output of ``describe()``; raise InputError if invalid."""
         try:
             return cls(**{**described, "drops": tuple(described["drops"])})
         except (KeyError, TypeError) as error:
@@ -94,36 +94,37 @@ class Schedule:
 
 @dataclass(frozen=True)
 class EncoderConfiguration:
-    """Everything that decides what an encoder's training gives, but for generator, data, machine.
+    """All settings that determine an encoder, apart from generator, data and machine.
 
     Args:
-        name: what the configuration is called.
+        name: name of the configuration.
         method: one of ``METHODS``; ``pyinv.training.encoder_methods`` has their equations.
-        network: the encoder's layers: "luo", table 5 of Luo et al. 2017; "resnet", a residual
-            network of ResNet-18's depth; "auto" is "luo". The method "layers" has its own.
+        network: the encoder's architecture: "luo", table 5 of Luo et al. 2017; "resnet", a residual
+            network of ResNet-18's depth; or "auto", which means "luo". The method "layers" has its
+            own.
         width: channels of the encoder's first layer, and of all layers next to the image.
-        latent_loss: between latents, where a method compares them: "mse", the mean over components
-            of the squared difference; "cosine", 1 - cosine; "auto" takes "cosine" where the
-            generator takes away the latent's length, else "mse".
-        image_loss: between images, where a method compares them: a loss of the generator's bundle,
-            or "auto", which is "bce" where the generator has it, else "mse".
+        latent_loss: loss between latents: "mse", the mean over components of the squared
+            difference; "cosine", 1 - cosine; or "auto", which means "cosine" if the generator
+            normalises its latent's length, otherwise "mse".
+        image_loss: loss between images: a loss of the generator's bundle, or "auto", which means
+            "bce" if the generator has it, otherwise "mse".
         image_weight: the weight lambda of the image loss in "latent+image".
-        real_share: the share in [0, 1] of each batch of "aegan" that are real images.
+        real_share: the fraction in [0, 1] of real images in each batch of "aegan".
         gradient_penalty: weight of the penalty on the discriminator's gradient in "bigan"; 0 for
             none.
-        batch_size: images an iteration, at least 2.
-        schedule: of "direct", "aegan", "latent+image" and "bigan".
-        beta1: Adam's first decay; the second is 0.999.
-        layers: for the method "layers", the submodules after which the generator is cut; none for
-            its first nonlinear ones, as many as have schedules (``layerwise.with_layers``).
-        layer_schedules: for the method "layers", one for the inverse of each of these, and one
-            for the inverse of the rest.
-        fine_tuning: for the method "layers", of the composed encoder.
-        seed: of all random draws.
+        batch_size: images per iteration, at least 2.
+        schedule: schedule of "direct", "aegan", "latent+image" and "bigan".
+        beta1: Adam's first decay rate; the second is 0.999.
+        layers: for the method "layers", the submodules after which to cut the generator. If empty,
+            its first nonlinear ones, one for each layer schedule (``layerwise.with_layers``).
+        layer_schedules: for the method "layers", the schedules of the inverse of each layer and of
+            the inverse of the rest.
+        fine_tuning: for the method "layers", the schedule of the composed encoder.
+        seed: random seed.
         source: where the settings come from.
 
     Raises:
-        InputError: a value that cannot be trained with.
+        InputError: an invalid value.
     """
 
     name: str
@@ -151,7 +152,7 @@ class EncoderConfiguration:
         if not isinstance(self.image_loss, str) or not self.image_loss:
             raise InputError(f"image_loss must be a loss's name or 'auto', got {self.image_loss!r}")
         self._set("width", whole_number("width", self.width, at_least=1))
-        # Batch norm has no statistics of one image.
+        # Batch norm needs statistics over several images.
         self._set("batch_size", whole_number("batch_size", self.batch_size, at_least=2))
         self._set("seed", whole_number("seed", self.seed, at_least=0, at_most=2**63 - 1))
         self._number("image_weight", math.inf)
@@ -181,7 +182,7 @@ class EncoderConfiguration:
 
     @property
     def schedules(self) -> tuple[Schedule, ...]:
-        """The schedules of the method's phases, in their order."""
+        """The schedules of the method's phases, in order."""
         if self.method != "layers":
             return (self.schedule,)
         assert self.fine_tuning is not None
@@ -189,7 +190,7 @@ class EncoderConfiguration:
 
     @property
     def iterations(self) -> int:
-        """The iterations of all phases."""
+        """The total number of iterations over all phases."""
         return sum(schedule.iterations for schedule in self.schedules)
 
     def replace(self, **changes: Any) -> EncoderConfiguration:
@@ -197,10 +198,11 @@ class EncoderConfiguration:
         return dataclasses.replace(self, **changes)
 
     def with_iterations(self, iterations: int) -> EncoderConfiguration:
-        """Return a copy that trains about as long as this.
+        """Return a copy with about this many iterations.
 
-        A method of one phase trains exactly so long, and its learning rate drops where it did. The
-        phases of "layers" become longer or shorter all by the same factor, with their drops.
+        A method with one phase gets exactly this many, and its learning rate drops at the same
+        iterations as before. All phases of "layers" are scaled by the same factor, including their
+        drops.
 
         Raises:
             InputError: fewer than 1.
@@ -222,7 +224,7 @@ class EncoderConfiguration:
 
     @classmethod
     def from_description(cls, described: Mapping[str, Any]) -> EncoderConfiguration:
-        """Return the configuration that ``describe()`` described.
+        """Return the configuration for the output of ``describe()``.
 
         Raises:
             InputError: a field is missing, unknown or has a wrong value.
@@ -248,10 +250,10 @@ class EncoderConfiguration:
     def difference(
         self, other: EncoderConfiguration, *, ignore: tuple[str, ...] = ()
     ) -> str | None:
-        """Return the name of the first field in which two configurations differ, None if none.
+        """Return the name of the first field that differs between two configurations, or None.
 
-        Of fields that the method has no use for, none counts; and where it has one phase, two
-        configurations that differ in its length alone are called different in "iterations".
+        Fields that the method does not use are ignored. If a method has one phase and only its
+        length differs, the name is "iterations".
         """
         unused: tuple[str, ...] = ("layers", "layer_schedules", "fine_tuning")
         if self.method == "layers":
@@ -306,8 +308,8 @@ def get_encoder_configuration(name: str, method: str | None = None) -> EncoderCo
 
     Args:
         name: one of ``ENCODER_CONFIGURATIONS``.
-        method: one of ``METHODS``, with the settings that the configuration has for it; None for
-            the configuration's own.
+        method: one of ``METHODS``, with the configuration's settings for that method; None for the
+            configuration's default.
 
     Raises:
         InputError: no such configuration or method.
@@ -324,7 +326,7 @@ def get_encoder_configuration(name: str, method: str | None = None) -> EncoderCo
 _LUO = EncoderConfiguration(
     "luo",
     network="luo",
-    # The paper says neither how long nor how often it looked: six epochs of CelebA's 202,599.
+    # Not specified by the paper: six epochs of CelebA's 202,599 images.
     schedule=Schedule(19_000),
     source="Luo et al. 2017, appendix and tables 3 to 6; the number of iterations is ours",
 )

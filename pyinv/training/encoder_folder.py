@@ -1,4 +1,4 @@
-"""The folder of an encoder's training: what lies in it, and whose it is."""
+"""The folder of an encoder's training: its files, and the training it belongs to."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import Any
 from pyinv.atomic_files import write_whole
 from pyinv.errors import InputError
 from pyinv.training.encoder_configurations import EncoderConfiguration
-from pyinv.training.folder import MEND, TrainingData, TrainingFolder
+from pyinv.training.folder import REMEDY, TrainingData, TrainingFolder
 
 __all__ = ["EncoderData", "EncoderFolder"]
 
 
 @dataclass(frozen=True)
 class EncoderData(TrainingData):
-    """What an encoder is trained on, told from others.
+    """The identity of an encoder's training data and generator.
 
     Args:
-        name: what the real images are called; empty without.
-        images: how many there are.
-        sha256: of their pixels; empty without.
-        generator: what the generator is called.
-        generator_sha256: of its files or weights.
+        name: name of the real images; empty if there are none.
+        images: number of real images.
+        sha256: hash of their pixels; empty if there are none.
+        generator: name of the generator.
+        generator_sha256: hash of its files or weights.
     """
 
     generator: str
@@ -35,8 +35,8 @@ class EncoderFolder(TrainingFolder):
     """A folder for the training of one encoder; see ``TrainingFolder``.
 
     Args:
-        path, configuration, data, overwrite: as there.
-        generator: what the bundle says of the generator.
+        path, configuration, data, overwrite: as for ``TrainingFolder``.
+        generator: description of the generator for the bundle.
     """
 
     kind = "an encoder"
@@ -68,15 +68,15 @@ class EncoderFolder(TrainingFolder):
         if data.generator_sha256 != self.data.generator_sha256:
             raise InputError(
                 f"{path}: from another training, whose generator is another one "
-                f"({data.generator}) and not this one ({self.data.generator}); {MEND}"
+                f"({data.generator}) and not this one ({self.data.generator}); {REMEDY}"
             )
         super().refuse_another(path, configuration, data)
 
     def write_losses(self, losses: Any) -> None:
-        """Write losses.csv, a line an iteration, with a column for every loss of any phase.
+        """Write losses.csv, one line per iteration, with a column for every loss of any phase.
 
         Args:
-            losses: of each phase, in their order, (name, loss names, rows).
+            losses: (name, loss names, rows) of each phase, in order.
 
         Raises:
             OutputError: it cannot be written.
@@ -85,7 +85,7 @@ class EncoderFolder(TrainingFolder):
         lines = [",".join(("iteration", "phase", *columns)) + "\n"]
         for phase, names, rows in losses:
             for row in rows:
-                # Nine digits tell every float32 from the next.
+                # Nine digits distinguish all float32 values.
                 texts = {name: f"{value:.9g}" for name, value in zip(names, row, strict=True)}
                 cells = (str(len(lines)), phase, *(texts.get(name, "") for name in columns))
                 lines.append(",".join(cells) + "\n")
@@ -93,7 +93,7 @@ class EncoderFolder(TrainingFolder):
 
     @property
     def origin(self) -> dict[str, Any]:
-        """What the bundle says of where its encoder and its generator come from."""
+        """The bundle's record of where its encoder and generator come from."""
         origin = {
             "configuration": self.configuration.describe(),
             "iterations": self.configuration.iterations,

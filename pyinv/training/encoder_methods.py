@@ -1,15 +1,15 @@
-r"""How an encoder is trained: methods, each a list of phases that the training loop runs in turn.
+r"""Methods of training an encoder, each a list of phases that the training loop runs in order.
 
-G is the generator, which is never changed, z a latent drawn from its prior, x an image, E the
-encoder. What the methods minimise over E's weights:
+G is the generator, which is frozen, z a latent drawn from its prior, x an image, E the encoder. The
+methods minimise over E's weights:
 
 ``direct``
     $E_z\, d_L(z, E(G(z)))$. Luo et al. 2017, section 4.1 ("directly training"), after
     Perarnau et al. 2016, equation 3; $d_L$ is the mean over components of the squared
     difference, or 1 - cosine.
 ``aegan``
-    $E_x\, d_I(G(E(x)), x)$ with x = G(z). Luo et al. 2017, equations 5 to 8. A share of each
-    batch may be real images, as in the domain-guided encoder of Zhu et al. 2020 (IDInvert).
+    $E_x\, d_I(G(E(x)), x)$ with x = G(z). Luo et al. 2017, equations 5 to 8. A fraction of
+    each batch may be real images, as in the domain-guided encoder of Zhu et al. 2020 (IDInvert).
 ``latent+image``
     $E_z [d_L(z, E(G(z))) + \lambda\, d_I(G(E(G(z))), G(z))]$. Bau et al. 2019, equations 3
     to 5.
@@ -18,7 +18,7 @@ encoder. What the methods minimise over E's weights:
 ``layers``
     Bau et al. 2019, equations 6 to 9: see ``layerwise.py``.
 
-To add a method: write a function (Setting) -> list of ``Phase``, and name it in ``make_phases``.
+To add a method, write a function (Setting) -> list of ``Phase``, and call it in ``make_phases``.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ __all__ = [
     "with_statistics",
 ]
 
-# Batches whose mean statistics become those of the exported encoder's batch norm.
+# Number of batches from which the exported encoder's batch-norm statistics are computed.
 STATISTICS_BATCHES = 32
 
-# The settings that not every method uses, and which do.
+# The methods that use each of the settings that are not common to all.
 _METHODS_OF = {
     "latent_loss": ("direct", "latent+image"),
     "image_loss": ("aegan", "latent+image"),
@@ -66,16 +66,16 @@ _METHODS_OF = {
 
 @dataclass
 class Setting:
-    """What every phase of a training has: settings, the generator, and what is drawn.
+    """State shared by the phases of a training: configuration, generator and random draws.
 
-    Everything drawn is a function of (seed, purpose, number) and nothing else, so that a training
-    that was stopped draws what one that was not would have drawn.
+    All draws are functions of only (seed, purpose, number), so that a resumed training draws the
+    same numbers as an uninterrupted one.
 
     Args:
-        configuration: the settings.
+        configuration: the configuration.
         generator: G.
-        device: where networks and batches are.
-        pixels: uint8 [N, C, H, W], real images; None without.
+        device: the device of networks and batches.
+        pixels: real images, uint8 [N, C, H, W], or None.
     """
 
     configuration: EncoderConfiguration
@@ -96,7 +96,7 @@ class Setting:
     def real(self, number: int, count: int) -> Tensor:
         """Return an iteration's real images in the value range, [count, C, H, W].
 
-        Each image is seen once an epoch, in an order of its own; what fills no batch is left out.
+        Each image is seen once per epoch, in a different order; a last partial batch is dropped.
         """
         assert self.pixels is not None
         epoch, batch = divmod(number, len(self.pixels) // count)
@@ -110,9 +110,9 @@ class Setting:
     def network(
         self, make: Callable[[], nn.Module], purpose: Purpose, number: int = 0
     ) -> nn.Module:
-        """Return ``make()`` on the device, with first weights that (seed, purpose, number) decide.
+        """Return ``make()`` on the device, with initial weights from (seed, purpose, number).
 
-        PyTorch's own random state, which is the caller's, is left as it was.
+        PyTorch's global random state, which is the caller's, is preserved.
         """
         source = random(self.configuration.seed, purpose, number)
         with torch.random.fork_rng(devices=[]):
@@ -121,28 +121,29 @@ class Setting:
         return made.to(self.device).train()
 
     def adam(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """Return Adam over these; the loop sets its learning rate before every step."""
+        """Return Adam for these parameters; the loop sets its learning rate before every step."""
         return torch.optim.Adam(parameters, lr=0.0, betas=(self.configuration.beta1, 0.999))
 
 
 class Phase(ABC):
-    """A part of a training with its own loss and its own learning rate.
+    """A part of a training with its own loss and learning rate.
 
     The loop calls ``step(0)``, ``step(1)``, ... ``step(schedule.iterations - 1)``, and sets the
-    learning rate of all ``solvers`` to ``schedule.rate(iteration)`` before each. Between two steps
-    a checkpoint takes the state dicts of all phases' ``networks`` and of this phase's ``solvers``:
-    a step must depend on these and on its number alone. Draw with ``Setting.latents`` and
-    ``Setting.real``, and give them ``first + iteration``, so that no phase repeats another's draws.
+    learning rate of all ``solvers`` to ``schedule.rate(iteration)`` before each. A checkpoint
+    between two steps contains the state dicts of all phases' ``networks`` and of this phase's
+    ``solvers``, so a step must depend only on these and on its number. Draw with
+    ``Setting.latents`` and ``Setting.real``, and pass them ``first + iteration``, so that no phase
+    repeats another's draws.
 
     Args:
-        name: what it is called on the progress bar and in losses.csv, one word.
-        setting: shared by all phases of the training.
+        name: name on the progress bar and in losses.csv, one word.
+        setting: the setting, shared by all phases of the training.
         schedule: iterations and learning rates.
-        first: the iterations of the phases before.
-        networks: all that this phase trains, by name. Phases that share a network give it the same
-            name; other networks need other names.
-        solvers: optimisers, by name.
-        losses: the names of what ``step`` returns, in order.
+        first: the total number of iterations of the preceding phases.
+        networks: the networks that this phase trains, by name. Phases that share a network use the
+            same name; different networks need different names.
+        solvers: optimizers, by name.
+        losses: names of the losses that ``step`` returns, in order.
     """
 
     def __init__(
@@ -166,34 +167,34 @@ class Phase(ABC):
 
     @abstractmethod
     def step(self, iteration: int) -> dict[str, float]:
-        """Make one update; return the losses before it, by the names in ``losses``."""
+        """Run one step; return the losses before it, by the names in ``losses``."""
 
     @abstractmethod
     def encoder(self) -> nn.Module | None:
-        """Return the whole encoder as it is now, image [B, C, H, W] -> latent [B, d].
+        """Return the complete encoder, image [B, C, H, W] -> latent [B, d].
 
-        The loop copies it, in eval mode and with statistics from ``batches``. None while a phase
-        trains a part only, whose sample grids are then left out; never None in the last phase.
+        The loop copies it, in eval mode and with statistics from ``batch``. A phase that trains
+        only a part returns None and has no sample grids; the last phase must not return None.
         """
 
     def generator(self) -> nn.Module | None:
-        """Return the generator that is trained along, latent [B, d] -> image; None if frozen.
+        """Return the jointly trained generator, latent [B, d] -> image; None if it is frozen.
 
-        The bundle then holds it in place of the frozen one.
+        A jointly trained generator replaces the frozen one in the bundle.
         """
         return None
 
     @property
     def value_range(self) -> tuple[float, float]:
-        """The range of the pixels of ``batch`` and ``generator``; here the frozen generator's."""
+        """The value range of ``batch`` and ``generator``; by default the frozen generator's."""
         return self.setting.generator.value_range
 
     def batch(self, number: int, purpose: Purpose = Purpose.LATENTS) -> Tensor:
-        """Return images as the encoder sees them in training, [batch, C, H, W]: here G(z)."""
+        """Return images to train the encoder on, [batch, C, H, W]; by default G(z)."""
         return self.setting.generator.generate(self.setting.latents(number, purpose))
 
     def update(self, name: str, loss: Tensor) -> None:
-        """Make one step of the solver of this name down the gradient of ``loss``."""
+        """Make one step of the named solver down the gradient of ``loss``."""
         solver = self.solvers[name]
         solver.zero_grad()
         loss.backward()
@@ -201,7 +202,7 @@ class Phase(ABC):
 
 
 class _EncoderPhase(Phase):
-    """E alone is trained, against the frozen G."""
+    """A phase that trains only E, with a frozen G."""
 
     def __init__(self, setting: Setting, losses: tuple[str, ...]) -> None:
         configuration, generator = setting.configuration, setting.generator
@@ -232,7 +233,7 @@ class _EncoderPhase(Phase):
 
 
 class Direct(_EncoderPhase):
-    """Latents alone are compared."""
+    """The method ``direct``, which compares latents."""
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting, ("latent",))
@@ -247,7 +248,7 @@ class Direct(_EncoderPhase):
 
 
 class Aegan(_EncoderPhase):
-    """Images alone are compared, through the frozen generator."""
+    """The method ``aegan``, which compares images through the frozen generator."""
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting, ("image",))
@@ -274,7 +275,7 @@ class Aegan(_EncoderPhase):
 
 
 class LatentAndImage(_EncoderPhase):
-    """Latents and images are compared."""
+    """The method ``latent+image``, which compares latents and images."""
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting, ("latent", "image"))
@@ -295,14 +296,14 @@ class LatentAndImage(_EncoderPhase):
 def check_method(
     configuration: EncoderConfiguration, generator: FrozenGenerator, *, has_data: bool
 ) -> EncoderConfiguration:
-    """See, before any work, that a method can train an encoder of this generator.
+    """Check that the method can train an encoder for this generator, before any work.
 
     Returns:
-        the configuration, with the names of the layers that "layers" takes.
+        the configuration, with the names of the layers for "layers" filled in.
 
     Raises:
-        InputError: a setting that the method has no use for; the generator has no such loss, no
-            such layers or another image size; or real images are missing or of no use.
+        InputError: the method does not use a setting; the generator does not have the loss, the
+            layers or a supported image size; or real images are missing or not used.
         ExportError: the generator cannot be exported.
     """
     method, share = configuration.method, configuration.real_share
@@ -329,8 +330,9 @@ def check_method(
         )
     if share and not round(share * configuration.batch_size):
         raise InputError(
-            f"real_share={share:g} is no image of a batch of {configuration.batch_size}; give a "
-            "larger share (--real-share) or batch (--batch-size)"
+            f"real_share={share:g} is less than one image in a batch of "
+            f"{configuration.batch_size}; give a larger share (--real-share) or batch "
+            "(--batch-size)"
         )
     if method in ("aegan", "latent+image"):
         generator.check_loss(image_loss(configuration, generator))
@@ -348,7 +350,7 @@ def check_method(
 
 
 def make_phases(setting: Setting) -> list[Phase]:
-    """Return the phases of the configuration's method, in their order."""
+    """Return the phases of the configuration's method, in order."""
     method = setting.configuration.method
     if method == "direct":
         return [Direct(setting)]
@@ -367,26 +369,26 @@ def make_phases(setting: Setting) -> list[Phase]:
 
 def latent_distance(setting: Setting) -> Callable[[Tensor, Tensor], Tensor]:
     """Return d_L of the configuration: (found [B, d], latents [B, d]) -> [B]."""
-    wanted = setting.configuration.latent_loss
-    if wanted == "auto":
-        wanted = "cosine" if setting.generator.normalizes_latent else "mse"
-    if wanted == "cosine":
+    name = setting.configuration.latent_loss
+    if name == "auto":
+        name = "cosine" if setting.generator.normalizes_latent else "mse"
+    if name == "cosine":
         return lambda found, latents: 1 - functional.cosine_similarity(found, latents)
     return lambda found, latents: ((found - latents) ** 2).mean(1)
 
 
 def image_loss(configuration: EncoderConfiguration, generator: FrozenGenerator) -> str:
-    """Return the name of d_I: the configuration's, or bce where there is one, else mse."""
-    wanted = configuration.image_loss
-    if wanted == "auto":
+    """Return the name of d_I, resolving "auto"."""
+    name = configuration.image_loss
+    if name == "auto":
         return "bce" if "bce" in generator.losses else "mse"
-    return wanted
+    return name
 
 
 def with_statistics(network: nn.Module, batches: Iterable[Any]) -> nn.Module:
-    """Return a copy in eval mode, whose batch norm has the mean statistics of these batches.
+    """Return a copy in eval mode whose batch norm has the mean statistics of these batches.
 
-    The running statistics of a training lag behind the weights.
+    The running statistics from training lag behind the weights.
     """
     measured = copy.deepcopy(network)
     norms = [m for m in measured.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]

@@ -1,4 +1,4 @@
-"""A training's folder: what lies in it, and whose it is."""
+"""A training's folder: its files, and the training it belongs to."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["BUNDLES", "MEND", "TrainingData", "TrainingFolder"]
+__all__ = ["BUNDLES", "REMEDY", "TrainingData", "TrainingFolder"]
 
 BUNDLES = {"eval": "generator.bundle", "batch": "generator-batch.bundle"}
-"""The bundles' names by their batch-norm mode."""
+"""The bundles' names, by batch-norm mode."""
 
 _CONFIGURATION = "configuration.json"
 _LOCK = ".lock"
-MEND = "use another folder, or overwrite this one (--overwrite)"
+REMEDY = "use another folder, or overwrite this one (--overwrite)"
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The images of a training, told from others.
+    """The identity of a training's images.
 
     Args:
-        name: what they are called.
-        images: how many.
-        sha256: of their pixels.
+        name: name of the images.
+        images: number of images.
+        sha256: hash of their pixels.
     """
 
     name: str
@@ -56,24 +56,24 @@ class TrainingData:
 
 
 class TrainingFolder:
-    """A folder for one training. Entering it makes it if it is not there, and keeps others out.
+    """A folder for one training. Entering it creates it if necessary, and locks it.
 
-    It is the folder of a GAN; a subclass says in what another kind of training differs.
+    This class is for GANs; subclasses adapt it to other kinds of training.
 
     Args:
-        path: where.
-        configuration: the training's.
-        data: the training's.
-        overwrite: take away another training's files that lie there.
+        path: the folder.
+        configuration: the training's configuration.
+        data: the training's images.
+        overwrite: delete the files of another training in the folder.
 
     Raises:
-        InputError: when entered: it holds another training.
-        OutputError: when entered: it holds anything else, cannot be written to, or another
-            training runs in it.
+        InputError: on entry, if the folder contains another training.
+        OutputError: on entry, if the folder contains anything else, cannot be written to, or
+            another training is running in it.
     """
 
     kind = "a GAN"
-    # A training may become longer, and the others decide how it is called and exported.
+    # Fields that a resumed training may change: its length, and how it is named and exported.
     free: tuple[str, ...] = ("iterations", "source", "name", "losses", "batch_norm")
 
     def __init__(
@@ -105,16 +105,16 @@ class TrainingFolder:
             held = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
             if held and not (path / _CONFIGURATION).is_file():
                 raise OutputError(
-                    f"{path}: holds files, and no training; give a folder that is new or empty"
+                    f"{path}: contains files but no training; give a new or empty folder"
                 )
-            self._keep_others_out()
+            self._acquire_lock()
             if (path / _CONFIGURATION).is_file():
                 if self._overwrite:
                     self._empty()
                 else:
                     self._refuse_another()
         except BaseException as error:
-            self._let_others_in()
+            self._release_lock()
             if isinstance(error, OSError):
                 raise OutputError(f"{path}: cannot be written ({error.strerror})") from None
             raise
@@ -126,29 +126,29 @@ class TrainingFolder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._let_others_in()
+        self._release_lock()
 
     def write_configuration(self) -> None:
-        """Say whose the folder is; raise OutputError when it cannot be written."""
+        """Write configuration.json, which identifies the training; may raise OutputError."""
         content = json.dumps(self.describe(), indent=2) + "\n"
         write_whole(self.path / _CONFIGURATION, content.encode())
 
     def describe(self) -> dict[str, Any]:
-        """Return what tells this training from another, as JSON values."""
+        """Return the training's identity as JSON values."""
         return {"configuration": self.configuration.describe(), "data": asdict(self.data)}
 
     def read_description(self, described: Mapping[str, Any]) -> tuple[Any, TrainingData]:
-        """Return the configuration and data that ``describe()`` described.
+        """Return the configuration and data for the output of ``describe()``.
 
         Raises:
-            InputError, KeyError, TypeError, ValueError: these are none.
+            InputError, KeyError, TypeError, ValueError: ``described`` is invalid.
         """
         configuration = GanConfiguration.from_description(described["configuration"])
         return configuration, TrainingData(**described["data"])
 
     def write_losses(self, losses: Any) -> None:
-        """Write losses.csv, a line an iteration; raise OutputError when that fails."""
-        # Nine digits tell every float32 from the next.
+        """Write losses.csv, one line per iteration; may raise OutputError."""
+        # Nine digits distinguish all float32 values.
         lines = [f"{row},{pair[0]:.9g},{pair[1]:.9g}\n" for row, pair in enumerate(losses, 1)]
         header = "iteration,discriminator,generator\n"
         write_whole(self._losses, "".join([header, *lines]).encode())
@@ -156,7 +156,7 @@ class TrainingFolder:
     def write_samples(
         self, images: NDArray[np.float32], value_range: tuple[float, float], iteration: int
     ) -> Path:
-        """Write generated images into samples/ as one picture, and return its path.
+        """Write a grid of generated images to samples/ and return its path.
 
         Raises:
             OutputError: it cannot be written.
@@ -172,34 +172,34 @@ class TrainingFolder:
         return path
 
     def refuse_lost_checkpoint(self) -> None:
-        """Raise InputError when a training was here that cannot go on without its checkpoint."""
+        """Raise InputError if the folder contains a training whose checkpoint is missing."""
         if self.weights.exists() or self._losses.exists():
             raise InputError(
-                f"{self.checkpoint}: missing, so this training cannot go on; put it back, or begin "
-                "anew (--overwrite)"
+                f"{self.checkpoint}: missing, so this training cannot be resumed; restore it, or "
+                "start over (--overwrite)"
             )
 
     def refuse_another(self, path: Path, configuration: Any, data: TrainingData) -> None:
-        """Raise InputError that names the first field in which ``path`` is not this training's.
+        """Raise InputError, naming the first field that differs, if ``path`` is another training's.
 
-        A training may become longer, and be exported in another way.
+        The fields in ``free`` may differ.
         """
         field = configuration.difference(self.configuration, ignore=self.free)
         if field is not None:
             theirs, ours = getattr(configuration, field), getattr(self.configuration, field)
             raise InputError(
                 f"{path}: from another training, whose {field} is {_text(theirs)} and not "
-                f"{_text(ours)}; {MEND}"
+                f"{_text(ours)}; {REMEDY}"
             )
         if (data.images, data.sha256) != (self.data.images, self.data.sha256):
             raise InputError(
                 f"{path}: from another training, whose data are {data.images} other images "
-                f"({data.name}) and not these {self.data.images} ({self.data.name}); {MEND}"
+                f"({data.name}) and not these {self.data.images} ({self.data.name}); {REMEDY}"
             )
 
     @property
     def origin(self) -> dict[str, Any]:
-        """What the bundles say of where their generator comes from."""
+        """The bundles' record of where their generator comes from."""
         return {
             "configuration": self.configuration.describe(),
             "data": self.data.name,
@@ -208,9 +208,9 @@ class TrainingFolder:
         }
 
     def missing(self) -> list[str]:
-        """Return the batch-norm modes whose bundle is not there, damaged or another training's.
+        """Return the batch-norm modes whose bundle is missing, damaged or from another training.
 
-        All of them, if the weights are not there.
+        If the weights are missing, return all modes.
         """
         if not self.weights.is_file():
             return list(self.bundles)
@@ -223,14 +223,14 @@ class TrainingFolder:
             return False
         return _decisive(origin) == _decisive(self.origin)
 
-    def _keep_others_out(self) -> None:
+    def _acquire_lock(self) -> None:
         if fcntl is None:
             return
-        # What takes no lock file takes no checkpoint either; and some file systems know no locks.
+        # Some file systems have no locks; if the folder is not writable, the checkpoint will fail.
         with contextlib.suppress(OSError):
             self._lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
             try:
-                # The system gives it back when the process ends, however it ends.
+                # The system releases the lock however the process ends.
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise OutputError(
@@ -238,7 +238,7 @@ class TrainingFolder:
                     "use another folder"
                 ) from None
 
-    def _let_others_in(self) -> None:
+    def _release_lock(self) -> None:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -252,13 +252,13 @@ class TrainingFolder:
                 configuration, data = self.read_description(content)
         except (AttributeError, ValueError, KeyError, TypeError) as error:
             reason = " ".join(str(error).split())
-            raise InputError(f"{path}: damaged ({reason}); {MEND}") from None
+            raise InputError(f"{path}: damaged ({reason}); {REMEDY}") from None
         if kind != self.kind:
-            raise InputError(f"{path}: from the training of another kind, of {kind}; {MEND}")
+            raise InputError(f"{path}: from the training of another kind, of {kind}; {REMEDY}")
         self.refuse_another(path, configuration, data)
 
     def _empty(self) -> None:
-        """Take away what a training wrote, and nothing else."""
+        """Delete the files of a training, and no others."""
         names = ("generator.pt", "encoder.pt", *BUNDLES.values())
         written = [self.path / name for name in names]
         for path in (self.checkpoint, self._losses, self._samples, *written):
@@ -266,12 +266,12 @@ class TrainingFolder:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
-        # Last and in its place, so that the folder is known as a training's all the time.
+        # Replaced last and atomically, so that the folder is recognisable as a training throughout.
         self.write_configuration()
 
 
 def _decisive(origin: Mapping[str, Any]) -> list[Any]:
-    """Return what decides a bundle, and not what its settings and its data are called."""
+    """Return the parts of an origin that determine a bundle, without the names of its data."""
     settings = origin.get("configuration")
     if isinstance(settings, Mapping):
         settings = {name: value for name, value in settings.items() if name != "source"}

@@ -1,4 +1,4 @@
-"""Generators that are not trained but trained against: PyTorch modules, or bundles alone."""
+"""Frozen generators to train encoders for: PyTorch modules or bundles."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = ["FrozenGenerator", "open_generator"]
 
 _MANIFEST = "manifest.json"
 _TRIED = 2
-# Relative to the value range. Pixel norm's epsilon makes 1e-8 of it.
+# Relative to the value range. Pixel norm's epsilon changes images by 1e-8 of it.
 _SAME = 1e-3
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
@@ -39,23 +39,23 @@ Evaluate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class FrozenGenerator:
-    """A trained generator, its losses and their gradients with respect to latents.
+    """A trained generator with its losses and their gradients with respect to latents.
 
-    ``open_generator`` makes one. Latents are [B, d] or [B, *latent_shape], and may be on any
-    device; results are on the latents' device.
+    Create one with ``open_generator``. Latents are [B, d] or [B, *latent_shape], on any device;
+    results are on the latents' device.
 
     Attributes:
-        name: what it is called.
-        latent_shape: one latent's.
+        name: name of the generator.
+        latent_shape: shape of one latent.
         image_shape: (C, H, W).
-        value_range: the lowest and highest pixel.
-        prior: what latents are drawn from.
-        losses: the names that ``loss`` knows.
-        normalizes_latent: whether the latent's length makes no difference to the image.
+        value_range: the lowest and highest pixel value.
+        prior: prior of the latents.
+        losses: the names that ``loss`` accepts.
+        normalizes_latent: whether the image is independent of the latent's length.
         module: latent [B, *latent_shape] -> image, in eval mode and without gradients of weights;
             None for a bundle.
         bundle: the bundle, if there is one.
-        sha256: of the bundle's files, or of the module's weights.
+        sha256: hash of the bundle's files, or of the module's weights.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class FrozenGenerator:
         latents = draw_latents(prior, _TRIED, self.latent_size, torch.Generator().manual_seed(0))
         images = self._try(latents)
         self.image_shape: tuple[int, int, int] = tuple(images.shape[1:])  # type: ignore[assignment]
-        self.normalizes_latent = self._takes_length_away(latents, images)
+        self.normalizes_latent = self._ignores_length(latents, images)
 
     @property
     def latent_size(self) -> int:
@@ -97,12 +97,12 @@ class FrozenGenerator:
 
     @property
     def origin(self) -> dict[str, Any]:
-        """What a bundle says of this generator: name, SHA-256, and its own bundle's origin."""
+        """Description of this generator for a bundle: name, SHA-256 and its own bundle's origin."""
         own = {} if self.bundle is None else dict(self.bundle.manifest.origin)
         return {"name": self.name, "sha256": self.sha256, "origin": own}
 
     def to(self, device: torch.device) -> None:
-        """Compute on this device from now on; a bundle stays where it was opened."""
+        """Move the generator to this device; a bundle stays where it was opened."""
         if self.module is not None:
             self.module.to(device)
 
@@ -121,7 +121,7 @@ class FrozenGenerator:
 
         Args:
             name: one of ``losses``.
-            latents: z. When one is not finite, neither is its loss.
+            latents: z. Non-finite latents give non-finite losses.
             images: [B, C, H, W] in the value range; without a gradient.
 
         Raises:
@@ -146,7 +146,7 @@ class FrozenGenerator:
         return values
 
     def check_loss(self, name: str) -> None:
-        """Raise InputError when ``loss`` does not know this name."""
+        """Raise InputError if ``loss`` does not accept this name."""
         if name not in self.losses:
             raise InputError(
                 f"{self.name} has no loss {name!r}; it has {', '.join(self.losses)}: choose one of "
@@ -154,7 +154,7 @@ class FrozenGenerator:
             )
 
     def check_export(self) -> None:
-        """Raise ExportError when ``write_bundle`` would, which can be known before a training."""
+        """Raise ExportError now if ``write_bundle`` would fail after the training."""
         if self.bundle is not None or self._exports:
             return
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
@@ -174,9 +174,9 @@ class FrozenGenerator:
 
         Args:
             encoder: image [B, C, H, W] -> latent [B, d].
-            path: the bundle's folder; one that is there is replaced.
+            path: the bundle's folder; an existing one is replaced.
             origin: JSON values for its manifest.
-            say: called with a line about each step.
+            say: called with a line of text for each step.
 
         Raises:
             ExportError: the encoder cannot be exported.
@@ -209,7 +209,7 @@ class FrozenGenerator:
         return latents.reshape(len(latents), *self.latent_shape)
 
     def _try(self, latents: Tensor) -> Tensor:
-        """Return the first images, or say in one line why there are none."""
+        """Generate images, or raise InputError with the reason why that fails."""
         if self.module is None:
             return self.generate(latents)
         weights = next(self.module.parameters(), latents)
@@ -236,7 +236,7 @@ class FrozenGenerator:
             )
         return images
 
-    def _takes_length_away(self, latents: Tensor, images: Tensor) -> bool:
+    def _ignores_length(self, latents: Tensor, images: Tensor) -> bool:
         known = getattr(self.module, "normalizes_latent", None)
         if isinstance(known, bool):
             return known
@@ -246,7 +246,7 @@ class FrozenGenerator:
 
 
 class _Baked(torch.autograd.Function):
-    """A bundle's objective: the loss in the forward pass, its gradient kept for the backward."""
+    """A bundle's objective: computes loss and gradient forward, and saves the gradient."""
 
     @staticmethod
     def forward(ctx: Any, latents: Tensor, images: Tensor, evaluate: Evaluate) -> Tensor:
@@ -270,24 +270,24 @@ def open_generator(
     device: str | torch.device = "cpu",
     threads: int | None = None,
 ) -> FrozenGenerator:
-    """Open whatever generator a user has.
+    """Open a generator to train an encoder for.
 
     Args:
         generator: a bundle or its folder; the folder of a finished training; a torch.nn.Module;
             "package.module:factory", "file.py:factory" or a TorchScript file, as for
             ``pyinv export``.
-        latent_shape: one latent's, of a module; a bundle and a training say it themselves.
-        prior: what a module's latents are drawn from, by default ``Uniform()``.
-        value_range: of a module's pixels, by default (-1, 1).
-        losses: of a module, as for ``pyinv.export.export``; by default mse, and bce for pixels in
-            [0, 1].
-        device: where it computes.
-        threads: CPU threads of a bundle's runtime; None for every core.
+        latent_shape: shape of one latent, for a module only; bundles and trainings have their own.
+        prior: prior of the latents, for a module only; by default ``Uniform()``.
+        value_range: range of the pixels, for a module only; by default (-1, 1).
+        losses: losses as for ``pyinv.export.export``, for a module only; by default mse, and bce
+            for pixels in [0, 1].
+        device: the device to compute on.
+        threads: CPU threads of a bundle's runtime; None uses every core.
 
     Raises:
-        InputError: no such generator, options that it does not take, or a bundle that needs a
+        InputError: no such generator, options that do not apply to it, or a bundle that needs a
             condition or has batch statistics.
-        BundleError, ExportError: what is there is damaged or no generator.
+        BundleError, ExportError: the generator is damaged or invalid.
     """
     options = {"latent_shape": latent_shape, "prior": prior, "value_range": value_range}
     given = [name for name, value in {**options, "losses": losses}.items() if value is not None]
@@ -296,7 +296,7 @@ def open_generator(
     if isinstance(generator, Bundle) or path is not None:
         if given:
             raise InputError(
-                f"{generator if path is None else path}: says its {given[0]} itself; leave it out"
+                f"{generator if path is None else path}: has its own {given[0]}; leave it out"
             )
         if path is not None and not (path / _MANIFEST).is_file():
             return _open_training(path, where, threads)
@@ -316,8 +316,7 @@ def open_generator(
         module, name = load_generator(os.fspath(generator)), str(generator)
     if latent_shape is None:
         raise InputError(
-            f"{name}: a module does not say what its latents are; give latent_shape "
-            "(--latent-shape 100)"
+            f"{name}: the latents of a module are not known; give latent_shape (--latent-shape 100)"
         )
     sizes = latent_shape if isinstance(latent_shape, Sequence) else (latent_shape,)
     shape = tuple(whole_number("latent_shape", size, at_least=1) for size in sizes)
@@ -388,7 +387,7 @@ def _open_training(path: Path, device: torch.device, threads: int | None) -> Fro
         described = json.loads(written.read_text(encoding="utf-8"))["configuration"]
         configuration = GanConfiguration.from_description(described)
     except (KeyError, TypeError, ValueError):
-        # An encoder's training: its generator is in the bundle alone.
+        # An encoder's training, whose generator is only in the bundle.
         return _open_bundle(bundle, device, threads)
     model = get_model(configuration.model)
     with torch.random.fork_rng(devices=[]):
@@ -398,7 +397,7 @@ def _open_training(path: Path, device: torch.device, threads: int | None) -> Fro
     try:
         state = torch.load(weights, map_location="cpu", weights_only=True)
         module.load_state_dict(state)
-    except Exception as error:  # torch.load documents none, and raises a dozen types for damage
+    except Exception as error:  # torch.load raises many undocumented types for damaged files
         reason = " ".join(str(error).split())
         raise InputError(f"{weights}: cannot be read ({reason}); train the generator again") from (
             None
@@ -419,8 +418,8 @@ def _open_training(path: Path, device: torch.device, threads: int | None) -> Fro
 
 
 def _frozen(module: nn.Module, device: torch.device) -> nn.Module:
-    """Return a copy that computes and is never trained; the caller's module stays as it is."""
-    # TorchScript copies weights by an operation that autograd records, and refuses requires_grad_.
+    """Return a frozen copy; the caller's module is unchanged."""
+    # TorchScript copies weights with an operation that autograd records; requires_grad_ then fails.
     with torch.no_grad():
         copied = copy.deepcopy(module).float().to(device).eval()
     for parameter in copied.parameters():
@@ -429,7 +428,7 @@ def _frozen(module: nn.Module, device: torch.device) -> nn.Module:
 
 
 def _values(losses: Any, value_range: tuple[float, float]) -> dict[str, LossFunction]:
-    """Return the losses that PyTorch can compute of two images, by name."""
+    """Return the losses that PyTorch can compute between two images, by name."""
     from pyinv.export.derivatives.losses import resolve_losses
 
     resolved = resolve_losses(losses, value_range=value_range)

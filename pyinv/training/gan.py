@@ -1,4 +1,4 @@
-"""Training a GAN: one call for all configurations, which can be stopped and goes on."""
+"""Training a GAN: one resumable call for all configurations."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class TrainedGan:
     """A finished training.
 
     Attributes:
-        folder: what the training wrote.
-        configuration: what it was trained with.
+        folder: the training's folder.
+        configuration: the training's configuration.
         bundles: the bundle of each batch-norm mode, "eval", "batch" or both.
-        weights: the exported generator's state dict, for ``pyinv.models``.
+        weights: file with the exported generator's state dict, for ``pyinv.models``.
     """
 
     folder: Path
@@ -68,48 +68,48 @@ def train_gan(
 
     In each iteration the discriminator D and then the generator G make one step of Adam, on the
     same latents z. D minimises the binary cross-entropy of its logits for real images x and for
-    G(z), against labels that are drawn for each image anew from the configuration's intervals. G
-    minimises $-\log \sigma(D(G(z)))$, the loss that does not saturate (Goodfellow et al.
-    2014, section 3).
+    G(z), against labels drawn for each image from the configuration's intervals. G minimises the
+    non-saturating loss $-\log \sigma(D(G(z)))$ (Goodfellow et al. 2014, section 3).
 
-    What is exported is the average over G's weights, if the configuration asks for one:
+    If the configuration has ``averaging``, the average of G's weights is exported,
     $\bar w \leftarrow a_t \bar w + (1 - a_t) w$ with $a_t = \min(a, (1 + t) / (10 +
-    t))$; and with it the batch-norm statistics of generated batches, measured for these weights.
+    t))$. Its batch-norm statistics are measured on generated batches with these weights.
 
-    The folder then holds ``configuration.json``; ``checkpoint.pt``; ``losses.csv``; in
+    The folder contains ``configuration.json``; ``checkpoint.pt``; ``losses.csv``; in
     ``samples``, the images of 64 latents, after each tenth of the iterations; ``generator.pt``, the
     exported state dict; ``generator.bundle`` and, if the configuration asks for batch statistics,
     ``generator-batch.bundle``.
 
-    The same call on a folder that holds a part of the training goes on from its checkpoint, and
-    ends with the weights of a training that was never stopped: on a CPU to the last bit, where the
-    number of threads and PyTorch are the same, else to rounding, which training amplifies. When
-    checkpoints are written makes no difference. A finished folder is returned as it is.
-    ``iterations`` may be raised, to train longer. One training at a time can run in a folder.
+    Calling it again on the folder of an unfinished training resumes from the checkpoint. The final
+    weights are those of an uninterrupted training: bit-identical on a CPU with the same number of
+    threads and the same PyTorch, otherwise up to rounding, which training amplifies. The times of
+    checkpoints do not affect the results. A finished folder is returned unchanged. Raise
+    ``iterations`` to extend a training. Only one training can run in a folder at a time.
 
     Args:
-        configuration: the settings.
-        images: uint8 [N, C, H, W] of the configuration's ``image_shape``, N at least a batch.
-        folder: for everything that is written; made if it is not there.
-        data_name: what the images are, for the bundle's manifest.
-        device: "cpu", "cuda", "cuda:1" and so on. The bits of a run on a GPU are not promised.
-        threads: CPU threads; None for every core this process may use.
-        progress: None or False for silence, True for a bar on standard error, or a function that
-            gets {"iteration", "iterations", "discriminator_loss", "generator_loss", "seconds"}.
-        say: called with a line about each thing that is not an iteration; without ``progress``,
-            also with the losses and the time left whenever samples are written.
-        overwrite: begin anew in a folder that holds another training.
-        checkpoint_seconds: from one checkpoint to the next.
+        configuration: the configuration.
+        images: uint8 [N, C, H, W] of the configuration's ``image_shape``, at least one batch.
+        folder: output folder, created if necessary.
+        data_name: name of the images, for the bundle's manifest.
+        device: "cpu", "cuda", "cuda:1" and so on. Runs on a GPU are not bit-reproducible.
+        threads: number of CPU threads; None uses every core available to this process.
+        progress: None or False for no reports, True for a progress bar on standard error, or a
+            function that is called with a dict of "iteration", "iterations", "discriminator_loss",
+            "generator_loss" and "seconds".
+        say: called with a line of text for each event other than an iteration; without
+            ``progress``, also with the losses and the remaining time whenever samples are written.
+        overwrite: start over in a folder that contains another training.
+        checkpoint_seconds: time between checkpoints.
 
     Raises:
-        InputError: wrong images; a folder with another training, or whose checkpoint is damaged or
-            missing.
-        OutputError: the folder is taken, by files or by a training that runs, or cannot be written
-            to. The last checkpoint is kept.
-        RunError: a loss or a weight is no longer finite. The last checkpoint is kept.
-        DeviceError: no such device.
-        KeyboardInterrupt: Ctrl-C, after the iteration under way and a checkpoint. A second Ctrl-C
-            does not wait.
+        InputError: invalid images, or the folder contains another training or one whose checkpoint
+            is damaged or missing.
+        OutputError: the folder contains other files, is used by a running training, or cannot be
+            written to. The last checkpoint is unchanged.
+        RunError: a loss or weight became NaN or infinite. The last checkpoint is unchanged.
+        DeviceError: the device does not exist.
+        KeyboardInterrupt: Ctrl-C, after the current iteration and a checkpoint. A second Ctrl-C
+            interrupts at once.
 
     Examples:
         >>> digits = load_dataset("mnist/", image_shape=(1, 28, 28))
@@ -149,7 +149,7 @@ def train_gan(
         opened.write_configuration()
         if adversaries.iteration:
             say(f"continuing after iteration {adversaries.iteration} of {configuration.iterations}")
-            # A crash may have come between the checkpoint and these.
+            # A crash may have happened between writing the checkpoint and the losses.
             opened.write_losses(adversaries.losses)
         iterate(adversaries, opened, progress, say, checkpoint_seconds)
         _export(adversaries, opened, say)
@@ -168,7 +168,7 @@ def _export(adversaries: Adversaries, folder: TrainingFolder, say: Callable[[str
     for mode in folder.missing():
         say(f"exporting {folder.bundles[mode]}")
         with warnings.catch_warnings():
-            # The range is that of the images it was trained with, whatever it makes of them.
+            # The value range is that of the training images, even if generated ones exceed it.
             warnings.filterwarnings("ignore", ".*outside value_range", UserWarning)
             export(
                 sampler,
@@ -188,16 +188,16 @@ def _export(adversaries: Adversaries, folder: TrainingFolder, say: Callable[[str
 def check_pixels(
     images: Any, shape: tuple[int, int, int], batch_size: int, limit: int | None = None
 ) -> NDArray[np.uint8]:
-    """Return the images to train on: the first ``limit`` of those given.
+    """Return the images to train on, the first ``limit`` of ``images``.
 
     Raises:
         InputError: not uint8 [N, *shape], or fewer than a batch.
     """
-    wanted = f"uint8 [N, {shape_text(shape)}]"
-    array = as_numpy(images, "images", wanted)
+    expected = f"uint8 [N, {shape_text(shape)}]"
+    array = as_numpy(images, "images", expected)
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1:] != shape:
         raise InputError(
-            f"images must be {wanted}, got {array.dtype} [{shape_text(array.shape)}]; "
+            f"images must be {expected}, got {array.dtype} [{shape_text(array.shape)}]; "
             "pyinv.datasets.load_dataset makes them so"
         )
     pixels: NDArray[np.uint8] = array[:limit]
@@ -210,7 +210,7 @@ def check_pixels(
 
 
 def check_device(name: str) -> torch.device:
-    """Return the device of this name; raise DeviceError when there is none."""
+    """Return the device of this name; raise DeviceError if it does not exist."""
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError):
@@ -227,7 +227,7 @@ def check_device(name: str) -> torch.device:
 
 
 def check_threads(threads: int | None) -> int:
-    """Return the number of threads to use; raise InputError for no number of any."""
+    """Return the number of threads to use; raise InputError if it is invalid."""
     if threads is None:
         return usable_cores()
     return whole_number("threads", threads, at_least=1, or_else="None")

@@ -1,4 +1,4 @@
-"""Ctrl-C, held back until an iteration is whole."""
+"""Deferring Ctrl-C until an iteration is complete."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["Interrupt"]
 
 
 class Interrupt:
-    """While this is entered, the first Ctrl-C only sets ``asked``; the second interrupts at once.
+    """A context in which the first Ctrl-C only sets ``asked``, and the second interrupts at once.
 
-    Where Ctrl-C does not raise KeyboardInterrupt anyway (in another thread than the main one, or
-    under a handler of the caller's), nothing is changed.
+    Has no effect where Ctrl-C does not raise KeyboardInterrupt: outside the main thread, or if the
+    caller has installed a handler.
 
     Args:
         say: called at the first Ctrl-C.
@@ -49,6 +49,6 @@ class Interrupt:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        # A stream in the middle of a write refuses another; no iteration may fail for that.
+        # A stream refuses reentrant writes; that must not fail the iteration.
         with contextlib.suppress(RuntimeError):
             self._say()

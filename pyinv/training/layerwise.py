@@ -9,12 +9,12 @@ For G(z) = G_F(g_k(... g_1(z))), r_0 = z, r_i = g_i(r_{i-1}) and x = G_F(r_k), z
    fixed, $d(z, \hat z) + d(r_k, \hat r_k) + d(r_k, g_k(... g_1(\hat z))) + |x - G(\hat z)|^2$
    with $\hat r_k = e_F(x)$ and $\hat z = E(x)$.
 
-d is 1 - cosine, over each pixel's channels and averaged, for a generator that takes away lengths by
-pixel norm, and the mean squared error for others.
+d is 1 - cosine, over each pixel's channels and averaged, for a generator that normalises lengths
+with pixel norm, and the mean squared error for others.
 
-Source: Bau et al. 2019, section 2, method (d); loss weights and which layers are fixed are those of
-the authors' code (davidbau/ganseeing). Its training loops never call ``zero_grad``, so there each
-step follows the sum of all gradients so far. Here each step follows its own batch's.
+Source: Bau et al. 2019, section 2, method (d); the loss weights and the choice of fixed layers are
+from the authors' code (davidbau/ganseeing). Its training loops never call ``zero_grad``, so each
+step follows the sum of all gradients so far. Here each step follows the gradient of its own batch.
 """
 
 from __future__ import annotations
@@ -54,18 +54,18 @@ REGENERATED_WEIGHT = 0.01
 def with_layers(
     configuration: EncoderConfiguration, generator: FrozenGenerator
 ) -> EncoderConfiguration:
-    """Return the configuration with the names of the layers that are meant.
+    """Return the configuration with the names of its layers filled in.
 
-    Where it names none, these are the generator's first nonlinear layers, one for each of
-    ``layer_schedules`` but the last; a generator that has fewer gets as many as it has.
+    The default layers are the generator's first nonlinear ones, one for each of ``layer_schedules``
+    but the last, or fewer if the generator has fewer.
 
     Raises:
-        InputError: the generator has no layers that can be told apart, or not those named.
+        InputError: the generator cannot be split into layers, or not into those named.
     """
-    wanted = configuration.layers
     try:
         module = _module(generator)
-        names = wanted or first_layers(module, len(configuration.layer_schedules) - 1)
+        count = len(configuration.layer_schedules) - 1
+        names = configuration.layers or first_layers(module, count)
         split(module, names)
     except ExportError as error:
         raise InputError(f"{generator.name}: {error}") from None
@@ -74,10 +74,10 @@ def with_layers(
 
 
 def layer_phases(setting: Setting) -> list[Phase]:
-    """Return the phases of the method: e_1 to e_k, e_F, and all of them together.
+    """Return the phases of the method: e_1 to e_k, e_F, and all of them jointly.
 
     Raises:
-        InputError: the generator cannot be cut there, or an activation has no inverse here.
+        InputError: the generator cannot be cut there, or there is no encoder for an activation.
     """
     generator = setting.generator
     configuration = with_layers(setting.configuration, generator)
@@ -93,7 +93,7 @@ def layer_phases(setting: Setting) -> list[Phase]:
 
 
 def _module(generator: FrozenGenerator) -> nn.Module:
-    """The generator as a module with layers, read back from ONNX where it is no such module."""
+    """Return the generator as a module with layers, read back from ONNX if necessary."""
     read: nn.Module
     module, bundle = generator.module, generator.bundle
     if module is not None and not isinstance(module, torch.jit.ScriptModule):
@@ -104,7 +104,7 @@ def _module(generator: FrozenGenerator) -> nn.Module:
     if module is None:
         assert bundle is not None
         module = load_torchscript(bundle.file(bundle.manifest.forward("torchscript")))
-    # TorchScript's own layers are not to be had; ONNX's operators are.
+    # TorchScript does not expose its layers; an ONNX graph exposes its operators.
     with tempfile.TemporaryDirectory() as folder:
         path = export(
             module,
@@ -120,7 +120,7 @@ def _module(generator: FrozenGenerator) -> nn.Module:
 
 
 def _encoders(setting: Setting, layers: Layers) -> dict[str, nn.Module]:
-    """New networks e1, e2, ..., eF."""
+    """Create the networks e1, e2, ..., eF."""
     generator = setting.generator
     normalizes = generator.normalizes_latent
     shapes = layers.shapes(generator.latent_shape)
@@ -154,11 +154,11 @@ def _encoders(setting: Setting, layers: Layers) -> dict[str, nn.Module]:
 
 @dataclass(frozen=True)
 class _Problem:
-    """What the phases share.
+    """State shared by the phases.
 
     Args:
-        setting: of the training.
-        layers: the generator in parts.
+        setting: the training's setting.
+        layers: the generator, split into layers.
         encoders: e1, e2, ..., eF.
     """
 
@@ -177,13 +177,13 @@ class _Problem:
         return functional.mse_loss(found, true)
 
     def whole(self) -> LayeredEncoder:
-        """Return E, made of the encoders themselves."""
+        """Return E, which shares its weights with the encoders."""
         *layers, tail = self.encoders.values()
         return LayeredEncoder(layers, tail)
 
 
 class _Layer(Phase):
-    """e_i alone."""
+    """The phase that trains e_i."""
 
     def __init__(self, problem: _Problem, schedule: Schedule, *, first: int, number: int) -> None:
         name = f"e{number}"
@@ -217,7 +217,7 @@ class _Layer(Phase):
 
 
 class _Tail(Phase):
-    """e_F alone."""
+    """The phase that trains e_F."""
 
     def __init__(self, problem: _Problem, schedule: Schedule, *, first: int, number: int) -> None:
         del number
@@ -247,7 +247,7 @@ class _Tail(Phase):
 
 
 class _Whole(Phase):
-    """E, fine-tuned."""
+    """The phase that fine-tunes E."""
 
     def __init__(self, problem: _Problem, schedule: Schedule, *, first: int, number: int) -> None:
         del number

@@ -1,4 +1,4 @@
-"""The loop that every training runs in: it can be stopped, and continues to the same bits."""
+"""The training loop, which can be interrupted and resumed with bit-identical results."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ GRIDS = 10
 
 
 class Training(Protocol):
-    """What the loop trains.
+    """The interface of a training.
 
     Attributes:
-        iteration: how many are done.
-        whole: False in the middle of an iteration, when nothing of this is worth keeping.
-        losses: those of all iterations, as the folder writes them.
-        loss_names: what the losses of the last iteration are called.
-        value_range: of ``samples``.
-        finite: whether the losses of the last iteration and all weights are.
+        iteration: number of completed iterations.
+        whole: False during an iteration, when the state must not be saved.
+        losses: the losses of all iterations, in the format that the folder writes.
+        loss_names: names of the losses of the last iteration.
+        value_range: value range of ``samples``.
+        finite: whether the losses of the last iteration and all weights are finite.
     """
 
     iteration: int
@@ -52,16 +52,16 @@ class Training(Protocol):
     def finite(self) -> bool: ...
 
     def step(self) -> tuple[float, ...]:
-        """Make one iteration; return its losses."""
+        """Run one iteration; return its losses."""
 
     def samples(self) -> NDArray[np.float32] | None:
-        """Return images that show how far it is, [N, C, H, W], if there are any yet."""
+        """Return sample images of the current state, [N, C, H, W], or None if too early."""
 
     def state(self) -> dict[str, Any]:
-        """Return everything that the next iteration depends on, and the losses so far."""
+        """Return the state that the next iteration depends on, and the losses so far."""
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Take over what ``state`` returned."""
+        """Load the output of ``state``."""
 
 
 def iterate(
@@ -71,19 +71,19 @@ def iterate(
     say: Callable[[str], None],
     checkpoint_seconds: float,
 ) -> None:
-    """Make the iterations that are left, with sample grids, checkpoints and reports.
+    """Run the remaining iterations, writing sample grids, checkpoints and reports.
 
     Args:
-        training: what is trained.
-        folder: where to.
+        training: the training.
+        folder: the folder to write to.
         progress: as for ``iteration_reporter``.
-        say: called with a line about each thing that is not an iteration.
-        checkpoint_seconds: from one checkpoint to the next.
+        say: called with a line of text for each event other than an iteration.
+        checkpoint_seconds: time between checkpoints.
 
     Raises:
-        OutputError: the folder cannot be written to. The last checkpoint is kept.
-        RunError: a loss or a weight is no longer finite. The last checkpoint is kept.
-        KeyboardInterrupt: Ctrl-C, after the iteration under way and a checkpoint.
+        OutputError: the folder cannot be written to. The last checkpoint is unchanged.
+        RunError: a loss or weight became NaN or infinite. The last checkpoint is unchanged.
+        KeyboardInterrupt: Ctrl-C, after the current iteration and a checkpoint.
     """
     iterations = folder.configuration.iterations
     began = saved = training.iteration
@@ -93,7 +93,7 @@ def iterate(
         nonlocal saved, saved_at
         if saved == training.iteration:
             return
-        # A checkpoint that cannot be gone on from must not replace one that can.
+        # A checkpoint that cannot be resumed from must not replace one that can.
         if not training.finite:
             raise _diverged(training, folder.checkpoint)
         write_checkpoint(
@@ -147,7 +147,7 @@ def iterate(
             try:
                 run(interrupt, report)
             except BaseException as error:
-                # What has diverged is of no use, and a full disk takes no other file either.
+                # A diverged state is useless, and on a full disk another file would fail too.
                 if training.whole and not isinstance(error, RunError | OutputError):
                     save()
                 raise
@@ -162,7 +162,7 @@ def iterate(
 
 
 def grid_due(iteration: int, iterations: int) -> bool:
-    """Whether another tenth of the iterations is done."""
+    """Whether this iteration completes a tenth of all iterations."""
     return iteration * GRIDS // iterations > (iteration - 1) * GRIDS // iterations
 
 
@@ -173,16 +173,16 @@ def _minutes(seconds: float) -> str:
 
 
 def _diverged(training: Training, checkpoint: Path) -> RunError:
-    kept = f"{checkpoint} is from before" if checkpoint.exists() else "no checkpoint was written"
+    saved = f"{checkpoint} is from before" if checkpoint.exists() else "no checkpoint was written"
     return RunError(
         f"the training has diverged: after iteration {training.iteration} a loss or a weight is "
-        f"NaN or infinite; {kept}. Train with a lower learning rate (--learning-rate), or another "
+        f"NaN or infinite; {saved}. Train with a lower learning rate (--learning-rate), or another "
         "seed (--seed), in another folder"
     )
 
 
 def resume(training: Training, state: dict[str, Any], folder: TrainingFolder) -> None:
-    """Take over a checkpoint, or say in one line why not."""
+    """Load a checkpoint, or raise InputError with the reason."""
     path = folder.checkpoint
     with _damage_named(path):
         theirs, trained_on = folder.read_description(state)
@@ -213,10 +213,10 @@ def _damage_named(path: Path) -> Iterator[None]:
 
 @contextmanager
 def torch_settings(threads: int) -> Iterator[None]:
-    """Set what PyTorch has once for the whole process, and then as the caller had it."""
+    """Set PyTorch's process-wide settings, and restore them afterwards."""
     before, searched = torch.get_num_threads(), torch.backends.cudnn.benchmark
     torch.set_num_threads(threads)
-    # A training has few shapes of convolutions, so a search for the fastest kernels pays.
+    # A training uses few convolution shapes, so searching for the fastest kernels pays off.
     torch.backends.cudnn.benchmark = True
     try:
         yield

@@ -1,4 +1,4 @@
-"""What a training tells its user while it lasts."""
+"""Progress reports during a training."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Progress = Callable[[dict[str, Any]], None]
 
 
 def check_progress(progress: bool | Progress | None) -> None:
-    """See that ``iteration_reporter`` can do with it.
+    """Validate the argument ``progress`` of ``iteration_reporter``.
 
     Raises:
         InputError: not None, a bool or a function.
-        DependencyError: a bar was asked for and tqdm is missing.
+        DependencyError: ``progress`` is True and tqdm is not installed.
     """
     if progress is True:
         if find_spec("tqdm") is None:
@@ -33,13 +33,13 @@ def check_progress(progress: bool | Progress | None) -> None:
 def iteration_reporter(
     progress: bool | Progress | None, done: int, iterations: int
 ) -> Iterator[Progress | None]:
-    """Give the function that is told of every iteration; a bar is closed at the end.
+    """Yield the function to call after every iteration; close the bar at the end.
 
     Args:
-        progress: None or False for silence, True for a bar on standard error, or a function.
-        done: iterations that an earlier run made.
-        iterations: how many there will be.
-
+        progress: None or False for no reports, True for a progress bar on standard error, or a
+            function.
+        done: number of iterations of earlier runs.
+        iterations: total number of iterations.
     """
     if progress is None or progress is False:
         yield None
@@ -65,7 +65,7 @@ def iteration_reporter(
 
 
 def beside_bar(progress: bool | Progress | None) -> AbstractContextManager[None]:
-    """While this is entered, a line can be printed: a bar is taken away, and drawn again after."""
+    """A context for printing lines: it clears the progress bar, and redraws it afterwards."""
     if progress is not True:
         return nullcontext()
     from tqdm import tqdm

@@ -1,8 +1,8 @@
-"""Uncertainty: how far the latent behind an image may be from the one that was found.
+"""Uncertainty: how far the true latent of an image may be from the one that was found.
 
-From the pixel residual's Jacobian at the latent, the noise of the image, and other latents that
-agree with the image as well. docs/uncertainty.md has the derivation, and says when the figures can
-be trusted. ``pyinv.Inverter.uncertainty`` is what measures it.
+It is estimated from the pixel residual's Jacobian at the latent, the noise of the image, and other
+latents that fit the image equally well. docs/uncertainty.md has the derivation and says when the
+estimates can be trusted. The public interface is ``pyinv.Inverter.uncertainty``.
 """
 
 from pyinv.uncertainty.laplace import FLOAT32_ROUNDING, TF32_ROUNDING, laplace_uncertainty

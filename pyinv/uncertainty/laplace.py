@@ -1,4 +1,4 @@
-"""The uncertainty around one optimum: the Laplace approximation of the posterior."""
+"""Uncertainty around one optimum: the Laplace approximation of the posterior."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ __all__ = ["DETERMINED", "FLOAT32_ROUNDING", "TF32_ROUNDING", "laplace_uncertain
 DoubleArray = NDArray[np.float64]
 
 FLOAT32_ROUNDING = 2.0**-24
-"""The most that rounding to float32 changes a number, as a share of it."""
+"""The largest relative error of rounding to float32."""
 
 TF32_ROUNDING = 2.0**-11
-"""The same for the 10 bits of mantissa that TF32 leaves."""
+"""The largest relative error of rounding to TF32, which has 10 bits of mantissa."""
 
 DETERMINED = 0.5
-"""A direction is determined when the image leaves at most this share of the prior's standard
-deviation. Half: the image then says as much about it as three independent draws would about the
-mean of a normal distribution whose mean has this prior."""
+"""A direction is determined if its standard deviation is at most this fraction of the prior's. At
+one half, the image is as informative about it as three independent draws are about the mean of a
+normal distribution whose mean has this prior."""
 
-# The noise depends on the degrees of freedom and these on the noise; each round shrinks what is
-# left by a factor below d / P.
+# Fixed-point iteration, as the noise depends on the degrees of freedom and vice versa; each round
+# shrinks the error by a factor below d / P.
 _NOISE_ROUNDS = 10
 
 
@@ -46,39 +46,38 @@ def laplace_uncertainty(
     r"""Return the uncertainty of latents, from the normal equations of the pixel loss at them.
 
     With J the Jacobian of the P pixels at the latent z, r = G(z) - x, noise s, and a prior of
-    standard deviation $\sigma$, the posterior is taken as normal, with
+    standard deviation $\sigma$, the posterior is approximated as normal, with
 
     $$
     C = \left( \frac{J^T J}{s^2} + \frac{I}{\sigma^2} \right)^{-1}, \qquad
     \delta = -C \left( \frac{J^T r}{s^2} + \frac{z - \text{mean}}{\sigma^2} \right)
     $$
 
-    its covariance and the way from z to its mean. The standard error about z is the root of
-    $\operatorname{diag}(C) + \delta^2$. A uniform prior counts as the normal one of its mean
-    and standard deviation.
+    its covariance and the displacement from z to its mean. The standard error about z is the root
+    of $\operatorname{diag}(C) + \delta^2$. A uniform prior is treated as the normal prior
+    with the same mean and standard deviation.
 
     Args:
         latents: [N, d].
         images: [N, C, H, W], the targets.
-        generated: [N, C, H, W], G(latents), to estimate the noise from; not looked at when
-            ``noise`` is given.
+        generated: [N, C, H, W], G(latents), to estimate the noise from; unused if ``noise`` is
+            given.
         gradient: [N, d], 2/P Jᵀr.
         gram: [N, d, d], 2/P JᵀJ.
-        prior: what the latents are drawn from.
-        value_range: that of the images.
-        noise: standard deviation of the noise on a pixel, above 0, one for all or [N]; None
-            estimates each image's from its residual and the degrees of freedom that are left, which
-            takes P > d.
-        about: [N, d], the latents that standard errors are about; None: those above.
-        rounding: the relative rounding error of what computed gram and images.
+        prior: the prior of the latents.
+        value_range: the value range of the images.
+        noise: standard deviation of the pixel noise, above 0, one for all or [N]; None estimates it
+            for each image from its residual and the remaining degrees of freedom, which requires
+            P > d.
+        about: [N, d], the latents that standard errors are about; None uses ``latents``.
+        rounding: the relative rounding error of the computation of gram and images.
 
     Returns:
-        the Uncertainty, its standard errors [N, d]. A row of numbers that are not all finite is
-        unknown.
+        the Uncertainty, with standard errors [N, d]. Rows with non-finite inputs are unknown.
 
-    Source: the Laplace approximation, as in MacKay 1992 ("Bayesian interpolation"), who also has
-    the effective degrees of freedom. The step, and the uniform prior as a normal one, are ours: see
-    docs/uncertainty.md for what they are good for.
+    Source: the Laplace approximation, as in MacKay 1992 ("Bayesian interpolation"), who also
+    derives the effective degrees of freedom. The displacement, and treating the uniform prior as
+    normal, are ours; docs/uncertainty.md evaluates them.
     """
     count, size = latents.shape
     pixels = images[0].size
@@ -89,8 +88,8 @@ def laplace_uncertainty(
     z[~known], slope[~known], curvature[~known] = 0, 0, 0
 
     eigenvalues, directions = np.linalg.eigh(curvature)
-    # Rounding the matrix's elements moves no eigenvalue by more than this share of its Frobenius
-    # norm, so what lies below cannot be told from zero.
+    # Rounding the matrix's elements moves no eigenvalue by more than this fraction of its Frobenius
+    # norm, so smaller ones cannot be distinguished from zero.
     lost = rounding * np.linalg.norm(eigenvalues, axis=1, keepdims=True)
     eigenvalues = np.where(eigenvalues > lost, eigenvalues, 0.0)
 
@@ -104,7 +103,7 @@ def laplace_uncertainty(
     squared = np.maximum(squared, floor)
 
     variances = _variances(eigenvalues, squared, prior)
-    # Where J is zero so is Jᵀr, but for rounding errors, which the large variance would blow up.
+    # Where J is zero, so is Jᵀr except for rounding errors, which the large variance would amplify.
     toward_image = np.where(eigenvalues > 0, _along(directions, -slope / squared[:, None]), 0.0)
     toward_mean = _along(directions, (prior.mean - z) / prior.std**2)
     step = np.einsum("nij,nj->ni", directions, variances * (toward_image + toward_mean))
@@ -124,13 +123,13 @@ def laplace_uncertainty(
 
 
 def _along(directions: DoubleArray, vectors: DoubleArray) -> DoubleArray:
-    """Return the vectors' [n, d] components in the eigenvectors [n, d, d], which are columns."""
+    """Return the components of vectors [n, d] along eigenvectors [n, d, d], which are columns."""
     components: DoubleArray = np.einsum("nij,ni->nj", directions, vectors)
     return components
 
 
 def _variances(eigenvalues: DoubleArray, squared: DoubleArray, prior: Prior) -> DoubleArray:
-    """Return the variance in each eigenvector, [n, d], for noise of the squares [n]."""
+    """Return the variance along each eigenvector, [n, d], for noise variances [n]."""
     variances: DoubleArray = 1.0 / (eigenvalues / squared[:, None] + 1.0 / prior.std**2)
     return variances
 
@@ -138,17 +137,17 @@ def _variances(eigenvalues: DoubleArray, squared: DoubleArray, prior: Prior) -> 
 def _mean_square(
     images: NDArray[Any], generated: NDArray[Any], value_range: tuple[float, float]
 ) -> DoubleArray:
-    """Return each image's mean squared residual, [n], as it would be without clipping.
+    """Return each image's mean squared residual, [n], corrected for clipping.
 
-    Noisy pixels that were clipped to the value range have lost the part that pointed out of it. In
-    an image with pixels at an end of the range, only residuals that point to its middle count:
-    for these, clipping (at the near end) changes nothing.
+    Clipping noisy pixels to the value range removes noise that points out of the range. In an image
+    with pixels at an end of the range, only residuals that point to its middle are used, because
+    clipping (at the near end) does not change them.
     """
     low, high = value_range
     pixels = images.reshape(len(images), -1).astype(np.float64)
-    made = generated.reshape(len(images), -1).astype(np.float64)
-    residual = pixels - made
-    inward = residual * ((low + high) / 2 - made) > 0
+    noiseless = generated.reshape(len(images), -1).astype(np.float64)
+    residual = pixels - noiseless
+    inward = residual * ((low + high) / 2 - noiseless) > 0
     clipped = ((pixels <= low) | (pixels >= high)).any(axis=1, keepdims=True)
     used = np.where(clipped, inward, True)
     squares: DoubleArray = np.sum(residual**2, axis=1, where=used) / np.maximum(used.sum(axis=1), 1)
@@ -160,8 +159,8 @@ def _noise_variance(
 ) -> DoubleArray:
     """Return the unbiased estimate of each image's noise variance, [n].
 
-    The latent follows the noise in as many directions as the image determines, and the residual is
-    smaller for it: each direction counts by the share of it that image and not prior decide.
+    The latent fits the noise in as many directions as the image determines, which shrinks the
+    residual. Each direction counts by the fraction that the image rather than the prior determines.
     """
     squared = np.maximum(mean_square, floor)
     for _ in range(_NOISE_ROUNDS):

@@ -1,4 +1,4 @@
-"""The uncertainty over several optima of the posterior: the mixture of those that agree."""
+"""Uncertainty over several optima of the posterior: the mixture of those that fit the image."""
 
 from __future__ import annotations
 
@@ -35,30 +35,30 @@ def widened(
     + \text{const}
     $$
 
-    An optimum agrees with the image where this is larger than at the latent by at most half the
+    An optimum agrees with the image if this exceeds its value at the latent by at most half the
     95 % quantile of the chi-squared distribution with d degrees of freedom: 95 % of a normal
-    posterior lie within as much of its peak. Where any do, the posterior is taken as the mixture of
-    theirs.
+    posterior lies within that distance of its peak. If any optima agree, the posterior is modelled
+    as the mixture of their Laplace approximations.
 
     Args:
-        found: that of N latents.
+        found: the uncertainty of N latents.
         latents: [N, d].
         losses: [N], their mean squared errors.
-        others: [N, H, d], optima that searches from nearby came to. The latent's own counts as
-            often as they came back to it.
+        others: [N, H, d], optima found by searches from nearby. The latent's own optimum counts
+            once for each search that returned to it.
         other_losses: [N, H], their mean squared errors.
-        other_errors: [N, H, d], standard errors about the latent, not the optimum, by the Laplace
-            approximation at each optimum. An optimum where they are not finite never agrees.
+        other_errors: [N, H, d], standard errors about the latent, not the optimum, from the Laplace
+            approximation at each optimum. An optimum with non-finite errors never agrees.
         pixels: P.
-        prior: what the latents are drawn from. A uniform one counts as the normal one of its mean
-            and standard deviation.
+        prior: the prior of the latents. A uniform prior is treated as the normal prior with the
+            same mean and standard deviation.
 
     Returns:
-        the Uncertainty. A latent is not identifiable where those that agree have, in some
-        direction, a standard deviation of more than half of the prior's.
+        the Uncertainty. A latent is not identifiable if the optima that agree have a standard
+        deviation of more than half the prior's in some direction.
 
     Source: ours. The moments of a mixture are textbook material, and the threshold is that of
-    Wilks's regions; docs/uncertainty.md has what they are good for.
+    Wilks's regions; docs/uncertainty.md evaluates them.
     """
     here, there = latents[:, None].astype(np.float64), others.astype(np.float64)
     improbable = ((there - prior.mean) ** 2 - (here - prior.mean) ** 2).sum(axis=2) / prior.std**2
@@ -70,7 +70,7 @@ def widened(
     share = (agree / np.maximum(agree.sum(axis=1, keepdims=True), 1))[..., None]
     errors = np.where(share > 0, other_errors.astype(np.float64), 0.0)
     mixed = np.sqrt((share * errors**2).sum(axis=1)).reshape(found.standard_error.shape)
-    # The largest eigenvalue of the covariance, by the smaller of the two gram matrices.
+    # The largest eigenvalue of the covariance, from the smaller of the two gram matrices.
     there = np.where(share > 0, there, 0.0)
     away = np.sqrt(share) * (there - (share * there).sum(axis=1, keepdims=True))
     widest = np.linalg.eigvalsh(away @ away.transpose(0, 2, 1))[:, -1]

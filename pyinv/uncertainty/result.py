@@ -1,4 +1,4 @@
-"""What an inversion's uncertainty gives back."""
+"""``Uncertainty``: the result of ``Inverter.uncertainty``."""
 
 from __future__ import annotations
 
@@ -20,23 +20,24 @@ ARRAYS = ("standard_error", "condition_number", "identifiable", "noise")
 
 @dataclass(frozen=True, eq=False)
 class Uncertainty:
-    """What N images say about their latents.
+    """How precisely N images determine their latents.
 
     Args:
-        standard_error: float32 [N, *latent_shape], how far each component may be from the true
-            one: the root of the mean square, over the latents that agree with image and prior, of
-            their distance from the latent given. NaN where it is not known.
+        standard_error: float32 [N, *latent_shape], how far each component may be from its true
+            value: the root mean square distance from the given latent, over the latents that agree
+            with image and prior. NaN where unknown.
         condition_number: float32 [N], the ratio of the Jacobian's largest singular value to its
-            smallest; infinity where the smallest is zero to rounding.
-        identifiable: bool [N], whether the image determines the latent, as far as was looked: no
-            singular value is zero to rounding, no direction keeps more than half of the prior's
+            smallest; infinity if the smallest is zero up to rounding.
+        identifiable: bool [N], whether the image determines the latent, as far as was searched: no
+            singular value is zero up to rounding, no direction keeps more than half of the prior's
             standard deviation, and other optima that agree with the image spread no wider.
-        noise: float32 [N], the standard deviation of the noise on a pixel that was taken, in the
-            units of the value range: the one given or the one estimated.
-        cancelled: whether the measurement was ended early, by Ctrl-C. Targets that were not reached
-            are NaN, and not identifiable.
+        noise: float32 [N], the standard deviation of the pixel noise, given or estimated, in the
+            units of the value range.
+        cancelled: whether Ctrl-C ended the measurement early. Targets that were not reached are
+            NaN and not identifiable.
 
-    Indexing with an integer, a slice, a mask or an index array gives those targets' Uncertainty.
+    Indexing with an integer, a slice, a mask or an index array returns the Uncertainty of those
+    targets.
     """
 
     standard_error: FloatArray
@@ -47,7 +48,7 @@ class Uncertainty:
 
     @classmethod
     def unknown(cls, count: int, latent_shape: tuple[int, ...]) -> Uncertainty:
-        """Return that of targets about which nothing is known yet: NaN, and not identifiable."""
+        """Return an Uncertainty with nothing measured yet: NaN and not identifiable."""
         return cls(
             standard_error=np.full((count, *latent_shape), np.nan, dtype=np.float32),
             condition_number=np.full(count, np.nan, dtype=np.float32),
@@ -66,7 +67,7 @@ class Uncertainty:
         return replace(self, **{name: values[index] for name, values in self.arrays().items()})
 
     def put(self, rows: Any, part: Uncertainty) -> None:
-        """Set that of some targets, whose latents may be flat in the part."""
+        """Set the rows of some targets; latents in ``part`` may be flat."""
         for name, values in part.arrays().items():
             whole = getattr(self, name)
             whole[rows] = values.reshape(whole[rows].shape)
@@ -76,22 +77,23 @@ class Uncertainty:
         return {name: getattr(self, name) for name in ARRAYS}
 
     def save(self, path: str | os.PathLike[str] | Any) -> None:
-        """Write the arrays into one .npz file, under their names.
+        """Save the arrays to one .npz file, under their names.
 
         Args:
-            path: where to, or an open binary file. NumPy adds .npz to a path without it.
+            path: a path or an open binary file. NumPy appends .npz if the path does not end with
+                it.
 
-        ``Inversion.save`` writes them into an Inversion's file.
+        To save an Uncertainty together with its Inversion, use ``Inversion.save``.
         """
         arrays: dict[str, Any] = dict(self.arrays())
         np.savez(path, **arrays)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Uncertainty:
-        """Read what ``save`` wrote, or ``Inversion.save`` or ``pyinv invert --uncertainty -o``.
+        """Load what ``save``, ``Inversion.save`` or ``pyinv invert --uncertainty -o`` wrote.
 
         Raises:
-            InputError: not such a file.
+            InputError: the file has no saved Uncertainty.
         """
         arrays: dict[str, Any] = dict(read_npz(path, ARRAYS))
         return cls(**arrays)

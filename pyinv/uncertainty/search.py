@@ -1,4 +1,4 @@
-"""How uncertainty is measured: normal equations at each latent, and hops to other optima."""
+"""Measuring uncertainty: normal equations at each latent, and hops to other optima."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ __all__ = ["DEFAULT_HOPS", "Search", "Targets"]
 FloatArray = NDArray[np.float32]
 
 DEFAULT_HOPS = 8
-# The hops' sizes. The first is one with which most find their way where an image leaves little
-# open; the last is a whole draw, which knows nothing of the latent given.
+# First and last hop size. With the first, most hops succeed if the image determines the latent
+# well; the last is a full draw, independent of the given latent.
 HOP_SIZES = (0.5, 1.0)
-# Hops are made for some targets at a time: enough to keep the lanes busy, as far as this memory
-# holds copies of the images.
+# Hops run for several targets at a time: enough to keep the lanes busy, limited by the memory for
+# copies of the images.
 HOP_BYTES = 2**28
-# Memory for one copy of the matrices in double, of which uncertainty needs a few.
+# Memory for one float64 copy of the matrices; the measurement needs a few copies.
 MATRIX_BYTES = 2**26
 
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """N latents, and the images that they were found for.
+    """N latents and their images.
 
     Args:
         latents: float32 [N, d].
         images: float32 [N, C, H, W].
         condition: float32 [N, k], or None.
-        ids: uint64 [N], what random draws depend on.
+        ids: uint64 [N], target ids, which seed the random draws.
     """
 
     latents: FloatArray
@@ -61,11 +61,11 @@ class Search:
     """Measures uncertainty with a bundle's functions.
 
     Args:
-        session: the bundle's; it must have the normal equations of "mse".
-        noise: the standard deviation of the noise on a pixel; None estimates each image's.
-        batch_size: the most targets whose normal equations are taken at a time; None: as many as
-            memory allows, up to ``lanes``.
-        lanes: the most hops that run side by side.
+        session: the bundle's session; the bundle must have the normal equations of "mse".
+        noise: the standard deviation of the pixel noise; None estimates it for each image.
+        batch_size: maximum batch size of the normal equations; None uses as many targets as fit in
+            memory, up to ``lanes``.
+        lanes: maximum number of hops that run in parallel.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Search:
         self._lanes = lanes
 
     def measure(self, targets: Targets, found: Uncertainty) -> FloatArray:
-        """Fill in the uncertainty by each latent's own optimum, some targets at a time.
+        """Fill in the uncertainty around each latent's own optimum, in batches.
 
         Returns:
             the latents' mean squared errors, [N].
@@ -95,18 +95,18 @@ class Search:
         seed: int,
         progress: bool | Progress | None,
     ) -> None:
-        """Hop from the latents of these rows, and take other optima into their uncertainty.
+        """Hop from the latents of these rows, and include other optima in their uncertainty.
 
-        Rows that were not reached, if it ends early, are left unknown.
+        If it ends early, rows that were not reached are reset to unknown.
 
         Args:
-            targets: all N.
-            found: their uncertainty, as ``measure`` filled it in.
-            losses: what ``measure`` returned.
+            targets: all N targets.
+            found: their uncertainty, as filled in by ``measure``.
+            losses: the losses that ``measure`` returned.
             rows: the rows to hop from.
-            n_hops: hops from each.
-            seed: of the hops.
-            progress: as ``Inverter.invert`` has it.
+            n_hops: number of hops from each.
+            seed: seed of the hops.
+            progress: as for ``Inverter.invert``.
         """
         rows = rows[np.isfinite(found.noise[rows])]
         if not n_hops or not len(rows):
@@ -222,12 +222,15 @@ class Search:
         return losses
 
     def _starts(self, targets: Targets, n_hops: int, seed: int) -> FloatArray:
-        """Return where hops from N latents begin, [N * n_hops, d]; see ``Recipe.hop_size``."""
+        """Return the starting points of hops from N latents, [N * n_hops, d].
+
+        See ``Recipe.hop_size``.
+        """
         manifest = self._session.manifest
         prior, mean = manifest.prior, np.float32(manifest.prior.mean)
         starts = np.empty((len(targets), n_hops, manifest.latent_size), dtype=np.float32)
         for k, size in enumerate(np.linspace(*HOP_SIZES, n_hops, dtype=np.float32)):
-            # Counted from the end: the recipe's own restarts are counted from the start.
+            # From the highest restart number down: the recipe's own restarts count from the lowest.
             draws = self._session.draw(seed, targets.ids, MAX_RESTARTS - k)
             stay = 1 - size if isinstance(prior, Uniform) else np.sqrt(1 - size**2)
             starts[:, k] = mean + (stay * (targets.latents - mean) + size * (draws - mean))

@@ -290,7 +290,7 @@ def test_second_order_recipes_run_by_name(capsys, second_order_path, pictures, t
     )
     assert code == 0
     # These pictures are files of 8 bits.
-    hint = "3 of 3 images are not this generator's own to rounding, as 8-bit files never are"
+    hint = "3 of 3 images are not exactly this generator's, as 8-bit files never are"
     assert (hint in err) == (name == "precise")
     recipe = json.loads(out)["recipe"]
     assert (recipe["name"], recipe["restarts"]) == (name, 1)

@@ -42,7 +42,7 @@ def test_names(gpus, device, runtime_has_cuda, name):
     ("gpus", "device", "problem"),
     [
         (None, "cuda", "this build has no CUDA, got device='cuda'; use device=\"cpu\""),
-        (0, "cuda:1", "no GPU is to be seen, got device='cuda:1'; use device=\"cpu\""),
+        (0, "cuda:1", "no GPU was found, got device='cuda:1'; use device=\"cpu\""),
         (1, "cuda:1", "there is 1 GPU, got device='cuda:1'; use cuda:0"),
         (2, "cuda:2", "there are 2 GPUs, got device='cuda:2'; use cuda:0 or cuda:1"),
         (2, "gpu", "or \"auto\", got 'gpu'"),

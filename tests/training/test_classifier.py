@@ -108,7 +108,7 @@ def test_its_features_make_a_perceptual_loss() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"labels": None}, "these images have no labels, which a classifier is trained with"),
+        ({"labels": None}, "these images have no labels, and a classifier needs them"),
         ({"labels": ["a", "b"]}, "expected one label per image, [32], got [2]"),
         ({"labels": ["a"] * 32}, "labels must be of two classes or more, all are 'a'"),
         ({"images": np.zeros((32, 1, 12, 12), np.float32)}, "got float32 [32, 1, 12, 12]"),

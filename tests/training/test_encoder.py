@@ -461,7 +461,11 @@ def test_an_exported_encoder_has_the_statistics_of_generated_batches():
     [
         ({"image_loss": "perceptual"}, None, "tiny has no loss 'perceptual'; it has mse, l1"),
         ({"real_share": 0.5}, None, "needs real images"),
-        ({"real_share": 0.02}, photographs(40), "0.02 is no image of a batch of 16; give a larger"),
+        (
+            {"real_share": 0.02},
+            photographs(40),
+            "0.02 is less than one image in a batch of 16; give a larger",
+        ),
         ({}, photographs(40), "real_share=0; give real_share"),
         ({"method": "direct"}, photographs(40), "trains on generated images alone"),
         (
@@ -537,7 +541,7 @@ def test_a_generator_that_is_none_is_refused(tmp_path, bundle):
         open_generator(tmp_path)
     with pytest.raises(InputError, match="give latent_shape"):
         open_generator(make_generator())
-    with pytest.raises(InputError, match="says its latent_shape itself"):
+    with pytest.raises(InputError, match="has its own latent_shape"):
         open_generator(bundle, latent_shape=4)
     with pytest.raises(InputError, match="give the latent_shape it has"):
         open_generator(make_generator(), latent_shape=5)

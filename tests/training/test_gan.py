@@ -461,7 +461,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(
     assert "\n" not in str(error.value)
     assert name in str(error.value)
     assert "No space left on device" in str(error.value)
-    assert ("the one before is kept" in str(error.value)) == (name != "00000003.png")
+    assert ("the previous file is unchanged" in str(error.value)) == (name != "00000003.png")
     assert read(folder)["iteration"] in (2, 3)
     assert not list(folder.rglob("*.part"))
     train(folder, digits)
@@ -580,7 +580,7 @@ def test_overwriting_takes_away_a_trainings_files_and_no_others(
 def test_a_folder_of_something_else_is_refused(digits, tmp_path):
     (tmp_path / "file").write_text("mine")
     for overwrite in (False, True):
-        with pytest.raises(OutputError, match="holds files, and no training"):
+        with pytest.raises(OutputError, match="contains files but no training"):
             train(tmp_path, digits, overwrite=overwrite)
     with pytest.raises(OutputError, match="expected a folder, and this is a file"):
         train(tmp_path / "file", digits)

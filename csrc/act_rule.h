@@ -1,5 +1,4 @@
-// What was decided for a lane, done to its components. The rule, apart from the loops over
-// components (kernels/).
+// Applies a lane's decided actions to its components. The loops over components are in kernels/.
 #pragma once
 
 #include "lane_rule.h"
@@ -7,7 +6,7 @@
 
 namespace pyinv {
 
-// Neighbours in memory, read and written at once; they start at a multiple of their size.
+// Adjacent values that are read and written at once, aligned to their total size.
 template <class T, int kWidth>
 struct alignas(sizeof(T) * kWidth) Pack {
   T at[kWidth];
@@ -18,9 +17,9 @@ PYINV_HOST_DEVICE inline Pack<T, kWidth>& pack(T* values) {
   return *reinterpret_cast<Pack<T, kWidth>*>(values);
 }
 
-// What was decided, done to the components [component, component + kWidth) of a lane. All that is
-// read is read before anything is written: a compiler does not know that no two arrays overlap, and
-// would have a GPU wait for every write. best_latent may lie in memory that is slow to reach.
+// Applies the actions to components [component, component + kWidth) of a lane. All reads come
+// before all writes: the compiler cannot know that the arrays do not overlap, and a GPU would
+// otherwise wait for every write. best_latent may be in memory that is slow to access.
 template <int kWidth>
 PYINV_HOST_DEVICE inline void act(const LaneArrays& lanes, int64_t lane, int64_t component) {
   const LaneState& state = lanes.state[lane];

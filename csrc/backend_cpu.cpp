@@ -42,7 +42,7 @@ class CpuTargetLoader : public TargetLoader {
   std::vector<RefillRows> rows_;
 };
 
-// All work is done when a call returns.
+// Synchronous: all work is done when a call returns.
 class CpuBackend : public Backend {
  public:
   DeviceKind kind() const override { return DeviceKind::cpu; }

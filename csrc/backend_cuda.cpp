@@ -14,7 +14,7 @@
 namespace pyinv {
 namespace {
 
-// Memory for targets on their way to the lanes, on the host and once more on the GPU.
+// Size of the staging buffers for targets: one on the host and one on the GPU.
 constexpr size_t kStagingBytes = size_t{64} << 20;
 
 std::string mebibytes(size_t bytes) {
@@ -23,7 +23,7 @@ std::string mebibytes(size_t bytes) {
 
 void set_device(int index) { check_cuda(cudaSetDevice(index), "cudaSetDevice"); }
 
-// Makes the thread's current GPU current again: programs have others beside ours.
+// Restores the thread's current GPU, because the program may use other GPUs.
 class CurrentDevice {
  public:
   CurrentDevice() { cudaGetDevice(&index_); }
@@ -35,8 +35,8 @@ class CurrentDevice {
   int index_ = 0;
 };
 
-// The clean-up of something that was made on GPU `index`. What fails here has failed before, in a
-// call that said so.
+// Cleans up something created on GPU `index`. Errors are ignored: an earlier call has reported
+// them.
 template <class Clean>
 void quietly(int index, Clean clean) {
   cudaSetDevice(index);
@@ -72,7 +72,7 @@ class CudaEvent : public Event {
  public:
   CudaEvent(int index, const Stream& stream) : index_(index), stream_(&stream) {
     set_device(index);
-    // The host sleeps while it waits: it has put enough into the stream to have the time.
+    // Let the host sleep while it waits: the stream has enough work queued.
     check_cuda(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming | cudaEventBlockingSync),
                "cudaEventCreateWithFlags");
   }
@@ -94,18 +94,18 @@ class CudaEvent : public Event {
 
  private:
   const int index_;
-  const Stream* stream_;  // that it is recorded in
+  const Stream* stream_;  // the stream it is recorded in
   cudaEvent_t event_ = nullptr;
 };
 
-// Takes over `graph`.
+// Takes ownership of `graph`.
 class CudaGraph : public CapturedGraph {
  public:
   CudaGraph(int index, const Stream& stream, cudaGraphExec_t graph)
       : index_(index), stream_(stream), graph_(graph) {}
   ~CudaGraph() override {
     quietly(index_, [this] {
-      cudaStreamSynchronize(stream_.get());  // it may be under way
+      cudaStreamSynchronize(stream_.get());  // it may still be running
       cudaGraphExecDestroy(graph_);
     });
   }
@@ -165,7 +165,7 @@ class CudaBackend : public Backend {
     return owner;
   }
 
-  // Pages that stay where they are, at one address for the host and all GPUs.
+  // Pinned memory, with the same address on the host and all GPUs.
   Memory allocate_shared(size_t bytes) override {
     set_device(index_);
     void* memory = nullptr;
@@ -248,12 +248,12 @@ class CudaBackend : public Backend {
   const int index_;
   const Stream stream_;
   const Memory scratch_;
-  const size_t shared_memory_;  // bytes that a block may have
+  const size_t shared_memory_;  // the most bytes per block
   std::recursive_mutex mutex_;
 };
 
-// Whether a graph needs nothing of the host. A runtime that stages small arrays through memory of
-// the host frees or reuses that after the call: a replay would read what is there by then.
+// Whether a graph does not access host memory. A runtime may copy small arrays from host memory
+// that it frees or reuses after the call; a replay would read invalid data.
 bool stays_on_the_device(cudaGraph_t graph) {
   size_t count = 0;
   if (cudaGraphGetNodes(graph, nullptr, &count) != cudaSuccess) return false;
@@ -271,15 +271,15 @@ bool stays_on_the_device(cudaGraph_t graph) {
 }
 
 std::unique_ptr<CapturedGraph> CudaBackend::capture(const std::function<void()>& work) {
-  // For whoever suspects a graph, or a runtime that does not support capture.
+  // A switch for debugging, and for runtimes that do not support capture.
   const char* wanted = std::getenv("PYINV_CUDA_GRAPHS");
   if (wanted && std::string_view(wanted) == "0") return nullptr;
   const std::scoped_lock lock(capture_mutex);
   set_device(index_);
   check_cuda(cudaStreamBeginCapture(stream_.get(), cudaStreamCaptureModeThreadLocal),
              "cudaStreamBeginCapture");
-  // Work that cannot be captured fails here in one way or another. It is then run without a graph,
-  // which shows what is really wrong with it.
+  // Work that cannot be captured fails here. It is then run without a graph, which reports the
+  // actual error if there is one.
   bool captured = true;
   try {
     work();
@@ -297,9 +297,9 @@ std::unique_ptr<CapturedGraph> CudaBackend::capture(const std::function<void()>&
   return std::make_unique<CudaGraph>(index_, stream_, executable);
 }
 
-// Targets travel ahead of their lanes, on a stream of their own: the next rows lie in a ring on the
-// GPU before a lane is free for them. A row goes from the caller's memory to a slot in pinned
-// memory, from there to the same slot on the GPU, and from there to its lane.
+// Prefetches targets on a separate stream: the next rows are in a ring buffer on the GPU before a
+// lane is free for them. A row is copied from the caller's memory to a slot in pinned memory, then
+// to the same slot on the GPU, and then to its lane.
 class CudaTargetLoader : public TargetLoader {
  public:
   CudaTargetLoader(CudaBackend& device, const LaneArrays& lanes, const Targets& targets)
@@ -315,7 +315,7 @@ class CudaTargetLoader : public TargetLoader {
         consumed_(device.index(), device.compute()) {
     arrived_.reserve(static_cast<size_t>(slots_));
     for (int64_t slot = 0; slot < slots_; ++slot) arrived_.emplace_back(device.index(), copies_);
-    consumed_.record();  // after the zeros that came with the memory
+    consumed_.record();  // after the memory is zeroed
     copies_.wait_for(consumed_.get());
     prefetch(0, slots_);
   }
@@ -344,7 +344,7 @@ class CudaTargetLoader : public TargetLoader {
   }
 
  private:
-  // While the lanes take one batch of rows, the next one arrives.
+  // Two batches: while the lanes take one batch of rows, the next one is copied.
   static int64_t ring_size(int64_t row_size, int64_t lanes, int64_t count) {
     const int64_t fit = static_cast<int64_t>(kStagingBytes / sizeof(float)) / row_size;
     return std::clamp<int64_t>(fit, 1, std::max<int64_t>(1, std::min(count, 2 * lanes)));
@@ -364,12 +364,12 @@ class CudaTargetLoader : public TargetLoader {
             .truth = lanes_.truth_size ? initial + initial_size_ : nullptr};
   }
 
-  // Puts the rows [first, first + count), as far as there are such, on their way. The copies wait
-  // for whoever read the slots before.
+  // Starts copying rows [first, first + count), as far as they exist. The copies wait until the
+  // slots have been read.
   void prefetch(int64_t first, int64_t count) {
     for (int64_t row = first; row < std::min(first + count, targets_.count); ++row) {
       const int64_t slot = row % slots_;
-      arrived_[slot].wait();  // of the pinned slot's last row: it is then free
+      arrived_[slot].wait();  // until the pinned slot's previous row is copied
       float* to = static_cast<float*>(pinned_.get()) + slot * row_size_;
       float* end = std::copy_n(targets_.image + row * lanes_.image_size, lanes_.image_size, to);
       if (lanes_.condition_size) {

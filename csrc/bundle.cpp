@@ -21,7 +21,7 @@ using json::Node;
 constexpr const char* kFormat = "pyinv-bundle";
 constexpr int64_t kFormatVersion = 1;
 constexpr const char* kManifest = "manifest.json";
-constexpr int64_t kMaxValues = std::numeric_limits<int32_t>::max();  // of one target
+constexpr int64_t kMaxValues = std::numeric_limits<int32_t>::max();  // values per target
 constexpr const char* kFix = "; export or copy the bundle again";
 
 int64_t product(const std::vector<int64_t>& shape) {
@@ -55,7 +55,7 @@ std::vector<int64_t> read_shape(const Node& node, size_t axes = 0) {
   return shape;
 }
 
-// Out of the bundle's folder leads no file name.
+// Whether a file name cannot lead out of the bundle's folder.
 bool is_plain(const std::string& file) {
   return !file.empty() && file != "." && file != ".." && file != kManifest &&
          file.find_first_of("/\\") == std::string::npos;
@@ -64,7 +64,7 @@ bool is_plain(const std::string& file) {
 std::vector<std::string> read_operators(const Node& node) {
   std::vector<std::string> names;
   for (const Node& name : node.items()) names.push_back(name.text());
-  if (names.empty()) node.expected("one operator or more");
+  if (names.empty()) node.expected("at least one operator");
   return names;
 }
 
@@ -87,17 +87,17 @@ BundleFunction read_function(const Node& node) {
   }
   const bool is_normal_equations = function.name == "normal_equations";
   if (function.name == "objective" || is_normal_equations) {
-    if (function.loss.empty()) node.fail("lacks its \"loss\"");
+    if (function.loss.empty()) node.fail("has no \"loss\"");
     if (function.runtime == "onnx") {
       function.operators = {read_operators(node["operators"]),
                             read_operators(node["input_operators"])};
     }
   }
   if (is_normal_equations && !function.bytes_per_target) {
-    node.fail("lacks its \"bytes_per_target\"");
+    node.fail("has no \"bytes_per_target\"");
   }
   if (function.runtime == "torchscript" && function.method.empty()) {
-    node.fail("lacks its \"method\"");
+    node.fail("has no \"method\"");
   }
   return function;
 }
@@ -197,7 +197,7 @@ void check_functions(const Bundle& bundle) {
   if (losses.empty()) throw BundleError("functions must hold a \"forward\" and an \"objective\"");
 }
 
-// What lies at `path`; `what` names it in errors.
+// The type of the file at `path`; `what` names it in error messages.
 fs::file_type type_of(const fs::path& path, const std::string& what) {
   std::error_code error;
   const fs::file_type type = fs::status(path, error).type();
@@ -244,7 +244,7 @@ std::string read_text(const fs::path& folder) {
   if (file) {
     try {
       text.assign(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>());
-    } catch (const std::ios_base::failure&) {  // libstdc++ throws it for errors of the disk
+    } catch (const std::ios_base::failure&) {  // libstdc++ throws it for disk errors
       file.setstate(std::ios::badbit);
     }
   }
@@ -282,7 +282,7 @@ Bundle Bundle::open(const fs::path& folder) {
     read_manifest(manifest, bundle);
     check_functions(bundle);
     for (const auto& [name, record] : manifest["files"].members()) {
-      if (!is_plain(name)) record.fail("is no plain file name");
+      if (!is_plain(name)) record.fail("must be a plain file name");
       sizes.emplace_back(name, record["bytes"].whole());
     }
   } catch (const json::Error& error) {
@@ -358,7 +358,7 @@ bool Bundle::has_normal_equations(std::string_view loss, std::string_view runtim
 const BundleFunction& Bundle::normal_equations(std::string_view loss,
                                                std::string_view runtime) const {
   if (const BundleFunction* found = find_normal_equations(*this, loss, runtime)) return *found;
-  objective(loss, runtime);  // throws, and says what there is, without the loss or the runtime
+  objective(loss, runtime);  // throws if the loss or the runtime does not exist
   std::vector<std::string> others;
   for (const std::string& other : losses()) {
     if (has_normal_equations(other, runtime)) others.push_back(other);

@@ -1,4 +1,4 @@
-// How the CUDA sources call the runtime.
+// Helpers for calling the CUDA runtime.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -9,15 +9,15 @@
 
 namespace pyinv {
 
-// Throws what CUDA says of a call that failed.
+// Throws an exception with CUDA's message if a call failed.
 inline void check_cuda(cudaError_t error, const char* call) {
   if (error == cudaSuccess) return;
-  cudaGetLastError();  // else the next call that asks reports this error once more
+  cudaGetLastError();  // otherwise a later call would report this error again
   throw std::runtime_error(std::string("CUDA: ") + call + ": " + cudaGetErrorString(error) + " (" +
                            cudaGetErrorName(error) + ")");
 }
 
-// A block's threads, and bytes of shared memory beside what its kernel declares.
+// A block's number of threads, and the bytes of its dynamic shared memory.
 struct Block {
   Block(unsigned threads, size_t shared_memory = 0)
       : threads(threads), shared_memory(shared_memory) {}
@@ -32,7 +32,7 @@ __device__ inline double* dynamic_shared_memory() {
 }
 #endif
 
-// Puts a kernel into a stream. The arguments travel with it.
+// Launches a kernel in a stream. The arguments are copied.
 template <class... Parameters, class... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, const Block& block,
             cudaStream_t stream, const Arguments&... arguments) {
@@ -44,20 +44,20 @@ void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, const Bl
   check_cuda(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...), name);
 }
 
-// Blocks of `size` threads that cover `count` things. A grid's x holds 2^31 - 1 of them, which the
-// memory of no GPU comes near to.
+// The number of blocks of `size` threads that cover `count` items. A grid's x has at most 2^31 - 1
+// blocks, more than any GPU's memory can use.
 inline unsigned blocks_for(int64_t count, int64_t size) {
   return static_cast<unsigned>((count + size - 1) / size);
 }
 
-// Threads of a block that shares out `count` things: a power of two, at least a warp.
+// The number of threads of a block for `count` items: a power of two, at least a warp.
 inline unsigned threads_for(int64_t count, unsigned most) {
   unsigned threads = 32;
   while (threads < most && threads < count) threads *= 2;
   return threads;
 }
 
-// cudaSuccess if the build holds machine code that the current device runs.
+// cudaSuccess if the build has machine code for the current device.
 cudaError_t kernels_run_here();
 
 }  // namespace pyinv

@@ -1,6 +1,6 @@
-// What becomes of a lane that was evaluated: its solver takes that in, and the lane makes a step,
-// begins a stage or an attempt, or is done. The rule, apart from the loops over lanes (kernels/),
-// so that every device runs the same.
+// Decides the next action of an evaluated lane: its solver processes the evaluation, and the lane
+// makes a step, starts a stage or an attempt, or is done. The loops over lanes are in kernels/, so
+// that every device runs the same rules.
 #pragma once
 
 #include "lane_rule.h"
@@ -8,8 +8,9 @@
 
 namespace pyinv {
 
-// Takes in an evaluation, whatever the lane's solver. `finite`: all that was evaluated but the
-// loss. The lane knows its latent's moments, where they are wanted. `trace` is the lane's, or null.
+// Processes an evaluation with the lane's solver. `finite`: whether all results other than the loss
+// are finite. The lane's moments must be set where needs_moments() is true. `trace` is the lane's,
+// or null.
 PYINV_HOST_DEVICE inline void take_in(const RunRule& rule, const StageRule& stage, float loss,
                                       bool finite, float* trace, LaneState& lane) {
   Solvers::visit(stage.solver.kind,
@@ -28,7 +29,7 @@ PYINV_HOST_DEVICE inline void plan(const RunRule& rule, const StageRule& stage,
   });
 }
 
-// What an evaluated lane that depends on no other does next. `loss` is that of the evaluation.
+// Decides the next action of an evaluated lane that does not depend on others.
 PYINV_HOST_DEVICE inline void decide(const RunRule& rule, const StageRule& stage, float loss,
                                      LaneState& lane) {
   if (lane.stop == kNoStop) {

@@ -23,11 +23,12 @@ using Clock = std::chrono::steady_clock;
 
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 
-// A device that runs ahead is polled about this often, and at least after kMaxStepsPerPoll steps.
+// The time between polls of an asynchronous device, which is also polled after kMaxStepsPerPoll
+// steps.
 constexpr double kSecondsPerPoll = 0.01;
 constexpr int64_t kMaxStepsPerPoll = 64;
 constexpr int64_t kStepsBeforeCapture = 2;
-// Step shapes whose graphs are kept.
+// The most step shapes whose graphs are cached.
 constexpr size_t kMaxGraphs = 64;
 
 double seconds_since(Clock::time_point start) {
@@ -40,8 +41,8 @@ Moments moments_of(const Prior& prior) {
           (double{prior.high} - prior.low) / std::sqrt(12.0)};
 }
 
-// What a penalty takes for the prior's density: a uniform one counts as the normal one of its mean
-// and deviation.
+// The prior that a penalty uses: a uniform prior is replaced by a normal one with the same mean and
+// deviation.
 Prior with_moments(Prior prior) {
   const Moments moments = moments_of(prior);
   prior.mean = static_cast<float>(moments.mean);
@@ -49,7 +50,7 @@ Prior with_moments(Prior prior) {
   return prior;
 }
 
-// What its solver says of a stage.
+// Properties of a stage that depend on its solver.
 struct SolverTraits {
   std::string name;
   bool makes_trials = false, solves_normal_equations = false;
@@ -108,9 +109,9 @@ std::shared_ptr<Backend> backend_of(const std::vector<const Objective*>& objecti
   return backend;
 }
 
-// The host's side of a run. It puts steps into the device's stream and polls the lanes' status now
-// and then: a lane whose target is finished waits until the host has seen that and
-// gives it the next one, and so does a lane whose next stage has another objective.
+// The host's side of a run. It puts steps into the device's stream and polls the lanes' status from
+// time to time. A lane whose target is finished waits for a poll, after which the host gives it the
+// next target. A lane whose next stage needs another objective also waits for a poll.
 class Run {
  public:
   Run(const std::vector<const Objective*>& objectives, const Prior& prior, const Recipe& recipe,
@@ -213,12 +214,12 @@ class Run {
     loader_ = device_->make_loader(arrays_, targets);
   }
 
-  // What the run's memory holds must not be used any more when it goes.
+  // The device must have finished with the run's memory before it is freed.
   ~Run() {
     try {
       device_->synchronize();
     } catch (const std::exception&) {
-      // Whoever destroys the run is on the way to report the same error.
+      // The same error is already being reported.
     }
   }
 
@@ -240,18 +241,18 @@ class Run {
   }
 
  private:
-  // What the host knows of a lane.
+  // The host's record of a lane.
   struct Held {
-    int64_t row = -1;  // of the target
+    int64_t row = -1;  // the target's row
     int32_t objective = 0;
-    int64_t since = 0;  // polls requested before it came to this lane; they are of another
+    int64_t since = 0;  // polls up to this number are about the lane's previous content
   };
 
-  // A report on its way.
+  // A report that was requested and has not arrived.
   struct Poll {
     LaneReport* reports;
     std::unique_ptr<Event> event;
-    int64_t active;  // lanes in it
+    int64_t active;  // number of lanes in the report
     int64_t number;  // from 1
   };
 
@@ -280,7 +281,7 @@ class Run {
     auto operator<=>(const Range&) const = default;
   };
 
-  // Lanes of one objective stand side by side.
+  // The ranges of lanes with the same objective. Such lanes are adjacent.
   std::vector<Range> ranges() const {
     std::vector<Range> found;
     for (int64_t first = 0; first < active_;) {
@@ -288,8 +289,8 @@ class Run {
       while (last < active_ && held_[last].objective == held_[first].objective) ++last;
       const int32_t objective = held_[first].objective;
       if (has_gram_[objective]) {
-        // No more than needed: each costs as much as a hundred other evaluations, and lanes beyond
-        // the range keep their grams.
+        // Only those needed: an evaluation of normal equations costs as much as a hundred others,
+        // and lanes outside the range keep their grams.
         while (first < last) {
           const int64_t count = rounded_down(last - first);
           found.push_back({objective, first, count});
@@ -297,7 +298,7 @@ class Run {
         }
         continue;
       }
-      // What is evaluated beyond the range is overwritten by the next one, or nobody's.
+      // Results beyond the range are overwritten by the next range, or are not used.
       const int64_t count =
           coupled_ ? last - first : device_->rounded(last - first, lanes_ - first);
       found.push_back({objective, first, count});
@@ -306,7 +307,7 @@ class Run {
     return found;
   }
 
-  // The most of `count` lanes that the device likes to evaluate at once.
+  // The largest batch size of at most `count` lanes that the device uses.
   int64_t rounded_down(int64_t count) const {
     const int64_t up = device_->rounded(count, 2 * count);
     return up > count ? up / 2 : count;
@@ -322,8 +323,8 @@ class Run {
       advance();
       return;
     }
-    // The first steps of a shape let the runtime prepare itself: ONNX Runtime allocates for the
-    // last time in its second one.
+    // The first steps of a shape let the runtime prepare: ONNX Runtime still allocates in the
+    // second one.
     if (shape_->steps == kStepsBeforeCapture && capturable()) {
       shape_->graph = device_->capture([this] {
         evaluate();
@@ -339,13 +340,13 @@ class Run {
     }
   }
 
-  // Takes in where lanes stand now.
+  // Updates the ranges of lanes per objective.
   void update_ranges() {
     lanes_changed_ = false;
     std::vector<Range> now = ranges();
     if (now == ranges_) return;
     ranges_ = std::move(now);
-    // A runtime may move memory when a batch grows, and graphs know where it was.
+    // A runtime may move memory when a batch grows, which invalidates addresses in graphs.
     bool grows = false;
     for (const Range& range : ranges_) {
       grows |= range.count > largest_[range.objective];
@@ -353,7 +354,7 @@ class Run {
     }
     if (grows || shapes_.size() >= kMaxGraphs) shapes_.clear();
     shape_ = &shapes_[ranges_];
-    if (!shape_->graph) shape_->steps = 0;  // only steps in a row prepare a runtime
+    if (!shape_->graph) shape_->steps = 0;  // only consecutive steps prepare a runtime
   }
 
   bool capturable() const {
@@ -368,7 +369,7 @@ class Run {
     }
   }
 
-  // Lanes that were evaluated without need are done, and stay as they are.
+  // Lanes evaluated beyond the active range are done, and do not change.
   void advance() {
     const int64_t lanes = ranges_.back().first + ranges_.back().count;
     if (over_batch_) device_->batch_moments(arrays_, lanes);
@@ -378,7 +379,7 @@ class Run {
     device_->step(arrays_, lanes);
   }
 
-  // Polls less or more often, so that a poll comes about every kSecondsPerPoll.
+  // Adapts the poll interval to about kSecondsPerPoll.
   void adapt(double seconds) {
     if (seconds < kSecondsPerPoll) {
       poll_every_ = std::min(2 * poll_every_, kMaxStepsPerPoll);
@@ -389,7 +390,7 @@ class Run {
 
   // Polls ---------------------------------------------------------------------------------------
 
-  // Asks for a report, and takes in the oldest one as soon as enough newer ones are on their way.
+  // Requests a report, and processes the oldest one if enough newer ones are pending.
   void poll() {
     ask();
     if (static_cast<int64_t>(asked_.size()) <= reports_ahead_) return;
@@ -431,7 +432,7 @@ class Run {
   void handle(const Poll& poll) {
     for (int64_t lane = 0; lane < poll.active; ++lane) {
       const LaneReport& report = poll.reports[lane];
-      // Collected before, or asked for before the lane had what it has now.
+      // The lane's result was collected before, or the report is about its previous content.
       if (held_[lane].row < 0 || poll.number <= held_[lane].since) continue;
       if (report.done) {
         collect(lane, report);
@@ -466,7 +467,7 @@ class Run {
 
   // Queue and lanes -----------------------------------------------------------------------------
 
-  // Gives free lanes targets from the queue; false once there is nothing left to do.
+  // Refills free lanes from the queue; false once there is nothing left to do.
   bool refill() {
     std::vector<Refill> refills;
     const auto take = [&](int64_t lane) {
@@ -503,7 +504,7 @@ class Run {
     return active_ > 0;
   }
 
-  // Lanes that the queue could not fill go to the end.
+  // Moves lanes that the queue could not fill to the end.
   void close_gaps() {
     std::vector<LanePair> pairs;
     for (int64_t lane = 0; lane < active_; ++lane) {
@@ -518,14 +519,14 @@ class Run {
     swap_lanes(pairs);
   }
 
-  // Lanes of one objective stand side by side, so that each objective sees one range.
+  // Sorts lanes by objective, so that each objective evaluates one range.
   void sort_by_objective() {
     int64_t front = 0;
     for (size_t objective = 0; objective + 1 < evaluators_.size(); ++objective) {
       const auto is_ours = [&](int64_t lane) {
         return held_[lane].objective == static_cast<int32_t>(objective);
       };
-      // The range grows from the front and takes its lanes from the back: no lane moves twice.
+      // The range grows from the front and swaps in lanes from the back: no lane moves twice.
       std::vector<LanePair> pairs;
       for (int64_t back = active_ - 1;; ++front, --back) {
         while (front < active_ && is_ours(front)) ++front;
@@ -548,7 +549,7 @@ class Run {
   void abandon() {
     device_->abandon(arrays_, active_);
     device_->step(arrays_, active_);
-    // Newer than all that are on their way, and of the lanes as they are.
+    // Discard pending reports and request a new one of the lanes' current state.
     while (!asked_.empty()) {
       free_polls_.push_back(std::move(asked_.front()));
       asked_.pop_front();
@@ -568,38 +569,38 @@ class Run {
   const Results& results_;
   const int64_t latent_size_, lanes_;
   bool coupled_ = false, over_batch_ = false;
-  // Trials and normal equations take turns, and what a lane's turn is wants to be known at once: an
-  // evaluation by the other function would cost it its gram.
+  // Trials and normal equations alternate, and the host must know at once which a lane needs: an
+  // evaluation by the other function would overwrite its gram.
   const bool solves_;
   const int64_t reports_ahead_;
-  int64_t poll_every_;  // steps
+  int64_t poll_every_;  // in steps
 
-  std::set<SolverKind> proposing_;  // of the stages whose solvers make trials
+  std::set<SolverKind> proposing_;  // solvers of this run that make trials
 
   std::vector<Backend::Memory> memory_;
   LaneArrays arrays_{};
-  std::vector<std::unique_ptr<Evaluator>> evaluators_;  // one an objective
-  std::vector<bool> has_gram_;                          // one an objective
+  std::vector<std::unique_ptr<Evaluator>> evaluators_;  // one per objective
+  std::vector<bool> has_gram_;                          // one per objective
   std::unique_ptr<TargetLoader> loader_;
   int32_t first_objective_ = 0;
 
-  // A step's work depends on nothing but these: all else is in the arrays.
+  // The parameters that a step's launches depend on; everything else is in the arrays.
   struct Shape {
     int64_t steps = 0;
     std::unique_ptr<CapturedGraph> graph;
   };
   std::map<std::vector<Range>, Shape> shapes_;
-  Shape* shape_ = nullptr;  // of ranges_
+  Shape* shape_ = nullptr;  // the shape of ranges_
   std::vector<Range> ranges_;
-  std::vector<int64_t> largest_;  // lanes evaluated at once so far, one an objective
-  bool lanes_changed_ = true;     // since ranges_ was made
-  int64_t polls_ = 0;             // requested
+  std::vector<int64_t> largest_;  // largest batch so far, one per objective
+  bool lanes_changed_ = true;     // since ranges_ was computed
+  int64_t polls_ = 0;             // number of polls requested
 
   std::vector<Held> held_;
-  int64_t active_ = 0;    // lanes [0, active_) hold targets, as far as the host knows
+  int64_t active_ = 0;    // lanes [0, active_) have targets, as far as the host knows
   int64_t next_ = 0;      // the first target still in the queue
-  int64_t group_ = 0;     // coupled: groups started
-  int64_t finished_ = 0;  // targets
+  int64_t group_ = 0;     // coupled runs: groups started
+  int64_t finished_ = 0;  // finished targets
   std::vector<Reassignment> reassignments_;
   std::vector<Poll> free_polls_;
   std::deque<Poll> asked_;
@@ -700,7 +701,7 @@ RunSummary run(const std::vector<const Objective*>& objectives, const Prior& pri
     std::fill_n(results.trace, targets.count * trace_length(recipe, options.trace_every), kNaN);
   }
   if (results.min_latent_error) std::fill_n(results.min_latent_error, targets.count, kNaN);
-  // Targets that no attempt ended for stay where they began.
+  // Targets without a finished attempt keep their initial values.
   const auto give_up_unfinished = [&] {
     const int64_t size = objectives.front()->latent_size();
     for (int64_t row = 0; row < targets.count; ++row) {

@@ -30,7 +30,7 @@ void append_utf8(std::string& text, uint32_t code) {
   }
 }
 
-// The length of the UTF-8 sequence at the start of `text`, which is not empty; 0 if it is none
+// The length of the UTF-8 sequence at the start of `text`, which is not empty; 0 if it is invalid
 // (RFC 3629: no overlong forms, no surrogates, nothing above U+10FFFF).
 size_t utf8_length(std::string_view text) {
   const auto byte = [&text](size_t i) { return static_cast<uint8_t>(text[i]); };
@@ -291,7 +291,7 @@ std::optional<Node> Node::find(std::string_view key) const {
 
 Node Node::operator[](std::string_view key) const {
   const std::optional<Node> found = find(key);
-  if (!found) fail("lacks \"" + std::string(key) + "\"");
+  if (!found) fail("has no \"" + std::string(key) + "\"");
   return *found;
 }
 

@@ -1,4 +1,4 @@
-// A small strict reader of JSON (RFC 8259), for manifests and rules.
+// A small, strict JSON parser (RFC 8259) for manifests and rules.
 #pragma once
 
 #include <cstdint>
@@ -14,34 +14,35 @@
 
 namespace pyinv::json {
 
-// What is wrong with the text, and where.
+// An error in the text; the message has its location.
 class PYINV_API Error : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
 struct Value;
 using Array = std::vector<Value>;
-using Object = std::vector<std::pair<std::string, Value>>;  // in the text's order
+using Object = std::vector<std::pair<std::string, Value>>;  // in the order of the text
 
-// A number without fraction and exponent that fits is an int64_t, any other a double. Strings are
-// UTF-8.
+// A number without fraction and exponent is an int64_t if it fits; any other number is a double.
+// Strings are UTF-8.
 struct Value {
   std::variant<std::nullptr_t, bool, int64_t, double, std::string, Array, Object> data = nullptr;
 };
 
-// Throws Error: not JSON, nested deeper than 64, a key twice in an object, half a surrogate pair,
-// text that is not UTF-8, a number beyond a double. RFC 8259 leaves the last five to the reader.
+// Throws Error: not JSON, nested deeper than 64, a duplicate key in an object, half a surrogate
+// pair, text that is not UTF-8, a number out of the range of a double. RFC 8259 leaves the last
+// five to the parser.
 PYINV_API Value parse(std::string_view text);
 
-// A value, and where it stands in the document, which every error says: "stages[0].solver".
+// A value and its path in the document, which error messages include: "stages[0].solver".
 class Node {
  public:
-  // `path` is what the errors call the whole document.
+  // `path` is the name of the document in error messages.
   explicit Node(const Value& value, std::string path) : value_(&value), path_(std::move(path)) {}
 
   const std::string& path() const { return path_; }
 
-  Node operator[](std::string_view key) const;                // throws Error if it is not there
+  Node operator[](std::string_view key) const;                // throws Error if it is missing
   std::optional<Node> find(std::string_view key) const;       // empty for null too
   std::vector<std::pair<std::string, Node>> members() const;  // of an object
   std::vector<Node> items() const;                            // of an array
@@ -53,7 +54,7 @@ class Node {
 
   // "<path> <problem>"
   [[noreturn]] void fail(const std::string& problem) const;
-  [[noreturn]] void expected(const std::string& what) const;  // and says what came
+  [[noreturn]] void expected(const std::string& what) const;  // adds the actual value
 
  private:
   Node child(std::string_view key, const Value& value) const;

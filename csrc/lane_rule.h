@@ -1,5 +1,5 @@
-// What every solver's lanes share: attempts, stages, restarts and stop rules. The rule, apart from
-// the loops over lanes (kernels/), so that every device runs the same.
+// The rules common to all solvers: attempts, stages, restarts and stop rules. The loops over lanes
+// are in kernels/, so that every device runs the same rules.
 #pragma once
 
 #include <cmath>
@@ -8,15 +8,15 @@
 
 namespace pyinv {
 
-// Converged first, then the lower rank; NaN is the worst.
+// Whether a result is better: converged comes first, then the lower rank; NaN is the worst.
 PYINV_HOST_DEVICE inline bool better(uint8_t status, double rank, uint8_t than, double than_rank) {
   const bool converged = status == static_cast<uint8_t>(Status::converged);
   if (converged != (than == static_cast<uint8_t>(Status::converged))) return converged;
   return than_rank != than_rank ? rank == rank : rank < than_rank;
 }
 
-// What attempts are compared by: what the last stage minimises. A relative penalty, whose gradient
-// has the loss as a factor, is one of the loss's logarithm.
+// The value that attempts are compared by, which is what the last stage minimises. A relative
+// penalty, whose gradient has the loss as a factor, is a penalty on the loss's logarithm.
 PYINV_HOST_DEVICE inline double rank_of(const RunRule& rule, float loss, const Moments& moments) {
   if (!(rule.rank_weight > 0.0f)) return loss;
   const double away = moments.mean - rule.prior_moments.mean;
@@ -26,8 +26,8 @@ PYINV_HOST_DEVICE inline double rank_of(const RunRule& rule, float loss, const M
   return loss > 0.0f ? log(static_cast<double>(loss)) + penalty : -INFINITY;
 }
 
-// Whether an evaluated lane has to know its latent's moments.
-PYINV_HOST_DEVICE inline bool wants_moments(const RunRule& rule, const StageRule& stage) {
+// Whether an evaluated lane needs its latent's moments.
+PYINV_HOST_DEVICE inline bool needs_moments(const RunRule& rule, const StageRule& stage) {
   return stage.penalties.moments == MomentScope::latent || rule.rank_weight > 0.0f;
 }
 
@@ -35,7 +35,7 @@ PYINV_HOST_DEVICE inline bool solves_normal_equations(const StageRule& stage) {
   return stage.normal_equations >= 0;
 }
 
-// What a stage evaluates first.
+// The objective that a stage evaluates first.
 PYINV_HOST_DEVICE inline int32_t first_objective(const StageRule& stage) {
   return solves_normal_equations(stage) ? stage.normal_equations : stage.objective;
 }
@@ -45,12 +45,12 @@ PYINV_HOST_DEVICE inline int32_t wanted_objective(const StageRule* stages, const
   return lane.trial.pending ? stage.objective : first_objective(stage);
 }
 
-// A lane is at work unless its target is done or it wants another objective than it gets.
+// Whether a lane is active: its target is not done and the lane has the objective that it needs.
 PYINV_HOST_DEVICE inline bool at_work(const StageRule* stages, const LaneState& lane) {
   return !lane.done && wanted_objective(stages, lane) == lane.objective;
 }
 
-// Whether what is evaluated are normal equations.
+// Whether the lane evaluates normal equations.
 PYINV_HOST_DEVICE inline bool at_normal_equations(const StageRule& stage, const LaneState& lane) {
   return solves_normal_equations(stage) && !lane.trial.pending;
 }
@@ -61,21 +61,20 @@ PYINV_HOST_DEVICE inline float first_latent(const RunRule& rule, uint64_t id, ui
   return initial_draw(rule.prior, {rule.seed, id, 0}, component);
 }
 
-// Whether a restart begins near the best latent so far. One whose loss was never finite says
-// nothing.
+// Whether a restart starts near the best latent so far, which must have a finite loss.
 PYINV_HOST_DEVICE inline bool hops(const RunRule& rule, const LaneState& lane) {
   return rule.hop > 0.0f && lane.best_loss == lane.best_loss;
 }
 
-// A component of a restart's first latent. As a proposal for draws of a normal prior it would keep
-// their distribution (Neal 1998; Cotter et al. 2013).
+// A component of a restart's first latent. As a proposal for draws from a normal prior it would
+// preserve their distribution (Neal 1998; Cotter et al. 2013).
 PYINV_HOST_DEVICE inline float hop_from(const RunRule& rule, float best, float draw) {
   const float mean = static_cast<float>(rule.prior_moments.mean);
   return mean + (rule.stay * (best - mean) + rule.hop * (draw - mean));
 }
 
-// A component of a latent that a stage begins with. Trials do not leave a clip's bounds, and one
-// that had to return from beyond them would be judged by its return.
+// A component of a stage's first latent. Trials stay within a clip's bounds; a trial from outside
+// the bounds would be judged by its move back to them.
 PYINV_HOST_DEVICE inline float within_bounds(const StageRule& stage, float z) {
   const Constraint& constraint = stage.step.constraint;
   if (!stage.makes_trials || constraint.kind != ConstraintKind::clip) return z;
@@ -100,7 +99,7 @@ PYINV_HOST_DEVICE inline void begin_attempt(LaneState& lane, int32_t attempt, in
   begin_stage(lane, stage);
 }
 
-// A further attempt. Hops leave out the stages that look for where to begin.
+// Starts another attempt. A hop skips all stages but the last.
 PYINV_HOST_DEVICE inline void restart(const RunRule& rule, LaneState& lane) {
   begin_attempt(lane, lane.attempt + 1, rule.hop > 0.0f ? rule.stages - 1 : 0);
   lane.action |= kDraw;
@@ -142,7 +141,7 @@ PYINV_HOST_DEVICE inline void end_attempt(LaneState& lane, uint8_t status) {
   lane.attempts = lane.attempt + 1;
 }
 
-// Takes in the error of the latent that was evaluated, its mean squared difference from the truth.
+// Records the error of the evaluated latent, its mean squared difference from the true latent.
 PYINV_HOST_DEVICE inline void update_nearest(double error, LaneState& lane) {
   if (!(error <= 3.402823466e38)) return;
   const float rounded = static_cast<float>(error);
@@ -156,8 +155,8 @@ PYINV_HOST_DEVICE inline void trace_loss(const RunRule& rule, float loss, float*
   }
 }
 
-// Takes in an evaluation: records it and says which stop rule it meets. The lane knows its latent's
-// moments, where they are wanted. `trace` is the lane's, or null.
+// Records an evaluation and sets the stop rule that it meets. The lane's moments must be set where
+// needs_moments() is true. `trace` is the lane's, or null.
 PYINV_HOST_DEVICE inline void update_status(const RunRule& rule, const StageRule& stage, float loss,
                                             bool finite, float* trace, LaneState& lane) {
   lane.action = 0;
@@ -194,7 +193,7 @@ PYINV_HOST_DEVICE inline void update_status(const RunRule& rule, const StageRule
   if (lane.stage_steps == stage.max_steps) lane.stop = static_cast<uint8_t>(Status::step_limit);
 }
 
-// The factor of the prior penalty at a latent of this loss.
+// The factor of the prior penalty at a latent with this loss.
 PYINV_HOST_DEVICE inline double prior_slope(const RunRule& rule, const StageRule& stage, float loss,
                                             const LaneState& lane) {
   const Penalties& penalty = stage.penalties;
@@ -205,7 +204,7 @@ PYINV_HOST_DEVICE inline double prior_slope(const RunRule& rule, const StageRule
          (double{rule.prior.std} * rule.prior.std * static_cast<double>(rule.latent_size));
 }
 
-// What the random draws of the lane's next step depend on.
+// Sets the counters that the random draws of the lane's next step depend on.
 PYINV_HOST_DEVICE inline void name_step(const RunRule& rule, LaneState& lane) {
   lane.step.key = {rule.seed, lane.id, static_cast<uint32_t>(lane.attempt)};
   lane.step.attempt_step = static_cast<uint32_t>(lane.attempt_steps + 1);
@@ -218,7 +217,7 @@ PYINV_HOST_DEVICE inline void count_step(LaneState& lane) {
   ++lane.total_steps;
 }
 
-// What follows for a lane on its own that met a stop rule.
+// Advances an independent lane that met a stop rule.
 PYINV_HOST_DEVICE inline void follow_stop(const RunRule& rule, LaneState& lane) {
   if (!ends_attempt(rule, lane, lane.stop)) {
     begin_stage(lane, lane.stage + 1);
@@ -232,11 +231,11 @@ PYINV_HOST_DEVICE inline void follow_stop(const RunRule& rule, LaneState& lane) 
   }
 }
 
-// The lanes of a group tie each other's losses together: they start and end every stage as one.
-// What all of them do next hangs on three questions asked of every evaluated lane:
+// The losses of a group's lanes depend on each other, so the lanes start and end every stage
+// together. Their next action depends on three properties of every evaluated lane:
 struct GroupVotes {
-  bool all_met;   // a stop rule in this stage
-  bool any_left;  // with more stages before it
+  bool all_met;   // every lane met a stop rule in this stage
+  bool any_left;  // a lane has more stages in its attempt
   bool any_retry;
 
   PYINV_HOST_DEVICE void join(const GroupVotes& other) {
@@ -247,18 +246,18 @@ struct GroupVotes {
 };
 
 PYINV_HOST_DEVICE inline GroupVotes vote(const RunRule& rule, LaneState& lane) {
-  // Of several rules met along the way, convergence is the one that counts.
+  // If a lane has met several rules, convergence takes precedence.
   if (lane.stop == static_cast<uint8_t>(Status::converged) || lane.met == kNoStop) {
     lane.met = lane.stop;
   }
   if (lane.met == kNoStop) return {false, false, false};
-  // What the attempt will be, were it to end now.
+  // The lane's state if the attempt ended now.
   LaneState ended = lane;
   end_attempt(ended, lane.met);
   return {true, !lane.over && !ends_attempt(rule, lane, lane.met), restarts(rule, ended)};
 }
 
-// What follows for the lanes of a group, all of which met a stop rule.
+// Advances a lane of a group whose lanes have all met a stop rule.
 PYINV_HOST_DEVICE inline void follow_votes(const RunRule& rule, const GroupVotes& votes,
                                            LaneState& lane) {
   if (lane.stage + 1 < rule.stages && votes.any_left) {
@@ -274,7 +273,7 @@ PYINV_HOST_DEVICE inline void follow_votes(const RunRule& rule, const GroupVotes
   }
 }
 
-// The run ends before the lane's target is finished.
+// Ends the lane's attempt, because the run ends before its target is finished.
 PYINV_HOST_DEVICE inline void abandon(LaneState& lane) {
   lane.action = 0;
   if (lane.done) return;
@@ -285,7 +284,7 @@ PYINV_HOST_DEVICE inline void abandon(LaneState& lane) {
 
 PYINV_HOST_DEVICE inline LaneReport report(const StageRule* stages, const LaneState& lane,
                                            float loss) {
-  // A trial says nothing yet of how the lane fares.
+  // The loss of a pending trial is not yet the lane's loss.
   const bool accepted = stages[lane.stage].makes_trials && lane.previous_loss == lane.previous_loss;
   return {lane.row,
           lane.total_steps,

@@ -1,4 +1,4 @@
-// Stands in for the CUDA sources in a build without a CUDA compiler.
+// Replaces the CUDA sources in a build without a CUDA compiler.
 #include "pyinv/device.h"
 
 namespace pyinv {

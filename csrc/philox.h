@@ -1,10 +1,10 @@
 // Philox4x32-10, the counter-based generator of Salmon et al., "Parallel random numbers: as easy as
-// 1, 2, 3" (SC 2011), and the one place that says what its counter means here.
+// 1, 2, 3" (SC 2011), and the definition of its counter in pyinv.
 //
-// A draw is a pure function of (seed, target, restart, step, component, purpose). Lane, batch
-// size, thread and device do not enter, so the same target gets the same draws however a call is
-// split. Rounding: integers and uniforms are exact on every device; every product-and-sum that is
-// meant to round once is written as fmaf.
+// A draw is a pure function of (seed, target, restart, step, component, purpose). It does not
+// depend on lane, batch size, thread or device, so a target gets the same draws however a call is
+// split. Rounding: integers and uniforms are exact on every device; every product-and-sum that
+// must round once is written as fmaf.
 #pragma once
 
 #include <cmath>
@@ -15,7 +15,7 @@
 #else
 #define PYINV_HOST_DEVICE
 #endif
-// Before a loop over an array that a GPU has to keep in registers.
+// For loops over an array that a GPU must keep in registers.
 #ifdef __CUDA_ARCH__
 #define PYINV_UNROLL _Pragma("unroll")
 #else
@@ -44,7 +44,7 @@ PYINV_HOST_DEVICE inline PhiloxWords philox4x32_10(PhiloxWords counter, uint32_t
 
 enum class DrawPurpose : uint32_t { initial = 0, resample = 1 };
 
-// Who draws; with the number of a step and a component it names one draw.
+// The key of a draw; together with the step and the component it identifies the draw.
 struct DrawKey {
   uint64_t seed;
   uint64_t target;   // below 2^48
@@ -59,7 +59,7 @@ PYINV_HOST_DEVICE inline PhiloxWords draw_words(const DrawKey& key, DrawPurpose 
                        static_cast<uint32_t>(key.seed), static_cast<uint32_t>(key.seed >> 32));
 }
 
-// In [0, 1], with relative rather than absolute precision: probabilities of 1e-9 can be met.
+// In [0, 1], with relative rather than absolute precision, so that values below 1e-9 occur.
 PYINV_HOST_DEVICE inline float decision_uniform(const PhiloxWords& words) {
   return static_cast<float>(words.word[0]) * 0x1p-32f;
 }
@@ -68,7 +68,7 @@ PYINV_HOST_DEVICE inline float uniform_draw(const PhiloxWords& words, float low,
   return fmaf(high - low, static_cast<float>(words.word[1] >> 8) * 0x1p-24f, low);
 }
 
-// Box and Muller's transform, its cosine half; |draw - mean| stays below 6.7 std.
+// The cosine half of the Box-Muller transform; |draw - mean| stays below 6.7 std.
 PYINV_HOST_DEVICE inline float normal_draw(const PhiloxWords& words, float mean, float std) {
   const float u1 = fmaf(static_cast<float>(words.word[1]), 0x1p-32f, 0x1p-33f);
   const float u2 = static_cast<float>(words.word[2]) * 0x1p-32f;

@@ -14,17 +14,16 @@ namespace {
 using json::Node;
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-// As in Python: a draw's counter keeps 12 bits for the attempt and 32 for the step within it.
+// As in Python: a draw's counter has 12 bits for the attempt and 32 for the step within it.
 constexpr int64_t kMaxRestarts = (int64_t{1} << 12) - 1;
 constexpr int64_t kMaxSteps = (int64_t{1} << 32) - 1;
 
-// The ranges are checked here and in pyinv's dataclasses. Neither can do without: a C++ program
-// reads recipes that no Python has seen, and in Python a rule has to be refused where it is made,
-// in the names that Python has for it, before there is any JSON. tests/test_rules_json.py holds the
-// two against each other.
+// Ranges are checked here and in pyinv's dataclasses. Both are needed: a C++ program reads recipes
+// that have not been through Python, and Python must refuse a rule when it is created, with
+// Python's names in the message. tests/rules/test_rules_json.py checks that the two agree.
 struct Range {
   double low = -kInfinity, high = kInfinity;
-  bool open_low = false, open_high = false;  // the bound itself is out of the range
+  bool open_low = false, open_high = false;  // the bound itself is excluded
 };
 
 constexpr Range kAny;
@@ -48,8 +47,8 @@ bool holds(const Range& range, double value) {
   return above && below && std::isfinite(value);
 }
 
-// No fallback: the rule must have it. The same for the functions below. Number: the type that the
-// engine computes with, in which the value has to be finite and in its range as well.
+// Without a fallback the setting is required; the same holds for the functions below. Number: the
+// engine's type, in which the value must also be finite and in range.
 template <class Number = double>
 double number(const Node& rule, std::string_view key, const Range& range,
               std::optional<double> fallback = std::nullopt) {
@@ -92,7 +91,7 @@ bool flag(const Node& rule, std::string_view key, bool fallback) {
   return found ? found->flag() : fallback;
 }
 
-// One of `choices`, by its place among them; the first where the rule is silent.
+// The index of a setting's value in `choices`; 0 if the setting is omitted.
 size_t choice(const Node& rule, std::string_view key,
               std::initializer_list<std::string_view> choices) {
   const std::optional<Node> found = rule.find(key);
@@ -264,7 +263,7 @@ Penalties read_penalties(const Node& rules) {
   return penalties;
 }
 
-// The name's place among `names`, at their end if it is new.
+// The index of the name in `names`, to which it is appended if it is new.
 int64_t place_of(const std::string& name, std::vector<std::string>& names) {
   const auto at = std::find(names.begin(), names.end(), name);
   const int64_t place = at - names.begin();
@@ -327,9 +326,9 @@ ParsedRecipe read_recipe(const Node& rule, const Prior& prior) {
     stages.push_back(read_stage(stage, prior, parsed.losses));
     max_steps += stages.back().max_steps;
   }
-  if (stages.empty()) rule["stages"].fail("must hold a stage or more");
+  if (stages.empty()) rule["stages"].fail("must hold at least one stage");
   bool over_batch = false;
-  std::string alone;  // a solver that takes each target on its own
+  std::string alone;  // a solver that treats each target independently
   for (size_t i = 0; i < stages.size(); ++i) {
     over_batch |= stages[i].penalties.moments == MomentScope::batch;
     bool solves = false;

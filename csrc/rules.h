@@ -1,4 +1,4 @@
-// Rules out of a JSON document that is already read.
+// Read rules from a parsed JSON document.
 #pragma once
 
 #include "json.h"

@@ -1,6 +1,6 @@
-// What one step of a component depends on, its random draws, and the constraint after it. The rule,
-// apart from the loops over components (kernels/), so that every device runs the same arithmetic:
-// float32, one rounding per operation, in the order written.
+// The parameters of a component's step, its random draws, and the constraint after it. The loops
+// over components are in kernels/, so that every device runs the same arithmetic: float32, one
+// rounding per operation, in the order written.
 #pragma once
 
 #include <cmath>
@@ -11,11 +11,11 @@
 
 namespace pyinv {
 
-// What all lanes of a stage share, resolved once per run.
+// The parameters that all lanes of a stage share, resolved once per run.
 struct StepRule {
   Prior prior;
   SolverKind solver;
-  // The first-order solvers' settings, as far as the stage's has them.
+  // Settings of first-order solvers; those that the stage's solver does not have are unused.
   float momentum, beta1, beta2;
   // 1 - beta, subtracted in double: in float 1 - 0.999f is off by 5e-5.
   float one_minus_beta1, one_minus_beta2;
@@ -34,22 +34,21 @@ PYINV_HOST_DEVICE inline float initial_draw(const Prior& prior, const DrawKey& k
                                           : normal_draw(words, prior.mean, prior.std);
 }
 
-// What one lane's step needs beyond its arrays.
+// The values that a lane's step needs beyond its arrays.
 struct LaneStep {
   DrawKey key;
-  uint32_t attempt_step;  // its number in the attempt, from 1
-  uint32_t stage_step;    // its number in the stage, from 1
+  uint32_t attempt_step;  // number of the step in the attempt, from 1
+  uint32_t stage_step;    // number of the step in the stage, from 1
   float learning_rate;    // after the schedule
   float step_size;        // Adam: the learning rate over the first moment's bias correction
-  float second_root;      // Adam: sqrt(1 - beta2^t), the second's
+  float second_root;      // Adam: sqrt(1 - beta2^t), the second moment's correction
   float moment_center;    // moment penalty: g += shift + slope * (z - center)
   float moment_shift, moment_slope;
   float prior_slope;  // prior penalty: g += slope * (z - prior.mean)
 };
 
-// The probability that this one step resamples a component that is y deviations from the mean; over
-// a whole run of E steps it is Egan et al.'s P(R|z): per step 1 - (1 - P)^(1/E) (their
-// section 3.2).
+// The probability that a single step resamples a component that is y deviations from the mean,
+// 1 - (1 - P)^(1/E). Over a run of E steps it is P(R|z) of Egan et al. (section 3.2).
 PYINV_HOST_DEVICE inline float resampling_probability(const StepRule& rule, float y) {
   const Constraint& c = rule.constraint;
   const float size = fabsf(y);
@@ -64,7 +63,7 @@ PYINV_HOST_DEVICE inline float resampling_probability(const StepRule& rule, floa
   return -expm1f(log1pf(-p) * rule.inverse_horizon);
 }
 
-// Returns whether the component was resampled; z is then the draw.
+// Returns whether the component was resampled, in which case z is the draw.
 PYINV_HOST_DEVICE inline bool constrain(const StepRule& rule, const LaneStep& lane,
                                         uint32_t component, float& z) {
   const Constraint& c = rule.constraint;

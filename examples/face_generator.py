@@ -1,12 +1,12 @@
-"""Export a face generator that somebody else trained, from its published state dict.
+"""Export a published face generator from its state dict.
 
     pip install "pyinv[export]"
     python examples/face_generator.py generator.pt -o face.bundle
 
 The weights are those of https://github.com/fletchersarip93/face-generator (Apache-2.0), a DCGAN for
-32x32 crops of CelebA. A state dict holds tensors only, so the architecture is written down here,
-under the names that its keys begin with. It is the pattern for any generator of which you have the
-weights: define the module, load them, say what its latents and images are, export.
+32x32 crops of CelebA. A state dict contains only tensors, so this file defines the architecture,
+with the names that the keys start with. Use the same steps for any generator whose weights you
+have: define the module, load the weights, specify the latents and images, export.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LATENT_SIZE = 100
 
 
 class FaceGenerator(nn.Module):
-    """Latent [B, 100] in [-1, 1] to image [B, 3, 32, 32] in [-1, 1]."""
+    """Map latents [B, 100] in [-1, 1] to images [B, 3, 32, 32] in [-1, 1]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class FaceGenerator(nn.Module):
             return nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1, bias=False)
 
         self.generator_deconv = nn.Sequential(
-            # No activation here, nor biases before batch norm.
+            # No activation here, and no biases before batch norm.
             nn.Sequential(
                 nn.ConvTranspose2d(LATENT_SIZE, 256, 4, bias=False),
                 nn.BatchNorm2d(256),
@@ -55,7 +55,7 @@ class FaceGenerator(nn.Module):
 
 
 def load_face_generator(path: Path) -> FaceGenerator:
-    """Read a state dict; weights_only keeps a downloaded file from running code."""
+    """Load a state dict; weights_only prevents a downloaded file from running code."""
     generator = FaceGenerator()
     generator.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     return generator.eval()

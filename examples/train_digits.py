@@ -2,15 +2,15 @@
 
     pip install "pyinv[examples]"
     python examples/train_digits.py --output my-digits              # a few minutes on one core
-    python examples/train_digits.py --output my-digits --epochs 20  # already digits
+    python examples/train_digits.py --output my-digits --epochs 20  # enough for legible digits
 
-Data: scikit-learn's handwritten digits (1,797 images of 8x8, values 0..16), brought to 16x16 by
-bilinear interpolation and to [-1, 1]. 64 of them, balanced over the classes, are set aside before
-training starts and are the "real" images that the demo inverts.
+Data: scikit-learn's handwritten digits (1,797 images of 8x8, values 0..16), interpolated bilinearly
+to 16x16 and scaled to [-1, 1]. 64 images, balanced over the classes, are held out from training.
+They are the "real" images that the demo inverts.
 
-Model: a DCGAN (Radford et al. 2015) cut down to 16x16, latent U(-1, 1)^d. What differs from the
-paper, and why, is said where it happens. The same seed, number of threads and library versions
-give the same weights.
+Model: a DCGAN (Radford et al. 2015) reduced to 16x16, latent U(-1, 1)^d. Comments in the code
+explain the differences from the paper. The same seed, number of threads and library versions give
+the same weights.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ HELD_OUT = 64
 
 
 class DigitsGenerator(nn.Module):
-    """Latent [B, d] to image [B, 1, 16, 16] in [-1, 1]."""
+    """Map latents [B, d] to images [B, 1, 16, 16] in [-1, 1]."""
 
     def __init__(self, latent_size: int = LATENT_SIZE, width: int = 32) -> None:
         super().__init__()
@@ -56,13 +56,13 @@ class DigitsGenerator(nn.Module):
 
 
 class DigitsDiscriminator(nn.Module):
-    """Image [B, 1, 16, 16] to (logit [B], latent estimate [B, d]).
+    """Map images [B, 1, 16, 16] to (logit [B], latent estimate [B, d]).
 
-    The second head guesses the latent of a generated image (the mutual-information term of
-    InfoGAN, Chen et al. 2016, over the whole latent). It keeps every component visible in the
-    image: a GAN on so few images may learn to ignore some, and those could not be recovered.
-    Spectral norm (Miyato et al. 2018) in the place of the paper's batch norm and some dropout, so
-    that the discriminator does not run away from the generator.
+    The second head estimates the latent of a generated image (the mutual-information term of
+    InfoGAN, Chen et al. 2016, over the whole latent). It makes every component affect the image:
+    a GAN trained on so few images may learn to ignore some components, which could then not be
+    recovered. Spectral norm (Miyato et al. 2018) in place of the paper's batch norm, and some
+    dropout, keep the discriminator from overpowering the generator.
     """
 
     def __init__(self, latent_size: int = LATENT_SIZE, width: int = 48) -> None:
@@ -87,12 +87,12 @@ class DigitsDiscriminator(nn.Module):
 
 
 def split_digits() -> tuple[Tensor, Tensor, Tensor]:
-    """Training images [1733, 1, 16, 16], held-out images [64, 1, 16, 16] and their labels [64]."""
+    """Return training images [1733, 1, 16, 16], held-out images [64, 1, 16, 16] and labels [64]."""
     digits = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 8 - 1
     images = functional.interpolate(images, size=IMAGE_SIZE, mode="bilinear").clamp(-1, 1)
     order = np.random.default_rng(0).permutation(len(images))
-    # One digit of each class in turn, so that 64 images hold every class six or seven times.
+    # One digit of each class in turn, so that each class occurs six or seven times in 64 images.
     queues = [[i for i in order if digits.target[i] == label] for label in range(10)]
     held_out = [queues[n % 10][n // 10] for n in range(HELD_OUT)]
     training = np.setdiff1d(np.arange(len(images)), held_out)
@@ -104,10 +104,10 @@ def draw_latents(count: int, latent_size: int = LATENT_SIZE) -> Tensor:
 
 
 def augment(images: Tensor) -> Tensor:
-    """Shift by up to one pixel and add a little noise.
+    """Shift images by up to one pixel and add a little noise.
 
-    Real and generated images get the same treatment (Zhao et al. 2020), so that the
-    discriminator cannot learn 1,733 images by heart and the generator does not learn the noise.
+    Real and generated images are augmented alike (Zhao et al. 2020), so that the discriminator
+    cannot memorise 1,733 images and the generator does not learn the noise.
     """
     padded = functional.pad(images, (1, 1, 1, 1), value=-1.0)
     row, column = torch.randint(0, 3, (2,)).tolist()
@@ -141,7 +141,7 @@ def train(
     binary = functional.binary_cross_entropy_with_logits
     started = time.perf_counter()
     for epoch in range(epochs):
-        # Constant for the first half, then linearly down to nothing.
+        # Constant for the first half, then linear decay to 0.
         fraction = min(1.0, 2 * (1 - epoch / epochs))
         for solver, peak in ((generator_solver, 1), (discriminator_solver, 2)):
             solver.param_groups[0]["lr"] = peak * learning_rate * fraction
@@ -167,7 +167,7 @@ def train(
             discriminator_solver.zero_grad()
             (fooling + latent_weight * guessing).backward()
             generator_solver.step()
-            # The latent head learns from the same pass; the discriminator's own layers do not.
+            # The same pass trains the latent head, but not the discriminator's other layers.
             for parameter in [*discriminator.trunk.parameters(), *discriminator.real.parameters()]:
                 parameter.grad = None
             discriminator_solver.step()
@@ -182,7 +182,7 @@ def train(
                 f"  latent error {latent_loss:.3f}  {time.perf_counter() - started:.0f} s",
                 flush=True,
             )
-    # Averaged weights need batch-norm statistics of their own.
+    # Averaged weights need their own batch-norm statistics.
     for module in averaged.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.reset_running_stats()

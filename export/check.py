@@ -1,4 +1,4 @@
-"""Compare a bundle's functions, as they were written, with PyTorch on fresh inputs."""
+"""Compare a bundle's written functions with PyTorch on fresh inputs."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ __all__ = [
     "torchscript_function",
 ]
 
-# Named inputs of a bundle's function to its named outputs.
+# A function of a bundle: from named inputs to named outputs.
 Run = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 BATCHES = (1, 3, 17)
-# For what takes as long as hundreds of images for each.
+# For functions whose cost per target is that of hundreds of images.
 FEW_BATCHES = (1, 3, 5)
-# Largest difference over largest magnitude, for images, losses and gradients.
+# The largest difference divided by the largest magnitude, for images, losses and gradients.
 TOLERANCE = 1e-5
-# A latent close to a kink of the generator (a ReLU's zero) may fall on either side of it by
-# rounding. That is rare enough that fresh latents settle it; an error in a graph stays.
+# By rounding, a latent close to a kink of the generator (a ReLU's zero) may fall on either side.
+# This is rare, so a retry with fresh latents passes; an error in the graph fails every time.
 _DRAWS = 3
-# Where PyTorch's own float32 is farther from float64 than the tolerance, no graph can be asked for
-# much more; the factor leaves room for another order of summation.
+# Where PyTorch's own float32 result differs from float64 by more than the tolerance, the tolerance
+# grows with that difference. The factor leaves room for another order of summation.
 _ROUNDING_ALLOWANCE = 4.0
 
 
@@ -56,7 +56,7 @@ def draw_latents(prior: Prior, count: int, size: int, *, random: torch.Generator
 
 
 class _LastActivation(TorchFunctionMode):
-    """Remembers the last tanh or sigmoid that a generator computed, and its argument."""
+    """Record the last tanh or sigmoid that a generator computed, and its argument."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class _LastActivation(TorchFunctionMode):
         return result
 
     def gave(self, image: Tensor, value_range: tuple[float, float]) -> bool:
-        """Whether the image is what that activation computed, in the value range and a shape."""
+        """Whether the image is that activation's output, up to value range and shape."""
         if self.result.numel() != image.numel():
             return False
         low, high = value_range
@@ -84,7 +84,7 @@ class _LastActivation(TorchFunctionMode):
 
 
 class Reference:
-    """A prepared generator, asked for images, losses and gradients by plain PyTorch."""
+    """Compute a prepared generator's images, losses and gradients in plain PyTorch."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class Reference:
         self.value_range = value_range
 
     def draw(self, count: int, *, seed: int) -> dict[str, Tensor]:
-        """Fresh inputs: latents from the prior, images in the value range, conditions in [0, 1]."""
+        """Draw inputs: latents from the prior, images in the value range, conditions in [0, 1]."""
         random = torch.Generator().manual_seed(seed)
         low, high = self.value_range
         drawn = {
@@ -118,12 +118,12 @@ class Reference:
         return result
 
     def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The images [B, C, H, W] of latents [B, d]."""
+        """Return the images [B, C, H, W] of latents [B, d]."""
         with torch.no_grad():
             return {"image": self.image(inputs)}
 
     def objective(self, loss: Loss, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The losses [B] and the gradient of their sum in the latents [B, d]."""
+        """Return the losses [B] and the gradient [B, d] of their sum."""
         latent = inputs["latent"].detach().clone().requires_grad_(True)
         image, last = self._image_and_activation({**inputs, "latent": latent})
         value_before = loss.value_before_activation.get(last.name)
@@ -139,9 +139,9 @@ class Reference:
             return self.image(inputs), last
 
     def normal_equations(self, loss: Loss, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """An objective, and gram [B, d, d] of its loss.
+        """Return the objective's outputs and the loss's gram [B, d, d].
 
-        The Jacobian comes from forward-mode differentiation, one latent for every direction.
+        The Jacobian is computed by forward-mode differentiation, one latent per direction.
         """
         image, last = self._image_and_activation(inputs)
         before = loss.residual_before_activation.get(last.name)
@@ -161,7 +161,7 @@ class Reference:
             repeated = {key: x[i : i + 1].expand(size, *x.shape[1:]) for key, x in inputs.items()}
             directions = torch.eye(size, dtype=image.dtype)
             latent = repeated["latent"].clone()
-            # Its first call compiles with what PyTorch itself calls deprecated.
+            # The first call uses parts of PyTorch that PyTorch itself deprecates.
             with quiet():
                 _, derivatives, *_ = torch.func.jvp(residual, (latent,), (directions,))
             jacobian = derivatives.flatten(1)
@@ -175,7 +175,7 @@ class Reference:
 
 
 class EncoderReference:
-    """A prepared encoder, asked for latents by plain PyTorch."""
+    """Compute a prepared encoder's latents in plain PyTorch."""
 
     def __init__(
         self, encoder: nn.Module, shapes: Shapes, value_range: tuple[float, float]
@@ -185,11 +185,11 @@ class EncoderReference:
         self.value_range = value_range
 
     def draw(self, count: int, *, seed: int) -> dict[str, Tensor]:
-        """Fresh images in the value range, rough and smooth ones, and conditions in [0, 1]."""
+        """Draw rough and smooth images in the value range, and conditions in [0, 1]."""
         random = torch.Generator().manual_seed(seed)
         low, high = self.value_range
         rough = torch.rand(count, *self.shapes.image, generator=random)
-        # Noise alone would average out in an encoder, and hide what images of one colour show.
+        # An encoder averages noise out, so noise alone would hide errors that uniform images show.
         smooth = torch.rand(count, 1, 1, 1, generator=random)
         share = torch.rand(count, 1, 1, 1, generator=random)
         drawn = {"image": low + (high - low) * (share * rough + (1 - share) * smooth)}
@@ -198,7 +198,7 @@ class EncoderReference:
         return drawn
 
     def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The latents [B, d] of images [B, C, H, W]."""
+        """Return the latents [B, d] of images [B, C, H, W]."""
         with torch.no_grad():
             return {"latent": self.encoder(*inputs.values()).flatten(1)}
 
@@ -208,7 +208,7 @@ class EncoderReference:
 
 
 def onnx_function(path: Path) -> Run:
-    """A function of a bundle, run by ONNX Runtime.
+    """Return a bundle's function, run by ONNX Runtime.
 
     Raises:
         ExportError: ONNX Runtime cannot load the file or, later, run it.
@@ -217,7 +217,7 @@ def onnx_function(path: Path) -> Run:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    # PyTorch runs in between; threads that spin for more work would take its cores.
+    # PyTorch runs between calls; threads that spin for more work would take its cores.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     name = path.name
     try:
@@ -226,13 +226,13 @@ def onnx_function(path: Path) -> Run:
         )
     except Exception as error:
         raise ExportError(f"ONNX Runtime cannot load {name}: {first_line(error)}") from error
-    wanted = [value.name for value in session.get_inputs()]
+    input_names = [value.name for value in session.get_inputs()]
     outputs = [value.name for value in session.get_outputs()]
 
     def run(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        feed = {key: value.numpy() for key, value in inputs.items() if key in wanted}
-        if len(feed) != len(wanted):
-            raise ExportError(f"{name} has inputs {wanted}, expected {sorted(inputs)}")
+        feed = {key: value.numpy() for key, value in inputs.items() if key in input_names}
+        if len(feed) != len(input_names):
+            raise ExportError(f"{name} has inputs {input_names}, expected {sorted(inputs)}")
         try:
             results = session.run(outputs, feed)
         except Exception as error:
@@ -246,11 +246,11 @@ def onnx_function(path: Path) -> Run:
 
 
 def torchscript_function(path: Path, method: str) -> Run:
-    """A function of a bundle, run by TorchScript; with and without ``out`` where there is one.
+    """Return a bundle's function, run by TorchScript, with and without ``out`` if it takes one.
 
     Raises:
-        ExportError: TorchScript cannot load the file or, later, run it, or what it writes into
-            ``out`` is not what it returns without.
+        ExportError: TorchScript cannot load the file or, later, run it, or the results with and
+            without ``out`` differ.
     """
     name = f"{path.name}: {method}"
     try:
@@ -261,7 +261,7 @@ def torchscript_function(path: Path, method: str) -> Run:
 
     def call(inputs: dict[str, Tensor], *out: Sequence[Tensor]) -> Any:
         try:
-            # Compiling it for each batch takes longer than running it.
+            # Optimising the graph for each batch size takes longer than running it.
             with quiet(), torch.no_grad(), torch.jit.optimized_execution(False):
                 return called(*inputs.values(), *out)
         except Exception as error:
@@ -279,7 +279,7 @@ def torchscript_function(path: Path, method: str) -> Run:
         out = tuple(torch.full_like(result, math.nan) for result in results)
         call(inputs, out)
         if max(map(_difference, out, results)) > TOLERANCE:
-            raise ExportError(f"{name} writes into out something else than it returns without")
+            raise ExportError(f"{name} returns different results with and without out")
         return dict(zip(("loss", "gradient", "gram"), results, strict=False))
 
     return run
@@ -296,13 +296,14 @@ def check_function(
 
     Args:
         name: what to call the function in errors.
-        run: runs it; what onnx_function or torchscript_function returned.
+        run: runs the function; from onnx_function or torchscript_function.
         reference: the generator, or the encoder, in PyTorch.
         function: "forward", "objective", "normal_equations" or "encode".
         loss: the function's loss; None for forward and encode.
 
     Raises:
-        ExportError: it cannot be run, or differs; names the function and the worst error.
+        ExportError: the function cannot be run, or its results differ; the message names the
+            function and the largest difference.
     """
 
     def expected(of: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -332,7 +333,7 @@ def _agreement(
         try:
             right = expected(reference, inputs)
         except ValueError as error:
-            # Batch statistics of a single value do not exist.
+            # Batch statistics are undefined for a single value.
             if batch == 1 and "more than 1 value per channel" in str(error):
                 return 0.0
             raise ExportError(
@@ -349,7 +350,7 @@ def _agreement(
     try:
         exact = expected(reference.double(), {key: x.double() for key, x in inputs.items()})
     except Exception:
-        # A generator that only runs in float32 is held to PyTorch's float32.
+        # A generator that only runs in float32 is compared with PyTorch's float32.
         exact = right
     errors = {key: min(errors[key], _difference(got[key], exact[key])) for key in right}
     for key, worst in errors.items():

@@ -1,4 +1,4 @@
-"""What users see of torch's messages: one line of an error, and no developers' warnings."""
+"""Reduce torch's messages for users: one line per error, and no developers' warnings."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def named_operator(error: BaseException | None) -> str | None:
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         if type(error).__name__ == "GuardOnDataDependentSymNode":
-            # A Python number was taken from a tensor: .item(), float(), if.
+            # A Python number was read from a tensor: .item(), float(), if.
             return "aten::_local_scalar_dense"
         operator = getattr(error, "func", None)
         if operator is not None and hasattr(operator, "_schema"):
@@ -57,13 +57,13 @@ def warn_caller(message: str) -> None:
 
 
 def _is_ours(frame: FrameType) -> bool:
-    """Whether a frame is this package's, or of torch's decorators around its functions."""
+    """Whether a frame belongs to this package, or to torch's decorators around its functions."""
     return str(frame.f_globals.get("__name__")).startswith(("pyinv.export", "torch."))
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Drop what torch and onnxscript print, warn and log in this context."""
+    """Suppress the output, warnings and logs of torch and onnxscript in this context."""
     loggers = [logging.getLogger(name) for name in ("torch", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     try:

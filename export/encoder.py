@@ -1,4 +1,4 @@
-"""Encoders: a bundle's function from images to latents, written with the bundle or added to it."""
+"""Encoders: a bundle's function from images to latents, exported with the bundle or added later."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _TRIED = 2
 
 @dataclass(frozen=True)
 class CheckedEncoder:
-    """An encoder, prepared for export, that takes a bundle's images and returns its latents."""
+    """An encoder, prepared for export and checked against a bundle's images and latents."""
 
     module: nn.Module
     shapes: Shapes
@@ -53,16 +53,16 @@ def add_encoder(
 ) -> Path:
     """Write a copy of a bundle that also has the function ``encode``.
 
-    The generator that the bundle was exported from is not needed. An encoder that the bundle has
-    already is replaced. The encoder is copied to float32 on the CPU and put in eval mode there, as
-    ``export`` does with generators, and what was written is compared with PyTorch.
+    The bundle's original generator is not needed. If the bundle already has an encoder, it is
+    replaced. As ``export`` does with generators, the encoder is copied to float32 on the CPU, put
+    in eval mode, and the written function is compared with PyTorch.
 
     Args:
         bundle: the bundle, or its folder. It is not changed, unless ``path`` is its folder and
             ``overwrite`` is given.
         encoder: maps images [B, C, H, W] in the bundle's value range (and a condition [B, k], if
             the bundle has one) to latents, [B, *latent_shape] or [B, d].
-        path: the new bundle's folder. Must not exist, or be empty, unless ``overwrite``.
+        path: the new bundle's folder. Must be missing or empty unless ``overwrite``.
         name: the new bundle's name; None keeps the bundle's.
         origin: JSON values for the manifest that replace the bundle's; None keeps them.
         overwrite: replace an existing bundle.
@@ -87,7 +87,7 @@ def add_encoder(
     shapes = Shapes(manifest.latent_shape, manifest.image_shape, manifest.condition_shape)
     encodes = check_encoder(encoder, shapes, manifest.value_range)
     with staged(target) as folder:
-        kept = [function for function in manifest.functions if function.name != "encode"]
+        others = [function for function in manifest.functions if function.name != "encode"]
         owned = {*_FILES.values(), _WEIGHTS_FILE}
         for file in manifest.files:
             if file not in owned:
@@ -95,7 +95,7 @@ def add_encoder(
         added = write_encoder(folder, encodes, manifest.runtimes, progress or (lambda line: None))
         replace(
             manifest,
-            functions=(*kept, *added),
+            functions=(*others, *added),
             files={file.name: FileRecord.of(file) for file in sorted(folder.iterdir())},
             name=manifest.name if name is None else name,
             origin=origin,
@@ -106,10 +106,10 @@ def add_encoder(
 def check_encoder(
     encoder: nn.Module, shapes: Shapes, value_range: tuple[float, float]
 ) -> CheckedEncoder:
-    """Run an encoder on a few images, and say what is wrong with it before any work starts.
+    """Check an encoder by running it on a few images, before any work starts.
 
     Raises:
-        ExportError: it does not take such images, or does not return such latents.
+        ExportError: the encoder does not take such images, or does not return such latents.
     """
     prepared = prepare(encoder, batch_norm="eval", what="encoder")
     inputs = EncoderReference(prepared, shapes, value_range).draw(_TRIED, seed=0)
@@ -120,7 +120,7 @@ def check_encoder(
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             found = prepared(*inputs.values())
             again = prepared(*inputs.values())
-            # Batch norm without running statistics is refused when it is traced, by its name.
+            # Tracing refuses batch norm without running statistics, with an error that names it.
             alone = again[:1]
             if not _has_batch_statistics(prepared):
                 alone = prepared(*(rows[:1] for rows in inputs.values()))
@@ -176,10 +176,10 @@ def write_encoder(
     runtimes: Sequence[str],
     say: Callable[[str], None],
 ) -> list[Function]:
-    """Write the function ``encode`` for these runtimes into a bundle's folder, and check it.
+    """Write the function ``encode`` for each runtime into a bundle's folder, and check it.
 
     Raises:
-        ExportError: the encoder cannot be exported, or what was written differs from PyTorch.
+        ExportError: the encoder cannot be exported, or the written function differs from PyTorch.
     """
     shapes = encoder.shapes
     say("tracing the encoder")

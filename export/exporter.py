@@ -1,4 +1,4 @@
-"""Export: from a PyTorch generator to a bundle."""
+"""Export a PyTorch generator to a bundle."""
 
 from __future__ import annotations
 
@@ -52,50 +52,56 @@ def export(
     overwrite: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Path:
-    """Write a generator, and one objective with its gradient per loss, as a bundle.
+    """Export a generator to a bundle, with one objective and its gradient per loss.
 
-    The bundle's functions are ``forward``: latent [B, d] -> image [B, C, H, W]; for every loss an
-    objective: latent [B, d], image [B, C, H, W] -> loss [B], gradient [B, d] = d loss_b / d
-    latent_b; and for losses that are a mean of squares its normal equations: the same and gram
-    [B, d, d] = 2 / P J^T J, with J the derivative of what is squared and P the number of pixels.
-    With ``encoder`` there is also ``encode``: image [B, C, H, W] -> latent [B, d]. Each takes
-    condition [B, k] as well where there is one. Latents of any shape are flattened to d. Before the
-    bundle appears at ``path``, each function is run in its runtime and compared with PyTorch at
-    several batches: max |difference| <= 1e-5 max |value| (or PyTorch's own rounding error, where
-    that is larger). A failed export leaves nothing behind.
+    The bundle has these functions:
 
-    The generator is copied to float32 on the CPU and put in eval mode there; it is not changed
-    itself, and it may be on any device and in half precision.
+    - ``forward``: latent [B, d] -> image [B, C, H, W];
+    - an objective per loss: latent [B, d], image [B, C, H, W] -> loss [B], gradient [B, d] =
+      d loss_b / d latent_b;
+    - normal equations for each loss that is a mean of squares: the objective's outputs and gram
+      [B, d, d] = 2 / P J^T J, with J the derivative of the squared quantity and P the number of
+      pixels;
+    - with ``encoder``, also ``encode``: image [B, C, H, W] -> latent [B, d].
+
+    Each also takes condition [B, k] if the generator does. Latents of any shape are flattened to d.
+    Before the bundle appears at ``path``, each function is run in its runtime and compared with
+    PyTorch at several batch sizes: max |difference| <= 1e-5 max |value| (or PyTorch's own rounding
+    error, where that is larger). A failed export leaves nothing behind.
+
+    The generator is copied to float32 on the CPU and put in eval mode there. The original is not
+    changed; it may be on any device and in half precision.
 
     Args:
-        generator: maps [B, *latent_shape] (and a condition [B, k]) to images [B, C, H, W]. What
-            torch.jit.load, script or trace returned will do as well.
-        path: the bundle's folder. Must not exist, or be empty, unless ``overwrite``.
+        generator: maps [B, *latent_shape] (and a condition [B, k]) to images [B, C, H, W]. May also
+            be a module from torch.jit.load, script or trace.
+        path: the bundle's folder. Must be missing or empty unless ``overwrite``.
         latent_shape: one latent's shape: 100, (100,) or (100, 1, 1).
-        prior: what latents are drawn from, ``Uniform`` or ``Normal``.
+        prior: the distribution of latents, ``Uniform`` or ``Normal``.
         losses: any of "mse", "l1", "bce", "whitened", ``whitened(...)``, ``perceptual(...)`` and
             torch callables (image, target) -> [B]; a mapping gives names. bce maps ``value_range``
-            to [0, 1]; whitened needs a generator that ends in a tanh or sigmoid that fills it. Each
-            image's loss must depend on that image alone. By default mse, and whitened where it can
-            be.
+            to [0, 1]; whitened needs a generator that ends in a tanh or sigmoid whose values fill
+            ``value_range``. Each image's loss must depend on that image alone. By default mse, and
+            whitened where the generator allows it.
         normal_equations: whether to write the normal equations of mse and whitened, which
-            Levenberg-Marquardt needs. None: where they exist, which is for batch_norm="eval" and
-            at most 512 latent components. True: insist.
-        value_range: lowest and highest pixel value. An output outside draws a warning, as some
-            generators overshoot, and the manifest's ``bounded`` is then False; for bce it is an
-            error, as bce has no value there.
-        batch_norm: "eval" folds running statistics into the weights; "batch" keeps the statistics
+            Levenberg-Marquardt needs. None writes them where they exist, which is for
+            batch_norm="eval" and at most 512 latent components. True raises an error where they do
+            not.
+            value_range: lowest and highest pixel value. Some generators overshoot, so an output
+                outside only causes a warning, and the manifest's ``bounded`` is then False. With
+                bce it is an error, because bce has no value there.
+        batch_norm: "eval" folds running statistics into the weights; "batch" uses the statistics
             of each batch, and the gradient is then that of the summed loss.
-        condition_shape: one condition's shape, 10 or (10,), when the generator takes a second
+        condition_shape: one condition's shape, 10 or (10,), if the generator takes a second
             argument.
         encoder: maps images [B, C, H, W] in ``value_range`` (and a condition [B, k]) to latents,
             [B, *latent_shape] or [B, d]. The bundle then has the function ``encode``, which
             ``Inverter.encode`` and ``invert(init="encoder")`` use.
-        runtimes: what is to run the bundle, one or both of "onnx" and "torchscript"; where the
-            bundle is opened and nothing else is said, the first is taken.
+        runtimes: the runtimes to export for, one or both of "onnx" and "torchscript". The first is
+            the default when the bundle is opened.
         name: the bundle's name; the generator's class name by default.
         origin: where the generator comes from, for people and reports: JSON values, such as
-            {"data": "mnist", "iterations": 2000}. Kept in the manifest.
+            {"data": "mnist", "iterations": 2000}. Stored in the manifest.
         overwrite: replace an existing bundle.
         progress: called with a line about each step.
 
@@ -103,7 +109,8 @@ def export(
         The bundle's path.
 
     Raises:
-        ExportError: the generator or a loss cannot be exported, or the result does not agree.
+        ExportError: the generator or a loss cannot be exported, or the result does not agree with
+            PyTorch.
         OutputError: the path is taken or cannot be written.
 
     Examples:
@@ -126,7 +133,7 @@ def export(
         raise ExportError(f"prior must be pyinv.Uniform or pyinv.Normal, got {prior!r}")
     resolved = resolve_losses("mse" if losses is None else losses, value_range=(low, high))
     solve = _wants_normal_equations(normal_equations, resolved, latent_sizes, batch_norm)
-    wanted = _runtimes(runtimes)
+    chosen = _runtimes(runtimes)
     origin = checked_origin(origin)
     target = Path(path)
     check_target(target, overwrite=overwrite)
@@ -151,17 +158,17 @@ def export(
 
     with staged(target) as staging:
         try:
-            functions = write_functions(staging, traced, reference, resolved, solved, wanted, say)
+            functions = write_functions(staging, traced, reference, resolved, solved, chosen, say)
         except ExportError as error:
             if normal_equations or not solved:
                 raise
-            # The rest may be fine; where it is not, that is what fails now.
+            # The other functions may still export; if not, this call raises the error.
             for file in staging.iterdir():
                 file.unlink()
-            functions = write_functions(staging, traced, reference, resolved, (), wanted, say)
+            functions = write_functions(staging, traced, reference, resolved, (), chosen, say)
             warn_caller(f"the bundle gets no normal equations: {error}")
         if encodes is not None:
-            functions += write_encoder(staging, encodes, wanted, say)
+            functions += write_encoder(staging, encodes, chosen, say)
         manifest = _manifest(staging, functions, reference, batch_norm)
         manifest = replace(manifest, bounded=bounded, name=name or _name(generator), origin=origin)
         manifest.write(staging)
@@ -203,7 +210,7 @@ def _check_output_activation(
 
 
 def _name(generator: nn.Module) -> str:
-    """The generator's class, of TorchScript the one that it was made from."""
+    """The generator's class name; for TorchScript, the name of the original class."""
     if isinstance(generator, torch.jit.ScriptModule):
         return str(generator.original_name)
     return type(generator).__name__
@@ -217,7 +224,7 @@ def _manifest(
     files += [file.name for file in sorted(folder.iterdir()) if file.name not in files]
     exporter: dict[str, Any] = {
         "pyinv": pyinv.__version__,
-        # Without the build's label, so that a bundle does not depend on it.
+        # Drop the build's label, so that a bundle does not depend on it.
         "torch": torch.__version__.split("+")[0],
     }
     if any(function.runtime == "onnx" for function in functions):
@@ -251,17 +258,17 @@ def _shape(what: str, given: int | Sequence[int]) -> tuple[int, ...]:
 def _runtimes(given: str | Iterable[str]) -> tuple[str, ...]:
     known = f"any of {', '.join(map(repr, RUNTIMES))}"
     try:
-        wanted = (given,) if isinstance(given, str) else tuple(given)
+        chosen = (given,) if isinstance(given, str) else tuple(given)
     except TypeError:
         raise ExportError(f"runtimes must be names, got {given!r}: give {known}") from None
-    if not wanted:
+    if not chosen:
         raise ExportError(f"runtimes is empty: give {known}")
-    for runtime in wanted:
+    for runtime in chosen:
         if runtime not in RUNTIMES:
             raise ExportError(f"unknown runtime {runtime!r}: give {known}")
-        if wanted.count(runtime) > 1:
+        if chosen.count(runtime) > 1:
             raise ExportError(f"runtime {runtime!r} is given twice: give each once")
-    return wanted
+    return chosen
 
 
 def _range(given: tuple[float, float]) -> tuple[float, float]:

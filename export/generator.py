@@ -1,4 +1,4 @@
-"""Try a generator before it is exported: what it takes, what it returns, and in which range."""
+"""Check a generator before export: its inputs, its output, and the output's range."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from .diagnostics import first_line, quiet, warn_caller
 
 __all__ = ["check_generator", "check_reading"]
 
-# Latents it is tried on.
+# The number of latents that a generator is checked on.
 _TRIED = 64
-# Values this far outside, relative to the range's width, are rounding.
+# Values outside by at most this fraction of the range's width are attributed to rounding.
 _RANGE_SLACK = 1e-5
 
 
@@ -32,13 +32,13 @@ def check_generator(
     value_range: tuple[float, float],
     losses: Sequence[Loss],
 ) -> tuple[tuple[int, int, int], bool]:
-    """Run a prepared generator on a few latents, and say what is wrong with it before any work.
+    """Check a prepared generator by running it on a few latents, before any work starts.
 
     Returns:
-        its image shape, and whether these images lie in the value range.
+        its image shape, and whether its images lie in the value range.
 
     Raises:
-        ExportError: it does not take such latents, or does not return images.
+        ExportError: the generator does not take such latents, or does not return images.
     """
     shapes = Shapes(latent_shape, (1, 1, 1), condition_shape)
     reference = Reference(generator, shapes, prior=prior, value_range=value_range)
@@ -47,7 +47,7 @@ def check_generator(
     if condition_shape is not None:
         given += f" and a condition of shape [B, {condition_shape[0]}]"
     try:
-        # Noise that the generator draws must not change the caller's random state.
+        # If the generator draws random numbers, the caller's random state must not change.
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             image = reference.image(inputs)
             again = reference.image(inputs)
@@ -83,7 +83,7 @@ def check_generator(
 
 
 def check_reading(generator: torch.jit.ScriptModule, reference: Reference) -> None:
-    """Compare the images of a TorchScript module with those of its graph as it was read."""
+    """Compare a TorchScript module's images with those of the graph read from it."""
     inputs = reference.draw(_TRIED, seed=1)
     try:
         with quiet(), torch.no_grad():
@@ -92,7 +92,7 @@ def check_reading(generator: torch.jit.ScriptModule, reference: Reference) -> No
                 own, reference.shapes, prior=reference.prior, value_range=reference.value_range
             ).image(inputs)
     except Exception:
-        # Made for a device or a precision that this machine has not: there is nothing to compare.
+        # The module needs a device or precision that this machine does not have.
         return
     if not torch.allclose(images, reference.image(inputs), rtol=1e-4, atol=1e-5):
         raise ExportError(
@@ -102,7 +102,7 @@ def check_reading(generator: torch.jit.ScriptModule, reference: Reference) -> No
 
 
 def _check_range(image: Tensor, value_range: tuple[float, float], losses: Sequence[Loss]) -> bool:
-    """Return whether images lie in the value range; warn, or raise, where they do not."""
+    """Return whether images lie in the value range; warn or raise if they do not."""
     low, high = value_range
     slack = _RANGE_SLACK * (high - low)
     least, most = float(image.min()), float(image.max())

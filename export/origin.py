@@ -1,4 +1,4 @@
-"""What a bundle's manifest says of where its generator comes from."""
+"""The ``origin`` entry of a bundle's manifest: where the generator comes from."""
 
 from __future__ import annotations
 

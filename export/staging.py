@@ -1,4 +1,4 @@
-"""The folder where a bundle is written, which takes the bundle's name once it is whole."""
+"""Write a bundle to a temporary folder, which is renamed once the bundle is complete."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["check_target", "staged"]
 
 
 def check_target(target: Path, *, overwrite: bool) -> None:
-    """Refuse a path that is taken or cannot be written, before any work is done."""
+    """Raise an error if a path is taken or cannot be written, before any work starts."""
     if not target.name:
         raise OutputError(f"{target}: give the bundle a name of its own")
     if target.exists() and not target.is_dir():
@@ -25,7 +25,7 @@ def check_target(target: Path, *, overwrite: bool) -> None:
             raise OutputError(
                 f"{target}: exists and is not empty; pass overwrite=True (--overwrite)"
             )
-        # Overwriting means a bundle, never somebody's folder given by mistake.
+        # Overwrite bundles only, never another folder given by mistake.
         if not (target / "manifest.json").is_file():
             raise OutputError(f"{target}: exists and is not a bundle, so it is not overwritten")
     try:
@@ -38,12 +38,12 @@ def check_target(target: Path, *, overwrite: bool) -> None:
 
 @contextmanager
 def staged(target: Path) -> Iterator[Path]:
-    """Yield an empty folder beside ``target``, and rename it to that at the end.
+    """Yield an empty folder beside ``target``, and rename it to ``target`` at the end.
 
-    An error leaves nothing behind, and a bundle that was at ``target`` as it was.
+    After an error no folder is left behind, and an existing bundle at ``target`` is unchanged.
 
     Raises:
-        OutputError: it cannot be renamed.
+        OutputError: the folder cannot be renamed.
     """
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
@@ -55,7 +55,7 @@ def staged(target: Path) -> Iterator[Path]:
 
 def _publish(staging: Path, target: Path) -> None:
     try:
-        # mkdtemp makes a private folder; a bundle is as public as the folder it is in.
+        # mkdtemp creates a private folder; a bundle gets the permissions that the umask allows.
         mask = os.umask(0)
         os.umask(mask)
         staging.chmod(0o777 & ~mask)

@@ -1,4 +1,4 @@
-"""Write a bundle's functions for the runtimes, and check what was written."""
+"""Write a bundle's functions for each runtime, and check them."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from .runtimes.torchscript_writer import FUNCTIONS_FILE, method_names, write_tor
 __all__ = ["write_functions"]
 
 _RUNTIME_NAMES = {"onnx": "ONNX", "torchscript": "TorchScript"}
-# What normal equations may take for one target before their directions are split up.
+# The memory of normal equations for one target above which their directions are split into chunks.
 _MOST_BYTES_PER_TARGET = 1 << 28
 
 
 @dataclass(frozen=True)
 class _Planned:
-    """A function that is to be written for each runtime.
+    """A function to be written for each runtime.
 
-    bytes_per_target: of normal equations, else None.
+    bytes_per_target: the peak memory of normal equations per target; None for other functions.
     """
 
     name: str
@@ -52,12 +52,12 @@ def write_functions(
     """Trace, write and check a bundle's functions.
 
     Args:
-        folder: where the files go.
-        traced: the generator.
-        reference: the same in PyTorch, which the written functions are compared with.
-        losses: each gets an objective.
-        solved: those of them that get normal equations.
-        runtimes: what the functions are written for.
+        folder: the folder to write to.
+        traced: the traced generator.
+        reference: the generator in PyTorch, which the written functions are compared with.
+        losses: the losses to write an objective for.
+        solved: the losses among them to write normal equations for.
+        runtimes: the runtimes to write for.
         say: called with a line about each step.
 
     Raises:
@@ -79,7 +79,7 @@ def write_functions(
 def _plan(
     whole: fx.GraphModule, losses: Sequence[Loss], solved: Sequence[Loss], shapes: Shapes
 ) -> list[_Planned]:
-    """The functions, with their places among the graph's outputs."""
+    """List the functions, with the positions of their outputs in the graph."""
     names = ["latent", "image", *(["condition"] if shapes.condition is not None else [])]
     forward = Signature(tuple(name for name in names if name != "image"), {0: "image"})
     planned = [_Planned("forward", None, forward)]

@@ -1,4 +1,4 @@
-// The Python module pyinv._core. It converts, releases the GIL, and calls.
+// The Python module pyinv._core: converts arguments, releases the GIL, and calls the engine.
 #include <pybind11/functional.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -42,7 +42,7 @@ void expect_shape(const py::array& array, const char* name, int64_t rows, int64_
   }
 }
 
-// Asks Python now and then whether to go on: for Ctrl-C, and to tell how far the run has come.
+// Calls Python from time to time, to check for Ctrl-C and to report progress.
 class Ticker {
  public:
   explicit Ticker(py::object progress) : progress_(std::move(progress)) {}
@@ -73,11 +73,11 @@ class Ticker {
   std::chrono::steady_clock::time_point last_signal_check_, last_report_;
 };
 
-// What Python gets to see when a run fails: for want of memory, or in any other way.
+// The Python exceptions for a run that fails: out of memory, or any other reason.
 PyObject* out_of_memory = nullptr;
 PyObject* run_failed = nullptr;
 
-// Raises the error with the attribute `partial`.
+// Raises the error with the partial results as its attribute `partial`.
 [[noreturn]] void raise_with_partial(std::exception_ptr failure, const py::dict& partial) {
   const auto raise = [&partial](py::handle type, const char* message) {
     const py::object error = type(message);
@@ -87,7 +87,7 @@ PyObject* run_failed = nullptr;
   };
   try {
     std::rethrow_exception(std::move(failure));
-  } catch (const py::error_already_set& error) {  // of the progress function
+  } catch (const py::error_already_set& error) {  // from the progress function
     error.value().attr("partial") = partial;
     throw;
   } catch (const OutOfMemory& error) {
@@ -99,7 +99,7 @@ PyObject* run_failed = nullptr;
   } catch (const std::exception& error) {
     raise(run_failed, error.what());
   }
-  std::terminate();  // out of reach: each branch throws
+  std::terminate();  // unreachable: each branch throws
 }
 
 py::dict invert(const std::vector<const Objective*>& objectives, const std::string& recipe_rule,

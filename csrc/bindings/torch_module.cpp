@@ -1,4 +1,4 @@
-// The Python module pyinv._torch. It converts, releases the GIL, and calls.
+// The Python module pyinv._torch: converts arguments, releases the GIL, and calls libtorch.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -61,7 +61,7 @@ py::dict run_function(const TorchFunction& function, const py::dict& inputs) {
 PYBIND11_MODULE(_torch, module) {
   using namespace py::literals;
   module.doc() = "The TorchScript runtime of pyinv. Not a public interface: use pyinv.Inverter.";
-  py::module_::import("pyinv._core");  // has the types Objective and Device, and the exceptions
+  py::module_::import("pyinv._core");  // defines the types Objective and Device, and the exceptions
   module.attr("built_with") = torch_version();
 
   py::class_<TorchObjective, Objective>(module, "TorchObjective")

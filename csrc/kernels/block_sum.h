@@ -1,12 +1,12 @@
-// For the CUDA sources: what the threads of a block add up.
+// For the CUDA sources: sums over the threads of a block.
 #pragma once
 
 #include <cuda_runtime.h>
 
 namespace pyinv {
 
-// The block's sum, to all its threads, in the same order every time. `shared` holds a value for
-// each of them, a power of two.
+// Returns the block's sum to all its threads, always added in the same order. `shared` has one
+// value per thread; the number of threads is a power of two.
 __device__ inline double block_sum(double value, double* shared) {
   shared[threadIdx.x] = value;
   for (unsigned half = blockDim.x / 2; half > 0; half /= 2) {
@@ -15,7 +15,7 @@ __device__ inline double block_sum(double value, double* shared) {
   }
   __syncthreads();
   const double sum = shared[0];
-  __syncthreads();  // before `shared` is used again
+  __syncthreads();  // before `shared` is reused
   return sum;
 }
 

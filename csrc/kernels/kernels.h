@@ -1,6 +1,6 @@
-// The kernels: loops over the lanes [0, active) of a run, each for the CPU (<kernel>_cpu.cpp) and
-// for CUDA (<kernel>_cuda.cu, which puts it into a stream and returns). What they do to a lane or a
-// component is written once, in lane_rule.h, decide_rule.h, act_rule.h and solvers/.
+// The kernels: loops over the lanes [0, active) of a run, for the CPU (<kernel>_cpu.cpp) and for
+// CUDA (<kernel>_cuda.cu, asynchronous in a stream). The work on a lane or a component is defined
+// once for both, in lane_rule.h, decide_rule.h, act_rule.h and solvers/.
 #pragma once
 
 #include <cstddef>
@@ -15,7 +15,7 @@ namespace pyinv {
 
 using CudaStream = CUstream_st*;  // cudaStream_t, without its header
 
-// Lanes that take a target, with the target's rows of what the caller was given.
+// A lane to refill, with the target's rows of the caller's arrays.
 struct RefillRows {
   Refill refill;
   uint64_t id;
@@ -25,31 +25,31 @@ struct RefillRows {
   const float* truth;      // null: there is none
 };
 
-// Rows that one launch may take: they travel with it.
+// The most rows per launch, because they are passed as kernel arguments.
 constexpr int64_t kRowsPerLaunch = 32;
 
-// refill: the target's rows into the lane's, its first latent, no moments.
+// refill: copies the target's rows to the lane, sets its first latent, and clears its moments.
 void refill_cpu(const LaneArrays& lanes, std::span<const RefillRows> rows);
 void refill_cuda(const LaneArrays& lanes, std::span<const RefillRows> rows, CudaStream stream);
 
-// swap_lanes: two lanes change places, in everything but loss and gradient; no lane twice in a
-// call. reassign: lanes get another objective.
+// swap_lanes: swaps pairs of lanes, except their loss and gradient. A lane may be in only one pair
+// per call. reassign: gives lanes another objective.
 void swap_lanes_cpu(const LaneArrays& lanes, std::span<const LanePair> pairs);
 void swap_lanes_cuda(const LaneArrays& lanes, std::span<const LanePair> pairs, CudaStream stream);
 void reassign_cpu(const LaneArrays& lanes, std::span<const Reassignment> reassignments);
 void reassign_cuda(const LaneArrays& lanes, std::span<const Reassignment> reassignments,
                    CudaStream stream);
 
-// update_status: how near the latent is to the truth, if that is known; are loss and gradient
-// finite, which stop rule is met, and, for lanes on their own, what follows.
+// update_status: computes the error of the latent if the true latent is known, whether loss and
+// gradient are finite, the stop rule that is met and, for independent lanes, the next action.
 void update_status_cpu(const LaneArrays& lanes, int64_t active);
 void update_status_cuda(const LaneArrays& lanes, int64_t active, CudaStream stream);
 
-// group: what follows for coupled lanes that were evaluated.
+// group: decides the next action of coupled lanes.
 void decide_group_cpu(const LaneArrays& lanes, int64_t active);
 void decide_group_cuda(const LaneArrays& lanes, int64_t active, CudaStream stream);
 
-// moments: of all components of all lanes, into lanes.batch_moments. `scratch` holds
+// moments: computes lanes.batch_moments over all components of all lanes. `scratch` has room for
 // kMomentsScratch of them.
 constexpr int64_t kMomentsScratch = 1024;
 struct PartialMoments {
@@ -59,10 +59,10 @@ void batch_moments_cpu(const LaneArrays& lanes, int64_t active);
 void batch_moments_cuda(const LaneArrays& lanes, int64_t active, PartialMoments* scratch,
                         CudaStream stream);
 
-// propose: for lanes whose solver makes trials and is of this kind. Takes over the latent that was
-// accepted, and makes the next trial out of it; or stays there, when nothing gives a trial. It
-// wants propose_scratch() doubles in lanes.scratch. On a GPU a block has `shared_memory` bytes of
-// its own as well, which prepare_propose_cuda() finds out, once for the current device.
+// propose: for lanes whose solver makes trials and has this kind. Saves a newly accepted latent and
+// computes the next trial from it, or stays there if no trial is found. It needs propose_scratch()
+// doubles in lanes.scratch. On a GPU each block also has `shared_memory` bytes, which
+// prepare_propose_cuda() determines once for the current device.
 int64_t propose_scratch_cpu(SolverKind kind, int64_t latent_size);
 int64_t propose_scratch_cuda(SolverKind kind, int64_t latent_size, int64_t lanes,
                              size_t shared_memory);
@@ -71,16 +71,16 @@ void propose_cpu(const LaneArrays& lanes, SolverKind kind, int64_t active);
 void propose_cuda(const LaneArrays& lanes, SolverKind kind, int64_t active, size_t shared_memory,
                   CudaStream stream);
 
-// step: does to every component what was decided: go back to what was accepted, record, keep,
-// step and constrain, draw.
+// step: applies the decided actions to every component: return to the accepted latent, record,
+// keep, step and constrain, draw.
 void step_cpu(const LaneArrays& lanes, int64_t active);
 void step_cuda(const LaneArrays& lanes, int64_t active, CudaStream stream);
 
-// abandon: ends the attempts under way, `step` then keeps their best.
+// abandon: ends the current attempts; `step` then keeps their best latents.
 void abandon_cpu(const LaneArrays& lanes, int64_t active);
 void abandon_cuda(const LaneArrays& lanes, int64_t active, CudaStream stream);
 
-// report: what the host wants to know, into memory that it can read.
+// report: writes reports for the host, to memory that it can read.
 void report_cpu(const LaneArrays& lanes, int64_t active, LaneReport* reports);
 void report_cuda(const LaneArrays& lanes, int64_t active, LaneReport* reports, CudaStream stream);
 

@@ -6,11 +6,11 @@
 namespace pyinv {
 namespace {
 
-constexpr unsigned kMaxThreads = 256;  // a power of two, as every block's are
+constexpr unsigned kMaxThreads = 256;  // a power of two, like every block size
 constexpr int64_t kValuesPerThread = 8;
 
 // Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample
-// variances" (1979): nothing cancels, however far the mean is from 0.
+// variances" (1979): no cancellation, however far the mean is from 0.
 __device__ PartialMoments merge(const PartialMoments& a, const PartialMoments& b) {
   if (a.count == 0.0) return b;
   if (b.count == 0.0) return a;
@@ -20,7 +20,7 @@ __device__ PartialMoments merge(const PartialMoments& a, const PartialMoments& b
           a.squares + b.squares + apart * apart * (a.count * (b.count / count))};
 }
 
-// The block's into shared[0], for its first thread, merged in the same order every time.
+// Merges the block's moments into shared[0], for its first thread, always in the same order.
 __device__ void block_merge(const PartialMoments& own, PartialMoments* shared) {
   shared[threadIdx.x] = own;
   for (unsigned half = blockDim.x / 2; half > 0; half /= 2) {
@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(kMaxThreads)
   const int64_t start = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   const int64_t stride = int64_t{gridDim.x} * blockDim.x;
   if (start < count) {
-    // Sums of differences from a value of the sample itself lose nothing to its mean.
+    // Sum differences from a value of the sample, to avoid cancellation with its mean.
     const double origin = values[start];
     double sum = 0.0, squares = 0.0;
     for (int64_t i = start; i < count; i += stride) {
@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(kMaxThreads)
   if (threadIdx.x == 0) partial[blockIdx.x] = shared[0];
 }
 
-// One block.
+// Launched as one block.
 __global__ void __launch_bounds__(kMaxThreads)
     merge_moments_kernel(const PartialMoments* partial, int64_t partials, Moments* moments) {
   __shared__ PartialMoments shared[kMaxThreads];
@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kMaxThreads)
   block_merge(own, shared);
   if (threadIdx.x > 0) return;
   const PartialMoments& all = shared[0];
-  // Rounding may leave a constant sample a hair below 0.
+  // With rounding, a constant sample may end up slightly below 0.
   *moments = {all.mean, sqrt(all.squares < 0.0 ? 0.0 : all.squares / all.count)};
 }
 

@@ -8,8 +8,8 @@
 namespace pyinv {
 namespace {
 
-// A block per lane. kFar: the solver wants far memory; what lies near is then known to the compiler
-// as shared memory.
+// One block per lane. kFar: whether the solver uses far memory. As a template parameter, it lets
+// the compiler know that near memory is shared memory.
 template <class ThisSolver, bool kFar>
 __global__ void __launch_bounds__(kMaxWorkers)
     propose_kernel(const __grid_constant__ LaneArrays lanes, int64_t far_size) {

@@ -8,14 +8,14 @@ namespace pyinv {
 namespace {
 
 constexpr unsigned kThreads = 256;
-// Blocks that share a row: long rows (images) want several, and all lanes may come at once.
+// The most blocks per row: long rows (images) need several, and all lanes may be refilled at once.
 constexpr int64_t kMaxBlocksPerRow = 16;
 
 struct RowsOfLaunch {
   RefillRows row[kRowsPerLaunch];
 };
 
-// Block (x, y) does a part of row y.
+// Block (x, y) copies a part of row y.
 __global__ void __launch_bounds__(kThreads)
     refill_kernel(const __grid_constant__ LaneArrays lanes,
                   const __grid_constant__ RowsOfLaunch rows) {

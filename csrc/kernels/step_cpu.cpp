@@ -6,8 +6,8 @@
 namespace pyinv {
 namespace {
 
-// What nearly every lane does at nearly every step; `act` without its choices. The rules are
-// copies, which no write to a latent can change as far as a compiler knows.
+// A fast path for what nearly every lane does at nearly every step: `act` without branches. The
+// rules are local copies, so the compiler knows that writes to a latent do not change them.
 template <class FirstOrder>
 void step_lane(const LaneArrays& lanes, int64_t lane) {
   const LaneState& state = lanes.state[lane];

@@ -7,7 +7,7 @@ namespace {
 
 constexpr int64_t kThreads = 256;
 
-// A thread does `kWidth` components of one lane, neighbours in memory as neighbouring threads are.
+// A thread does `kWidth` adjacent components of a lane; adjacent threads do adjacent components.
 template <int kWidth>
 __global__ void __launch_bounds__(kThreads)
     step_kernel(const __grid_constant__ LaneArrays lanes, uint64_t threads) {
@@ -30,7 +30,7 @@ void launch_step(const LaneArrays& lanes, int64_t active, CudaStream stream) {
 
 void step_cuda(const LaneArrays& lanes, int64_t active, CudaStream stream) {
   if (active == 0) return;
-  // 16 bytes an access, which is what fills the bus with the fewest threads, where rows allow it.
+  // 16 bytes per access, which saturates the bus with the fewest threads, if rows are aligned.
   if (lanes.latent_size % 4 == 0) {
     launch_step<4>(lanes, active, stream);
   } else {

@@ -18,7 +18,7 @@ struct ReassignmentsOfLaunch {
   Reassignment lane[kRowsPerLaunch];
 };
 
-// Swaps what of two rows falls to this block.
+// Swaps this block's part of two rows.
 template <class T>
 __device__ void swap_rows(T* rows, int64_t size, const LanePair& pair) {
   T* first = rows + pair.first * size;
@@ -31,7 +31,7 @@ __device__ void swap_rows(T* rows, int64_t size, const LanePair& pair) {
   }
 }
 
-// The same with two lanes' rows of `count` arrays, one behind the other.
+// Swaps this block's part of two lanes' rows in `count` consecutive arrays.
 template <class T>
 __device__ void swap_vectors(T* arrays, int64_t count, const LaneArrays& lanes,
                              const LanePair& pair) {
@@ -45,7 +45,7 @@ __device__ void swap_vectors(T* arrays, int64_t count, const LaneArrays& lanes,
   }
 }
 
-// Block (x, y) does a part of pair y.
+// Block (x, y) swaps a part of pair y.
 __global__ void __launch_bounds__(kThreads)
     swap_lanes_kernel(const __grid_constant__ LaneArrays lanes,
                       const __grid_constant__ PairsOfLaunch pairs) {

@@ -8,7 +8,7 @@ namespace pyinv {
 namespace {
 
 bool all_finite(const float* values, int64_t count) {
-  // x * 0 is 0 for a finite x and NaN otherwise. Several sums, none of which waits for another.
+  // x * 0 is 0 for a finite x and NaN otherwise. The sums are independent of each other.
   constexpr int64_t kSums = 8;
   float sums[kSums] = {};
   int64_t i = 0;
@@ -61,7 +61,7 @@ void update_status_cpu(const LaneArrays& lanes, int64_t active) {
     if (at_normal_equations(stage, lane)) {
       finite = finite && all_finite(lanes.gram + i * lanes.gram_size, lanes.gram_size);
     }
-    if (wants_moments(rule, stage)) {
+    if (needs_moments(rule, stage)) {
       lane.moments = moments_of(lanes.latent + i * lanes.latent_size, lanes.latent_size);
     }
     take_in(rule, stage, loss, finite, trace, lane);

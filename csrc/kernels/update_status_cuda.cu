@@ -8,8 +8,8 @@
 namespace pyinv {
 namespace {
 
-constexpr unsigned kMaxThreads = 256;  // of a block that does one lane; a power of two
-constexpr unsigned kThreads = 128;     // of a block whose threads do a lane each
+constexpr unsigned kMaxThreads = 256;  // of a block that works on one lane; a power of two
+constexpr unsigned kThreads = 128;     // of a block with one lane per thread
 
 __device__ int64_t lane_of_thread() { return int64_t{blockIdx.x} * kThreads + threadIdx.x; }
 
@@ -34,7 +34,7 @@ __device__ double mean_squared_difference(const float* a, const float* b, int64_
   return block_sum(squares, shared) / static_cast<double>(count);
 }
 
-// A block a lane. The threads share out its rows; the first one runs the rule.
+// One block per lane. The threads share the work on its rows; the first thread runs the rule.
 __global__ void __launch_bounds__(kMaxThreads)
     update_status_kernel(const __grid_constant__ LaneArrays lanes) {
   __shared__ double shared[kMaxThreads];
@@ -62,13 +62,13 @@ __global__ void __launch_bounds__(kMaxThreads)
     }
   }
   Moments moments = {0.0, 0.0};
-  const bool by_moments = wants_moments(rule, stage);
+  const bool by_moments = needs_moments(rule, stage);
   if (by_moments) moments = moments_of(lanes.latent + i * d, d, shared);
   double error = 0.0;
   if (lanes.truth_size) {
     error = mean_squared_difference(lanes.latent + i * d, lanes.truth + i * d, d, shared);
   }
-  // From here on the state changes: all threads have read theirs, and cleared the trace.
+  // The state changes after this: all threads have read it and cleared their part of the trace.
   finite = __syncthreads_and(finite);
   if (threadIdx.x > 0) return;
   if (by_moments) lane.moments = moments;
@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(kMaxThreads)
   if (!rule.coupled) decide(rule, stage, lanes.loss[i], lane);
 }
 
-// One block: all lanes hear what all have voted.
+// Launched as one block, so that every lane gets the votes of all lanes.
 __global__ void __launch_bounds__(kMaxThreads)
     decide_group_kernel(const __grid_constant__ LaneArrays lanes, int64_t active) {
   if (!at_work(lanes.stages, lanes.state[0])) return;

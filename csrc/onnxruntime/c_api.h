@@ -1,16 +1,16 @@
 // The part of ONNX Runtime's C API that pyinv calls, declared here.
 //
-// The onnxruntime wheel carries a shared library and no headers, and linking to that library would
+// The onnxruntime wheel contains a shared library but no headers, and linking to that library would
 // pin one release. Its only stable entry point is OrtGetApiBase; OrtApiBase::GetApi(version) then
-// hands out a table of function pointers. The table is append-only by ONNX Runtime's promise (its
-// own build asserts the offsets of every past version), so the slot of a function never moves and a
-// slot number is all there is to know. Asking for kApiVersion promises every slot that version had;
-// any newer library still serves it, an older one refuses.
+// returns a table of function pointers. ONNX Runtime guarantees that the table is append-only (its
+// build asserts the offsets of every past version), so a function's slot number never changes.
+// Requesting kApiVersion guarantees every slot of that version; newer libraries still provide it,
+// older ones refuse.
 //
-// Names are ONNX Runtime's own, so that its documentation can be searched. They live in pyinv::ort:
-// a program that also includes ONNX Runtime's headers meets no second definition. Slot numbers were
-// counted in onnxruntime_c_api.h of API version 29 and, independently, in the Rust bindings
-// `ort-sys`; tests/runtimes/test_onnxruntime.py checks what they do.
+// Names are those of ONNX Runtime, so that its documentation can be searched. They are in
+// pyinv::ort, to avoid a second definition in a program that also includes ONNX Runtime's headers.
+// Slot numbers were counted in onnxruntime_c_api.h of API version 29 and, independently, in the
+// Rust bindings `ort-sys`; tests/runtimes/test_onnxruntime.py checks what they do.
 #pragma once
 
 #include <cstddef>
@@ -25,7 +25,7 @@
 
 namespace pyinv::ort {
 
-// KernelContext_ParallelFor is the youngest slot below; ONNX Runtime 1.17 introduced it.
+// KernelContext_ParallelFor, introduced in ONNX Runtime 1.17, is the newest slot below.
 inline constexpr std::uint32_t kApiVersion = 17;
 inline constexpr const char* kMinimumVersion = "1.17";
 
@@ -81,11 +81,11 @@ enum OrtCustomOpInputOutputCharacteristic : int {
   INPUT_OUTPUT_OPTIONAL = 1,
 };
 
-// A custom operator as ONNX Runtime calls it. Set `version` to kApiVersion: the library reads no
-// member that this version did not have (it ends at GetEndVersion) and hands the callbacks an
-// OrtApi of this version. The callbacks left null: CreateKernel and KernelCompute where the V2
-// ones, which can report errors, are given; InferOutputShapeFn; and the variadic ones of an
-// operator without.
+// A custom operator in the form that ONNX Runtime calls. Set `version` to kApiVersion: the library
+// reads only members of this version (which ends at GetEndVersion) and passes the callbacks an
+// OrtApi of this version. These callbacks may be null: CreateKernel and KernelCompute if the V2
+// versions, which can report errors, are set; InferOutputShapeFn; and the variadic callbacks if the
+// operator is not variadic.
 struct OrtCustomOp {
   std::uint32_t version;
   void*(PYINV_ORT_CALL* CreateKernel)(const OrtCustomOp*, const OrtApi*, const OrtKernelInfo*);
@@ -114,8 +114,8 @@ struct OrtCustomOp {
   int(PYINV_ORT_CALL* GetEndVersion)(const OrtCustomOp*);
 };
 
-// One entry of the table: its number and its type. Calling it calls the function in that slot of
-// the table given first: `CreateEnv(api, level, name, &env)`.
+// An entry of the table: its number and its type. Calling it calls the function in that slot of the
+// table passed as the first argument: `CreateEnv(api, level, name, &env)`.
 template <std::size_t number, class Function>
 struct Slot;
 
@@ -156,9 +156,9 @@ inline constexpr Slot<130, OrtStatus*(OrtSessionOptions*, const char* key, const
     AddSessionConfigEntry;
 inline constexpr Slot<100, void(OrtSessionOptions*)> ReleaseSessionOptions;
 
-// The CUDA execution provider. UpdateCUDAProviderOptions starts from the defaults and takes texts;
-// a pointer goes in afterwards, with UpdateCUDAProviderOptionsWithValue. GetAvailableProviders
-// names what the library was built with; whether that loads, only appending it tells.
+// The CUDA execution provider. UpdateCUDAProviderOptions resets to the defaults and takes strings;
+// set pointers afterwards with UpdateCUDAProviderOptionsWithValue. GetAvailableProviders lists the
+// providers that the library was built with; only appending one shows whether it loads.
 inline constexpr Slot<125, OrtStatus*(char*** names, int* count)> GetAvailableProviders;
 inline constexpr Slot<126, OrtStatus*(char** names, int count)> ReleaseAvailableProviders;
 inline constexpr Slot<204, OrtStatus*(OrtSessionOptions*, const OrtCUDAProviderOptionsV2*)>
@@ -171,7 +171,7 @@ inline constexpr Slot<263, OrtStatus*(OrtCUDAProviderOptionsV2*, const char* key
     UpdateCUDAProviderOptionsWithValue;
 inline constexpr Slot<208, void(OrtCUDAProviderOptionsV2*)> ReleaseCUDAProviderOptions;
 
-// Sessions and what they declare. A name belongs to the allocator it was asked from.
+// Sessions and their declarations. A name belongs to the allocator that it was requested with.
 inline constexpr Slot<7, OrtStatus*(const OrtEnv*, const OrtPathChar* path,
                                     const OrtSessionOptions*, OrtSession**)>
     CreateSession;
@@ -228,7 +228,7 @@ inline constexpr Slot<165, OrtStatus*(OrtRunOptions*, const char* key, const cha
     AddRunConfigEntry;
 inline constexpr Slot<97, void(OrtRunOptions*)> ReleaseRunOptions;
 
-// Bound runs: inputs and outputs named once, then run again and again.
+// I/O binding: inputs and outputs are bound once, for many runs.
 inline constexpr Slot<133, OrtStatus*(OrtSession*, const OrtRunOptions*, const OrtIoBinding*)>
     RunWithBinding;
 inline constexpr Slot<134, OrtStatus*(OrtSession*, OrtIoBinding**)> CreateIoBinding;
@@ -236,13 +236,14 @@ inline constexpr Slot<135, void(OrtIoBinding*)> ReleaseIoBinding;
 inline constexpr Slot<136, OrtStatus*(OrtIoBinding*, const char* name, const OrtValue*)> BindInput;
 inline constexpr Slot<137, OrtStatus*(OrtIoBinding*, const char* name, const OrtValue*)> BindOutput;
 
-// Custom operators: registering them. A domain and its operators outlive every session using them.
+// Custom operators: registration. A domain and its operators must outlive every session that uses
+// them.
 inline constexpr Slot<26, OrtStatus*(const char* domain, OrtCustomOpDomain**)> CreateCustomOpDomain;
 inline constexpr Slot<27, OrtStatus*(OrtCustomOpDomain*, const OrtCustomOp*)> CustomOpDomain_Add;
 inline constexpr Slot<28, OrtStatus*(OrtSessionOptions*, OrtCustomOpDomain*)> AddCustomOpDomain;
 
-// Custom operators: what a kernel asks while it is made. `size` goes in as the room in `out` and
-// comes back as the length. The constant tensor belongs to the session.
+// Custom operators: queries while a kernel is created. `size` is the capacity of `out` on entry and
+// the length on return. The constant tensor belongs to the session.
 inline constexpr Slot<85, OrtStatus*(const OrtKernelInfo*, const char* name, float*)>
     KernelInfoGetAttribute_float;
 inline constexpr Slot<163, OrtStatus*(const OrtKernelInfo*, const char* name, std::int64_t* out,
@@ -252,8 +253,8 @@ inline constexpr Slot<249, OrtStatus*(const OrtKernelInfo*, std::size_t index, i
                                       const OrtValue**)>
     KernelInfoGetConstantInput_tensor;
 
-// Custom operators: what a kernel asks while it runs. Inputs and outputs belong to the run, and
-// ParallelFor shares the session's intra-op threads (batches 0: one call of `work` for each item).
+// Custom operators: calls while a kernel runs. Inputs and outputs belong to the run. ParallelFor
+// uses the session's intra-op threads (batches 0: one call of `work` per item).
 inline constexpr Slot<90, OrtStatus*(const OrtKernelContext*, std::size_t index, const OrtValue**)>
     KernelContext_GetInput;
 inline constexpr Slot<91, OrtStatus*(OrtKernelContext*, std::size_t index,

@@ -8,8 +8,8 @@ namespace pyinv::ort {
 namespace {
 
 // Operators whose CUDA kernels get their parameters by value. Others may copy small arrays from
-// pinned host memory, which ONNX Runtime frees at the end of the run. While a stream is recorded,
-// that ends the process (ONNX Runtime's pull request 32081), or every replay frees them again.
+// pinned host memory, which ONNX Runtime frees at the end of the run. During stream capture this
+// ends the process (ONNX Runtime's pull request 32081), or every replay frees the arrays again.
 // Control flow reads its condition on the host.
 constexpr std::string_view kRecordable[] = {
     "Abs",
@@ -66,8 +66,8 @@ constexpr std::string_view kRecordable[] = {
     "Where",
 };
 
-// Further operators that have CUDA kernels for float32, whatever their attributes. ConvTranspose is
-// recordable but not here: with asymmetric padding it is the CPU's.
+// Other operators that have CUDA kernels for float32 with any attributes. ConvTranspose is
+// recordable but not listed here: with asymmetric padding it runs on the CPU.
 constexpr std::string_view kWithCuda[] = {
     "AveragePool",
     "Ceil",

@@ -1,5 +1,5 @@
-// What ONNX Runtime's CUDA provider can do with operators. Their names are those of a manifest: of
-// the standard domain alone, of others with the domain before them, "com.microsoft:FusedConv".
+// The operators that ONNX Runtime's CUDA provider supports. Names are as in a manifest: bare for
+// the standard domain, with their domain for others, "com.microsoft:FusedConv".
 #pragma once
 
 #include <string>
@@ -9,11 +9,11 @@
 
 namespace pyinv::ort {
 
-// Whether the provider can run a graph of these operators while its stream is being recorded.
+// Whether the provider can run a graph of these operators during stream capture.
 PYINV_API bool recordable(const std::vector<std::string>& operators);
 
-// Those of the operators that may have no CUDA kernel. ONNX Runtime runs them on the CPU. Where one
-// reads an input of the graph, it reads a copy from the time when the input was bound.
+// The operators among these that may not have a CUDA kernel. ONNX Runtime runs them on the CPU. If
+// such an operator reads an input of the graph, it reads a copy made when the input was bound.
 PYINV_API std::vector<std::string> without_cuda(const std::vector<std::string>& operators);
 
 }  // namespace pyinv::ort

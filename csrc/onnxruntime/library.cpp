@@ -21,8 +21,8 @@ namespace fs = std::filesystem;
 
 #ifdef _WIN32
 void* open_shared_library(const fs::path& path, std::string& error) {
-  // The altered search path finds the providers' DLLs beside this one, not an onnxruntime.dll of
-  // Windows itself.
+  // The altered search path finds the providers' DLLs beside this one, and not the onnxruntime.dll
+  // that comes with Windows.
   HMODULE handle = LoadLibraryExW(path.c_str(), nullptr, LOAD_WITH_ALTERED_SEARCH_PATH);
   if (!handle) error = std::system_category().message(static_cast<int>(GetLastError()));
   return handle;
@@ -35,7 +35,7 @@ void* find_symbol(void* library, const char* name) {
 void close_shared_library(void* library) { FreeLibrary(static_cast<HMODULE>(library)); }
 #else
 void* open_shared_library(const fs::path& path, std::string& error) {
-  // Local: the symbols must not meet those of an onnxruntime or a torch in the same process.
+  // Local: the symbols must not clash with those of an onnxruntime or a torch in the same process.
   void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (!handle) error = dlerror();
   return handle;
@@ -50,8 +50,8 @@ struct Library {
   fs::path path;
   std::string version;
   const OrtApi* api = nullptr;
-  // Neither the environment nor the library is ever given back: sessions may live in objects that
-  // Python destroys late, and ONNX Runtime's threads and statics do not survive being unmapped.
+  // The environment and the library are never released: Python may destroy objects that hold
+  // sessions late, and ONNX Runtime's threads and statics do not survive unmapping.
   OrtEnv* environment = nullptr;
 };
 
@@ -73,9 +73,9 @@ std::string one_line(const std::string& text) {
   return line;
 }
 
-// ONNX Runtime has no error code for it: its arena and its allocators, CUDA, cuDNN and cuBLAS each
-// say it in words of their own.
-bool tells_of_memory(const std::string& message) {
+// Whether a message reports that memory ran out. ONNX Runtime has no error code for this: its arena
+// and allocators, CUDA, cuDNN and cuBLAS each have their own messages.
+bool is_out_of_memory(const std::string& message) {
   constexpr std::string_view signs[] = {"Failed to allocate memory for requested buffer",
                                         "Available memory of",
                                         "out of memory",
@@ -93,23 +93,22 @@ void check(const OrtApi* table, OrtStatus* status, std::string_view subject) {
   const std::string reason = one_line(GetErrorMessage(table, status));
   ReleaseStatus(table, status);
   const std::string message = std::string(subject) + ": ONNX Runtime: " + reason;
-  if (tells_of_memory(reason)) throw OutOfMemory(message + "; fewer lanes need less");
+  if (is_out_of_memory(reason)) throw OutOfMemory(message + "; fewer lanes need less");
   throw std::runtime_error(message);
 }
 
 Library open(const fs::path& path) {
-  const std::string mend =
+  const std::string fix =
       "install one with 'pip install onnxruntime', or set PYINV_ONNXRUNTIME to its shared library";
-  if (!fs::is_regular_file(path)) fail(path, "no such file; " + mend);
+  if (!fs::is_regular_file(path)) fail(path, "no such file; " + fix);
 
   std::string error;
   void* handle = open_shared_library(path, error);
-  if (!handle)
-    fail(path, "cannot be loaded as a shared library (" + one_line(error) + "); " + mend);
+  if (!handle) fail(path, "cannot be loaded as a shared library (" + one_line(error) + "); " + fix);
 
   try {
     const auto get_base = reinterpret_cast<OrtGetApiBase>(find_symbol(handle, "OrtGetApiBase"));
-    if (!get_base) fail(path, "not an ONNX Runtime: it has no OrtGetApiBase; " + mend);
+    if (!get_base) fail(path, "not an ONNX Runtime: it has no OrtGetApiBase; " + fix);
     const OrtApiBase* base = get_base();
 
     Library library;

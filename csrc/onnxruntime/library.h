@@ -1,5 +1,4 @@
-// The ONNX Runtime library of this process: opened at run time, once, and kept until the process
-// ends.
+// The process's ONNX Runtime library: loaded once at run time, and never unloaded.
 #pragma once
 
 #include <filesystem>
@@ -12,26 +11,26 @@
 
 namespace pyinv::ort {
 
-// Opens the library at `path` and returns its version. Opening the same file again is free; a
-// second file is refused, for sessions of two runtimes cannot be told apart by their handles.
+// Opens the library at `path` and returns its version. Opening the same file again does nothing.
+// Another file is refused, because the handles of sessions do not identify their runtime.
 // Throws std::runtime_error: no such file, not an ONNX Runtime, older than kMinimumVersion.
 std::string load_library(const std::filesystem::path& path);
 
-// The table of the loaded library. Throws std::runtime_error before load_library. Exported for the
-// Python module, which holds ONNX Runtime's tensors.
+// The API table of the loaded library. Throws std::runtime_error before load_library. Exported for
+// the Python module, which owns tensors of ONNX Runtime.
 PYINV_API const OrtApi* api();
 
-// The one environment of the process: ONNX Runtime's logging, at severity error.
+// The process's ONNX Runtime environment, which logs at severity error.
 const OrtEnv* environment();
 
 // Whether the loaded library was built with the execution provider of this name.
 bool has_provider(std::string_view name);
 
-// Turns a failed call into a std::runtime_error that names `subject` (a file) and gives ONNX
-// Runtime's own message, in one line; OutOfMemory where the message says so.
+// Turns a failed call into a one-line std::runtime_error with `subject` (a file) and ONNX Runtime's
+// message, or into OutOfMemory if the message says so.
 void check(OrtStatus* status, std::string_view subject);
 
-// Owns an object of ONNX Runtime, to be given back through the slot `release`.
+// Owns an object of ONNX Runtime, which is released through the slot `release`.
 template <const auto& release>
 struct Release {
   template <class Object>

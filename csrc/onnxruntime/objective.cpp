@@ -16,8 +16,8 @@ namespace {
 using ort::OrtIoBinding;
 using ort::TensorInfo;
 
-// Lane ranges whose bindings are kept. An engine that shrinks its batch towards the end of a run
-// uses one range a batch size; beyond this many they are made afresh.
+// The most lane ranges whose bindings are cached. An engine that shrinks its batch towards the end
+// of a run uses one range per batch size; beyond this number the bindings are recreated.
 constexpr size_t kMaxBindings = 1024;
 
 struct Expected {
@@ -71,7 +71,7 @@ void check_signature(const std::string& file, const char* kind,
   }
 }
 
-// A binding lasts for many steps, and what the CPU reads of it would be the first step's.
+// A binding is used for many steps. An operator on the CPU would read the inputs of the first step.
 void check_inputs_stay_on_gpu(const std::string& file, const OnnxOperators& operators) {
   if (operators.all.empty()) {
     throw std::invalid_argument(file + ": a GPU needs to know the graph's operators; give those " +
@@ -86,7 +86,7 @@ void check_inputs_stay_on_gpu(const std::string& file, const OnnxOperators& oper
                     " an input of the graph directly; use the CPU, or the runtime torchscript");
 }
 
-// The size of one lane's row, which the graph must fix.
+// The size of a lane's row, which must be static in the graph.
 int64_t row_size(const std::string& file, const TensorInfo& info) {
   int64_t size = 1;
   for (size_t i = 1; i < info.shape.size(); ++i) size *= info.shape[i] > 0 ? info.shape[i] : 0;
@@ -99,10 +99,10 @@ int64_t row_size(const std::string& file, const TensorInfo& info) {
 
 // The shape of one lane's part of each tensor.
 struct Rows {
-  std::vector<int64_t> latent, image, condition;  // condition: empty if the graph takes none
+  std::vector<int64_t> latent, image, condition;  // condition: empty if the graph does not take one
 };
 
-// On a GPU, a run returns once its work is in the stream.
+// On a GPU, a run returns once its work is in the stream, without waiting for it.
 ort::RunOptions make_run_options(const ort::Model& model) {
   if (model.device()->kind() == DeviceKind::cpu) return nullptr;
   ort::OrtRunOptions* options = nullptr;
@@ -116,7 +116,7 @@ ort::RunOptions make_run_options(const ort::Model& model) {
 
 class OnnxEvaluator : public Evaluator {
  public:
-  // `buffers` have a gram if the graph gives one.
+  // `buffers` must have a gram if the graph computes one.
   OnnxEvaluator(const ort::Model& model, const LaneBuffers& buffers, Rows rows,
                 int64_t most_at_once, bool recordable)
       : model_(model),
@@ -157,10 +157,10 @@ ort::IoBinding OnnxEvaluator::make_binding(int64_t first, int64_t count) const {
     tensor.data = array + first * stride;
     return ort::borrow_tensor(tensor, *model_.device(), model_.file());
   };
-  // The binding counts its own reference to each tensor.
+  // The binding holds its own reference to each tensor.
   const auto bind_input = [&](const char* name, const float* array,
                               const std::vector<int64_t>& row) {
-    // ONNX Runtime has one type for tensors and writes to no input.
+    // ONNX Runtime has no type for constant tensors, but it does not write to inputs.
     const ort::Value value = lanes(const_cast<float*>(array), row);
     ort::check(ort::BindInput(ort::api(), handle, name, value.get()), model_.file());
   };
@@ -216,7 +216,7 @@ OnnxObjective::OnnxObjective(const std::filesystem::path& file, const OnnxOperat
     check_inputs_stay_on_gpu(model_.file(), operators);
     recordable_ = ort::recordable(operators.all);
   }
-  // A gradient of undeclared width is checked by ONNX Runtime when it writes the first one.
+  // If the gradient's width is not declared, ONNX Runtime checks it in the first run.
   const TensorInfo& gradient = *find(model_.outputs(), "gradient");
   if (gradient.shape[1] >= 0 && gradient.shape[1] != latent_size_) {
     refuse(model_.file(), "output 'gradient' should be as wide as 'latent', " +

@@ -1,5 +1,5 @@
-// The objective in an ONNX file: graph inputs latent, image and perhaps condition; outputs loss and
-// gradient, and of normal equations gram; all float32 with the lanes first.
+// The objective in an ONNX file: graph inputs latent, image and optionally condition; outputs loss
+// and gradient, and gram for normal equations; all float32 with lanes as the first axis.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@
 
 namespace pyinv {
 
-// The engine's arrays are bound to the graph as they are: a step copies and allocates nothing here.
+// Binds the engine's arrays to the graph directly, so a step does not copy or allocate here.
 class PYINV_API OnnxObjective : public Objective {
  public:
   // Throws as onnx_objective.

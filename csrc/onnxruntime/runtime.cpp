@@ -12,7 +12,7 @@ namespace {
 
 using ort::TensorInfo;
 
-// An ONNX file from one input [B, ...], and perhaps condition [B, k], to one output [B, ...], all
+// An ONNX file with one input [B, ...], optionally a condition [B, k], and one output [B, ...], all
 // float32.
 class Network {
  public:
@@ -75,7 +75,7 @@ class Network {
   static ort::TensorView rows(const float* data, const std::vector<int64_t>& row, int64_t count) {
     ort::TensorView tensor{ort::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, {count}, nullptr};
     tensor.shape.insert(tensor.shape.end(), row.begin(), row.end());
-    tensor.data = const_cast<float*>(data);  // ONNX Runtime writes to no input
+    tensor.data = const_cast<float*>(data);  // ONNX Runtime does not write to inputs
     return tensor;
   }
 

@@ -84,18 +84,18 @@ std::vector<TensorInfo> read_signature(OrtSession* session, std::string_view sub
     const TypeInfo owner(type);
     const OrtTensorTypeAndShapeInfo* tensor = nullptr;
     check(CastTypeInfoToTensorInfo(api(), type, &tensor), subject);
-    // Null for a sequence or a map: the type stays undefined.
+    // Null for a sequence or a map, whose type stays undefined.
     if (tensor) read_tensor_info(tensor, subject, signature[i].type, signature[i].shape);
   }
   return signature;
 }
 
-// Puts the session's work on the device's GPU, into its stream.
+// Makes the session run on the device's GPU, in its stream.
 //
-// The custom operators of csrc/ops are the CPU's: a model carries each as a function of standard
-// operators too, which ONNX Runtime puts in its place where the domain is not registered.
+// The custom operators of csrc/ops are for the CPU. A model also defines each as a function of
+// standard operators, which ONNX Runtime inlines if the domain is not registered.
 void add_cuda(OrtSessionOptions* options, const RuntimeOptions& runtime, std::string_view subject) {
-  const std::string mend =
+  const std::string fix =
       "; 'pip install \"onnxruntime-gpu[cuda,cudnn]\"' has what it needs, or use the CPU";
   if (!has_provider("CUDAExecutionProvider")) {
     throw DeviceError(
@@ -111,12 +111,12 @@ void add_cuda(OrtSessionOptions* options, const RuntimeOptions& runtime, std::st
     const std::pair<const char*, const char*> settings[] = {
         {"device_id", device.c_str()},
         {"use_tf32", runtime.tf32 ? "1" : "0"},
-        // Once for each new shape, in the warm-up. It says how hard to look for a convolution's
-        // algorithm: where ONNX Runtime has cuDNN's frontend it chooses among its heuristics, in
-        // older ones algorithms are timed.
+        // The effort of the search for a convolution's algorithm, once per new shape, in the
+        // warm-up. If ONNX Runtime has cuDNN's frontend, this chooses among its heuristics; older
+        // versions time the algorithms.
         {"cudnn_conv_algo_search", "EXHAUSTIVE"},
         {"cudnn_conv_use_max_workspace", "1"},
-        // Lanes' memory is the same from step to step; doubling the arena would waste up to half.
+        // The memory use is the same in each step; doubling the arena would waste up to half of it.
         {"arena_extend_strategy", "kSameAsRequested"},
         {"do_copy_in_default_stream", "1"},
     };
@@ -134,8 +134,8 @@ void add_cuda(OrtSessionOptions* options, const RuntimeOptions& runtime, std::st
   } catch (const OutOfMemory&) {
     throw;
   } catch (const std::runtime_error& error) {
-    // The provider is a library of its own, and CUDA's and cuDNN's have to be there for it.
-    throw DeviceError(error.what() + mend);
+    // The provider is a separate library, which needs the libraries of CUDA and cuDNN.
+    throw DeviceError(error.what() + fix);
   }
 }
 
@@ -145,19 +145,19 @@ SessionOptions make_session_options(const RuntimeOptions& runtime, std::string_v
   SessionOptions owner(options);
   check(SetSessionLogSeverityLevel(api(), options, ORT_LOGGING_LEVEL_ERROR), subject);
   check(SetSessionGraphOptimizationLevel(api(), options, ORT_ENABLE_ALL), subject);
-  // One graph at a time, one operator at a time: all threads share the one operator.
+  // Operators run one at a time, each on all threads.
   check(SetSessionExecutionMode(api(), options, ORT_SEQUENTIAL), subject);
   check(SetInterOpNumThreads(api(), options, 1), subject);
   if (runtime.device->kind() == DeviceKind::cuda) {
-    // The host computes shapes and no more; and a run that is recorded wants no other thread.
+    // The host only computes shapes, and capture must not involve other threads.
     check(SetIntraOpNumThreads(api(), options, 1), subject);
     add_cuda(options, runtime, subject);
     return owner;
   }
   check(SetIntraOpNumThreads(api(), options, runtime.threads), subject);
   // Threads spin between the operators of a run, but not between runs. On two idle cores a step of
-  // 16 images took 0.82 times as long as without spinning; on cores that other programs keep busy
-  // it takes up to 2.3 times as long, and fewer threads are the cure.
+  // 16 images took 0.82 times as long as without spinning. On cores that other programs keep busy
+  // it takes up to 2.3 times as long; use fewer threads there.
   check(AddSessionConfigEntry(api(), options, "session.intra_op.allow_spinning", "1"), subject);
   check(AddSessionConfigEntry(api(), options, "session.force_spinning_stop", "1"), subject);
   register_custom_ops(api(), options);
@@ -173,7 +173,7 @@ Session make_session(const fs::path& file, const RuntimeOptions& runtime) {
   if (!fs::is_regular_file(file)) throw std::runtime_error(subject + ": no such file");
   const SessionOptions options = make_session_options(runtime, subject);
   const auto exclusive = runtime.device->exclusive();
-  // Opening one waits for the whole GPU, which CUDA forbids while any stream's work is recorded.
+  // Creating a session waits for the whole GPU, which CUDA forbids during any stream's capture.
   std::unique_lock recording(capture_mutex, std::defer_lock);
   if (runtime.device->kind() == DeviceKind::cuda) recording.lock();
   OrtSession* session = nullptr;
@@ -183,7 +183,7 @@ Session make_session(const fs::path& file, const RuntimeOptions& runtime) {
 
 bool fits(const TensorView& tensor, const TensorInfo& info) {
   if (tensor.type != info.type) return false;
-  // No dimensions: a scalar, or a rank the graph leaves open. ONNX Runtime knows which.
+  // No dimensions means a scalar or an undeclared rank. ONNX Runtime checks which.
   return info.shape.empty() ||
          std::equal(tensor.shape.begin(), tensor.shape.end(), info.shape.begin(), info.shape.end(),
                     [](int64_t is, int64_t declared) { return declared < 0 || is == declared; });
@@ -231,8 +231,9 @@ Function::Function(const fs::path& file, const RuntimeOptions& options) : model_
   for (const auto* signature : {&model_.inputs(), &model_.outputs()}) {
     for (const TensorInfo& info : *signature) {
       if (element_size(info.type)) continue;
-      throw std::runtime_error(model_.file() + ": '" + info.name +
-                               "' is no tensor of numbers; only those can be passed and returned");
+      throw std::runtime_error(
+          model_.file() + ": '" + info.name +
+          "' is not a tensor of numbers; only those can be passed and returned");
     }
   }
 }

@@ -1,4 +1,4 @@
-// A graph in an ONNX file, ready to run on a device.
+// A graph in an ONNX file, loaded to run on a device.
 #pragma once
 
 #include <cstdint>
@@ -13,34 +13,35 @@
 
 namespace pyinv::ort {
 
-// What a graph declares of an input or output. A dynamic dimension is -1.
+// A graph's declaration of an input or output. A dynamic dimension is -1.
 struct TensorInfo {
   std::string name;
   ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
   std::vector<int64_t> shape;
 };
 
-// A tensor in memory that someone else owns: contiguous, last dimension fastest.
+// A non-owning view of a tensor: contiguous, last dimension fastest.
 struct TensorView {
   ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
   std::vector<int64_t> shape;
   void* data = nullptr;
 };
 
-// "float32", as NumPy calls it; "unknown" for what TensorView cannot hold (strings, sequences).
+// NumPy's name of the type, such as "float32"; "unknown" for types that TensorView cannot hold
+// (strings, sequences).
 PYINV_API const char* type_name(ONNXTensorElementDataType type);
 size_t element_size(ONNXTensorElementDataType type);  // bytes; 0 for an unknown type
 
 std::string describe(ONNXTensorElementDataType type, const std::vector<int64_t>& shape);
 
-// The tensor lies in `device`'s memory.
+// Wraps a tensor in `device`'s memory without copying it.
 Value borrow_tensor(const TensorView& tensor, const Device& device, std::string_view subject);
 
-// Loads the file, with external data from beside it.
+// Loads the file, and its external data from the same folder.
 class Model {
  public:
-  // Throws std::runtime_error for what is no graph, DeviceError where this ONNX Runtime cannot use
-  // the device, OutOfMemory.
+  // Throws std::runtime_error if the file is not a graph, DeviceError if this ONNX Runtime cannot
+  // use the device, OutOfMemory.
   Model(const std::filesystem::path& file, const RuntimeOptions& options);
 
   const std::vector<TensorInfo>& inputs() const { return inputs_; }
@@ -51,16 +52,16 @@ class Model {
 
  private:
   std::string file_;
-  std::shared_ptr<Device> device_;  // the session's work goes to its stream
+  std::shared_ptr<Device> device_;  // the session runs in its stream
   Session session_;
   std::vector<TensorInfo> inputs_, outputs_;
 };
 
-// Any graph, called by name: what the Python class OnnxFunction wraps. Arrays lie in host memory,
-// whatever the device.
+// Any graph, with inputs and outputs by name; wrapped by the Python class OnnxFunction. Arrays are
+// in host memory, whatever the device.
 class PYINV_API Function {
  public:
-  // An output and the memory it lives in.
+  // An output and its memory.
   struct Output {
     TensorView tensor;
     Value owner;
@@ -72,9 +73,8 @@ class PYINV_API Function {
   const std::vector<TensorInfo>& inputs() const { return model_.inputs(); }
   const std::vector<TensorInfo>& outputs() const { return model_.outputs(); }
 
-  // Takes every input by its name and returns every output by its name. Throws
-  // std::invalid_argument for an input that is missing, not the graph's, or of another type or
-  // shape than it declares.
+  // Takes all inputs and returns all outputs by name. Throws std::invalid_argument for an input
+  // that is missing or unknown, or whose type or shape differs from its declaration.
   std::map<std::string, Output> run(const std::map<std::string, TensorView>& inputs) const;
 
  private:

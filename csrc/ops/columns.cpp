@@ -1,11 +1,11 @@
 // For few output channels, such as an image's three: a product with so few columns would leave most
-// of each register idle. Instead every input pixel is multiplied by all taps' weights at once, taps
-// x channels columns, and each output row then adds up the pieces that fall on it.
+// of each register idle. Instead every input pixel is multiplied by the weights of all taps at once
+// (taps x channels columns), and each output row then adds up the products that contribute to it.
 //
-// Written for transposed convolution, where input pixel i falls on outputs stride * i + tap - pad.
-// Its taps along a row are consecutive floats of consecutive output pixels, so they are added in
-// blocks of stride x channels floats. A convolution with stride 1 is the same with the kernel
-// turned round.
+// Written for transposed convolution, where input pixel i contributes to outputs stride * i + tap -
+// pad. Its taps along a row are consecutive floats of consecutive output pixels, so they are added
+// in blocks of stride x channels floats. A convolution with stride 1 is the same with the kernel
+// flipped.
 #include <algorithm>
 
 #include "convolution.h"
@@ -16,8 +16,8 @@ namespace {
 
 constexpr std::size_t rows_in_task = 192;
 constexpr std::size_t lines_in_task = 8;
-constexpr std::size_t slack = 16;  // floats read or written beyond the last, at most a register
-// Floats of products at a time: what a small machine's last-level cache keeps beside the rest.
+constexpr std::size_t slack = 16;  // floats read or written beyond the end, at most a register
+// Floats of products at a time, which fit in a small machine's last-level cache beside the rest.
 constexpr std::size_t products_at_once = 1 << 20;
 
 class Columns : public Algorithm {
@@ -91,7 +91,7 @@ class Columns : public Algorithm {
 
   static std::ptrdiff_t to_signed(std::size_t value) { return static_cast<std::ptrdiff_t>(value); }
 
-  // One row of one output image.
+  // Computes one row of an output image.
   void write_line(const float* products, std::size_t width, const Images<const float>& in,
                   std::size_t image, std::size_t y, const Images<float>& out,
                   const Epilogue& epilogue) const {
@@ -109,7 +109,7 @@ class Columns : public Algorithm {
     float* line = scratch<Line>(blocks * block_ + slack);
     kernels().gather({rows.data(), rows.size(), in.width, width, block_, pieces_, line});
 
-    // Output padding, and padding larger than the kernel, reach where no input falls.
+    // Output padding, and padding larger than the kernel, give outputs without any input.
     const std::ptrdiff_t end = to_signed(blocks * stride_width_) - skip_left_;
     const auto first_x = static_cast<std::size_t>(std::max<std::ptrdiff_t>(-skip_left_, 0));
     const auto last_x =
@@ -141,7 +141,7 @@ class Columns : public Algorithm {
 
   std::size_t in_channels_, out_channels_, kernel_height_, stride_height_, stride_width_;
   std::size_t block_, pieces_;
-  std::ptrdiff_t skip_top_, skip_left_;  // full outputs that padding cuts off
+  std::ptrdiff_t skip_top_, skip_left_;  // outputs that padding removes
   std::size_t panels_ = 0;
   Buffer packed_;
   const float* weights_ = nullptr;

@@ -15,12 +15,11 @@ std::size_t out_size(const ConvolutionAttributes& a, std::size_t size, std::size
   return out > 0 ? static_cast<std::size_t>(out) : 0;
 }
 
-// Below these the matrix product has too few columns, or too few rows, to pay for itself. Measured
-// on an AMD Zen 3 with the layers of a 64x64 DCGAN.
+// Below these limits the matrix product has too few columns or rows to be efficient. Measured on an
+// AMD Zen 3 with the layers of a 64x64 DCGAN.
 constexpr std::size_t few_channels = 8;
-// Winograd's weights are 2.25 (kernel 4) or 1.78 (kernel 3) times as large and are all read for
-// every block of tiles; with few tiles reading them takes longer than the multiplications they
-// save.
+// Winograd's weights are 2.25 (kernel 4) or 1.78 (kernel 3) times as large, and all are read for
+// every block of tiles. With few tiles, reading them takes longer than the multiplications saved.
 constexpr std::size_t few_tiles = 16;
 
 }  // namespace
@@ -53,7 +52,7 @@ Convolution::Choice Convolution::choose(const Images<const float>& in,
   if (a.in_channels < few_channels && !out.channels_first && (!a.transposed || stride_one)) {
     return patches;
   }
-  // Every Winograd tile here has four pixels on the side that is half as large, or at stride 1.
+  // Every Winograd tile here has four pixels on the smaller side, or at stride 1.
   const std::size_t pixels = std::min(in.height * in.width, out.height * out.width);
   if (!in.channels_first && !out.channels_first && in.batch * pixels / 4 >= few_tiles &&
       winograd_applies(a)) {

@@ -1,6 +1,5 @@
-// Two-dimensional convolution and transposed convolution of float images on the CPU, with what
-// follows them (bias, activation, the activation's derivative) done while the result is still in
-// the cache.
+// Two-dimensional convolution and transposed convolution of float images on the CPU. Bias,
+// activation and the activation's derivative are fused, so that they work on cached results.
 #pragma once
 
 #include <cstddef>
@@ -13,8 +12,8 @@
 
 namespace pyinv::ops {
 
-// Images in memory, [batch, height, width, channels], or [batch, channels, height, width] when
-// channels come first.
+// Images in memory: [batch, height, width, channels], or [batch, channels, height, width] with
+// channels first.
 template <class Float>
 struct Images {
   Float* data;
@@ -44,8 +43,8 @@ struct ConvolutionAttributes {
   std::size_t out_width(std::size_t width) const;
 };
 
-// A convolution's weights as ONNX gives them: [out, in, height, width], and [in, out, height,
-// width] for a transposed one.
+// A convolution's weights in ONNX's layout: [out, in, height, width], or [in, out, height, width]
+// for a transposed convolution.
 class Weights {
  public:
   Weights(const float* data, const ConvolutionAttributes& attributes)
@@ -61,7 +60,7 @@ class Weights {
   const ConvolutionAttributes& attributes_;
 };
 
-// One way to compute a convolution. Packs its weights when made.
+// An algorithm for a convolution. The constructor packs the weights.
 class Algorithm {
  public:
   virtual ~Algorithm() = default;
@@ -83,8 +82,8 @@ class Convolution {
   ~Convolution();
 
   const ConvolutionAttributes& attributes() const { return attributes_; }
-  // `operand`, or null, has the layout of `out`; see Epilogue. Where it is a factor, it has one
-  // image for every `images_sharing` of `out`.
+  // `operand` is null or has the layout of `out`; see Epilogue. If it is a factor, it has one image
+  // per `images_sharing` images of `out`.
   void run(const Images<const float>& in, const float* operand, const Images<float>& out,
            const Parallel& parallel);
 
@@ -95,7 +94,7 @@ class Convolution {
   ConvolutionAttributes attributes_;
   const float* weights_;
   std::vector<float> bias_;
-  // Weights are packed for an algorithm when a shape first asks for it, and kept.
+  // Weights are packed for an algorithm when a shape first uses it, and cached.
   std::once_flag made_[choices];
   std::unique_ptr<Algorithm> algorithms_[choices];
 };

@@ -21,7 +21,7 @@ struct Operator : OrtCustomOp {
   After after;
 };
 
-// A failed call's message, as an exception on its way to the callback's own status.
+// Throws the message of a failed call; the callback turns it into its status.
 void check(const OrtApi* api, OrtStatus* status) {
   if (!status) return;
   const std::string message = GetErrorMessage(api, status);
@@ -57,7 +57,7 @@ std::vector<std::int64_t> shape_of(const OrtApi* api, const OrtValue* value) {
 
 const float* data_of(const OrtApi* api, const OrtValue* value) {
   void* data = nullptr;
-  // The slot takes a mutable value for want of a const twin; nothing is written.
+  // There is no const version of this function; nothing is written.
   check(api, GetTensorMutableData(api, const_cast<OrtValue*>(value), &data));
   return static_cast<const float*>(data);
 }
@@ -84,7 +84,7 @@ bool channels_first(const OrtApi* api, const OrtKernelInfo* info, const char* na
   throw std::runtime_error("attribute '" + std::string(name) + "' is an unknown permutation");
 }
 
-// An input that the graph fixes, or null where it is left out.
+// A constant input, or null if it is omitted.
 const OrtValue* constant_input(const OrtApi* api, const OrtKernelInfo* info, std::size_t index) {
   int is_constant = 0;
   const OrtValue* value = nullptr;
@@ -224,7 +224,7 @@ Operator make_operator(const char* name, bool transposed, After after) {
   op.GetOutputType = [](const OrtCustomOp*, std::size_t) {
     return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
   };
-  // Image and weights, then the bias, what the forward activation gave, or a factor.
+  // Image and weights, then the bias, the forward activation's output, or a factor.
   op.GetInputTypeCount = [](const OrtCustomOp*) -> std::size_t { return 3; };
   op.GetOutputTypeCount = [](const OrtCustomOp*) -> std::size_t { return 1; };
   op.GetInputCharacteristic = [](const OrtCustomOp* self, std::size_t index) {
@@ -263,7 +263,7 @@ void register_custom_ops(const OrtApi* api, OrtSessionOptions* options) {
       make_operator("ConvTranspose2dLeakyReluGradient", true, After::gradient),
       make_operator("ConvTranspose2dScaled", true, After::factor),
   };
-  // Sessions refer to the domain as long as they live, so it is never given back.
+  // Sessions refer to the domain for their whole lifetime, so it is never released.
   static OrtCustomOpDomain* const domain = [&] {
     OrtCustomOpDomain* made = nullptr;
     check(api, CreateCustomOpDomain(api, "pyinv", &made));

@@ -1,7 +1,7 @@
-// A convolution as one matrix product for every phase: rows are output pixels, the summed dimension
-// is taps x input channels, columns are output channels. The input is not copied into such a
-// matrix: with channels last, a tap's part of a row already lies in the image. Only where it does
-// not (channels come first), or where a tap has few channels, are the rows gathered first.
+// A convolution as one matrix product per phase: rows are output pixels, the summed dimension is
+// taps x input channels, columns are output channels. The input is not copied into such a matrix:
+// with channels last, a tap's part of a row is contiguous in the image. Rows are gathered first
+// only if channels come first, or if a tap has few channels.
 #include <algorithm>
 
 #include "convolution.h"
@@ -13,7 +13,7 @@ namespace {
 
 constexpr std::size_t rows_in_block = 48;   // 8 times the kernel's 6
 constexpr std::size_t panels_in_block = 4;  // enough work for a task, enough tasks for a batch of 1
-// A product adds to sums in memory; with this few summands at a time that takes longer than a copy.
+// A product adds to sums in memory; with no more summands than this it takes longer than a copy.
 constexpr std::size_t gathered_channels = 64;
 
 struct PackedPhase {
@@ -58,7 +58,7 @@ class Direct : public Algorithm {
       const std::size_t rows =
           in.batch * packed.phase.rows(out.height) * packed.phase.columns(out.width);
       const std::size_t blocks = (rows + rows_in_block - 1) / rows_in_block;
-      // With many rows, all columns of a block of them are one task: the rows are looked up once.
+      // With many rows, a task is a block of rows and all columns, so the rows are looked up once.
       const std::size_t panels = blocks > 8 ? panels_ : std::min(panels_in_block, panels_);
       for (std::size_t panel = 0; panel < panels_; panel += panels) {
         for (std::size_t block = 0; block < blocks; ++block) {
@@ -101,9 +101,9 @@ class Direct : public Algorithm {
       const std::size_t index = first_row + row;
       places[row] = {index / (height * width), index / width % height, index % width};
     }
-    // A tap's pixel for a row, or null outside the image.
+    // The pixel of a tap for a row; null outside the image.
     const auto pixel = [&](const Place& place, const Tap& tap) -> const float* {
-      // A negative coordinate becomes a huge unsigned one, so one comparison does for both ends.
+      // A negative coordinate becomes a huge unsigned one, so one comparison checks both ends.
       const std::size_t y = place.y * phase.in_step_y + static_cast<std::size_t>(tap.shift_y);
       const std::size_t x = place.x * phase.in_step_x + static_cast<std::size_t>(tap.shift_x);
       return y < in.height && x < in.width ? in.data + in.offset(place.image, y, x) : nullptr;

@@ -1,4 +1,4 @@
-// The inner loops of the convolutions: the parts that differ from one instruction set to another.
+// The inner loops of the convolutions, which differ by instruction set.
 #pragma once
 
 #include <cstddef>
@@ -7,26 +7,26 @@ namespace pyinv::ops {
 
 enum class Activation { none, relu, leaky_relu };
 
-// What happens to a finished sum before it is stored: out = activation(sum + bias), or, with an
-// operand, out = sum * (operand > 0 ? 1 : slope), the operand being what the forward activation
-// gave, or out = sum * operand, the operand being the activation's derivative.
+// Applied to a finished sum before it is stored: out = activation(sum + bias). With an operand,
+// out = sum * (operand > 0 ? 1 : slope), where the operand is the forward activation's output, or
+// out = sum * operand, where the operand is the activation's derivative.
 struct Epilogue {
-  const float* bias = nullptr;     // one value a channel, or null
+  const float* bias = nullptr;     // one value per channel, or null
   const float* operand = nullptr;  // in the layout of the output, or null
   Activation activation = Activation::none;
   float slope = 0.0f;  // of the negative side: 0 for relu
   bool is_factor = false;
-  // So many consecutive images of the output share one of the operand's.
+  // The number of consecutive output images that share an image of the operand.
   std::size_t images_sharing = 1;
   std::size_t image_size = 0;  // floats
 
-  // The operand for the output's float at `offset`, in this image.
+  // The operand of the output's float at `offset` in this image.
   const float* operand_at(std::size_t image, std::size_t offset) const {
     return operand ? operand + (offset - (image - image / images_sharing) * image_size) : nullptr;
   }
 };
 
-// Which Winograd algorithm; see winograd.cpp for what each computes.
+// The Winograd algorithms; see winograd.cpp.
 enum class Scheme { upsample4, downsample4, same3, downsample5 };
 constexpr std::size_t scheme_count = 4;
 
@@ -41,13 +41,13 @@ struct OutputTransform {
   const float* products;
   std::size_t position;  // floats from one position's product to the next
   std::size_t channels;
-  float* const* pixels;  // where the output pixels go, row by row; null for those outside the image
+  float* const* pixels;         // the output pixels, row by row; null outside the image
   const float* const* operand;  // the same pixels of the epilogue's operand, or null
 };
 
-// One row of an output image as sums of overlapping pieces; see columns.cpp.
+// A row of an output image as sums of overlapping pieces; see columns.cpp.
 struct Gather {
-  const float* const* rows;  // products of the input rows that reach this output row
+  const float* const* rows;  // products of the input rows for this output row
   std::size_t row_count;
   std::size_t width;   // input pixels in a row
   std::size_t stride;  // floats from one input pixel's products to the next's
@@ -70,7 +70,7 @@ struct Kernels {
   void (*transform_output[scheme_count])(const OutputTransform&, const Epilogue&);
   // Reads up to a register beyond the last pixel's products.
   void (*gather)(const Gather&);
-  // Finishes one pixel: `operand` is that pixel's, or null.
+  // Finishes one pixel; `operand` is the pixel's operand, or null.
   void (*finish)(const float* sums, std::size_t channels, const Epilogue&, const float* operand,
                  float* out);
 };

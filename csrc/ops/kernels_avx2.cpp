@@ -1,5 +1,5 @@
 // The kernels for x86-64 with AVX2 and FMA, compiled into a library for any x86-64 and chosen at
-// run time. Every include stands before the target is switched on, so that nothing shared uses it.
+// run time. All includes come before the target is selected, so that shared code does not use it.
 #include <algorithm>
 #include <cstddef>
 

@@ -1,10 +1,10 @@
-// The inner loops, once for every instruction set. A source file includes this inside its own
+// The inner loops, compiled once per instruction set. A source file includes this inside its own
 // unnamed namespace, with the target selected, after defining
 //   PYINV_VECTOR           floats in a register
 //   PYINV_MULTIPLY_ADD     the function float * Vector + Vector that the processor is fastest at
 //
-// GCC's and clang's vector extensions keep one text for all of them. Nothing here may be inline in
-// a namespace that two instruction sets share, or the linker could keep the wrong copy.
+// With the vector extensions of GCC and clang, one source serves all of them. Nothing here may be
+// inline in a namespace that two instruction sets share, or the linker could keep the wrong copy.
 
 typedef float Vector __attribute__((vector_size(PYINV_VECTOR * sizeof(float)), aligned(4)));
 typedef int Mask __attribute__((vector_size(PYINV_VECTOR * sizeof(float)), aligned(4)));
@@ -94,7 +94,7 @@ static void multiply(const float* const* rows, std::size_t row_count, std::size_
   }
 }
 
-// The one-dimensional transforms. Each scheme's two-dimensional one is its product with itself.
+// The one-dimensional transforms. The two-dimensional transform applies it along both axes.
 struct Upsample4 {
   static constexpr std::size_t inputs = 4, transformed = 5, products = 6, outputs = 4;
   static constexpr std::size_t groups = 1;  // positions that one product sums over
@@ -195,7 +195,8 @@ PYINV_INLINE Vector finished(Vector sum, std::size_t channel, const Epilogue& ep
                              const float* operand) {
   if (epilogue.bias) sum += load(epilogue.bias + channel);
   const Vector zero{};
-  // Not a product by 0, which makes a NaN of infinity. And what is not below 0 stays, NaN too.
+  // Do not multiply by 0, which turns infinity into NaN. Values not below 0, and NaN, are
+  // unchanged.
   const Vector sloped = epilogue.slope == 0.0f ? zero : sum * epilogue.slope;
   if (epilogue.activation != Activation::none) sum = sum < zero ? sloped : sum;
   if (operand) {
@@ -246,7 +247,7 @@ static void gather(const Gather& g) {
           sum += load(g.rows[row] + (block - piece) * g.stride + piece * g.block + at);
         }
       }
-      // What a full register holds beyond its block, the next block overwrites.
+      // The next block overwrites what a full register stores beyond its block.
       store(g.out + block * g.block + at, sum);
     }
   }

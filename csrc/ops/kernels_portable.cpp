@@ -1,4 +1,4 @@
-// The kernels for every processor the compiler targets: 4-float registers, which all have.
+// The kernels for every processor that the compiler targets, with registers of 4 floats.
 #include <algorithm>
 #include <cstddef>
 

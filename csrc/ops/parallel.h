@@ -1,5 +1,5 @@
-// Runs a loop's iterations on somebody's threads. Who that is, the caller decides: inside ONNX
-// Runtime it is the session's own pool, so that no second pool competes for the processors.
+// Runs a loop's iterations on the caller's thread pool. Inside ONNX Runtime this is the session's
+// own pool, so that no second pool competes for the processors.
 #pragma once
 
 #include <cstddef>
@@ -14,8 +14,8 @@ struct Parallel {
   void (*run)(void* pool, std::size_t count, Task task, void* state) = nullptr;  // null: in order
   void* pool = nullptr;
 
-  // Throws what the first failed iteration threw, once all have ended: the pool's own threads know
-  // nothing of exceptions.
+  // Rethrows the first exception of an iteration once all have ended, because the pool's threads
+  // do not handle exceptions.
   template <class Body>
   void for_each(std::size_t count, const Body& body) const {
     if (!run || count < 2) {

@@ -1,9 +1,9 @@
-// For few input channels, such as the gradient with respect to an image's three: a tap's channels
-// alone are too short a sum to be worth starting. The input is copied once into images with
-// channels last and the padding written out, in which a row of the kernel reads consecutive floats;
-// a few such copies then make a whole row of the matrix product.
+// For few input channels, such as the gradient with respect to an image's three: the sum over a
+// single tap's channels is too short to be efficient. The input is copied once into images with
+// channels last and explicit padding, in which a row of the kernel reads consecutive floats. A few
+// such copies then form a whole row of the matrix product.
 //
-// A transposed convolution with stride 1 is the same with the kernel turned round.
+// A transposed convolution with stride 1 is the same with the kernel flipped.
 #include <algorithm>
 #include <cstring>
 
@@ -14,9 +14,9 @@ namespace pyinv::ops {
 namespace {
 
 constexpr std::size_t rows_in_block = 48;
-// Floats copied at once: what the baseline of every 64-bit processor moves in one instruction.
+// Floats copied at once: every 64-bit processor can move this many in one instruction.
 constexpr std::size_t copied = 4;
-// Floats of padded images at a time: small enough for the last-level cache.
+// Floats of padded images at a time, which fit in the last-level cache.
 constexpr std::size_t padded_at_once = 1 << 20;
 
 class Patches : public Algorithm {
@@ -108,7 +108,7 @@ class Patches : public Algorithm {
     float* gathered = scratch<Rows>(rows * depth_ + copied);
     float* sums = scratch<Sums>(rows * columns);
     const float* lines[rows_in_block];
-    // Counted on from row to row: divisions would take as long as the copies.
+    // Incremented from row to row, because divisions would take as long as the copies.
     std::size_t x = first % out.width;
     std::size_t y = first / out.width % out.height;
     std::size_t image = first / (out.width * out.height);
@@ -118,7 +118,7 @@ class Patches : public Algorithm {
       float* to = gathered + row * depth_;
       lines[row] = to;
       for (std::size_t tap = 0; tap < kernel_height_; ++tap) {
-        // A copy's last floats beyond the run are the next copy's first.
+        // Floats copied beyond the end of a run are overwritten by the next copy.
         for (std::size_t at = 0; at < run; at += copied) {
           std::memcpy(to + tap * run + at, from + tap * width * channels_ + at,
                       copied * sizeof(float));
@@ -143,7 +143,7 @@ class Patches : public Algorithm {
 
   std::size_t channels_, out_channels_, kernel_height_, kernel_width_, stride_height_,
       stride_width_;
-  std::ptrdiff_t pad_top_, pad_left_;  // negative where input falls away
+  std::ptrdiff_t pad_top_, pad_left_;  // negative if input is cropped
   std::size_t depth_, panels_ = 0;
   Buffer packed_;
   const float* weights_ = nullptr;

@@ -1,5 +1,5 @@
-// Working memory that a thread keeps from one call to the next: asking the system for megabytes
-// anew in every layer of every step costs more time than the transforms that fill them.
+// Working memory that a thread reuses between calls. Allocating megabytes from the system in every
+// layer of every step would take longer than the transforms that fill them.
 #pragma once
 
 #include <cstddef>
@@ -10,7 +10,7 @@ namespace pyinv::ops {
 
 class Buffer {
  public:
-  // At least `floats` floats on a cache line's boundary. What they held before may be gone.
+  // Returns at least `floats` floats, aligned to a cache line. Previous contents may be lost.
   float* at_least(std::size_t floats) {
     if (floats > size_) {
       data_.reset();
@@ -29,7 +29,7 @@ class Buffer {
   std::size_t size_ = 0;
 };
 
-// One buffer a thread and Owner; Owner is any type that names the use.
+// One buffer per thread and Owner, where Owner is any type that identifies the use.
 template <class Owner>
 float* scratch(std::size_t floats) {
   thread_local Buffer buffer;

@@ -1,6 +1,6 @@
 // A convolution as sums over taps. Output pixel (offset + step * i) of a phase is the sum over the
 // phase's taps of input pixel (in_step * i + shift) times the tap's weights. A convolution is one
-// phase; a transposed one has stride x stride phases, each with its own share of the kernel.
+// phase; a transposed convolution has stride x stride phases, each with its part of the kernel.
 #pragma once
 
 #include <cstddef>

@@ -1,22 +1,22 @@
 // Winograd's minimal filtering (Lavin & Gray, "Fast algorithms for convolutional neural networks",
-// 2016): a tile's outputs from fewer products than outputs x taps, at the price of additions before
-// (on the input), after (on the products) and once on the weights. Four cases, in one dimension:
+// 2016): computes a tile's outputs with fewer products than outputs x taps, but with additions on
+// the input, on the products and, once, on the weights. Four cases, in one dimension:
 //
 //   upsample4    transposed convolution, kernel 4, stride 2, padding 1. Outputs 2i and 2i + 1 are
 //                each a two-tap filter of the input. Two outputs of a two-tap filter take 3
 //                products: (d0 - d1) g0, d1 (g0 + g1), (d1 - d2) g1. Both filters run over nearly
-//                the same inputs and share what they transform: 5 inputs, 6 products, 4 outputs.
+//                the same inputs and share transformed inputs: 5 inputs, 6 products, 4 outputs.
 //   downsample4  its adjoint, convolution with kernel 4, stride 2: the sum of a two-tap filter over
-//                even inputs and one over odd ones. The sum is taken among the products, by the
-//                matrix product itself: 3 products of twice the depth, 2 outputs.
+//                even inputs and one over odd inputs. The matrix product itself sums the two: 3
+//                products of twice the depth, 2 outputs.
 //   same3        convolution with kernel 3, stride 1, F(2, 3): 4 products, 2 outputs.
-//   downsample5  convolution with kernel 5, stride 2: F(2, 3) over even inputs, and over odd ones
-//                a two-tap filter, which on the points 0, 1 and -1 has the first 3 of the 4
-//                products. The sum is again the matrix product's: 7 products, 2 outputs.
+//   downsample5  convolution with kernel 5, stride 2: F(2, 3) over even inputs, and a two-tap
+//                filter over odd inputs, which on the points 0, 1 and -1 has the first 3 of the 4
+//                products. Again the matrix product sums the two: 7 products, 2 outputs.
 //
-// In two dimensions that is 36 products for 64 taps, 36 for 64, 16 for 36, and 49 for 100. The
-// coefficients are 0, 1 and 1/2, so the result is as accurate as a direct sum's to about a bit;
-// larger tiles are not.
+// In two dimensions these take 36 products for 64 taps, 36 for 64, 16 for 36, and 49 for 100. The
+// coefficients are 0, 1 and 1/2, so the result is as accurate as a direct sum to about one bit;
+// larger tiles are less accurate.
 #include <algorithm>
 #include <array>
 #include <stdexcept>
@@ -30,13 +30,13 @@ namespace {
 struct Dimension {
   std::size_t inputs, products, outputs;
   std::size_t groups;     // positions that one product sums over
-  std::size_t positions;  // of transformed input in one group
+  std::size_t positions;  // transformed inputs per group
   std::size_t in_step;    // input pixels from one tile to the next
   std::size_t taps;
-  std::array<std::size_t, 6> position;               // that a product reads
+  std::array<std::size_t, 6> position;               // the position that each product reads
   std::array<std::array<float, 5>, 8> coefficients;  // of each product's (and group's) weights
 
-  // A product's last groups, whose weights are 0, are left out of its sum.
+  // A product's sum omits its last groups if their weights are 0.
   std::size_t groups_of(std::size_t product) const {
     std::size_t count = groups;
     while (coefficients[(count - 1) * products + product] == std::array<float, 5>{}) --count;
@@ -110,7 +110,7 @@ bool select(const ConvolutionAttributes& a, Selection& selection) {
     return a.kernel_height == kernel && a.kernel_width == kernel && a.stride_height == stride &&
            a.stride_width == stride;
   };
-  // A stride-1 transposed convolution is a convolution with the kernel turned round.
+  // A stride-1 transposed convolution is a convolution with the kernel flipped.
   if (a.transposed && square(4, 2) && a.pad_top == 1 && a.pad_left == 1) {
     selection = {Scheme::upsample4, &upsample4, 1, 1};
   } else if (!a.transposed && square(4, 2)) {
@@ -131,11 +131,11 @@ std::size_t round_up(std::size_t value, std::size_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
 
-// Rows of a matrix, and matrices, start this many floats beyond a round number: at multiples of a
-// power of two all would compete for the same few sets of the first-level cache.
+// The offset of rows and matrices from a round number of floats. At multiples of a power of two,
+// all would compete for the same few sets of the first-level cache.
 constexpr std::size_t skew = 16;
 
-// 8 times the rows that the product takes at once. Of 24 to 192 none was measurably better.
+// 8 times the rows that the product takes at once. Other values from 24 to 192 were not faster.
 constexpr std::size_t tiles_in_block = 48;
 constexpr std::size_t panels_in_block = 4;
 constexpr std::size_t enough_blocks = 4;  // fewer would leave threads without work
@@ -184,8 +184,8 @@ class Winograd : public Algorithm {
     const std::size_t tiles_x = (out.width + d.outputs - 1) / d.outputs;
     const std::size_t tiles = in.batch * tiles_y * tiles_x;
     const std::size_t blocks = (tiles + tiles_in_block - 1) / tiles_in_block;
-    // With few tiles, the columns are shared out too; each share transforms its input anew, which
-    // costs a twentieth of the products.
+    // With few tiles, the columns are split among tasks too. Each task transforms the input again,
+    // which costs a twentieth of the products.
     const std::size_t panels = blocks < enough_blocks ? panels_in_block : panels_;
     const std::size_t shares = (panels_ + panels - 1) / panels;
     const std::vector<float> outside(in.channels, 0.0f);
@@ -228,8 +228,7 @@ class Winograd : public Algorithm {
       const auto left = static_cast<std::ptrdiff_t>(tile_x * d.in_step) - selection_.pad_left;
       for (std::size_t y = 0; y < d.inputs; ++y) {
         for (std::size_t x = 0; x < d.inputs; ++x) {
-          // A negative coordinate becomes a huge unsigned one, so one comparison does for both
-          // ends.
+          // A negative coordinate becomes a huge unsigned one, so one comparison checks both ends.
           const auto in_y = static_cast<std::size_t>(top + static_cast<std::ptrdiff_t>(y));
           const auto in_x = static_cast<std::size_t>(left + static_cast<std::ptrdiff_t>(x));
           pixels[y * d.inputs + x] = in_y < in.height && in_x < in.width
@@ -248,7 +247,7 @@ class Winograd : public Algorithm {
             d.position[index / d.products] * d.positions + d.position[index % d.products];
         const std::size_t groups_y = d.groups_of(index / d.products);
         const std::size_t groups_x = d.groups_of(index % d.products);
-        // Groups that lie side by side are summed in one go.
+        // Adjacent groups are summed in one product.
         const bool at_once = groups_x == d.groups;
         for (std::size_t group_y = 0; group_y < (at_once ? 1 : groups_y); ++group_y) {
           const std::size_t begin = group_y * d.groups * in.channels;

@@ -1,5 +1,5 @@
 // Adam (Kingma & Ba 2015, algorithm 1): m and v are the running means of the gradient and of its
-// square. A component that was reset starts afresh: its bias corrections count its own steps.
+// square. A component that is reset restarts: its bias corrections count its own steps.
 #pragma once
 
 #include <cmath>

@@ -23,14 +23,14 @@ class BlockTeam {
     return block_sum(own, memory);
   }
 
-  // Every thread adds up all the terms. `term` may read memory[i].
+  // Every thread computes the whole sum. `term` may read memory[i].
   template <class Term>
   __device__ double ordered_sum(int64_t count, double* memory, Term term) const {
     for_each(count, [&](int64_t i) { memory[i] = term(i); });
     barrier();
     double total = 0.0;
     for (int64_t i = 0; i < count; ++i) total += memory[i];
-    barrier();  // before `memory` is used again
+    barrier();  // before `memory` is reused
     return total;
   }
 };

@@ -1,7 +1,7 @@
-// Dense linear algebra on the CPU, for a matrix whose lower triangle is packed by rows; its twin
-// for GPUs is cholesky_cuda.h. Both round alike: an element takes its terms in the same order. The
-// loops differ because a single thread wants inner loops over neighbours in memory, and a block
-// wants as many independent elements at a time as there are threads.
+// Dense linear algebra on the CPU, for a matrix whose lower triangle is packed by rows.
+// cholesky_cuda.h is the GPU counterpart. Both round identically, because each element adds its
+// terms in the same order. The loops differ: a single thread is fastest with inner loops over
+// adjacent memory, a block with as many independent elements at a time as it has threads.
 #pragma once
 
 #include <cmath>
@@ -11,7 +11,7 @@
 
 namespace pyinv {
 
-// Row i of the packed triangle begins here.
+// The offset of row i of the packed triangle.
 PYINV_HOST_DEVICE inline int64_t packed_row(int64_t i) { return i * (i + 1) / 2; }
 
 // factor[i, j] = element(i, j) for j <= i.
@@ -23,8 +23,8 @@ void fill_triangle(const SoloTeam&, int64_t d, double* factor, Element element) 
   }
 }
 
-// Cholesky's factor, in place; false if the matrix is not positive definite. `column` is d doubles
-// of scratch. Column by column, so that no element of the inner loop waits for another.
+// Computes the Cholesky factor in place; false if the matrix is not positive definite. `column` is
+// scratch for d doubles. Works by columns, so that the inner loop's elements are independent.
 inline bool factorise(const SoloTeam&, int64_t d, double* factor, double* column) {
   for (int64_t k = 0; k < d; ++k) {
     double& pivot = factor[packed_row(k) + k];
@@ -39,7 +39,7 @@ inline bool factorise(const SoloTeam&, int64_t d, double* factor, double* column
   return true;
 }
 
-// Solves L L^T x = b for the factor L; x holds b before.
+// Solves L L^T x = b for the factor L. On entry x holds b.
 inline void substitute(const SoloTeam&, int64_t d, const double* factor, double* x) {
   for (int64_t i = 0; i < d; ++i) {
     const double* row = factor + packed_row(i);
@@ -53,7 +53,7 @@ inline void substitute(const SoloTeam&, int64_t d, const double* factor, double*
   }
 }
 
-// product = matrix x for a whole symmetric matrix.
+// product = matrix x, for a symmetric matrix with both triangles stored.
 inline void multiply(const SoloTeam&, int64_t d, const float* matrix, const double* x,
                      double* product) {
   for (int64_t i = 0; i < d; ++i) product[i] = 0.0;

@@ -1,4 +1,4 @@
-// For the CUDA sources: what cholesky.h does, by a block. Every function ends with a barrier.
+// For the CUDA sources: cholesky.h for a block of threads. Every function ends with a barrier.
 #pragma once
 
 #include "solvers/block_team.h"
@@ -6,7 +6,7 @@
 
 namespace pyinv {
 
-// Rows of the triangle below `first` for the warps, their columns for a warp's threads.
+// Distributes the triangle's rows below `first` over warps, and a row's columns over threads.
 template <class Do>
 __device__ void for_triangle(int64_t first, int64_t d, Do element) {
   constexpr unsigned kWarp = 32;

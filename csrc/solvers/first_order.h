@@ -1,16 +1,16 @@
-// What the solvers share that step along the gradient, each component on its own: the gradient with
-// its penalties, the constraint after the step, and what a component starts afresh with. The rule,
-// apart from the loops over components (kernels/), so that every device runs the same arithmetic:
-// float32, one rounding per operation, in the order written.
+// The common part of first-order solvers, which step each component independently: the gradient
+// with penalties, the constraint after the step, and the reset of a component's state. The loops
+// over components are in kernels/, so that every device runs the same arithmetic: float32, one
+// rounding per operation, in the order written.
 //
 // Such a solver is a struct with
 //
-//   resolve(settings, step_rule)   its settings as float32, once per run
+//   resolve(settings, step_rule)   converts the settings to float32, once per run
 //   schedule(settings, t, rate, step)
-//                                  what all components of its t-th step in the stage share
+//                                  values shared by all components in the stage's t-th step
 //   move(rule, step, g, z, m, v, reset_step)
-//                                  one component's step. m and v are its own two numbers, which
-//                                  begin every stage as 0. reset_step: the step of the stage that
+//                                  one component's step. m and v are the component's state, 0 at
+//                                  the start of every stage. reset_step: the stage's step that
 //                                  last reset them, 0 for none
 #pragma once
 
@@ -34,7 +34,7 @@ struct FirstOrderSolver {
   }
 };
 
-// m, v and reset_step from this component on, of all components of all lanes.
+// Pointers to m, v and reset_step from one component on.
 struct FirstOrderRows {
   float *m, *v;
   uint32_t* reset_step;
@@ -59,7 +59,7 @@ PYINV_HOST_DEVICE inline double learning_rate(const Solver& solver, int64_t k, i
   return solver.learning_rate;
 }
 
-// Prepares the lane's next step. `loss` is that of its latent.
+// Prepares the lane's next step. `loss` is the loss at its latent.
 template <class FirstOrder>
 PYINV_HOST_DEVICE void plan_step(const RunRule& rule, const StageRule& stage,
                                  const Moments& moments, float loss, LaneState& lane) {
@@ -93,7 +93,7 @@ PYINV_HOST_DEVICE inline float penalised(const StepRule& rule, const LaneStep& l
          lane.prior_slope * (z - rule.prior.mean);
 }
 
-// What follows a component's step.
+// Applies the constraint after a component's step.
 PYINV_HOST_DEVICE inline void constrain_step(const StepRule& rule, const LaneStep& lane,
                                              uint32_t component, float& z, float& m, float& v,
                                              uint32_t& reset_step) {

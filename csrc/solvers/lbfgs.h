@@ -1,20 +1,21 @@
 // L-BFGS: the trial step is t times the direction -H g. g is the gradient of the loss with its
-// penalty, H the inverse Hessian as the last pairs know it (Nocedal 1980; Liu & Nocedal 1989; the
-// recursion is algorithm 7.4 of Nocedal & Wright 2006). At a bound, what points outwards stays out
-// of g and of the direction (Bertsekas 1982). Pairs are in float, all sums in double.
+// penalty, H the approximation of the inverse Hessian from the last pairs (Nocedal 1980; Liu &
+// Nocedal 1989; the recursion is algorithm 7.4 of Nocedal & Wright 2006). At a bound, components
+// that point outwards are removed from g and from the direction (Bertsekas 1982). Pairs are in
+// float, all sums in double.
 #pragma once
 
 #include "solvers/trial.h"
 
 namespace pyinv {
 
-// Of a lane's pairs, the steps s it took and the differences y of the gradients at their ends.
+// The state of a lane's pairs: steps s and the differences y of the gradients at their ends.
 struct LbfgsState {
-  int64_t made;      // so far; they lie in a ring, as far as it reaches
-  int64_t pairs;     // of the last ones, how many count
-  double curvature;  // s y / y y of the newest
+  int64_t made;      // pairs made so far; stored in a ring buffer
+  int64_t pairs;     // how many of the last pairs are used
+  double curvature;  // s y / y y of the newest pair
   double length;     // t
-  int32_t rejected;  // trials in a row
+  int32_t rejected;  // consecutive rejected trials
 
   PYINV_HOST_DEVICE void forget_pairs() {
     pairs = 0;
@@ -29,10 +30,10 @@ struct Lbfgs : TrialSolver {
   using State = LbfgsState;
 
   static constexpr int64_t kMaxPairs = 1000;
-  // Of Nocedal and Wright's algorithm 3.1: the share of a step's promise that its fall has to keep,
-  // and what a rejected one is cut to.
+  // Nocedal and Wright's algorithm 3.1: the fraction of the predicted decrease that a step must
+  // achieve, and the factor that shortens a rejected step.
   static constexpr double kEnoughFall = 1e-4, kCut = 0.3;
-  // Cut by more than a million, a step of float32 hardly is one.
+  // A step shortened by more than a million hardly changes a float32.
   static constexpr int32_t kMaxRejected = 12;
 
   static std::string problem(const Solver& settings, int64_t) {
@@ -47,7 +48,7 @@ struct Lbfgs : TrialSolver {
 
   static int64_t workers(int64_t d) { return d; }
 
-  // The direction may be too long to lie near.
+  // The direction may be too long for near memory.
   static Scratch scratch(int64_t d, size_t) { return {.near = kMaxWorkers, .far = d}; }
 
   PYINV_HOST_DEVICE static void take_in(const RunRule& rule, const StageRule& stage, float loss,
@@ -82,11 +83,11 @@ struct Lbfgs : TrialSolver {
     const Accepted accepted = accepted_of(lanes, lane);
     const Pairs pairs = pairs_of(lanes, lane);
     float* latent = lanes.latent + lane * d;
-    State search = state.solver.as<State>();  // each worker's own, the same for all
+    State search = state.solver.as<State>();  // each worker has a copy with the same values
     if (state.action & kAccept) {
       if (state.trial.pending) add_pair(team, lanes, lane, accepted, pairs, near, search);
       accept(team, lanes, lane, accepted);
-      team.barrier();  // all see the pair's product
+      team.barrier();  // the pair's product is visible to all workers
     }
 
     bool found = false;
@@ -105,22 +106,22 @@ struct Lbfgs : TrialSolver {
     } else {
       return_to(team, accepted, latent);
     }
-    team.barrier();  // all have read the state
+    team.barrier();  // all workers have read the state
     if (!team.is_leader()) return;
     state.solver.as<State>() = search;
     end_trial(rule, found, promised, penalty, state);
   }
 
  private:
-  // A lane's pairs.
+  // The arrays of a lane's pairs.
   struct Pairs {
     float* values;     // of the first pair's s
     double* products;  // s y
-    double* weights;   // that the recursion gives a pair on its way there, for its way back
-    int64_t distance;  // from one of a pair's arrays to the next
+    double* weights;   // from the recursion's first loop, for its second
+    int64_t distance;  // distance between a pair's arrays
     int64_t history;
 
-    // The place of a pair, counted from the newest one of `made`.
+    // The index of the pair that is `age` older than the newest of `made`.
     PYINV_HOST_DEVICE int64_t place(int64_t made, int64_t age) const {
       return (made - 1 - age) % history;
     }
@@ -138,8 +139,8 @@ struct Lbfgs : TrialSolver {
             .history = history};
   }
 
-  // A component of the pair that a newly accepted latent gives. Both gradients are those of the
-  // loss with the penalty that the step was tried under.
+  // A component of the pair of a newly accepted latent. Both gradients are those of the loss with
+  // the penalty that the trial step used.
   struct PairComponent {
     float s, y;
   };
@@ -150,8 +151,8 @@ struct Lbfgs : TrialSolver {
     return {static_cast<float>(s), static_cast<float>(y)};
   }
 
-  // Keeps the pair of the newly accepted latent, unless the slope does not rise along its step: H
-  // would not stay positive.
+  // Stores the pair of the newly accepted latent if the slope increases along its step. Otherwise H
+  // would not stay positive definite.
   template <class Team>
   PYINV_DEVICE static void add_pair(const Team& team, const LaneArrays& lanes, int64_t lane,
                                     const Accepted& before, const Pairs& pairs, double* near,
@@ -178,7 +179,7 @@ struct Lbfgs : TrialSolver {
     });
   }
 
-  // Fills in -H g; false unless it leads down.
+  // Computes -H g; false if it is not a descent direction.
   template <class Team>
   PYINV_DEVICE static bool find_direction(const Team& team, const RunRule& rule,
                                           const StageRule& stage, const Accepted& at,
@@ -198,7 +199,7 @@ struct Lbfgs : TrialSolver {
       const float *s = pairs.s(place), *y = pairs.y(place);
       const double weight =
           team.sum(d, near, [=](int64_t i) { return s[i] * direction[i]; }) / pairs.products[place];
-      // Read after the sums of the way back have made all workers wait.
+      // Read in the second loop, after its sums, which are barriers.
       if (team.is_leader()) pairs.weights[place] = weight;
       team.for_each(d, [=](int64_t i) { direction[i] -= weight * y[i]; });
     }

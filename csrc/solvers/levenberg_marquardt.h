@@ -3,10 +3,10 @@
 //   (H + (c + lambda m) I) delta = -(g + c (z - mean)),
 //
 // H the gram at the accepted latent z, g its gradient, c the prior penalty's slope, m the mean of
-// H's diagonal (Levenberg 1944, Marquardt 1963). Lambda follows how well the model predicted the
-// last trial step. A lane evaluates normal equations at every accepted latent, and only the loss
-// at a trial. All arithmetic is in double, with one rounding per operation and every sum in the
-// order of its terms, so that every device computes the same.
+// H's diagonal (Levenberg 1944, Marquardt 1963). Lambda is adapted to how well the model predicted
+// the last trial step. A lane evaluates normal equations at every accepted latent, and only the
+// loss at a trial. All arithmetic is in double, with one rounding per operation and every sum in
+// the order of its terms, so that results are the same on every device.
 #pragma once
 
 #include "solvers/cholesky.h"
@@ -24,11 +24,11 @@ struct LevenbergMarquardt : TrialSolver {
   static constexpr bool kSolvesNormalEquations = true;
   using State = LevenbergMarquardtState;
 
-  // A gram of more takes megabytes per lane, and hundreds of forward passes.
+  // A larger gram takes megabytes per lane and hundreds of forward passes.
   static constexpr int64_t kMaxComponents = 512;
-  // A step beyond the last one is so short that, once rejected, none is worth another evaluation.
+  // Beyond kHopelessDamping a step is so short that after a rejection the stage ends.
   static constexpr double kMinDamping = 1e-8, kMaxDamping = 1e8, kHopelessDamping = 1e5;
-  // How often one trial raises a damping whose matrix is not positive definite.
+  // How often a trial raises the damping if the matrix is not positive definite.
   static constexpr int kMaxRaises = 30;
 
   static std::string problem(const Solver&, int64_t latent_size) {
@@ -41,7 +41,7 @@ struct LevenbergMarquardt : TrialSolver {
 
   static int64_t workers(int64_t d) { return 2 * d; }
 
-  // The factor lies near where it fits.
+  // The factor is in near memory if it fits.
   static Scratch scratch(int64_t d, size_t near_bytes) {
     const int64_t vectors = 2 * d + (d + 7) / 8, factor = packed_row(d);
     const bool fits = static_cast<size_t>(vectors + factor) * sizeof(double) <= near_bytes;
@@ -57,8 +57,8 @@ struct LevenbergMarquardt : TrialSolver {
         damping = stage.solver.damping;
         update_status(rule, stage, loss, finite, trace, lane);
       } else {
-        // The latent is known: as a trial it was accepted, and its loss, from the same function
-        // that the next trial's comes from, stays.
+        // The latent was accepted as a trial. Its loss is kept, because the next trial's loss is
+        // computed by the same function.
         lane.action = 0;
         lane.finite = finite && fabsf(loss) <= 3.402823466e38f;
         lane.stop = lane.finite ? kNoStop : static_cast<uint8_t>(Status::non_finite);
@@ -67,7 +67,7 @@ struct LevenbergMarquardt : TrialSolver {
       return;
     }
     const double fall = trial_fall(loss, lane), predicted = lane.trial.predicted;
-    // Not so for a loss that is not finite.
+    // False for a loss that is not finite.
     if (fabsf(loss) <= 3.402823466e38f && fall > 0.0 && fall > 1e-3 * predicted) {
       if (fall > 0.75 * predicted) {
         damping *= stage.solver.damping_down;
@@ -100,7 +100,7 @@ struct LevenbergMarquardt : TrialSolver {
     const double diagonal =
         team.ordered_sum(d, column, [=](int64_t i) -> double { return gram[i * d + i]; });
     const double mean = diagonal / static_cast<double>(d);
-    const double unit = mean > 0.0 ? mean : 1.0;  // m; a gram of zeros says nothing
+    const double unit = mean > 0.0 ? mean : 1.0;  // m; 1 for a gram of zeros
     double damping = state.solver.as<State>().damping;
     bool solved = false;
     for (int raises = 0;; ++raises) {
@@ -112,7 +112,7 @@ struct LevenbergMarquardt : TrialSolver {
 
     double predicted = 0.0, penalty = 0.0;
     if (solved) {
-      // Of the step that the trial really is, after its constraint.
+      // Use the actual step of the trial, after the constraint.
       team.for_each(d, [=](int64_t i) { step[i] = double{latent[i]} - accepted.latent[i]; });
       team.barrier();
       double* bend = column;
@@ -132,15 +132,15 @@ struct LevenbergMarquardt : TrialSolver {
   }
 
  private:
-  // The step at this damping, lambda m; false if the matrix is not positive definite. What is held
-  // is left out of the equations.
+  // Computes the step at this damping, lambda m; false if the matrix is not positive definite.
+  // Components that are held are removed from the equations.
   template <class Team>
   PYINV_DEVICE static bool solve(const Team& team, const Accepted& accepted, const float* gram,
                                  double damping, const uint8_t* held, double* factor,
                                  double* column, double* step) {
     const int64_t d = accepted.size;
     const double added = accepted.slope + damping;
-    team.barrier();  // the memory has been used, and `held` is read by all
+    team.barrier();  // the memory may be reused, and `held` is visible to all
     team.for_each(d, [=](int64_t i) { step[i] = held[i] ? 0.0 : accepted.right_side(i); });
     fill_triangle(team, d, factor, [=](int64_t i, int64_t j) {
       if (held[i] || held[j]) return i == j ? 1.0 : 0.0;

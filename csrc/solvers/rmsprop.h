@@ -1,6 +1,6 @@
-// RMSprop (Tieleman & Hinton 2012, lecture 6.5), as torch.optim.RMSprop has it: v is the running
-// mean of the squared gradient, which begins at 0 and is not corrected for it; m the momentum of
-// the scaled gradients.
+// RMSprop (Tieleman & Hinton 2012, lecture 6.5), as in torch.optim.RMSprop: v is the running mean
+// of the squared gradient, which starts at 0 without bias correction; m is the momentum of the
+// scaled gradients.
 #pragma once
 
 #include "solvers/first_order.h"
@@ -11,7 +11,7 @@ struct RmsProp : FirstOrderSolver {
   static constexpr SolverKind kKind = SolverKind::rmsprop;
   static constexpr const char* kName = "rmsprop";
 
-  // v decays as Adam's does.
+  // v decays as in Adam.
   static void resolve(const Solver& settings, StepRule& rule) {
     rule.momentum = static_cast<float>(settings.momentum);
     rule.beta2 = static_cast<float>(settings.alpha);

@@ -1,5 +1,5 @@
-// The list of solvers. A new one has its own file in this folder, its kind in pyinv/recipe.h, its
-// settings in rules.cpp, and its place in this list.
+// The list of solvers. To add a solver, add a file in this folder, its kind in pyinv/recipe.h, its
+// settings in rules.cpp, and an entry in this list.
 #pragma once
 
 #include "solvers/adam.h"
@@ -21,7 +21,7 @@ struct SolverList {
     ((All::kKind == kind ? visit(All()) : void()), ...);
   }
 
-  // The same with all solvers, one after another.
+  // Calls visit(solver) with each solver in turn.
   template <class Visit>
   static void visit_all(const Visit& visit) {
     (visit(All()), ...);
@@ -30,7 +30,7 @@ struct SolverList {
 
 using Solvers = SolverList<GradientDescent, Adam, LevenbergMarquardt, Lbfgs, RmsProp>;
 
-// A component's step by the stage's solver.
+// Makes a component's step with the stage's solver.
 PYINV_HOST_DEVICE inline void step_component(const StepRule& rule, const LaneStep& lane,
                                              uint32_t component, float gradient, float& z, float& m,
                                              float& v, uint32_t& reset_step) {

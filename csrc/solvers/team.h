@@ -1,18 +1,18 @@
-// The team of workers that a solver's work on one lane is written for. On the CPU it is a single
-// thread (SoloTeam), on a GPU the threads of a block (BlockTeam, in block_team.h). Both have
+// The workers that run a solver on one lane. On the CPU a team is a single thread (SoloTeam), on a
+// GPU the threads of a block (BlockTeam, in block_team.h). Both have
 //
-//   for_each(count, element)        element(i) for all i; a worker has the same i every time
-//   barrier()                       what a worker wrote before it, all workers see after it
-//   all(holds)                      whether it holds for every worker; a barrier
-//   is_leader()                     true for one of the workers, which keeps the lane's state
-//   sum(count, memory, term)        to every worker; fast, in an order that differs by device
+//   for_each(count, element)        element(i) for all i; a worker gets the same i in every call
+//   barrier()                       makes writes before it visible to all workers after it
+//   all(holds)                      whether `holds` is true for every worker; a barrier
+//   is_leader()                     true for one worker, which writes the lane's state
+//   sum(count, memory, term)        the sum for every worker; fast, in an order that depends on the
+//                                   device
 //   ordered_sum(count, memory, term)
-//                                   to every worker; in the order of i, alike on every device
+//                                   the sum for every worker, in the order of i on every device
 //
 // `memory` is the team's near memory: kMaxWorkers doubles for sum(), `count` for ordered_sum().
-// Sums are barriers. There are two because a sum in a fixed order takes one addition after
-// another: that is fine for the few hundred components of a matrix's row, and slow for latents of
-// any length.
+// Sums are barriers. A sum in a fixed order is sequential: that is fine for the few hundred
+// components of a matrix's row, but slow for latents of any length.
 #pragma once
 
 #include <cstdint>
@@ -38,7 +38,7 @@ class SoloTeam {
   bool all(bool holds) const { return holds; }
   bool is_leader() const { return true; }
 
-  // Several sums at once: each has to wait for its last addition, and latents may be long.
+  // Keep several partial sums: each addition waits for the previous one, and latents may be long.
   template <class Term>
   double sum(int64_t count, double*, Term term) const {
     constexpr int64_t kSums = 8;

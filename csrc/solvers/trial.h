@@ -1,20 +1,20 @@
-// What the solvers share that make trial steps. A lane goes from one accepted latent to the next:
-// a trial step from it is evaluated, with the stage's objective, and accepted or rejected, until
-// one is accepted. Under a clip, a component at a bound that would leave it is held.
+// The common part of solvers that make trial steps. From an accepted latent, trial steps are
+// evaluated with the stage's objective until one is accepted; its latent is the next accepted one.
+// Under a clip, a component at a bound that would move beyond it is held.
 //
 // Such a solver is a struct with
 //
-//   State                                what it keeps of a lane, in LaneState::solver
+//   State                                the solver's state of a lane, in LaneState::solver
 //   take_in(rule, stage, loss, finite, trace, lane)
-//                                        accepts or rejects what was evaluated; `finite`: all of it
-//                                        but the loss
-//   storage(settings)                    its arrays, with kAcceptedVectors first
-//   workers(latent_size)                 how many workers a team may have
-//   scratch(latent_size, near_bytes)     a team's memory
+//                                        accepts or rejects the evaluated latent; `finite`: whether
+//                                        all results other than the loss are finite
+//   storage(settings)                    the solver's arrays, with kAcceptedVectors first
+//   workers(latent_size)                 the most workers that a team may have
+//   scratch(latent_size, near_bytes)     a team's scratch memory
 //   propose(team, lanes, lane, near, far)
-//                                        takes over an accepted latent, and puts the next trial
-//                                        in its place
-//   problem(settings, latent_size)       what is wrong with the settings, or nothing
+//                                        saves a newly accepted latent, and replaces it with the
+//                                        next trial
+//   problem(settings, latent_size)       an error message for invalid settings, or empty
 #pragma once
 
 #include <cmath>
@@ -26,8 +26,8 @@
 
 namespace pyinv {
 
-// Doubles that a team needs while it works on a lane. On a GPU, near memory is the block's shared
-// memory, of which there are `near_bytes`, and far memory is the GPU's.
+// Scratch doubles that a team needs. On a GPU, near memory is the block's shared memory, at most
+// `near_bytes`, and far memory is global memory.
 struct Scratch {
   int64_t near = 0, far = 0;
 };
@@ -37,13 +37,13 @@ constexpr int64_t kAcceptedLatent = 0, kAcceptedGradient = 1;
 struct TrialSolver {
   static constexpr bool kMakesTrials = true;
   static constexpr bool kSolvesNormalEquations = false;
-  // The accepted latent and its gradient are a lane's first vectors, whatever the solver.
+  // The accepted latent and its gradient are a lane's first vectors with every solver.
   static constexpr int64_t kAcceptedVectors = 2;
 
   static std::string problem(const Solver&, int64_t) { return {}; }
 };
 
-// Prepares the lane's next trial. propose() counts it.
+// Prepares the lane's next trial, which propose() counts.
 PYINV_HOST_DEVICE inline void plan_trial(const RunRule& rule, const StageRule& stage,
                                          LaneState& lane) {
   if (lane.action & kAccept) {
@@ -53,14 +53,14 @@ PYINV_HOST_DEVICE inline void plan_trial(const RunRule& rule, const StageRule& s
   name_step(rule, lane);
 }
 
-// A lane's accepted latent, and the loss with its penalty there.
+// A lane's accepted latent, its gradient and the penalty there.
 struct Accepted {
   float *latent, *gradient;
   int64_t size;
   double center, slope;
-  float low, high;  // a component on a bound that wants to go beyond it is held
+  float low, high;  // a component at a bound that would move beyond it is held
 
-  // Down the slope of the loss with its penalty.
+  // The negative gradient of the loss with its penalty.
   PYINV_HOST_DEVICE double right_side(int64_t i) const {
     return -(gradient[i] + slope * (latent[i] - center));
   }
@@ -87,12 +87,12 @@ PYINV_HOST_DEVICE inline bool is_positive(double value) {
   return value > 0.0 && value <= 1.7976931348623157e308;
 }
 
-// How far the loss with its penalty fell by the trial step.
+// The decrease of the loss with its penalty over the trial step.
 PYINV_HOST_DEVICE inline double trial_fall(float loss, const LaneState& lane) {
   return double{lane.previous_loss} - loss + lane.trial.penalty_fall;
 }
 
-// The trial is not taken; another follows, or the stage ends where it was accepted last.
+// Rejects the trial. Another follows, or the stage ends at the last accepted latent.
 PYINV_HOST_DEVICE inline void reject(const RunRule& rule, const StageRule& stage, bool hopeless,
                                      float* trace, LaneState& lane) {
   lane.stop = kNoStop;
@@ -121,8 +121,8 @@ PYINV_DEVICE void accept(const Team& team, const LaneArrays& lanes, int64_t lane
   });
 }
 
-// The trial `scale` times `step` away, constrained, goes into `latent`; false if a float cannot
-// hold it.
+// Writes the constrained trial, `scale` times `step` away, to `latent`; false if it overflows a
+// float.
 template <class Team>
 PYINV_DEVICE bool try_step(const Team& team, const StageRule& stage, const LaneStep& lane,
                            const Accepted& accepted, double scale, const double* step,
@@ -145,13 +145,12 @@ PYINV_DEVICE void return_to(const Team& team, const Accepted& accepted, float* l
   team.for_each(accepted.size, [=](int64_t i) { latent[i] = accepted.latent[i]; });
 }
 
-// A component's share of what the penalty falls by in the step that the trial really is.
+// A component's contribution to the penalty's decrease over the trial's actual step.
 PYINV_HOST_DEVICE inline double penalty_fall(const Accepted& accepted, int64_t i, double step) {
   return -accepted.slope * step * ((accepted.latent[i] - accepted.center) + 0.5 * step);
 }
 
-// The lane has its trial, or nothing gave it one: its stage then ends where it was accepted
-// last.
+// Finishes a trial. If none was found, the stage ends at the last accepted latent.
 PYINV_HOST_DEVICE inline void end_trial(const RunRule& rule, bool found, double predicted,
                                         double penalty_falls, LaneState& lane) {
   lane.action = 0;

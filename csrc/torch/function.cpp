@@ -90,7 +90,7 @@ std::map<std::string, HostArray> TorchFunction::run(
     const c10::Device device = torchscript::to_torch(*method_->options().device);
     std::vector<c10::IValue> arguments;
     for (const auto& [name, array] : given) {
-      auto* data = const_cast<float*>(array->data);  // torch has one type for tensors
+      auto* data = const_cast<float*>(array->data);  // torch has no type for constant tensors
       arguments.emplace_back(at::from_blob(data, array->shape, at::kFloat).to(device));
     }
     if (arguments.size() < method_->arguments().size()) arguments.emplace_back();  // no `out`
@@ -117,7 +117,7 @@ std::map<std::string, HostArray> TorchFunction::run(
     for (const auto& [name, result] : results) {
       at::Tensor host = result.to(at::kCPU).contiguous();
       if (host.dtype() != at::kFloat) method_->refuse(std::string(name) + " is not float32");
-      // Not memory that someone else has: the caller's own array, or one of the weights.
+      // Copy if the memory is shared with the caller's array or a weight.
       if (host.storage().use_count() > 1) host = host.clone();
       const auto tensor = std::make_shared<at::Tensor>(std::move(host));
       outputs[name] = {tensor->sizes().vec(), tensor->const_data_ptr<float>(), tensor};

@@ -1,5 +1,5 @@
-// Any method of a TorchScript module, called by name on arrays in the host's memory: what the
-// Python class TorchFunction wraps.
+// Any method of a TorchScript module, with host arrays by name; wrapped by the Python class
+// TorchFunction.
 #pragma once
 
 #include <cstdint>
@@ -22,7 +22,7 @@ class Method;
 struct HostArray {
   std::vector<int64_t> shape;
   const float* data = nullptr;
-  std::shared_ptr<const void> owner;  // of an output's memory
+  std::shared_ptr<const void> owner;  // owner of an output's memory
 };
 
 class PYINV_API TorchFunction {
@@ -35,13 +35,12 @@ class PYINV_API TorchFunction {
   int64_t latent_size() const;
   int64_t image_size() const;
   int64_t condition_size() const;
-  // Of an argument's array with so many rows.
+  // The shape of an argument's array with `rows` rows.
   std::vector<int64_t> shape(const std::string& argument, int64_t rows) const;
 
-  // Takes every argument by its name, but `out`. A single result is called "image", or "latent"
-  // where an image is among the arguments; two are called "loss" and "gradient", and a third one
-  // "gram". Throws std::invalid_argument for an array that is missing, not the method's, or of
-  // another shape.
+  // Takes all arguments except `out` by name. A single result is named "image", or "latent" if an
+  // image is among the arguments. Two results are named "loss" and "gradient", and a third "gram".
+  // Throws std::invalid_argument for an array that is missing, unknown, or of the wrong shape.
   std::map<std::string, HostArray> run(const std::map<std::string, HostArray>& inputs) const;
 
  private:

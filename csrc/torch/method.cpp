@@ -12,9 +12,9 @@
 namespace pyinv::torchscript {
 namespace {
 
-// What went wrong, out of the pages that torch may say about it, as one line.
+// The cause of an error, as one line, from torch's long message.
 std::string cause(std::string text) {
-  // An error within a method comes with the method's source; the cause is at the end.
+  // The message of an error within a method has the method's source; the cause is at the end.
   for (const char* label : {"\nRuntimeError: ", "\nNotImplementedError: "}) {
     const size_t at = text.rfind(label);
     if (at != std::string::npos) text.erase(0, text.find(": ", at) + 2);
@@ -81,8 +81,8 @@ void Method::load() {
   torch::jit::freeze_module_inplace(&module_, {name_});
   auto graph = module_.get_method(name_).graph();
   torch::jit::OptimizeFrozenGraph(graph);
-  // torch's default is to watch a graph's first runs and specialise it to the shapes seen, again
-  // for every other batch size. This mode runs the graph as it is from the first call on.
+  // By default, torch profiles a graph's first runs and specialises it to their shapes, again for
+  // every other batch size. This mode runs the graph unchanged from the first call.
   executor_ = torch::jit::GraphExecutor(graph, name_, torch::jit::ExecutorExecutionMode::SIMPLE);
 }
 
@@ -125,7 +125,7 @@ void Method::refuse(const std::string& problem) const {
   throw std::runtime_error(file_ + ": " + problem + "; export it again with pyinv.export");
 }
 
-// Called within a handler.
+// Must be called within an exception handler.
 void Method::rethrow() const {
   const std::string subject = file_ + ", " + name_;
   try {
@@ -136,7 +136,7 @@ void Method::rethrow() const {
     throw std::runtime_error(subject + ": torch: " + cause(text));
   } catch (const std::runtime_error& error) {
     const std::string text = error.what();
-    if (text.starts_with(file_)) throw;  // our own
+    if (text.starts_with(file_)) throw;  // thrown by this class
     if (out_of_memory(error, text)) throw OutOfMemory(subject + ": " + cause(text));
     throw std::runtime_error(subject + ": torch: " + cause(text));
   } catch (const std::exception& error) {

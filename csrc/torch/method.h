@@ -1,4 +1,4 @@
-// One method of a TorchScript module, ready to run on a device.
+// A method of a TorchScript module, loaded to run on a device.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -18,21 +18,21 @@
 
 namespace pyinv::torchscript {
 
-// What the module says of the functions it holds: a TorchScript method declares no shapes.
+// Sizes recorded in the module, because TorchScript methods do not declare shapes.
 struct Sizes {
   int64_t latent = 0;
   std::vector<int64_t> image;  // C, H, W
   int64_t condition = 0;       // 0: none
 
   int64_t pixels() const;
-  // Of an argument's row, by its name; throws std::out_of_range for another name.
+  // The shape of an argument's row, by name; throws std::out_of_range for an unknown name.
   std::vector<int64_t> row(const std::string& argument) const;
 };
 
-// Frozen: the weights are constants of the graph, on the device.
+// The module is frozen: its weights are constants of the graph, on the device.
 class Method {
  public:
-  // Throws std::runtime_error, DeviceError, OutOfMemory; std::invalid_argument for the options.
+  // Throws std::runtime_error, DeviceError, OutOfMemory, and std::invalid_argument for the options.
   Method(const std::filesystem::path& file, const std::string& name, const RuntimeOptions& options);
 
   const std::string& file() const { return file_; }
@@ -42,7 +42,7 @@ class Method {
   // Without self.
   const std::vector<c10::Argument>& arguments() const { return arguments_; }
 
-  // Does `work` in the scope of a call, with torch's exceptions made ours.
+  // Runs `work` in the scope of a call, and converts torch's exceptions to pyinv's.
   template <class Work>
   auto within_call(Work&& work) const {
     try {
@@ -53,7 +53,7 @@ class Method {
     }
   }
 
-  // These two within a call. A view borrows the device's memory.
+  // Call these two within a call. A view borrows the device's memory.
   at::Tensor view(float* data, const std::vector<int64_t>& shape) const;
   c10::IValue run(const std::vector<c10::IValue>& arguments) const;
 

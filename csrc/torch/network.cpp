@@ -7,7 +7,7 @@
 namespace pyinv {
 namespace {
 
-// A method from one array, and perhaps a condition, to another.
+// A method that maps one array, and optionally a condition, to another.
 class Network {
  public:
   Network(const std::filesystem::path& file, const std::string& method,

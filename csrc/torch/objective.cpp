@@ -20,8 +20,8 @@ namespace {
 
 using torchscript::Method;
 
-// Lane ranges whose tensors are kept; an engine that shrinks its batch towards the end of a run
-// uses one range a batch size.
+// The most lane ranges whose tensors are cached. An engine that shrinks its batch towards the end
+// of a run uses one range per batch size.
 constexpr size_t kMaxRanges = 1024;
 
 std::vector<int64_t> batch_of(int64_t count, const std::vector<int64_t>& row) {
@@ -30,10 +30,10 @@ std::vector<int64_t> batch_of(int64_t count, const std::vector<int64_t>& row) {
   return shape;
 }
 
-// Not capturable: torch would lend the memory of a recorded call to others between its replays.
+// Not capturable: between replays, torch would reuse the memory of a captured call.
 class TorchEvaluator : public Evaluator {
  public:
-  // `buffers` have a gram if the method gives one.
+  // `buffers` must have a gram if the method computes one.
   TorchEvaluator(const Method& method, const LaneBuffers& buffers)
       : method_(method),
         buffers_(buffers),
@@ -65,7 +65,7 @@ class TorchEvaluator : public Evaluator {
     const auto lanes = [&](const float* array, const std::vector<int64_t>& row) {
       int64_t stride = 1;
       for (int64_t size : row) stride *= size;
-      // torch has one type for tensors; the method writes to `out` only.
+      // torch has no type for constant tensors, but the method only writes to `out`.
       return method_.view(const_cast<float*>(array) + first * stride, batch_of(count, row));
     };
     const auto& sizes = method_.sizes();
@@ -120,9 +120,9 @@ void TorchObjective::check_signature() {
   }
 }
 
-// TorchScript tells no shapes before it runs.
+// TorchScript does not declare shapes, so the results' shapes are checked in a trial run.
 void TorchObjective::check_results() const {
-  // Of a batch, unless a target takes much memory.
+  // Use a batch of two, unless a target takes much memory.
   const int64_t count = has_gram_ ? 1 : 2;
   const auto& sizes = method_->sizes();
   method_->within_call([&] {
@@ -158,7 +158,7 @@ void TorchObjective::check_results() const {
       const bool same = all && returned.toTupleRef().elements()[i].isTensor() &&
                         returned.toTupleRef().elements()[i].toTensor().is_same(results[i]);
       if (!same) method_->refuse(method_->name() + " does not return the tensors of 'out'");
-      // An operator gives a tensor of another shape that shape, and new memory if it needs more.
+      // An operator resizes a tensor of the wrong shape, and reallocates it if it is too small.
       const auto shape = batch_of(count, expected[i].row);
       if (results[i].sizes() != shape || results[i].const_data_ptr() != memory[i]) {
         method_->refuse(method_->name() + ": " + expected[i].name + " should be " +

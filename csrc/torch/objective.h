@@ -1,6 +1,6 @@
-// The objective that a method of a TorchScript module is:
+// The objective computed by a method of a TorchScript module:
 //   (latent [B, d], image [B, C, H, W], [condition [B, k]], out) -> (loss [B], gradient [B, d]),
-// and of normal equations gram [B, d, d] as well, all float32. It writes its results into the
+// and for normal equations also gram [B, d, d], all float32. It writes its results into the
 // tensors `out` and returns them.
 #pragma once
 
@@ -18,7 +18,7 @@ namespace torchscript {
 class Method;
 }
 
-// The engine's arrays are the method's tensors: a step copies nothing here.
+// Passes the engine's arrays to the method directly, so a step does not copy here.
 class PYINV_API TorchObjective : public Objective {
  public:
   // Throws as torch_objective() does.

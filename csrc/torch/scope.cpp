@@ -13,8 +13,8 @@ using at::Float32MatmulPrecision;
 using at::Float32Op;
 using at::Float32Precision;
 
-// What Tf32Scope changes. Matrix products have an older switch beside the one that convolutions
-// have too, and within a call the two must agree.
+// The settings that Tf32Scope changes. Matrix products have an older setting in addition to the one
+// that they share with convolutions. Within a call the two must agree.
 struct Precision {
   Float32Precision convolution, product;
   Float32MatmulPrecision older;
@@ -25,7 +25,7 @@ struct Precision {
             context.float32Precision(Float32Backend::CUDA, Float32Op::MATMUL), older_now()};
   }
 
-  static Precision wanted(bool tf32) {
+  static Precision for_tf32(bool tf32) {
     const Float32Precision both = tf32 ? Float32Precision::TF32 : Float32Precision::IEEE;
     return {both, both, tf32 ? Float32MatmulPrecision::HIGH : Float32MatmulPrecision::HIGHEST};
   }
@@ -45,7 +45,7 @@ struct Precision {
   static Float32MatmulPrecision older_now() {
     try {
       return at::globalContext().float32MatmulPrecision();
-    } catch (const c10::Error&) {  // who set the newer one to TF32 has left this as it was
+    } catch (const c10::Error&) {  // the newer setting is TF32, and this one was not changed
       return Float32MatmulPrecision::HIGHEST;
     }
   }
@@ -77,7 +77,7 @@ Tf32Scope::Tf32Scope(bool allowed) {
   precision_free.wait(lock, [&] { return !precision_users || precision_tf32 == allowed; });
   if (!precision_users) {
     precision_before = Precision::now();
-    Precision::wanted(allowed).set();
+    Precision::for_tf32(allowed).set();
     precision_tf32 = allowed;
   }
   ++precision_users;
@@ -96,7 +96,7 @@ CallScope::CallScope(const RuntimeOptions& options) {
     return;
   }
   exclusive_ = options.device->exclusive();
-  // torch knows a stream that it did not make itself by the handle.
+  // torch identifies an external stream by its handle.
   const auto id = reinterpret_cast<c10::StreamId>(options.device->stream());
   stream_.emplace(c10::Stream(c10::Stream::UNSAFE, to_torch(*options.device), id));
   precision_.emplace(options.tf32);

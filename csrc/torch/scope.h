@@ -1,4 +1,4 @@
-// The state of torch in which our calls run.
+// torch's state during pyinv's calls.
 #pragma once
 
 #include <ATen/Context.h>
@@ -14,7 +14,7 @@ namespace pyinv::torchscript {
 
 c10::Device to_torch(const Device& device);
 
-// The calling thread's threads within an operator.
+// The number of threads that operators called from this thread use.
 class ThreadsScope {
  public:
   explicit ThreadsScope(int threads);
@@ -26,8 +26,8 @@ class ThreadsScope {
   int threads_, before_;
 };
 
-// TF32 is a switch of the whole process: calls that want it alike run side by side, and those that
-// want it otherwise wait until they have launched their kernels.
+// TF32 is a setting of the whole process. Calls with the same setting run concurrently; calls with
+// the other setting wait until these have launched their kernels.
 class Tf32Scope {
  public:
   explicit Tf32Scope(bool allowed);
@@ -36,8 +36,8 @@ class Tf32Scope {
   Tf32Scope& operator=(const Tf32Scope&) = delete;
 };
 
-// No gradients, no warnings, and the options' device, stream, threads and precision; everything as
-// it was before at the end, for what else the process does with torch.
+// Disables gradients and warnings, and sets the options' device, stream, threads and precision. At
+// the end it restores the previous state, for the process's other uses of torch.
 class CallScope {
  public:
   explicit CallScope(const RuntimeOptions& options);
@@ -47,7 +47,7 @@ class CallScope {
     void process(const c10::Warning&) override {}
   };
 
-  std::shared_ptr<void> exclusive_;  // first: the last to be given back
+  std::shared_ptr<void> exclusive_;  // first, so that it is released last
   Silence silence_;
   c10::WarningUtils::WarningHandlerGuard warnings_{&silence_};
   c10::InferenceMode no_gradients_;

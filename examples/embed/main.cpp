@@ -1,4 +1,4 @@
-// Inverts images against a bundle, from a C++ program without Python. README.md says how to build
+// Inverts images with a bundle, from a C++ program without Python. README.md explains how to build
 // it.
 #include <pyinv/bundle.h>
 #include <pyinv/engine.h>
@@ -34,15 +34,15 @@ constexpr std::string_view kUsage =
     "  --runtime NAME    onnx or torchscript; the bundle's first by default\n"
     "  --onnxruntime LIB ONNX Runtime's shared library; $PYINV_ONNXRUNTIME by default\n"
     "  --recipe FILE     a recipe as JSON; pyinv's default recipe by default\n"
-    "  --init encoder    begin at what the bundle's encoder makes of each image\n"
+    "  --init encoder    start from the bundle's encoder's latent of each image\n"
     "  --device NAME     cpu (the default), cuda or cuda:1\n"
-    "  --lanes N         targets that run side by side; 64 by default\n"
+    "  --lanes N         targets that are inverted at once; 64 by default\n"
     "  --threads N       CPU threads; all by default\n"
-    "  --seed N          what random draws depend on; 0 by default\n"
+    "  --seed N          seed of the random draws; 0 by default\n"
     "  --latents FILE    also write the latents, float32 [N, d]\n"
     "  --images FILE     also write the images of the latents, float32 [N, C, H, W]\n";
 
-// Memory for the normal equations of targets that are solved at once.
+// The memory limit for normal equations, which limits the targets per evaluation.
 constexpr int64_t kNormalEquationsBytes = int64_t{1} << 27;
 
 struct UsageError : std::runtime_error {
@@ -130,7 +130,7 @@ std::vector<float> read_images(const std::filesystem::path& path, const pyinv::B
   }
   std::vector<float> images(bytes.size() / sizeof(float));
   std::copy(bytes.begin(), bytes.end(), reinterpret_cast<char*>(images.data()));
-  // For rounding, or for a generator whose own images leave the range.
+  // A tolerance for rounding, or for a generator whose own images leave the range.
   const double slack = (bundle.bounded ? 1e-3 : 4.0) * (bundle.highest - bundle.lowest);
   const auto inside = [&](float value) {
     return value >= bundle.lowest - slack && value <= bundle.highest + slack;
@@ -152,7 +152,7 @@ std::shared_ptr<pyinv::Device> open_device(const std::string& name) {
   throw UsageError("--device must be cpu, cuda or cuda:N, got '" + name + "'");
 }
 
-// The bundle's functions in one runtime.
+// Loads the bundle's functions in one runtime.
 class Runtime {
  public:
   Runtime(const pyinv::Bundle& bundle, const Arguments& arguments)
@@ -242,7 +242,7 @@ void invert(const Arguments& arguments) {
   const pyinv::Bundle bundle = pyinv::Bundle::open(arguments.bundle);
   if (bundle.condition_size()) {
     throw std::runtime_error(arguments.bundle.string() +
-                             ": this program has no conditions to give");
+                             ": this program does not support conditions");
   }
   const std::vector<float> images = read_images(arguments.images, bundle);
   const int64_t count = static_cast<int64_t>(images.size()) / bundle.image_size();

@@ -1,1 +1,1 @@
-"""From a PyTorch module, or a TorchScript file, to an ATen graph."""
+"""Capture a PyTorch module, or a TorchScript file, as an ATen graph."""

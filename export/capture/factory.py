@@ -1,4 +1,4 @@
-"""Find a generator from its name on a command line: a function that makes it, or a file."""
+"""Load a generator named on a command line: by a factory function, or from a file."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _FILE_SUFFIXES = (".pt", ".pth", ".jit", ".ts", ".torchscript")
 
 
 def load_generator(target: str, *, what: str = "generator") -> nn.Module:
-    """Load what ``target`` names: a factory, as load_factory does, or a TorchScript file.
+    """Load a generator from a factory (see ``load_factory``) or a TorchScript file.
 
-    ``what`` says in errors what is expected there.
+    ``what`` names the expected object in error messages.
 
     Raises:
-        ExportError: no such thing, or not a generator.
+        ExportError: ``target`` does not exist or is not a generator.
     """
     is_file = Path(target).is_file() and not target.endswith(".py")
     if is_file or target.endswith(_FILE_SUFFIXES):
@@ -38,12 +38,12 @@ def load_generator(target: str, *, what: str = "generator") -> nn.Module:
 def load_factory(target: str, *, what: str = "generator") -> nn.Module:
     """Call ``package.module:factory`` or ``path/to/file.py:factory`` and return its generator.
 
-    The factory takes no arguments and returns a torch.nn.Module; a name that is bound to a module
-    instance, or to a Module class that needs no arguments, serves as well. Modules are looked up
-    in the current folder first, then as Python always does.
+    The factory takes no arguments and returns a torch.nn.Module. The name may also refer to a
+    module instance, or to a Module class whose constructor needs no arguments. Modules are looked
+    up in the current folder first, then on Python's search path.
 
     Raises:
-        ExportError: no such file, module or name, or something that is not a torch.nn.Module.
+        ExportError: no such file, module or name, or the result is not a torch.nn.Module.
     """
     source, colon, name = target.rpartition(":")
     if not colon or not source or not name:
@@ -108,7 +108,7 @@ def _load_module(source: str) -> ModuleType:
 
 
 class _search_path:
-    """Look for modules in one more folder for the time of an import."""
+    """Add a folder to the module search path during an import."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder

@@ -1,7 +1,7 @@
-"""Generators that come as TorchScript: files without source, as modules that can be traced.
+"""Read TorchScript generators as modules that can be traced.
 
-A ScriptModule runs in an interpreter of its own, which tracing does not see into. ``Scripted``
-walks the same graph in Python and calls the same ATen operators, with sizes that may be symbols.
+A ScriptModule runs in its own interpreter, which is opaque to tracing. ``Scripted`` walks the same
+graph in Python and calls the same ATen operators; sizes may be symbolic.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ aten = torch.ops.aten
 def load_torchscript(
     path: str | os.PathLike[str], *, what: str = "generator"
 ) -> torch.jit.ScriptModule:
-    """Load a TorchScript file onto the CPU, wherever its tensors were.
+    """Load a TorchScript file onto the CPU, whatever device it was saved from.
 
-    ``what`` names in errors what is in it.
+    ``what`` names the file's contents in error messages.
 
     Raises:
-        ExportError: no such file, or not a TorchScript file; the message says what to do.
+        ExportError: the file does not exist or is not a TorchScript file.
     """
     path = Path(path)
     if path.is_dir():
@@ -43,7 +43,7 @@ def load_torchscript(
     if not path.is_file():
         other = " or 'path/to/file.py:factory'" if what == "generator" else ""
         raise ExportError(f"no file {path}: give a TorchScript file{other}")
-    if not _holds_code(path):
+    if not _contains_code(path):
         other = "load it there, or"
         if what == "generator":
             other = "give 'path/to/file.py:factory' with a factory that loads it, or"
@@ -61,8 +61,8 @@ def load_torchscript(
     return module
 
 
-def _holds_code(path: Path) -> bool:
-    """Whether this is a zip file with code in it: torch.save writes one without."""
+def _contains_code(path: Path) -> bool:
+    """Whether this is a zip file that contains code; one written by torch.save does not."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name.partition("/")[2] for name in archive.namelist()]
@@ -71,7 +71,7 @@ def _holds_code(path: Path) -> bool:
     return "constants.pkl" in names and any(name.startswith("code/") for name in names)
 
 
-# TorchScript writes types as these numbers. Everything floating is exported as float32.
+# TorchScript's numbers for dtypes. All floating-point types are exported as float32.
 _DTYPES = {
     0: torch.uint8,
     1: torch.int8,
@@ -96,7 +96,7 @@ _MEMORY_FORMATS = {
 
 
 def _number(value: Any) -> Any:
-    """int(), but for sizes that are symbols."""
+    """int(value), except that symbolic sizes are returned as they are."""
     return value if isinstance(value, int | torch.SymInt) else int(value)
 
 
@@ -105,7 +105,7 @@ def _power(base: Any, exponent: Any) -> Any:
 
 
 def _divided(a: Any, b: Any, rounding_mode: str | None = None) -> Any:
-    # Sizes are positive: rounding down and towards 0 are one.
+    # Sizes are positive, so rounding down and rounding towards 0 agree.
     return a / b if rounding_mode is None else a // b
 
 
@@ -118,7 +118,7 @@ def _append(items: list[Any], item: Any) -> list[Any]:
     return items
 
 
-# What TorchScript computes with sizes, flags and lists; tensors go to ATen.
+# Operations on sizes, flags and lists, which run in Python; operations on tensors run in ATen.
 _PLAIN: dict[str, Callable[..., Any]] = {
     "aten::Bool": bool,
     "aten::Float": float,
@@ -182,7 +182,7 @@ _PLAIN: dict[str, Callable[..., Any]] = {
     "prim::unchecked_cast": lambda x: x,
     "prim::unchecked_unwrap_optional": lambda x: x,
 }
-# Those of them that take a tensor and still are no operators of ATen: a number from one,
+# Operations in _PLAIN that take a tensor but are not ATen operators: conversions to a number,
 _CONVERSIONS = (
     "aten::Bool",
     "aten::Float",
@@ -192,13 +192,13 @@ _CONVERSIONS = (
     "aten::ScalarImplicit",
     "aten::item",
 )
-# and questions about one.
+# and queries.
 _QUERIES = ("aten::dim", "aten::is_floating_point", "aten::len", "aten::numel", "aten::size")
 
 
 @dataclass(frozen=True)
 class _Block:
-    """A sequence of steps; values go by name."""
+    """A sequence of steps. Values are referred to by name."""
 
     inputs: tuple[str, ...]
     steps: tuple[_Step, ...]
@@ -209,8 +209,8 @@ class _Block:
 class _Step:
     """One node of the graph.
 
-    kind: what it does, "aten::relu" or "prim::If".
-    operator: the ATen operator that does it; None for sizes, lists and control flow.
+    kind: the node's kind, such as "aten::relu" or "prim::If".
+    operator: the ATen operator that implements it; None for sizes, lists and control flow.
     """
 
     kind: str
@@ -223,26 +223,26 @@ class _Step:
 class Scripted(nn.Module):
     """The forward method of a TorchScript module, in eval mode.
 
-    Its tensors are copies, held as buffers. Devices that the graph names are ignored, and floating
-    types become float32.
+    Its tensors are copies, registered as buffers. Devices named in the graph are ignored, and
+    floating-point types become float32.
     """
 
     def __init__(self, module: torch.jit.ScriptModule) -> None:
         super().__init__()
         self.batch_statistics = False
         if "forward" not in module._c._method_names():
-            raise ExportError("the TorchScript module has no method forward, which makes images")
+            raise ExportError("the TorchScript module has no forward method")
         with quiet():
             graph = module.inlined_graph
             schema = module._c._get_method("forward").schema
         self._values: dict[str, Any] = {}
         self._numbers: dict[str, Any] = {}
-        self._held: dict[Any, str] = {}
+        self._buffers_by_key: dict[Any, str] = {}
         owner, *inputs = (value.debugName() for value in graph.inputs())
         self._objects: dict[str, Any] = {owner: module._c}
         self._names = {owner: ""}
         self._block = self._read(graph, inputs)
-        del self._objects, self._names, self._held
+        del self._objects, self._names, self._buffers_by_key
         arguments = schema.arguments[1:]
         self._required = sum(not argument.has_default_value() for argument in arguments)
         self._defaults = [
@@ -292,12 +292,12 @@ class Scripted(nn.Module):
             self._values[output] = False if name == "training" else self._own(value, key=path)
 
     def _own(self, value: Any, *, key: Any) -> Any:
-        """A value whose tensors are buffers of this module."""
+        """Return the value with its tensors registered as buffers of this module."""
         if isinstance(value, Tensor):
-            if key not in self._held:
-                self._held[key] = f"tensor_{len(self._held)}"
-                self.register_buffer(self._held[key], value.detach().clone())
-            return _Held(self._held[key])
+            if key not in self._buffers_by_key:
+                self._buffers_by_key[key] = f"tensor_{len(self._buffers_by_key)}"
+                self.register_buffer(self._buffers_by_key[key], value.detach().clone())
+            return _Buffer(self._buffers_by_key[key])
         if isinstance(value, list | tuple):
             return type(value)(self._own(x, key=(key, i)) for i, x in enumerate(value))
         if isinstance(value, dict):
@@ -307,7 +307,7 @@ class Scripted(nn.Module):
     # -- Running -------------------------------------------------------------------------------
 
     def forward(self, *inputs: Tensor) -> Any:
-        """Run the module's forward method; arguments that are not given take their defaults."""
+        """Run the module's forward method; omitted arguments take their defaults."""
         if not self._required <= len(inputs) <= len(self._defaults):
             raise TypeError(f"forward takes {len(self._defaults)} arguments, got {len(inputs)}")
         values = {name: self._taken(value) for name, value in self._values.items()}
@@ -315,7 +315,7 @@ class Scripted(nn.Module):
         return result
 
     def _taken(self, value: Any) -> Any:
-        if isinstance(value, _Held):
+        if isinstance(value, _Buffer):
             return getattr(self, value.name)
         if isinstance(value, list | tuple):
             return type(value)(self._taken(item) for item in value)
@@ -362,7 +362,7 @@ class Scripted(nn.Module):
         return list(result) if step.outputs else []
 
     def _as_numbers(self, step: _Step, arguments: Sequence[Any]) -> Any:
-        """What arithmetic of sizes gives, which torch.jit.trace writes as that of tensors."""
+        """Compute arithmetic on sizes, which torch.jit.trace records as arithmetic on tensors."""
         declared = step.operator._schema.arguments
         tensors = [i for i, a in enumerate(declared) if str(a.type) == "Tensor"]
         if not tensors or all(isinstance(arguments[i], Tensor) for i in tensors):
@@ -383,7 +383,7 @@ class Scripted(nn.Module):
 
     def _call(self, step: _Step, arguments: list[Any]) -> Any:
         if step.kind == "aten::_convolution":
-            # The rest chooses cuDNN's algorithm.
+            # The remaining arguments select cuDNN's algorithm.
             return aten.convolution.default(*arguments[:9])
         if step.kind == "aten::batch_norm" and self.batch_statistics:
             arguments[3:6] = [None, None, True]
@@ -406,14 +406,14 @@ class Scripted(nn.Module):
 
 
 @dataclass(frozen=True)
-class _Held:
-    """A tensor that is a buffer."""
+class _Buffer:
+    """A reference to a tensor that is registered as a buffer."""
 
     name: str
 
 
 def _operator(node: Any) -> Any:
-    """The ATen operator that a node calls; None if it has none, or Python computes it."""
+    """The ATen operator that a node calls; None if there is none, or if it runs in Python."""
     space, _, name = node.kind().partition("::")
     if space != "aten" or node.kind() in (*_CONVERSIONS, *_QUERIES):
         return None

@@ -1,7 +1,7 @@
-"""Trace generators, encoders and feature networks to plain ATen graphs, with a symbolic batch.
+"""Trace generators, encoders and feature networks to ATen graphs with a symbolic batch size.
 
-Their batch norm is folded. What is computed from a network, such as the gradient of a loss, is
-traced from its folded graph, so that forward and backward pass share the folded weights.
+Batch norm is folded. Functions of a network, such as the gradient of a loss, are traced from the
+folded graph, so that the forward and backward passes share the folded weights.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ __all__ = [
     "trace_generator",
 ]
 
-# A size that layers do not have, so that no other size is mistaken for the batch. Tracing computes
-# nothing, and the examples' memory is never touched.
+# A batch size for tracing that no layer has, so that no other size is mistaken for it. Tracing
+# computes nothing, and the examples' memory is never touched.
 _EXAMPLE_BATCH = 97
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """One target's shapes, without the batch axis."""
+    """Shapes of one target's latent, image and condition, without the batch axis."""
 
     latent: tuple[int, ...]
     image: tuple[int, int, int]
@@ -73,17 +73,18 @@ class Shapes:
 
 @dataclass(frozen=True)
 class TracedGenerator:
-    """A generator's graph, which returns its image and what goes into its last activation."""
+    """A generator's graph, which returns the image and the input of the last activation."""
 
     module: fx.GraphModule
     output_activation: OutputActivation
 
 
 def prepare(generator: nn.Module, *, batch_norm: str, what: str = "generator") -> nn.Module:
-    """Copy a generator to float32 on the CPU, in the mode that is to be exported.
+    """Copy a generator to float32 on the CPU, in the mode it is exported in.
 
     The copy is in eval mode; with batch_norm="batch" its batch norm layers use the statistics of
-    each batch and keep none. The generator itself is not touched. ``what`` names it in errors.
+    each batch and track no running statistics. The generator itself is not changed. ``what`` names
+    it in error messages.
     """
     if isinstance(generator, torch.jit.ScriptModule):
         generator = Scripted(generator)
@@ -97,7 +98,7 @@ def prepare(generator: nn.Module, *, batch_norm: str, what: str = "generator") -
             raise ExportError(
                 f"{what} has {tensor.dtype} weights: convert them to float32 before export"
             )
-    # deepcopy refuses tensors that autograd made, such as an old-style weight norm's weight.
+    # deepcopy refuses non-leaf tensors, such as the weight of an old-style weight norm.
     memo: dict[int, Any] = {}
     for module in generator.modules():
         for value in vars(module).values():
@@ -123,7 +124,7 @@ def _fakes(shapes: Sequence[Sequence[int]]) -> tuple[FakeTensorMode, list[Tensor
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
     tensors: list[Tensor] = []
     for i, sizes in enumerate(shapes):
-        # Equal sizes share a symbol (DUCK): the batch of every input is the same.
+        # Equal sizes share a symbol (DUCK): all inputs have the same batch size.
         context: Any = StatelessSymbolicContext(
             dynamic_sizes=[DimDynamic.DUCK] + [DimDynamic.STATIC] * len(sizes)
         )
@@ -137,15 +138,15 @@ def _fakes(shapes: Sequence[Sequence[int]]) -> tuple[FakeTensorMode, list[Tensor
     return mode, tensors
 
 
-# Questions about a tensor, which no generator fails at.
+# Queries about a tensor, which cannot be the cause of a failure.
 _QUERIES = ("__get__", ".size", ".stride", ".dim")
 
 
 class _Watch(TorchFunctionMode):
-    """Remembers which torch function was called last, and keeps interpolations whole.
+    """Record the last torch function called, and keep each interpolation a single operator.
 
-    The Python dispatcher, without which some operators mistake the symbolic batch for a number,
-    would write interpolations as index arithmetic.
+    Tracing needs the Python dispatcher, because some operators otherwise mistake the symbolic batch
+    size for a number. It would decompose interpolations into index arithmetic.
     """
 
     def __init__(self, what: str = "the generator") -> None:
@@ -167,7 +168,7 @@ class _Watch(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def describe(self) -> str:
-        """The network, and where in it tracing is."""
+        """Name the network, and the function in it that is being traced."""
         return f"{self.what} (in {self.called})" if self.called else self.what
 
 
@@ -180,7 +181,7 @@ def _interpolate(
     recompute_scale_factor: bool | None = None,
     antialias: bool = False,
 ) -> Tensor | None:
-    """torch.nn.functional.interpolate of images as one operator; None for what it is not."""
+    """Interpolate images with one operator; None where no single operator does it."""
     operators = {
         "nearest": torch.ops.aten.upsample_nearest2d.default,
         "nearest-exact": torch.ops.aten._upsample_nearest_exact2d.default,
@@ -206,7 +207,7 @@ def _interpolate(
 
 @contextmanager
 def _explained(tracing: Callable[[], str]) -> Iterator[None]:
-    """Turn an exception that torch raises while tracing into one line that names the operator."""
+    """Turn an exception raised during tracing into a one-line error that names the operator."""
     try:
         yield
     except ExportError:
@@ -223,7 +224,7 @@ def _explained(tracing: Callable[[], str]) -> Iterator[None]:
 
 
 def trace_generator(generator: nn.Module, shapes: Shapes, *, batch_norm: str) -> TracedGenerator:
-    """Trace a prepared generator to a graph from latent [B, d] (and condition) to image."""
+    """Trace a prepared generator to a graph: latent [B, d] (and condition) -> image."""
     inputs: list[tuple[int, ...]] = [(shapes.latent_size,)]
     if shapes.condition is not None:
         inputs.append(shapes.condition)
@@ -239,10 +240,9 @@ def trace_generator(generator: nn.Module, shapes: Shapes, *, batch_norm: str) ->
 
 
 def trace_encoder(encoder: nn.Module, shapes: Shapes) -> fx.GraphModule:
-    """Trace a prepared encoder, with the operators that ONNX has.
+    """Trace a prepared encoder, using only operators that ONNX has.
 
-    Inputs are the image, a latent that is not used, and the condition; the output is the latent
-    [B, d].
+    The inputs are the image, an unused latent, and the condition. The output is the latent [B, d].
     """
     inputs: list[tuple[int, ...]] = [shapes.image]
     if shapes.condition is not None:
@@ -254,7 +254,7 @@ def trace_encoder(encoder: nn.Module, shapes: Shapes) -> fx.GraphModule:
 
     traced = _trace_network(encode, inputs, batch_norm="eval", what="the encoder")
 
-    # The first input is the one that is asked for the batch's size.
+    # The batch size is read from the first input.
     def function(image: Tensor, latent: Tensor, *condition: Tensor) -> list[Tensor]:
         return [traced(image, *condition)]
 
@@ -263,14 +263,14 @@ def trace_encoder(encoder: nn.Module, shapes: Shapes) -> fx.GraphModule:
 
 
 def trace_features(features: nn.Module, image: tuple[int, int, int]) -> fx.GraphModule:
-    """Trace a prepared network from images [B, *image] to a list of features."""
+    """Trace a prepared network: images [B, *image] -> list of features."""
     return _trace_network(features, [image], batch_norm="eval", what="the feature network")
 
 
 def _trace_network(
     forward: Callable[..., Any], inputs: Sequence[tuple[int, ...]], *, batch_norm: str, what: str
 ) -> fx.GraphModule:
-    """Trace a network that draws nothing, with its batch norm folded."""
+    """Trace a network that draws no random numbers, and fold its batch norm."""
     watch = _Watch(what)
     with _explained(watch.describe):
         mode, fakes = _fakes(inputs)
@@ -307,12 +307,12 @@ def trace_decomposed(
     *,
     describe: Callable[[], str],
 ) -> fx.GraphModule:
-    """Trace a function of traced networks, with normalisations and the like written out.
+    """Trace a function of traced networks, decomposing normalisations and similar operators.
 
     Args:
         function: maps tensors [B, *shape] to a tensor or a list of them.
-        inputs: their shapes, without the batch axis.
-        describe: names what is being traced, in errors.
+        inputs: the shapes of these tensors, without the batch axis.
+        describe: returns the name of the traced function for error messages.
     """
     with _explained(describe):
         mode, fakes = _fakes(inputs)

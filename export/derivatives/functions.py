@@ -1,4 +1,4 @@
-"""Trace a bundle's functions from a traced generator: images, objectives, normal equations."""
+"""Trace a bundle's functions from a traced generator: forward, objectives, normal equations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .normal_equations import normal_equations
 
 __all__ = ["trace_functions"]
 
-# Of directions: each is a copy of the generator in the graph.
+# Chunks of directions; the graph has a copy of the generator for each.
 _MOST_CHUNKS = 16
 
 
@@ -29,20 +29,20 @@ def trace_functions(
     solved: Sequence[Loss] = (),
     most_bytes_per_target: int = 1 << 28,
 ) -> fx.GraphModule:
-    """Trace the bundle's functions as one graph, with the operators that ONNX has.
+    """Trace the bundle's functions as one graph, using only operators that ONNX has.
 
-    Its inputs are latent, image and, if there is one, condition. Its outputs are the generated
-    image, then loss [B] and d loss / d latent [B, d] for each loss, then for each loss of
-    ``solved`` the gradient [B, d] and gram [B, d, d] of its normal equations.
+    The graph's inputs are latent, image and, if the generator takes one, condition. Its outputs are
+    the generated image, then loss [B] and d loss / d latent [B, d] for each loss, then gradient
+    [B, d] and gram [B, d, d] for each loss in ``solved``.
 
     Args:
-        traced: what trace_generator returned.
+        traced: the generator, from trace_generator.
         losses: the losses of the objectives.
         shapes: one target's shapes.
         value_range: of the images.
-        solved: those losses whose normal equations are wanted; least-squares losses.
-        most_bytes_per_target: about the most memory that one target's tangents may take at a
-            time. The latent's directions are split into up to 16 chunks for that.
+        solved: the losses to trace normal equations for; least-squares losses.
+        most_bytes_per_target: the approximate limit on the memory of one target's tangents. To
+            stay within it, the latent's directions are split into up to 16 chunks.
     """
     losses = [loss.for_images(shapes.image) for loss in losses]
     tracing = "the generator"
@@ -82,10 +82,10 @@ def trace_functions(
 
 
 def _chunks(basic: fx.GraphModule, shapes: Shapes, most_bytes: int) -> list[tuple[int, int]]:
-    """The first direction of each chunk, and how many it has."""
+    """Return each chunk's first direction and its number of directions."""
     size = shapes.latent_size
     jacobian = 4 * size * math.prod(shapes.image)
-    # Tangents in one direction take what the images take on the way.
+    # Tangents in one direction take as much memory as the generator's activations.
     count = max(1, (most_bytes - jacobian) // max(1, bytes_per_target(basic)))
     count = max(count, -(-size // _MOST_CHUNKS))
     return [(first, min(count, size - first)) for first in range(0, size, count)]

@@ -1,12 +1,12 @@
-"""Jacobian-vector products of a traced generator, in many directions at once (forward mode).
+"""Jacobian-vector products of a traced generator in many directions at once (forward mode).
 
-One pass over the graph computes every operator's tangents from those of its inputs, along with the
-images. The tangents of all directions form one batch, in which the directions of one target are
-neighbours, so that linear operators take them as they take images. An element-wise operator
+One pass over the graph computes the images and, for every operator, its tangents from those of its
+inputs. The tangents of all directions form one batch, in which the directions of a target are
+adjacent, so linear operators apply to them as they do to images. An element-wise operator
 multiplies them by its derivative, which is computed once per target. Consecutive factors are
-multiplied with one another first and reach the tangents as one. Some tangents are the same for all
-targets: those of the first dense layer, for example, are its weights. They are stored once until an
-operator depends on the target.
+multiplied with each other first and applied to the tangents once. Some tangents are the same for
+all targets: those of the first dense layer, for example, are its weights. They are stored once
+until an operator depends on the target.
 
 A row is one direction of one target. Where a tensor of the graph has B targets along an axis, its
 tangents have B * directions rows.
@@ -31,14 +31,14 @@ __all__ = ["Tangents"]
 
 aten = torch.ops.aten
 
-# Linear in their first argument, whatever the others are, if those do not depend on the target.
+# Operators that are linear in their first argument if the others do not depend on the target.
 _LINEAR = (
     "_adaptive_avg_pool2d", "_upsample_nearest_exact2d", "avg_pool2d", "constant_pad_nd",
     "convolution", "expand", "flip", "mean", "mm", "reflection_pad2d", "repeat",
     "replication_pad2d", "roll", "select", "slice", "split_with_sizes", "sum", "unbind",
     "upsample_bicubic2d", "upsample_bilinear2d", "upsample_nearest2d",
 )  # fmt: skip
-# Linear too, and they only move values: the factors may be moved as well.
+# Linear operators that only move values, so factors can be moved along with the rows.
 _MOVES = (
     "_unsafe_view", "alias", "clone", "contiguous", "detach", "permute", "pixel_shuffle",
     "pixel_unshuffle", "reshape", "squeeze", "t", "transpose", "unsqueeze", "view",
@@ -47,11 +47,11 @@ _MOVES = (
 
 @dataclass(frozen=True)
 class _Tangent:
-    """A tensor's derivatives: rows, and what each target's rows are multiplied by.
+    """A tensor's derivatives, as rows and a factor per target.
 
-    rows: as the tensor, but with rows where it has targets; one target's where ``shared``.
-    shared: whether every target has the same rows.
-    factor: None, or as the tensor.
+    rows: shaped as the tensor, with rows in place of targets; one target's if ``shared``.
+    shared: whether all targets have the same rows.
+    factor: multiplies each target's rows; shaped as the tensor, or None for 1.
     """
 
     rows: Tensor
@@ -60,14 +60,14 @@ class _Tangent:
 
 
 class _NoRuleError(Exception):
-    """A rule does not cover an operator as it is called."""
+    """No rule covers the operator with these arguments."""
 
 
 class Tangents:
     """A generator's outputs for a batch of latents, and their derivatives.
 
     Args:
-        module: a simplified graph of basic operators; its first input is the latent [B, d], its
+        module: a simplified graph of basic operators. Its first input is the latent [B, d]; its
             outputs are images.
         inputs: the graph's inputs.
     """
@@ -83,19 +83,19 @@ class Tangents:
         self._passes: dict[tuple[int, int], _Pass] = {}
 
     def jacobian(self, output: int, slope: Tensor | None, first: int, count: int) -> Tensor:
-        """Derivatives of an output's pixels in ``count`` of the latent's components.
+        """Return the derivatives of an output's pixels with respect to ``count`` latent components.
 
         Args:
-            output: which of the graph's outputs.
-            slope: multiplies each pixel's derivatives; as the output, or None.
+            output: the index of the graph's output.
+            slope: multiplies each pixel's derivatives; shaped as the output, or None.
             first: the first component.
-            count: how many.
+            count: the number of components.
 
         Returns:
             [B, count, pixels].
 
         Raises:
-            ExportError: an operator that tangents cannot be pushed through, named.
+            ExportError: tangents cannot be computed through an operator, which the message names.
         """
         if (first, count) not in self._passes:
             self._passes[first, count] = _Pass(self, first, count)
@@ -104,7 +104,7 @@ class Tangents:
 
 
 class _Recorder(fx.Interpreter):
-    """Runs a graph and keeps every value."""
+    """Run a graph and record every value."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module, garbage_collect_values=False)
@@ -116,7 +116,7 @@ class _Recorder(fx.Interpreter):
 
 
 def _targets(node: fx.Node) -> tuple[int, int]:
-    """The axis along which a node's tensor has the targets, and how many entries for each."""
+    """The axis of a node's tensor that has the targets, and the number of entries per target."""
     sizes = shape(node)
     found = [i for i, size in enumerate(sizes or ()) if not isinstance(size, int)]
     if len(found) == 1:
@@ -133,7 +133,7 @@ def _depends_on_target(node: Any) -> bool:
 
 
 def _mapped(given: Any, known: Callable[[fx.Node], Any]) -> Any:
-    """Arguments with what is known of the nodes in them; in lists that operators may change."""
+    """Replace the nodes in arguments by their values, in lists that operators may change."""
     if isinstance(given, list | tuple):
         return [_mapped(item, known) for item in given]
     if isinstance(given, dict):
@@ -150,7 +150,7 @@ class _Pass:
         self.first, self.count = first, count
         with _disable_current_modes():
             self.identity = torch.eye(whole.directions)[first : first + count].contiguous()
-        # A tangent, a list of them for an operator with several outputs, or None.
+        # A tangent, a list of tangents for an operator with several outputs, or None.
         self.tangents: dict[fx.Node, Any] = {}
         inputs = 0
         for node in whole.graph.nodes:
@@ -177,20 +177,20 @@ class _Pass:
     # -- Layout --------------------------------------------------------------------------------
 
     def sizes(self, node: fx.Node, *targets: int) -> list[int]:
-        """The node's sizes with something else instead of the axis with the targets."""
+        """The node's sizes, with ``targets`` in place of the axis that has the targets."""
         axis, _ = _targets(node)
         own = list(shape(node) or ())
         return [*own[:axis], *targets, *own[axis + 1 :]]
 
     def split(self, tangent: _Tangent, node: fx.Node) -> Tensor:
-        """The rows as [..., targets, directions, entries of a target, ...]; shared: one target."""
+        """The rows as [..., targets, directions, entries per target, ...]; one target if shared."""
         _, entries = _targets(node)
         each = (entries,) if entries > 1 else ()
         targets = 1 if tangent.shared else -1
         return tangent.rows.reshape(self.sizes(node, targets, self.count, *each))
 
     def beside(self, value: Tensor, node: fx.Node) -> Tensor:
-        """A value that is as the node's, or broadcasts to it, in a form to multiply such rows."""
+        """A value shaped as the node's, or broadcastable to it, reshaped to multiply split rows."""
         axis, entries = _targets(node)
         sizes = [1] * (len(shape(node) or ()) - value.ndim) + list(value.shape)
         if isinstance(sizes[axis], int):
@@ -200,17 +200,17 @@ class _Pass:
         return value.reshape([*sizes[:axis], *targets, *sizes[axis + 1 :]])
 
     def join(self, rows: Tensor, node: fx.Node) -> _Tangent:
-        """Undo ``split``."""
+        """Invert ``split``."""
         return _Tangent(rows.reshape(self.sizes(node, -1)), shared=False)
 
     def product(self, node: fx.Node, tangent: _Tangent) -> _Tangent:
-        """The tangent without a factor."""
+        """The tangent with its factor multiplied in."""
         if tangent.factor is None:
             return tangent
         return self.join(self.split(tangent, node) * self.beside(tangent.factor, node), node)
 
     def unshared(self, node: fx.Node, tangent: _Tangent) -> _Tangent:
-        """The tangent without a factor, and with rows for every target."""
+        """The tangent with its factor multiplied in, and with separate rows for every target."""
         tangent = self.product(node, tangent)
         if not tangent.shared:
             return tangent
@@ -221,7 +221,7 @@ class _Pass:
         return self.join(rows.expand(sizes), node)
 
     def rows_for(self, size: Any, shared: bool) -> Any:
-        """What a size that depends on the batch is for tangents."""
+        """The size that tangents have where the tensor's size depends on the batch."""
         if not isinstance(size, torch.SymInt):
             return size
         expression = size.node.expr
@@ -235,7 +235,7 @@ class _Pass:
         return value
 
     def arguments(self, given: Any, *, shared: bool) -> Any:
-        """An operator's arguments with sizes as they are for tangents."""
+        """An operator's arguments, with the sizes that tangents have."""
 
         def known(node: fx.Node) -> Any:
             size = node.meta.get("val")
@@ -249,7 +249,7 @@ class _Pass:
     # -- Rules ---------------------------------------------------------------------------------
 
     def tangent(self, node: fx.Node) -> Any:
-        """The tangent of what a node computes; None where it does not depend on the latent."""
+        """The tangent of a node's value; None if the value does not depend on the latent."""
         if all(self.tangents.get(source) is None for source in node.all_input_nodes):
             return None
         value = node.meta.get("val")
@@ -259,7 +259,7 @@ class _Pass:
         try:
             for value in values:
                 if isinstance(value, Tensor) and all(isinstance(n, int) for n in value.shape):
-                    # What is left of the latent is the same for all targets.
+                    # The remaining dependence on the latent is the same for all targets.
                     raise _NoRuleError
             for rule in (
                 self.item,
@@ -317,7 +317,7 @@ class _Pass:
             return None
         tangent = self.product(source, self.tangents[source])
         if target is aten.mm.default and tangent.rows is self.identity:
-            # The identity times the weights.
+            # The tangent is the identity times the weights.
             weight = self.values[rest[0]]
             whole = self.count == self.whole.directions
             rows = weight if whole else weight[self.first : self.first + self.count]
@@ -371,7 +371,7 @@ class _Pass:
     def broadcast_total(
         self, node: fx.Node, terms: Sequence[_Tangent], sources: Sequence[fx.Node]
     ) -> _Tangent | None:
-        """The sum of tangents that are as different nodes; None where none is as the result."""
+        """The sum of the tangents of different nodes; None if none has the result's shape."""
         sizes = [shape(source) or () for source in sources]
         whole = shape(node) or ()
         if whole not in sizes or any(len(own) != len(whole) for own in sizes):
@@ -383,7 +383,7 @@ class _Pass:
         return replace(self.join(rows, node), shared=all(term.shared for term in products))
 
     def total(self, node: fx.Node, terms: Sequence[_Tangent]) -> _Tangent:
-        """The sum of tangents that all are as the node."""
+        """The sum of tangents that all have the node's shape."""
         one = terms[0]
         if all(term.rows is one.rows for term in terms) and any(
             term.factor is not None for term in terms
@@ -402,7 +402,7 @@ class _Pass:
         return self.join(rows, node)
 
     def times(self, node: Any) -> _Tangent | None:
-        """A product with what may have one entry where the product has many."""
+        """The tangent of a product whose factors may broadcast."""
         if not is_op(node, "mul") or any(not isinstance(a, fx.Node) for a in node.args):
             return None
         one, other = node.args
@@ -419,7 +419,7 @@ class _Pass:
         return self.total(node, terms) if len(terms) > 1 else terms[0]
 
     def scaled(self, node: Any) -> _Tangent | None:
-        """Times a number, or a constant for each channel."""
+        """The tangent of a product with a number or with a constant per channel."""
         if not is_op(node, "mul", "div", "neg") or (is_op(node, "div") and node.kwargs):
             return None
         arguments = list(node.args)
@@ -441,7 +441,7 @@ class _Pass:
         return replace(tangent, factor=result)
 
     def pointwise(self, node: Any) -> _Tangent | None:
-        """Each operand's tangents times the derivative with respect to that operand."""
+        """The sum of each operand's tangents times the derivative with respect to that operand."""
         called = node.target
         if not isinstance(called, torch._ops.OpOverload) or torch.Tag.pointwise not in called.tags:
             return None
@@ -461,7 +461,7 @@ class _Pass:
         return self.total(node, terms) if len(terms) > 1 else terms[0]
 
     def slopes(self, node: Any, sources: Sequence[fx.Node]) -> Sequence[Tensor]:
-        """The derivatives of an element-by-element operator, each as the node."""
+        """The derivatives of an element-wise operator, each shaped as the node."""
         with torch.enable_grad():
             leaves = {}
             for source in sources:
@@ -478,9 +478,9 @@ class _Pass:
             return torch.autograd.grad(result, list(leaves.values()), torch.ones_like(result))
 
     def by_double_derivative(self, node: Any) -> Any:
-        """Any operator, by the derivative of its gradient, for each row by itself.
+        """The tangent of any operator, by differentiating its gradient, one row at a time.
 
-        J t is the derivative in v of (J^T v) . t.
+        J t is the derivative of (J^T v) . t with respect to v.
         """
         sources = [s for s in node.all_input_nodes if self.tangents.get(s) is not None]
 
@@ -513,7 +513,7 @@ class _Pass:
         return tangents if several else tangents[0]
 
     def repeated(self, node: fx.Node) -> Tensor:
-        """A node's value once for every direction."""
+        """A node's value, repeated for every direction."""
         axis, _ = _targets(node)
         value = self.beside(self.values[node], node)
         sizes = [-1] * value.ndim

@@ -1,8 +1,8 @@
-"""Losses: per-image means over pixels, written so that a baked gradient costs few passes.
+"""Losses: per-image means over pixels, written so that their exported gradient takes few passes.
 
-A built-in loss gives its value and its derivative with respect to the image in closed form. The
-constant factors of the derivative (2/P for a mean of P squares) come back separately: the exporter
-multiplies the [B, d] gradient by them at the very end rather than every pixel at the beginning.
+A built-in loss returns its value and its derivative with respect to the image in closed form. The
+constant factors of the derivative (2/P for a mean of P squares) are returned separately: the
+exporter multiplies the [B, d] gradient by them at the end, rather than every pixel at the start.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ __all__ = [
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 Cotangent = tuple[Tensor, Tensor, float]
-# A residual, and its derivative as a factor for each pixel (None: 1) and one for all.
+# A residual, and its derivative as a factor per pixel (None: 1) and a common factor.
 Residual = tuple[Tensor, Tensor | None, float]
 
-# torch.nn.functional.binary_cross_entropy's own limits, so that values agree at saturated pixels.
+# The limits of torch.nn.functional.binary_cross_entropy, so that values agree at saturated pixels.
 _LOWEST_LOG = -100.0
 _SMALLEST_VARIANCE = 1e-12
-# Images that a loss is tried on.
+# The number of images that a loss is checked on.
 _TRIED = 2
 
 
@@ -47,18 +47,19 @@ _TRIED = 2
 class Loss:
     """A named loss from (image, target), both [B, C, H, W], to one value per image, [B].
 
-    value: the loss itself, differentiable.
+    value: the loss as a differentiable function.
     cotangent: None, or (image, target) -> (loss [B], direction [B, C, H, W], factor) with
         d loss_b / d image_b = factor * direction_b.
-    before_activation: for generators that end in such an activation ("tanh", "sigmoid"), the same
-        as cotangent from (the activation's input, image, target), and the derivative with respect
-        to that input.
-    value_before_activation: value for such generators, from (the activation's input, target).
-    bounded: whether images outside the value range have no loss.
-    residual: for a loss that is the pixels' mean of a squared residual, None for others:
+    before_activation: like cotangent, for generators that end in the given activation ("tanh",
+        "sigmoid"): a function of (the activation's input, image, target) that returns the
+        derivative with respect to that input.
+    value_before_activation: like value, for such generators: a function of (the activation's
+        input, target).
+    bounded: whether the loss is undefined for images outside the value range.
+    residual: for a loss that is the mean over pixels of a squared residual, else None:
         (image, target) -> (residual, slope, factor) with d residual / d image = factor * slope.
-    residual_before_activation: the same from (the activation's input, target).
-    needs_activation: whether there is no loss without such an activation.
+    residual_before_activation: like residual, from (the activation's input, target).
+    needs_activation: whether the loss requires a generator that ends in such an activation.
     """
 
     name: str
@@ -77,31 +78,31 @@ class Loss:
 
     @property
     def is_least_squares(self) -> bool:
-        """Whether the loss is the mean of a squared residual, and so has normal equations."""
+        """Whether the loss is the mean of a squared residual and therefore has normal equations."""
         return self.residual is not None or bool(self.residual_before_activation)
 
     def for_images(self, shape: tuple[int, int, int]) -> Loss:
-        """The loss as it is traced, for images [C, H, W] of one shape."""
+        """Return the loss in the form it is traced in, for images of shape [C, H, W]."""
         if isinstance(self.value, Specialised):
             return replace(self, value=self.value.for_images(shape))
         return self
 
 
 class Specialised(ABC):
-    """A loss function that is traced in another form than it is called in."""
+    """A loss function that is traced in a different form than it is called in."""
 
     @abstractmethod
     def __call__(self, image: Tensor, target: Tensor) -> Tensor:
-        """The loss [B] of images [B, C, H, W]."""
+        """Return the loss [B] of images [B, C, H, W]."""
 
     @abstractmethod
     def for_images(self, shape: tuple[int, int, int]) -> LossFunction:
-        """The same function for images [C, H, W] of one shape, as it is to be traced."""
+        """Return the function in the form it is traced in, for images of shape [C, H, W]."""
 
 
 @dataclass(frozen=True)
 class Whitened:
-    """The whitened loss with parameters of its own; what ``whitened`` returns."""
+    """The whitened loss with given parameters; returned by ``whitened``."""
 
     exponent: float = 0.25
     saturation: float = 1e-4
@@ -126,22 +127,23 @@ def whitened(exponent: float = 0.25, saturation: float = 1e-4) -> Whitened:
 
         r = (1 - x^2)^exponent (F(z) - artanh(x))
 
-    with x no nearer to -1 or 1 than ``saturation``. Where the image's pixel is nearer, or beyond,
-    it has no more digits to tell F by: there r is 0 if F(z) is as far out.
+    with x clamped to a distance of ``saturation`` from -1 and 1. A pixel that is closer, or beyond,
+    has too few digits to determine F: there r is 0 if F(z) is at least as far out.
 
-    Another value range is mapped to [-1, 1] first, and a final sigmoid is written as the tanh that
-    it is: sigmoid(u) = (1 + tanh(u / 2)) / 2.
+    Other value ranges are mapped to [-1, 1] first. A final sigmoid is written as a tanh:
+    sigmoid(u) = (1 + tanh(u / 2)) / 2.
 
-    F is piecewise linear for most generators, which second-order recipes profit from. The weight
-    makes up for the noise in x that artanh enlarges: exponent 1 weighs like the squared error of
-    pixels, 0 not at all. It is for images that the generator made; photographs saturate.
+    F is piecewise linear for most generators, which benefits second-order recipes. The weight
+    compensates for the noise in x that artanh amplifies: exponent 1 weights pixels as the squared
+    error does, exponent 0 weights them equally. Use this loss for images that the generator made;
+    photographs saturate.
 
     Args:
         exponent: at least 0.
-        saturation: of pixels nearer than this to -1 or 1 no more than that is asked; in (0, 1).
+        saturation: pixels closer than this to -1 or 1 count as saturated; in (0, 1).
 
     Raises:
-        ExportError: a parameter out of its range.
+        ExportError: a parameter is out of range.
     """
     return Whitened(exponent, saturation)
 
@@ -184,7 +186,7 @@ def _bce(value_range: tuple[float, float]) -> Loss:
     scale = 1.0 / (high - low)
 
     def unit(values: Tensor) -> Tensor:
-        # Shift first: then 1 - p is exact near p = 1, where a tanh generator saturates.
+        # Shift before scaling, so that 1 - p is exact near p = 1, where a tanh generator saturates.
         shifted = values if low == 0 else values - low
         return shifted if scale == 1 else shifted * scale
 
@@ -203,7 +205,7 @@ def _bce(value_range: tuple[float, float]) -> Loss:
         direction = (p - t) / (p * q).clamp(min=_SMALLEST_VARIANCE)
         return loss, direction, scale / _pixels(image)
 
-    # Before its saturating end a generator's bce has neither the logarithms of nearly nothing nor
+    # Computed from the last activation's input, bce needs neither logarithms of values near 0 nor
     # the division by p (1 - p), in which one bit of a saturated pixel outweighs all the others:
     # with p = sigmoid(v), -(t log p + (1 - t) log(1 - p)) = softplus(v) - v t, d/dv = p - t. This
     # is torch.nn.functional.binary_cross_entropy_with_logits.
@@ -251,9 +253,9 @@ def _whitened(parameters: Whitened, value_range: tuple[float, float]) -> Loss:
     scale = 2.0 / (high - low)
 
     def whiten(target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Each pixel's weight, artanh of it, and whether it is no nearer to an end than allowed."""
-        # 1 + x and 1 - x of the pixel mapped to [-1, 1]. Made from the pixel as it is, each is
-        # exact where it is small, and there the logarithm depends on its every bit.
+        """Return each pixel's weight, its artanh, and whether it is not saturated."""
+        # 1 + x and 1 - x of the pixel mapped to [-1, 1]. Computed from the unmapped pixel, each is
+        # exact where it is small, which is where the logarithm depends on every bit.
         up = target - low if low else target
         down = high - target
         if scale != 1:
@@ -265,9 +267,9 @@ def _whitened(parameters: Whitened, value_range: tuple[float, float]) -> Loss:
 
     def residual_from(half: float) -> Callable[[Tensor, Tensor], Residual]:
         def residual(end: Tensor, target: Tensor) -> Residual:
-            weight, wanted, inside = whiten(target)
-            short = (end if half == 1 else end * half) - wanted
-            weight = torch.where(inside | (short * wanted < 0), weight, 0.0)
+            weight, logit, inside = whiten(target)
+            short = (end if half == 1 else end * half) - logit
+            weight = torch.where(inside | (short * logit < 0), weight, 0.0)
             return weight * short, weight, half
 
         return residual
@@ -304,16 +306,16 @@ def resolve_losses(
     *,
     value_range: tuple[float, float],
 ) -> tuple[Loss, ...]:
-    """Turn what a user gave as losses into Loss objects with distinct names.
+    """Resolve the user's ``losses`` argument into Loss objects with distinct names.
 
     Args:
-        losses: one or several of "mse", "l1", "bce", "whitened", what ``whitened`` returned, and
-            torch callables (image, target) -> [B]; a mapping names them, otherwise a callable is
-            known by its ``__name__``.
-        value_range: range of image values; bce maps it to [0, 1].
+        losses: one or several of "mse", "l1", "bce", "whitened", ``whitened(...)`` and torch
+            callables (image, target) -> [B]. A mapping names them; otherwise a callable is named
+            by its ``__name__``.
+        value_range: the range of image values; bce maps it to [0, 1].
 
     Raises:
-        ExportError: an unknown, unnamed or repeated loss, or none at all.
+        ExportError: a loss is unknown, unnamed or repeated, or there is none.
     """
     built_in: dict[str, Callable[[], Loss]] = {
         "mse": _mse,
@@ -370,11 +372,11 @@ def resolve_losses(
 def try_losses(
     losses: Iterable[Loss], shape: tuple[int, int, int], value_range: tuple[float, float]
 ) -> None:
-    """Compute every loss that a user wrote once, on noise, before any work starts.
+    """Evaluate each user-defined loss once on noise, before any work starts.
 
     Raises:
-        ExportError: it fails on images [C, H, W] of this shape, or is not one value per image that
-            can be differentiated.
+        ExportError: a loss fails on images of shape [C, H, W], or does not return one
+            differentiable value per image.
     """
     low, high = value_range
     for loss in losses:
@@ -384,7 +386,7 @@ def try_losses(
         image, target = low + (high - low) * torch.rand(2, _TRIED, *shape, generator=random)
         image.requires_grad_(True)
         try:
-            # Noise that the loss draws must not change the caller's random state.
+            # If the loss draws random numbers, the caller's random state must not change.
             with torch.random.fork_rng(devices=[]), torch.enable_grad():
                 value = loss.value(image, target)
         except ExportError as error:
@@ -404,7 +406,7 @@ def try_losses(
 
 
 def check_loss(value: object, batch: Any, name: str) -> None:
-    """See that a loss has one value per image of a batch."""
+    """Check that a loss has one value per image of a batch."""
     if not isinstance(value, Tensor) or value.ndim != 1 or value.shape[0] != batch:
         got = type(value).__name__
         if isinstance(value, Tensor):

@@ -1,4 +1,4 @@
-"""Normal equations of a least-squares loss: gram (2 / P J^T J) beside its gradient."""
+"""Normal equations of a least-squares loss: its gradient and gram (2 / P J^T J)."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ def normal_equations(
     activation: str,
     chunks: Sequence[tuple[int, int]],
 ) -> list[Tensor]:
-    """The gradients and grams of least-squares losses.
+    """Compute the gradients and grams of least-squares losses.
 
     With the residual r, its Jacobian J = d r / d latent, and P pixels, the loss is the mean of r^2,
     its gradient 2 / P J^T r, and its gram 2 / P J^T J.
 
     Args:
         losses: least-squares losses.
-        tangents: a generator's images and, where it has a last activation, what goes into that.
+        tangents: a generator's images and, if it ends in an activation, that activation's input.
         target: the target images [B, C, H, W].
-        activation: that activation's name, or empty.
-        chunks: the first direction of each chunk of directions, and how many it has.
+        activation: the activation's name, or empty.
+        chunks: each chunk's first direction and its number of directions.
 
     Returns:
-        gradient [B, d] and gram [B, d, d] of each loss in turn.
+        gradient [B, d] and gram [B, d, d] of each loss, in order.
     """
     image, *before = tangents.outputs
     residuals = []

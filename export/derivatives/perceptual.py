@@ -1,4 +1,4 @@
-"""A perceptual loss: how far apart images are in pixels, and in what a network sees in them."""
+"""A perceptual loss: the distance between images in pixels and in a network's features."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["Perceptual", "perceptual"]
 
 _WHAT = "feature network"
 _EXAMPLES = 2
-# Of the names of layers that an error lists.
+# The most layer names that an error message lists.
 _MOST_NAMED = 40
 
 Features = Callable[[Tensor], Sequence[Tensor]]
@@ -45,30 +45,30 @@ def perceptual(
         loss = 1/P sum |x - x'| + weight / L * sum_l 1/N_l sum |f_l(x) - f_l(x')|
 
     The network is copied to float32 on the CPU, put in eval mode and frozen. A bundle with this
-    loss holds its weights. Each evaluation runs the network on the image and on the target, and
-    back through it for the image.
+    loss contains the network's weights. Each evaluation runs the network on the image and on the
+    target, and backpropagates through it to the image.
 
-    What is returned is also a plain torch function, image and target [B, C, H, W] -> loss [B],
-    which can be differentiated, on the device of its images.
+    The result is also a differentiable torch function, image and target [B, C, H, W] -> loss [B],
+    which runs on the device of its images.
 
     Source: the image distance d_I of Bau et al. 2019 (Seeing What a GAN Cannot Generate, method
     a), there with features of an ImageNet VGG16.
 
     Args:
         features: maps images [B, C, H, W] to features: a module, or a TorchScript module or file.
-        layers: names of submodules, as ``named_modules()`` has them, whose outputs are compared;
-            None for the network's own output. Of a TorchScript network that is the only choice.
-        weight: of the features, at least 0.
-        mean: what is subtracted from each channel of images in [0, 1], one number or one for each
-            channel. With ``mean`` or ``std`` the network gets (u - mean) / std, where u is the
-            image mapped from ``value_range`` to [0, 1]; with neither, the image as it is.
-        std: what each channel is divided by.
-        value_range: what the images' values lie in; matters for ``mean`` and ``std`` alone.
+        layers: names of submodules, as in ``named_modules()``, whose outputs are compared; None
+            compares the network's own output. A TorchScript network supports only None.
+        weight: the weight of the feature term, at least 0.
+        mean: subtracted from each channel of images in [0, 1]; one number, or one per channel.
+            With ``mean`` or ``std`` the network gets (u - mean) / std, where u is the image mapped
+            from ``value_range`` to [0, 1]; with neither, it gets the image unchanged.
+        std: divides each channel; one number, or one per channel.
+        value_range: the range of the images' values; used only with ``mean`` or ``std``.
 
     Raises:
-        ExportError: the network cannot be read or copied, it has no such layer, or a number is out
-            of its range. Called, or exported: the network does not take such images, or what it
-            returns are no features.
+        ExportError: the network cannot be read or copied, has no such layer, or a number is out of
+            range. When called or exported: the network does not take such images, or does not
+            return features.
 
     Examples:
         >>> vgg = torchvision.models.vgg16(weights="IMAGENET1K_V1").features[:22]  # to conv4_3
@@ -91,7 +91,7 @@ def perceptual(
 
 
 class Perceptual(Specialised):
-    """What ``perceptual`` returns: image, target [B, C, H, W] -> loss [B]."""
+    """The perceptual loss, image and target [B, C, H, W] -> loss [B]; see ``perceptual``."""
 
     __name__ = "perceptual"  # its name among a bundle's losses
 
@@ -102,7 +102,7 @@ class Perceptual(Specialised):
         self._checked: set[tuple[int, ...]] = set()
 
     def __call__(self, image: Tensor, target: Tensor) -> Tensor:
-        """The loss [B] of images [B, C, H, W], differentiable in both."""
+        """Return the loss [B] of images [B, C, H, W], differentiable in both arguments."""
         if image.ndim != 4 or image.shape != target.shape:
             raise ExportError(
                 "perceptual takes an image and a target of one shape [B, C, H, W], got "
@@ -112,21 +112,21 @@ class Perceptual(Specialised):
         return self._loss(self._network_for(image.device, image.dtype), image, target)
 
     def for_images(self, shape: tuple[int, int, int]) -> Callable[[Tensor, Tensor], Tensor]:
-        """The loss of images of one shape, with the network as a graph that folds batch norm."""
+        """Return the loss for one image shape, using the network's graph with folded batch norm."""
         self._check(shape)
         features = trace_features(self._network, shape)
         return lambda image, target: self._loss(features, image, target)
 
     def _loss(self, features: Features, image: Tensor, target: Tensor) -> Tensor:
         loss = _distance(image, target)
-        found, wanted = features(image), features(target)
+        found, expected = features(image), features(target)
         factor = self.weight / len(found)
-        for one, other in zip(found, wanted, strict=True):
+        for one, other in zip(found, expected, strict=True):
             loss = loss + factor * _distance(one, other)
         return loss
 
     def _check(self, shape: tuple[int, ...]) -> None:
-        """Run the network once on images of a new shape, and say what is wrong with it."""
+        """Check the network by running it once on images of a new shape."""
         if shape in self._checked:
             return
         images = torch.rand(_EXAMPLES, *shape, generator=torch.Generator().manual_seed(0))
@@ -162,7 +162,7 @@ class Perceptual(Specialised):
 
 
 class _FeatureNetwork(nn.Module):
-    """Images [B, C, H, W] -> the outputs of some layers, in the order of their names."""
+    """Images [B, C, H, W] -> the outputs of the named layers, in the order given."""
 
     scale: Tensor | None
     shift: Tensor | None
@@ -182,7 +182,7 @@ class _FeatureNetwork(nn.Module):
 
     @property
     def described(self) -> list[str]:
-        """What to call each of the results in errors."""
+        """The name of each result in error messages."""
         if self.layers is None:
             return [f"the output of the {_WHAT}"]
         return [f"the output of layer {name!r} of the {_WHAT}" for name in self.layers]
@@ -201,12 +201,13 @@ class _FeatureNetwork(nn.Module):
 
         def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
             def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-                # The next layer may work in place.
+                # The next layer may change its input in place.
                 found[name] = output.clone() if isinstance(output, Tensor) else output
 
             return hook
 
-        # Not once and for all: a copy of this module would write into the first one's results.
+        # Hooks are registered per call, because those of a copied module would write into the
+        # original's results.
         handles = [
             self.network.get_submodule(name).register_forward_hook(keep(name))
             for name in self.layers
@@ -277,7 +278,7 @@ def _normalisation(
     std: float | Sequence[float] | None,
     value_range: tuple[float, float],
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The factor and the number to add, each [C, 1, 1] or [1, 1, 1], that do it all at once."""
+    """The scale and shift, each [C, 1, 1] or [1, 1, 1], that combine mapping and normalisation."""
     if mean is None and std is None:
         return None, None
     means = _per_channel("mean", 0.0 if mean is None else mean)
@@ -286,7 +287,7 @@ def _normalisation(
         raise ExportError(f"perceptual: std must be above 0, got {std!r}")
     if len(means) != len(stds) and 1 not in (len(means), len(stds)):
         raise ExportError(
-            f"perceptual: mean has {len(means)} channels and std {len(stds)}: give equally many"
+            f"perceptual: mean has {len(means)} channels and std {len(stds)}: give as many of each"
         )
     try:
         low, high = (float(value) for value in value_range)

@@ -1,4 +1,4 @@
-"""A sequential generator in parts: its first layers, its tail, and residuals between layers."""
+"""Split a sequential generator into its first layers and tail, with residuals between layers."""
 
 from .layers import Layers, first_layers, split
 from .residuals import ResidualGenerator

@@ -1,4 +1,4 @@
-"""A generator as a chain of submodules: where it can be cut, and the parts between cuts."""
+"""View a generator as a chain of submodules, and cut the chain into parts."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _MOST_LISTED = 60
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names with commas between them, for an error: the first 60, and how many more there are."""
+    """Join names with commas for an error message: the first 60, and the number of others."""
     known = [name for name in names if name]
     more = len(known) - _MOST_LISTED
     return ", ".join(known[:_MOST_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 class _ChainTracer(fx.Tracer):
-    """Traces a generator as far as to the modules that hold no named ones."""
+    """Trace a generator down to the modules that contain no named submodules."""
 
     def __init__(self, names: Iterable[str]) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class _ChainTracer(fx.Tracer):
 
 
 class Chain:
-    """The graph of a generator's modules, and where one tensor alone passes."""
+    """The graph of a generator's modules, and the places where a single tensor passes."""
 
     def __init__(self, root: nn.Module, names: Sequence[str]) -> None:
         tracer = _ChainTracer(names)
@@ -81,7 +81,7 @@ class Chain:
         self._of_latent = self.after(self._input) | {self._input}
 
     def place(self, name: str) -> fx.Node:
-        """The node whose value a module returns."""
+        """Return the node whose value a module returns."""
         ends = [node for node in self._ends.get(name, []) if node in self._of_latent]
         if len(ends) != 1:
             calls = f"calls it {len(ends)} times" if ends else "does not call it"
@@ -92,7 +92,7 @@ class Chain:
         return ends[0]
 
     def cuts(self) -> list[str]:
-        """The names of modules after which one tensor alone passes, in order."""
+        """Return the names of the modules after which a single tensor passes, in order."""
         once = [(ends[0], name) for name, ends in self._ends.items() if name and len(ends) == 1]
         order = {node: number for number, node in enumerate(self._nodes)}
         found = [
@@ -103,13 +103,13 @@ class Chain:
         return [name for _, name in sorted(found)]
 
     def has_weights_after(self, name: str) -> bool:
-        """Whether more follows a module than activations and reshapes."""
+        """Whether layers other than activations and reshapes follow a module."""
         called = (n for n in self.after(self.place(name)) if n.op == "call_module")
         modules = (self._root.get_submodule(str(node.target)) for node in called)
         return any(any(True for _ in (*m.parameters(), *m.buffers())) for m in modules)
 
     def after(self, place: fx.Node) -> set[fx.Node]:
-        """Every node that depends on this one."""
+        """Return every node that depends on this one."""
         found: set[fx.Node] = set()
         for node in self._nodes:
             if any(source is place or source in found for source in node.all_input_nodes):
@@ -117,7 +117,7 @@ class Chain:
         return found
 
     def crossing(self, place: fx.Node) -> str | None:
-        """What keeps a generator from being cut at a node, in words; None where it can be."""
+        """Say why a generator cannot be cut at a node; None if it can."""
         if place is self._result:
             return "where nothing comes after it"
         after = self.after(place)
@@ -134,16 +134,16 @@ class Chain:
         return None
 
     def parts(self, places: Sequence[fx.Node]) -> list[nn.Module]:
-        """The modules between the input, the places and the image."""
+        """Return the modules between the input, the places and the image."""
         starts, ends = [self._input, *places], [*places, self._result]
         return [self._part(*pair) for pair in zip(starts, ends, strict=True)]
 
     def _part(self, start: fx.Node, end: fx.Node) -> nn.Module:
         graph = fx.Graph()
         made = {start: graph.placeholder("value")}
-        wanted = self._before(end, start)
+        needed = self._before(end, start)
         for node in self._nodes:
-            if node not in wanted:
+            if node not in needed:
                 continue
             if self._is_batch(node) and node not in self.after(start):
                 made[node] = graph.call_method("size", (made[start], 0))
@@ -153,7 +153,7 @@ class Chain:
         return fx.GraphModule(self._root, graph, "Layer").eval()
 
     def _before(self, end: fx.Node, start: fx.Node) -> set[fx.Node]:
-        """The nodes that lead to ``end``, as far as to ``start``."""
+        """The nodes between ``start`` and ``end`` that ``end`` depends on."""
         found: set[fx.Node] = set()
         after = self.after(start)
         waiting = [end]
@@ -167,7 +167,7 @@ class Chain:
         return found
 
     def _is_batch(self, node: fx.Node) -> bool:
-        """Whether a node is the batch's size: that of axis 0 of the latent or a module's output."""
+        """Whether a node is the batch size: axis 0 of the latent or of a module's output."""
         if node.op == "call_method" and node.target == "size" and node.args[1:] == (0,):
             source = node.args[0]
         elif node.target is operator.getitem and node.args[1] == 0:
@@ -183,7 +183,7 @@ class Chain:
 
 
 def _defaults(root: nn.Module) -> dict[str, Any]:
-    """Values for the arguments of forward that have one."""
+    """The default values of the arguments of forward that have one."""
     return {
         name: parameter.default
         for name, parameter in inspect.signature(root.forward).parameters.items()
@@ -192,7 +192,7 @@ def _defaults(root: nn.Module) -> dict[str, Any]:
 
 
 def _refuse_work_in_place(nodes: Sequence[fx.Node]) -> None:
-    """Keep functions of forward from changing their inputs, or refuse those that must."""
+    """Turn off in-place operation in functions of forward, or refuse those that require it."""
     for node in nodes:
         if node.op == "call_function" and node.kwargs.get("inplace"):
             node.kwargs = {**node.kwargs, "inplace": False}

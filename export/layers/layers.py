@@ -1,4 +1,4 @@
-"""Cut a sequential generator into its first layers and the rest, and export parts of it.
+"""Cut a sequential generator into its first layers and its tail, and export the parts.
 
     G(z) = G_F(g_k(... g_2(g_1(z)) ...)),    r_0 = z,    r_i = g_i(r_{i-1})
 
@@ -35,33 +35,33 @@ from .tail import ORIGIN, StandardisedTail
 __all__ = ["Layers", "first_layers", "split"]
 
 _SAMPLED_AT_ONCE = 64
-# What export_tail and export_residual decide themselves.
+# Export options that export_tail and export_residual set themselves.
 _DECIDED = ("latent_shape", "prior", "condition_shape", "batch_norm")
 
 
 def split(generator: nn.Module, names: Sequence[str]) -> Layers:
     """Cut a generator after each of the named submodules: G(z) = G_F(g_k(... g_1(z))).
 
-    The parts compute what the whole does, to the bit, in eval mode. The generator is copied to
-    float32 on the CPU, and not changed itself.
+    In eval mode the parts together compute exactly what the generator does. The generator is copied
+    to float32 on the CPU; the original is not changed.
 
-    Its forward may be any chain of submodules, with reshapes and functions between them; nested
-    Sequentials are looked into as far as the names go. Submodules with no named ones inside are
-    taken as they are, whatever they compute.
+    Its forward may be any chain of submodules, with reshapes and functions between them. Nested
+    Sequentials are opened if a name refers to a module inside them. Other submodules are treated as
+    units, whatever they compute.
 
     Args:
-        generator: maps a latent [B, *latent_shape] to an image. No TorchScript module, but what
-            ``read_generator`` makes of a bundle will do.
+        generator: maps a latent [B, *latent_shape] to an image. Cannot be a TorchScript module, but
+            may be the result of ``read_generator``.
         names: qualified names of submodules, "layer1" or "layers.2", in the order in which forward
-            calls them. One tensor alone, the named submodule's output, may pass each cut; the size
-            of the batch may be asked of any.
+            calls them. Only one tensor, the named submodule's output, may cross each cut. The batch
+            size may be read from any tensor.
 
     Returns:
         the parts.
 
     Raises:
-        ExportError: no such submodule (the names that exist are listed), names out of order, or a
-            cut that more than one tensor passes, as over a skip connection.
+        ExportError: no such submodule (the message lists the names that exist), names out of order,
+            or a cut that more than one tensor crosses, as with a skip connection.
 
     Examples:
         >>> layers = split(generator, ["layer1", "layer2", "layer3", "layer4"])
@@ -70,15 +70,15 @@ def split(generator: nn.Module, names: Sequence[str]) -> Layers:
 
     Source: Bau et al. 2019, section 1.
     """
-    wanted = _names(names)
+    cut_names = _names(names)
     prepared = _prepared(generator)
     existing = [name for name, _ in prepared.named_modules() if name]
-    for name in wanted:
+    for name in cut_names:
         if name not in existing:
             raise ExportError(f"the generator has no layer {name!r}: it has {listed(existing)}")
-    chain = Chain(prepared, wanted)
-    places = [chain.place(name) for name in wanted]
-    pairs = list(zip(wanted, places, strict=True))
+    chain = Chain(prepared, cut_names)
+    places = [chain.place(name) for name in cut_names]
+    pairs = list(zip(cut_names, places, strict=True))
     for (before, earlier), (after, later) in itertools.pairwise(pairs):
         if earlier is later:
             raise ExportError(
@@ -95,25 +95,25 @@ def split(generator: nn.Module, names: Sequence[str]) -> Layers:
             possible = chain.cuts()
             raise ExportError(
                 f"the generator cannot be cut after {name!r}, {crossing}: "
-                + (f"cut after {listed(possible)}" if possible else "it is no chain of layers")
+                + (f"cut after {listed(possible)}" if possible else "it is not a chain of layers")
             )
     *first, tail = chain.parts(places)
-    return Layers(wanted, first, tail)
+    return Layers(cut_names, first, tail)
 
 
 def first_layers(generator: nn.Module, count: int = 4) -> tuple[str, ...]:
     """Return the names of a generator's first nonlinear layers, for ``split``.
 
-    These are layer1, layer2 and so on where there are submodules of these names; else the
-    activations (``nn.ReLU`` and its like) after which one tensor alone passes to layers with
-    weights, from the first.
+    These are layer1, layer2 and so on if submodules with these names exist. Otherwise they are the
+    first activations (``nn.ReLU`` and similar) after which a single tensor passes to layers with
+    weights.
 
     Args:
         generator: as for ``split``.
-        count: how many to name; fewer are returned where there are fewer.
+        count: how many names to return; fewer are returned if fewer exist.
 
     Raises:
-        ExportError: there is none, or the generator cannot be cut.
+        ExportError: no such layer exists, or the generator cannot be cut.
     """
     prepared = _prepared(generator)
     numbered = [f"layer{number + 1}" for number in range(count)]
@@ -131,11 +131,11 @@ def first_layers(generator: nn.Module, count: int = 4) -> tuple[str, ...]:
 
 
 class Layers:
-    """A generator in parts, G(z) = G_F(g_k(... g_1(z))); what ``split`` returns.
+    """A generator in parts, G(z) = G_F(g_k(... g_1(z))); returned by ``split``.
 
     Attributes:
-        names: the submodules after which it is cut.
-        layers: g_1 to g_k, in eval mode; their weights take no gradient.
+        names: the submodules after which the generator is cut.
+        layers: g_1 to g_k, in eval mode; their weights require no gradient.
         tail: G_F.
     """
 
@@ -159,12 +159,12 @@ class Layers:
         Differentiable in the latents.
 
         Args:
-            latents: as the generator takes them.
-            count: how many of the activations, from the first; None for all.
+            latents: the generator's input.
+            count: how many activations to return, from the first; None for all.
         """
         found = [latents]
         for layer in self.layers[:count]:
-            # A layer that works in place must not change what is returned.
+            # A layer that works in place must not change the returned activations.
             found.append(layer(found[-1].clone()))
         return found[1:]
 
@@ -198,11 +198,11 @@ class Layers:
         Args:
             latent_shape: shape of the whole generator's latent z.
             prior: what z is drawn from.
-            samples: draws of z that mean and deviation of r_k are taken over, at least 2.
-            seed: of these draws.
+            samples: the number of draws of z for the mean and deviation of r_k, at least 2.
+            seed: the seed of these draws.
 
         Raises:
-            ExportError: an argument that does not fit, or an activation that does not vary.
+            ExportError: an argument is invalid, or the activation does not vary.
         """
         shape = self.shapes(latent_shape)[-1]
         if not isinstance(prior, Uniform | Normal):
@@ -223,19 +223,19 @@ class Layers:
         origin: Mapping[str, Any] | None = None,
         **export_options: Any,
     ) -> Path:
-        """Export G_F alone, its latent the activation r_k: the problem of Bau's equation 1.
+        """Export G_F alone, with the activation r_k as its latent: the problem of Bau's equation 1.
 
         The bundle's latent u has the shape of r_k and the prior Normal(0, 1): r_k = mean + std * u,
-        with mean and standard deviation of each channel of r_k (the axis after the batch) over
-        samples of z. They are kept in the manifest's origin, and ``TailScale.of(bundle)`` converts
+        with the mean and standard deviation of each channel of r_k (the axis after the batch) over
+        samples of z. They are stored in the manifest's origin. ``TailScale.of(bundle)`` converts
         between u and r_k.
 
         Args:
             path: the bundle's folder.
             latent_shape: shape of the whole generator's latent z.
             prior: what z is drawn from.
-            samples: draws of z that mean and deviation are taken over, at least 2.
-            seed: of these draws.
+            samples: the number of draws of z for the mean and standard deviation, at least 2.
+            seed: the seed of these draws.
             origin: as in ``export``; "layers" is added to it.
             export_options: the other arguments of ``pyinv.export.export``.
 
@@ -281,7 +281,7 @@ class Layers:
             weights: lambda_1 to lambda_{k-1}, each above 0; or one for all.
 
         Raises:
-            ExportError: an argument that does not fit, or k is 1: there is nothing between layers.
+            ExportError: an argument is invalid, or k is 1, so that no residual can be added.
         """
         return ResidualGenerator(self, _sizes(latent_shape), weights)
 
@@ -295,24 +295,24 @@ class Layers:
         origin: Mapping[str, Any] | None = None,
         **export_options: Any,
     ) -> Path:
-        r"""Export the generator of Bau's method (f): a latent of residuals, z_0 as the condition.
+        r"""Export the generator of Bau's method (f): the latent is residuals, the condition z_0.
 
         $$
         x = G_F(g_k(\delta_{k-1} + g_{k-1}(\cdots \delta_1 + g_1(z_0))))
         $$
 
-        The bundle's latent u, of shape [d], holds $\delta_1, \dots, \delta_{k-1}$ one after
-        the other, each divided by its scale (see ``ResidualGenerator``), its prior is
-        Normal(0, 1), and its condition is z_0, flattened. With these scales the penalty
+        The bundle's latent u, of shape [d], is the concatenation of $\delta_1, \dots,
+        \delta_{k-1}$, each divided by its scale (see ``ResidualGenerator``). The prior is
+        Normal(0, 1), and the condition is z_0, flattened. With these scales the penalty
         ``PriorPenalty(1.0)`` is $\sum_i \lambda_i \operatorname{mean}(\delta_i^2)$, the term
-        of equation 12 as the authors' code has it. The search begins at residuals of 0 with
+        of equation 12 as implemented in the authors' code. To start from residuals of 0, call
         ``invert(images, condition=z0, init=numpy.zeros((N, d)))``.
 
         Args:
             path: the bundle's folder.
             latent_shape: shape of the whole generator's latent z.
-            weights: lambda_1 to lambda_{k-1}, each above 0; or one for all. The paper: 1.
-            losses: as in ``export``. The paper: L1 in pixels plus L1 in features of VGG16.
+            weights: lambda_1 to lambda_{k-1}, each above 0; or one for all. The paper uses 1.
+            losses: as in ``export``. The paper uses L1 in pixels plus L1 in features of VGG16.
             origin: as in ``export``; "layers" is added to it.
             export_options: the other arguments of ``pyinv.export.export``.
 
@@ -328,8 +328,8 @@ class Layers:
         given = checked_origin(origin)
         generator = self.residual_generator(latent_shape, weights=weights)
         with warnings.catch_warnings():
-            # The prior is there for the penalty. Residuals drawn from it are large, and their
-            # images tell nothing about the range of the generator's.
+            # The prior only defines the penalty. Residuals drawn from it are large, so the range of
+            # their images says nothing about the range of the generator's images.
             warnings.filterwarnings("ignore", ".*outside value_range", UserWarning)
             return export(
                 generator,
@@ -360,13 +360,13 @@ class Layers:
     def _moments(
         self, latent_shape: tuple[int, ...], prior: Prior, samples: int, seed: int
     ) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of each channel of r_k, float32 [C]."""
+        """Return the mean and standard deviation of each channel of r_k, float32 [C]."""
         random = torch.Generator().manual_seed(seed)
         latents = draw_latents(prior, samples, math.prod(latent_shape), random=random)
         total = squares = torch.zeros(())
         count = 0
         with torch.no_grad():
-            # In double: a small deviation next to a large mean keeps its digits.
+            # In double, so that a small deviation next to a large mean keeps its digits.
             for part in latents.view(-1, *latent_shape).split(_SAMPLED_AT_ONCE):
                 r = self.activations(part.to(self._device()))[-1].double().cpu()
                 axes = [0, *range(2, r.ndim)]
@@ -380,13 +380,13 @@ class Layers:
                 f"the activation after {self.names[-1]!r} is the same for all latents: check the "
                 "weights, or cut elsewhere"
             )
-        # A channel that is the same for all z has no deviation of its own.
+        # A channel that is the same for all z has deviation 0.
         std = torch.where(varies, std, (std[varies] ** 2).mean().sqrt())
         return mean.float(), std.float()
 
 
 def _prepared(generator: nn.Module) -> nn.Module:
-    """A copy in eval mode whose modules change none of their inputs."""
+    """Return a copy in eval mode whose modules do not change their inputs."""
     if isinstance(generator, torch.jit.ScriptModule):
         raise ExportError(
             "a TorchScript generator has no layers to cut it by: give the torch.nn.Module that it "
@@ -394,7 +394,7 @@ def _prepared(generator: nn.Module) -> nn.Module:
         )
     prepared = prepare(generator, batch_norm="eval")
     for module in prepared.modules():
-        # Its input may be an activation that somebody still needs.
+        # The module's input may be an activation that is still needed.
         if getattr(module, "inplace", False) is True:
             module.inplace = False  # type: ignore[assignment]
     return prepared

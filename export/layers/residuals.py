@@ -1,4 +1,4 @@
-"""Residuals that are added between a generator's layers: Bau et al. 2019, equations 10 to 12."""
+"""Residuals added between a generator's layers: Bau et al. 2019, equations 10 to 12."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class ResidualGenerator(nn.Module):
     r_1 = g_1(z_0), \quad r_{i+1} = g_{i+1}(\delta_i + r_i), \quad x = G_F(r_k)
     $$
 
-    u holds the residuals one after the other, $\delta_i$ = scale_i * its part of u. With
-    n_i components in $\delta_i$ and $d = \sum_i n_i$,
+    u is the concatenation of the scaled residuals: $\delta_i$ is scale_i times its part of u.
+    With n_i components in $\delta_i$ and $d = \sum_i n_i$,
 
     $$
     \text{scale}_i = \sqrt{\frac{n_i}{2 d \lambda_i}}
@@ -34,18 +34,18 @@ class ResidualGenerator(nn.Module):
     = \sum_i \lambda_i \operatorname{mean}(\delta_i^2)
     $$
 
-    whose left side is ``PriorPenalty(1.0)`` under the prior Normal(0, 1). A step of Adam's that
-    moves components of u by the learning rate moves those of $\delta_i$ by scale_i times it.
+    whose left side is ``PriorPenalty(1.0)`` under the prior Normal(0, 1). An Adam step that moves
+    components of u by the learning rate moves those of $\delta_i$ by scale_i times as much.
 
     Attributes:
-        latent_shape: of z_0.
-        shapes: of each residual, without the batch axis.
+        latent_shape: the shape of z_0.
+        shapes: the shape of each residual, without the batch axis.
         latent_size: d.
-        weights: lambda_i.
-        scales: scale_i.
+        weights: the lambda_i.
+        scales: the scale_i.
 
-    Source: Bau et al. 2019, equations 11 and 12; the mean in place of the sum of squares is the
-    authors' code's.
+    Source: Bau et al. 2019, equations 11 and 12; the mean in place of the sum of squares follows
+    the authors' code.
     """
 
     def __init__(
@@ -75,12 +75,12 @@ class ResidualGenerator(nn.Module):
         return image
 
     def residuals_of(self, latent: Any) -> list[Any]:
-        """Return the residuals, [N, *shape_i] each, of latents u [N, d].
+        """Return the residuals of latents u [N, d], each [N, *shape_i].
 
         NumPy for NumPy, PyTorch for PyTorch.
 
         Raises:
-            InputError: latents of another size.
+            InputError: the latents have a different size.
         """
         if latent.ndim != 2 or latent.shape[1] != self.latent_size:
             raise InputError(f"expected latents [N, {self.latent_size}], got {list(latent.shape)}")
@@ -90,7 +90,7 @@ class ResidualGenerator(nn.Module):
         """Return the latents u [N, d] of residuals [N, *shape_i]; the inverse of ``residuals_of``.
 
         Raises:
-            InputError: residuals of other shapes.
+            InputError: the residuals have different shapes.
         """
         got = [tuple(residual.shape[1:]) for residual in residuals]
         if got != self.shapes:

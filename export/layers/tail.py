@@ -1,4 +1,4 @@
-"""The rest of a generator after its first layers, with latents of mean 0 and deviation 1.
+"""A generator's tail: what follows its first layers, with latents of mean 0 and deviation 1.
 
 Source: Bau et al. 2019, equation 1.
 """
@@ -17,17 +17,17 @@ from pyinv.errors import InputError
 
 __all__ = ["ORIGIN", "StandardisedTail", "TailScale"]
 
-# The entry of a manifest's origin that says how a bundle's generator was cut.
+# The entry of a manifest's origin that records how a bundle's generator was cut.
 ORIGIN = "layers"
 
 
 @dataclass(frozen=True)
 class TailScale:
-    """How a tail's bundle scales activations: r_k = mean + std * u, channel by channel.
+    """The scale of a tail's activations: r_k = mean + std * u, per channel.
 
     Args:
-        mean: [C], of r_k over samples of z.
-        std: [C], above 0.
+        mean: the mean of r_k over samples of z, [C].
+        std: its standard deviation, [C], above 0.
     """
 
     mean: tuple[float, ...]
@@ -38,13 +38,13 @@ class TailScale:
         """Return the scale of a bundle that ``Layers.export_tail`` wrote.
 
         Raises:
-            InputError: another bundle.
+            InputError: the bundle was not written by ``Layers.export_tail``.
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         described = opened.manifest.origin.get(ORIGIN)
         if not isinstance(described, dict) or described.get("kind") != "tail":
             raise InputError(
-                f"{opened.path} is no tail of a generator: Layers.export_tail makes one"
+                f"{opened.path} is not a generator's tail: Layers.export_tail makes one"
             )
         return cls(tuple(described["mean"]), tuple(described["std"]))
 
@@ -78,7 +78,7 @@ class StandardisedTail(nn.Module):
     """Latent u [B, C, ...] -> image G_F(mean + std * u); mean and std are buffers.
 
     Attributes:
-        shape: of r_k and of u, without the batch axis.
+        shape: the shape of r_k and u, without the batch axis.
         scale: converts between u and r_k.
     """
 

@@ -1,1 +1,1 @@
-"""Rewrites of ATen graphs, and what is asked of them."""
+"""Transformations and analyses of ATen graphs."""

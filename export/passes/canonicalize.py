@@ -1,9 +1,9 @@
-"""Bring a traced generator's layers into one form, with batch norm folded into their weights.
+"""Bring a traced generator's layers into a canonical form, with batch norm folded into weights.
 
-With running statistics, batch norm is y = scale * x + shift for every channel. Where x comes from
-a convolution, transposed convolution or dense layer (possibly through a reshape, an upsampling or
-a pixel shuffle, which leave channels apart), scale and shift go into that layer's weight and bias.
-Elsewhere one multiplication and one addition per channel remain.
+With running statistics, batch norm is y = scale * x + shift per channel. If x comes from a
+convolution, transposed convolution or dense layer (possibly through a reshape, an upsampling or a
+pixel shuffle, which do not mix channels), scale and shift are folded into that layer's weight and
+bias. Otherwise one multiplication and one addition per channel remain.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _BATCH_NORMS = (
     "batch_norm",
 )
 _RESHAPES = ("view", "reshape", "_unsafe_view")
-# Interpolation weights of one output pixel sum to 1, so a per-channel shift passes unchanged.
+# The interpolation weights of an output pixel sum to 1, so a per-channel shift passes unchanged.
 _CHANNELWISE = (
     "upsample_nearest2d",
     "_upsample_nearest_exact2d",
@@ -49,7 +49,7 @@ def _batch_norms(graph: fx.Graph) -> list[fx.Node]:
 
 
 def _arguments(node: fx.Node) -> dict[str, object]:
-    """A call's arguments by their name in the operator's schema, defaults included."""
+    """A call's arguments by name in the operator's schema, including defaults."""
     schema = node.target._schema  # type: ignore[union-attr]
     named = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
     named.update({a.name: value for a, value in zip(schema.arguments, node.args, strict=False)})
@@ -62,7 +62,7 @@ def _is_training(node: fx.Node) -> bool:
 
 
 def has_batch_statistics(module: fx.GraphModule) -> bool:
-    """Whether images of one batch influence one another through batch norm."""
+    """Whether the images of a batch influence each other through batch norm."""
     for node in _batch_norms(module.graph):
         source = node.args[0]
         sizes = shape(source) if isinstance(source, fx.Node) else None
@@ -81,7 +81,7 @@ def fold_batch_norm(module: fx.GraphModule) -> None:
             continue
         epsilon = named.get("eps", named.get("epsilon"))
         assert isinstance(epsilon, float)
-        # In double: the folded weight is then the nearest float to the exact product.
+        # In double, so that the folded weight is the nearest float to the exact product.
         scale = (variance.double() + epsilon).rsqrt()
         weight, bias = constant(module, named["weight"]), constant(module, named["bias"])
         if weight is not None:
@@ -146,7 +146,7 @@ def _absorb(
         before, after = shape(source), shape(node)
         if before is None or after is None or before[0] != after[0] or len(after) < 2:
             return False
-        # [B, C * n] -> [B, C, ...]: each channel is a run of n features.
+        # [B, C * n] -> [B, C, ...]: each channel is n consecutive features.
         if len(before) == 2 and before[1] == math.prod(after[1:]):
             repeats = before[1] // after[1]
             return _absorb(
@@ -203,7 +203,7 @@ def _absorb_in_dense(module: fx.GraphModule, node: fx.Node, scale: Tensor, shift
 
 
 def one_pixel_convolution_as_dense(module: fx.GraphModule) -> None:
-    """Turn a transposed convolution of a 1x1 image, a DCGAN's first layer, into a dense layer."""
+    """Replace transposed convolutions of 1x1 images (a DCGAN's first layer) by dense layers."""
     graph = module.graph
     for node in list(graph.nodes):
         if not is_op(node, "convolution") or not node.args[6]:
@@ -226,24 +226,26 @@ def one_pixel_convolution_as_dense(module: fx.GraphModule) -> None:
             continue
         inputs, channels, height, width = weight.shape
         top, left = padding
-        kept = weight[:, :, top : height - top, left : width - left]
-        if kept.shape[2:] != after[2:]:
+        cropped = weight[:, :, top : height - top, left : width - left]
+        if cropped.shape[2:] != after[2:]:
             continue
         with graph.inserting_before(node):
             rows = insert(graph, aten.view.default, x, [-1, inputs])
-            matrix = add_constant(module, kept.reshape(inputs, -1))
+            matrix = add_constant(module, cropped.reshape(inputs, -1))
             if bias is None:
                 dense = insert(graph, aten.mm.default, rows, matrix)
             else:
-                offset = add_constant(module, bias.repeat_interleave(kept.shape[2] * kept.shape[3]))
+                offset = add_constant(
+                    module, bias.repeat_interleave(cropped.shape[2] * cropped.shape[3])
+                )
                 dense = insert(graph, aten.addmm.default, offset, rows, matrix)
-            image = insert(graph, aten.view.default, dense, [-1, channels, *kept.shape[2:]])
+            image = insert(graph, aten.view.default, dense, [-1, channels, *cropped.shape[2:]])
         node.replace_all_uses_with(image)
     graph.eliminate_dead_code()
 
 
 def unit_stride_transposed_as_convolution(module: fx.GraphModule) -> None:
-    """Turn transposed convolutions of stride 1 into the plain ones that they are.
+    """Replace transposed convolutions of stride 1 by equivalent plain convolutions.
 
     ONNX Runtime's convolution is about twice as fast as its transposed one.
     """
@@ -267,9 +269,9 @@ def unit_stride_transposed_as_convolution(module: fx.GraphModule) -> None:
 
 
 def instance_norm_as_group_norm(module: fx.GraphModule) -> None:
-    """Undo PyTorch's instance norm: batch norm over [1, B * C, ...] with repeated weights.
+    """Replace traced instance norm: batch norm over [1, B * C, ...] with repeated weights.
 
-    The detour costs reshapes with symbolic sizes and copies of the weights for every image.
+    PyTorch's form needs reshapes with symbolic sizes and a copy of the weights per image.
     """
     graph = module.graph
     for node in _batch_norms(graph):
@@ -289,7 +291,7 @@ def instance_norm_as_group_norm(module: fx.GraphModule) -> None:
             continue
         weight, bias = (_unrepeated(named[name]) for name in ("weight", "bias"))
         with graph.inserting_before(node):
-            # Sizes are only labels of this operator; its decomposition reads those of its input.
+            # The decomposition reads sizes from the input, not from these arguments.
             batch = insert(graph, aten.sym_size.int, source, 0)
             normed = insert(
                 graph,

@@ -1,6 +1,6 @@
-"""Decompositions: how gradients that ONNX has no operator for are written with those it has.
+"""Decompositions of gradients that ONNX has no operator for.
 
-All of them avoid sizes that depend on the batch, so that no graph computes shapes at run time.
+None uses sizes that depend on the batch, so that no graph computes shapes at run time.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ __all__ = ["decomposition_table"]
 
 aten = torch.ops.aten
 
-# Left whole while tracing; simplify.py writes activation gradients with the activation's output,
-# which the forward pass has anyway.
+# Not decomposed during tracing: simplify.py writes activation gradients in terms of the
+# activation's output, which the forward pass computes anyway.
 _KEPT = (
     "threshold_backward",
     "leaky_relu_backward",
@@ -38,7 +38,7 @@ _UPSAMPLINGS = (
 
 
 def decomposition_table() -> dict[Any, Callable[..., Any]]:
-    """Core ATen's decompositions with ours over them."""
+    """Core ATen's decompositions, overridden by those of this module."""
     table = dict(core_aten_decompositions())
     for operator in list(table):
         name = operator._schema.name.removeprefix("aten::")
@@ -90,14 +90,14 @@ def _convolution_backward(
     groups: int,
     output_mask: Sequence[bool],
 ) -> Any:
-    """A convolution's gradient in its input is a transposed one with the same weight, and back."""
+    """Write a convolution's input gradient as a transposed convolution, and vice versa."""
     if not output_mask[0] or any(output_mask[1:]):
         return NotImplemented
     rank = len(stride)
     reach = [dilation[i] * (weight.shape[2 + i] - 1) - padding[i] for i in range(rank)]
     if not transposed and groups == 1 and all(s == 1 for s in stride) and min(reach) >= 0:
-        # ONNX Runtime's convolution is about twice as fast as its transposed one. At stride 1 they
-        # are the same but for a flipped weight, which is worth storing.
+        # ONNX Runtime's convolution is about twice as fast as its transposed convolution. At stride
+        # 1 they differ only in a flipped weight, which is worth storing.
         flipped = weight.flip(list(range(2, 2 + rank))).transpose(0, 1)
         back = aten.convolution(
             gradient, flipped, None, stride, reach, dilation, False, [0] * rank, 1
@@ -291,7 +291,7 @@ def _upsample_backward(forward: Any) -> Callable[..., Any]:
         if forward is aten.upsample_nearest2d.default and (
             out_height % height == out_width % width == 0
         ):
-            # Pooling keeps ONNX Runtime's blocked layout between convolutions; a sum does not.
+            # Pooling preserves ONNX Runtime's blocked layout between convolutions; a sum does not.
             window = [out_height // height, out_width // width]
             pooled: Tensor = aten.avg_pool2d(gradient, window, window)
             return pooled * float(math.prod(window))
@@ -328,9 +328,9 @@ def _separable_backward(
     on_rows: Callable[[Tensor], Tensor],
     on_columns: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """The gradient of a linear map of images that acts on rows and on columns apart.
+    """The gradient of a linear map of images that acts on rows and columns separately.
 
-    Each of the two is a small matrix, which is what it makes of unit vectors.
+    Each of the two is a small matrix, found by applying the map to unit vectors.
     """
     height, width = size
     with _disable_current_modes():
@@ -348,7 +348,7 @@ def _separable_backward(
 def _tiles(
     x: Tensor, kernel_size: Sequence[int], stride: Sequence[int], padding: Sequence[int]
 ) -> list[int] | None:
-    """The window of a pooling whose windows tile the image, else None."""
+    """The window of a pooling whose windows tile the image; else None."""
     window = list(kernel_size) * (2 // len(kernel_size))
     steps = list(stride) * (2 // len(stride)) if stride else window
     whole = all(size % edge == 0 for size, edge in zip(x.shape[2:], window, strict=True))
@@ -397,10 +397,10 @@ def _max_pool2d_backward(
     ceil_mode: bool,
     indices: Tensor,
 ) -> Any:
-    """Every pixel that equals its window's maximum gets the gradient.
+    """Pass the gradient to every pixel that equals its window's maximum.
 
-    PyTorch gives it to the first of several; the two differ only where pixels tie, which after a
-    ReLU means at zeros, whose gradient the ReLU drops anyway.
+    PyTorch passes it only to the first such pixel. The two differ only at ties, which after a ReLU
+    occur at zeros, where the ReLU's gradient is 0 anyway.
     """
     window = _tiles(x, kernel_size, stride, padding)
     if window is None or any(step != 1 for step in dilation):

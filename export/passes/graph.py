@@ -1,8 +1,8 @@
-"""Small changes to an FX graph that keep every node's shape known.
+"""Edit an FX graph while keeping every node's shape known.
 
 Each node of a traced graph carries a fake tensor in ``meta["val"]``: static sizes are ints, the
-batch is a symbol. The functions here add nodes with that in place, so that later passes can go on
-asking for shapes.
+batch is a symbol. The functions here set it on the nodes they add, so that later passes can read
+shapes too.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ __all__ = ["Signature", "add_constant", "constant", "copied", "insert", "is_op",
 
 @dataclass(frozen=True)
 class Signature:
-    """One function's part of a graph: its inputs, and outputs by position, with their names."""
+    """One function's part of a graph: the names of its inputs, and of its outputs by position."""
 
     inputs: tuple[str, ...]
     outputs: Mapping[int, str]
 
 
 def copied(module: fx.GraphModule) -> fx.GraphModule:
-    """A module whose graph may be changed; it shares the constants, and nothing copies those."""
+    """Copy a module's graph so that it may be changed. The constants are shared."""
     return fx.GraphModule(module, copy.deepcopy(module.graph))
 
 
 def is_op(node: Any, *names: str) -> bool:
-    """Whether a node calls one of the named ATen operators, whatever the overload."""
+    """Whether a node calls one of the named ATen operators, in any overload."""
     return (
         isinstance(node, fx.Node)
         and node.op == "call_function"
@@ -42,13 +42,13 @@ def is_op(node: Any, *names: str) -> bool:
 
 
 def shape(node: fx.Node) -> tuple[Any, ...] | None:
-    """The node's sizes, ints but for the batch; None for anything but one tensor."""
+    """The node's sizes, which are ints except for the batch; None if it is not a single tensor."""
     value = node.meta.get("val")
     return tuple(value.shape) if isinstance(value, Tensor) else None
 
 
 def constant(module: fx.GraphModule, node: Any) -> Tensor | None:
-    """The tensor that a node stands for, if it is a constant of the module."""
+    """The tensor that a node refers to, if it is a constant of the module."""
     if not isinstance(node, fx.Node) or node.op != "get_attr":
         return None
     found: Any = module
@@ -74,7 +74,7 @@ def add_constant(module: fx.GraphModule, value: Tensor) -> fx.Node:
 
 
 def insert(graph: fx.Graph, operator: Any, *args: Any, **kwargs: Any) -> fx.Node:
-    """Call an operator at the insert point; the new node knows its shape."""
+    """Add a call of an operator at the insert point, with its shape."""
     node = graph.call_function(operator, args, kwargs)
 
     def value(argument: fx.Node) -> Any:

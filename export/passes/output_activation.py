@@ -1,4 +1,4 @@
-"""The last activation of a traced generator, as some losses are better computed before it."""
+"""Find a traced generator's last activation: some losses are better computed from its input."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .graph import insert, is_op
 __all__ = ["OutputActivation", "expose_output_activation"]
 
 _OWN_RANGES = {"tanh": (-1.0, 1.0), "sigmoid": (0.0, 1.0)}
-# They commute with what is done to each pixel.
+# Operators that commute with element-wise functions.
 _RESHAPES = ("view", "reshape", "_unsafe_view", "squeeze", "unsqueeze")
 
 
@@ -22,16 +22,16 @@ _RESHAPES = ("view", "reshape", "_unsafe_view", "squeeze", "unsqueeze")
 class OutputActivation:
     """The last operator that changes a pixel's value.
 
-    operator: its name.
-    value_range: for "tanh" and "sigmoid", the images' lowest and highest value, which a scaled or
-        shifted activation may have changed; None for others.
+    operator: the operator's name.
+    value_range: for "tanh" and "sigmoid", the lowest and highest image value after any scaling and
+        shift that follow; None for other operators.
     """
 
     operator: str
     value_range: tuple[float, float] | None = None
 
     def fits(self, value_range: tuple[float, float]) -> bool:
-        """Whether it is an activation whose images fill this range."""
+        """Whether this is an activation whose images fill the range."""
         width = value_range[1] - value_range[0]
         return self.value_range is not None and all(
             math.isclose(own, given, abs_tol=1e-6 * width)
@@ -39,7 +39,7 @@ class OutputActivation:
         )
 
     def describe(self) -> str:
-        """Name it, with its values where they are bounded."""
+        """Return the operator's name, and its range of values if they are bounded."""
         if self.value_range is None:
             return self.operator
         low, high = self.value_range
@@ -47,11 +47,11 @@ class OutputActivation:
 
 
 def expose_output_activation(traced: fx.GraphModule) -> OutputActivation:
-    """Find a traced generator's last activation, and make the graph return its input as well.
+    """Find a traced generator's last activation, and make the graph also return its input.
 
     The graph returns its image and, if the last activation is a tanh or sigmoid, that activation's
-    input in the image's shape. Reshapes may follow the activation, and so may the addition of a
-    number or the multiplication by one.
+    input in the image's shape. The activation may be followed by reshapes, and by additions of and
+    multiplications by numbers.
     """
     graph = traced.graph
     output = next(node for node in graph.nodes if node.op == "output")
@@ -87,7 +87,7 @@ def expose_output_activation(traced: fx.GraphModule) -> OutputActivation:
 
 
 def _affine(node: Any) -> tuple[float | None, float]:
-    """(a, b) where a node is a * x + b of its first argument x, with numbers a and b."""
+    """The numbers (a, b) such that a node computes a * x + b of its first argument x."""
     if not is_op(node, "mul", "add", "sub") or node.kwargs or len(node.args) != 2:
         return None, 0.0
     number = node.args[1]

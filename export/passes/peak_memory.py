@@ -1,4 +1,4 @@
-"""How much memory a graph's values take at the same time."""
+"""Compute a graph's peak memory."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from .graph import is_op
 
 __all__ = ["bytes_per_target"]
 
-# Their result is the memory of their argument.
+# Operators whose result shares its argument's memory.
 _VIEWS = ("view", "reshape", "_unsafe_view", "squeeze", "unsqueeze", "alias", "detach")
 
 
 def bytes_per_target(module: fx.GraphModule, outputs: Iterable[int] | None = None) -> int:
-    """The peak memory in bytes per target, if the operators run in the graph's order.
+    """Return the peak memory in bytes per target, if the operators run in the graph's order.
 
-    A value takes memory from the operator that computes it to the last that reads it, a result to
-    the end. Only values whose size depends on the number of targets count.
+    A value occupies memory from the operator that computes it to the last that reads it; a result,
+    to the end. Only values whose size depends on the number of targets count.
 
     Args:
         module: a graph whose nodes know their shapes.
-        outputs: the outputs that are computed, by position; all by default.
+        outputs: the positions of the outputs that are computed; all by default.
     """
     results: Any = next(node for node in module.graph.nodes if node.op == "output").args[0]
-    wanted = results if outputs is None else [results[i] for i in outputs]
+    selected = results if outputs is None else [results[i] for i in outputs]
     last: dict[fx.Node, int] = {}
     nodes = list(module.graph.nodes)
-    needed = set(wanted)
+    needed = set(selected)
     for node in reversed(nodes):
         if node in needed:
             needed.update(node.all_input_nodes)
@@ -37,7 +37,7 @@ def bytes_per_target(module: fx.GraphModule, outputs: Iterable[int] | None = Non
     for position, node in enumerate(nodes):
         for source in node.all_input_nodes:
             last[_owner(source)] = position
-    for node in wanted:
+    for node in selected:
         last[_owner(node)] = len(nodes)
     live = most = 0
     ends: dict[int, int] = {}
@@ -53,14 +53,14 @@ def bytes_per_target(module: fx.GraphModule, outputs: Iterable[int] | None = Non
 
 
 def _owner(node: fx.Node) -> fx.Node:
-    """The node whose memory a node's result is."""
+    """The node that owns the memory of a node's result."""
     while is_op(node, *_VIEWS):
         node = node.args[0]  # type: ignore[assignment]
     return node
 
 
 def _bytes(node: fx.Node) -> int:
-    """Of one target."""
+    """The bytes of a node's value per target."""
     value = node.meta.get("val")
     total = 0
     for tensor in value if isinstance(value, list | tuple) else [value]:

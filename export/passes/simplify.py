@@ -1,9 +1,9 @@
-"""Reduce a traced graph to the operators that it needs: ONNX Runtime runs them at every step.
+"""Simplify a traced graph: ONNX Runtime runs its operators at every step.
 
-A gradient traced from autograd is full of aliases, recomputed masks, powers, broadcast ones and
+A gradient traced from autograd contains many aliases, recomputed masks, powers, broadcast ones and
 symbolic sizes. After these passes, activation gradients have one form, ``where(a > 0, g, slope*g)``
-with ``a`` the activation's output; sizes in reshapes are numbers with one -1; everything that
-depends on weights alone is a constant; nothing is computed twice.
+with ``a`` the activation's output; reshapes use numbers and at most one -1; everything that depends
+on weights alone is a constant; nothing is computed twice.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ _ALIASES = ("alias", "detach", "clone", "lift_fresh_copy", "lift_fresh", "contig
 _RESHAPES = ("view", "reshape", "_unsafe_view")
 _BINARY = ("add", "sub", "mul", "div")
 _TRANSPOSES = ("t", "transpose", "permute")
-# Elements of a constant that is made from none; others may not outgrow what they are made from.
+# The most elements of a folded constant with no constant inputs. Other folded constants may not
+# have more elements than their inputs.
 _LARGEST_MADE_CONSTANT = 1 << 16
 
 
@@ -75,7 +76,7 @@ def _drop_alias(module: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _order(node: Any) -> list[int]:
-    """Which axis of its source each axis of a transposition is."""
+    """The source axis of each axis of a transposition."""
     axes = list(range(node.meta["val"].ndim))
     if is_op(node, "permute"):
         return [axes[i] for i in node.args[1]]
@@ -85,7 +86,7 @@ def _order(node: Any) -> list[int]:
 
 
 def _undo_transposes(module: fx.GraphModule, node: fx.Node) -> bool:
-    """Drop a transpose that moves no axis, alone or together with the one before it."""
+    """Remove a transpose that is the identity, alone or combined with the one before it."""
     if not is_op(node, *_TRANSPOSES):
         return False
     source: Any = node.args[0]
@@ -98,7 +99,7 @@ def _undo_transposes(module: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _fix_reshape(module: fx.GraphModule, node: fx.Node) -> bool:
-    """Let -1 stand for the one size that depends on the batch."""
+    """Write the one size that depends on the batch as -1."""
     if not is_op(node, *_RESHAPES):
         return False
     sizes = shape(node)
@@ -106,7 +107,7 @@ def _fix_reshape(module: fx.GraphModule, node: fx.Node) -> bool:
     if sum(not isinstance(size, int) for size in sizes) > 1:
         return False
     fixed = [size if isinstance(size, int) else -1 for size in sizes]
-    # A view asks for strides that ONNX has not, and that dropped copies no longer guarantee.
+    # A view requires strides, which ONNX does not have and removed copies no longer guarantee.
     node.target = aten.reshape.default
     if list(node.args[1]) == fixed:  # type: ignore[arg-type]
         return False
@@ -129,7 +130,7 @@ def _other_has_the_shape(node: fx.Node, argument: int) -> bool:
 
 
 def _drop_expand(module: fx.GraphModule, node: fx.Node) -> bool:
-    """Arithmetic broadcasts by itself."""
+    """Remove an expand from an operand that the operator broadcasts anyway."""
     if not is_op(node, *_BINARY):
         return False
     for i in (0, 1):
@@ -141,7 +142,7 @@ def _drop_expand(module: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _scalar(module: fx.GraphModule, node: Any) -> float | None:
-    """The one number that fills a tensor, if that is known."""
+    """The number that fills a tensor, if it is known."""
     if is_op(node, "full", "full_like", "scalar_tensor"):
         value = node.args[0] if is_op(node, "scalar_tensor") else node.args[1]
         return float(value) if isinstance(value, int | float) else None
@@ -175,7 +176,7 @@ def _fill_scalar(module: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _plain_where(module: fx.GraphModule, node: fx.Node) -> bool:
-    """A choice between numbers, not between tensors full of them."""
+    """Replace constant tensors in a where by numbers."""
     if not is_op(node, "where") or len(node.args) != 3 or shape(node.args[0]) != shape(node):  # type: ignore[arg-type]
         return False
     for i in (1, 2):
@@ -231,7 +232,7 @@ def _plain_power(module: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _activation_output(x: fx.Node, name: str, *arguments: object) -> fx.Node | None:
-    """The output of the activation of x that the forward pass computed."""
+    """The activation's output for x that the forward pass computed."""
     for user in x.users:
         if is_op(user, name) and user.args[0] is x and tuple(user.args[1:]) == arguments:
             return user
@@ -249,7 +250,7 @@ def _activation_gradient(module: fx.GraphModule, node: fx.Node) -> bool:
     if is_op(node, "leaky_relu_backward"):
         gradient, x, slope, is_result = node.args
         a = x
-        # The output has the input's sign only for a positive slope.
+        # The output has the input's sign only if the slope is positive.
         if not is_result and float(slope) > 0:  # type: ignore[arg-type]
             own = [args for args in ((slope,), ()) if args or slope == 0.01]
             found = [_activation_output(x, "leaky_relu", *args) for args in own]  # type: ignore[arg-type]
@@ -287,7 +288,7 @@ def _activation_gradient(module: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _late_scalar(module: fx.GraphModule, node: fx.Node) -> bool:
-    """Move a constant factor past linear work towards the small tensors near the latent."""
+    """Move a constant factor past linear operators, towards the small tensors near the latent."""
     if not is_op(node, "mul") or len(node.args) != 2 or not isinstance(node.args[1], int | float):
         return False
     if len(node.users) != 1 or not node.meta["val"].is_floating_point():
@@ -311,7 +312,7 @@ def _late_scalar(module: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _fold_constant(module: fx.GraphModule, node: fx.Node) -> bool:
-    """Compute now what depends on constants alone."""
+    """Evaluate a node that depends on constants alone."""
     if not isinstance(node.target, torch._ops.OpOverload) or not isinstance(
         node.meta.get("val"), Tensor
     ):
@@ -331,11 +332,12 @@ def _fold_constant(module: fx.GraphModule, node: fx.Node) -> bool:
         tensors.append(value)
         return value
 
-    # A transposed weight stays a view of the one that is stored.
+    # A transposed weight stays a view of the stored weight.
     is_matrix = is_op(node, *_TRANSPOSES) and len(sizes) == 2
     if is_matrix and any(is_op(user, "mm", "addmm", "t") for user in node.users):
         return False
-    # So do rows of one that is no layer's weights; normal equations take some rows at a time.
+    # So does a slice of rows of a constant that is not a layer's weights: normal equations use a
+    # chunk of rows at a time.
     is_rows = is_op(node, "slice") and len(sizes) == 2 and (node.args[1:2] or (0,)) == (0,)
     if is_rows and not any(is_op(user, "mm", "addmm", "t") for user in node.users):
         return False
@@ -353,7 +355,7 @@ def _fold_constant(module: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _share(graph: fx.Graph) -> bool:
-    """Compute equal expressions once."""
+    """Eliminate common subexpressions."""
     first: dict[Any, fx.Node] = {}
     changed = False
     for node in list(graph.nodes):
@@ -378,5 +380,5 @@ def _frozen(value: Any) -> Any:
         return tuple(_frozen(item) for item in value)
     if isinstance(value, dict):
         return tuple(sorted((key, _frozen(item)) for key, item in value.items()))
-    # 1, 1.0 and True are equal keys but not equal arguments.
+    # 1, 1.0 and True are equal as keys but differ as arguments.
     return value if isinstance(value, fx.Node) else (type(value), str(value))

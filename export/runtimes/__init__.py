@@ -1,1 +1,1 @@
-"""From an ATen graph to the files that ONNX Runtime and TorchScript run, and back."""
+"""Convert ATen graphs to and from the files that ONNX Runtime and TorchScript run."""

@@ -1,4 +1,4 @@
-"""Write traced graphs as ONNX files that share one file of weights."""
+"""Write traced graphs as ONNX files that share one weights file."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ __all__ = ["OPSET", "WEIGHTS_FILE", "WeightsFile", "to_onnx", "write_onnx"]
 OPSET = 20
 WEIGHTS_FILE = "weights.bin"
 
-# ONNX Runtime maps external data; vector loads want it aligned.
+# ONNX Runtime maps external data into memory; vector loads are faster if it is aligned.
 _ALIGNMENT = 64
-# Smaller tensors, such as the sizes of a reshape, are read while a session is made and stay inline.
+# Smaller tensors, such as the sizes of a reshape, are read while a session is created, and stay
+# inline.
 _SMALLEST_EXTERNAL_BYTES = 64
-# Elements; larger constants are weights, which are stored once and never precomputed.
+# In elements. Larger constants are weights, which are stored once and never folded.
 _LARGEST_FOLDED = 1024
 _EXAMPLE_BATCH = 3
-# Wider than the optimizer's tolerance, which is 1e-8 at 0 and 1e-5 at 1.
+# Larger than the optimizer's tolerance, which is 1e-8 at 0 and 1e-5 at 1.
 _ALMOST = 1e-4
 
 
@@ -42,18 +43,18 @@ def to_onnx(
     *,
     inputs: Mapping[str, Sequence[int]],
 ) -> list[ModelProto]:
-    """Turn a simplified graph into one ONNX model per function, batch dynamic.
+    """Convert a simplified graph to one ONNX model per function, with a dynamic batch axis.
 
-    The graph is converted once and cut: most of the time of a conversion does not depend on the
-    graph, and functions cut from one graph name their shared weights alike.
+    The graph is converted once and then cut: most of a conversion's time does not depend on the
+    graph, and functions cut from one graph use the same names for shared weights.
 
     Args:
         module: a simplified graph; it is not changed.
         functions: the functions to cut from it.
-        inputs: name and shape, without the batch axis, of each of the graph's inputs.
+        inputs: the name and shape, without the batch axis, of each of the graph's inputs.
 
     Raises:
-        ExportError: an operator that ONNX has no counterpart for, named.
+        ExportError: ONNX has no counterpart for an operator, which the message names.
     """
     module = copied(module)
     _as_torchlib_expects(module)
@@ -102,17 +103,17 @@ def to_onnx(
     except onnx.checker.ValidationError as error:
         raise ExportError(
             f"the graph cannot be written as ONNX: {first_line(error)}; a network may read sizes "
-            "from its input's shape, and no numbers out of tensors"
+            "from its input's shape, but not numbers from tensors"
         ) from error
     return models
 
 
 def _as_torchlib_expects(module: fx.GraphModule) -> None:
-    """Choose the overloads and arguments that convert to one ONNX node each."""
+    """Choose overloads and arguments that each convert to a single ONNX node."""
     for node in module.graph.nodes:
         value = node.meta.get("val")
         if is_op(node, "add", "sub", "mul", "div") and value is not None:
-            # An integer constant would be cast at run time.
+            # An integer constant would need a cast at run time.
             if value.is_floating_point():
                 node.args = tuple(float(a) if type(a) is int else a for a in node.args)
         elif is_op(node, "upsample_bilinear2d", "upsample_bicubic2d"):
@@ -124,7 +125,7 @@ def _as_torchlib_expects(module: fx.GraphModule) -> None:
 
 
 def _transposed(value: ir.Value | None) -> ir.Value | None:
-    """W where a value is the transpose of a stored matrix W."""
+    """Return W if a value is the transpose of a stored matrix W."""
     node = value.producer() if value is not None else None
     if node is None or node.op_type != "Transpose":
         return None
@@ -137,7 +138,7 @@ def _rank(value: ir.Value) -> int | None:
 
 
 def _dense_as_gemm(model: ir.Model) -> None:
-    """Write products with stored matrices as Gemm, a transposed one as an attribute."""
+    """Write products with stored matrices as Gemm, with transposition as an attribute."""
     for node in list(model.graph):
         if node.op_type not in ("MatMul", "Gemm"):
             continue
@@ -162,7 +163,7 @@ def _dense_as_gemm(model: ir.Model) -> None:
 
 
 def _plain_softplus(model: ir.Model) -> None:
-    """Drop the switch to x for large x, which ONNX's Softplus rounds to by itself."""
+    """Remove the switch to x for large x: ONNX's Softplus rounds to x there."""
     for node in list(model.graph):
         if node.op_type != "Where":
             continue
@@ -175,10 +176,10 @@ def _plain_softplus(model: ir.Model) -> None:
 
 
 def _keep_almost_neutral(model: ir.Model) -> None:
-    """Hide numbers that are almost 0 or 1 from the optimizer, which would drop their operator.
+    """Hide numbers that are almost 0 or 1 from the optimizer, which would remove their operator.
 
-    Its rules for x + 0 and x * 1 compare scalars, with a tolerance that takes the 1e-8 of a
-    normalisation for 0. They do not compare tensors of one element.
+    Its rules for x + 0 and x * 1 compare scalars with a tolerance that treats a normalisation's
+    1e-8 as 0. They do not compare tensors of one element.
     """
     for node in list(model.graph):
         if node.op_type not in ("Add", "Sub", "Mul", "Div"):
@@ -196,7 +197,7 @@ def _keep_almost_neutral(model: ir.Model) -> None:
 
 
 def _tidy(model: ir.Model) -> None:
-    """Constants to initializers, no metadata, no attributes that only repeat their default."""
+    """Turn constants into initializers; remove metadata and attributes that equal their default."""
     from onnx_ir.passes import common
 
     for work in (
@@ -210,7 +211,7 @@ def _tidy(model: ir.Model) -> None:
         node.metadata_props.clear()
         node.doc_string = None
         if node.op_type == "Reshape":
-            # No traced size is 0, where alone the two modes differ.
+            # The two modes differ only for sizes of 0, which are never traced.
             node.attributes.pop("allowzero", None)
         for name, default in _DEFAULTS.get(node.op_type, {}).items():
             if name in node.attributes and node.attributes[name].value == default:
@@ -232,7 +233,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 def _cut(whole: ModelProto, function: Signature) -> ModelProto:
-    """The part of a model that computes one function, with the function's own names."""
+    """Extract the part of a model that computes one function, with the function's names."""
     names = {f"output_{position}": name for position, name in function.outputs.items()}
     needed = set(names)
     nodes = []
@@ -261,12 +262,12 @@ def _cut(whole: ModelProto, function: Signature) -> ModelProto:
 
 
 class WeightsFile:
-    """One file that holds every distinct tensor of some of a bundle's graphs once.
+    """A file that stores every distinct tensor of several graphs once.
 
-    Tensors with equal bytes share a place, even if their shapes differ.
+    Tensors with equal bytes are stored once, even if their shapes differ.
 
     Args:
-        file: open for writing.
+        file: the stream to write to.
         name: the file's name in the bundle.
     """
 
@@ -277,7 +278,7 @@ class WeightsFile:
         self._end = 0
 
     def place(self, data: bytes) -> int:
-        """Return the offset of these bytes, and write them if they are new."""
+        """Return the offset of the data, which is written if it is new."""
         if data not in self._places:
             padding = -self._end % _ALIGNMENT
             self._file.write(bytes(padding))
@@ -288,7 +289,7 @@ class WeightsFile:
 
 
 def write_onnx(model: ModelProto, path: str | os.PathLike[str], weights: WeightsFile) -> None:
-    """Write a model whose large tensors go into the shared weights file beside it."""
+    """Write a model, and its large tensors to the shared weights file."""
     stored = ModelProto()
     stored.CopyFrom(model)
     for tensor in stored.graph.initializer:

@@ -1,17 +1,16 @@
-"""Rewrite an ONNX graph's convolutions as the operators that the engine has kernels for (csrc/ops).
+"""Rewrite an ONNX graph's convolutions as operators that the engine has kernels for (csrc/ops).
 
-A convolution becomes one operator together with its bias and activation, or, in a backward pass,
-together with the product by the activation's derivative, or, of tangents, with the product by a
-factor that all tangents of a target share. The operators work on images with channels last. Between
-them, and through what is computed element by element, images keep that layout; elsewhere a
-Transpose stands. Near the latent, where a dense layer's features are reshaped to an image or back,
-the order of the layer's features is changed instead.
+A convolution is fused with its bias and activation; in a backward pass, with the product by the
+activation's derivative; for tangents, with the product by a factor that all tangents of a target
+share. The operators work on images with channels last. Images keep that layout between them and
+through element-wise operators; elsewhere a Transpose is inserted. Near the latent, where a dense
+layer's features are reshaped to an image or back, the layer's features are reordered instead.
 
-A kernel-3 convolution of an image doubled in size by repeating pixels is a kernel-4, stride-2
-transposed convolution of the image itself, whose weights are sums of the other's: 4 products for
-each output pixel instead of 9. Its gradient is that one's adjoint.
+A kernel-3 convolution of an image doubled in size by repeating pixels equals a kernel-4, stride-2
+transposed convolution of the original image, whose weights are sums of the kernel-3 weights: 4
+products per output pixel instead of 9. Its gradient is the adjoint of that transposed convolution.
 
-The operators, all in the domain "pyinv":
+The operators are in the domain "pyinv":
 
 ===================================  ==============  ==========================================
 operator                             inputs          output
@@ -19,17 +18,18 @@ operator                             inputs          output
 Conv2d, ConvTranspose2d              X, W, (B)       y, the convolution plus bias
 ...LeakyRelu                         X, W, (B)       y where y > 0, slope * y elsewhere
 ...LeakyReluGradient                 X, W, A         y where A > 0, slope * y elsewhere
-...Scaled                            X, W, F         y * F, an image of F for several of y
+...Scaled                            X, W, F         y * F, one image of F for several of y
 ===================================  ==============  ==========================================
 
 W, B, ``strides``, ``pads`` and ``output_padding`` are as in ONNX's Conv and ConvTranspose.
-``input_perm`` brings X to [batch, channels, height, width], ``output_perm`` brings that to the
-output's layout (A's and F's is the same); either may be [0, 1, 2, 3]. ``split`` is the output's
-shape with the images that share one of F on an axis of their own, [-1, images, ...], and ``joined``
-is it without, [-1, ...].
+``input_perm`` permutes X to [batch, channels, height, width], ``output_perm`` permutes that to the
+output's layout, which A and F share; either may be [0, 1, 2, 3]. ``split`` is the output's shape
+with a separate axis for the images that share an image of F, [-1, images, ...]; ``joined`` is the
+shape without it, [-1, ...].
 
-The model also defines every operator as a function in standard operators. A runtime that knows no
-"pyinv" operators inlines those: the same file runs anywhere, with the same results to rounding.
+The model also defines every operator as a function of standard operators. A runtime without the
+"pyinv" operators inlines these functions: the same file runs anywhere, with the same results up to
+rounding.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ DOMAIN = "pyinv"
 _SAME = (0, 1, 2, 3)
 _TO_LAST = (0, 2, 3, 1)
 _TO_FIRST = (0, 3, 1, 2)
-# An image's own few channels stay first: the operators read and write such images either way, and
-# the loss compares them with targets whose channels are first.
+# Images with few channels keep channels first: the operators read and write them in either layout,
+# and the loss compares them with targets whose channels are first.
 _FEW_CHANNELS = 8
 _DENSE = ("Gemm", "MatMul")
 _ELEMENTWISE = {
@@ -68,7 +68,7 @@ _DOUBLING: dict[str, Any] = {
 
 
 def fuse(model: ModelProto) -> ModelProto:
-    """Return the model with its convolutions rewritten; without any, the model as it is.
+    """Return the model with its convolutions rewritten; a model without any is returned unchanged.
 
     Args:
         model: standard operators only, weights in initializers, image shapes static.
@@ -85,13 +85,13 @@ def fuse(model: ModelProto) -> ModelProto:
         return model
     fused.opset_import.append(helper.make_opsetid(DOMAIN, 1))
     fused.functions.extend(operator_function(name, fused.opset_import) for name in sorted(used))
-    # Functions are older, but only version 10 lets a model file say what it means by each.
+    # Functions are older, but a model file can list their value types only from version 10.
     fused.ir_version = max(fused.ir_version, 10)
     return fused
 
 
 def operator_function(name: str, opsets: Iterable[Any]) -> FunctionProto:
-    """Define one of the operators in standard operators of the given versions."""
+    """Define one of the operators as a function of standard operators of the given versions."""
     transposed = name.startswith("ConvTranspose2d")
     after = name.removeprefix("ConvTranspose2d").removeprefix("Conv2d")
     gradient, scaled = after == "LeakyReluGradient", after == "Scaled"
@@ -154,12 +154,12 @@ def operator_function(name: str, opsets: Iterable[Any]) -> FunctionProto:
 
 
 def _sizes(value: ir.Value | None) -> tuple[Any, ...] | None:
-    """A value's sizes, ints where static."""
+    """A value's sizes; static sizes are ints."""
     return None if value is None or value.shape is None else tuple(value.shape)
 
 
 def _declare(value: ir.Value, sizes: Sequence[Any] | None, like: ir.Value) -> None:
-    """Give a value sizes, and another's element type."""
+    """Set a value's sizes, and its element type to that of ``like``."""
     value.shape = None if sizes is None else ir.Shape(sizes)
     if like.dtype is not None:
         value.dtype = like.dtype
@@ -183,7 +183,7 @@ def _only_user(value: ir.Value) -> ir.Node | None:
 
 
 def _transposed_matrix(value: ir.Value | None) -> ir.Value | None:
-    """W where a value is the transpose of a stored matrix W."""
+    """Return W if a value is the transpose of a stored matrix W."""
     node = value.producer() if value is not None else None
     if node is None or node.op_type != "Transpose" or len(_sizes(value) or ()) != 2:
         return None
@@ -191,7 +191,7 @@ def _transposed_matrix(value: ir.Value | None) -> ir.Value | None:
 
 
 class _Fusion:
-    """One graph's rewriting. ``last`` knows the channels-last twins of channels-first images."""
+    """Rewrite one graph. ``last`` maps channels-first images to their channels-last copies."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
@@ -200,7 +200,7 @@ class _Fusion:
         self.done: set[ir.Node] = set()
 
     def run(self) -> None:
-        """Visit the nodes in order; each finds its inputs' twins made."""
+        """Visit the nodes in order, so that the channels-last copies of a node's inputs exist."""
         for node in list(self.graph):
             if node.op_type == "Resize":
                 self.convolved_upsampling(node)
@@ -256,7 +256,7 @@ class _Fusion:
         return self.last[value]
 
     def constant(self, key: Any, array: np.ndarray) -> ir.Value:
-        """An initializer, made once for each key."""
+        """Return the initializer for a key, which is created once."""
         if key not in self.constants:
             name = f"{key[0]}_{len(self.constants)}"
             value = ir.val(name, const_value=ir.tensor(np.ascontiguousarray(array), name=name))
@@ -265,14 +265,14 @@ class _Fusion:
         return self.constants[key]
 
     def replace(self, node: ir.Node, by: ir.Value) -> None:
-        """Let a value stand where a node's output stood, and drop the node."""
+        """Replace a node's output by a value, and remove the node."""
         old = node.outputs[0]
         _declare(by, _sizes(old), old)
         ir.convenience.replace_nodes_and_values(self.graph, node, [node], [], [old], [by])
         self.done.add(node)
 
     def replace_by_last(self, node: ir.Node, last: ir.Value) -> None:
-        """The same for a channels-last value. Unused transposes back are removed later."""
+        """Replace a node's output by a channels-last value. Unused transposes are removed later."""
         old = node.outputs[0]
         sizes = _sizes(old)
         assert sizes is not None
@@ -284,7 +284,7 @@ class _Fusion:
     # -- Upsampling ----------------------------------------------------------------------------
 
     def convolved_upsampling(self, node: ir.Node) -> None:
-        """Resize by repeating pixels, then Conv: a ConvTranspose."""
+        """Rewrite Resize by repeating pixels, then Conv, as a ConvTranspose."""
         attributes = node.attributes
         scales = _array(node.inputs[2]) if len(node.inputs) > 2 else None
         convolution = _only_user(node.outputs[0])
@@ -303,7 +303,7 @@ class _Fusion:
         self.replace(convolution, self.add(convolution, "ConvTranspose", inputs, **_DOUBLING))
 
     def upsampling_gradient(self, node: ir.Node) -> None:
-        """ConvTranspose, then the sum of 2 x 2 pixels: a Conv."""
+        """Rewrite ConvTranspose, then the sum of 2 x 2 pixels, as a Conv."""
         attributes = node.attributes
         convolution = node.inputs[0].producer() if node.inputs[0] is not None else None
         if (
@@ -320,8 +320,8 @@ class _Fusion:
             or not self.same_size_kernel_3(convolution)
         ):
             return
-        # The average is a quarter of the sum. Where it is multiplied by 4 at once, the weights are
-        # those of the forward pass; otherwise they are a quarter of them, which is exact.
+        # The average is a quarter of the sum. If it is immediately multiplied by 4, the weights are
+        # those of the forward pass; otherwise they are divided by 4, which is exact.
         end, quarter = node, True
         product = _only_user(node.outputs[0])
         factors = [] if product is None else [_scalar(value) for value in product.inputs]
@@ -341,7 +341,7 @@ class _Fusion:
         )
 
     def spread(self, weight: ir.Value | None, *, quarter: bool = False) -> ir.Value:
-        """Weights [out, in, 3, 3] for a doubled image as [in, out, 4, 4] for the image."""
+        """Convert weights [out, in, 3, 3] for a doubled image to [in, out, 4, 4] for the image."""
         array = _array(weight)
         assert weight is not None
         assert array is not None
@@ -393,7 +393,7 @@ class _Fusion:
         made = self.add(end, name, [source, weight, third], attributes=settings, domain=DOMAIN)
         sizes = _sizes(node.outputs[0])
         if _sizes(end.outputs[0])[1:] != sizes[1:]:  # type: ignore[index]
-            # The images of each factor stay together.
+            # The images that share a factor stay adjacent.
             if not first:
                 _declare(made, [sizes[axis] for axis in _TO_LAST], node.outputs[0])  # type: ignore[index]
                 made = self.transposed(end, made, _TO_FIRST)
@@ -404,7 +404,7 @@ class _Fusion:
             self.replace_by_last(end, made)
 
     def settings(self, node: ir.Node) -> dict[str, Any] | None:
-        """The operator's attributes, or None for a convolution that it cannot compute."""
+        """The operator's attributes; None for a convolution that the operator cannot compute."""
         attributes = node.attributes
         source, weight = node.inputs[0], node.inputs[1]
         sizes = _sizes(source)
@@ -432,7 +432,7 @@ class _Fusion:
         return settings
 
     def activation(self, value: ir.Value) -> tuple[ir.Node, float] | None:
-        """The Relu or LeakyRelu that is all that becomes of a value, and its slope."""
+        """The Relu or LeakyRelu that is a value's only use, and its slope."""
         user = _only_user(value)
         if user is None or user.domain != "":
             return None
@@ -443,10 +443,10 @@ class _Fusion:
         return None
 
     def derivative(self, value: ir.Value) -> tuple[ir.Node, ir.Value, float] | None:
-        """The product with a LeakyRelu's derivative that is all that becomes of a value.
+        """The product with a LeakyRelu's derivative that is a value's only use.
 
-        That is Where(Greater(a, 0), value, slope * value), or 0 for the last. Returns the Where, a,
-        and the slope.
+        The pattern is Where(Greater(a, 0), value, slope * value), or with 0 as its last argument.
+        Returns the Where, a, and the slope.
         """
         if value.is_graph_output():
             return None
@@ -474,10 +474,10 @@ class _Fusion:
         return select, activated, slope
 
     def scaled(self, value: ir.Value) -> tuple[ir.Node, ir.Value, int] | None:
-        """The product with a factor that several images share, if nothing else uses the value.
+        """The product with a factor that several images share, if it is the value's only use.
 
-        That is Reshape(Mul(Reshape(value, [-1, images, ...]), Reshape(factor, [-1, 1, ...])), any).
-        Returns the last Reshape, the factor, and how many images share it.
+        The pattern is Reshape(Mul(Reshape(value, [-1, images, ...]), Reshape(factor, [-1, 1,
+        ...])), any). Returns the last Reshape, the factor, and the number of images that share it.
         """
         split, sizes = _only_user(value), _sizes(value)
         if split is None or split.op_type != "Reshape" or sizes is None:
@@ -501,10 +501,10 @@ class _Fusion:
         assert factor is not None
         return joined, factor, split_sizes[1]
 
-    # -- What lies between ---------------------------------------------------------------------
+    # -- Between convolutions ------------------------------------------------------------------
 
     def elementwise(self, node: ir.Node) -> None:
-        """Compute with channels last where an input has them last."""
+        """Compute an element-wise operator with channels last if an input has them last."""
         sizes = _sizes(node.outputs[0])
         if sizes is None or len(sizes) != 4 or not any(v in self.last for v in node.inputs):
             return
@@ -528,12 +528,12 @@ class _Fusion:
         )
 
     def joined_images(self, node: ir.Node) -> bool:
-        """Reshape of images that were computed with an axis more, as [targets, directions, ...]."""
+        """Rewrite a Reshape of images with an extra axis, [targets, directions, ...]."""
         source, sizes = node.inputs[0], _sizes(node.outputs[0])
         split = _sizes(source)
         if sizes is None or split is None or (len(sizes), len(split)) != (4, 5):
             return False
-        if split[2:] != sizes[1:] or not self.wanted_last(node.outputs[0]):
+        if split[2:] != sizes[1:] or not self.used_last(node.outputs[0]):
             return False
         last = self.split_last(node, source)
         if last is None:
@@ -542,9 +542,9 @@ class _Fusion:
         return True
 
     def split_last(self, before: ir.Node, value: ir.Value | None) -> ir.Value | None:
-        """Images with an axis more, [targets, directions, channels, height, width], channels last.
+        """Images with an extra axis, [targets, directions, channels, height, width], channels last.
 
-        None where there is no way but to transpose them.
+        None if they cannot be had without a transpose.
         """
         sizes = _sizes(value)
         if value is None or sizes is None:
@@ -567,7 +567,7 @@ class _Fusion:
             if (_sizes(source) or ())[1:] == sizes[2:]:
                 last = self.channels_last(before, source)  # type: ignore[arg-type]
             elif (weight := _transposed_matrix(source)) is not None:
-                # A dense layer's weights, whose order is changed for the layer as well.
+                # A dense layer's weights, which are reordered for the layer too.
                 reordered = self.reordered_array(weight, 0, sizes[2:])
                 if reordered is not None:
                     last = self.add(before, "Transpose", [reordered], attributes={"perm": (1, 0)})
@@ -581,19 +581,19 @@ class _Fusion:
             return None
         return self.add(before, node.op_type, inputs, attributes=dict(node.attributes))
 
-    def wanted_last(self, value: ir.Value) -> bool:
-        """Whether a convolution takes the value, perhaps after element-by-element work."""
+    def used_last(self, value: ir.Value) -> bool:
+        """Whether a convolution uses the value, possibly after element-wise operators."""
         return any(
             self.settings(user) is not None
             if user.op_type in ("Conv", "ConvTranspose")
-            else user.op_type in _ELEMENTWISE and self.wanted_last(user.outputs[0])
+            else user.op_type in _ELEMENTWISE and self.used_last(user.outputs[0])
             for user in (use.node for use in value.uses())
         )
 
     def reordered(
         self, gemm: ir.Node, index: int, axis: int, sizes: Sequence[int]
     ) -> ir.Value | None:
-        """A Gemm's matrix or bias with features in the order height, width, channels on an axis."""
+        """Reorder a Gemm's matrix or bias so that its features are height, width, channels."""
         return self.reordered_array(gemm.inputs[index], axis, sizes)
 
     def reordered_array(
@@ -612,12 +612,12 @@ class _Fusion:
         )
 
     def image_from_features(self, node: ir.Node) -> bool:
-        """Gemm, Reshape to an image: let the Gemm give the features with channels last."""
+        """Rewrite Gemm, Reshape to an image, so that the Gemm's features have channels last."""
         source, sizes = node.inputs[0], _sizes(node.outputs[0])
         gemm = source.producer() if source is not None else None
         if gemm is None or gemm.op_type not in _DENSE or sizes is None or len(sizes) != 4:
             return False
-        if _only_user(gemm.outputs[0]) is not node or not self.wanted_last(node.outputs[0]):
+        if _only_user(gemm.outputs[0]) is not node or not self.used_last(node.outputs[0]):
             return False
         if not all(isinstance(n, int) for n in sizes[1:]) or len(_sizes(source) or ()) != 2:
             return False
@@ -642,7 +642,7 @@ class _Fusion:
         return self.add(before, "Reshape", [features, self.constant(("shape", *shape), shape)])
 
     def features_from_image(self, node: ir.Node) -> bool:
-        """Image, Reshape, Gemm: let the Gemm take the features with channels last."""
+        """Rewrite image, Reshape, Gemm, so that the Gemm takes features with channels last."""
         source = node.inputs[0]
         sizes, after = _sizes(source), _sizes(node.outputs[0])
         gemm = _only_user(node.outputs[0])

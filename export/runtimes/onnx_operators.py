@@ -1,6 +1,6 @@
-"""List an ONNX file's operators for the manifest, by which the engine knows what a GPU can do.
+"""List an ONNX file's operators for the manifest, from which the engine decides what a GPU can do.
 
-ONNX Runtime, which runs the file, does not tell them.
+ONNX Runtime, which runs the file, does not report them.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from onnx import GraphProto, NodeProto, inliner
 
 __all__ = ["operators_in"]
 
-# ONNX Runtime may remove or move these, and the next operator then reads their input.
+# ONNX Runtime may remove or move these; the next operator then reads their input.
 _TRANSPARENT = ("Cast", "Dropout", "Expand", "Identity", "Slice", "Transpose")
 
 
 def operators_in(path: str | os.PathLike[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the operators in a file, and those of them that read an input of the graph.
+    """Return the operators in a file, and those among them that read an input of the graph.
 
-    Both are sorted. Subgraphs count; a function that the file defines counts as the operators in
-    it. An operator of another domain than ONNX's own is named "domain:name".
+    Both are sorted. Subgraphs are included, and a function that the file defines is replaced by
+    its operators. An operator outside ONNX's own domain is named "domain:name".
     """
     model = inliner.inline_local_functions(onnx.load(path, load_external_data=False))
     operators: set[str] = set()
@@ -30,7 +30,7 @@ def operators_in(path: str | os.PathLike[str]) -> tuple[tuple[str, ...], tuple[s
 
 
 def _collect(graph: GraphProto, inputs: set[str], operators: set[str], readers: set[str]) -> None:
-    """Add a graph's operators; ``inputs`` holds the names of what may be the model's inputs."""
+    """Add a graph's operators; ``inputs`` holds the names that may refer to the model's inputs."""
     for node in graph.node:
         name = _name(node)
         operators.add(name)
@@ -40,7 +40,7 @@ def _collect(graph: GraphProto, inputs: set[str], operators: set[str], readers: 
                 inputs.add(node.output[0])
         for attribute in node.attribute:
             for subgraph in (attribute.g, *attribute.graphs):
-                # It sees the names around it.
+                # A subgraph can refer to names of the enclosing graph.
                 _collect(subgraph, set(inputs), operators, readers)
 
 

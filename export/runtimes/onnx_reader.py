@@ -1,8 +1,8 @@
-"""Read a bundle's generator back from its ONNX file, as a torch module that can be differentiated.
+"""Read a bundle's generator from its ONNX file as a differentiable torch module.
 
-For generators that somebody has as a bundle alone. It knows the operators that ``export`` writes
-for generators; convolutions of the domain "pyinv" are read through their definition in standard
-operators, which the file holds.
+Use this when a generator exists only as a bundle. The reader supports the operators that ``export``
+writes for generators. Convolutions of the domain "pyinv" are read through their definition as
+functions of standard operators, which the file contains.
 """
 
 from __future__ import annotations
@@ -31,16 +31,17 @@ _TO_LAST = [0, 2, 3, 1]
 def read_generator(bundle: Bundle | str | os.PathLike[str]) -> nn.Module:
     """Return a bundle's generator, latent [B, *latent_shape] -> image [B, C, H, W].
 
-    Computes what the bundle's "forward" does, to rounding. Each operator is a submodule, named by
-    its kind and number, so that ``split`` and ``first_layers`` can cut the generator. Its weights
-    are buffers in float32; it is in eval mode.
+    The module computes the bundle's "forward", up to rounding. Each operator is a submodule, named
+    by its kind and number, so that ``split`` and ``first_layers`` can cut the generator. Weights
+    are float32 buffers. The module is in eval mode.
 
     Args:
         bundle: the bundle, or its folder; it must have functions for the runtime "onnx".
 
     Raises:
         BundleError: the bundle is missing or damaged, or has no ONNX files.
-        ExportError: a condition, or an operator that is not known here, named.
+        ExportError: the generator takes a condition, or uses an unsupported operator, which the
+            message names.
 
     Examples:
         >>> generator = read_generator("faces.bundle")
@@ -49,7 +50,7 @@ def read_generator(bundle: Bundle | str | os.PathLike[str]) -> nn.Module:
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     manifest = opened.manifest
     if manifest.condition_shape is not None:
-        raise ExportError(f"{opened.path}: its generator takes a condition, which is not read here")
+        raise ExportError(f"{opened.path}: its generator takes a condition, which cannot be read")
     path = opened.file(manifest.forward("onnx"))
     try:
         model = inliner.inline_local_functions(onnx.load(path))
@@ -59,11 +60,11 @@ def read_generator(bundle: Bundle | str | os.PathLike[str]) -> nn.Module:
 
 
 class _Operator(nn.Module):
-    """One node: a function of tensors, some of them stored here.
+    """One node: a function of tensors, some of which are stored in the module.
 
     Args:
-        apply: takes all of the node's inputs.
-        stored: the inputs that are constants, by their position.
+        apply: the function of all of the node's inputs.
+        stored: the constant inputs, by position.
     """
 
     def __init__(self, apply: Callable[..., Tensor], stored: Mapping[int, Tensor]) -> None:
@@ -81,10 +82,10 @@ class _Operator(nn.Module):
 
 
 class _Reader:
-    """Turns a graph into a chain of modules, in which all images have their channels first.
+    """Convert a graph to a chain of modules in which all images have channels first.
 
-    In the file images have them last here and there. ``_last`` holds the names of such values: of
-    what is transposed from or to that order, and of what is computed from it element by element.
+    In the file some images have channels last. ``_last`` holds the names of these values: those
+    transposed from or to that order, and those computed from them element by element.
     """
 
     def __init__(self, graph: onnx.GraphProto, path: str) -> None:
@@ -140,12 +141,12 @@ class _Reader:
         reads = _KEEPING.get(kind) or _OTHERS.get(kind)
         if reads is None:
             raise ExportError(
-                f"{self._path} uses {kind}, which cannot be read back here: train on the module "
+                f"{self._path} uses {kind}, which cannot be read back: train on the module "
                 "or the TorchScript file that the bundle was exported from"
             )
         last = node.output[0] in self._last
         if kind in _OTHERS and any(name in self._last for name in (*inputs, node.output[0])):
-            raise ExportError(f"{self._path} has channels last before {kind}, which is not read")
+            raise ExportError(f"{self._path} has channels last before {kind}, which cannot be read")
         stored = {
             position: self._stored(self._constants[name], last)
             for position, name in enumerate(inputs)
@@ -171,7 +172,7 @@ class _Reader:
         before, after = (name in self._last for name in (node.input[0], node.output[0]))
         here = perm
         if before or after:
-            # From and to channels first, which they are in already.
+            # A transpose from or to channels first, which all images here have already.
             here = [_TO_LAST[i] for i in perm] if before else perm
             here = [here[i] for i in _TO_FIRST] if after else here
         if here == sorted(here):
@@ -197,7 +198,9 @@ class _Reader:
     def _axes(self, attributes: Mapping[str, Any], given: Tensor | None, last: bool) -> list[int]:
         axes = [] if given is None else [int(axis) for axis in given]
         if not axes or not attributes.get("keepdims", 1):
-            raise ExportError(f"{self._path} has a mean that is not read: keepdims and axes only")
+            raise ExportError(
+                f"{self._path} has a mean that cannot be read: keepdims and axes only"
+            )
         return [_TO_LAST[axis] for axis in axes] if last else axes
 
 
@@ -206,7 +209,7 @@ def _attributes(node: NodeProto) -> dict[str, Any]:
     return {name: v.decode() if isinstance(v, bytes) else v for name, v in found.items()}
 
 
-# -- Operators: from a node's attributes to the function that it is -------------------------------
+# -- Operators: from a node's attributes to its function -------------------------------------------
 
 
 def _plain(function: Callable[..., Tensor]) -> Callable[[dict[str, Any]], Callable[..., Tensor]]:
@@ -215,7 +218,7 @@ def _plain(function: Callable[..., Tensor]) -> Callable[[dict[str, Any]], Callab
 
 def _gemm(attributes: dict[str, Any]) -> Callable[..., Tensor]:
     if attributes.get("transA") or {attributes.get(x, 1.0) for x in ("alpha", "beta")} != {1.0}:
-        raise ExportError("a dense layer that is scaled or transposed is not read")
+        raise ExportError("a dense layer that is scaled or transposed cannot be read")
 
     def apply(x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
         return functional.linear(x, matrix if attributes.get("transB") else matrix.t(), bias)
@@ -227,7 +230,7 @@ def _convolution(transposed: bool) -> Callable[[dict[str, Any]], Callable[..., T
     def reads(attributes: dict[str, Any]) -> Callable[..., Tensor]:
         pads = attributes.get("pads", [0, 0, 0, 0])
         if len(pads) != 4 or pads[:2] != pads[2:]:
-            raise ExportError("a convolution with unequal padding is not read")
+            raise ExportError("a convolution with unequal padding cannot be read")
         settings = {
             "stride": attributes.get("strides", [1, 1]),
             "padding": pads[:2],
@@ -246,7 +249,7 @@ def _resize(attributes: dict[str, Any]) -> Callable[..., Tensor]:
     mode = attributes.get("mode"), attributes.get("coordinate_transformation_mode")
     known = {("nearest", "asymmetric"): "nearest", ("linear", "half_pixel"): "bilinear"}
     if mode not in known or (mode[0] == "nearest" and attributes.get("nearest_mode") != "floor"):
-        raise ExportError(f"a Resize of mode {mode[0]}, {mode[1]} is not read")
+        raise ExportError(f"a Resize of mode {mode[0]}, {mode[1]} cannot be read")
 
     def apply(x: Tensor, scales: Tensor) -> Tensor:
         sizes = [float(scale) for scale in scales[2:]]
@@ -260,7 +263,7 @@ def _resize(attributes: dict[str, Any]) -> Callable[..., Tensor]:
 
 def _depth_to_space(attributes: dict[str, Any]) -> Callable[..., Tensor]:
     if attributes.get("mode") != "CRD":
-        raise ExportError("a DepthToSpace of another mode than CRD is not read")
+        raise ExportError("a DepthToSpace of a mode other than CRD cannot be read")
     return lambda x: functional.pixel_shuffle(x, attributes["blocksize"])
 
 
@@ -276,7 +279,7 @@ _ACTIVATIONS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
     "Softplus": lambda a: nn.Softplus(),
     "Tanh": lambda a: nn.Tanh(),
 }
-# Of images these return images with the axes where they were.
+# Given images, these return images with the same order of axes.
 _KEEPING: dict[str, Callable[[dict[str, Any]], Callable[..., Tensor]]] = {
     "Abs": _plain(torch.abs),
     "Add": _plain(torch.add),

@@ -1,7 +1,7 @@
-"""Write traced graphs as the methods of one TorchScript module, which share its weights.
+"""Write traced graphs as methods of one TorchScript module that share its weights.
 
-Each method is generated as TorchScript source, one line for a node, and compiled by torch.jit:
-`torch.jit.trace` would burn the example's batch in.
+Each method is generated as TorchScript source, one line per node, and compiled by torch.jit.
+`torch.jit.trace` would fix the example's batch size.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ _INFIX = {
     operator.mod: "%",
     operator.truediv: "/",
 }
-# The only layout and kind of memory that graphs have.
+# Values that every graph has for these arguments: the layout and kind of memory.
 _DROPPED = ("layout", "pin_memory")
-# A date that zip files can have, the same for every file.
+# A fixed date that is valid in zip files.
 _DATE = (1980, 1, 1, 0, 0, 0)
 
 
 def method_names(functions: Iterable[tuple[str, str]]) -> list[str]:
-    """The method of each function, given as its name and loss or as its name and nothing.
+    """Return the method name of each function, given as (name, loss); the loss may be empty.
 
-    A loss may have any name, a method only some.
+    Loss names may contain characters that method names cannot.
     """
     names: list[str] = []
     for function, loss in functions:
@@ -69,18 +69,18 @@ def write_torchscript(
 ) -> None:
     """Write a simplified graph as a TorchScript file with one method per function, batch dynamic.
 
-    A method with several results takes them as an optional last argument ``out`` too: its last
-    operations then write there, and it returns ``out``. Those tensors must not overlap its inputs.
-    The same graph and weights give the same bytes.
+    A method with several results also takes an optional last argument ``out``, a tuple of tensors:
+    its last operations then write to these, and it returns ``out``. They must not overlap the
+    inputs. The same graph and weights always give the same bytes.
 
     Args:
         module: a simplified graph; it is not changed.
-        methods: each method's part of the graph, by name.
+        methods: each method's part of the graph, by method name.
         path: the file to write.
         inputs: the names of the graph's inputs.
 
     Raises:
-        ExportError: an operator that TorchScript has no counterpart for, named.
+        ExportError: TorchScript has no counterpart for an operator, which the message names.
     """
     module = copied(module)
     _as_one_kernel(module)
@@ -106,7 +106,7 @@ def write_torchscript(
 
 
 def _sizes(module: fx.GraphModule, inputs: Sequence[str]) -> dict[str, int | list[int]]:
-    """What the file says of the inputs' sizes, for methods declare none."""
+    """The inputs' sizes, which the file records because methods do not declare them."""
     placeholders = (node for node in module.graph.nodes if node.op == "placeholder")
     rows = {given: shape(node)[1:] for node, given in zip(placeholders, inputs, strict=True)}  # type: ignore[index]
     return {
@@ -119,9 +119,9 @@ def _sizes(module: fx.GraphModule, inputs: Sequence[str]) -> dict[str, int | lis
 def _module(
     tensors: Mapping[str, Tensor], sizes: Mapping[str, int | list[int]]
 ) -> torch.jit.ScriptModule:
-    """A module with these buffers and numbers, and no method yet."""
+    """Create a module with these buffers and numbers, and no methods."""
 
-    # Modules of one class share a TorchScript type, whose methods are defined once.
+    # Modules of one class share a TorchScript type and its methods.
     class Functions(torch.jit.ScriptModule):
         def __init__(self) -> None:
             super().__init__()
@@ -146,7 +146,7 @@ class _Weights:
         content = hashlib.sha256(tensor.numpy().tobytes()).digest()
         key = (content, tensor.dtype, tuple(tensor.shape))
         if key not in self._known:
-            # Another shape of the same values shares their storage, and a file keeps that.
+            # The same values in another shape share storage, also in the file.
             first = self._known.setdefault(key[:2], f"weight_{len(self.tensors)}")
             name = f"weight_{len(self.tensors)}"
             self.tensors[name] = self.tensors.get(first, tensor).view(tensor.shape)
@@ -154,7 +154,7 @@ class _Weights:
         return self._known[key]
 
     def number(self, value: float) -> str:
-        """The name of a buffer with one number and no axis."""
+        """The name of a 0-dimensional buffer with this number."""
         return self.name(
             torch.tensor(value, dtype=torch.float32 if isinstance(value, float) else None)
         )
@@ -177,7 +177,7 @@ class _Source:
         self.signature = signature
         results = next(node for node in module.graph.nodes if node.op == "output").args[0]
         self.results: list[fx.Node] = [results[position] for position in signature.outputs]
-        # A tensor that is made on the way is made where the method runs.
+        # Tensors created by the method are on the device where it runs.
         self.device = f"{signature.inputs[0]}.device"
         self.names: dict[fx.Node, str] = {}
         placeholders = (node for node in module.graph.nodes if node.op == "placeholder")
@@ -209,7 +209,7 @@ class _Source:
                     into = self.call(node, {keyword: f"out[{i}]"})
                 lines.append(f"    {into}")
             lines.append("    return out")
-        # Some operators leave the axes in another order in memory.
+        # Some operators return non-contiguous results.
         lines.append(f"return {', '.join(f'{value}.contiguous()' for value in values)}")
         return "\n    ".join(lines) + "\n"
 
@@ -234,7 +234,7 @@ class _Source:
         return [node for node in self.module.graph.nodes if node in needed]
 
     def call(self, node: fx.Node, out: Mapping[str, str] | None = None) -> str:
-        """The expression that computes a node, into the argument ``out`` where there is one."""
+        """The expression that computes a node, with the keyword ``out`` if given."""
         target = node.target
         if is_op(node, "sym_size"):
             return f"{self.value(node.args[0])}.size({self.value(node.args[1])})"
@@ -256,8 +256,8 @@ class _Source:
         arguments = []
         for position, value in enumerate(node.args):
             if isinstance(value, int | float) and "Tensor" in str(declared[position].type):
-                # Arithmetic has overloads for a number as its second operand; one with a number
-                # and an out argument would compute first and copy then.
+                # Arithmetic has overloads with a number as the second operand. With an out
+                # argument, such an overload would compute the result first and then copy it.
                 plain = is_op(node, "add", "sub", "mul", "div") and position == 1 and not out
                 value = value if plain else _Name(f"self.{self.weights.number(value)}")
             arguments.append(self.value(value, declared[position]))
@@ -271,7 +271,7 @@ class _Source:
         return f"torch.ops.{space}.{operation}({', '.join(arguments)})"
 
     def value(self, value: Any, argument: Any = None) -> str:
-        """An argument as it is written in the source."""
+        """Format an argument as source text."""
         if isinstance(value, _Name):
             return str(value)
         if isinstance(value, fx.Node):
@@ -296,11 +296,11 @@ class _Source:
 
 
 class _Name(str):
-    """Source text that stands for itself."""
+    """Source text that is written verbatim."""
 
 
 def _out_keyword(target: Any) -> str | None:
-    """The argument by which an operator writes into a tensor it is given; None if it copies."""
+    """The operator's keyword for an output tensor; None if using it would only add a copy."""
     if not isinstance(target, torch._ops.OpOverload):
         return None
     own = [(a.name, str(a.type)) for a in target._schema.arguments]
@@ -308,16 +308,16 @@ def _out_keyword(target: Any) -> str | None:
         other = getattr(target.overloadpacket, name)
         out: list[str] = [a.name for a in other._schema.arguments if a.is_out]
         rest = [(a.name, str(a.type)) for a in other._schema.arguments if not a.is_out]
-        # Generated ones compute as ever and then copy.
+        # Generated out overloads compute the result as usual and then copy it.
         if len(out) == 1 and rest == own and torch.Tag.generated not in other.tags:
             return out[0]
     return None
 
 
 def _as_one_kernel(module: fx.GraphModule) -> None:
-    """Use operators that PyTorch has, and ONNX has not, for what would take several.
+    """Replace several operators by single ones that PyTorch has and ONNX does not.
 
-    Most of what goes is a pass over memory each, which is all the time that such operators take.
+    Each operator removed saves a pass over memory, which is where such operators spend their time.
     """
     for rewritten in (_rectifier_gradient, _activation_gradient, _scaled_product, _reverse):
         for node in list(module.graph.nodes):
@@ -329,14 +329,14 @@ def _as_one_kernel(module: fx.GraphModule) -> None:
 
 
 def _factor(node: Any, other: Any) -> float | None:
-    """c where a node is c * other."""
+    """Return c if a node is c * other."""
     if not is_op(node, "mul") or node.args[0] is not other:
         return None
     return node.args[1] if isinstance(node.args[1], float) else None
 
 
 def _rectifier_gradient(module: fx.GraphModule, node: fx.Node) -> fx.Node | None:
-    """where(a > 0, g, c * g), where c may be 0."""
+    """Replace where(a > 0, g, c * g); c may be 0."""
     if not is_op(node, "where") or not is_op(node.args[0], "gt"):
         return None
     (a, threshold), (gradient, below) = node.args[0].args, node.args[1:]  # type: ignore[union-attr]
@@ -352,7 +352,7 @@ def _rectifier_gradient(module: fx.GraphModule, node: fx.Node) -> fx.Node | None
 
 
 def _activation_gradient(module: fx.GraphModule, node: fx.Node) -> fx.Node | None:
-    """g (1 - y y), tanh's, or g (y (1 - y)), sigmoid's."""
+    """Replace the gradient of tanh, g (1 - y y), or of sigmoid, g (y (1 - y))."""
     if not is_op(node, "mul"):
         return None
     for gradient, slope in (node.args, reversed(node.args)):
@@ -366,7 +366,7 @@ def _activation_gradient(module: fx.GraphModule, node: fx.Node) -> fx.Node | Non
 
 
 def _slope(node: Any) -> tuple[Any, fx.Node] | None:
-    """The gradient of the activation with output y, and y."""
+    """Return the backward operator of the activation with output y, and y."""
     if is_op(node, "sub") and node.args[0] == 1 and is_op(node.args[1], "mul"):
         y, other = node.args[1].args
         return (aten.tanh_backward.default, y) if y is other else None
@@ -378,7 +378,7 @@ def _slope(node: Any) -> tuple[Any, fx.Node] | None:
 
 
 def _scaled_product(module: fx.GraphModule, node: fx.Node) -> fx.Node | None:
-    """c * (A @ B), with which most gradients end."""
+    """Replace c * (A @ B), the end of most gradients."""
     product = node.args[0] if node.args else None
     if not is_op(product, "mm") or len(product.users) != 1:  # type: ignore[union-attr]
         return None
@@ -391,17 +391,16 @@ def _scaled_product(module: fx.GraphModule, node: fx.Node) -> fx.Node | None:
 
 
 def _reverse(module: fx.GraphModule, node: fx.Node) -> fx.Node | None:
-    """c - x, for which sub would need c as a tensor."""
+    """Replace c - x, for which sub would need c as a tensor."""
     if not is_op(node, "sub") or not isinstance(node.args[0], int | float) or node.kwargs:
         return None
     return insert(module.graph, aten.rsub.Scalar, node.args[1], node.args[0])
 
 
 def _write_plain(source: Path, target: Path) -> None:
-    """Copy a TorchScript file without what differs between two that hold the same.
+    """Copy a TorchScript file without the parts that differ between identical modules.
 
-    torch.jit numbers the classes of a process, and records for each operator where its source
-    stood.
+    torch.jit numbers the classes of a process and records the source location of each operator.
     """
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
         for entry in old.infolist():

@@ -234,7 +234,7 @@ def test_a_tail_can_be_inverted(whole: nn.Module, tail: Path) -> None:
 
 def test_a_tail_of_another_bundle(tmp_path: Path, layers: Layers) -> None:
     path = layers.export_residual(tmp_path / "residual.bundle", latent_shape=16, **FIRST_ORDER)
-    with pytest.raises(InputError, match="no tail of a generator"):
+    with pytest.raises(InputError, match="is not a generator's tail"):
         TailScale.of(path)
 
 

@@ -616,7 +616,7 @@ class NoForward(nn.Module):
     [
         (lambda: Small(Numbers()), "aten::_local_scalar_dense"),
         (lambda: Small(Dictionary()), "uses prim::DictConstruct, which cannot be exported"),
-        (NoForward, "has no method forward"),
+        (NoForward, "has no forward method"),
         (Dcgan, "does not take a latent of shape [B, 12]"),
     ],
 )

@@ -230,7 +230,7 @@ def test_bad_arguments(embed: Path, demo, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.json"
     recipe.write_text('{"stages": []}')
     message = error_of(embed, DEMO, file, "--recipe", recipe)
-    assert "recipe.stages must hold a stage or more" in message
+    assert "recipe.stages must hold at least one stage" in message
 
 
 def change(path: Path, **entries: object) -> None:
@@ -339,7 +339,7 @@ BROKEN_BUNDLES = {
     ),
     "no operators at the inputs": (
         lambda m: with_functions(m, 0, 1, input_operators=[]),
-        "functions[1].input_operators must be one operator or more",
+        "functions[1].input_operators must be at least one operator",
     ),
     "an operator without a name": (
         lambda m: with_functions(m, 0, 1, operators=["Gemm", 3]),
@@ -353,7 +353,7 @@ BROKEN_BUNDLES = {
         lambda m: with_functions(m, 0, 1, file="other.onnx"),
         "functions[1] names a file that is not in files: other.onnx",
     ),
-    "path": (lambda m: with_file(m, "../weights.bin"), "is no plain file name"),
+    "path": (lambda m: with_file(m, "../weights.bin"), "must be a plain file name"),
     "missing file": (
         lambda m: (m.parent / "weights.bin").unlink(),
         "weights.bin: missing from the bundle; export or copy the bundle again",

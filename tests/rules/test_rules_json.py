@@ -368,7 +368,7 @@ WRONG = {
     "epsilon underflows": (U, solver_of(epsilon=1e-60), "epsilon must be a finite number > 0"),
     "beta rounds to 1": (U, solver_of(beta2=1 - 1e-12), "beta2 must be a finite number >= 0"),
     "no stages": (U, {}, 'recipe lacks "stages"'),
-    "empty stages": (U, {"stages": []}, "recipe.stages must hold a stage or more"),
+    "empty stages": (U, {"stages": []}, "recipe.stages must hold at least one stage"),
     "no solver": (U, {"stages": [{}]}, 'recipe.stages[0] lacks "solver"'),
     "restarts": (
         U,

@@ -580,5 +580,5 @@ def test_only_tensors_of_numbers_can_be_passed(
 ) -> None:
     node = onnx.helper.make_node("Identity", ["s"], ["t"])
     path = write_graph(tmp_path / "f.onnx", {"s": (STRING, [1])}, {"t": (STRING, [1])}, [node])
-    with pytest.raises(RuntimeError, match="'s' is no tensor of numbers"):
+    with pytest.raises(RuntimeError, match="'s' is not a tensor of numbers"):
         _core.OnnxFunction(str(path), threads=1)

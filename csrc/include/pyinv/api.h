@@ -1,8 +1,8 @@
-// Marks what the shared library lets others call; everything else stays hidden in it.
+// Marks the symbols that the shared library exports. All others are hidden.
 #pragma once
 
 #ifdef _WIN32
-#ifdef PYINV_BUILDING  // defined while one of pyinv's own libraries is compiled
+#ifdef PYINV_BUILDING  // defined while pyinv's own libraries are compiled
 #define PYINV_API __declspec(dllexport)
 #else
 #define PYINV_API __declspec(dllimport)

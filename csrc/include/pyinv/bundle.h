@@ -1,4 +1,4 @@
-// A bundle: the folder with an exported generator's functions, its weights and a manifest.
+// A bundle: a folder with an exported generator's functions, weights and manifest.
 #pragma once
 
 #include <cstdint>
@@ -13,15 +13,15 @@
 
 namespace pyinv {
 
-// A bundle that is missing, foreign, incomplete, or lacks what is asked of it.
+// The bundle is missing, invalid or incomplete, or does not have what was requested.
 class PYINV_API BundleError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
 enum class BatchNorm : int32_t { eval, batch };
 
-// The operators in an ONNX file, each once. Those of another domain than ONNX's own have it before
-// their names: "com.microsoft:Gelu".
+// The distinct operators in an ONNX file. Names of operators outside ONNX's own domain start with
+// their domain: "com.microsoft:Gelu".
 struct OnnxOperators {
   std::vector<std::string> all;
   std::vector<std::string> reading_inputs;  // those that read an input of the graph
@@ -29,13 +29,13 @@ struct OnnxOperators {
 
 struct BundleFunction {
   std::string name;     // "forward", "objective", "normal_equations" or "encode"
-  std::string loss;     // of an objective or of normal equations, else empty
+  std::string loss;     // for objectives and normal equations, else empty
   std::string runtime;  // "onnx" or "torchscript"
-  std::string file;     // in the bundle's folder
-  std::string method;   // of a TorchScript module, else empty
-  // Of normal equations, else 0: what one more target in a batch takes while they run, at most.
+  std::string file;     // file name in the bundle's folder
+  std::string method;   // method of a TorchScript module, else empty
+  // For normal equations, else 0: the most memory that each further target in a batch takes.
   int64_t bytes_per_target = 0;
-  OnnxOperators operators;  // of an objective or of normal equations in an ONNX file, else empty
+  OnnxOperators operators;  // for objectives and normal equations in ONNX files
 };
 
 struct PYINV_API Bundle {
@@ -50,18 +50,18 @@ struct PYINV_API Bundle {
   BatchNorm batch_norm = BatchNorm::eval;  // batch: RunOptions::coupled must be true
   std::vector<BundleFunction> functions;
 
-  // Reads the manifest and checks that every file is there and of its size; the contents are not
-  // compared with the manifest's SHA-256, as Python's Bundle.open does. Throws BundleError.
+  // Reads the manifest and checks that every file exists and has its recorded size. Unlike Python's
+  // Bundle.open, it does not compare contents with the manifest's SHA-256. Throws BundleError.
   static Bundle open(const std::filesystem::path& folder);
 
   int64_t latent_size() const;
   int64_t image_size() const;
   int64_t condition_size() const;  // 0: takes none
 
-  std::vector<std::string> runtimes() const;  // each once, in the manifest's order
-  std::vector<std::string> losses() const;    // the same
+  std::vector<std::string> runtimes() const;  // distinct, in the manifest's order
+  std::vector<std::string> losses() const;    // likewise
 
-  // An empty runtime is the first there is. Throw BundleError, and say what there is.
+  // An empty `runtime` means the bundle's first. Throw BundleError with a list of what exists.
   const BundleFunction& forward(std::string_view runtime = {}) const;
   const BundleFunction& objective(std::string_view loss, std::string_view runtime = {}) const;
   const BundleFunction& normal_equations(std::string_view loss,

@@ -1,4 +1,4 @@
-// Where a run keeps its lanes and an objective computes.
+// The device that holds a run's lanes and computes its objectives.
 #pragma once
 
 #include <cstdint>
@@ -12,28 +12,28 @@ namespace pyinv {
 
 enum class DeviceKind : int32_t { cpu, cuda };
 
-// The CPU, or a GPU with one stream on it: all work of the runs and objectives that share a Device
-// goes to that stream, in order. Objectives that one run uses must share theirs.
+// The CPU, or a GPU and a stream on it. Runs and objectives that share a Device put all their work
+// into that stream, in order. The objectives of a run must share one Device.
 class PYINV_API Device {
  public:
   virtual ~Device() = default;
 
   virtual DeviceKind kind() const = 0;
-  virtual int index() const = 0;     // of the GPU, as CUDA counts; 0 on the CPU
+  virtual int index() const = 0;     // CUDA's index of the GPU; 0 on the CPU
   virtual void* stream() const = 0;  // a cudaStream_t; null on the CPU
-  // Waits for the work in the stream. Throws std::runtime_error if some of it failed.
+  // Waits for the work in the stream. Throws std::runtime_error if any of it failed.
   virtual void synchronize() const = 0;
-  // Until what is returned is gone, this GPU is current in the calling thread, and other threads
-  // that ask wait. Whatever uses the stream asks first; run() does. Null on the CPU.
+  // Makes this GPU current in the calling thread and blocks other callers until the returned handle
+  // is destroyed. Call it before using the stream; run() does. Null on the CPU.
   virtual std::shared_ptr<void> exclusive() = 0;
 };
 
-// The device is not there, or this build cannot use it.
+// The device does not exist, or this build cannot use it.
 class PYINV_API DeviceError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// The device's memory does not hold what was asked for; fewer lanes need less.
+// The device does not have enough memory. Fewer lanes need less.
 class PYINV_API OutOfMemory : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
@@ -44,7 +44,7 @@ PYINV_API std::shared_ptr<Device> cpu_device();
 PYINV_API std::shared_ptr<Device> cuda_device(int index = 0);
 
 PYINV_API bool built_with_cuda();
-PYINV_API int cuda_device_count();  // 0 without CUDA, without a driver and without a GPU
+PYINV_API int cuda_device_count();  // 0 without CUDA, a driver or a GPU
 PYINV_API std::string cuda_device_name(int index);
 
 }  // namespace pyinv

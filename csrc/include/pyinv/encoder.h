@@ -1,4 +1,4 @@
-// E: what turns images into latents in one pass, to begin an inversion from.
+// E: maps images to latents in one pass, as a start for an inversion.
 #pragma once
 
 #include <cstdint>
@@ -13,11 +13,11 @@ class PYINV_API Encoder {
 
   virtual int64_t latent_size() const = 0;
   virtual int64_t image_size() const = 0;
-  virtual int64_t condition_size() const = 0;  // 0: takes none
+  virtual int64_t condition_size() const = 0;  // 0: no condition
 
-  // Writes latent [count, latent_size] from image [count, image_size] and condition [count,
-  // condition_size], null if it takes none. All in host memory, on any device; `count` images are
-  // encoded at once. May be called from several threads.
+  // Computes latent [count, latent_size] from image [count, image_size] and condition [count,
+  // condition_size], which is null without a condition. All arrays are in host memory, whatever the
+  // device. All `count` images are encoded as one batch. May be called from several threads.
   virtual void encode(int64_t count, const float* image, const float* condition,
                       float* latent) const = 0;
 };

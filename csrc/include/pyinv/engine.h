@@ -17,11 +17,11 @@ enum class Status : uint8_t { converged, stalled, step_limit, non_finite, cancel
 struct Targets {
   int64_t count = 0;
   const float* image = nullptr;      // [count, image_size]
-  const float* initial = nullptr;    // [count, latent_size], or null: drawn from the prior
+  const float* initial = nullptr;    // [count, latent_size]; null: drawn from the prior
   const float* condition = nullptr;  // [count, condition_size], or null
-  // [count, latent_size], or null: the latents behind the images, where they are known
+  // [count, latent_size], or null: the latents that generated the images, if they are known
   const float* true_latent = nullptr;
-  const uint64_t* id = nullptr;  // [count], each below 2^48: what random draws depend on
+  const uint64_t* id = nullptr;  // [count], each below 2^48; seeds the target's draws
 };
 
 struct Results {
@@ -31,27 +31,27 @@ struct Results {
   int64_t* steps = nullptr;             // [count], over all attempts
   int32_t* attempts = nullptr;          // [count]
   float* trace = nullptr;               // [count, trace_length], or null
-  int64_t* normal_equations = nullptr;  // [count], evaluations of them over all attempts, or null
-  // [count], or null; needs Targets::true_latent. The lowest mean squared error over all latents
-  // that were evaluated, from the first one on, through all stages and attempts; NaN where none was
-  // evaluated or all errors are beyond a float.
+  int64_t* normal_equations = nullptr;  // [count], evaluations over all attempts; or null
+  // [count], or null; needs Targets::true_latent. The lowest mean squared error of all evaluated
+  // latents, over all stages and attempts. NaN if none was evaluated, or if all errors overflow a
+  // float.
   float* min_latent_error = nullptr;
 };
 
 struct Progress {
   int64_t finished = 0, targets = 0, active = 0;
-  int64_t evaluations = 0;  // image evaluations so far, those of normal equations among them
-  double mean_loss = 0.0;   // of the active lanes whose loss is finite; NaN if there is none
+  int64_t evaluations = 0;  // image evaluations so far, including normal equations
+  double mean_loss = 0.0;   // over active lanes with a finite loss; NaN if there are none
 };
 
 struct RunOptions {
   uint64_t seed = 0;
   int64_t lanes = 64;
-  bool coupled = false;     // the objective itself ties the lanes of a batch together
+  bool coupled = false;     // the objective makes the lanes of a batch depend on each other
   int64_t trace_every = 0;  // 0: no trace
-  // Steps between two polls of the lanes' status; lanes that have finished wait for one. 0: one on
-  // the CPU, about 10 ms' worth on a GPU. A run that solves normal equations polls after every
-  // step, whatever this says.
+  // Steps between polls of the lanes' status. Finished lanes wait for a poll. 0: every step on the
+  // CPU, about every 10 ms on a GPU. A run that solves normal equations always polls after every
+  // step.
   int64_t poll_every = 0;
   std::function<bool(const Progress&)> keep_going;  // called at every poll; false cancels
 };
@@ -60,20 +60,20 @@ struct RunSummary {
   bool cancelled = false;
   int64_t evaluations = 0;
   double total_seconds = 0.0;
-  double objective_seconds = 0.0;  // on the CPU; a GPU's work cannot be told apart from here
+  double objective_seconds = 0.0;  // CPU only: the host cannot time a GPU's objectives
 };
 
-// Entries of one target's trace.
+// The number of entries in a target's trace.
 PYINV_API int64_t trace_length(const Recipe& recipe, int64_t trace_every);
 
-// Writes `size` components of the prior's draw for (seed, target, restart).
+// Writes the first `size` components of the prior's draw for (seed, target, restart).
 PYINV_API void draw_initial(const Prior& prior, uint64_t seed, uint64_t target, uint32_t restart,
                             int64_t size, float* latent);
 
-// Inverts every target. Stage::objective and, with a solver that wants them,
-// Stage::normal_equations index `objectives`, which share their sizes.
-// Throws what an objective or keep_going throws, OutOfMemory where so many lanes don't fit. The
-// results of targets finished before that are in place; the others are marked as cancelled.
+// Inverts every target. Stage::objective and, for solvers that use them, Stage::normal_equations
+// are indices into `objectives`, which must have equal sizes.
+// Rethrows exceptions of objectives and keep_going; throws OutOfMemory if the lanes do not fit. The
+// results of targets that finished before an exception are valid; the others are marked cancelled.
 PYINV_API RunSummary run(const std::vector<const Objective*>& objectives, const Prior& prior,
                          const Recipe& recipe, const Targets& targets, const RunOptions& options,
                          const Results& results);

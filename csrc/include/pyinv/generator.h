@@ -1,4 +1,4 @@
-// G: what turns latents into images.
+// G: maps latents to images.
 #pragma once
 
 #include <cstdint>
@@ -13,11 +13,11 @@ class PYINV_API Generator {
 
   virtual int64_t latent_size() const = 0;
   virtual int64_t image_size() const = 0;
-  virtual int64_t condition_size() const = 0;  // 0: takes none
+  virtual int64_t condition_size() const = 0;  // 0: no condition
 
-  // Writes image [count, image_size] from latent [count, latent_size] and condition [count,
-  // condition_size], null if it takes none. All in host memory, on any device; `count` images are
-  // made at once. May be called from several threads.
+  // Computes image [count, image_size] from latent [count, latent_size] and condition [count,
+  // condition_size], which is null without a condition. All arrays are in host memory, whatever the
+  // device. All `count` images are generated as one batch. May be called from several threads.
   virtual void generate(int64_t count, const float* latent, const float* condition,
                         float* image) const = 0;
 };

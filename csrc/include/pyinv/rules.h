@@ -1,4 +1,4 @@
-// Rules read from JSON, in the form that describe() gives in Python.
+// Parse rules from JSON, in the format of Python's describe().
 #pragma once
 
 #include <stdexcept>
@@ -11,8 +11,8 @@
 
 namespace pyinv {
 
-// A rule that is malformed, out of range, or does not fit the prior: where, what it must be, what
-// it is.
+// A rule is malformed, out of range, or does not fit the prior. The message has the location, the
+// expected value and the actual value.
 class PYINV_API RuleError : public std::invalid_argument {
   using std::invalid_argument::invalid_argument;
 };
@@ -20,24 +20,24 @@ class PYINV_API RuleError : public std::invalid_argument {
 struct ParsedRecipe {
   std::string name;
   Recipe recipe;
-  std::vector<std::string> losses;  // each once; what Stage::objective indexes
-  // The losses whose normal equations the stages want, each once: they follow `losses` in what
-  // Stage::normal_equations indexes.
+  std::vector<std::string> losses;  // distinct; Stage::objective is an index into them
+  // The distinct losses whose normal equations the stages use. Stage::normal_equations is an index
+  // into `losses` followed by these.
   std::vector<std::string> normal_equations;
 };
 
-// Reads {"kind": "uniform", "low": -1, "high": 1} or {"kind": "normal", "mean": 0, "std": 1}.
+// Parses {"kind": "uniform", "low": -1, "high": 1} or {"kind": "normal", "mean": 0, "std": 1}.
 // Throws RuleError.
 PYINV_API Prior parse_prior(std::string_view json);
 
-// Reads what json.dumps(recipe.describe()) gives in Python. What Python has a default for may be
-// left out; bounds of a clip that are left out or null are the uniform prior's. A stage that has an
-// "objective" or "normal_equations", whole numbers, keeps them in place of its loss's indices.
+// Parses the output of json.dumps(recipe.describe()) in Python. Settings with a default in Python
+// may be omitted; clip bounds that are omitted or null are those of the uniform prior. If a stage
+// has "objective" or "normal_equations", whole numbers, they replace the indices of its loss.
 // Throws RuleError.
 PYINV_API ParsedRecipe parse_recipe(std::string_view json, const Prior& prior);
 
-// What Python's recipes.default(prior) gives: Adam with a falling learning rate, and a clip for a
-// uniform prior or an annealed penalty for a normal one. It minimises the loss "mse".
+// The same recipe as Python's recipes.default(prior): Adam with a decaying learning rate, and a
+// clip for a uniform prior or an annealed penalty for a normal one. It minimises the loss "mse".
 PYINV_API Recipe default_recipe(const Prior& prior);
 
 }  // namespace pyinv

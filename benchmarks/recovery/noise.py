@@ -57,7 +57,7 @@ def _row(bench: Bench, subject: Subject, variance: float, complete: bool) -> dic
                 recipes.reconstruct(inverter.manifest, noise=noise),
             )
             methods[f"{RECONSTRUCT}, noise {known}"] = _errors(found, truth)
-            coverage[f"noise {known}"] = bench.kept.measurement(
+            coverage[f"noise {known}"] = bench.cache.measurement(
                 f"{about}, uncertainty, noise {known}",
                 [noise, bench.threads, *map(_hash, (images, found.latents)), subject.weights],
                 partial(_measure, inverter, found, images, truth, noise),

@@ -16,6 +16,7 @@ import pytest
 
 import pyinv
 from pyinv import demo, evaluation, recipes
+from pyinv.bundle import Bundle
 from pyinv.cli import main
 from pyinv.papers import PAPERS, Request, creswell, egan, lipton
 from pyinv.papers.generators import Generator
@@ -877,8 +878,8 @@ def test_a_generator_tells_its_training(bundles):
             "rate of 0.002 (configuration creswell)",
         ),
     ]
-    inverter = pyinv.Inverter(demo.BUNDLE, threads=1)
-    for origin, told in cases:
-        manifest = dataclasses.replace(inverter.manifest, origin=origin)
-        inverter.bundle = dataclasses.replace(inverter.bundle, manifest=manifest)
-        assert Generator("key", inverter).describe_origin() == told
+    bundle = Bundle.open(demo.BUNDLE)
+    for origin, description in cases:
+        manifest = dataclasses.replace(bundle.manifest, origin=origin)
+        inverter = pyinv.Inverter(dataclasses.replace(bundle, manifest=manifest), threads=1)
+        assert Generator("key", inverter).describe_origin() == description

@@ -1,5 +1,5 @@
-# The developer's whole loop. Every target makes .venv when it is missing, with the versions that
-# constraints.txt pins.
+# Targets for development. Every target creates .venv if it is missing, with the versions pinned in
+# constraints.txt.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,11 +7,11 @@ PIP := PIP_CONSTRAINT=$(abspath constraints.txt) $(BIN)/python -m pip install -q
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell find cmake csrc pyinv export -type f -not -name '*.pyc' 2>/dev/null)
 CPP := $(shell find csrc benchmarks examples tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' 2>/dev/null)
 
-# One worker per core, and one thread in each: tests/conftest.py.
+# One worker per core, with one thread each: see tests/conftest.py.
 PYTEST := PATH="$(abspath $(BIN)):$$PATH" PYINV_REQUIRE_TORCHSCRIPT=1 OMP_NUM_THREADS=1 \
   $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder
 
-# What clang-tidy reads: each source of the library, as CMake compiles it without CUDA and torch.
+# For clang-tidy: each source of the library, as CMake compiles it without CUDA and torch.
 CPU_ONLY := -DPYINV_CUDA=OFF -DPYINV_TORCH=OFF
 
 .PHONY: demo test test-all lint format bench docs gpu-check clean
@@ -22,7 +22,7 @@ demo: $(VENV)/installed-demo
 test: $(VENV)/installed-test
 	$(PYTEST) -m "not slow"
 
-# With what takes long: wheels, compilers' warnings, sanitizers, the emulated device.
+# Including slow tests: wheels, compiler warnings, sanitizers, the emulated device.
 test-all: $(VENV)/installed-test
 	$(PYTEST) --cov
 
@@ -42,11 +42,11 @@ format: $(VENV)/installed-test
 bench: $(VENV)/installed-test
 	$(BIN)/python benchmarks/loop.py
 
-# Writes build/site. Reads the sources, so pyinv need not be built.
+# Writes build/site from the sources, without building pyinv.
 docs: $(VENV)/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-# With the machine's own Python, as its PyTorch is the one with CUDA. GPU_CHECK="--data DIR" and more.
+# Uses the machine's Python, because its PyTorch has CUDA. Options: GPU_CHECK="--data DIR".
 gpu-check:
 	$(PYTHON) benchmarks/gpu_check.py $(GPU_CHECK)
 
@@ -60,8 +60,8 @@ $(VENV)/installed-demo: $(BIN)/python $(SOURCES)
 	$(PIP) '.[demo]'
 	touch $@
 
-# The pip that comes with Python 3.13 and older knows no dependency groups. TorchScript is built for
-# the torch that is there: so torch comes first, and no isolated build.
+# The pip of Python 3.13 and older does not support dependency groups. TorchScript is built for the
+# installed torch, so torch is installed first and build isolation is off.
 $(VENV)/installed-test: $(BIN)/python $(SOURCES)
 	$(PIP) pip scikit-build-core pybind11 cmake ninja torch
 	$(PIP) --no-build-isolation '.[all]' --group dev

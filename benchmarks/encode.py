@@ -1,10 +1,10 @@
-"""How fast does a bundle encode? ``Inverter.encode`` beside the same network in PyTorch.
+"""Compare the speed of ``Inverter.encode`` with the same network in PyTorch.
 
     python benchmarks/encode.py            # a table
     python benchmarks/encode.py --batches 1 64 --repeats 5 --threads 2
 
 The encoder is Luo et al.'s inverse generator for 64x64x3 images (Table 5), batch norm in eval mode.
-PyTorch runs it as it is, with folded batch norm, and folded in channels-last memory; each repeat
+PyTorch runs it unchanged, with folded batch norm, and folded in channels-last memory. Each repeat
 times all of them in turn. Needs `pip install "pyinv[export]"`.
 """
 
@@ -27,7 +27,7 @@ import pyinv
 from pyinv import cores
 from pyinv.export import export
 
-SECONDS = 1.0  # of one measurement, at least
+SECONDS = 1.0  # minimum length of a measurement
 PAUSE_SECONDS = 0.1  # thread pools spin for some milliseconds after their last work
 
 
@@ -42,14 +42,14 @@ def make_encoder(width: int = 64) -> nn.Sequential:
             nn.ReLU(),
         ]
     encoder = nn.Sequential(*layers, nn.Flatten(), nn.Linear(8 * width * 16, 100), nn.Tanh())
-    with torch.no_grad():  # statistics of its own, so that folding changes something
+    with torch.no_grad():  # non-trivial statistics, so that folding has an effect
         for _ in range(4):
             encoder(torch.rand(16, 3, 64, 64) * 2 - 1)
     return encoder.eval().requires_grad_(False)
 
 
 def fold(encoder: nn.Sequential) -> nn.Sequential:
-    """The same encoder with batch norm inside the convolutions' weights."""
+    """Return the encoder with batch norm folded into the convolutions' weights."""
     layers: list[nn.Module] = []
     for layer in encoder:
         if isinstance(layer, nn.BatchNorm2d):
@@ -60,7 +60,7 @@ def fold(encoder: nn.Sequential) -> nn.Sequential:
 
 
 def rate(run: Callable[[], object], batch: int) -> float:
-    """Return images a second."""
+    """Return images per second."""
     run()
     started, count = time.perf_counter(), 0
     while (seconds := time.perf_counter() - started) < SECONDS:
@@ -93,7 +93,7 @@ def main() -> None:
             encoder=encoder,
         )
         inverter = pyinv.Inverter(path, threads=arguments.threads)
-        print(f"torch {torch.__version__}, {arguments.threads} threads; images a second")
+        print(f"torch {torch.__version__}, {arguments.threads} threads; images per second")
         print("batch  pyinv  eager  folded  channels-last  pyinv over the best: median (min-max)")
         for batch in arguments.batches:
             images = np.random.default_rng(0).uniform(-1, 1, (batch, 3, 64, 64)).astype("float32")

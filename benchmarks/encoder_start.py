@@ -1,16 +1,16 @@
-"""What does an encoder's start save? Loss over cost, with and without it, on images of test data.
+"""Measure what an encoder's start saves: loss over cost, with and without it, on test images.
 
     python benchmarks/encoder_start.py BUNDLE --data PATH [--targets 200] [--hops 0 1] [--json FILE]
 
-BUNDLE has an encoder (``pyinv train encoder``). The targets are test images of the data set, drawn
-at random, which the generator did not make. "reconstruct" is run with each number of hops, from the
-prior's mean, as it is, from a draw, and from the encoder; first-order recipes with more and more
-steps, from draws and from the encoder. "the encoder's recipe" is what reconstruct does from an
-encoder, begun at the mean, to tell what the solver gives from what the start gives. A row has the
-mean and median of the targets' mean squared error, the mean cost in forward equivalents (a pass
-forward is 1, an objective with its gradient 2, normal equations 1 + d, an encoder's pass 1). The
-second table has, for each row without the encoder's start, the cost of the same loss with it, by
-interpolation between its rows.
+BUNDLE has an encoder (``pyinv train encoder``). The targets are random test images of the dataset,
+which the generator did not make. "reconstruct" is run with each number of hops: from the prior's
+mean, as is its default, from a draw, and from the encoder. First-order recipes are run with
+increasing numbers of steps, from draws and from the encoder. "the encoder's recipe" is the recipe
+that reconstruct uses with an encoder, started at the mean, to separate the effect of the solver
+from that of the start. A row has the mean and median of the targets' mean squared error, and the
+mean cost in forward equivalents (a forward pass is 1, an objective with its gradient 2, normal
+equations 1 + d, an encoder's pass 1). The second table has, for each row without the encoder's
+start, the cost of the same loss with it, interpolated between its rows.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from pyinv.recipes import Recipe
 def variants(
     inverter: Inverter, hop_counts: Sequence[int], step_counts: Sequence[int]
 ) -> Iterable[tuple[str, str, Recipe]]:
-    """Yield method, start and recipe of every run."""
+    """Yield the method, start and recipe of every run."""
     manifest = inverter.manifest
     encoder = recipes.reconstruct(manifest, start="encoder")
     for hops in hop_counts:

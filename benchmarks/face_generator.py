@@ -1,4 +1,4 @@
-"""Does the engine find what a plain PyTorch loop finds? On a face generator that others trained.
+"""Compare the engine with a plain PyTorch loop on a published face generator.
 
     python benchmarks/face_generator.py generator.pt
     python benchmarks/face_generator.py generator.pt --count 32 --steps 200 --json
@@ -43,10 +43,10 @@ def load_example() -> ModuleType:
 def invert_with_torch(
     generator: nn.Module, targets: Tensor, initial: Tensor, *, steps: int, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """The loop that one would write: returns the latents and losses [N] of the best step.
+    """Run a plain PyTorch loop; return the latents and losses [N] of the best step.
 
-    Adam is written out, because torch.optim.Adam counts updates by tensor: a component drawn anew
-    starts afresh, with moments of zero and bias corrections that count its own updates.
+    Adam is written out, because torch.optim.Adam counts steps per tensor. Here a resampled
+    component restarts, with moments of zero and bias corrections that count its own steps.
     """
     random = torch.Generator().manual_seed(seed)
     beta1, beta2, epsilon = 0.9, 0.999, 1e-8
@@ -83,8 +83,8 @@ def main() -> None:
     )
     parser.add_argument("state_dict", type=Path, help="the generator's state dict")
     parser.add_argument("--count", type=int, default=256, help="images [%(default)s]")
-    parser.add_argument("--steps", type=int, default=2000, help="updates [%(default)s]")
-    parser.add_argument("--threads", type=int, help="threads of both sides [the cores there are]")
+    parser.add_argument("--steps", type=int, default=2000, help="steps [%(default)s]")
+    parser.add_argument("--threads", type=int, help="threads of both sides [all cores]")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
     arguments = parser.parse_args()
@@ -133,7 +133,7 @@ def main() -> None:
             progress=sys.stderr.isatty(),
         )
         seconds = {"pyinv": time.perf_counter() - started}
-    # Spinning threads of the engine's pool go to sleep before PyTorch is timed.
+    # Let the engine's spinning threads go to sleep before PyTorch is timed.
     time.sleep(0.5)
     say("PyTorch")
     started = time.perf_counter()

@@ -1,6 +1,6 @@
-// Billions of float32 operations per second (a fused multiply-add counts as two) that threads reach
-// which do nothing but independent fused multiply-adds in registers: what benchmarks report a
-// fraction of. loop.py builds and runs it:
+// Measures the machine's peak in billions of float32 operations per second: threads that only do
+// independent fused multiply-adds in registers, each of which counts as two operations. Benchmarks
+// report a fraction of this peak. loop.py builds and runs it:
 //   c++ -std=c++20 -O3 -ffp-contract=fast -pthread benchmarks/fma_peak.cpp -o build/fma_peak
 //   build/fma_peak [threads] [seconds]
 #include <chrono>
@@ -17,8 +17,9 @@ namespace {
 constexpr int kSums = 10;
 constexpr int64_t kRounds = 1 << 18;
 
-// A macro and not a template: a function is compiled for one instruction set, and so must be the
-// code in it. This file is compiled with contraction on, which makes the line a multiply-add.
+// A macro instead of a template, because all code of a function must be compiled for its
+// instruction set. This file is compiled with contraction on, which turns the line into a
+// multiply-add.
 #define PYINV_DEFINE_ROUNDS(name, bytes, attribute)                           \
   attribute float name(float seed) {                                          \
     using Vector = float __attribute__((vector_size(bytes)));                 \

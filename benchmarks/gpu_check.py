@@ -1,13 +1,13 @@
-"""Everything that needs a GPU, in five minutes: build, tests, sanitizers, timings.
+"""Run everything that needs a GPU in five minutes: build, tests, sanitizers, timings.
 
     python3 benchmarks/gpu_check.py --output gpu-check.json --data DIR      # or: make gpu-check
     python3 benchmarks/gpu_check.py --parts build,tests
 
-For a machine with an NVIDIA GPU, nvcc, and PyTorch with CUDA in the Python that runs this, beside
-what building and testing pyinv takes. Nothing is installed into that Python: what is built goes to
-build/gpu-check, and is there for a later run without the part "build". benchmarks/README.md says
-what the parts do. Each is a process of its own with a time limit, and the report is written after
-each, so that none takes the others with it.
+The machine needs an NVIDIA GPU, nvcc, the requirements for building and testing pyinv, and PyTorch
+with CUDA in the Python that runs this. Nothing is installed into that Python: the build goes to
+build/gpu-check, where later runs without the part "build" find it. benchmarks/README.md describes
+the parts. Each part is a separate process with a time limit, and the report is written after each,
+so that a failing part does not affect the others.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / "build" / "gpu-check"
 SITE = WORK / "site"
-# Where tests/cuda/test_cuda_kernels.py builds the same programs.
+# The folder where tests/cuda/test_cuda_kernels.py also builds these programs.
 PROGRAMS = ROOT / "build" / "gpu"
 KERNEL_TESTS = ("draws", "lanes", "groups", "cancel")
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 MOST_SHARDS = 12
 TAIL = 3000  # characters of a log that a report keeps
 
-# Seconds, each at most: what is left of --seconds may be less. Timings come before the tests, which
-# run beside each other and would disturb them.
+# The most seconds per part; the rest of --seconds may be less. Timings come before the tests, which
+# run in parallel and would disturb them.
 LIMITS = {
     "build": 150.0,
     "bandwidth": 20.0,
@@ -53,7 +53,7 @@ LIMITS = {
 
 @dataclass
 class Check:
-    """What all parts share."""
+    """The state that all parts share."""
 
     output: Path
     data: Path | None
@@ -63,14 +63,14 @@ class Check:
     started: float = field(default_factory=time.monotonic)
 
     def left(self, part: str) -> float:
-        """Seconds that a part may take."""
+        """Return the seconds that a part may take."""
         return max(5.0, min(LIMITS[part], self.seconds - (time.monotonic() - self.started)))
 
     def log(self, part: str) -> Path:
         return self.output.with_name(f"{self.output.stem}-{part}.log")
 
     def environment(self, **more: str) -> dict[str, str]:
-        """Return the environment of what is run: it finds this Python's programs and the build."""
+        """Return the environment for subprocesses, with this Python's programs and the build."""
         folders = [str(Path(sys.executable).parent), os.environ.get("PATH", ""), *cuda_folders()]
         paths = [str(SITE), os.environ.get("PYTHONPATH", "")]
         return {
@@ -86,7 +86,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Done:
-    """How a command ended: its status, None when it was stopped at its limit."""
+    """The result of a command; its status is None if it was stopped at its limit."""
 
     status: int | None
     seconds: float
@@ -103,7 +103,7 @@ class Done:
 
 
 def run(command: Sequence[str | Path], *, limit: float, environment: dict[str, str]) -> Done:
-    """Run a command in the repository; stop it with all it started when its time is up."""
+    """Run a command in the repository; stop it and its child processes at the limit."""
     started = time.monotonic()
     try:
         process = subprocess.Popen(
@@ -133,7 +133,7 @@ def run(command: Sequence[str | Path], *, limit: float, environment: dict[str, s
 
 
 def cuda_folders() -> list[str]:
-    """Return where CUDA's programs usually are, for machines where PATH does not say so."""
+    """Return the usual folders of CUDA's programs, for machines where they are not on PATH."""
     return [folder for folder in ("/usr/local/cuda/bin", "/opt/cuda/bin") if Path(folder).is_dir()]
 
 
@@ -161,7 +161,7 @@ def parse_gpu(answer: str) -> dict[str, str] | None:
 
 
 def build(check: Check) -> dict[str, Any]:
-    """pyinv, for this GPU alone, and beside it the programs of tests/cuda."""
+    """Build pyinv for this GPU, and the programs of tests/cuda."""
     limit = check.left("build")
     environment = check.environment()
     shutil.rmtree(SITE, ignore_errors=True)
@@ -180,7 +180,7 @@ def build(check: Check) -> dict[str, Any]:
 
     def programs() -> list[Done]:
         done = []
-        # As tests/cuda/test_cuda_kernels.py has it. What only warns is still worth measuring.
+        # As in tests/cuda/test_cuda_kernels.py. A build with warnings is still worth measuring.
         for flags in ("-Werror all-warnings", ""):
             done.append(run([*configure, f"-DCMAKE_CUDA_FLAGS={flags}"], limit=limit,
                             environment=environment))  # fmt: skip
@@ -193,7 +193,7 @@ def build(check: Check) -> dict[str, Any]:
         installing = pool.submit(run, install, limit=limit, environment=environment)
         building = pool.submit(programs)
         pip, made = installing.result(), building.result()
-    # What is built, and against what.
+    # Report the versions of the build and of its dependencies.
     look = """
 import json, pyinv, torch
 from pyinv import _core, runtimes
@@ -231,7 +231,7 @@ print(json.dumps({
 
 
 def bandwidth(check: Check) -> dict[str, Any]:
-    """The fused step against a copy."""
+    """Compare the bandwidth of the fused step with a copy."""
     program = PROGRAMS / "step_bandwidth"
     done = run([program], limit=check.left("bandwidth"), environment=check.environment())
     rows = parse_bandwidth(done.stdout)
@@ -239,7 +239,7 @@ def bandwidth(check: Check) -> dict[str, Any]:
 
 
 def parse_bandwidth(output: str) -> dict[str, Any]:
-    """Read what step_bandwidth prints: GB/s of a copy, and of the step by constraint."""
+    """Parse step_bandwidth's output: GB/s of a copy, and of the step per constraint."""
     copied = re.search(r"^copy +([\d.]+) GB/s", output, re.M)
     steps = re.findall(r"^step +([\d.]+) GB/s, +(\d+) % of the copy, (.+)$", output, re.M)
     if copied is None or not steps:
@@ -252,7 +252,7 @@ def parse_bandwidth(output: str) -> dict[str, Any]:
 
 
 def loop(check: Check) -> dict[str, Any]:
-    """A step of the engine on TorchScript against PyTorch's loops."""
+    """Compare a step of the engine on TorchScript with PyTorch's loops."""
     done = run(
         [
             sys.executable, ROOT / "benchmarks" / "loop.py", "--device", "cuda", "--runtime",
@@ -267,7 +267,7 @@ def loop(check: Check) -> dict[str, Any]:
 
 
 def recovery(check: Check) -> dict[str, Any]:
-    """`precise` on the face generator's own images."""
+    """Run `precise` on the face generator's own images."""
     weights = check.data and check.data / "face_generator" / "generator.pt"
     if weights is None or not weights.is_file():
         return {
@@ -286,7 +286,7 @@ def recovery(check: Check) -> dict[str, Any]:
 
 
 def tests(check: Check) -> dict[str, Any]:
-    """`pytest -m gpu`, in shards, but for the kernel tests, which are the part "sanitizers"."""
+    """Run `pytest -m gpu` in shards, without the kernel tests of the part "sanitizers"."""
     folder = WORK / "tests"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -299,7 +299,7 @@ def tests(check: Check) -> dict[str, Any]:
             PYTHONPATH=os.pathsep.join([path, str(ROOT / "tests")]),
             SHARD=f"{index}/{count}",
             SHARD_LOG=str(folder / f"{index}.jsonl"),
-            # Of ONNX Runtime's wheels only one is for GPUs: where it is not, its tests are skipped.
+            # Only onnxruntime-gpu supports GPUs; with another wheel its tests are skipped.
             PYINV_REQUIRE_CUDA="1" if has_onnx_cuda(check) else "torchscript",
             PYINV_REQUIRE_TORCHSCRIPT="1",
             OMP_NUM_THREADS="1",
@@ -310,7 +310,7 @@ def tests(check: Check) -> dict[str, Any]:
                 "--tb=short", "-p", "no:cacheprovider",
                 f"--basetemp={folder / f'temporary{index}'}",
                 "--ignore", "tests/cuda/test_cuda_kernels.py",
-                "-W", "default",  # libraries of other versions than constraints.txt may warn
+                "-W", "default",  # versions other than those in constraints.txt may warn
             ],
             limit=limit, environment=environment,
         )  # fmt: skip
@@ -319,7 +319,7 @@ def tests(check: Check) -> dict[str, Any]:
         shards = list(pool.map(shard, range(count)))
     logs = [folder / f"{index}.jsonl" for index in range(count)]
     result = summarize([json_lines(log.read_text() if log.exists() else "") for log in logs])
-    # Status 5 of pytest: a shard without a test.
+    # pytest's status 5: a shard without tests.
     ends = [f"shard {i}: {done.problem}" for i, done in enumerate(shards) if done.status not in
             (0, 1, 5)]  # fmt: skip
     write_log(check.log("tests"), [done for done in shards if not done.ok] or shards[:1])
@@ -339,13 +339,13 @@ def tests(check: Check) -> dict[str, Any]:
 
 
 def has_onnx_cuda(check: Check) -> bool:
-    """Whether the ONNX Runtime here has its part for GPUs."""
+    """Whether the installed ONNX Runtime supports GPUs."""
     look = "from pyinv import runtimes; raise SystemExit(not runtimes.find_onnxruntime().has_cuda)"
     return run([sys.executable, "-c", look], limit=60.0, environment=check.environment()).ok
 
 
 def summarize(shards: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
-    """Add up what tests/support/shard.py wrote, one list of its lines per shard."""
+    """Combine the lines that tests/support/shard.py wrote, one list per shard."""
     outcomes: dict[str, dict[str, Any]] = {}
     collected, unfinished = 0, []
     for lines in shards:
@@ -379,7 +379,7 @@ def summarize(shards: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
 
 
 def sanitizers(check: Check) -> dict[str, Any]:
-    """The kernel tests against the CPU, and under each of compute-sanitizer's tools, together."""
+    """Run the kernel tests against the CPU and under each compute-sanitizer tool, in parallel."""
     limit = check.left("sanitizers")
     environment = check.environment()
     program = PROGRAMS / "device_test"
@@ -423,7 +423,7 @@ PARTS: dict[str, Callable[[Check], dict[str, Any]]] = {
     "tests": tests,
     "sanitizers": sanitizers,
 }
-# They time nothing.
+# Nothing is timed in these parts, so they run in parallel.
 TOGETHER = ("tests", "sanitizers")
 
 
@@ -431,7 +431,7 @@ TOGETHER = ("tests", "sanitizers")
 
 
 def outcome(done: Done, complete: bool) -> dict[str, Any]:
-    """Return how a part of one command ended."""
+    """Return the outcome of a part that is a single command."""
     problem = done.problem or ("" if complete else "it printed no result")
     last = done.stderr.strip().rpartition("\n")[2][-200:]
     return {
@@ -453,7 +453,7 @@ def write_log(path: Path, ended: Sequence[Done]) -> None:
 
 
 def json_lines(text: str) -> list[dict[str, Any]]:
-    """Return the JSON objects among the lines; the last may have been cut off."""
+    """Return the JSON objects among the lines; the last line may be incomplete."""
     found = []
     for line in text.splitlines():
         if line.startswith("{"):
@@ -465,7 +465,7 @@ def json_lines(text: str) -> list[dict[str, Any]]:
 
 
 def attempt(part: str, check: Check) -> dict[str, Any]:
-    """Run a part; what it raises is its result."""
+    """Run a part; an exception becomes its result."""
     started = time.monotonic()
     try:
         result = PARTS[part](check)
@@ -475,7 +475,7 @@ def attempt(part: str, check: Check) -> dict[str, Any]:
 
 
 def lines_of(part: str, result: dict[str, Any]) -> list[str]:
-    """Return what the table says of a part."""
+    """Return a part's lines in the table."""
     head = f"{part:<11} {result['status']:<8} {result.get('seconds', 0.0):6.1f} s"
     more = []
     if part == "build" and result.get("built"):
@@ -513,7 +513,7 @@ def lines_of(part: str, result: dict[str, Any]) -> list[str]:
 
 
 def grouped(failures: dict[str, str]) -> list[tuple[str, int]]:
-    """Return what failing tests say, and how many say it, most frequent first."""
+    """Return the messages of failing tests with their counts, most frequent first."""
     said = Counter(
         next((line for line in why.splitlines() if line.startswith("E ")), why[-200:])
         for why in failures.values()
@@ -534,7 +534,7 @@ def write_report(check: Check, results: dict[str, dict[str, Any]]) -> None:
 
 
 def parse_parts(text: str) -> list[str]:
-    """Return the parts asked for, in their order."""
+    """Return the requested parts, in the order they run in."""
     wanted = [part.strip() for part in text.split(",") if part.strip()]
     if not wanted or (unknown := set(wanted) - set(PARTS)):
         named = ", ".join(sorted(unknown)) if wanted else "none"

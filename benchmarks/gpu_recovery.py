@@ -1,10 +1,10 @@
-"""How fast does `precise` recover the face generator's own images on a GPU, and how many of them?
+"""Measure how fast, and how often, `precise` recovers the face generator's images on a GPU.
 
     python benchmarks/gpu_recovery.py generator.pt
     python benchmarks/gpu_recovery.py generator.pt --count 100 --batch-size 64 --device cpu
 
-The state dict is the one that examples/face_generator.py exports. One JSON object per number of
-lanes, on a line of its own, so that what was measured is there when the program is stopped. Needs
+The state dict is the one that examples/face_generator.py exports. The program prints one JSON
+object per number of lanes, each on its own line, so that results remain if it is stopped. Needs
 `pip install "pyinv[export]"`.
 """
 
@@ -25,11 +25,11 @@ import pyinv
 from pyinv import evaluation, export
 
 THRESHOLDS = ("1e-4", "1e-8")
-WARM_UP = 8  # images of the run that loads, compiles and allocates
+WARM_UP = 8  # images of the warm-up run, which loads, compiles and allocates
 
 
 class TimeUp(Exception):
-    """Ends a run; what was found by then counts."""
+    """Raised to end a run; its results so far count."""
 
 
 def measure(
@@ -42,7 +42,7 @@ def measure(
     seed: int,
     seconds: float,
 ) -> dict[str, Any]:
-    """Return how long it took, and how many latents came back."""
+    """Return the time and the share of recovered latents."""
     inverter = pyinv.Inverter(bundle, device=device, runtime=runtime, batch_size=batch_size)
     latents = inverter.sample(count, seed=seed)
     images = inverter.generate(latents)
@@ -73,7 +73,7 @@ def measure(
         "warm_up_seconds": warmed - started,
         "seconds": taken,
         "latents_per_second": int(done.sum()) / taken,
-        # Of all images: one that was not reached in time is not recovered.
+        # A share of all images: those not reached in time count as not recovered.
         "recovered": {limit: float((error < float(limit)).mean()) for limit in THRESHOLDS},
         "median_error": float(np.median(error)),
         "status": {name: statuses.count(name) for name in sorted(set(statuses))},

@@ -1,4 +1,4 @@
-"""How fast is one step of inversion? The engine beside the loops that people write in PyTorch.
+"""Compare the speed of an inversion step in the engine and in typical PyTorch loops.
 
     python benchmarks/loop.py            # a table
     python benchmarks/loop.py --json     # one JSON object on standard output
@@ -6,7 +6,7 @@
     python benchmarks/loop.py --device cuda [--runtime torchscript]
 
 A 64x64 DCGAN, `batch` targets, Adam, clipping, mean squared error, no stopping rule. benchmarks/
-README.md says what is compared and why that is fair. Needs `pip install "pyinv[export]"`.
+README.md explains what is compared and why it is fair. Needs `pip install "pyinv[export]"`.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ PEERS = {
 }
 BATCHES = {"cpu": (1, 16, 64, 256), "cuda": (1, 64, 1024, 8192)}
 LEARNING_RATE = 0.05
-# A pause after each measurement: thread pools spin for some milliseconds after their last work,
-# and would take cores from whoever is measured next.
+# Pause after each measurement: thread pools spin for some milliseconds after their last work, and
+# would take cores from the next contender.
 PAUSE_SECONDS = 0.1
 SHORT_RUN = 1
 
 
 class Dcgan(nn.Module):
-    """The generator of Radford et al. 2015 at 64x64: latent [B, 100] to image [B, 3, 64, 64]."""
+    """The generator of Radford et al. 2015 at 64x64: latents [B, 100] to images [B, 3, 64, 64]."""
 
     def __init__(self, latent_size: int = 100, width: int = 64) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class Dcgan(nn.Module):
 
 
 def make_generator(seed: int) -> Dcgan:
-    """A DCGAN with the paper's initial weights and the batch-norm statistics of its own images."""
+    """Return a DCGAN with the paper's initial weights and batch-norm statistics of its images."""
     torch.manual_seed(seed)
     generator = Dcgan()
     for module in generator.modules():
@@ -86,7 +86,7 @@ def make_generator(seed: int) -> Dcgan:
 
 
 def fold(generator: Dcgan) -> Dcgan:
-    """The same generator with batch norm inside the weights of the layer before it."""
+    """Return the generator with batch norm folded into the weights of the layer before it."""
     folded = copy.deepcopy(generator)
     layers: list[nn.Module] = []
     for layer in folded.layers:
@@ -99,8 +99,8 @@ def fold(generator: Dcgan) -> Dcgan:
 
 
 def flops_per_image(generator: Dcgan) -> int:
-    """Arithmetic of the objective, one image: multiply-adds of the layers as direct convolutions,
-    two operations each, once forward and once for the gradient."""
+    """Return the objective's operations per image: two per multiply-add of the layers as direct
+    convolutions, once forward and once for the gradient."""
     side, total = 1, 0
     for layer in generator.layers:
         if isinstance(layer, nn.ConvTranspose2d):
@@ -110,7 +110,7 @@ def flops_per_image(generator: Dcgan) -> int:
     return 2 * total
 
 
-# A contender makes a function `run(steps)` that makes that many steps on a batch.
+# A contender is a function that returns `run(steps)`, which makes that many steps on a batch.
 Run = Callable[[int], None]
 
 
@@ -122,7 +122,7 @@ def torch_run(
     compiled: bool = False,
     graph: bool = False,
 ) -> Run:
-    """The usual loop: autograd down to the latent, Adam, clip."""
+    """The usual loop: autograd to the latent, Adam, clip."""
     on_gpu = latents.is_cuda
     latent = latents.clone().requires_grad_(True)
     solver = torch.optim.Adam([latent], lr=LEARNING_RATE, capturable=graph)
@@ -130,7 +130,7 @@ def torch_run(
     def total_loss(latent: Tensor, targets: Tensor) -> Tensor:
         return ((generator(latent) - targets) ** 2).mean(dim=(1, 2, 3)).sum()
 
-    # A GPU's launches are what a small batch waits for: that mode puts them into CUDA graphs.
+    # On a GPU, launches dominate a small batch. This mode puts them into CUDA graphs.
     mode = "reduce-overhead" if on_gpu else None
     objective = torch.compile(total_loss, dynamic=False, mode=mode) if compiled else total_loss
 
@@ -153,7 +153,7 @@ def torch_run(
 
 
 def cuda_graph_of(step: Callable[[], None]) -> Callable[[], None]:
-    """The step as PyTorch's documentation captures one: warmed up on a side stream."""
+    """Capture a step as in PyTorch's documentation, after a warm-up on a side stream."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -194,7 +194,7 @@ def engine_run(inverter: pyinv.Inverter, targets: np.ndarray, latents: np.ndarra
 
 
 def seconds_per_step(run: Run, steps: int) -> float:
-    """A long run less a short one, so that what happens once a call does not count."""
+    """Subtract a short run from a long one, so that the cost per call does not count."""
     run(SHORT_RUN)
     started = time.perf_counter()
     run(SHORT_RUN)
@@ -206,13 +206,13 @@ def seconds_per_step(run: Run, steps: int) -> float:
 
 
 def steps_for(run: Run, seconds: float) -> int:
-    """How many steps take about this long, at least 3."""
+    """Return the number of steps that take about this long, at least 3."""
     run(2)
     return max(3, round(seconds / max(seconds_per_step(run, 3), 1e-6)))
 
 
 def measure_peak(threads: int) -> float:
-    """This machine's arithmetic limit, GFLOP/s in float32."""
+    """Measure this machine's peak in float32 GFLOP/s."""
     folder = Path(__file__).resolve().parent
     program = folder.parent / "build" / "fma_peak"
     program.parent.mkdir(exist_ok=True)
@@ -228,7 +228,7 @@ def measure_peak(threads: int) -> float:
 def outside_objective(
     bundle: Path, targets: np.ndarray, latents: np.ndarray, *, steps: int, threads: int
 ) -> float:
-    """Share of a run's time that the engine spends outside the objective, on the CPU."""
+    """Return the share of a run's time that the engine spends outside the objective, on the CPU."""
     batch = len(targets)
     recipe = recipe_of(steps).fit(pyinv.Uniform(-1.0, 1.0)).describe()
     for stage in recipe["stages"]:
@@ -290,11 +290,11 @@ def measure_batch(
         say(f"batch {batch}: round {repeat + 1} of {repeats}")
         if device == "cpu":
             peaks.append(measure_peak(threads))
-        # Another one goes first each round: a machine slows down as it warms up.
+        # The order changes each round, because a machine slows down as it warms up.
         for name in order[repeat % len(order) :] + order[: repeat % len(order)]:
             rates[name].append(batch / seconds_per_step(runs[name], steps[name]))
     medians = {name: statistics.median(values) for name, values in rates.items()}
-    # In case that the program is stopped before its report.
+    # In case the program is stopped before its report.
     say(f"batch {batch}: image-steps/s " + json.dumps(medians))
     peer = max((name for name in medians if name != "pyinv"), key=medians.__getitem__)
     ratios = [own / other for own, other in zip(rates["pyinv"], rates[peer], strict=True)]
@@ -368,7 +368,7 @@ def main() -> None:
     parser.add_argument("--runtime", choices=("onnx", "torchscript"), default="onnx")
     parser.add_argument("--batches", type=int, nargs="+", metavar="B")
     parser.add_argument("--repeats", type=int, default=5, help="interleaved rounds [%(default)s]")
-    parser.add_argument("--threads", type=int, help="threads for everybody [the cores there are]")
+    parser.add_argument("--threads", type=int, help="threads of all contenders [all cores]")
     parser.add_argument("--peers", nargs="+", metavar="PEER", help=", ".join(PEERS["cuda"]))
     parser.add_argument(
         "--seconds", type=float, default=2.0, help="length of one measurement [%(default)s]"
@@ -392,7 +392,7 @@ def main() -> None:
     if load > 0.5:
         say(f"other programs were running just now (load {load:.1f}): expect noise")
     torch.set_num_threads(threads)
-    # Everybody computes in float32: PyTorch's convolutions would take TF32 on a GPU.
+    # All contenders compute in float32. By default, PyTorch's convolutions use TF32 on a GPU.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     generator = make_generator(arguments.seed)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,11 +1,11 @@
-"""How many latents come back, how exactly, and at what cost? All that is claimed about recovery.
+"""Measure the recovery of latents: how many, how exactly, and at what cost.
 
     python benchmarks/recovery.py --json      # everything, one JSON object; hours on two cores
     python benchmarks/recovery.py             # the same as tables
     python benchmarks/recovery.py --generator faces --recipe precise --targets 50 --section recovery
 
-benchmarks/README.md says what is measured and how. What was measured is kept in build/recovery, so
-that an interrupted benchmark goes on where it stopped. Needs `pip install "pyinv[export]"`.
+benchmarks/README.md describes the measurements. Results are cached in build/recovery, so that an
+interrupted benchmark resumes where it stopped. Needs `pip install "pyinv[export]"`.
 """
 
 from recovery.command import main

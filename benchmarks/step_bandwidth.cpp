@@ -1,4 +1,4 @@
-// The speed of the step kernel against a copy on the same GPU, in GB/s. To build and run it:
+// Compares the step kernel's speed with a copy on the same GPU, in GB/s. To build and run it:
 //   cmake -S tests/cuda -B build/gpu -DPYINV_EMULATED=OFF && cmake --build build/gpu
 //   build/gpu/step_bandwidth [latents] [latent size]
 #include <cstdio>
@@ -18,7 +18,7 @@ using namespace pyinv;
 
 constexpr int kRuns = 50;
 
-// Of one run, after a first one that does not count.
+// The time of one run, after a warm-up run.
 double seconds(cudaStream_t stream, const std::function<void()>& work) {
   cudaEvent_t start, stop;
   check_cuda(cudaEventCreate(&start), "cudaEventCreate");
@@ -69,7 +69,7 @@ int main(int count, char** values) {
   upload(arrays.rule, std::vector<RunRule>(1));
   std::vector<LaneState> states(static_cast<size_t>(lanes));
   for (LaneState& state : states) {
-    state.action = kRecord | kStep;  // what a step does as a rule
+    state.action = kRecord | kStep;  // the actions of an ordinary step
     state.step.step_size = state.step.learning_rate = 0.01f;
     state.step.second_root = 1.0f;
   }
@@ -77,8 +77,8 @@ int main(int count, char** values) {
   upload(state, states);
   arrays.state = const_cast<LaneState*>(state);
 
-  // A component's: latent, gradient, two moments and the last reset are read, latent, the moments
-  // and attempt_latent written.
+  // Per component: latent, gradient, two moments and the last reset are read; latent, moments and
+  // attempt_latent are written.
   const double bytes = 36.0 * static_cast<double>(lanes * d);
   const size_t copied = static_cast<size_t>(lanes * d) * sizeof(float);
   const double copy = 2.0 * static_cast<double>(copied) / seconds(stream, [&] {

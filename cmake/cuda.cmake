@@ -1,4 +1,4 @@
-# Adds the CUDA sources to the library, or what stands in for them.
+# Adds the CUDA sources to the library, or their replacement.
 set(PYINV_CUDA AUTO CACHE STRING "Build for GPUs: AUTO (where there is a CUDA compiler), ON or OFF")
 set_property(CACHE PYINV_CUDA PROPERTY STRINGS AUTO ON OFF)
 include(${CMAKE_CURRENT_LIST_DIR}/nvcc.cmake)

@@ -1,4 +1,4 @@
-"""Print "version;folder;cxx11 abi" of the torch of this Python, without importing it."""
+"""Print "version;folder;cxx11 abi" of this Python's torch, without importing it."""
 
 import re
 import sys
@@ -13,7 +13,7 @@ if spec is None or spec.origin is None:
 root = Path(spec.origin).parent
 found = re.search(r"""__version__ = ['"]((\d+)\.(\d+)[^'"]*)""", (root / "version.py").read_text())
 if found is None:
-    sys.exit(f"{root / 'version.py'} tells no version")
+    sys.exit(f"{root / 'version.py'} has no version")
 version = found[1]
 if (int(found[2]), int(found[3])) < OLDEST:
     sys.exit(f"torch {version} in {root} is older than {OLDEST[0]}.{OLDEST[1]}")

@@ -614,7 +614,7 @@ void expect(bool condition, const std::string& what) {
 
 void check(const std::vector<const Objective*>& objectives, const Recipe& recipe,
            const Targets& targets, const RunOptions& options, const Results& results) {
-  expect(!objectives.empty(), "expected an objective or more, got none");
+  expect(!objectives.empty(), "expected at least one objective, got none");
   const auto sizes = [](const Objective& of) {
     return std::tuple(of.latent_size(), of.image_size(), of.condition_size());
   };
@@ -625,7 +625,7 @@ void check(const std::vector<const Objective*>& objectives, const Recipe& recipe
   }
   expect(objectives.front()->condition_size() == 0 || targets.condition,
          "the objective takes a condition, and the targets have none");
-  expect(!recipe.stages.empty(), "expected a recipe with a stage or more, got none");
+  expect(!recipe.stages.empty(), "expected a recipe with at least one stage, got none");
   const auto count = static_cast<int64_t>(objectives.size());
   const auto expect_number = [&](int64_t number, const char* what) {
     expect(number >= 0 && number < count, std::string("a stage's ") + what + " number " +
@@ -652,8 +652,8 @@ void check(const std::vector<const Objective*>& objectives, const Recipe& recipe
                ", have no gram; give an objective with has_gram()");
   }
   expect(recipe.start != Start::encoder || targets.initial,
-         "the recipe starts from an encoder, and the targets have no initial latents; give what "
-         "Encoder::encode() makes of their images");
+         "the recipe starts from an encoder, and the targets have no initial latents; pass "
+         "those that Encoder::encode() returns for their images");
   expect(recipe.hop_size >= 0.0 && recipe.hop_size <= 1.0,
          "hop_size should be from 0 to 1, is " + std::to_string(recipe.hop_size));
   const bool over_batch =

@@ -1,1 +1,1 @@
-"""The parts of benchmarks/recovery.py: a module a section, and what they share."""
+"""The parts of benchmarks/recovery.py: one module per section, and shared modules."""

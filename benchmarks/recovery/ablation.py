@@ -19,20 +19,20 @@ from .rows import result_row
 __all__ = ["run"]
 
 TARGETS = 200
-EXPONENTS = (0.0, 0.125, 0.5, 1.0)  # and 0.25, the exporter's own
+EXPONENTS = (0.0, 0.125, 0.5, 1.0)  # besides 0.25, the exporter's default
 WEIGHTS = (0.25, 0.5, 1.0, 2.0, 4.0)
 CONSTANT_WEIGHTS = (1e-3, 1e-2)
-RESTARTS = (1, 3, 10)  # and none, which is the first row
+RESTARTS = (1, 3, 10)  # besides 0, which is the first row
 ADAM_STEPS = (400, 2000)
 
 Variant = tuple[str, pyinv.Inverter, Recipe]
 
 
 def run(bench: Bench, subjects: Sequence[Subject]) -> list[dict[str, Any]]:
-    """Return a row for each generator and variant.
+    """Return one row per generator and variant.
 
-    All but the variants of restarts make one attempt, which shows what an ingredient does before
-    restarts mend it.
+    All variants except those of restarts make one attempt, which shows an ingredient's effect
+    before restarts compensate for it.
     """
     rows = []
     if PRECISE in bench.methods:
@@ -69,17 +69,17 @@ def _variants(subject: Subject) -> Iterator[Variant]:
 
 
 def _of_pixels(recipe: Recipe) -> Recipe:
-    """Return the recipe for a bundle that has no other loss than mse."""
-    seek, tell = recipe.stages
+    """Return the recipe for a bundle whose only loss is mse."""
+    search, check = recipe.stages
     return recipe.replace(
-        stages=(replace(seek, loss="mse"), replace(tell, loss="mse", loss_tolerance=1e-10))
+        stages=(replace(search, loss="mse"), replace(check, loss="mse", loss_tolerance=1e-10))
     )
 
 
 def _penalties(own: pyinv.Inverter, single: Recipe) -> Iterator[Variant]:
-    """Give the variants of the prior's penalty."""
+    """Yield the variants of the prior's penalty."""
 
-    # The last stage is the look that tells an exact latent, and stays as it is.
+    # The last stage checks whether the latent is exact, and is not changed.
     first, *rest = single.stages
 
     def changed(*penalties: PriorPenalty) -> Recipe:
@@ -101,8 +101,8 @@ def _penalties(own: pyinv.Inverter, single: Recipe) -> Iterator[Variant]:
 
 
 def _with_adam(recipe: Recipe, steps: int) -> Recipe:
-    """Return first-order updates on the same loss, with the same penalty and constraint."""
-    # The rates of pyinv's default recipe.
+    """Return first-order steps on the same loss, with the same penalty and constraint."""
+    # The learning rates of pyinv's default recipe.
     solver = Adam(0.1, beta2=0.99, schedule=Cosine(final=0.1))
     stage = replace(recipe.stages[0], solver=solver, max_steps=steps, relative_change_tolerance=0.0)
     return recipe.replace(stages=(stage,))

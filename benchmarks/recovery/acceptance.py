@@ -1,4 +1,4 @@
-"""What was promised, beside what was measured."""
+"""Compare the measured figures with the promised ones."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ COVERAGE = (0.90, 0.99)
 
 
 def judge(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return every promise that something was measured for: what, figure, wanted, met."""
+    """Return every promise that was measured: what, figure, wanted, met."""
     promises = [*_recovered(report), *_cost(report), *_noise(report)]
     return [
         {
             "what": what,
             "figure": figure,
-            "wanted": _told(low, high),
+            "wanted": _range_text(low, high),
             "met": figure is not None and low <= figure <= high,
         }
         for what, figure, low, high in promises
@@ -45,7 +45,7 @@ def _recovered(report: dict[str, Any]) -> Iterator[Promise]:
         for threshold, wanted in RECOVERED.get(row["generator"], {}).items():
             what = f"{row['generator']}: share with a latent error below {threshold}"
             yield what, row["recovered"][threshold], wanted, math.inf
-        # One unit for both sides: a step's forward and backward pass are two forward equivalents.
+        # The same unit for both: a step's forward and backward passes are two forward equivalents.
         cheaper = row.get("cheaper_than_100000_steps", {}).get("a step is 2 forwards")
         what = f"{row['generator']}: times fewer forward equivalents than 100,000 steps"
         yield what, cheaper, CHEAPER, math.inf
@@ -69,7 +69,7 @@ def _noise(report: dict[str, Any]) -> Iterator[Promise]:
             yield f"{about}: share in 95 % intervals, {name}", covered["inside"], *COVERAGE
 
 
-def _told(low: float, high: float) -> str:
+def _range_text(low: float, high: float) -> str:
     if math.isinf(high):
         return f"at least {low:g}"
     return f"at most {high:g}" if math.isinf(low) else f"{low:g} to {high:g}"

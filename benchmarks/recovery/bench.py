@@ -1,4 +1,4 @@
-"""What every section of the benchmark is given."""
+"""The settings that every section of the benchmark gets."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ __all__ = ["Bench"]
 
 @dataclass(frozen=True)
 class Bench:
-    """The benchmark as it was asked for.
+    """The benchmark's settings.
 
     Args:
-        targets: images a generator in the section recovery; the most in any other.
-        steps: updates of the first-order methods.
-        threads: of everybody.
-        methods: the methods to measure, of ``METHODS``.
-        cache: where results are kept.
+        targets: images per generator in the section recovery; the most in any other section.
+        steps: steps of the first-order methods.
+        threads: the threads of all contenders.
+        methods: the methods to measure, from ``METHODS``.
+        cache: the cache of results.
         say: called with a line of progress.
-        skipped: what could not be measured and why, a line each.
+        skipped: one line per measurement that was not possible, with the reason.
     """
 
     targets: int
@@ -36,15 +36,15 @@ class Bench:
     skipped: list[str]
 
     def few(self, most: int) -> int:
-        """Return how many targets a section that takes fewer takes."""
+        """Return the number of targets of a section that uses at most ``most``."""
         return min(most, self.targets)
 
-    def wanted(self, recipes: Iterable[tuple[str, Recipe]]) -> dict[str, Recipe]:
-        """Return the recipes whose names were asked for."""
+    def requested(self, recipes: Iterable[tuple[str, Recipe]]) -> dict[str, Recipe]:
+        """Return the recipes whose names were requested."""
         return {name: recipe for name, recipe in recipes if name in self.methods}
 
     def skip(self, what: str, why: Missing) -> None:
-        """Note, once, that something is not measured."""
+        """Record, once, that something is not measured."""
         line = f"{what}: {why}"
         if line not in self.skipped:
             self.skipped.append(line)

@@ -32,7 +32,7 @@ from .tables import tables
 
 __all__ = ["main"]
 
-# The promised figures are of two cores.
+# The promised figures are for two cores.
 THREADS = 2
 TARGETS = 1000
 SECTIONS = ("recovery", "cost", "noise", "consistency", "ablation")
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _stops_keep_what_is_done():
             report = _measure(options, say)
     except KeyboardInterrupt:
-        say(f"interrupted; what is done is kept in {options.cache}, and the same command goes on")
+        say(f"interrupted; results are in {options.cache}, and the same command resumes")
         return INTERRUPTED
     except (Missing, PyinvError) as error:
         say(f"error: {error}")
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _stops_keep_what_is_done() -> Iterator[None]:
-    """Have the signal by which batch systems end a program do what Ctrl-C does."""
+    """Treat the signal by which batch systems end a program as Ctrl-C."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -72,8 +72,8 @@ def _stops_keep_what_is_done() -> Iterator[None]:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="recovery.py",
-        description="How many latents come back, how exactly, and at what cost?",
-        epilog="benchmarks/README.md says what is measured, and how long it takes.",
+        description="Measure the recovery of latents: how many, how exactly, and at what cost.",
+        epilog="benchmarks/README.md describes the measurements and how long they take.",
     )
     several: dict[str, Any] = {"action": "append", "metavar": "NAME"}
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
@@ -84,7 +84,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         **several,
     )
     parser.add_argument(
-        "--targets", type=int, default=TARGETS, help="images a generator [%(default)s]"
+        "--targets", type=int, default=TARGETS, help="images per generator [%(default)s]"
     )
     parser.add_argument(
         "--recipe",
@@ -102,10 +102,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--steps",
         type=int,
         default=FIRST_ORDER_STEPS,
-        help="updates of the first-order methods [%(default)s]",
+        help="steps of the first-order methods [%(default)s]",
     )
     parser.add_argument(
-        "--threads", type=int, help=f"of everybody [{THREADS}, if there are as many cores]"
+        "--threads", type=int, help=f"threads of all contenders [{THREADS}, or all cores if fewer]"
     )
     parser.add_argument(
         "--data",
@@ -121,13 +121,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=REPOSITORY / "build" / "recovery",
         help="for trained generators, bundles and results [build/recovery]",
     )
-    kept = parser.add_mutually_exclusive_group()
-    kept.add_argument(
+    reuse = parser.add_mutually_exclusive_group()
+    reuse.add_argument(
         "--resume",
         action="store_true",
-        help="take results that are kept and were measured with the same settings (the default)",
+        help="reuse cached results with the same settings (the default)",
     )
-    kept.add_argument("--fresh", action="store_true", help="measure everything anew")
+    reuse.add_argument("--fresh", action="store_true", help="measure everything again")
     options = parser.parse_args(arguments)
     for name in ("targets", "steps", "threads"):
         value = getattr(options, name)
@@ -169,8 +169,8 @@ def _measure(options: argparse.Namespace, say: Any) -> dict[str, Any]:
         "pyinv": pyinv.__version__,
         "generators": {subject.key: subject.describe() for subject in subjects},
     }
-    # What was promised comes first. The papers' methods, which take most of the time, come last:
-    # their sections are gone through twice, and the second time the rest is read back.
+    # Measure the promised figures first. The papers' methods, which take most of the time, come
+    # last: their sections run twice, and the second time the other results come from the cache.
     with_papers = {"noise": noise.run, "consistency": consistency.run}
     if "recovery" in wanted:
         generated_images.run(bench, subjects, complete=False)
@@ -193,7 +193,7 @@ def _measure(options: argparse.Namespace, say: Any) -> dict[str, Any]:
 
 
 def _obtain(options: argparse.Namespace, bench: Bench, bar: bool) -> list[Subject]:
-    """Return the generators that can be had; raise Missing when there is none."""
+    """Return the available generators; raise Missing if there is none."""
     data = find_data(options.data)
     subjects = [
         subject
@@ -226,7 +226,7 @@ def _open(
 
 
 def _plain(value: Any) -> Any:
-    """Return JSON values: None for numbers that JSON does not have."""
+    """Return JSON values, with None for numbers that JSON does not support."""
     if isinstance(value, dict):
         return {str(name): _plain(one) for name, one in value.items()}
     if isinstance(value, list | tuple):

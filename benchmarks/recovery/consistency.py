@@ -1,4 +1,4 @@
-"""Section ``consistency``: one unseen image, many starts. Do they lead to one latent?"""
+"""Section ``consistency``: whether many starts on one unseen image lead to one latent."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ IMAGES = 3
 STARTS = 100
 START_SEED = 3
 
-# Two latents are of one optimum when a chain of others leads from one to the other, in steps of at
-# most this root mean square difference of a component, in standard deviations of the prior.
-# Latents that agree are closer by far, and draws of the prior are 1.4 apart.
+# Two latents belong to one optimum if a chain of latents connects them, with at most this root mean
+# square difference per component between neighbours, in standard deviations of the prior. Latents
+# that agree are much closer, and draws from the prior are 1.4 apart.
 LINK = 0.1
-# Losses of optima that count as equal are within this share of the lowest.
+# Optima count as equal if their losses are within this share of the lowest.
 EQUAL = 0.01
 SHOWN = 10
 
 
 def run(bench: Bench, subjects: Sequence[Subject], *, complete: bool) -> list[dict[str, Any]]:
-    """Return a row for each generator, image and method; first-order ones only if complete."""
+    """Return one row per generator, image and method; first-order methods only if complete."""
     rows = []
     starts = bench.few(STARTS)
     for subject in subjects:
@@ -50,7 +50,7 @@ def run(bench: Bench, subjects: Sequence[Subject], *, complete: bool) -> list[di
             paper = "lipton-stochastic" if isinstance(subject.prior, Uniform) else "lipton-none"
             papers = first_order(inverter.manifest, bench.steps)
             chosen = [(name, papers[name]) for name in (paper, "default")]
-            wanted |= bench.wanted(chosen)
+            wanted |= bench.requested(chosen)
         for name, recipe in wanted.items():
             found = bench.cache.run(
                 f"{subject.key}: {starts} starts on {len(images)} unseen images, {name}",
@@ -79,7 +79,7 @@ def clusters_of(latents: NDArray[Any], link: float) -> list[NDArray[np.int64]]:
 
     Args:
         latents: [N, d].
-        link: the greatest root mean square difference of two latents that belong together.
+        link: the largest root mean square difference between two linked latents.
     """
     rows = latents.astype(np.float64)
     squares = np.square(rows).sum(axis=1)
@@ -100,7 +100,7 @@ def clusters_of(latents: NDArray[Any], link: float) -> list[NDArray[np.int64]]:
 
 
 def _spread(subject: Subject, found: Found, mine: slice) -> dict[str, Any]:
-    """Return how far the latents and losses of one image's starts are from one another."""
+    """Return the spread of the latents and losses of one image's starts."""
     inverter = subject.inverter()
     latents, loss = found.latents[mine], found.loss[mine]
     drawn = inverter.sample(len(latents), seed=START_SEED).reshape(len(latents), -1)
@@ -121,7 +121,7 @@ def _spread(subject: Subject, found: Found, mine: slice) -> dict[str, Any]:
     equal = [one for one in described if one["loss"] <= (1 + EQUAL) * described[lowest]["loss"]]
     several = len(latents) > 1
     return {
-        # Lipton & Tripathi's measure, and what it is for draws of the prior.
+        # Lipton & Tripathi's measure, and its value for draws from the prior.
         "pairwise_distance": evaluation.pairwise_distance(latents) if several else None,
         "pairwise_distance_of_prior": evaluation.pairwise_distance(drawn) if several else None,
         "component_deviation": {

@@ -1,4 +1,4 @@
-"""Section ``cost``: the engine beside the same algorithm in PyTorch, side by side."""
+"""Section ``cost``: the engine compared with the same algorithm in PyTorch."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ from .peers import Peer, Tangents, VmapJvp, recover, whitened
 
 __all__ = ["run"]
 
-# Targets on each number of lanes: enough for about half a minute of the slowest.
+# Targets per number of lanes, which take the slowest contender about half a minute.
 TARGETS = {1: 4, 8: 16, DEFAULT_BATCH_SIZE: DEFAULT_BATCH_SIZE}
 ROUNDS = 3
 PEERS: dict[str, type[Peer]] = {"tangents": Tangents, "vmap_jvp": VmapJvp}
 AT_A_TIME = (1, 4, 16, 64)
-# Thread pools spin for some milliseconds after their last work, and would take cores from the next.
+# Thread pools spin for some milliseconds after their last work, and would take cores from the next
+# contender.
 PAUSE_SECONDS = 0.1
 EVALUATION_SECONDS = 0.5
 
@@ -36,7 +37,7 @@ Run = Callable[[], dict[str, Any]]
 
 
 def run(bench: Bench, subjects: Sequence[Subject]) -> list[dict[str, Any]]:
-    """Return, for each generator and number of lanes, seconds an image and their ratios."""
+    """Return the seconds per image and their ratios, per generator and number of lanes."""
     if PRECISE not in bench.methods:
         return []
     torch.set_num_threads(bench.threads)
@@ -66,7 +67,7 @@ def run(bench: Bench, subjects: Sequence[Subject]) -> list[dict[str, Any]]:
 
 
 def _first_stage(recipe: Recipe) -> Recipe:
-    """Where all but one of an attempt's normal equations go; the other stage is a last look."""
+    """Return the stage with all but one of an attempt's normal equations; the other is a check."""
     return recipe.replace(stages=recipe.stages[:1], restarts=0)
 
 
@@ -127,7 +128,7 @@ def _measure(subject: Subject, lanes: int, targets: int) -> dict[str, Any]:
 def _one_evaluation(
     inverter: pyinv.Inverter, peers: dict[str, Peer], images: Any, latents: Any
 ) -> dict[str, Any]:
-    """Return milliseconds an image of the normal equations alone, and their ratios."""
+    """Return the milliseconds per image of the normal equations alone, and their ratios."""
     z = torch.from_numpy(latents)
     runs: dict[str, Callable[[], Any]] = {
         "pyinv": lambda: inverter.normal_equations(latents, images, loss="whitened")
@@ -157,7 +158,7 @@ def _several(run: Callable[[], Any], count: int) -> Callable[[], None]:
 
 
 def _fastest(kind: type[Peer], subject: Subject, images: Tensor, latents: Tensor) -> Peer:
-    """Return a peer with the memory layout and the part of the batch that are fastest here."""
+    """Return a peer with the memory layout and the chunk size that are fastest here."""
     found: list[tuple[float, Peer]] = []
     for channels_last in (False, True):
         for count in AT_A_TIME:
@@ -184,7 +185,7 @@ def _settings(peer: Peer) -> dict[str, Any]:
 
 
 def _rounds(runs: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
-    """Return each one's seconds in every round; another one goes first in each."""
+    """Return each contender's seconds per round; the order changes each round."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     order = list(runs)
     for index in range(ROUNDS):
@@ -198,7 +199,7 @@ def _rounds(runs: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
 
 
 def _seconds(run: Callable[[], Any]) -> float:
-    """Return how long the second of two calls takes; the first one warms up."""
+    """Return the time of the second of two calls; the first one warms up."""
     run()
     started = time.perf_counter()
     run()
@@ -206,7 +207,7 @@ def _seconds(run: Callable[[], Any]) -> float:
 
 
 def _compared(rounds: dict[str, list[float]]) -> dict[str, Any]:
-    """Return medians, and how many times as long as the engine the fastest peer takes."""
+    """Return medians, and the fastest peer's time relative to the engine's."""
     median = {name: statistics.median(many) for name, many in rounds.items()}
     peer = min((name for name in median if name != "pyinv"), key=median.__getitem__)
     ratios = [other / own for other, own in zip(rounds[peer], rounds["pyinv"], strict=True)]

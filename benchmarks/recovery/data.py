@@ -1,4 +1,4 @@
-"""Where the data lies that generators come from, and that they never saw."""
+"""Find the data that generators were trained on, and data that they never saw."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def find_data(given: Path | None, repository: Path = REPOSITORY) -> Path | None:
-    """Return the folder that holds the face generator, MNIST and Omniglot, or None.
+    """Return the folder with the face generator, MNIST and Omniglot, or None.
 
     Args:
-        given: what the command line says; comes first, then the environment's PYINV_DATA. Neither
-            has to hold all three.
-        repository: else the first folder ``data`` is taken that does hold all three: in the
+        given: the folder from the command line, which takes precedence over the environment's
+            PYINV_DATA. Neither needs to have all three.
+        repository: without these, the first folder ``data`` with all three is used: in the
             repository, one level below it, or one level below a folder beside it.
     """
     if given is not None:
@@ -39,5 +39,5 @@ def find_data(given: Path | None, repository: Path = REPOSITORY) -> Path | None:
 def _is_whole(path: Path) -> bool:
     try:
         return (path / FACES).is_file() and (path / MNIST).is_dir() and (path / OMNIGLOT).is_dir()
-    except OSError:  # a neighbour's folder that may not be entered
+    except OSError:  # a folder without read permission
         return False

@@ -1,4 +1,4 @@
-"""Section ``recovery``: latents of the generator's own images, where the truth is known."""
+"""Section ``recovery``: latents of the generator's own images, whose true latents are known."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from .rows import result_row
 
 __all__ = ["run"]
 
-# A multiple of the lanes, so that first-order runs, whose targets all take as many updates, lose
-# nothing by being cut into calls.
+# A multiple of the lanes. The targets of first-order runs all take the same number of steps, so
+# splitting such a run into calls costs no time.
 AT_A_TIME = 256
 LATENCY_TARGETS = 16
 
 
 def run(bench: Bench, subjects: Sequence[Subject], *, complete: bool) -> list[dict[str, Any]]:
-    """Return a row for each generator and method; only those of ``precise`` unless complete."""
+    """Return one row per generator and method; only those of ``precise`` unless complete."""
     rows = []
     if PRECISE in bench.methods:
         rows += [_precise_row(bench, subject) for subject in subjects]
     if complete:
         for subject in subjects:
-            wanted = bench.wanted(first_order(subject.inverter().manifest, bench.steps).items())
+            wanted = bench.requested(first_order(subject.inverter().manifest, bench.steps).items())
             latents, images = subject.targets(bench.targets)
             for name, recipe in wanted.items():
                 found = bench.cache.run(
@@ -55,7 +55,7 @@ def _precise_row(bench: Bench, subject: Subject) -> dict[str, Any]:
 
 
 def _latency(bench: Bench, subject: Subject) -> dict[str, Any]:
-    """Return how long one image alone takes."""
+    """Return the time for a single image."""
     inverter = subject.inverter(batch_size=1)
     _, images = subject.targets(bench.few(LATENCY_TARGETS))
     recipe = precise(inverter.manifest)

@@ -1,4 +1,4 @@
-"""The generators whose latents are recovered: opened, or trained where there is none yet."""
+"""The generators whose latents are recovered. They are loaded, or trained if missing."""
 
 from __future__ import annotations
 
@@ -33,25 +33,25 @@ FloatArray = NDArray[np.float32]
 
 VALUE_RANGE = (-1.0, 1.0)
 NOISY_RANGE = (-4.0, 4.0)
-"""Holds images under noise that is not clipped, to nine standard deviations of the strongest."""
+"""A range for images with unclipped noise, to nine standard deviations of the strongest."""
 
-# The draws of the targets. Nothing else in the benchmark, nor in a training, has this seed.
+# The seed of the targets, not used elsewhere in the benchmark or in training.
 TARGET_SEED = 20_170_215
 UNSEEN_SEED = 7
 
 
 class Missing(Exception):
-    """A generator, or images, that cannot be had here; the text says what lacks."""
+    """A generator or images are not available; the message says what is missing."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a generator comes from.
+    """The source of a generator.
 
     Args:
-        title: what it is, in words.
-        data: its file or folder among the data.
-        configuration: the training configuration, None for weights that are given.
+        title: a description.
+        data: its file or folder in the data folder.
+        configuration: the training configuration; None for published weights.
     """
 
     title: str
@@ -65,23 +65,23 @@ GENERATORS = {
     "omniglot": Source("Omniglot, N(0, 1)^100", OMNIGLOT, "egan-32"),
     "lipton-mnist": Source("MNIST, U(-1, 1)^100", MNIST, "lipton-32"),
 }
-"""Every generator by name. The last runs only when it is asked for."""
+"""Every generator by name. The last runs only on request."""
 
 BY_DEFAULT = ("faces", "mnist", "omniglot")
 
 
 class Subject:
-    """One generator: its bundles, the targets that it made, and images that it never saw.
+    """A generator with its bundles, targets that it made, and images that it never saw.
 
     Args:
-        key: its name in ``GENERATORS``.
+        key: the generator's name in ``GENERATORS``.
         module: the generator, in eval mode.
-        latent_size: components of its latents.
-        prior: of its latents.
-        origin: what is told of it, as JSON values.
+        latent_size: the number of latent components.
+        prior: the prior of the latents.
+        origin: a description of its source, as JSON values.
         bundles: the folder for its bundles.
-        unseen_data: data with images that it was not trained on, if there are any.
-        threads: of its inverters.
+        unseen_data: data with images that it was not trained on, if available.
+        threads: the threads of its inverters.
         say: called with a line about each export.
     """
 
@@ -111,7 +111,7 @@ class Subject:
 
     @cached_property
     def weights(self) -> str:
-        """The SHA-256 of its weights."""
+        """The SHA-256 of the weights."""
         digest = hashlib.sha256()
         for name, tensor in self.module.state_dict().items():
             digest.update(f"{name} {tuple(tensor.shape)} ".encode())
@@ -119,27 +119,27 @@ class Subject:
         return digest.hexdigest()
 
     def inverter(self, *, batch_size: int | None = None) -> pyinv.Inverter:
-        """Return the inverter of its bundle with the losses mse and whitened."""
+        """Return the inverter of the bundle with the losses mse and whitened."""
         return self._inverter("", batch_size, losses=("mse", "whitened"), value_range=VALUE_RANGE)
 
     def noisy_inverter(self) -> pyinv.Inverter:
-        """Return one that takes images in ``NOISY_RANGE``, with the loss mse."""
+        """Return an inverter that takes images in ``NOISY_RANGE``, with the loss mse."""
         return self._inverter("-noisy", None, losses=("mse",), value_range=NOISY_RANGE)
 
     def exponent_inverter(self, exponent: float) -> pyinv.Inverter:
-        """Return one whose whitened loss has this exponent."""
+        """Return an inverter whose whitened loss has this exponent."""
         losses = (export.whitened(exponent=exponent),)
         named = f"-exponent-{exponent:g}"
         return self._inverter(named, None, losses=losses, value_range=VALUE_RANGE)
 
     def targets(self, count: int) -> tuple[FloatArray, FloatArray]:
-        """Return latents [N, d] of the prior, and their images; the first ones of any more."""
+        """Return the first ``count`` draws of latents [N, d] from the prior, and their images."""
         inverter = self.inverter()
         latents = inverter.sample(count, seed=TARGET_SEED)
         return latents.reshape(count, -1), inverter.generate(latents)
 
     def unseen(self, count: int) -> tuple[FloatArray, str]:
-        """Return images that it did not make, and what they are."""
+        """Return images that the generator did not make, and a description."""
         if self._unseen_data is None:
             latents = self.inverter().sample(2 * count, seed=TARGET_SEED + 1)
             images = self.inverter().generate(latents)
@@ -153,7 +153,7 @@ class Subject:
         return to_range(held.images[chosen], VALUE_RANGE), f"test images of {held.name}"
 
     def describe(self) -> dict[str, Any]:
-        """Return what it is, as JSON values."""
+        """Return a description of the generator, as JSON values."""
         manifest = self.inverter().manifest
         size = self.latent_size
         products = multiply_adds(self.module, size)
@@ -187,7 +187,7 @@ class Subject:
     def _export(
         self, named: str, losses: tuple[Any, ...], value_range: tuple[float, float]
     ) -> Path:
-        """Return the path of a bundle, exported unless this exporter did so before."""
+        """Return the path of a bundle; export it unless this exporter has written it before."""
         path = self._bundles / f"{self.key}{named}.bundle"
         origin = {"weights": self.weights, "exporter": _exporter(), **self._origin}
         try:
@@ -220,19 +220,19 @@ def obtain(
     progress: bool,
     say: Callable[[str], None],
 ) -> Subject:
-    """Open a generator, trained first if it has to be.
+    """Load a generator, and train it first if necessary.
 
     Args:
         key: one of ``GENERATORS``.
-        data: the folder with the data, if there is one.
-        cache: holds ``generators``, where trainings go, and ``bundles``.
-        threads: of a training, and of the inverters.
-        progress: whether a training shows a bar.
-        say: called with a line about each thing done.
+        data: the data folder, if there is one.
+        cache: the folder of ``generators``, for training, and ``bundles``.
+        threads: the threads for training and for the inverters.
+        progress: whether training shows a progress bar.
+        say: called with a line about each step.
 
     Raises:
-        Missing: neither the generator is here nor the data to train it on.
-        KeyboardInterrupt: Ctrl-C during a training, which keeps its checkpoint.
+        Missing: neither the generator nor the data to train it on is available.
+        KeyboardInterrupt: Ctrl-C during training, which saves a checkpoint.
     """
     source = GENERATORS[key]
     place = None if data is None else data / source.data
@@ -269,14 +269,15 @@ def obtain(
 
 
 def multiply_adds(generator: nn.Module, latent_size: int) -> int:
-    """Return the multiply-adds of one forward pass, of convolutions computed directly."""
+    """Return the multiply-adds of a forward pass with direct convolutions."""
     counted = 0
 
     def count(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         nonlocal counted
         weight = layer.weight
         assert isinstance(weight, torch.Tensor)
-        # A convolution uses each weight once an output place, a transposed one once an input place.
+        # A convolution uses each weight once per output position, a transposed one once per input
+        # position.
         places = inputs[0] if isinstance(layer, nn.ConvTranspose2d) else output
         counted += weight.numel() * int(places[0, 0].numel() if places.ndim == 4 else 1)
 
@@ -321,7 +322,7 @@ def _train(
 
 
 def _read(folder: Path) -> tuple[GanConfiguration, dict[str, Any]]:
-    """Return the configuration of a finished training, and what is told of it."""
+    """Return the configuration of a finished training, and its origin."""
     path = folder / "configuration.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -344,7 +345,7 @@ def _read(folder: Path) -> tuple[GanConfiguration, dict[str, Any]]:
 
 
 def _exporter() -> str:
-    """Return the SHA-256 of the exporter's files: another exporter writes other bundles."""
+    """Return the SHA-256 of the exporter's files, because another exporter writes other bundles."""
     folder = Path(export.__file__).parent
     digest = hashlib.sha256(torch.__version__.encode())
     for path in sorted(folder.glob("*.py")):

@@ -1,4 +1,4 @@
-"""The methods that are compared: what pyinv offers, and the papers' first-order methods."""
+"""The methods that are compared: pyinv's recipes and the papers' first-order methods."""
 
 from __future__ import annotations
 
@@ -26,20 +26,21 @@ METHODS = (
     "egan-logistic-4-2",
     "egan-logistic-2-2",
 )
-"""What ``--recipe`` takes."""
+"""The choices of ``--recipe``."""
 
 
 def precise(manifest: Manifest) -> Recipe:
-    """Return the recipe that is measured against the others."""
+    """Return the recipe that is compared with the others."""
     return recipes.precise(manifest)
 
 
 def first_order(manifest: Manifest, steps: int) -> dict[str, Recipe]:
-    """Return the papers' methods for a generator, each cut to ``steps``, and pyinv's own.
+    """Return the papers' methods for a generator, each limited to ``steps``, and pyinv's own.
 
-    Lipton & Tripathi's three for a uniform prior; for a normal one theirs without clipping, and of
-    Egan et al.'s criteria the baseline, logistic(4, 2), and logistic(2, 2), whose error is the
-    lowest in their Table 1. Learning rates are those of ``pyinv reproduce``.
+    For a uniform prior these are Lipton & Tripathi's three methods. For a normal prior they are the
+    method without clipping and, of Egan et al.'s criteria, the baseline, logistic(4, 2) and
+    logistic(2, 2), whose error is the lowest in their Table 1. Learning rates are those of ``pyinv
+    reproduce``.
     """
     if isinstance(manifest.prior, Uniform):
         papers = {

@@ -1,4 +1,4 @@
-"""Section ``noise``: latents of noisy images, and whether the stated errors are the real ones."""
+"""Section ``noise``: latents of noisy images, and whether the stated errors are correct."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ __all__ = ["run"]
 VARIANCES = (1e-3, 1e-2, 1e-1)
 TARGETS = 200
 NOISE_SEED = 40_417
-# Of a normal error, 95 % lie within so many standard errors.
+# 95 % of normal errors are within this many standard errors.
 INTERVAL = 1.959964
 
 
 def run(bench: Bench, subjects: Sequence[Subject], *, complete: bool) -> list[dict[str, Any]]:
-    """Return a row for each generator and variance; the first-order methods only if complete."""
+    """Return one row per generator and variance; the first-order methods only if complete."""
     return [
         _row(bench, subject, variance, complete) for subject in subjects for variance in VARIANCES
     ]
@@ -41,8 +41,7 @@ def _row(bench: Bench, subject: Subject, variance: float, complete: bool) -> dic
     truth, clean = subject.targets(count)
     deviation = math.sqrt(variance)
     draws = np.random.default_rng(NOISE_SEED).standard_normal(clean.shape, dtype=np.float32)
-    # Not clipped: clipped noise is no longer normal, and the images are no longer the truth's
-    # plus noise of that variance.
+    # Not clipped: clipped noise is not normal and does not have the stated variance.
     images = clean + np.float32(deviation) * draws
     about = f"{subject.key}: noise of variance {variance:g}"
     inverter = subject.noisy_inverter()
@@ -63,8 +62,8 @@ def _row(bench: Bench, subject: Subject, variance: float, complete: bool) -> dic
                 partial(_measure, inverter, found, images, truth, noise),
             )
     if PRECISE in bench.methods:
-        # Pixels at or beyond the ends of the range have no weight in the whitened residual, so that
-        # clipping them changes nothing; and no restart would reach the loss of an exact latent.
+        # Pixels at or beyond the ends of the range have no weight in the whitened residual, so
+        # clipping does not change it. No restart would reach the loss of an exact latent.
         own = subject.inverter()
         found = bench.cache.run(
             f"{about}, {PRECISE}",
@@ -75,7 +74,7 @@ def _row(bench: Bench, subject: Subject, variance: float, complete: bool) -> dic
         methods[PRECISE] = _errors(found, truth)
     others: dict[str, dict[str, Any]] = {}
     if complete:
-        for name, recipe in bench.wanted(
+        for name, recipe in bench.requested(
             first_order(subject.inverter().manifest, bench.steps).items()
         ).items():
             found = bench.cache.run(
@@ -114,7 +113,7 @@ def _measure(
     truth: NDArray[Any],
     noise: float | None,
 ) -> dict[str, Any]:
-    """Return how often intervals from the measured uncertainty hold the true latents."""
+    """Return how often intervals from the measured uncertainty contain the true latents."""
     uncertainty = inverter.uncertainty(found.latents, images, noise=noise)
     if uncertainty.cancelled:
         raise KeyboardInterrupt
@@ -124,7 +123,7 @@ def _measure(
 def _coverage(
     latents: NDArray[Any], uncertainty: Uncertainty, truth: NDArray[Any]
 ) -> dict[str, Any]:
-    """Return how many components lie within their 95 % intervals."""
+    """Return the share of components within their 95 % intervals."""
     error, stated = np.abs(latents - truth), uncertainty.standard_error.reshape(latents.shape)
     finite = np.isfinite(stated)
     inside = error[finite] <= INTERVAL * stated[finite]

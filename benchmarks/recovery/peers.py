@@ -1,8 +1,8 @@
-"""The same algorithm written in PyTorch: what the engine's speed is measured against.
+"""The same algorithm in PyTorch, which the engine's speed is compared with.
 
-``recover`` is ``pyinv.LevenbergMarquardt`` with its stop rules, for many targets at a time: lanes
-that are done are filled with the next targets. A peer is how it gets the normal equations:
-``Tangents`` pushes all directions through the layers itself, ``VmapJvp`` has torch.func do it.
+``recover`` is ``pyinv.LevenbergMarquardt`` with its stop rules, for many targets at a time:
+finished lanes are refilled with the next targets. A peer computes the normal equations:
+``Tangents`` pushes all directions through the layers itself, ``VmapJvp`` uses torch.func.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["Peer", "Recovered", "Tangents", "VmapJvp", "recover", "whitened"]
 
 Evaluation = tuple[Tensor, Tensor, Tensor]
 
-# As the engine has them: see docs of pyinv.LevenbergMarquardt.
+# The engine's constants: see the docs of pyinv.LevenbergMarquardt.
 LEAST_DAMPING, MOST_DAMPING, HOPELESS_DAMPING = 1e-8, 1e8, 1e5
 LEAST_GAIN, LOW_GAIN, HIGH_GAIN = 1e-3, 0.25, 0.75
 MOST_RAISES = 30
@@ -38,8 +38,8 @@ def fold(generator: nn.Module, latent_size: int) -> list[nn.Module]:
     """Return a generator's layers before its final tanh, with batch norm inside the convolutions.
 
     Raises:
-        ValueError: they are others than convolutions, batch norm, ReLU and a final tanh, or are
-            not called one after the other.
+        ValueError: there are layers other than convolutions, batch norm, ReLU and a final tanh, or
+            they are not called in sequence.
     """
     folded: list[nn.Module] = []
     for layer in generator.modules():
@@ -53,7 +53,7 @@ def fold(generator: nn.Module, latent_size: int) -> list[nn.Module]:
         elif isinstance(layer, (nn.ReLU, nn.LeakyReLU)):
             folded.append(nn.LeakyReLU(getattr(layer, "negative_slope", 0.0)))
         elif not isinstance(layer, (nn.Tanh, nn.Unflatten)):  # latents come as [B, d, 1, 1]
-            raise ValueError(f"the PyTorch peer knows no {type(layer).__name__}")
+            raise ValueError(f"the PyTorch peer does not support {type(layer).__name__}")
     with torch.no_grad():
         probe = torch.randn(4, latent_size, generator=torch.Generator().manual_seed(0))
         image = probe[..., None, None]
@@ -66,19 +66,19 @@ def fold(generator: nn.Module, latent_size: int) -> list[nn.Module]:
 
 def whitened(images: Tensor) -> tuple[Tensor, Tensor]:
     """Return the weights and the targets before tanh of the whitened residual, [N, C, H, W]."""
-    kept = 1 - images.abs() >= SATURATION
-    weights = torch.where(kept, (1 - images**2).clamp(min=0) ** EXPONENT, 0.0)
-    return weights, torch.where(kept, images, 0.0).atanh()
+    unsaturated = 1 - images.abs() >= SATURATION
+    weights = torch.where(unsaturated, (1 - images**2).clamp(min=0) ** EXPONENT, 0.0)
+    return weights, torch.where(unsaturated, images, 0.0).atanh()
 
 
 class Peer(ABC):
-    """Loss and normal equations of the whitened residual, of a folded generator.
+    """Compute the loss and normal equations of a folded generator's whitened residual.
 
     Args:
         generator: in eval mode.
-        latent_size: components of a latent.
-        channels_last: memory layout of weights, images and tangents.
-        at_a_time: targets whose tangents are pushed at a time.
+        latent_size: the number of latent components.
+        channels_last: the memory layout of weights, images and tangents.
+        at_a_time: the number of targets whose tangents are computed at a time.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Peer(ABC):
             self._layers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def flatten(self, images: Tensor) -> Tensor:
-        """Return [N, C, H, W] as [N, P], in the order that costs no copy."""
+        """Return [N, C, H, W] as [N, P], in the order that needs no copy."""
         if self.channels_last:
             images = images.permute(0, 2, 3, 1)
         return images.flatten(1)
@@ -130,12 +130,12 @@ class Peer(ABC):
 
 
 class Tangents(Peer):
-    """Pushes the tangents of all directions through the layers, as images of one large batch."""
+    """Push the tangents of all directions through the layers, as images of one large batch."""
 
     def _jacobian(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         batch, size = latents.shape
         image = latents[..., None, None]
-        # Before the first activation the tangents are those of any latent.
+        # Before the first activation the tangents do not depend on the latent.
         tangent = torch.eye(size)[..., None, None]
         shared = True
         for layer in self._layers:
@@ -158,7 +158,7 @@ class Tangents(Peer):
 
 
 class VmapJvp(Peer):
-    """Has torch.func push the tangents: vmap over directions of a jvp of the batch."""
+    """Compute tangents with torch.func: vmap over directions of a jvp of the batch."""
 
     def _jacobian(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         def along(direction: Tensor) -> tuple[Tensor, Tensor]:
@@ -190,7 +190,7 @@ def _without_bias(layer: nn.Module, tangent: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Recovered:
-    """What ``recover`` found: latents [N, d], losses [N], and what each target took."""
+    """The result of ``recover``: latents [N, d], losses [N], and the cost of each target."""
 
     latents: Tensor
     loss: Tensor
@@ -205,15 +205,15 @@ def recover(
     """Recover the latents of images: one attempt of a recipe with one Levenberg-Marquardt stage.
 
     Args:
-        peer: gives the losses and normal equations.
+        peer: computes the losses and normal equations.
         images: the targets, [N, C, H, W].
-        initial: where each begins, [N, d].
-        recipe: of the loss whitened.
-        prior: the bundle's.
-        lanes: targets at a time.
+        initial: the first latents, [N, d].
+        recipe: a recipe for the loss whitened.
+        prior: the bundle's prior.
+        lanes: the number of targets at a time.
 
     Raises:
-        ValueError: a recipe of another kind.
+        ValueError: the recipe is not supported.
     """
     stage, penalty = _read(recipe)
     solver = stage.solver
@@ -309,7 +309,7 @@ def _solve(
     stage: Stage,
     up: float,
 ) -> tuple[Tensor, Tensor]:
-    """Return the damped steps [B, d], and which lanes no damping helps; raises ``damping``."""
+    """Return the damped steps [B, d], and the lanes without a solution; increases ``damping``."""
     scale = gram.diagonal(dim1=1, dim2=2).mean(dim=1)
     scale = torch.where(scale > 0, scale, 1.0)
     right = -slope
@@ -343,7 +343,7 @@ def _solve(
 
 
 def _read(recipe: Recipe) -> tuple[Stage, PriorPenalty | None]:
-    """Return a fitted recipe's stage and penalty; raise ValueError for what is not written here."""
+    """Return a fitted recipe's stage and penalty; raise ValueError if it is not supported."""
     stage = recipe.stages[0]
     if (
         len(recipe.stages) > 1

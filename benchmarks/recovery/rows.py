@@ -1,4 +1,4 @@
-"""A row of results: what a recipe recovered on a generator, and at what cost."""
+"""A row of results: a recipe's recovery on a generator and its cost."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from .run_cache import Found
 __all__ = ["forward_equivalents", "result_row", "spread"]
 
 THRESHOLDS = ("1e-4", "1e-8")
-"""Mean squared latent errors that count as recovered, as the report writes them."""
+"""Mean squared latent errors below which a latent is recovered, as written in the report."""
 
-# Mean squared image error in [-1, 1] below which two images are the same: a root mean square of an
-# eighth of a gray level. A latent that makes the target's image is no fault of the method.
+# Mean squared image error in [-1, 1] below which two images count as the same: a root mean square
+# of an eighth of a gray level. If a latent makes the target's image, the method did not fail.
 SAME_IMAGE = (2 / 255 / 8) ** 2
 SHOWN_FAILURES = 10
 
-# Lipton & Tripathi's Table 1 is after 100,000 updates.
+# Lipton & Tripathi's Table 1 is after 100,000 steps.
 LIPTON_STEPS = 100_000
 
 
 def result_row(
     subject: Subject, recipe: str, found: Found, truth: NDArray[Any], images: NDArray[Any]
 ) -> dict[str, Any]:
-    """Return what a recipe recovered, as JSON values.
+    """Return a recipe's results, as JSON values.
 
     Args:
         subject: the generator.
-        recipe: what the row is called.
-        found: the run.
+        recipe: the row's name.
+        found: the results of the run.
         truth: the latents that made the images, [N, d].
         images: the targets.
     """
@@ -65,7 +65,7 @@ def result_row(
         "loss": spread(found.loss),
     }
     if found.min_latent_error is not None:
-        # What the papers' code counts: near enough at any update.
+        # The criterion of the papers' code: close enough at any step.
         row["recovered_at_any_update"] = _shares(found.min_latent_error)
     if equivalents:
         row["cheaper_than_100000_steps"] = {
@@ -77,12 +77,12 @@ def result_row(
 
 
 def forward_equivalents(found: Found) -> NDArray[np.float64]:
-    """Return what each target took in forward passes, [N].
+    """Return the cost of each target in forward passes, [N].
 
-    An evaluation of the objective is 2: forward, and backward to the latent, which takes as many
-    multiply-adds. One of the normal equations is 1 + d: forward, and a tangent for each of the d
-    directions. A first-order stage evaluates the objective once more than it makes updates; a
-    Levenberg-Marquardt stage once an update.
+    An evaluation of the objective counts 2: forward, and backward to the latent, which takes as
+    many multiply-adds. An evaluation of the normal equations counts 1 + d: forward, and a tangent
+    per direction. A first-order stage evaluates the objective once more than it makes steps; a
+    Levenberg-Marquardt stage once per step.
     """
     size = found.latents.shape[1]
     objectives = found.steps + found.attempts * _first_order_stages(found.recipe)
@@ -91,7 +91,7 @@ def forward_equivalents(found: Found) -> NDArray[np.float64]:
 
 
 def spread(values: NDArray[Any]) -> dict[str, float | None]:
-    """Return mean, median and greatest of some numbers; None for what is not finite."""
+    """Return the mean, median and maximum of numbers; None for values that are not finite."""
     numbers = np.asarray(values, dtype=np.float64)
     if not len(numbers):
         return {"mean": None, "median": None, "greatest": None}
@@ -118,7 +118,7 @@ def _median(values: NDArray[Any]) -> float | None:
 def _failures(
     subject: Subject, found: Found, error: NDArray[Any], images: NDArray[Any]
 ) -> dict[str, Any]:
-    """Return how the targets ended that were not recovered: latent error beside image error."""
+    """Return the latent and image errors of the targets that were not recovered."""
     failed = np.flatnonzero(~(error < float(THRESHOLDS[0])))
     if not len(failed):
         return {"count": 0, "same_image": 0, "shown": []}
@@ -137,7 +137,7 @@ def _failures(
     ]
     return {
         "count": len(failed),
-        # The generator is not injective there, and the method found what there was to find.
+        # The generator is not injective there, and the method found a latent of the same image.
         "same_image": int((image_error < SAME_IMAGE).sum()),
         "shown": shown[:SHOWN_FAILURES],
     }

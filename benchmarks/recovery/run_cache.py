@@ -1,4 +1,4 @@
-"""What was measured is kept on disk, so that an interrupted benchmark goes on where it stopped."""
+"""Cache measurements on disk, so that an interrupted benchmark resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Found:
-    """What a recipe found for N targets, and what it took.
+    """A recipe's results and cost for N targets.
 
     Args:
         latents: float32 [N, d].
         loss: float32 [N], the recipe's own loss.
         status: [N], the codes of ``pyinv.Status``.
-        steps: [N], updates.
+        steps: [N].
         attempts: [N].
-        normal_equations: [N], evaluations of them.
-        min_latent_error: [N], the lowest latent error at any update; None where no truth is known.
-        seconds: wall time of the run, or of its parts.
+        normal_equations: [N], evaluations of the normal equations.
+        min_latent_error: [N], the lowest latent error at any step; None without true latents.
+        seconds: wall time of the run, or the sum over its parts.
         recipe: the recipe.
     """
 
@@ -61,16 +61,16 @@ _ARRAYS = tuple(field.name for field in fields(Found) if field.name not in ("sec
 
 
 class RunCache:
-    """Runs and measurements, each in a file that its name and its settings give the name of.
+    """A cache of runs and measurements; each file is named by the run's name and settings.
 
-    Settings are all that a result depends on: recipe, seed, images, the bundle's files, threads,
-    and the versions of the engine and of ONNX Runtime. With other settings it runs again.
+    Settings are everything that a result depends on: recipe, seed, images, the bundle's files,
+    threads, and the versions of the engine and of ONNX Runtime. With other settings it runs again.
 
     Args:
-        folder: made if it is not there.
-        fresh: measure anew whatever was kept before.
-        progress: whether runs show a bar.
-        say: called with a line about each thing measured.
+        folder: the cache's folder, created if missing.
+        fresh: ignore results of earlier benchmarks.
+        progress: whether runs show a progress bar.
+        say: called with a line about each measurement.
     """
 
     def __init__(
@@ -96,17 +96,17 @@ class RunCache:
         at_a_time: int | None = None,
         **options: Any,
     ) -> Found:
-        """Return what ``inverter.invert`` finds, from the disk where it was found before.
+        """Return the result of ``inverter.invert``, from the cache if it is there.
 
-        Ctrl-C keeps the targets that are done, and the next call inverts the others.
+        After Ctrl-C finished targets stay in the cache, and the next call inverts the others.
 
         Args:
-            name: of the run, for people and for its files.
-            inverter, images, recipe: as ``Inverter.invert`` has them; target n has the id n.
-            true_latents: the latents that made the images, where they are known.
-            at_a_time: the most targets of one call. A long run in parts loses one part at most to
-                a process that is killed.
-            options: others of ``Inverter.invert``, as JSON values.
+            name: the run's name, for messages and file names.
+            inverter, images, recipe: as in ``Inverter.invert``; target n has the id n.
+            true_latents: the latents that made the images, if known.
+            at_a_time: the most targets per call. If the process is killed, a long run loses at
+                most one such part.
+            options: other arguments of ``Inverter.invert``, as JSON values.
 
         Raises:
             KeyboardInterrupt: Ctrl-C.
@@ -132,20 +132,20 @@ class RunCache:
         return _joined(parts, recipe)
 
     def measurement(self, name: str, settings: Any, measure: Callable[[], Any]) -> Any:
-        """Return what ``measure()`` gives, JSON values, from the disk where it is kept.
+        """Return the result of ``measure()``, JSON values, from the cache if it is there.
 
         Args:
-            name: of the measurement, for people and for its file.
+            name: the measurement's name, for messages and the file name.
             settings: what it depends on besides the versions, as JSON values.
-            measure: what is to be called.
+            measure: the function to call.
         """
         path = self._path(name, settings, "json")
         if self._may_read(path):
             try:
-                kept = json.loads(path.read_text(encoding="utf-8"))
+                cached = json.loads(path.read_text(encoding="utf-8"))
                 self._note(path)
-                return kept
-            except (OSError, ValueError):  # measuring again mends whatever is wrong with it
+                return cached
+            except (OSError, ValueError):  # measuring again replaces the file
                 pass
         self._say(name)
         measured = measure()
@@ -174,25 +174,25 @@ class RunCache:
         }
         path = self._path(name, settings, "npz")
         before = _read(path, recipe) if self._may_read(path) else None
-        lacking = np.ones(len(rows), bool) if before is None else _lacks(before)
-        if before is not None and not lacking.any():
+        unfinished = np.ones(len(rows), bool) if before is None else _unfinished(before)
+        if before is not None and not unfinished.any():
             self._note(path)
             return before
-        done = f", {len(rows) - lacking.sum()} were done before" if not lacking.all() else ""
+        done = f", {len(rows) - unfinished.sum()} were done before" if not unfinished.all() else ""
         self._say(f"{name}: {len(rows)} targets{done}")
         started = time.perf_counter()
         inversion = inverter.invert(
-            images[rows[lacking]],
+            images[rows[unfinished]],
             recipe=recipe,
-            target_ids=rows[lacking],
-            true_latents=None if known is None else known[lacking],
+            target_ids=rows[unfinished],
+            true_latents=None if known is None else known[unfinished],
             progress=self._progress,
             **options,
         )
         found = _found(inversion, time.perf_counter() - started, recipe)
         if before is not None:
-            found = _completed(before, found, lacking)
-        if not _lacks(found).all():
+            found = _completed(before, found, unfinished)
+        if not _unfinished(found).all():
             write_whole(path, _packed(found))
             self._made.add(path)
         if inversion.cancelled:
@@ -210,7 +210,7 @@ class RunCache:
         return path.is_file() and (not self._fresh or path in self._made)
 
     def _note(self, path: Path) -> None:
-        """Count what an earlier benchmark measured, once."""
+        """Count a result of an earlier benchmark, once."""
         if path not in self._made:
             self._made.add(path)
             self.read_back += 1
@@ -223,20 +223,20 @@ def _found(inversion: pyinv.Inversion, seconds: float, recipe: Recipe) -> Found:
     return Found(**arrays, seconds=seconds, recipe=recipe)
 
 
-def _lacks(found: Found) -> NDArray[np.bool_]:
-    """Return which targets are not done."""
-    lacks: NDArray[np.bool_] = found.status == Status.CANCELLED
-    return lacks
+def _unfinished(found: Found) -> NDArray[np.bool_]:
+    """Return which targets are not finished."""
+    cancelled: NDArray[np.bool_] = found.status == Status.CANCELLED
+    return cancelled
 
 
-def _completed(before: Found, found: Found, lacking: NDArray[np.bool_]) -> Found:
-    """Return an earlier run with what was now found for the targets that it lacked."""
+def _completed(before: Found, found: Found, unfinished: NDArray[np.bool_]) -> Found:
+    """Return an earlier run, completed with new results for its unfinished targets."""
     arrays = {}
     for name in _ARRAYS:
         whole = getattr(before, name)
         if whole is not None:
             whole = whole.copy()
-            whole[lacking] = getattr(found, name)
+            whole[unfinished] = getattr(found, name)
         arrays[name] = whole
     return Found(**arrays, seconds=before.seconds + found.seconds, recipe=found.recipe)
 
@@ -264,7 +264,7 @@ def _read(path: Path, recipe: Recipe) -> Found | None:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file.get(name) for name in _ARRAYS}
             return Found(**arrays, seconds=float(file["seconds"]), recipe=recipe)
-    except Exception:  # running again mends whatever is wrong with it
+    except Exception:  # running again replaces the file
         return None
 
 

@@ -1,4 +1,4 @@
-"""The report as tables for people."""
+"""Format the report as tables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SIDES = ("pyinv", "tangents", "vmap_jvp")
 
 
 def tables(report: dict[str, Any]) -> str:
-    """Return the report as text."""
+    """Return the report as plain text."""
     parts = [
         f"{report['processor']}, {report['threads']} threads; torch {report['torch']}, "
         f"onnxruntime {report['onnxruntime']}, pyinv {report['pyinv']}"
@@ -78,7 +78,7 @@ def _results(title: str, rows: Iterable[dict[str, Any]]) -> str:
 
 def _cost(rows: Sequence[dict[str, Any]]) -> str:
     return _table(
-        "Seconds an image, and times faster than the fastest peer in PyTorch",
+        "Seconds per image, and times faster than the fastest peer in PyTorch",
         (
             "generator",
             "lanes",

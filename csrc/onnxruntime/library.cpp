@@ -116,8 +116,8 @@ Library open(const fs::path& path) {
     library.version = base->GetVersionString();
     library.api = base->GetApi(kApiVersion);
     if (!library.api) {
-      fail(path, "this is ONNX Runtime " + library.version + ", needed is " + kMinimumVersion +
-                     " or newer; 'pip install --upgrade onnxruntime'");
+      fail(path, "this is ONNX Runtime " + library.version + ", but " + kMinimumVersion +
+                     " or newer is required; 'pip install --upgrade onnxruntime'");
     }
     check(library.api,
           CreateEnv(library.api, ORT_LOGGING_LEVEL_ERROR, "pyinv", &library.environment),

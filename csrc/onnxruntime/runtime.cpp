@@ -48,7 +48,7 @@ class Network {
     const auto outputs = function_.run(inputs);
     const ort::TensorView& made = outputs.at(output_).tensor;
     if (size(made.shape) != count * output_size_) {
-      throw std::runtime_error(file_ + ": output '" + output_ + "' came out as " +
+      throw std::runtime_error(file_ + ": output '" + output_ + "' is " +
                                ort::describe(made.type, made.shape));
     }
     std::copy_n(static_cast<const float*>(made.data), count * output_size_, output);

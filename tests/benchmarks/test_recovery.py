@@ -201,7 +201,7 @@ def test_interrupted_goes_on(cache, nowhere, tmp_path, monkeypatch, capsys, call
         assert benchmark(cached, nowhere, *PAPERS) == 130
     out, err = capsys.readouterr()
     assert out == ""
-    assert "the same command goes on" in err
+    assert "the same command resumes" in err
     assert calls == [TARGETS]
 
     assert benchmark(cached, nowhere, *PAPERS) == 0

@@ -1,1 +1,1 @@
-"""What tests share; none of it is collected."""
+"""Shared code for tests; pytest does not collect it."""

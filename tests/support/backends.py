@@ -1,4 +1,4 @@
-"""The runtimes and devices that the engine's tests run on, each wherever it is to be had."""
+"""The runtimes and devices that the engine's tests run on, if they are available."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from pyinv.errors import DependencyError
 
 @dataclass(frozen=True)
 class Backend:
-    """What runs an objective, and where."""
+    """A runtime and device for objectives."""
 
     runtime: str
     device: str  # "cpu" or "cuda"
 
     @cached_property
     def stream(self) -> _core.Device:
-        """The device as the engine knows it, one for all objectives of a run."""
+        """The engine's device, one for all objectives of a run."""
         return open_device(self.device if self.device == "cpu" else f"{self.device}:0")
 
     def load(self, objective: Any, path: Path | str, **options: Any) -> _core.Objective:
-        """An objective of support/objectives.py, written to ``path`` and loaded from there."""
+        """Write an objective of support/objectives.py to ``path`` and load it from there."""
         return objective.load(path, runtime=self.runtime, device=self.stream, **options)
 
     @cached_property
     def missing(self) -> str | None:
-        """Why nothing can run here; None if it can, as far as that is known without loading.
+        """Why this backend is unavailable; None if it seems available without loading it.
 
-        Tests of a backend that is missing are not collected, unless it is required.
+        Tests of a missing backend are not collected, unless it is required.
         """
         if self.runtime == "torchscript":
             if find_spec("pyinv._torch") is None:
@@ -52,10 +52,10 @@ class Backend:
         return None
 
     def require(self) -> None:
-        """Skip the test where the runtime, once loaded, turns out not to run on the device.
+        """Skip the test if the loaded runtime does not support the device.
 
-        PYINV_REQUIRE_TORCHSCRIPT=1 and PYINV_REQUIRE_CUDA=1 make it fail instead, and
-        PYINV_REQUIRE_CUDA=torchscript where this is that runtime's.
+        With PYINV_REQUIRE_TORCHSCRIPT=1 or PYINV_REQUIRE_CUDA=1 the test fails instead; with
+        PYINV_REQUIRE_CUDA=torchscript it does so for that runtime.
         """
         try:
             loaded = runtimes.load(self.runtime)
@@ -75,10 +75,10 @@ class Backend:
 
 
 def absent(what: str, promise: str, runtime: str | None = None) -> NoReturn:
-    """Skip the test, unless whoever runs it has promised, in the environment, what it needs.
+    """Skip the test, or fail it if the environment promises what it needs.
 
-    A promise is "1", or the name of the one runtime that it is for: what no runtime is needed for
-    is promised by either.
+    A promise is "1" or the name of the only runtime that it holds for. Without a ``runtime``,
+    either value counts.
     """
     if _required(promise, runtime):
         pytest.fail(f"{promise}={os.environ[promise]}, but {what}")
@@ -92,7 +92,7 @@ def _required(promise: str, runtime: str | None = None) -> bool:
 
 @cache
 def missing_gpu() -> str | None:
-    """Return why tests that are marked ``gpu`` cannot run; None if they can, or are required."""
+    """Return why tests marked ``gpu`` cannot run; None if they can, or are required."""
     there = _core.cuda_device_count() > 0 or Path("/dev/nvidia0").exists()
     return None if there or _required("PYINV_REQUIRE_CUDA") else "there is no GPU"
 

@@ -1,4 +1,4 @@
-"""The C++ engine and its NumPy twin on the same run, and how closely they have to agree."""
+"""Compare the C++ engine with its NumPy twin on the same run."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from support.tolerances import assert_close
 
 
 class Engine:
-    """The engine's invert(), on objectives that it loads from files, on one runtime and device.
+    """The engine's invert() with objectives loaded from files, on one runtime and device.
 
-    ``device`` is what tolerances depend on.
+    Tolerances depend on ``device``.
     """
 
     def __init__(self, backend: Backend, folder: Path) -> None:
@@ -30,7 +30,7 @@ class Engine:
         key = id(objective), *options.items()
         if key not in self._loaded:
             path = self.folder / f"{len(self._loaded)}.file"
-            # Kept beside what was loaded from it, so that no other object gets its id.
+            # Stored with the loaded objective, so that no other object gets its id.
             self._loaded[key] = self.backend.load(objective, path, **options), objective
         return self._loaded[key][0]
 
@@ -89,9 +89,9 @@ def twin(
 
 
 def described(recipe: Recipe, use: Any) -> dict[str, Any]:
-    """``use`` gives the index of each stage's objective; without it, all use the first.
+    """Describe a recipe with objective indices: ``use`` has one per stage; without it, all are 0.
 
-    Levenberg-Marquardt has a pair, with the index of its normal equations; (0, 1) without ``use``.
+    For Levenberg-Marquardt it is a pair with the index of the normal equations; by default (0, 1).
     """
     description = recipe.describe()
     for index, stage in enumerate(description["stages"]):
@@ -105,7 +105,7 @@ def described(recipe: Recipe, use: Any) -> dict[str, Any]:
 def assert_agree(
     result: dict[str, Any], expected: reference.Inversion, device: str, solver: str = ""
 ) -> None:
-    """``solver``: what tolerances depend on as well, such as ", quasi-newton"."""
+    """Tolerances also depend on ``solver``, such as ", quasi-newton"."""
     for name in ("status", "attempts", "steps", "normal_equations"):
         np.testing.assert_array_equal(result[name], getattr(expected, name), err_msg=name)
     assert_close(result["latents"], expected.latents, "latent" + solver, device=device)
@@ -124,9 +124,9 @@ def assert_agree(
 def both(
     engine: Engine, objectives: Any, recipe: Recipe, prior: Any, images: Any, **options: Any
 ) -> tuple[dict[str, Any], reference.Inversion]:
-    """The engine's result, once it is seen to agree with the twin's; and the twin's.
+    """Check that the engine and the twin agree, and return both results.
 
-    Each target is told how near it came to some latent on its way, wherever it went.
+    The run also computes each target's lowest error to an arbitrary latent.
     """
     true_latents = some_latents(len(images), objectives[0].size)
     arguments, options = (
@@ -134,7 +134,7 @@ def both(
         {"true_latents": true_latents, **options},
     )
     result = engine(*arguments, **options)
-    # The twin has none of these.
+    # The twin does not have these options.
     for name in ("poll_every", "threads", "most_at_once"):
         options.pop(name, None)
     newton = any(isinstance(stage.solver, LBFGS) for stage in recipe.stages)

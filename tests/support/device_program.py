@@ -1,4 +1,4 @@
-"""Builds tests/cuda: the engine on CUDA against the engine on the CPU, as a program."""
+"""Build tests/cuda: a program that compares the engine on CUDA with the engine on the CPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from support.paths import REPOSITORY
 
-NO_GPU = 77  # the program's exit status where there is none
+NO_GPU = 77  # the program's exit status without a GPU
 
 
 def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
@@ -26,7 +26,7 @@ def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def build(folder: str, *definitions: str) -> Path:
-    """Returns the folder with the program. It is kept, so that the next run finds it built."""
+    """Build the program and return its folder, which later runs reuse."""
     if shutil.which("cmake") is None:
         pytest.skip("cmake is not installed")
     where = REPOSITORY / "build" / folder
@@ -42,7 +42,7 @@ def build(folder: str, *definitions: str) -> Path:
 
 @contextlib.contextmanager
 def _alone(where: Path) -> Iterator[None]:
-    """Two workers may want the same program: the second waits, and finds it built."""
+    """Hold a lock: if two workers need the same program, the second waits and finds it built."""
     try:
         import fcntl
     except ImportError:  # Windows

@@ -1,4 +1,4 @@
-"""Small generators of every architecture that export must handle, seeded and ready to invert."""
+"""Small, seeded generators of every architecture that export must handle."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ __all__ = [
 def seeded(generator: nn.Module, *, seed: int = 0) -> nn.Module:
     """Fill a generator with reproducible weights that look trained, and put it in eval mode.
 
-    Modules are visited in the order of their definition, so the last layer is the one defined last.
-    Weights keep the signal's scale from layer to layer; batch norm gets statistics and affine
-    weights that differ by channel, so that folding them wrongly shows.
+    Modules are visited in the order of their definition, so the module defined last is the last
+    layer. Weights preserve the signal's scale from layer to layer. Batch norm gets statistics and
+    affine weights that differ by channel, so that a wrong folding is noticed.
     """
     random = torch.Generator().manual_seed(seed)
 
@@ -53,7 +53,7 @@ def seeded(generator: nn.Module, *, seed: int = 0) -> nn.Module:
                 module, nn.modules.batchnorm._BatchNorm
             ):
                 normal(module.bias, 0.0, 0.1)
-        # Few pixels saturate: there float32 says little of an image's bce.
+        # Few pixels saturate, because float32 has little precision for the bce of saturated pixels.
         if last is not None:
             last.weight.mul_(0.3)
     return generator.eval()
@@ -81,7 +81,7 @@ class Dcgan(nn.Module):
 
 
 class PixelShuffleGenerator(nn.Module):
-    """Dense layer, then convolutions that a pixel shuffle turns into larger images; 16x16."""
+    """A dense layer, then convolutions with pixel shuffle; 16x16."""
 
     def __init__(self, *, latent: int = 32, width: int = 24, channels: int = 3) -> None:
         super().__init__()
@@ -172,7 +172,7 @@ class BatchNormGenerator(nn.Module):
             nn.ConvTranspose2d(latent, width, 4, 1, 0, bias=False),
             nn.BatchNorm2d(width),
             nn.ReLU(),
-            # Follows a ReLU, so that there is no layer to fold it into.
+            # Follows a ReLU, so it cannot be folded into a layer.
             nn.BatchNorm2d(width),
             nn.ConvTranspose2d(width, 1, 4, 2, 1),
             nn.Tanh(),
@@ -183,7 +183,7 @@ class BatchNormGenerator(nn.Module):
 
 
 class ConditionalGenerator(nn.Module):
-    """A generator of (latent, condition): both dense layers' outputs are joined; 1x8x8."""
+    """A generator of (latent, condition) that joins the outputs of two dense layers; 1x8x8."""
 
     def __init__(self, *, latent: int = 10, condition: int = 4, width: int = 8) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Least-squares problems, and rules to solve them under, that the tests of both solvers share."""
+"""Least-squares problems and rules that the tests of both solvers share."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def matrix(rows: int, columns: int, *, seed: int = 0) -> Any:
 def net(
     size: int, *, pixels: int = 24, hidden: int = 16, seed: int = 0, **options: Any
 ) -> LeastSquares:
-    """tanh of a two-layer net; its latents of size 1 are spread over the tanh's slope."""
+    """tanh of a two-layer network; latents of size 1 cover the tanh's slope."""
     return LeastSquares(matrix(size, hidden, seed=seed), matrix(hidden, pixels), **options)
 
 
@@ -44,7 +44,7 @@ def images_of(
     seed: int = 0,
     condition: Any = None,
 ) -> Any:
-    """Images of latents within ``reach``, which ``noise`` takes out of the generator's range."""
+    """Images of latents within ``reach``, moved out of the generator's range by ``noise``."""
     random = np.random.default_rng(seed)
     latents = random.uniform(-reach, reach, (count, objective.size)).astype(np.float32)
     images = objective.generate(latents, condition)

@@ -1,4 +1,4 @@
-"""What a bundle says of itself, without the bundle: enough to choose a recipe by."""
+"""Manifests without bundles, with enough content to choose a recipe."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pyinv.priors import Normal
 
 
 def manifest(prior=None, solved=("mse", "whitened"), losses=(), latent_shape=(10,)):
-    """A bundle's, with P = 48; ``solved``: the losses that have normal equations."""
+    """A manifest with P = 48; ``solved``: the losses that have normal equations."""
     operators = {"operators": ("Gemm", "Sub"), "input_operators": ("Gemm",)}
     functions = [Function("forward", "onnx", "forward.onnx")]
     functions += [

@@ -1,8 +1,8 @@
-"""Small objectives, each as NumPy (call it) and as a file for every runtime (``save`` it).
+"""Small objectives, in NumPy (by calling) and as files for every runtime (by ``save``).
 
-Every one has latents [B, size] and images [B, *image_shape], and gives a loss [B] and a gradient
-[B, size], under the tensor names that a bundle uses. Those with a residual give their normal
-equations as well: loss, gradient and gram [B, size, size]. Only TorchScript files need torch.
+Each takes latents [B, size] and images [B, *image_shape] and returns loss [B] and gradient
+[B, size], with the tensor names of bundles. Those with a residual also have normal equations:
+loss, gradient and gram [B, size, size]. Only TorchScript files need torch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ METHOD = "objective_toy"  # in TorchScript files
 
 
 class Graph:
-    """An ONNX graph under construction: ``graph.Add(a, b)`` appends a node and gives its output."""
+    """A builder of ONNX graphs: ``graph.Add(a, b)`` appends a node and returns its output."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
@@ -56,7 +56,7 @@ class Graph:
             helper.make_graph(
                 self.nodes, "objective", tensors(inputs), tensors(outputs), self.constants
             ),
-            # Old enough for every onnxruntime the package allows, whatever onnx wrote the file.
+            # Old enough for every supported onnxruntime, whatever version of onnx wrote the file.
             opset_imports=[helper.make_opsetid("", 17)],
             ir_version=8,
         )
@@ -100,10 +100,10 @@ class Graph:
 
 
 def _torch_expression(node: onnx.NodeProto, constants: dict[str, Any]) -> str:
-    """What an ONNX node computes, as TorchScript source."""
+    """Convert an ONNX node to TorchScript source."""
     attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     first, *rest = (f"self.{name}" if name in constants else name for name in node.input)
-    # Whole numbers are shapes, positions and axes, and so part of the source.
+    # Integer constants are shapes, positions and axes, and become part of the source.
     numbers = [
         list(map(int, constants[name])) for name in node.input[1:] if _whole(name, constants)
     ]
@@ -141,14 +141,14 @@ class ToyObjective(ABC):
 
     @property
     def outputs(self) -> dict[str, list[int]]:
-        """What it gives, in order: names, and shapes without the batch axis."""
+        """The outputs in order: names, and shapes without the batch axis."""
         return {"loss": [], "gradient": [self.size]}
 
     @abstractmethod
     def __call__(
         self, latent: Array, image: Array, condition: Array | None = None
     ) -> tuple[Array, ...]:
-        """Return loss [B] and gradient [B, d], or what else ``outputs`` says."""
+        """Return the outputs of ``outputs``, by default loss [B] and gradient [B, d]."""
 
     @abstractmethod
     def build(self, graph: Graph, image: str) -> None:
@@ -179,7 +179,7 @@ class ToyObjective(ABC):
         threads: int = 1,
         most_at_once: int = 0,
     ) -> Any:
-        """Save it to ``path`` and give the engine's objective in that file."""
+        """Save the objective to ``path`` and load it in the engine."""
         options: dict[str, Any] = {"threads": threads, "device": device}
         options["most_at_once"] = most_at_once
         file = self.save(path, runtime=runtime)
@@ -193,7 +193,7 @@ class ToyObjective(ABC):
 
 
 class Quadratic(ToyObjective):
-    """mean_i c_i (z_i - x_i)^2 + x_d: the optimum is the first d pixels, and costs the last one."""
+    """mean_i c_i (z_i - x_i)^2 + x_d: the optimum is the first d pixels, its loss the last."""
 
     def __init__(self, size: int, curvature: Any = 1.0) -> None:
         self.size = size
@@ -231,7 +231,7 @@ class Quadratic(ToyObjective):
 
 
 class Valley(ToyObjective):
-    """(z_0 - x_0)^2 + 10 (z_1 - z_0^2)^2, after Rosenbrock: a bent valley towards its optimum."""
+    """(z_0 - x_0)^2 + 10 (z_1 - z_0^2)^2, after Rosenbrock: a curved valley to the optimum."""
 
     size = 2
     image_shape = (1, 1, 1)
@@ -262,7 +262,7 @@ class Valley(ToyObjective):
 
 
 class NotANumberBeyond(Quadratic):
-    """The quadratic, but its loss (or gradient) is NaN where z_0 is beyond a limit."""
+    """The quadratic, with a NaN loss (or gradient) where z_0 is beyond a limit."""
 
     def __init__(self, size: int, limit: float, *, where: str) -> None:
         super().__init__(size)
@@ -296,7 +296,7 @@ class NotANumberBeyond(Quadratic):
 
 
 class Flat(ToyObjective):
-    """The gradient is zero, so latents change by the constraint's doing alone. Loss: mean z^2."""
+    """Zero gradient, so that only the constraint changes latents. The loss is mean z^2."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -319,8 +319,8 @@ class Flat(ToyObjective):
 class Perceptron(ToyObjective):
     """G(z) = tanh(tanh(z A + c C) B) against an image, mse: A [d, h], B [h, P], C [k, h].
 
-    ``batch_norm`` standardises the hidden layer over the batch, and then the gradient is that of
-    the sum of all losses, because every latent has a part in every image.
+    ``batch_norm`` standardises the hidden layer over the batch. The gradient is then that of the
+    sum of all losses, because every latent affects every image.
     """
 
     def __init__(
@@ -344,11 +344,11 @@ class Perceptron(ToyObjective):
         self.second = matrix(hidden, self.pixels)
         self.label = None if condition_size is None else matrix(condition_size, hidden)
 
-    # Large, because batch norm over a few latents is steep, and then rounding does not stay small.
+    # Large, because batch norm over a few latents is steep and would amplify rounding.
     epsilon = np.float32(0.1)
 
     def _hidden(self, latent: Array, condition: Array | None) -> tuple[Array, Array, Array]:
-        """tanh's argument before and after batch norm, and what batch norm divides by."""
+        """tanh's argument before and after batch norm, and batch norm's divisor."""
         before = latent @ self.first
         if self.label is not None:
             before = before + condition @ self.label
@@ -474,7 +474,7 @@ class LeastSquares(ToyObjective):
         self.build_outputs(graph, image, {name: name for name in self.outputs})
 
     def build_outputs(self, graph: Graph, image: str, names: dict[str, str]) -> None:
-        """``names``: what each output is called, of those that are wanted."""
+        """``names``: the name of each requested output."""
         one = graph.constant(1.0)
         first = graph.constant(self.first)
         output, tangents = graph.MatMul("latent", first), None
@@ -497,7 +497,7 @@ class LeastSquares(ToyObjective):
             output = graph.Tanh(output)
             tangents = along(tangents, graph.Sub(one, graph.Mul(output, output)))
         if tangents is None:
-            # The same for every latent; the product gives it the batch's size.
+            # The same for every latent; the product adds the batch axis.
             ones = graph.Add(graph.Mul(output, graph.constant(0.0)), one)
             tangents = along(tangents, ones)
 
@@ -539,9 +539,9 @@ class NormalEquations(ToyObjective):
 
 
 class Spoiled(ToyObjective):
-    """Another objective, of whose ``output`` one element is spoiled where z_0 is beyond a limit.
+    """Another objective with one element of ``output`` spoiled where z_0 is beyond a limit.
 
-    ``place`` is the element's index in one latent's output, () for a loss; or those of several.
+    ``place`` is the element's index in one latent's output, () for a loss; or several indices.
     """
 
     def __init__(
@@ -556,7 +556,7 @@ class Spoiled(ToyObjective):
         self.of, self.output, self.size = of, output, of.size
         self.image_shape, self.condition_size = of.image_shape, of.condition_size
         self.limit = np.float32(limit)
-        # Added, a zero changes nothing, and whatever is not finite stays so.
+        # Adding 0 has no effect, and adding a value that is not finite spoils the element.
         self.spoil = np.zeros(of.outputs[output], dtype=np.float32)
         self.spoil[place] = value
 

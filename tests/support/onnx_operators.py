@@ -1,4 +1,4 @@
-"""What a manifest lists of an ONNX graph that a test made, without functions and subgraphs."""
+"""The manifest's operators of a test's ONNX graph, which has no functions or subgraphs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def operators_of(model: Any) -> dict[str, tuple[str, ...]]:
-    """The graph's operators, and those that read an input, as ``Function`` takes them."""
+    """The graph's operators, and those that read an input, as arguments of ``Function``."""
     inputs = {value.name for value in model.graph.input}
     readers = [node for node in model.graph.node if inputs.intersection(node.input)]
     return {

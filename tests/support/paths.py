@@ -1,4 +1,4 @@
-"""Where the repository is, and the data beside it that some tests read if it is there."""
+"""Paths of the repository, and of data beside it that some tests read if it exists."""
 
 from __future__ import annotations
 

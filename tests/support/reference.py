@@ -1,12 +1,12 @@
-"""The NumPy twin of the engine: the same loop, written once more to be read, not to be fast.
+"""The NumPy twin of the engine: the same loop, written for clarity instead of speed.
 
-It takes what ``pyinv._core.invert`` takes (recipe and prior as ``describe()`` gives them, images
-one row a target) and a plain Python objective. There are no lanes and no queue here: a target's
-result must not depend on them, so every target runs alone; only a coupled batch runs in groups.
+It takes the arguments of ``pyinv._core.invert`` (recipe and prior from ``describe()``, one row of
+images per target) and a plain Python objective. There are no lanes and no queue: results must not
+depend on them, so every target runs alone. Only a coupled batch runs in groups.
 
-Arithmetic is float32, one rounding an operation. Transcendental functions are computed in float64
-and rounded, which is what a correctly rounded float32 function gives. Levenberg-Marquardt and
-L-BFGS go from float32 latents to float32 latents in float64; L-BFGS keeps float32 pairs.
+Arithmetic is float32, with one rounding per operation. Transcendental functions are computed in
+float64 and rounded, which equals a correctly rounded float32 function. Levenberg-Marquardt and
+L-BFGS compute in float64 between float32 latents; L-BFGS stores float32 pairs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 Bits = NDArray[np.uint32]
-# Latents, images and conditions to loss and gradient; normal equations give the gram matrix too.
+# From latents, images and conditions to loss and gradient; normal equations also return the gram.
 Objective = Callable[[Array, Array, "Array | None"], tuple[Array, ...]]
 Description = dict[str, Any]
 
@@ -35,7 +35,7 @@ f32 = np.float32
 
 
 def rounded(function: Callable[..., Any], *arguments: Any) -> Any:
-    """``function`` in float64, rounded once to float32."""
+    """Compute ``function`` in float64 and round once to float32."""
     return f32(function(*(np.asarray(a, dtype=np.float64) for a in arguments)))
 
 
@@ -48,7 +48,7 @@ def fused_multiply_add(a: Any, b: Any, c: Any) -> Any:
 
 
 def philox4x32_10(counter: Bits, key: Bits) -> Bits:
-    """Philox4x32 with ten rounds (Salmon et al. 2011): [..., 4] and [..., 2] give [..., 4]."""
+    """Philox4x32 with ten rounds (Salmon et al. 2011): [..., 4] and [..., 2] -> [..., 4]."""
     c0, c1, c2, c3 = np.moveaxis(np.asarray(counter, dtype=np.uint64), -1, 0)
     k0, k1 = np.moveaxis(np.asarray(key, dtype=np.uint64), -1, 0)
     low_word, word = np.uint64(0xFFFFFFFF), np.uint64(32)
@@ -68,7 +68,7 @@ def philox4x32_10(counter: Bits, key: Bits) -> Bits:
 def random_words(
     seed: int, target_ids: Sequence[int], restart: int, update: int, purpose: int, size: int
 ) -> Bits:
-    """The four words of every component of every target: [N, size, 4]."""
+    """Return the four words of every component of every target: [N, size, 4]."""
     counter = np.zeros((len(target_ids), size, 4), dtype=np.uint32)
     counter[..., 0] = np.arange(size)
     counter[..., 1] = update
@@ -109,7 +109,7 @@ def draw_initial(
 
 
 def hopped(prior: Description, hop: float, latents: Array, draws: Array) -> Array:
-    """Latents moved towards draws, so that draws of a normal prior would stay such."""
+    """Move latents towards draws, so that draws from a normal prior keep their distribution."""
     mean = f32(prior_moments(prior)[0])
     stay = f32(1 - hop if prior["kind"] == "uniform" else np.sqrt(1 - hop**2))
     moved: Array = mean + (stay * (latents - mean) + f32(hop) * (draws - mean))
@@ -130,7 +130,7 @@ def prior_moments(prior: Description) -> tuple[float, float]:
 
 
 def resampling_probability(constraint: Description, prior: Description, z: Array) -> Array:
-    """Probability p that a component at z is resampled within the horizon (Egan et al.)."""
+    """The probability p that a component at z is resampled within the horizon (Egan et al.)."""
     y = (z - f32(prior["mean"])) / f32(prior["std"])
     size = np.abs(y)
     if constraint["kind"] == "hard_cutoff":
@@ -144,7 +144,7 @@ def resampling_probability(constraint: Description, prior: Description, z: Array
 
 
 def step_probability(p: Array, horizon: int) -> Array:
-    """Probability q of resampling at each of ``horizon`` steps, so that all of them give p."""
+    """The probability q of resampling at each of ``horizon`` steps that gives p over all steps."""
     log_kept = rounded(np.log1p, -np.where(p < 1, p, f32(0)))
     return np.where(p < 1, rounded(lambda x: -np.expm1(x), log_kept / f32(horizon)), f32(1))
 
@@ -152,7 +152,7 @@ def step_probability(p: Array, horizon: int) -> Array:
 def constrain(
     constraint: Description, prior: Description, max_steps: int, z: Array, words: Bits
 ) -> tuple[Array, NDArray[np.bool_]]:
-    """The constraint on updated latents [N, d]: the new latents, and which were resampled."""
+    """Apply the constraint to stepped latents [N, d]; return latents, and which were resampled."""
     kind = constraint["kind"]
     nothing = np.zeros(z.shape, dtype=bool)
     finite = np.isfinite(z)
@@ -168,7 +168,7 @@ def constrain(
 
     horizon = max_steps if constraint.get("horizon") is None else constraint["horizon"]
     q = step_probability(resampling_probability(constraint, prior, z), horizon)
-    # The decision uniform rounds up to 1 once in 2^25 draws; a certainty stays one all the same.
+    # The decision uniform rounds up to 1 once in 2^25 draws; a probability of 1 must still hold.
     resampled = finite & ((decision_uniform(words) < q) | (q == 1))
     return np.where(resampled, normal_draw(words, prior["mean"], prior["std"]), z), resampled
 
@@ -189,7 +189,7 @@ def prior_curvature(
 def penalty_gradient(
     penalty: Description, prior: Description, z: Array, loss: Array, step: int, max_steps: int
 ) -> Array:
-    """What a penalty adds to the gradients of a group's latents [N, d], with losses [N]."""
+    """The penalty's gradient at a group's latents [N, d], with losses [N]."""
     size = z.shape[1]
     mean, std = prior_moments(prior)
     if penalty["kind"] == "moment_penalty":
@@ -227,7 +227,7 @@ def solver_update(
     max_steps: int,
     ages: Array,
 ) -> tuple[Array, Array, Array]:
-    """``ages``: how many updates each component's moments have seen, this one included."""
+    """``ages``: the number of steps in each component's moments, including this one."""
     rate = learning_rate(solver, step, max_steps)
     if solver["kind"] == "gradient_descent":
         m = f32(solver["momentum"]) * m + g
@@ -249,14 +249,14 @@ def solver_update(
 
 @dataclass
 class Outcome:
-    """What one attempt at one target came to."""
+    """The outcome of one attempt at one target."""
 
     status: int
     loss: np.float32
     latent: Array
 
     def rank(self, stage: Description, prior: Description) -> tuple[bool, bool, float]:
-        """What comes first is the better one. ``stage`` is the recipe's last."""
+        """A sort key: better outcomes come first. ``stage`` is the recipe's last."""
         rank = float(self.loss)
         for penalty in stage["penalties"]:
             if penalty["kind"] == "prior_penalty" and not penalty["anneal"]:
@@ -271,7 +271,7 @@ class Outcome:
 
 @dataclass
 class Progress:
-    """How one target fares in one stage."""
+    """The progress of one target in one stage."""
 
     status: int | None = None
     previous: np.float32 | None = None
@@ -280,7 +280,7 @@ class Progress:
     last: tuple[np.float32, Array] | None = None
 
     def observe(self, stage: Description, step: int, loss: np.float32, g: Array, z: Array) -> None:
-        """The stop rules, in their order, on the loss and gradient evaluated at z."""
+        """Apply the stop rules, in order, to the loss and gradient evaluated at z."""
         if not (np.isfinite(loss) and np.isfinite(g).all()):
             self.stop(NON_FINITE)
             return
@@ -306,12 +306,12 @@ class Progress:
             self.stop(STEP_LIMIT)
 
     def stop(self, status: int) -> None:
-        """The first rule met gives the status; a member of a group may still converge later."""
+        """Set the status to the first rule met; a member of a group may still converge later."""
         if self.status is None or status == CONVERGED:
             self.status = status
 
     def outcome(self, keep: str, start: Array) -> Outcome:
-        """``start`` is the latent that the stage began with."""
+        """Return the outcome; ``start`` is the latent that the stage started from."""
         assert self.status is not None
         kept = self.best if keep == "best" else self.last
         if kept is None:
@@ -320,7 +320,7 @@ class Progress:
 
 
 def latent_error(z: Array, true_latents: Array) -> Array:
-    """Each row's mean squared difference; NaN where float32 does not hold it."""
+    """Each row's mean squared difference; NaN if it overflows float32."""
     error = rounded(lambda a, b: np.mean((a - b) ** 2, axis=1), z, true_latents)
     return np.where(np.isfinite(error), error, f32(np.nan))
 
@@ -346,19 +346,19 @@ def cholesky(matrix: NDArray[np.float64]) -> NDArray[np.float64] | None:
 
 
 def bounds(constraint: Description, prior: Description) -> tuple[Any, Any]:
-    """A clip's, by default the prior's."""
+    """The bounds of a clip, by default the prior's."""
     low = prior["low"] if constraint["low"] is None else constraint["low"]
     high = prior["high"] if constraint["high"] is None else constraint["high"]
     return f32(low), f32(high)
 
 
 def within_bounds(constraint: Description, prior: Description, z: Array) -> Array:
-    """Latents that trials may begin with: within a clip's bounds."""
+    """Move latents to within a clip's bounds, where trials start."""
     return z if constraint["kind"] != "clip" else np.clip(z, *bounds(constraint, prior))
 
 
 def outward(constraint: Description, prior: Description, z: Array, step: Any) -> NDArray[np.bool_]:
-    """Which components are at a bound of a clip, and would be stepped out of it."""
+    """Which components are at a bound of a clip that the step would cross."""
     if constraint["kind"] != "clip":
         return np.zeros(z.shape, dtype=bool)
     low, high = bounds(constraint, prior)
@@ -374,9 +374,9 @@ def damped_step(
     damping: float,
     up: float,
 ) -> tuple[Array | None, float]:
-    """Where a step of (gram + curvature + damping) goes from z [d], and the damping it took.
+    """Return the latent after a step of (gram + curvature + damping) from z [d], and the damping.
 
-    No latent when no damping helped.
+    The latent is None if no damping worked.
     """
     m = np.mean(np.diag(gram))
     m = m if m > 0 else 1.0
@@ -417,7 +417,7 @@ def inverse_hessian_product(pairs: list[Pair], q: NDArray[np.float64]) -> NDArra
 
 @dataclass
 class Attempt:
-    """One attempt at a group of targets that start and end together (most often a group of one)."""
+    """One attempt at a group of targets that start and end together (usually a single target)."""
 
     objectives: Sequence[Objective]
     recipe: Description
@@ -482,7 +482,7 @@ class Attempt:
         )
 
     def run_stage(self, stage: Description) -> list[Progress]:
-        """A stage of updates along the gradient."""
+        """A stage of first-order steps."""
         z, max_steps = self.latents, stage["max_steps"]
         m, v, ages = np.zeros_like(z), np.zeros_like(z), np.zeros(z.shape)
         members = [Progress() for _ in z]
@@ -505,8 +505,8 @@ class Attempt:
             if stage["reset_moments"]:
                 m, v = np.where(fresh, f32(0), m), np.where(fresh, f32(0), v)
                 ages = np.where(fresh, 0, ages)
-            # A member without a finite gradient has nowhere to go. It stays, for the statistics of
-            # the others, which a latent that is not finite would spoil.
+            # A member without a finite gradient cannot step. It stays at its latent, because a
+            # latent that is not finite would spoil the statistics of the others.
             z = np.where(finite[:, None], moved, z)
             self.updates += finite
             self.resampled += np.where(finite, fresh.sum(axis=1), 0)
@@ -514,7 +514,7 @@ class Attempt:
         return members
 
     def run_damped_stage(self, stage: Description) -> list[Progress]:
-        """A stage of Levenberg-Marquardt steps, of one target."""
+        """A stage of Levenberg-Marquardt steps for one target."""
         (z,) = self.latents
         solver, max_steps, size = stage["solver"], stage["max_steps"], len(z)
         mean = prior_moments(self.prior)[0]
@@ -550,7 +550,7 @@ class Attempt:
             reduction = loss - float(tried_loss) + c * pull
 
             if np.isfinite(tried_loss) and reduction > 0 and reduction > 1e-3 * predicted:
-                # As products: of a step that a bound cut short, the prediction may be below zero.
+                # As products, because the prediction may be negative if a bound shortens a step.
                 if reduction > 0.75 * predicted:
                     damping *= solver["down"]
                 elif reduction < 0.25 * predicted:
@@ -574,7 +574,7 @@ class Attempt:
         return [progress]
 
     def run_lbfgs_stage(self, stage: Description) -> list[Progress]:
-        """A stage of quasi-Newton steps, of one target."""
+        """A stage of quasi-Newton steps for one target."""
         (z,) = self.latents
         solver, max_steps = stage["solver"], stage["max_steps"]
         mean, std = prior_moments(self.prior)
@@ -637,7 +637,7 @@ class Attempt:
 
 @dataclass
 class Inversion:
-    """``resampled`` counts components over all attempts, so that tests see a rule at work."""
+    """``resampled`` counts components over all attempts, so that tests can check that it occurs."""
 
     latents: Array
     loss: Array
@@ -666,9 +666,9 @@ def invert(
     coupled: bool = False,
     trace_every: int = 0,
 ) -> Inversion:
-    """Invert images [N, P]. ``size`` is d; ``lanes`` matters to the groups of a coupled batch only.
+    """Invert images [N, P]. ``size`` is d; ``lanes`` only affects the groups of a coupled batch.
 
-    Overflow and NaN are cases that the loop handles, so NumPy's warnings about them are silenced.
+    The loop handles overflow and NaN, so NumPy's warnings about them are silenced.
     """
     count = len(images)
     ids = range(count) if target_ids is None else target_ids
@@ -715,7 +715,7 @@ def invert(
                     restart,
                     trace_every,
                 )
-            # min takes the first of equals, and so the earliest attempt.
+            # min returns the first of equals, which is the earliest attempt.
             outcomes = [outcome for outcome in attempt.outcomes if outcome is not None]
             best = best or outcomes
             pairs = zip(best, outcomes, strict=True)

@@ -1,10 +1,10 @@
-"""A pytest plugin: run every n-th test, and keep each outcome as soon as it is known.
+"""A pytest plugin: run every n-th test, and log each outcome immediately.
 
     PYTHONPATH=tests SHARD=0/4 SHARD_LOG=shard0.jsonl python -m pytest -p support.shard
 
-SHARD=0/4 keeps the tests 0, 4, 8 and so on of those that were collected. SHARD_LOG gets one JSON
-object per line: one when a test starts and one when it ends, so that it says which test a process
-that had to be killed was in.
+SHARD=0/4 selects tests 0, 4, 8 and so on of the collected tests. SHARD_LOG gets one JSON object per
+line, one when a test starts and one when it ends, so that the log shows which test was running if
+the process is killed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-TAIL = 2000  # characters of a failure that are kept
+TAIL = 2000  # the most characters of a failure that are logged
 
 
 @pytest.hookimpl(trylast=True)  # after pytest's own deselection by -m
@@ -31,7 +31,7 @@ def pytest_runtest_logstart(nodeid: str) -> None:
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    # A test has one outcome: that of its call, unless setup or teardown did not pass.
+    # A test's outcome is that of its call, unless setup or teardown did not pass.
     if report.when == "call" or report.outcome != "passed":
         content: dict[str, Any] = {"test": report.nodeid, "outcome": report.outcome}
         content["seconds"] = report.duration

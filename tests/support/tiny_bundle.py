@@ -1,10 +1,10 @@
-"""A bundle small enough to write in a test, made without torch: a generator of two dense layers.
+"""A bundle small enough to write in a test, without torch: a generator of two dense layers.
 
     hidden = tanh(z W1 + b1),  image = tanh(hidden W2 + b2 (+ condition Wc)),  [B, 1, 8, 8]
 
-Or of one, hidden = z, and with or without the last tanh. Its objectives hold the gradient as plain
-forward nodes, as every exported bundle does, and its normal equations the whole Jacobian.
-``TinyGenerator`` is the same in NumPy.
+Optionally it has one layer, hidden = z, and no last tanh. Its objectives compute the gradient with
+plain forward nodes, like every exported bundle, and its normal equations the whole Jacobian.
+``TinyGenerator`` is the generator in NumPy.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from support.onnx_operators import operators_of
 LATENT, HIDDEN, HEIGHT, WIDTH = 6, 16, 8, 8
 WEIGHTS_FILE = "weights.bin"
 LEAST_SQUARES = ("mse", "whitened")
-SATURATION = 1e-5  # of a whitened pixel that does not count
+SATURATION = 1e-5  # whitened pixels closer than this to an end do not count
 
 
 @dataclass(frozen=True)
 class TinyGenerator:
-    """The generator's weights, drawn from a seed, and whether its last layer has a tanh."""
+    """The generator's weights, drawn from a seed, and whether it ends in a tanh."""
 
     weights: dict[str, NDArray[np.float32]]
     image_shape: tuple[int, int, int]
@@ -75,7 +75,7 @@ class TinyGenerator:
         return (np.tanh(image) if self.tanh else image).reshape(-1, *self.image_shape)
 
     def jacobian(self, latent: Any) -> NDArray[np.float64]:
-        """Return d image / d latent [N, P, d], in double; of a generator without a condition."""
+        """Return d image / d latent [N, P, d] in double, for a generator without a condition."""
         w = {name: weight.astype(np.float64) for name, weight in self.weights.items()}
         latent = np.asarray(latent, dtype=np.float64).reshape(len(latent), LATENT)
         tangents = np.broadcast_to(np.eye(LATENT), (len(latent), LATENT, LATENT))
@@ -101,7 +101,7 @@ def write_tiny_bundle(
     condition_size: int = 0,
     **made: Any,
 ) -> TinyGenerator:
-    """Write the bundle into ``path`` and return its generator, which ``made`` describes."""
+    """Write the bundle to ``path`` and return its generator, which ``made`` describes."""
     path.mkdir(parents=True, exist_ok=True)
     if generator is None:
         generator = TinyGenerator.make(condition_size=condition_size, **made)
@@ -155,7 +155,7 @@ def _model(generator: TinyGenerator, name: str, loss: str | None) -> onnx.ModelP
         constants[name] = np.asarray(value, dtype=np.float32)
 
     def slope(of: str) -> None:
-        """Name the derivative of the tanh that gave this ``{of}_slope``."""
+        """Compute the derivative of the tanh with this output, as ``{of}_slope``."""
         node("Mul", f"{of} {of}", f"{of}_squared")
         node("Sub", f"one {of}_squared", f"{of}_slope")
 
@@ -179,8 +179,8 @@ def _model(generator: TinyGenerator, name: str, loss: str | None) -> onnx.ModelP
         node("Reshape", "image shape", "t")
         if generator.tanh:
             slope("x")
-        # The loss of each pixel, and its mean's derivative in the last layer before its tanh, dc.
-        # For sums of squares also the residual r and its own derivative there, "weight".
+        # The loss per pixel, and dc, the derivative of its mean with respect to the input of the
+        # last tanh. For sums of squares, also the residual r and its derivative there, "weight".
         if loss in LEAST_SQUARES:
             constant("scale", 2 / pixels)
             if loss == "mse":

@@ -1,4 +1,4 @@
-"""How closely two computations of one quantity have to agree: the one table for all tests."""
+"""Tolerances between two computations of a quantity: the one table for all tests."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ EXACT = Tolerance(0.0, 0.0)
 
 TOLERANCES: dict[str, dict[str, Tolerance]] = {
     "cpu": {
-        # Uniform draws take exact operations and one rounding.
+        # Uniform draws use exact operations and one rounding.
         "uniform draw": EXACT,
-        # log, sqrt and cos, each good to an ulp or two, of a number below 6.8.
+        # log, sqrt and cos, each accurate to an ulp or two, for a result below 6.8.
         "normal draw": Tolerance(0.0, 2e-6),
-        # Engine against the twin after 50 steps.
+        # The engine against the twin after 50 steps.
         "latent": Tolerance(0.0, 1e-5),
         "loss": Tolerance(1e-4, 1e-6),
-        # Quasi-Newton steps: their curvature is a difference of gradients, which rounding makes up
-        # a good part of where a step was short. The twin from a start that is off by 1e-7 differs
-        # from itself by up to 5e-4.
+        # Quasi-Newton steps: their curvature is a difference of gradients, in which rounding is
+        # significant for short steps. A start that is off by 1e-7 changes the twin's result by up
+        # to 5e-4.
         "latent, quasi-newton": Tolerance(1e-3, 1e-3),
         "loss, quasi-newton": Tolerance(1e-3, 1e-6),
         "latent error, quasi-newton": Tolerance(1e-2, 1e-4),
-        # A mean of squares, of what "latent" allows to differ.
+        # A mean of squares of latents that may differ by the tolerance of "latent".
         "latent error": Tolerance(1e-4, 1e-6),
-        # The same call in parts, with other lanes or threads: matrix products round otherwise.
+        # The same call in parts, with other lanes or threads: matrix products round differently.
         "latent, other batch": Tolerance(0.0, 1e-4),
         "loss, other batch": Tolerance(1e-3, 1e-5),
         # Two runtimes after 200 Adam steps.
         "latent, other runtime": Tolerance(0.0, 1e-3),
         "loss, other runtime": Tolerance(1e-2, 1e-5),
     },
-    # A GPU sums in another order and has its own exp, log and tanh, and no test's path is longer
-    # than 200 steps.
+    # A GPU sums in another order and has its own exp, log and tanh. No test takes more than 200
+    # steps.
     "cuda": {
         "uniform draw": EXACT,
         "normal draw": Tolerance(0.0, 2e-6),
@@ -58,7 +58,7 @@ TOLERANCES: dict[str, dict[str, Tolerance]] = {
 
 
 def assert_close(actual: Any, expected: Any, quantity: str, *, device: str = "cpu") -> None:
-    """NaN equals NaN, because a loss that was never finite is NaN on both sides."""
+    """Assert closeness. NaN equals NaN: a loss that was never finite is NaN on both sides."""
     relative, absolute = TOLERANCES[device][quantity]
     np.testing.assert_allclose(
         actual, expected, rtol=relative, atol=absolute, equal_nan=True, err_msg=quantity

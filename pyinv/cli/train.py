@@ -54,7 +54,7 @@ def _add_gan(kinds: Any, shared: argparse.ArgumentParser) -> None:
         "--output",
         metavar="DIR",
         required=True,
-        help="folder to write to; resumes this training if the folder contains a part of it",
+        help="folder to write to; an unfinished training in it is resumed",
     )
     parser.add_argument(
         "--config",

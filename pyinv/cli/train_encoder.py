@@ -51,7 +51,7 @@ def add_encoder(kinds: Any, shared: argparse.ArgumentParser) -> None:
         "--output",
         metavar="DIR",
         required=True,
-        help="folder to write to; resumes this training if the folder contains a part of it",
+        help="folder to write to; an unfinished training in it is resumed",
     )
     parser.add_argument(
         "--method", choices=METHODS, help="training method, see below [the configuration's]"

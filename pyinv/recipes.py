@@ -64,8 +64,8 @@ class Stage(Rule):
     passes to the next stage, whose solver starts with fresh moments.
 
     Args:
-        solver: ``Adam(...)``, ``RMSprop(...)``, ``GradientDescent(...)``, ``LevenbergMarquardt(...)``
-            or ``LBFGS(...)``.
+        solver: ``GradientDescent(...)``, ``Adam(...)``, ``RMSprop(...)``, ``LBFGS(...)`` or
+            ``LevenbergMarquardt(...)``.
         constraint: what happens to a component that leaves the prior.
         penalties: terms added to the loss, each kind at most once. The stopping criteria ignore
             them.

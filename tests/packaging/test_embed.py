@@ -274,7 +274,7 @@ BROKEN_BUNDLES = {
     "no JSON": (lambda m: m.write_text("{,"), "manifest.json is not valid JSON: line 1, column 2"),
     "foreign": (lambda m: m.write_text("{}"), "manifest.json is not a pyinv bundle's"),
     "newer": (lambda m: change(m, format_version=2), "has format_version 2 and this pyinv reads"),
-    "no prior": (lambda m: drop(m, "prior"), 'manifest.json lacks "prior"'),
+    "no prior": (lambda m: drop(m, "prior"), 'manifest.json has no "prior"'),
     "prior": (
         lambda m: change(m, prior={"kind": "cauchy"}),
         'manifest.json.prior.kind must be one of uniform, normal, got "cauchy"',
@@ -308,14 +308,14 @@ BROKEN_BUNDLES = {
     "no forward": (lambda m: with_functions(m, 1), 'functions must hold one "forward" for onnx'),
     "two forwards": (lambda m: with_functions(m, 0, 0, 1), 'functions must hold one "forward"'),
     "a loss twice": (lambda m: with_functions(m, 0, 1, 1), "each with its own loss"),
-    "no loss": (lambda m: with_functions(m, 0, 1, loss=None), 'functions[1] lacks its "loss"'),
+    "no loss": (lambda m: with_functions(m, 0, 1, loss=None), 'functions[1] has no "loss"'),
     "runtime": (
         lambda m: with_functions(m, 0, 1, runtime="tflite"),
         "functions[1].runtime must be onnx or torchscript",
     ),
     "method": (
         lambda m: with_functions(m, 0, 1, runtime="torchscript"),
-        'functions[1] lacks its "method"',
+        'functions[1] has no "method"',
     ),
     "normal equations of no loss": (
         lambda m: with_functions(m, 0, 1, 1, name="normal_equations", loss="l1", **SOLVED),
@@ -327,7 +327,7 @@ BROKEN_BUNDLES = {
     ),
     "normal equations' memory": (
         lambda m: with_functions(m, 0, 1, 1, name="normal_equations"),
-        'functions[2] lacks its "bytes_per_target"',
+        'functions[2] has no "bytes_per_target"',
     ),
     "normal equations of a batch": (
         lambda m: (with_normal_equations(m, 1), change(m, batch_norm="batch")),
@@ -335,7 +335,7 @@ BROKEN_BUNDLES = {
     ),
     "operators": (
         lambda m: with_functions(m, 0, 1, operators=None),
-        'functions[1] lacks "operators"',
+        'functions[1] has no "operators"',
     ),
     "no operators at the inputs": (
         lambda m: with_functions(m, 0, 1, input_operators=[]),

@@ -429,7 +429,9 @@ def test_a_wrong_result_in_out_is_found(tmp_path: Path, monkeypatch: pytest.Monk
         return right(self).replace("    return out", "    out[1].mul_(2.0)\n        return out")
 
     monkeypatch.setattr(torchscript_writer._Source, "text", wrong)
-    with pytest.raises(ExportError, match="objective_mse returns different results with and without out"):
+    with pytest.raises(
+        ExportError, match="objective_mse returns different results with and without out"
+    ):
         export_small(seeded(Small()), tmp_path / "b")
 
 

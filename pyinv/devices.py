@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from pyinv import _core
-from pyinv.errors import DeviceError
+from pyinv.errors import DeviceError, OutOfMemoryError, one_line
 
 __all__ = ["available_devices", "open_device", "resolve_device"]
 
@@ -60,11 +60,16 @@ def open_device(name: str) -> _core.Device:
     """Open a device, with its own stream, by its resolved name.
 
     Raises:
+        OutOfMemoryError: other programs have filled the GPU's memory.
         DeviceError: the device cannot be opened.
     """
     if name == "cpu":
         return _core.cpu_device()
     try:
         return _core.cuda_device(int(name.partition(":")[2]))
+    except _core.OutOfMemory as error:
+        raise OutOfMemoryError(
+            f'{name} has no memory left ({one_line(error)}); free some, or use device="cpu"'
+        ) from None
     except _core.DeviceError as error:
-        raise DeviceError(" ".join(str(error).split())) from None
+        raise DeviceError(one_line(error)) from None

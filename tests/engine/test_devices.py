@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pyinv import _core
-from pyinv.devices import available_devices, resolve_device
-from pyinv.errors import DeviceError
+from pyinv.devices import available_devices, open_device, resolve_device
+from pyinv.errors import DeviceError, OutOfMemoryError
 from support.backends import Backend
 
 
@@ -59,6 +59,19 @@ def test_what_is_not_there(gpus, device, problem):
 
 
 @pytest.mark.skipif(_core.cuda_device_count() > 0, reason="there is a GPU")
+def test_a_full_gpu_is_one_clear_error(monkeypatch):
+    def cuda_device(index):
+        raise _core.OutOfMemory(f"GPU {index} has no room for another 64 bytes")
+
+    monkeypatch.setattr(_core, "cuda_device", cuda_device)
+    with pytest.raises(OutOfMemoryError) as error:
+        open_device("cuda:1")
+    assert str(error.value) == (
+        "cuda:1 has no memory left (GPU 1 has no room for another 64 bytes); "
+        'free some, or use device="cpu"'
+    )
+
+
 def test_a_promised_gpu_that_is_missing_fails_the_test(monkeypatch):
     monkeypatch.delenv("PYINV_REQUIRE_CUDA", raising=False)
     with pytest.raises(pytest.skip.Exception):

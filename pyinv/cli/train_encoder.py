@@ -33,8 +33,8 @@ def add_encoder(kinds: Any, shared: argparse.ArgumentParser) -> None:
         help="an encoder, from a generator's images to their latents",
         description=(
             "Train an encoder for a generator, and write the generator's bundle with the encoder\n"
-            "for pyinv encode and pyinv invert --init encoder. Only bigan changes the generator. A\n"
-            "bundle is enough: its gradients replace back-propagation through the generator.\n"
+            "for pyinv encode and pyinv invert --init encoder. Only bigan changes the\n"
+            "generator. A bundle is enough: its gradients replace back-propagation through the generator.\n"
             'Needs PyTorch: pip install "pyinv[export]"'
         ),
         epilog=_epilog(),

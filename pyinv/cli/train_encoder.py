@@ -34,7 +34,8 @@ def add_encoder(kinds: Any, shared: argparse.ArgumentParser) -> None:
         description=(
             "Train an encoder for a generator, and write the generator's bundle with the encoder\n"
             "for pyinv encode and pyinv invert --init encoder. Only bigan changes the\n"
-            "generator. A bundle is enough: its gradients replace back-propagation through the generator.\n"
+            "generator. A bundle is enough: its gradients replace back-propagation through\n"
+            "the generator.\n"
             'Needs PyTorch: pip install "pyinv[export]"'
         ),
         epilog=_epilog(),

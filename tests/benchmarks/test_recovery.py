@@ -258,7 +258,7 @@ def test_parts_are_the_whole(tmp_path, inverter, calls):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (("--generator", "cats"), "cats"),
         (("--recipe", "best"), "best"),
@@ -269,11 +269,11 @@ def test_parts_are_the_whole(tmp_path, inverter, calls):
         (("--fresh", "--resume"), "not allowed with"),
     ],
 )
-def test_bad_arguments(arguments, told, capsys):
+def test_bad_arguments(arguments, message, capsys):
     with pytest.raises(SystemExit) as stopped:
         command.main(list(arguments))
     assert stopped.value.code == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_nothing_to_measure(tmp_path, nowhere, capsys):

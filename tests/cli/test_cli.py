@@ -112,9 +112,11 @@ def test_info_tells_where_a_bundle_comes_from(capsys, tmp_path):
     (bundle / "manifest.json").write_text(json.dumps(described))
     code, out, _ = run(capsys, "info", bundle)
     assert code == 0
-    told = "name=luo-32, drops=[20, 27], prior=(kind=uniform, low=-1.0), layers=none, tied=yes"
+    configuration = (
+        "name=luo-32, drops=[20, 27], prior=(kind=uniform, low=-1.0), layers=none, tied=yes"
+    )
     unwrapped = out.replace("\n" + " " * 22, " ")
-    assert f"origin configuration  {told}\norigin data           my_digits\n" in unwrapped
+    assert f"origin configuration  {configuration}\norigin data           my_digits\n" in unwrapped
     assert json.loads(run(capsys, "info", bundle, "--json")[1])["origin"] == described["origin"]
 
 
@@ -236,12 +238,12 @@ def test_invert_tells_the_uncertainty(capsys, second_order_path, pictures, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "told"),
+    ("error", "code", "message"),
     [(KeyboardInterrupt(), 130, "ended early"), (MemoryError("it broke"), 1, "it broke")],
     ids=["Ctrl-C", "failure"],
 )
 def test_an_end_within_the_uncertainty_loses_no_latents(
-    capsys, second_order_path, pictures, tmp_path, monkeypatch, error, code, told
+    capsys, second_order_path, pictures, tmp_path, monkeypatch, error, code, message
 ):
     def evaluate(*arguments):
         raise error
@@ -253,7 +255,7 @@ def test_an_end_within_the_uncertainty_loses_no_latents(
         *("--max-steps", 5, "--uncertainty"),
     )
     assert ended == code
-    assert told in err
+    assert message in err
     assert np.isfinite(Inversion.load(tmp_path / "a.npz").loss).all()
     assert np.isnan(Uncertainty.load(tmp_path / "a.npz").noise).all()
     assert json.loads(out)["cancelled"] == (code == 130)

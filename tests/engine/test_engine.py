@@ -717,12 +717,12 @@ def test_a_truth_changes_nothing_else(engine, coupled):
     method = recipe(*stages, restarts=1, keep="best")
     arguments = [PERCEPTRON, OTHER], method, Uniform(), distant_images(9)
     options = {"use": (0, 0) if coupled else (0, 1), "coupled": coupled, "trace_every": 1}
-    told = engine(*arguments, true_latents=some_latents(9, 5), **options)
-    untold = engine(*arguments, **options)
-    assert untold["min_latent_error"] is None
+    measured = engine(*arguments, true_latents=some_latents(9, 5), **options)
+    without = engine(*arguments, **options)
+    assert without["min_latent_error"] is None
     for name in ("latents", "loss", "status", "steps", "attempts", "trace"):
-        np.testing.assert_array_equal(told[name], untold[name])
-    assert told["evaluations"] == untold["evaluations"]
+        np.testing.assert_array_equal(measured[name], without[name])
+    assert measured["evaluations"] == without["evaluations"]
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (2, 5), (15,)], ids=str)

@@ -54,7 +54,7 @@ BATCHES = (1, 3, 17)
 
 @dataclass(frozen=True)
 class Case:
-    """A generator and what export has to be told about it."""
+    """A generator and what to pass to export with it."""
 
     make: Callable[[], nn.Module]
     latent_shape: tuple[int, ...]

@@ -162,18 +162,18 @@ def test_trace_holds_the_loss_every_so_many_updates(inverter, images):
 
 def test_nearest_tells_how_near_a_target_came_to_its_truth(inverter, images):
     truth = inverter.sample(5, seed=3)
-    told = inverter.invert(images, recipe=QUICK, seed=1, true_latents=truth)
-    assert told.min_latent_error.shape == (5,)
-    assert told.min_latent_error.dtype == np.float32
+    measured = inverter.invert(images, recipe=QUICK, seed=1, true_latents=truth)
+    assert measured.min_latent_error.shape == (5,)
+    assert measured.min_latent_error.dtype == np.float32
     assert (
-        told.min_latent_error <= np.mean((told.latents - truth) ** 2, axis=1) * (1 + 1e-6)
+        measured.min_latent_error <= np.mean((measured.latents - truth) ** 2, axis=1) * (1 + 1e-6)
     ).all()
-    assert (told.min_latent_error > 0).all()
+    assert (measured.min_latent_error > 0).all()
     begun = inverter.invert(images, recipe=QUICK, seed=1, init=truth, true_latents=truth)
     np.testing.assert_array_equal(begun.min_latent_error, 0)
-    untold = inverter.invert(images, recipe=QUICK, seed=1)
-    assert untold.min_latent_error is None
-    np.testing.assert_array_equal(untold.latents, told.latents)
+    without = inverter.invert(images, recipe=QUICK, seed=1)
+    assert without.min_latent_error is None
+    np.testing.assert_array_equal(without.latents, measured.latents)
 
 
 def test_restarts_override_the_recipe(inverter, images):

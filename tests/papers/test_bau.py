@@ -112,9 +112,9 @@ def test_precise_recovers_the_latents(numbers):
     assert (array(numbers, "generated-precise", "latent_distance") < bau.EXACT).all()
     row = part(numbers, "figure-2")["rows"][6]
     assert row["cells"][1]["value"] == 1
-    told = part(numbers, "result")
-    assert told["cells"]["precise"]["value"] == 1
-    assert told["cells"]["a"]["value"] == 0
+    result = part(numbers, "result")
+    assert result["cells"]["precise"]["value"] == 1
+    assert result["cells"]["a"]["value"] == 0
 
 
 def test_optimisation_begins_at_the_encoders_and_improves_on_them(numbers):
@@ -141,13 +141,13 @@ def test_the_layer_of_f_is_that_of_its_image(made, numbers):
 
 
 def test_features_are_told_and_the_paper_s_are_beside_them(numbers):
-    told = {row["what"]: (row["paper"], row["here"]) for row in numbers["differences"]}
-    assert "VGG16" in told["d_I"][0]
-    assert "trained on the 40 training images of mnist" in told["d_I"][1]
-    assert "zero_grad" in told["Encoders"][0]
-    assert f"(b) {ITERATIONS} iterations" in told["Encoders"][1]
-    assert "halved after 8, 12, 18 steps" in told["Optimiser"][1]
-    assert {"Targets", "Steps", "Residuals of (f)", "Random draws", "Precision"} <= set(told)
+    differences = {row["what"]: (row["paper"], row["here"]) for row in numbers["differences"]}
+    assert "VGG16" in differences["d_I"][0]
+    assert "trained on the 40 training images of mnist" in differences["d_I"][1]
+    assert "zero_grad" in differences["Encoders"][0]
+    assert f"(b) {ITERATIONS} iterations" in differences["Encoders"][1]
+    assert "halved after 8, 12, 18 steps" in differences["Optimiser"][1]
+    assert {"Targets", "Steps", "Residuals of (f)", "Random draws", "Precision"} <= set(differences)
 
 
 def test_figures_and_page_stand_alone(made, numbers):
@@ -200,7 +200,7 @@ def test_an_encoder_of_another_generator_is_refused(made, tmp_path):
         bau.reproduce(
             Request(
                 tmp_path / "out",
-                data=[tmp_path / "no such data"],  # which is told later
+                data=[tmp_path / "no such data"],  # which is refused later
                 generators=[tmp_path / "tiny.bundle"],
                 encoders=[made[0].folder / "encoders" / f"{DIGITS}-layers"],
             )
@@ -273,8 +273,8 @@ def test_an_interrupted_training_says_how_to_continue(tmp_path, capsys, monkeypa
     monkeypatch.setattr(bau_networks, "train_encoder", train_encoder)
     code = main(["reproduce", "bau", "--generator", str(demo.BUNDLE), "-o", str(tmp_path / "out")])
     assert code == 130
-    told = capsys.readouterr().err
-    assert "0 of 2 encoders of digits 16x16 are trained; run the same command to resume" in told
+    message = capsys.readouterr().err
+    assert "0 of 2 encoders of digits 16x16 are trained; run the same command to resume" in message
 
 
 def test_a_run_from_another_start_is_another_run(tmp_path):

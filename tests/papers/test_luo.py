@@ -156,9 +156,11 @@ def test_a_small_error_is_not_shown_as_zero(report):
 
 def test_a_report_says_what_differs(report):
     numbers = numbers_of(report)
-    told = {row["what"]: row["here"] for row in numbers["differences"]}
-    assert {"Encoders", "BiGAN", "Search", "Labels", "Degraded images", "Images"} <= set(told)
-    assert f"{ITERATIONS} iterations of 64 images" in told["Encoders"]
+    differences = {row["what"]: row["here"] for row in numbers["differences"]}
+    assert {"Encoders", "BiGAN", "Search", "Labels", "Degraded images", "Images"} <= set(
+        differences
+    )
+    assert f"{ITERATIONS} iterations of 64 images" in differences["Encoders"]
     assert numbers["settings"]["encoder_iterations"] == ITERATIONS
     assert "max_steps" not in numbers["settings"]
 
@@ -226,8 +228,8 @@ def test_without_normal_equations_and_labels_the_report_says_so(alone):
     assert "this bundle has no normal equations" in texts[3]
     (row,) = part(numbers, "table-2")["rows"]
     assert "needs images with labels" in row["text"]
-    told = {row["what"]: row["here"] for row in numbers["differences"]}
-    assert "800 generated images" in told["Search"]
+    differences = {row["what"]: row["here"] for row in numbers["differences"]}
+    assert "800 generated images" in differences["Search"]
 
 
 def test_table_2_compares_labels_of_other_images(with_data):
@@ -353,7 +355,7 @@ def problem_encoders(with_data: Path, folder: Path) -> dict[str, tuple[list[Path
 @pytest.mark.parametrize("problem", ["no encoder", "no origin", "twice", "nowhere"])
 def test_a_wrong_encoder_is_told_in_one_line_before_any_work(with_data, tmp_path, problem):
     given, message = problem_encoders(with_data, tmp_path)[problem]
-    data = [tmp_path / "no such data"]  # which is told later
+    data = [tmp_path / "no such data"]  # which is refused later
     with pytest.raises(pyinv.PyinvError, match=message) as caught:
         luo.reproduce(request(tmp_path / "out", encoders=given, data=data))
     assert "\n" not in str(caught.value)

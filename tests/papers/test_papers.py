@@ -159,10 +159,10 @@ def test_the_page_states_the_numbers_of_the_json(reports, paper):
 @pytest.mark.parametrize("paper", OPTIMISED)
 def test_a_report_says_what_differs_and_how_it_ran(reports, paper):
     numbers = numbers_of(reports[paper])
-    told = {row["what"]: row["here"] for row in numbers["differences"]}
-    assert {"Generator", "Images", "Batch norm", "Random draws", "Precision"} <= set(told)
-    assert told["Images"] == "16×16, 1 channel"
-    assert str(STEPS) in " ".join(told.values())
+    differences = {row["what"]: row["here"] for row in numbers["differences"]}
+    assert {"Generator", "Images", "Batch norm", "Random draws", "Precision"} <= set(differences)
+    assert differences["Images"] == "16×16, 1 channel"
+    assert str(STEPS) in " ".join(differences.values())
     assert numbers["settings"]["targets"] == TARGETS
     inversions = [run for run in numbers["runs"].values() if run["recipe"]]
     assert all(run["facts"]["seconds"] >= 0 for run in inversions)
@@ -400,10 +400,10 @@ def test_precise_recovers_the_latents_and_says_what_they_cost(reports, paper, ru
     costs = {row["label"]: row["cells"][1:] for row in part(numbers, "costs")["rows"]}
     found = [cell["value"] for cell in costs[PRECISE]]
     assert found == pytest.approx([objective.mean(), equations.mean(), forwards.mean()])
-    told = part(numbers, "result")
-    assert "assumes that this exact generator made" in told["paragraphs"][-1]
-    assert told["cells"]["precise"]["value"] == 1
-    assert told["cells"]["cost"]["value"] == pytest.approx(forwards.mean())
+    result = part(numbers, "result")
+    assert "assumes that this exact generator made" in result["paragraphs"][-1]
+    assert result["cells"]["precise"]["value"] == 1
+    assert result["cells"]["cost"]["value"] == pytest.approx(forwards.mean())
 
 
 @pytest.mark.parametrize(
@@ -488,9 +488,11 @@ def test_creswell_errors_are_those_of_a_pixel_from_0_to_1(reports):
 
 
 def test_creswell_says_both_batch_norm_modes(reports):
-    told = {row["what"]: row["here"] for row in numbers_of(reports["creswell"])["differences"]}
-    assert "eval mode" in told["Batch norm"]
-    assert "over the images that run together" in told["Batch norm"]
+    differences = {
+        row["what"]: row["here"] for row in numbers_of(reports["creswell"])["differences"]
+    }
+    assert "eval mode" in differences["Batch norm"]
+    assert "over the images that run together" in differences["Batch norm"]
 
 
 def test_creswell_compares_its_method_with_and_without(reports):
@@ -851,8 +853,8 @@ def test_lipton_does_without_test_images(trained, mnist, tmp_path):
     )
     assert trained[0]["configuration"].seed == 7
     assert any("no test split" in text for text in said)
-    told = {row["what"]: row["here"] for row in numbers_of(report)["differences"]}
-    assert "mean of two generated images" in told["Table 2"]
+    differences = {row["what"]: row["here"] for row in numbers_of(report)["differences"]}
+    assert "mean of two generated images" in differences["Table 2"]
 
 
 def test_an_interrupted_training_says_how_to_go_on(mnist, tmp_path, capsys, monkeypatch):

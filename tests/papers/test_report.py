@@ -458,9 +458,9 @@ def test_a_row_may_have_a_tag_or_a_text_in_place_of_its_figures(report):
     report.add_table("t", "T", "", columns=[Column("a", best="lowest"), Column("b")], rows=rows)
     numbers, page = written(report)
     assert '<th scope="row">one<span class="tag">not theirs</span></th>' in page
-    (told,) = re.findall(r'<td class="text" colspan="2"><p>(.*?)</p></td>', page)
-    assert "<code><span>pyinv</span> <span>export</span>" in told
-    assert re.sub("<[^>]*>", "", told) == "not run: pyinv export --normal-equations &lt;helps&gt;"
+    (text,) = re.findall(r'<td class="text" colspan="2"><p>(.*?)</p></td>', page)
+    assert "<code><span>pyinv</span> <span>export</span>" in text
+    assert re.sub("<[^>]*>", "", text) == "not run: pyinv export --normal-equations &lt;helps&gt;"
     assert check(numbers) == 2
 
 

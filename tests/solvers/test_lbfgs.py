@@ -492,10 +492,10 @@ def test_two_runs_give_the_same_bits(engine):
 def test_a_truth_changes_nothing_else(engine):
     images = images_of(NET, 9, noise=0.1)
     arguments = [NET], RESTARTED, Uniform(), images
-    told = engine(*arguments, true_latents=some_latents(9, 5), trace_every=1)
-    untold = engine(*arguments, trace_every=1)
+    measured = engine(*arguments, true_latents=some_latents(9, 5), trace_every=1)
+    without = engine(*arguments, trace_every=1)
     for name in ("latents", "loss", "status", "steps", "trace"):
-        np.testing.assert_array_equal(told[name], untold[name])
+        np.testing.assert_array_equal(measured[name], without[name])
 
 
 def test_cancelling_keeps_what_was_found(engine):

@@ -649,10 +649,10 @@ def test_trace(engine, every):
 def test_a_truth_changes_nothing_else(engine):
     images = images_of(NET, 9, noise=0.1)
     arguments = solvable(NET), RESTARTED, Uniform(), images
-    told = engine(*arguments, true_latents=some_latents(9, 5), trace_every=1)
-    untold = engine(*arguments, trace_every=1)
+    measured = engine(*arguments, true_latents=some_latents(9, 5), trace_every=1)
+    without = engine(*arguments, trace_every=1)
     for name in ("latents", "loss", "status", "steps", "normal_equations", "trace"):
-        np.testing.assert_array_equal(told[name], untold[name])
+        np.testing.assert_array_equal(measured[name], without[name])
 
 
 # Cancelling

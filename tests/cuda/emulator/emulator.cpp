@@ -475,7 +475,7 @@ cudaError_t cudaHostAlloc(void** memory, size_t bytes, unsigned) {
 cudaError_t cudaFreeHost(void* memory) {
   const Call call;
   if (!m().pinned_memory.erase(memory)) return error(cudaErrorInvalidValue);
-  std::free(memory);  // whoever still reads it is told by the sanitizer
+  std::free(memory);  // the sanitizer reports whoever still reads it
   --m().objects;
   return cudaSuccess;
 }

@@ -141,8 +141,12 @@ def check_encoder(
             f"the encoder must return latents {latent}, as this bundle has them; it returned "
             f"{list(found.shape)} for {_TRIED} images: give an encoder of this generator"
         )
-    if not found.is_floating_point() or not bool(torch.isfinite(found).all()):
-        raise ExportError("the encoder must return finite floats: check its weights")
+    if not found.is_floating_point():
+        raise ExportError(
+            f"the encoder must return floats, it returned {found.dtype}: convert them"
+        )
+    if not bool(torch.isfinite(found).all()):
+        raise ExportError("the encoder must return finite latents: check its weights")
     if not torch.allclose(found, again, rtol=1e-5, atol=1e-6):
         raise ExportError(
             "the encoder returned different latents for the same images: it draws noise or drops "

@@ -175,6 +175,8 @@ def train_encoder(
             state = read_checkpoint(opened.checkpoint)
             if state is None:
                 opened.refuse_lost_checkpoint()
+                if opened.lost_its_start:
+                    say("no checkpoint was written before the last run ended; starting over")
             training = EncoderTraining(setting)
             if state is not None:
                 resume(training, state, opened)

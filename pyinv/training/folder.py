@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -171,6 +171,11 @@ class TrainingFolder:
         write_whole(path, picture.getbuffer())
         return path
 
+    @property
+    def lost_its_start(self) -> bool:
+        """Whether the folder contains a training that ended before its first checkpoint."""
+        return self._samples.exists() and not self.checkpoint.exists()
+
     def refuse_lost_checkpoint(self) -> None:
         """Raise InputError if the folder contains a training whose checkpoint is missing."""
         if self.weights.exists() or self._losses.exists():
@@ -186,7 +191,9 @@ class TrainingFolder:
         """
         field = configuration.difference(self.configuration, ignore=self.free)
         if field is not None:
-            theirs, ours = getattr(configuration, field), getattr(self.configuration, field)
+            field, theirs, ours = _first_difference(
+                field, getattr(configuration, field), getattr(self.configuration, field), self.free
+            )
             raise InputError(
                 f"{path}: from another training, whose {field} is {_text(theirs)} and not "
                 f"{_text(ours)}; {REMEDY}"
@@ -276,6 +283,18 @@ def _decisive(origin: Mapping[str, Any]) -> list[Any]:
     if isinstance(settings, Mapping):
         settings = {name: value for name, value in settings.items() if name != "source"}
     return [settings, *map(origin.get, ("images", "iterations", "generator"))]
+
+
+def _first_difference(
+    name: str, theirs: Any, ours: Any, ignore: tuple[str, ...]
+) -> tuple[str, Any, Any]:
+    """Return what differs within two values: a field of a dataclass, or the values themselves."""
+    if is_dataclass(theirs) and type(theirs) is type(ours):
+        for item in fields(theirs):
+            pair = getattr(theirs, item.name), getattr(ours, item.name)
+            if item.name not in ignore and pair[0] != pair[1]:
+                return item.name, *pair
+    return name, theirs, ours
 
 
 def _text(value: Any) -> str:

@@ -107,12 +107,17 @@ class FrozenGenerator:
             self.module.to(device)
 
     def generate(self, latents: Tensor) -> Tensor:
-        """Return the images G(z), [B, C, H, W], without a gradient."""
+        """Return the images G(z), [B, C, H, W], without a gradient.
+
+        Non-finite latents give images of NaN.
+        """
         if self.module is not None:
             with torch.no_grad():
                 images: Tensor = self.module(self._shaped(latents))
             return images
         assert self._inverter is not None
+        if not bool(torch.isfinite(latents.detach()).all()):
+            return latents.new_full((len(latents), *self.image_shape), math.nan)
         made = self._inverter.generate(_numpy(latents), batch_size=len(latents))
         return torch.from_numpy(made).to(latents.device)
 

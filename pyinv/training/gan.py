@@ -143,6 +143,8 @@ def train_gan(
         state = read_checkpoint(opened.checkpoint)
         if state is None:
             opened.refuse_lost_checkpoint()
+            if opened.lost_its_start:
+                say("no checkpoint was written before the last run ended; starting over")
         adversaries = Adversaries(configuration, pixels, where)
         if state is not None:
             resume(adversaries, state, opened)

@@ -114,6 +114,8 @@ def iterate(
                 samples = training.samples()
                 picture = ""
                 if samples is not None:
+                    if not np.isfinite(samples).all():
+                        raise _diverged(training, folder.checkpoint)
                     written = folder.write_samples(samples, training.value_range, iteration)
                     picture = f"; {written}"
                 if report is None:

@@ -272,7 +272,8 @@ def test_the_manifest_holds_encode_for_each_runtime_or_for_none(encoding):
             "returned different latents for the same images",
         ),
         "tuple": (lambda: Pair(), "must return latents [B, 6, 1, 1] or [B, 6], it returned tuple"),
-        "nan": (lambda: Constant(float("nan")), "must return finite floats"),
+        "nan": (lambda: Constant(float("nan")), "must return finite latents"),
+        "integers": (lambda: Whole(), "must return floats, it returned torch.int64"),
         "statistics": (
             lambda: nn.Sequential(
                 nn.BatchNorm2d(3, track_running_stats=False), nn.Flatten(), nn.Linear(192, 6)
@@ -294,6 +295,11 @@ def test_an_encoder_that_does_not_fit_is_refused(encoding, tmp_path, make, probl
 class AlwaysDrop(nn.Module):
     def forward(self, x):
         return nn.functional.dropout(x, 0.5, training=True)
+
+
+class Whole(nn.Module):
+    def forward(self, image):
+        return image.flatten(1)[:, :6].long()
 
 
 class Pair(nn.Module):

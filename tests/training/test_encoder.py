@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ import pytest
 from pyinv.bundle import Bundle
 from pyinv.cli import main
 from pyinv.demo import DIGITS
-from pyinv.errors import ExportError, InputError
+from pyinv.errors import ExportError, InputError, RunError
 from pyinv.inverter import Inverter
 from pyinv.priors import Normal, Uniform
 from pyinv.training import (
@@ -549,6 +550,37 @@ def test_a_generator_that_is_none_is_refused(tmp_path, bundle):
         open_generator(make_generator(), latent_shape=(LATENT, 0))
     with pytest.raises(InputError, match=r"value_range must be .* got \(1, -1\)"):
         open_generator(make_generator(), latent_shape=LATENT, value_range=(1, -1))
+
+
+@pytest.mark.parametrize("method", ["direct", "aegan", "latent+image"])
+def test_a_training_that_diverges_says_so(bundle, tmp_path, method):
+    schedule = dataclasses.replace(QUICK, learning_rate=1e30)
+    with pytest.raises(RunError, match="the training has diverged: after iteration"):
+        train(tmp_path / "run", bundle, SMALL.replace(method=method, schedule=schedule))
+
+
+def test_a_training_that_ended_before_its_first_checkpoint_starts_over(
+    bundle, tmp_path, unexported
+):
+    train(tmp_path / "run", bundle)
+    lines = []
+    for name in ("checkpoint.pt", "encoder.pt", "losses.csv", "generator.bundle"):
+        path = tmp_path / "run" / name
+        if path.is_file():
+            path.unlink()
+    train(tmp_path / "run", bundle, say=lines.append)
+    assert lines[0] == "no checkpoint was written before the last run ended; starting over"
+    lines.clear()
+    train(tmp_path / "new", bundle, say=lines.append)
+    assert not any("starting over" in line for line in lines)
+
+
+def test_the_setting_that_differs_is_named(bundle, tmp_path, unexported):
+    train(tmp_path / "run", bundle)
+    schedule = dataclasses.replace(QUICK, iterations=QUICK.iterations + 1, learning_rate=0.5)
+    with pytest.raises(InputError, match=r"whose learning_rate is \S+ and not 0\.5; ") as error:
+        train(tmp_path / "run", bundle, SMALL.replace(schedule=schedule))
+    assert "Schedule" not in str(error.value)
 
 
 def test_a_folder_of_another_training_is_refused(bundle, tmp_path, unexported):

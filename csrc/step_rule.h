@@ -53,11 +53,19 @@ PYINV_HOST_DEVICE inline float resampling_probability(const StepRule& rule, floa
   const Constraint& c = rule.constraint;
   const float size = fabsf(y);
   float p = 0.0f;
-  if (c.kind == ConstraintKind::hard_cutoff) return size > c.a ? 1.0f : 0.0f;
-  if (c.kind == ConstraintKind::logistic_cutoff) {
-    p = 1.0f / (1.0f + expf(-c.a * (size - c.b)));
-  } else {
-    p = size <= c.a ? expf(0.5f * (y * y - c.a * c.a)) : 1.0f;
+  switch (c.kind) {
+    case ConstraintKind::none:
+    case ConstraintKind::clip:
+    case ConstraintKind::stochastic_clip:
+      return 0.0f;
+    case ConstraintKind::hard_cutoff:
+      return size > c.a ? 1.0f : 0.0f;
+    case ConstraintKind::logistic_cutoff:
+      p = 1.0f / (1.0f + expf(-c.a * (size - c.b)));
+      break;
+    case ConstraintKind::truncated_normal_cutoff:
+      p = size <= c.a ? expf(0.5f * (y * y - c.a * c.a)) : 1.0f;
+      break;
   }
   if (p >= 1.0f) return 1.0f;
   return -expm1f(log1pf(-p) * rule.inverse_horizon);
@@ -67,16 +75,22 @@ PYINV_HOST_DEVICE inline float resampling_probability(const StepRule& rule, floa
 PYINV_HOST_DEVICE inline bool constrain(const StepRule& rule, const LaneStep& lane,
                                         uint32_t component, float& z) {
   const Constraint& c = rule.constraint;
-  if (c.kind == ConstraintKind::none || !(fabsf(z) <= 3.402823466e38f)) return false;
-  if (c.kind == ConstraintKind::clip) {
-    z = fminf(fmaxf(z, c.low), c.high);
-    return false;
-  }
-  if (c.kind == ConstraintKind::stochastic_clip) {
-    if (z > c.low && z < c.high) return false;
-    z = uniform_draw(draw_words(lane.key, DrawPurpose::resample, lane.attempt_step, component),
-                     c.low, c.high);
-    return true;
+  if (!(fabsf(z) <= 3.402823466e38f)) return false;
+  switch (c.kind) {
+    case ConstraintKind::none:
+      return false;
+    case ConstraintKind::clip:
+      z = fminf(fmaxf(z, c.low), c.high);
+      return false;
+    case ConstraintKind::stochastic_clip:
+      if (z > c.low && z < c.high) return false;
+      z = uniform_draw(draw_words(lane.key, DrawPurpose::resample, lane.attempt_step, component),
+                       c.low, c.high);
+      return true;
+    case ConstraintKind::hard_cutoff:
+    case ConstraintKind::logistic_cutoff:
+    case ConstraintKind::truncated_normal_cutoff:
+      break;
   }
   const float q = resampling_probability(rule, (z - rule.prior.mean) / rule.prior.std);
   if (!(q > 0.0f)) return false;

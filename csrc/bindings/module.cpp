@@ -93,7 +93,7 @@ PyObject* run_failed = nullptr;
   } catch (const OutOfMemory& error) {
     raise(out_of_memory, error.what());
   } catch (const std::bad_alloc&) {
-    raise(run_failed, "the engine ran out of memory; a smaller batch_size needs less");
+    raise(out_of_memory, "the engine ran out of memory");
   } catch (const std::invalid_argument& error) {
     raise(PyExc_ValueError, error.what());
   } catch (const std::exception& error) {

@@ -37,7 +37,7 @@ from pyinv.papers.precise import (
     describe_costs,
     why_not_run,
 )
-from pyinv.papers.report import Cell, Column, Paper, Report, Row, literal, ref
+from pyinv.papers.report import Cell, Column, Paper, Ref, Report, Row, literal
 from pyinv.papers.request import Request
 from pyinv.papers.run_cache import RunCache
 from pyinv.penalties import PriorPenalty
@@ -414,11 +414,11 @@ class _Experiment:
         )
 
     def _mean(self, report: Report, targets: _Targets, method: str, array: str) -> Cell:
-        return report.compute("mean", values=ref(self._id(targets, method), array))
+        return report.compute("mean", values=Ref(self._id(targets, method), array))
 
     def _exact(self, report: Report, method: str) -> Cell:
         """Return the share of generated images whose z was recovered."""
-        errors = ref(self._id(self.targets[0], method), "latent_distance")
+        errors = Ref(self._id(self.targets[0], method), "latent_distance")
         return report.compute("recovery_rate", errors=errors, threshold=EXACT)
 
     def _rows(self, targets: _Targets, cells_of: Mapping[str, Sequence[Cell | None]]) -> list[Row]:
@@ -577,7 +577,7 @@ class _Experiment:
                 [
                     report.compute(
                         "quantile",
-                        values=ref(self._id(generated, method), array),
+                        values=Ref(self._id(generated, method), array),
                         fraction=fraction,
                     )
                     for fraction in QUANTILES.values()

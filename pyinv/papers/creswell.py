@@ -27,7 +27,7 @@ from pyinv.papers.differences import add_shared_differences, made_with
 from pyinv.papers.folder import open_folder
 from pyinv.papers.generators import Generator, HeldOut, choose, free_key, obtain_generators
 from pyinv.papers.plan import Planned, run_plan
-from pyinv.papers.report import Cell, Column, Paper, Report, Row, literal, ref
+from pyinv.papers.report import Cell, Column, Paper, Ref, Report, Row, literal
 from pyinv.papers.request import Request
 from pyinv.papers.run_cache import RunCache
 from pyinv.priors import Normal, Uniform
@@ -284,7 +284,7 @@ class _Experiment:
         return [
             report.compute(
                 "mean",
-                values=ref(self._id(method), "absolute_error"),
+                values=Ref(self._id(method), "absolute_error"),
                 published=published.get((self.prior, method.held)),
             )
             for method in self.methods
@@ -292,7 +292,7 @@ class _Experiment:
 
     def blank(self, report: Report) -> Cell:
         """Return the error of a blank image."""
-        return report.compute("mean", values=ref(f"{self.generator.key}-blank", "absolute_error"))
+        return report.compute("mean", values=Ref(f"{self.generator.key}-blank", "absolute_error"))
 
     def spread(self, report: Report) -> list[Row]:
         """Return one row of statistics per run."""
@@ -302,12 +302,12 @@ class _Experiment:
             Row(
                 name,
                 [
-                    report.compute("mean", values=ref(id, "absolute_error")),
-                    report.compute("median", values=ref(id, "absolute_error")),
-                    report.compute("quantile", values=ref(id, "absolute_error"), fraction=1.0),
-                    report.compute("mean", values=ref(id, "cross_entropy")),
-                    report.compute("mean", values=ref(id, "latent_spread")),
-                    report.compute("mean", values=ref(id, "share_outside"))
+                    report.compute("mean", values=Ref(id, "absolute_error")),
+                    report.compute("median", values=Ref(id, "absolute_error")),
+                    report.compute("quantile", values=Ref(id, "absolute_error"), fraction=1.0),
+                    report.compute("mean", values=Ref(id, "cross_entropy")),
+                    report.compute("mean", values=Ref(id, "latent_spread")),
+                    report.compute("mean", values=Ref(id, "share_outside"))
                     if self.prior == "uniform"
                     else None,
                 ],

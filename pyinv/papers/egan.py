@@ -41,7 +41,7 @@ from pyinv.papers.precise import (
     precise_recipe,
     why_not_run,
 )
-from pyinv.papers.report import Cell, Column, Paper, Report, Row, literal, ref
+from pyinv.papers.report import Cell, Column, Paper, Ref, Report, Row, literal
 from pyinv.papers.request import Request, check_plots
 from pyinv.papers.run_cache import RunCache
 from pyinv.priors import Normal
@@ -319,7 +319,7 @@ class _Experiment:
         note: str | None = None,
     ) -> list[Cell | None]:
         """Return one row, in the order of ``COLUMNS``."""
-        errors, baseline = ref(self._id(key), array), ref(self._id(DISABLED), array)
+        errors, baseline = Ref(self._id(key), array), Ref(self._id(DISABLED), array)
         theirs = iter(published or [None] * len(COLUMNS))
         cells: list[Cell | None] = [
             report.compute(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import math
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from pyinv.atomic_files import OutputFile
+from pyinv.atomic_files import write_whole
 from pyinv.errors import DependencyError, InputError
 from pyinv.images import to_uint8
 from pyinv.papers.folder import open_folder
@@ -332,9 +331,7 @@ def _save_plot(figure: Figure, path: PathLike) -> Path:
 def _write(path: PathLike, content: io.BytesIO) -> Path:
     path = Path(path)
     open_folder(path.parent)
-    content.seek(0)
-    with OutputFile(path) as output:
-        output.write(lambda file: shutil.copyfileobj(content, file))
+    write_whole(path, content.getbuffer())
     return path
 
 

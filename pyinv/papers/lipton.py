@@ -36,7 +36,7 @@ from pyinv.papers.precise import (
     reconstruct_recipe,
     why_not_run,
 )
-from pyinv.papers.report import Cell, Column, Paper, Report, Row, literal, ref
+from pyinv.papers.report import Cell, Column, Paper, Ref, Report, Row, literal
 from pyinv.papers.request import Request, check_plots
 from pyinv.papers.run_cache import RunCache
 from pyinv.priors import Uniform
@@ -366,7 +366,7 @@ class _Experiment:
             published = TABLE_1[method][THRESHOLDS.index(threshold)]
         return report.compute(
             "recovery_rate",
-            errors=ref(self._id(f"table-1-{method}"), array),
+            errors=Ref(self._id(f"table-1-{method}"), array),
             threshold=threshold,
             published=published,
         )
@@ -408,7 +408,7 @@ class _Experiment:
             ours = {method: name for method, (name, _) in self._ours.items()}
             for method, name in (CLIPPINGS | ours).items():
                 shares = [self._recovered(report, method, one, array) for one in THRESHOLDS]
-                error = report.compute("mean", values=ref(self._id(f"table-1-{method}"), array))
+                error = report.compute("mean", values=Ref(self._id(f"table-1-{method}"), array))
                 rows.append(
                     Row(
                         name,
@@ -489,7 +489,7 @@ class _Experiment:
         images = range(1, UNSEEN_IMAGES + 1)
 
         def spread(method: str, image: int) -> Cell:
-            latents = ref(self._id(f"table-2-{method}"), f"latents of image {image}")
+            latents = Ref(self._id(f"table-2-{method}"), f"latents of image {image}")
             return report.compute("pairwise_distance", latents=latents)
 
         cells = {(method, image): spread(method, image) for method in methods for image in images}
@@ -503,7 +503,7 @@ class _Experiment:
         }
         means["baseline"] = report.compute(
             "pairwise_distance",
-            latents=ref(self._id("table-2-baseline"), "latents"),
+            latents=Ref(self._id("table-2-baseline"), "latents"),
             published=TABLE_2_BASELINE,
         )
         columns = {
@@ -519,7 +519,7 @@ class _Experiment:
             for image in images
         ]
         errors = {
-            method: report.compute("mean", values=ref(self._id(f"table-2-{method}"), "image_error"))
+            method: report.compute("mean", values=Ref(self._id(f"table-2-{method}"), "image_error"))
             for method in methods
         }
         more = ""
@@ -570,7 +570,7 @@ class _Experiment:
             clipping: [
                 report.compute(
                     "mean",
-                    values=ref(
+                    values=Ref(
                         self._id(f"figure-2-{clipping}"),
                         f"latent error at noise variance {variance:g}",
                     ),

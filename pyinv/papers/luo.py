@@ -46,7 +46,7 @@ from pyinv.papers.precise import (
     reconstruct_recipe,
     why_not_run,
 )
-from pyinv.papers.report import Cell, Column, Paper, Report, Row, literal, ref
+from pyinv.papers.report import Cell, Column, Paper, Ref, Report, Row, literal
 from pyinv.papers.request import Request
 from pyinv.papers.run_cache import RunCache
 from pyinv.priors import Normal, Uniform
@@ -465,18 +465,18 @@ class _Experiment:
     # -- parts of the report
 
     def _mean(self, report: Report, run: str, array: str, published: float | None = None) -> Cell:
-        return report.compute("mean", values=ref(self._id(run), array), published=published)
+        return report.compute("mean", values=Ref(self._id(run), array), published=published)
 
     def _hits(self, report: Report, search: str, kind: str) -> Cell:
-        ranks = ref(self._id(f"figure-3-{search}"), f"rank, {DEGRADATIONS[kind]}")
+        ranks = Ref(self._id(f"figure-3-{search}"), f"rank, {DEGRADATIONS[kind]}")
         return report.compute("hit_rate", ranks=ranks)
 
     def _similarity(self, report: Report, search: str, found: str, theirs: bool = False) -> Cell:
         run = self._id(f"table-2-{search}")
         return report.compute(
             "label_similarity",
-            labels=ref(run, "labels"),
-            found=ref(run, found),
+            labels=Ref(run, "labels"),
+            found=Ref(run, found),
             published=TABLE_2.get(search) if theirs else None,
         )
 
@@ -573,7 +573,7 @@ class _Experiment:
                 Row(
                     OURS[planned.id.removeprefix(self._id("table-1-"))],
                     [
-                        report.compute("mean", values=ref(planned.id, "absolute_error")),
+                        report.compute("mean", values=Ref(planned.id, "absolute_error")),
                         *cost_cells(report, planned.id, planned.recipe),
                     ],
                     tag=NOT_IN_PAPER,
@@ -700,7 +700,7 @@ class _Experiment:
                             self._hits(report, search, kind),
                             report.compute(
                                 "median",
-                                values=ref(
+                                values=Ref(
                                     self._id(f"figure-3-{search}"), f"rank, {DEGRADATIONS[kind]}"
                                 ),
                             ),

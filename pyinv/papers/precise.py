@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pyinv import recipes
 from pyinv.bundle import MAX_SOLVED, Manifest
 from pyinv.errors import BundleError
-from pyinv.papers.report import Cell, Column, Report, ref
+from pyinv.papers.report import Cell, Column, Ref, Report
 from pyinv.priors import Normal
 from pyinv.recipes import Recipe
 from pyinv.result import Inversion
@@ -139,9 +139,9 @@ def describe_precise(
     )
     return paragraph, {
         "precise": report.compute(
-            "recovery_rate", errors=ref(run_id, "latent_error"), threshold=threshold
+            "recovery_rate", errors=Ref(run_id, "latent_error"), threshold=threshold
         ),
-        "cost": report.compute("mean", values=ref(run_id, "forward_equivalents")),
+        "cost": report.compute("mean", values=Ref(run_id, "forward_equivalents")),
     }
 
 
@@ -189,7 +189,7 @@ def cost_cells(
     """
 
     def mean(name: str, published: float | None = None) -> Cell:
-        return report.compute("mean", values=ref(run_id, name), published=published)
+        return report.compute("mean", values=Ref(run_id, name), published=published)
 
     theirs = published_steps
     second_order = recipe.needs_normal_equations

@@ -20,7 +20,7 @@ from pyinv.errors import DependencyError, InputError, OutputError, RunError
 from pyinv.images import to_uint8
 from pyinv.papers import figures
 from pyinv.papers.page import render
-from pyinv.papers.report import Column, Paper, Report, Row, check, literal, recompute, ref
+from pyinv.papers.report import Column, Paper, Ref, Report, Row, check, literal, recompute
 from pyinv.papers.run_cache import RunCache
 from pyinv.result import Status
 from support.manifests import manifest
@@ -60,7 +60,7 @@ def picture(report):
 def cell(report, published=None, threshold=0.01, note=None):
     return report.compute(
         "recovery_rate",
-        errors=ref("ours", "errors"),
+        errors=Ref("ours", "errors"),
         threshold=threshold,
         published=published,
         note=note,
@@ -136,7 +136,7 @@ def test_numbers_of_a_full_reproduction_are_small(tmp_path):
 def test_a_cell_is_what_the_function_gives(report):
     assert cell(report).value == evaluation.recovery_rate(ERRORS, 0.01) == 0.4
     wins = report.compute(
-        "win_rate", errors=ref("ours", "errors"), baseline_errors=ref("baseline", "errors")
+        "win_rate", errors=Ref("ours", "errors"), baseline_errors=Ref("baseline", "errors")
     )
     assert wins.value == evaluation.win_rate(ERRORS, BASELINE)
 
@@ -145,7 +145,7 @@ def test_values_that_are_not_finite_are_null_and_recomputed_as_nan(tmp_path):
     report = Report(tmp_path, PAPER)
     errors = np.array([0.5, np.inf, -np.inf, np.nan], dtype=np.float32)
     report.add_run("run", "a run", arrays={"errors": errors}, facts={"mean": np.float32("nan")})
-    nothing = report.compute("mean", values=ref("run", "errors"))
+    nothing = report.compute("mean", values=Ref("run", "errors"))
     assert np.isnan(nothing.value)
     numbers, page = table(report, [nothing])
     text = (tmp_path / "numbers.json").read_text()
@@ -258,8 +258,8 @@ def test_what_are_no_numbers_of_a_report(report, change, message):
     [
         (lambda r: r.compute("nonsense"), "no function 'nonsense'; it has .*recovery_rate"),
         (lambda r: r.compute("np"), "no function 'np'"),
-        (lambda r: r.compute("mean", values=ref("no", "errors")), "no run 'no'.* ours, baseline"),
-        (lambda r: r.compute("mean", values=ref("ours", "no")), "no array 'no'; it has errors"),
+        (lambda r: r.compute("mean", values=Ref("no", "errors")), "no run 'no'.* ours, baseline"),
+        (lambda r: r.compute("mean", values=Ref("ours", "no")), "no array 'no'; it has errors"),
         (lambda r: r.compute("mean", values=ERRORS), "must belong to a run"),
         (
             lambda r: r.compute(
@@ -361,7 +361,7 @@ def test_all_text_is_escaped(tmp_path):
     report.add_run(
         "run", evil, recipe={"kind": evil, evil: evil}, arrays=arrays, facts={evil: evil}
     )
-    number = report.compute("mean", values=ref("run", evil), published=evil, note=evil)
+    number = report.compute("mean", values=Ref("run", evil), published=evil, note=evil)
     columns = [Column(evil, group=evil)]
     rows = [Row(evil, [number], group=evil, tag=evil), Row(evil, text=f"{evil} `{evil}`")]
     report.add_table("t", evil, evil, columns=columns, rows=rows, row_title=evil)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pyinv.bundle import Bundle
-from pyinv.datasets import Dataset, load_dataset
+from pyinv.datasets import Dataset
 from pyinv.errors import BundleError, ExportError
 from pyinv.export import export, perceptual
 from pyinv.export.layers import Layers, ResidualGenerator, first_layers, split
@@ -29,7 +29,7 @@ from pyinv.models.classifier import Classifier
 from pyinv.models.progan import pixel_norm
 from pyinv.papers.encoders import Encoder
 from pyinv.papers.folder import open_folder
-from pyinv.papers.generators import Generator
+from pyinv.papers.generators import Generator, GivenData
 from pyinv.papers.request import Request
 from pyinv.training.checkpoint import read_checkpoint, write_checkpoint
 from pyinv.training.classifier import train_classifier
@@ -95,7 +95,6 @@ class Networks:
         loss_description: what that loss is, in words.
         encoders: inverters of the bundles with encoders, by training method.
         encoders_description: how they were trained, in words.
-        names: the submodules after which the generator is split; empty if it cannot be split.
         layers: the split generator, or None.
         normalizes: whether it normalises each layer's input.
         residual: the generator of method (f), or None.
@@ -107,7 +106,6 @@ class Networks:
     loss_description: str
     encoders: Mapping[str, Inverter]
     encoders_description: str
-    names: tuple[str, ...]
     layers: Layers | None
     normalizes: bool
     residual: Residual | None
@@ -116,16 +114,12 @@ class Networks:
     @property
     def cuts(self) -> int:
         """The number of layers before G_F."""
-        return len(self.names)
+        return 0 if self.layers is None else len(self.layers.names)
 
     @property
     def layer_name(self) -> str:
         """The name of the last layer before G_F."""
         return f"layer {self.cuts}"
-
-    def encode(self, method: str, images: FloatArray) -> FloatArray:
-        """Encode images with the encoder that was trained by this method."""
-        return self.encoders[method].encode(images)
 
     def layer(self, latents: FloatArray) -> FloatArray | None:
         """Return the activations of the last layer before G_F, [N, ...]; None without layers.
@@ -163,8 +157,10 @@ def obtain_networks(
         ExportError: the generator cannot be exported.
         KeyboardInterrupt: Ctrl-C during training; its checkpoint remains.
     """
+    data = GivenData(request)
     return [
-        _Maker(generator, encoders[generator.key], request).networks() for generator in generators
+        _Maker(generator, encoders[generator.key], data, request).networks()
+        for generator in generators
     ]
 
 
@@ -184,17 +180,20 @@ class _Maker:
     """Creates the networks of one generator."""
 
     def __init__(
-        self, generator: Generator, encoders: Mapping[str, Encoder], request: Request
+        self,
+        generator: Generator,
+        encoders: Mapping[str, Encoder],
+        data: GivenData,
+        request: Request,
     ) -> None:
         self.generator = generator
         self.given = encoders
+        self.data = data
         self.request = request
         self.manifest = generator.manifest
         self.folder = request.folder / "networks" / generator.key
-        bundle = generator.inverter.bundle.path
-        trained = (bundle.parent / "generator.pt").is_file()
         self.frozen: FrozenGenerator = open_generator(
-            bundle.parent if trained else bundle, threads=request.machine.get("threads")
+            generator.source, threads=request.machine.get("threads")
         )
 
     def networks(self) -> Networks:
@@ -209,7 +208,6 @@ class _Maker:
             loss_description=self._describe_loss(loss),
             encoders={method: self._open(path) for method, path in encoders.items()},
             encoders_description=self._describe_encoders(names),
-            names=names,
             layers=layers,
             normalizes=self.frozen.normalizes_latent,
             residual=residual,
@@ -254,15 +252,10 @@ class _Maker:
     @cached_property
     def _labelled(self) -> Dataset | None:
         """The training split of the generator's dataset, if it has labels."""
-        read = [
-            load_dataset(path, image_shape=self.manifest.image_shape) for path in self.request.data
-        ]
-        own = [one for one in read if one.name == self.generator.data]
-        if len(read) == 1 and self.generator.data is None:
-            own = read
-        if not own or own[0].labels is None or len(set(own[0].labels)) < 2:
+        own = self.data.of(self.generator, "train")
+        if own is None or own.labels is None or len(set(own.labels)) < 2:
             return None
-        return own[0]
+        return own
 
     def _bundle(self) -> tuple[str, Path]:
         """Return the loss to minimise and the bundle that has it."""
@@ -438,10 +431,7 @@ class _Maker:
                     configuration,
                     self.frozen,
                     self.request.folder / "encoders" / key,
-                    device=self.request.machine.get("device", "cpu"),
-                    threads=self.request.machine.get("threads"),
-                    progress=self.request.progress,
-                    say=self.request.say,
+                    **self.request.training,
                 )
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pyinv.datasets import Dataset, load_dataset
+from pyinv.datasets import Dataset
 from pyinv.errors import InputError
 from pyinv.papers.encoders import to_pixels
-from pyinv.papers.generators import Generator
+from pyinv.papers.generators import Generator, GivenData
 from pyinv.papers.request import Request
 
 __all__ = ["Collection", "Collections"]
@@ -47,11 +46,11 @@ class Collection:
 
 
 class Collections:
-    """The collection of each generator. Each dataset is read once per image shape."""
+    """The collection of each generator."""
 
     def __init__(self, request: Request) -> None:
         self._request = request
-        self._read: dict[tuple[str, str, tuple[int, ...]], Dataset | None] = {}
+        self._data = GivenData(request)
 
     def of(self, generator: Generator) -> Collection:
         """Return the collection from the generator's data, or one of generated images.
@@ -59,42 +58,17 @@ class Collections:
         Raises:
             InputError: data that cannot be read, or that has only one image.
         """
-        found = self._data(generator)
-        if found is not None:
-            return self._of_data(*found)
+        path = self._data.path_of(generator, "train", any_data=True)
+        if path is not None:
+            train = self._data.load(path, "train", generator)
+            assert train is not None
+            return self._of_data(train, self._data.load(path, "test", generator))
         if self._request.data:
             self._request.say(
                 f"{generator.title}: none of the given datasets is the one it was trained on; "
                 "searching generated images instead"
             )
         return self._generated(generator)
-
-    def _data(self, generator: Generator) -> tuple[Dataset, Dataset | None] | None:
-        """Return the training and test splits of the dataset that the generator was trained on."""
-        shape = generator.manifest.image_shape
-        loaded = {path: self._load(path, "train", shape) for path in self._request.data}
-        named = {
-            path: one
-            for path, one in loaded.items()
-            if one is not None and (len(loaded) == 1 or one.name == generator.data)
-        }
-        if len(named) > 1:
-            raise InputError(f"two datasets are named {generator.data}; give only one of them")
-        for path, dataset in named.items():
-            return dataset, self._load(path, "test", shape)
-        return None
-
-    def _load(self, path: Any, split: str, shape: tuple[int, int, int]) -> Dataset | None:
-        key = (str(path), split, shape)
-        if key not in self._read:
-            try:
-                self._read[key] = load_dataset(path, split=split, image_shape=shape)
-            except InputError as error:
-                if split == "train":
-                    raise
-                self._request.say(f"continuing without test images: {error}")
-                self._read[key] = None
-        return self._read[key]
 
     def _of_data(self, train: Dataset, test: Dataset | None) -> Collection:
         count = self._request.targets

@@ -223,24 +223,15 @@ def _train(
     settings = get_encoder_configuration(configuration, method).replace(seed=request.seed)
     if request.encoder_iterations is not None:
         settings = settings.with_iterations(request.encoder_iterations)
-    device, threads = request.machine.get("device", "cpu"), request.machine.get("threads")
     data: dict[str, Any] = {}
     if method in OWN_GENERATOR and images is not None:
         data = {"data_name": images[0], "data": images[1]}
-    # A training folder also has the generator's PyTorch module, which is faster than its bundle.
-    bundle = generator.inverter.bundle.path
-    source = bundle.parent if (bundle.parent / "generator.pt").is_file() else bundle
-    folder = request.folder / "encoders" / f"{generator.key}-{method}"
-    train_encoder(
-        settings,
-        open_generator(source, device=device, threads=threads),
-        folder,
-        device=device,
-        threads=threads,
-        progress=request.progress,
-        say=request.say,
-        **data,
+    training = request.training
+    frozen = open_generator(
+        generator.source, device=training["device"], threads=training["threads"]
     )
+    folder = request.folder / "encoders" / f"{generator.key}-{method}"
+    train_encoder(settings, frozen, folder, **training, **data)
     return folder
 
 

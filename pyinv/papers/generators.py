@@ -25,7 +25,7 @@ from pyinv.validation import shape_text
 
 __all__ = [
     "Generator",
-    "HeldOut",
+    "GivenData",
     "choose",
     "find_bundles",
     "free_key",
@@ -68,6 +68,12 @@ class Generator:
         """The name of the dataset it was trained on, if the bundle says so."""
         name = self.manifest.origin.get("data")
         return None if name is None else str(name)
+
+    @property
+    def source(self) -> Path:
+        """Its training folder, which also has the PyTorch module, or else its bundle."""
+        bundle = self.inverter.bundle.path
+        return bundle.parent if (bundle.parent / "generator.pt").is_file() else bundle
 
     @property
     def prior_name(self) -> str:
@@ -174,54 +180,71 @@ def obtain_generators(
     return generators
 
 
-class HeldOut:
-    """The test images of the given datasets, each read once per image shape.
+class GivenData:
+    """The given datasets. Each split is read once per image shape.
 
     Args:
         request: the reproduction's settings.
-        needed: whether a dataset without test images is an error; otherwise it is ignored.
+        needs_tests: whether a dataset without test images is an error; otherwise these are missing.
     """
 
-    def __init__(self, request: Request, *, needed: bool) -> None:
-        self._paths = request.data
-        self._say = request.say
-        self._needed = needed
-        self._read: dict[tuple[str, tuple[int, ...]], Dataset | None] = {}
+    def __init__(self, request: Request, *, needs_tests: bool = False) -> None:
+        self._request = request
+        self._needs_tests = needs_tests
+        self._read: dict[tuple[str, str, tuple[int, ...]], Dataset | None] = {}
 
-    def of(self, generator: Generator, *, any_data: bool = False) -> Dataset | None:
-        """Return the test images of a generator's dataset, in its image shape; None if not given.
+    def of(
+        self, generator: Generator, split: str = "test", *, any_data: bool = False
+    ) -> Dataset | None:
+        """Return a split of a generator's dataset, in its image shape; None if it is not given.
 
-        They come from the given dataset whose name the bundle states. If the bundle states no name
-        and only one dataset is given, they come from that one.
+        It comes from the given dataset whose name the bundle states. If the bundle states no name
+        and only one dataset is given, it comes from that one.
 
         Args:
             generator: the generator.
+            split: "train" or "test".
             any_data: if only one dataset is given, use it whatever the bundle says.
 
         Raises:
             InputError: data that cannot be read or has no test images although they are needed, or
                 two datasets with the same name.
         """
-        shape = generator.manifest.image_shape
-        read = [self._load(path, shape) for path in self._paths]
-        found = [dataset for dataset in read if dataset is not None]
-        if len(read) == len(found) == 1 and (any_data or generator.data is None):
-            return found[0]
-        own = [dataset for dataset in found if dataset.name == generator.data]
+        path = self.path_of(generator, split, any_data=any_data)
+        return None if path is None else self.load(path, split, generator)
+
+    def path_of(
+        self, generator: Generator, split: str, *, any_data: bool = False
+    ) -> str | os.PathLike[str] | None:
+        """Return the path of the dataset that ``of`` reads; None if there is none."""
+        read = {path: self.load(path, split, generator) for path in self._request.data}
+        own = [
+            path
+            for path, dataset in read.items()
+            if dataset is not None
+            and (
+                dataset.name == generator.data
+                or (len(read) == 1 and (any_data or generator.data is None))
+            )
+        ]
         if len(own) > 1:
-            raise _two_of(own[0].name)
+            raise _two_of(str(generator.data))
         return own[0] if own else None
 
-    def _load(self, path: str | os.PathLike[str], shape: tuple[int, int, int]) -> Dataset | None:
-        key = (os.fspath(path), shape)
+    def load(
+        self, path: str | os.PathLike[str], split: str, generator: Generator
+    ) -> Dataset | None:
+        """Return a split in a generator's image shape; None if there are no test images."""
+        shape = generator.manifest.image_shape
+        key = (os.fspath(path), split, shape)
         if key not in self._read:
             try:
-                self._read[key] = load_dataset(path, split="test", image_shape=shape)
+                self._read[key] = load_dataset(path, split=split, image_shape=shape)
             except InputError as error:
-                if self._needed:
+                if split == "train" or self._needs_tests:
                     raise
-                load_dataset(path, image_shape=shape)  # raises if the data itself is bad
-                self._say(f"continuing without test images: {error}")
+                self.load(path, "train", generator)  # raises if the data itself is bad
+                self._request.say(f"continuing without test images: {error}")
                 self._read[key] = None
         return self._read[key]
 
@@ -369,10 +392,7 @@ def _train(
                     dataset.images,
                     folder,
                     data_name=dataset.name,
-                    device=request.machine.get("device", "cpu"),
-                    threads=request.machine.get("threads"),
-                    progress=request.progress,
-                    say=request.say,
+                    **request.training,
                 )
             except KeyboardInterrupt:
                 done = len(folders)

@@ -19,7 +19,7 @@ import math
 import os
 import re
 import string
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -358,6 +358,25 @@ class Report:
             path=self._picture(path_png),
             alt=alt,
         )
+
+    def draw_figure(
+        self,
+        id: str,
+        title: str,
+        caption: str,
+        draw: Callable[[Path], Path],
+        *,
+        alt: str,
+        cells: Mapping[str, Cell] | None = None,
+    ) -> None:
+        """Draw a picture as figures/<id>.png in the report's folder and add it as a figure.
+
+        Args:
+            draw: writes the PNG file at the given path, and returns that path.
+            id, title, caption, alt, cells: as for ``add_figure``.
+        """
+        path = draw(self.folder / "figures" / f"{id}.png")
+        self.add_figure(id, title, caption, path, alt=alt, cells=cells)
 
     def add_text(
         self,

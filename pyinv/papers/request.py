@@ -90,6 +90,16 @@ class Request:
                 "or data to train one on (--data), or both"
             )
 
+    @property
+    def training(self) -> dict[str, Any]:
+        """The arguments of a training that come from the machine and the user interface."""
+        return {
+            "device": self.machine.get("device", "cpu"),
+            "threads": self.machine.get("threads"),
+            "progress": self.progress,
+            "say": self.say,
+        }
+
     def describe(self) -> dict[str, Any]:
         """Return the settings for the report, as JSON values.
 

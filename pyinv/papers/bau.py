@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pyinv import evaluation, recipes
 from pyinv.datasets import to_range
@@ -25,9 +24,8 @@ from pyinv.papers import figures
 from pyinv.papers.differences import add_shared_differences, joined
 from pyinv.papers.encoders import match_encoders, open_encoders
 from pyinv.papers.experiment import Experiment, run_experiments
-from pyinv.papers.folder import open_folder
 from pyinv.papers.generators import Generator, GivenData, choose, obtain_generators
-from pyinv.papers.pixels import absolute_error
+from pyinv.papers.pixels import FloatArray, absolute_error
 from pyinv.papers.plan import Planned
 from pyinv.papers.precise import (
     COST_COLUMNS,
@@ -47,8 +45,6 @@ if TYPE_CHECKING:
     from pyinv.papers.bau_networks import Networks
 
 __all__ = ["PAPER", "bau_recipe", "reproduce"]
-
-FloatArray = NDArray[np.float32]
 
 PAPER = Paper(
     name="bau",
@@ -147,7 +143,6 @@ def reproduce(request: Request) -> Path:
     if find_spec("torch") is None:
         raise DependencyError("the encoders of Bau et al. need torch: pip install 'pyinv[export]'")
     given = open_encoders(request, ENCODERS.values())
-    open_folder(request.folder)
     opened = obtain_generators(
         request,
         paper="Bau et al.",
@@ -158,13 +153,11 @@ def reproduce(request: Request) -> Path:
     matched = match_encoders(given, opened)
     data = GivenData(request)
     photographs = [_photographs(generator, request, data) for generator in opened]
-    from pyinv.papers.bau_networks import obtain_networks
+    from pyinv.papers.bau_networks import Networks
 
     experiments = [
-        _Experiment(generator, networks, request, of_generator)
-        for generator, networks, of_generator in zip(
-            opened, obtain_networks(opened, matched, request), photographs, strict=True
-        )
+        _Experiment(one, Networks(one, matched[one.key], data, request), request, of_generator)
+        for one, of_generator in zip(opened, photographs, strict=True)
     ]
     report = run_experiments(experiments, PAPER, request)
     _add_differences(experiments)
@@ -409,18 +402,13 @@ class _Experiment(Experiment):
     def _has_layers(self) -> bool:
         return self.networks.residual is not None
 
-    @property
-    def _layer(self) -> str:
-        """The name of the layer that is compared."""
-        return self.networks.layer_name
-
     def _add_result(self) -> None:
         generated = self.targets[0]
         theirs = [method for method in self._ran(generated) if method in METHODS]
         with_z = [method for method in theirs if method != "f"]  # (f) finds no z
         arrays = {"z": "latent_distance", "pixels": "absolute_error"}
         if self._has_layers:
-            arrays |= {self._layer: "layer_error"}
+            arrays |= {self.networks.layer_name: "layer_error"}
         orders = []
         for what, array in arrays.items():
             methods = with_z if array == "latent_distance" else theirs
@@ -461,11 +449,20 @@ class _Experiment(Experiment):
             Column("1 − cos", "{:.3g}", group="z", best="lowest"),
             Column(f"below {EXACT:g}", "{:.0f}", percent=True, group="z", best="highest"),
         ]
+        about_layer = "No layer is compared."
         if self._has_layers:
+            layer = self.networks.layer_name
+            about_layer = (
+                f"{layer.capitalize()} is the output of the first {self.networks.cuts} layers, in "
+                "(f) with the residuals added"
+            )
+            if self.networks.normalizes:
+                about_layer += ", and each pixel normalised as at the input of the next layer"
+            about_layer += "."
             arrays += ["layer_distance", "layer_error"]
             columns += [
-                Column("1 − cos", "{:.3g}", group=self._layer, best="lowest"),
-                Column("relative error", "{:.3g}", group=self._layer, best="lowest"),
+                Column("1 − cos", "{:.3g}", group=layer, best="lowest"),
+                Column("relative error", "{:.3g}", group=layer, best="lowest"),
             ]
         arrays.append("absolute_error")
         columns.append(Column("absolute error", "{:.3g}", group="pixels", best="lowest"))
@@ -475,29 +472,17 @@ class _Experiment(Experiment):
             # (f) does not change z.
             of_z = [None, None] if method == "f" else [first, self._exact(method)]
             cells[method] = [*of_z, *others]
-        layer = (
-            f"{self._layer.capitalize()} is the output of the first {self.networks.cuts} layers, "
-            "in (f) with the residuals added"
-            + (
-                ", and each pixel normalised as at the input of the next layer. "
-                if self.networks.normalizes
-                else ". "
-            )
-            if self._has_layers
-            else "No layer is compared. "
-        )
         self.add_table(
             "figure-2",
             "Numbers for Figure 2, generated images",
             f"Means over {targets.description}; {self.request.max_steps:,} steps in (a), (c), (e) "
             "and (f). cos is the cosine of the angle between the true latent and the one found, "
             "so a latent's length does not matter. "
-            f"{layer}The absolute error of a pixel is relative to the value range. d_I is "
+            f"{about_layer} The absolute error of a pixel is relative to the value range. d_I is "
             f"{literal(self.networks.loss_description)}. {RECONSTRUCT} starts from "
             f"({self.best_encoder}). The paper plots these accuracies without numbers.",
             columns=columns,
             rows=self._rows(targets, cells),
-            row_title="Method",
         )
 
     def _add_photographs(self) -> None:
@@ -529,7 +514,6 @@ class _Experiment(Experiment):
                     for method in self._ran(targets)
                 },
             ),
-            row_title="Method",
         )
 
     def _add_spread(self) -> None:
@@ -537,7 +521,7 @@ class _Experiment(Experiment):
         generated = self.targets[0]
         arrays = {"z, 1 − cos": "latent_distance"}
         if self._has_layers:
-            arrays[f"{self._layer}, relative error"] = "layer_error"
+            arrays[f"{self.networks.layer_name}, relative error"] = "layer_error"
         arrays["pixels, absolute error"] = "absolute_error"
         rows = [
             Row(
@@ -561,7 +545,6 @@ class _Experiment(Experiment):
             f"Over {generated.description}.",
             columns=[Column(name, "{:.3g}") for name in QUANTILES],
             rows=rows,
-            row_title="Method",
         )
 
     def _add_costs(self) -> None:
@@ -586,7 +569,6 @@ class _Experiment(Experiment):
                 for method, name in self.methods(generated).items()
                 if method in self.recipes
             ],
-            row_title="Method",
         )
 
     def _add_pictures(self, found: Mapping[tuple[str, str], _Found], targets: _Targets) -> None:
@@ -607,7 +589,7 @@ class _Experiment(Experiment):
     def _add_pairs(self, found: _Found, targets: _Targets) -> None:
         """Add Figure 1: targets beside their inversions by (f)."""
         row = {"generated": "first", "photographs": "second and third"}[targets.key]
-        self.draw_figure(
+        self.add_figure(
             f"{targets.key}-pairs",
             f"Figure 1, {targets.title.lower()}: Images beside their inversions by (f)",
             "x on the left, G_F(E_F(x)) on the right, as in the "

@@ -23,7 +23,6 @@ from pyinv.errors import InputError
 from pyinv.papers import figures
 from pyinv.papers.differences import add_shared_differences, joined
 from pyinv.papers.experiment import Experiment, run_experiments
-from pyinv.papers.folder import open_folder
 from pyinv.papers.generators import Generator, GivenData, choose, free_key, obtain_generators
 from pyinv.papers.plan import Planned
 from pyinv.papers.report import Cell, Column, Paper, Report, Row, literal
@@ -43,32 +42,16 @@ PAPER = Paper(
     link="arXiv:1611.05644",
 )
 
-# The published mean absolute errors by dataset, prior and method: without or with regularisation.
-TABLES = {
-    "mnist": (
-        2,
-        {
-            ("uniform", "without"): 0.027,
-            ("uniform", "with"): 0.032,
-            ("normal", "without"): 0.042,
-            ("normal", "with"): 0.044,
-        },
-    ),
-    "omniglot": (
-        3,
-        {
-            ("uniform", "without"): 0.023,
-            ("uniform", "with"): 0.045,
-            ("normal", "without"): 0.020,
-            ("normal", "with"): 0.020,
-        },
-    ),
-}
 METHODS = {
     ("uniform", "without"): "without clipping",
     ("uniform", "with"): "with clipping",
     ("normal", "without"): "without regularisation",
     ("normal", "with"): "with regularisation",
+}
+# The table and the published mean absolute errors by dataset, in the order of METHODS.
+TABLES = {
+    "mnist": (2, (0.027, 0.032, 0.042, 0.044)),
+    "omniglot": (3, (0.023, 0.045, 0.020, 0.020)),
 }
 MODES = {"eval": "eval mode", "batch": "batch statistics"}
 PRIORS = ("uniform", "normal")
@@ -127,11 +110,10 @@ def reproduce(request: Request) -> Path:
             "Creswell & Bharath invert test images, but no data was given: "
             "give a dataset's path (--data)"
         )
-    open_folder(request.folder)
     opened = obtain_generators(
         request,
         paper="Creswell & Bharath",
-        configuration=_configuration,
+        configuration=lambda data: "creswell-omniglot" if data == "omniglot" else "creswell",
         priors=(Uniform, Normal),
         losses=("bce",),
         modes=("eval", "batch"),
@@ -175,7 +157,7 @@ class _Experiment(Experiment):
         made = self.inverter.sample(request.targets, seed=request.seed + 1)
         self.made = self.inverter.generate(made)
         self.mode = self.manifest.batch_norm
-        self.prior = generator.prior_name
+        self.prior = self.manifest.prior.kind()
         self.apart = ""  # distinguishes it from others with the same data, prior and mode
         self.methods = {name: METHODS[self.prior, name] for name in ("without", "with")}
         self.runs = {**self.methods, "generated": f"generated images, {self.methods['with']}"}
@@ -282,7 +264,7 @@ class _Experiment(Experiment):
         for method, name in self.methods.items():
             id = self.id(method)
             title = f"{self.label}, {name}"
-            self.report.draw_figure(
+            self.report.add_figure(
                 f"pairs-{id}",
                 f"Figure {number}: {title}" if number else f"Reconstructions, {title}",
                 f"Reconstructions of the first {shown} targets. Unlike in the paper, the original "
@@ -295,10 +277,6 @@ class _Experiment(Experiment):
                 ),
                 alt="Pairs of a test image and its reconstruction",
             )
-
-
-def _configuration(data: str) -> str:
-    return "creswell-omniglot" if data == "omniglot" else "creswell"
 
 
 def _disambiguate(experiments: Sequence[_Experiment]) -> None:
@@ -326,7 +304,8 @@ def _test_images(generator: Generator, given: GivenData) -> Dataset:
 def _add_table(report: Report, key: str, experiments: Sequence[_Experiment]) -> None:
     """Add Table 2 (MNIST), Table 3 (Omniglot) or the like for another dataset."""
     name, request = experiments[0].data, experiments[0].request
-    number, published = TABLES.get(name, (None, {}))
+    number, errors = TABLES.get(name, (None, ()))
+    published = dict(zip(METHODS, errors, strict=False))
     rows = []
     for mode, heading in MODES.items():
         of_mode = [one for one in experiments if one.mode == mode]

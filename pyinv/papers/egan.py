@@ -28,7 +28,6 @@ from pyinv.constraints import (
 from pyinv.papers import figures
 from pyinv.papers.differences import add_shared_differences
 from pyinv.papers.experiment import RecoveryExperiment, run_experiments
-from pyinv.papers.folder import open_folder
 from pyinv.papers.generators import obtain_generators
 from pyinv.papers.plan import Planned
 from pyinv.papers.precise import (
@@ -46,8 +45,6 @@ from pyinv.recipes import Recipe
 from pyinv.solvers import Adam
 
 __all__ = ["CRITERIA", "PAPER", "Criterion", "reproduce", "resampling_probability"]
-
-FloatArray = NDArray[np.float32]
 
 PAPER = Paper(
     name="egan",
@@ -185,7 +182,6 @@ def reproduce(request: Request) -> Path:
     stopping rule.
     """
     check_plots()
-    open_folder(request.folder)
     opened = obtain_generators(
         request,
         paper="Egan et al.",
@@ -481,7 +477,7 @@ def _add_criteria(report: Report) -> None:
             for one in CRITERIA
             if isinstance(one.constraint, kind)
         ]
-        report.draw_figure(
+        report.add_figure(
             f"figure-{number}",
             f"Figure {number}: {what.capitalize()} criteria",
             "The probability p that a component is resampled during a run of E steps, by its "

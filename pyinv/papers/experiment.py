@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from pyinv import evaluation, recipes
 from pyinv.papers import figures
 from pyinv.papers.generators import Generator
+from pyinv.papers.pixels import FloatArray
 from pyinv.papers.plan import Planned, run_plan
-from pyinv.papers.precise import PRECISE, cost_arrays, cost_cells, precise_recipe
+from pyinv.papers.precise import OBJECTIVE_FORWARDS, PRECISE, cost_arrays, precise_recipe
 from pyinv.papers.report import Cell, Paper, Ref, Report, literal
 from pyinv.papers.request import Request
 from pyinv.papers.run_cache import RunCache
@@ -23,8 +24,6 @@ from pyinv.recipes import Recipe
 from pyinv.result import Inversion
 
 __all__ = ["Experiment", "RecoveryExperiment", "run_experiments"]
-
-FloatArray = NDArray[np.float32]
 
 
 class Experiment:
@@ -105,22 +104,36 @@ class Experiment:
     def cost_cells(
         self, name: str, recipe: Recipe, published_steps: int | None = None
     ) -> list[Cell | None]:
-        """Return the mean costs of a run; see ``precise.cost_cells``."""
-        return cost_cells(self.report, self.id(name), recipe, published_steps=published_steps)
+        """Return the means of a run's costs, in the order of ``COST_COLUMNS``.
 
-    def add_table(self, name: str, title: str, caption: str, **more: Any) -> None:
+        Args:
+            name: the run, which has ``cost_arrays`` among its arrays.
+            recipe: the run's recipe.
+            published_steps: the paper's number of steps, for first-order methods.
+        """
+        theirs = None if published_steps is None else OBJECTIVE_FORWARDS * published_steps
+        return [
+            self.mean(name, "objective_evaluations", published_steps),
+            self.mean(name, "normal_equations") if recipe.needs_normal_equations else None,
+            self.mean(name, "forward_equivalents", theirs),
+        ]
+
+    def add_table(
+        self, name: str, title: str, caption: str, *, row_title: str = "Method", **more: Any
+    ) -> None:
         """Add a table; ``more`` as for ``Report.add_table``."""
-        self.report.add_table(self.id(name), f"{title}{self.about}", caption, **more)
+        title = f"{title}{self.about}"
+        self.report.add_table(self.id(name), title, caption, row_title=row_title, **more)
 
     def add_text(self, name: str, title: str, paragraphs: Sequence[str], **more: Any) -> None:
         """Add a section of text; ``more`` as for ``Report.add_text``."""
         self.report.add_text(self.id(name), f"{title}{self.about}", paragraphs, **more)
 
-    def draw_figure(
+    def add_figure(
         self, name: str, title: str, caption: str, draw: Callable[[Path], Path], **more: Any
     ) -> None:
-        """Draw a figure and add it; see ``Report.draw_figure``."""
-        self.report.draw_figure(self.id(name), f"{title}{self.about}", caption, draw, **more)
+        """Add a figure; ``more`` as for ``Report.add_figure``."""
+        self.report.add_figure(self.id(name), f"{title}{self.about}", caption, draw, **more)
 
     def draw_rows(
         self,
@@ -138,12 +151,12 @@ class Experiment:
         """
         value_range = value_range or self.value_range
         draw = partial(figures.image_rows, rows, value_range=value_range)
-        self.draw_figure(name, title, caption, draw, alt=alt)
+        self.add_figure(name, title, caption, draw, alt=alt)
 
     def draw_samples(self, id: str, title: str, count: int, *, seed: int) -> None:
         """Draw images of random latents and add them as a figure with this id in the report."""
         images = self.inverter.generate(self.inverter.sample(count, seed=seed))
-        self.report.draw_figure(
+        self.report.add_figure(
             id,
             title,
             f"{count} images of random latents. The generator: "

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Line", "curves", "image_grid", "image_rows", "pairs"]
 
-FloatArray = NDArray[np.float32]
 PathLike = str | os.PathLike[str]
 
 DOTS_PER_INCH = 192
@@ -189,12 +188,12 @@ def curves(
     """
     figure, axes = _plot(x_label, y_label, x_log, y_log)
     for index, line in enumerate(lines):
-        x, y = _floats(line.x), _floats(line.y)
+        x = np.asarray(line.x, dtype=np.float64)
         colour = COLOURS[index % len(COLOURS)]
         few = len(x) <= MOST_MARKED
         axes.plot(
             x,
-            y,
+            np.asarray(line.y, dtype=np.float64),
             color=colour,
             label=line.label,
             marker=MARKERS[index % len(MARKERS)] if few else None,
@@ -301,10 +300,6 @@ def _plot(x_label: str, y_label: str, x_log: bool, y_log: bool) -> tuple[Figure,
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(_hex(FAINT))
     return figure, axes
-
-
-def _floats(values: Any) -> NDArray[np.float64]:
-    return np.asarray(values, dtype=np.float64)
 
 
 def _add_legend(axes: Axes) -> None:

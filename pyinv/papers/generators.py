@@ -18,6 +18,7 @@ from pyinv.demo import BUNDLE as DIGITS_BUNDLE
 from pyinv.errors import BundleError, DependencyError, InputError
 from pyinv.images import RANGE_SLACK
 from pyinv.inverter import Inverter
+from pyinv.papers.folder import open_folder
 from pyinv.papers.request import Request
 from pyinv.priors import Normal, Uniform
 from pyinv.training.folder import BUNDLES
@@ -31,8 +32,6 @@ __all__ = [
     "free_key",
     "obtain_generators",
 ]
-
-FloatArray = NDArray[np.float32]
 
 CHANNELS = (1, 3)
 """The channel counts that a figure can show."""
@@ -74,11 +73,6 @@ class Generator:
         """Its training folder, which also has the PyTorch module, or else its bundle."""
         bundle = self.inverter.bundle.path
         return bundle.parent if (bundle.parent / "generator.pt").is_file() else bundle
-
-    @property
-    def prior_name(self) -> str:
-        """The prior's name, "uniform" or "normal"."""
-        return self.manifest.prior.kind()
 
     def describe_origin(self) -> str:
         """Describe how it was trained, as far as its bundle says."""
@@ -144,7 +138,7 @@ def obtain_generators(
     test_images: int = 0,
     overshoots: bool = False,
 ) -> list[Generator]:
-    """Open the given generators, or train one per dataset and prior.
+    """Open the reproduction's folder and the given generators, or train one per dataset and prior.
 
     Args:
         request: the reproduction's settings.
@@ -159,11 +153,13 @@ def obtain_generators(
 
     Raises:
         BundleError: a bundle is missing or damaged, or has no graph of a required loss.
+        OutputError: the reproduction's folder cannot be created or written to.
         InputError: a generator with another prior, another batch-norm mode or a condition, or whose
             images leave its value range or cannot be shown in a figure; bad data.
         DependencyError: a generator has to be trained, but torch is missing.
         KeyboardInterrupt: Ctrl-C during training; its checkpoint remains.
     """
+    open_folder(request.folder)
     found: Sequence[str | os.PathLike[str]] = request.generators
     if not found:
         found = _train(request, configuration, priors, test_images=test_images)
@@ -172,7 +168,6 @@ def obtain_generators(
         for bundle in find_bundles(path, modes):
             inverter = Inverter(Bundle.open(bundle), **request.machine)
             _check(inverter, bundle, paper, priors, losses, modes)
-            _check_batch_size(inverter, bundle)
             if not overshoots:
                 _check_range(inverter, bundle)
             taken = [generator.key for generator in generators]
@@ -321,12 +316,9 @@ def _check(
             f"{bundle}: the method of {paper} minimises the loss {missing[0]!r}, but this bundle "
             f"has only {', '.join(manifest.losses)}; export it again with this loss"
         )
-
-
-def _check_batch_size(inverter: Inverter, bundle: Path) -> None:
-    """Raise unless any number of targets can be split into batches of at least two."""
     size = inverter.batch_size
-    if inverter.manifest.batch_norm == "batch" and isinstance(size, int) and size < 3:
+    # Any number of targets must split into batches of at least two.
+    if manifest.batch_norm == "batch" and isinstance(size, int) and size < 3:
         raise InputError(
             f"{bundle}: computes batch-norm statistics over the targets of a batch, and needs a "
             f"batch size of 3 or more, got {size}; give a larger one"

@@ -22,8 +22,8 @@ from pyinv.inverter import Inverter
 from pyinv.papers import figures
 from pyinv.papers.differences import add_shared_differences, joined
 from pyinv.papers.experiment import RecoveryExperiment, run_experiments
-from pyinv.papers.folder import open_folder
 from pyinv.papers.generators import Generator, GivenData, choose, obtain_generators
+from pyinv.papers.pixels import FloatArray
 from pyinv.papers.plan import Planned
 from pyinv.papers.precise import (
     COST_COLUMNS,
@@ -41,8 +41,6 @@ from pyinv.recipes import Recipe
 from pyinv.solvers import GradientDescent, StepDecay
 
 __all__ = ["PAPER", "clipping_recipe", "reproduce"]
-
-FloatArray = NDArray[np.float32]
 
 PAPER = Paper(
     name="lipton",
@@ -151,7 +149,6 @@ def reproduce(request: Request) -> Path:
     and what counts as recovered.
     """
     check_plots()
-    open_folder(request.folder)
     opened = obtain_generators(
         request,
         paper="Lipton & Tripathi",
@@ -353,7 +350,6 @@ class _Experiment(RecoveryExperiment):
             "latents.",
             columns=columns,
             rows=rows,
-            row_title="Method",
         )
 
     def _add_costs(self) -> None:
@@ -383,7 +379,6 @@ class _Experiment(RecoveryExperiment):
                 )
                 for method, recipe in self.recipes["table-1"].items()
             ],
-            row_title="Method",
         )
 
     def _add_table_2(self) -> None:
@@ -409,13 +404,9 @@ class _Experiment(RecoveryExperiment):
             for method in methods
         }
         means["baseline"] = distance("baseline", "latents", TABLE_2_BASELINE)
-        columns = {
-            "none": Column("None", "{:.6f}"),
-            "standard": Column("Standard", "{:.6f}"),
-            "stochastic": Column("Stochastic", "{:.6f}"),
-            "baseline": Column("Baseline", "{:.6f}"),
-            **{name: Column(name, "{:.6f}", group=NOT_IN_PAPER) for name in ours},
-        }
+        theirs = ("none", "standard", "stochastic", "baseline")
+        columns = {name: Column(name.capitalize(), "{:.6f}") for name in theirs}
+        columns |= {name: Column(name, "{:.6f}", group=NOT_IN_PAPER) for name in ours}
         rows = [Row(f"mean of {UNSEEN_IMAGES} images", [means[name] for name in columns], True)]
         rows += [
             Row(f"image {image}", [cells.get((name, image)) for name in columns])
@@ -472,7 +463,7 @@ class _Experiment(RecoveryExperiment):
             figures.Line(name, NOISE_VARIANCES, [cell.value for cell in of_name])
             for name, of_name in cells.items()
         ]
-        self.draw_figure(
+        self.add_figure(
             "figure-2",
             "Figure 2: Latent error under noise",
             f"Gaussian noise is added to {self.noisy} of the targets, which are then clipped to "
@@ -498,7 +489,6 @@ class _Experiment(RecoveryExperiment):
                 for variance in NOISE_VARIANCES
             ],
             rows=[Row(name, of_name) for name, of_name in cells.items()],
-            row_title="Method",
         )
 
 

@@ -20,7 +20,7 @@ from pyinv import evaluation
 from pyinv.datasets import to_range
 from pyinv.errors import DependencyError, InputError
 from pyinv.inverter import Inverter
-from pyinv.papers.collection import Collection, Collections
+from pyinv.papers.collection import Collection, obtain_collection
 from pyinv.papers.differences import add_shared_differences, joined
 from pyinv.papers.encoders import (
     Encoder,
@@ -31,9 +31,8 @@ from pyinv.papers.encoders import (
     why_not_trained,
 )
 from pyinv.papers.experiment import Experiment, run_experiments
-from pyinv.papers.folder import open_folder
-from pyinv.papers.generators import Generator, obtain_generators
-from pyinv.papers.pixels import absolute_error
+from pyinv.papers.generators import Generator, GivenData, obtain_generators
+from pyinv.papers.pixels import FloatArray, Pixels, absolute_error
 from pyinv.papers.plan import Planned
 from pyinv.papers.precise import (
     COST_COLUMNS,
@@ -49,9 +48,6 @@ from pyinv.papers.request import Request
 from pyinv.priors import Normal, Uniform
 
 __all__ = ["PAPER", "degrade", "reproduce"]
-
-FloatArray = NDArray[np.float32]
-Pixels = NDArray[np.uint8]
 
 PAPER = Paper(
     name="luo",
@@ -157,7 +153,6 @@ def reproduce(request: Request) -> Path:
     """
     _check_libraries()
     given = open_encoders(request, METHODS)
-    open_folder(request.folder)
     opened = obtain_generators(
         request,
         paper="Luo et al.",
@@ -166,8 +161,8 @@ def reproduce(request: Request) -> Path:
         overshoots=True,
     )
     matched = match_encoders(given, opened)
-    collections = Collections(request)
-    searched = {generator.key: collections.of(generator) for generator in opened}
+    data = GivenData(request)
+    searched = {one.key: obtain_collection(one, data, request) for one in opened}
     encoders = train_encoders(
         matched,
         opened,
@@ -193,11 +188,8 @@ def reproduce(request: Request) -> Path:
 
 
 def _check_libraries() -> None:
-    for module, name in (
-        ("imagehash", "imagehash"),
-        ("sklearn", "scikit-learn"),
-        ("scipy", "SciPy"),
-    ):
+    modules = {"imagehash": "imagehash", "sklearn": "scikit-learn", "scipy": "SciPy"}
+    for module, name in modules.items():
         if find_spec(module) is None:
             raise DependencyError(f"this report needs {name}: pip install 'pyinv[papers]'")
 
@@ -238,7 +230,6 @@ class _Experiment(Experiment):
             for name, label in SEARCHES.items()
             if name in encoders or name not in METHODS
         }
-        self._features: dict[str, NDArray[Any]] = {}
         # By method, some images and their reconstructions.
         self._shown: dict[str, tuple[Pixels, Pixels]] = {}
 
@@ -328,16 +319,15 @@ class _Experiment(Experiment):
                 parts.append(evaluation.image_hash(images, search))
         return np.concatenate(parts)
 
-    def _searched(self, search: str) -> NDArray[Any]:
-        """Return a search's features of the collection."""
-        if search not in self._features:
-            self._features[search] = self._describe(search, self.collection.pixels)
-        return self._features[search]
+    @cached_property
+    def _features(self) -> dict[str, NDArray[Any]]:
+        """The collection's features by search."""
+        return {search: self._describe(search, self.collection.pixels) for search in self.searches}
 
     def _find(self, search: str, pixels: Pixels, k: int) -> NDArray[np.int64]:
         """Return the rows of the collection that a search finds for the query images, [M, k]."""
         found = evaluation.search(
-            self._searched(search),
+            self._features[search],
             self._describe(search, pixels),
             k,
             metric=METRICS.get(search, "euclidean"),
@@ -358,7 +348,7 @@ class _Experiment(Experiment):
                 f"degraded images searched by {name}",
                 arrays={
                     f"rank, {DEGRADATIONS[kind]}": evaluation.rank_of(
-                        self._searched(search),
+                        self._features[search],
                         self._describe(search, queries),
                         self.query_rows,
                         metric=METRICS.get(search, "euclidean"),
@@ -493,7 +483,6 @@ class _Experiment(Experiment):
                 )
                 for method, name in (METHODS | OURS).items()
             ],
-            row_title="Method",
         )
 
     def _add_costs(self) -> None:
@@ -514,7 +503,6 @@ class _Experiment(Experiment):
                 )
                 for method, recipe in self.recipes.items()
             ],
-            row_title="Method",
         )
 
     def _add_figure_2(self) -> None:

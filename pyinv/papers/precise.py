@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pyinv import recipes
 from pyinv.bundle import MAX_SOLVED, Manifest
 from pyinv.errors import BundleError
-from pyinv.papers.report import Cell, Column, Ref, Report
+from pyinv.papers.report import Column
 from pyinv.priors import Normal
 from pyinv.recipes import Recipe
 from pyinv.result import Inversion
@@ -26,9 +26,9 @@ __all__ = [
     "COST_COLUMNS",
     "DEFAULT",
     "NOT_IN_PAPER",
+    "OBJECTIVE_FORWARDS",
     "PRECISE",
     "cost_arrays",
-    "cost_cells",
     "describe_costs",
     "precise_recipe",
     "reconstruct_recipe",
@@ -133,27 +133,3 @@ def cost_arrays(inversion: Inversion, latent_size: int) -> dict[str, NDArray[np.
         "normal_equations": equations,
         "forward_equivalents": OBJECTIVE_FORWARDS * objective + (1 + latent_size) * equations,
     }
-
-
-def cost_cells(
-    report: Report, run_id: str, recipe: Recipe, *, published_steps: int | None = None
-) -> list[Cell | None]:
-    """Return the means of a run's costs, in the order of ``COST_COLUMNS``.
-
-    Args:
-        report: the report, which has the run with ``cost_arrays`` among its arrays.
-        run_id: the run's id.
-        recipe: the run's recipe.
-        published_steps: the paper's number of steps, for first-order methods.
-    """
-
-    def mean(name: str, published: float | None = None) -> Cell:
-        return report.compute("mean", values=Ref(run_id, name), published=published)
-
-    theirs = published_steps
-    second_order = recipe.needs_normal_equations
-    return [
-        mean("objective_evaluations", theirs),
-        mean("normal_equations") if second_order else None,
-        mean("forward_equivalents", None if theirs is None else OBJECTIVE_FORWARDS * theirs),
-    ]

@@ -327,7 +327,7 @@ class Report:
         id: str,
         title: str,
         caption: str,
-        path_png: str | os.PathLike[str],
+        draw: Callable[[Path], str | os.PathLike[str]],
         *,
         alt: str,
         cells: Mapping[str, Cell] | None = None,
@@ -339,7 +339,8 @@ class Report:
             title: "Figure 1: what it shows" for a figure of the paper, "Figure 1, which part: …"
                 for a part of one; other figures are numbered by letter.
             caption: the caption; ``{name}`` and ``{name:.3f}`` are replaced by ``cells``.
-            path_png: a PNG file inside the report's folder. Its resolution sets its size on the
+            draw: called with the path figures/<id>.png in the report's folder. It writes a PNG file
+                inside that folder and returns its path. The file's resolution sets its size on the
                 page: a file with 192 dots per inch, as ``pyinv.papers.figures`` writes, is shown
                 at half its size in pixels.
             alt: the alternative text.
@@ -355,28 +356,9 @@ class Report:
             title,
             caption,
             cells,
-            path=self._picture(path_png),
+            path=self._picture(draw(self.folder / "figures" / f"{id}.png")),
             alt=alt,
         )
-
-    def draw_figure(
-        self,
-        id: str,
-        title: str,
-        caption: str,
-        draw: Callable[[Path], Path],
-        *,
-        alt: str,
-        cells: Mapping[str, Cell] | None = None,
-    ) -> None:
-        """Draw a picture as figures/<id>.png in the report's folder and add it as a figure.
-
-        Args:
-            draw: writes the PNG file at the given path, and returns that path.
-            id, title, caption, alt, cells: as for ``add_figure``.
-        """
-        path = draw(self.folder / "figures" / f"{id}.png")
-        self.add_figure(id, title, caption, path, alt=alt, cells=cells)
 
     def add_text(
         self,
@@ -425,7 +407,7 @@ class Report:
             OutputError: the disk is full, or the files cannot be written.
         """
         described = self.describe()
-        text = dump(described)
+        text = _dump(described) + "\n"
         page = render(json.loads(text), self.folder)
         write_whole(self.folder / NUMBERS, text.encode())
         write_whole(self.folder / PAGE, page.encode())
@@ -535,11 +517,6 @@ def check(numbers: Mapping[str, Any], *, tolerance: float = 1e-6) -> int:
                 "write the report again"
             )
     return len(compared)
-
-
-def dump(described: Mapping[str, Any]) -> str:
-    """Return JSON text with line breaks between entries, but not inside lists of numbers."""
-    return _dump(described, "") + "\n"
 
 
 class _Arrays:
@@ -669,7 +646,8 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-def _dump(value: Any, indent: str) -> str:
+def _dump(value: Any, indent: str = "") -> str:
+    """Return JSON text with line breaks between entries, but not inside lists of numbers."""
     deeper = indent + " "
     if isinstance(value, Mapping) and any(isinstance(v, (Mapping, list)) for v in value.values()):
         items = [f"{deeper}{json.dumps(k)}: {_dump(v, deeper)}" for k, v in value.items()]

@@ -8,50 +8,43 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pyinv import evaluation, recipes
 from pyinv.datasets import to_range
 from pyinv.errors import BundleError, DependencyError
 from pyinv.papers import figures
-from pyinv.papers.differences import add_shared_differences, made_with
+from pyinv.papers.differences import add_shared_differences, joined
 from pyinv.papers.encoders import match_encoders, open_encoders
-from pyinv.papers.folder import open_folder
-from pyinv.papers.generators import Generator, HeldOut, choose, obtain_generators
-from pyinv.papers.pixels import absolute_error
-from pyinv.papers.plan import Planned, run_plan
+from pyinv.papers.experiment import Experiment, run_experiments
+from pyinv.papers.generators import Generator, GivenData, choose, obtain_generators
+from pyinv.papers.pixels import FloatArray, absolute_error
+from pyinv.papers.plan import Planned
 from pyinv.papers.precise import (
     COST_COLUMNS,
     NOT_IN_PAPER,
     PRECISE,
-    cost_arrays,
-    cost_cells,
     describe_costs,
     why_not_run,
 )
-from pyinv.papers.report import Cell, Column, Paper, Report, Row, literal, ref
+from pyinv.papers.report import Cell, Column, Paper, Row, literal
 from pyinv.papers.request import Request
-from pyinv.papers.run_cache import RunCache
 from pyinv.penalties import PriorPenalty
 from pyinv.priors import Normal, Uniform
 from pyinv.recipes import Recipe, Stage
-from pyinv.result import Inversion
 from pyinv.solvers import Adam
 
 if TYPE_CHECKING:
     from pyinv.papers.bau_networks import Networks
 
 __all__ = ["PAPER", "bau_recipe", "reproduce"]
-
-FloatArray = NDArray[np.float32]
 
 PAPER = Paper(
     name="bau",
@@ -150,7 +143,6 @@ def reproduce(request: Request) -> Path:
     if find_spec("torch") is None:
         raise DependencyError("the encoders of Bau et al. need torch: pip install 'pyinv[export]'")
     given = open_encoders(request, ENCODERS.values())
-    open_folder(request.folder)
     opened = obtain_generators(
         request,
         paper="Bau et al.",
@@ -159,23 +151,18 @@ def reproduce(request: Request) -> Path:
         overshoots=True,
     )
     matched = match_encoders(given, opened)
-    held_out = HeldOut(request, needed=False)
-    photographs = [_photographs(generator, request, held_out) for generator in opened]
-    from pyinv.papers.bau_networks import obtain_networks
+    data = GivenData(request)
+    photographs = [_photographs(generator, request, data) for generator in opened]
+    from pyinv.papers.bau_networks import Networks
 
     experiments = [
-        _Experiment(generator, networks, request, of_generator)
-        for generator, networks, of_generator in zip(
-            opened, obtain_networks(opened, matched, request), photographs, strict=True
-        )
+        _Experiment(one, Networks(one, matched[one.key], data, request), request, of_generator)
+        for one, of_generator in zip(opened, photographs, strict=True)
     ]
-    plan = [planned for experiment in experiments for planned in experiment.plan]
-    runs = RunCache(request.folder)
-    done = run_plan(plan, runs, request)
-    report = Report(request.folder, PAPER, settings=request.describe(), made=made_with(runs))
-    _add_differences(report, request, experiments)
+    report = run_experiments(experiments, PAPER, request)
+    _add_differences(experiments)
     for experiment in experiments:
-        experiment.report(report, runs, done, alone=len(experiments) == 1)
+        experiment.add_results()
     return report.write()
 
 
@@ -211,9 +198,9 @@ class _Found:
     layer: FloatArray | None
 
 
-def _photographs(generator: Generator, request: Request, held_out: HeldOut) -> _Targets | None:
+def _photographs(generator: Generator, request: Request, data: GivenData) -> _Targets | None:
     """Return test images of the generator's dataset, at most as many as there are targets."""
-    dataset = held_out.of(generator, any_data=True)
+    dataset = data.of(generator, any_data=True)
     if dataset is None:
         return None
     chosen = choose(dataset, min(request.targets, len(dataset)), seed=request.seed)
@@ -222,7 +209,7 @@ def _photographs(generator: Generator, request: Request, held_out: HeldOut) -> _
     return _Targets("photographs", "Photographs", description, images)
 
 
-class _Experiment:
+class _Experiment(Experiment):
     """The figures of one generator."""
 
     def __init__(
@@ -232,23 +219,23 @@ class _Experiment:
         request: Request,
         photographs: _Targets | None,
     ) -> None:
-        self.generator = generator
+        super().__init__(generator, request)
         self.networks = networks
-        self.request = request
-        inverter = networks.inverter
-        latents = inverter.sample(request.targets, seed=request.seed)
+        self.inverter = networks.inverter
+        self.manifest = networks.inverter.manifest
+        latents = self.inverter.sample(request.targets, seed=request.seed)
         generated = _Targets(
             "generated",
             "Generated images",
             f"{request.targets} generated images",
-            inverter.generate(latents),
+            self.inverter.generate(latents),
             latents,
         )
         self.targets = [generated, *([photographs] if photographs is not None else [])]
         self.shown = min(SHOWN, request.targets)
         self.recipes = self._recipes()
         self.encoded = {
-            (targets.key, method): networks.encode(ENCODERS[method], targets.images)
+            (targets.key, method): networks.encoders[ENCODERS[method]].encode(targets.images)
             for targets in self.targets
             for method in ENCODERS
             if ENCODERS[method] in networks.encoders
@@ -258,7 +245,6 @@ class _Experiment:
     def _recipes(self) -> dict[str, Recipe]:
         """Return the recipes of the methods that optimise and that the bundle supports."""
         networks, request = self.networks, self.request
-        manifest = networks.inverter.manifest
         own = bau_recipe(request.max_steps, networks.loss, request.learning_rate)
         found = {"a": own, "c": own}
         if networks.residual is not None:
@@ -271,9 +257,9 @@ class _Experiment:
                 penalty=PAPER_PENALTY,
             )
         with contextlib.suppress(BundleError):
-            found["precise"] = recipes.precise(manifest, start="encoder")
+            found["precise"] = recipes.precise(self.manifest, start="encoder")
         with contextlib.suppress(BundleError):
-            found["reconstruct"] = recipes.reconstruct(manifest, start="encoder")
+            found["reconstruct"] = recipes.reconstruct(self.manifest, start="encoder")
         return found
 
     def methods(self, targets: _Targets) -> dict[str, str]:
@@ -286,7 +272,7 @@ class _Experiment:
         if method in ("d", "e", "f") and not self._has_layers:
             return f"not run: {self.networks.why_no_layers}"
         if method in OURS and method not in self.recipes:
-            return why_not_run(self.networks.inverter.manifest)
+            return why_not_run(self.manifest)
         return ""
 
     @property
@@ -300,94 +286,77 @@ class _Experiment:
         return [
             self._planned(targets, method)
             for targets in self.targets
-            for method in self.methods(targets)
-            if method not in ENCODERS and not self.why_not(method)
+            for method in self._ran(targets)
+            if method not in ENCODERS
         ]
 
     def _planned(self, targets: _Targets, method: str) -> Planned:
-        id, label = self._id(targets, method), self.methods(targets)[method]
-        label = f"{self.generator.title}, {targets.title.lower()}: {label}"
-        if method == "f":
-            residual = self.networks.residual
-            assert residual is not None
-            size = residual.inverter.manifest.latent_size
-            return Planned(
-                id,
-                label,
-                residual.inverter,
-                targets.images,
-                self.recipes[method],
-                init=np.zeros((len(targets.images), size), np.float32),
-                condition=self.encoded[targets.key, "d"].reshape(len(targets.images), -1),
-            )
-        start = self.best_encoder if method in OURS else STARTS.get(method)
-        return Planned(
-            id,
-            label,
-            self.networks.inverter,
+        planned = Planned(
+            self._id(targets, method),
+            self._label(targets, method),
+            self.inverter,
             targets.images,
             self.recipes[method],
-            init=None if start is None else self.encoded[targets.key, start],
         )
-
-    def _id(self, targets: _Targets, name: str) -> str:
-        return f"{self.generator.key}-{targets.key}-{name}"
-
-    def report(
-        self, report: Report, runs: RunCache, done: Mapping[str, Inversion], *, alone: bool
-    ) -> None:
-        """Add the tables and figures; titles name the generator unless it is ``alone``."""
-        about = "" if alone else f", {self.generator.title}"
-        found = {
-            (targets.key, method): self._found(targets, method, done)
-            for targets in self.targets
-            for method in self.methods(targets)
-            if not self.why_not(method)
-        }
-        for targets in self.targets:
-            for method in self.methods(targets):
-                if not self.why_not(method):
-                    self._add_run(report, runs, done, targets, method, found[targets.key, method])
-        self._add_result(report, about)
-        self._add_generated(report, about)
-        self._add_photographs(report, about)
-        for targets in self.targets:
-            self._add_pictures(report, found, targets, about)
-        for targets in self.targets:
-            self._add_pairs(report, found, targets, about)
-        self._add_spread(report, about)
-        self._add_costs(report, about)
-
-    def _found(self, targets: _Targets, method: str, done: Mapping[str, Inversion]) -> _Found:
         if method == "f":
             residual = self.networks.residual
             assert residual is not None
-            inversion, first = done[self._id(targets, method)], self.encoded[targets.key, "d"]
+            count, size = len(targets.images), residual.inverter.manifest.latent_size
+            return replace(
+                planned,
+                inverter=residual.inverter,
+                init=np.zeros((count, size), np.float32),
+                condition=self.encoded[targets.key, "d"].reshape(count, -1),
+            )
+        start = self.best_encoder if method in OURS else STARTS.get(method)
+        return planned if start is None else replace(planned, init=self.encoded[targets.key, start])
+
+    def _id(self, targets: _Targets, method: str) -> str:
+        return self.id(f"{targets.key}-{method}")
+
+    def _label(self, targets: _Targets, method: str) -> str:
+        name = self.methods(targets)[method]
+        return f"{self.generator.title}, {targets.title.lower()}: {name}"
+
+    def add_results(self) -> None:
+        """Add the tables and figures to the report."""
+        found = {
+            (targets.key, method): self._found(targets, method)
+            for targets in self.targets
+            for method in self._ran(targets)
+        }
+        for targets in self.targets:
+            for method in self._ran(targets):
+                self._add_run(targets, method, found[targets.key, method])
+        self._add_result()
+        self._add_generated()
+        self._add_photographs()
+        for targets in self.targets:
+            self._add_pictures(found, targets)
+        if self._has_layers:
+            for targets in self.targets:
+                self._add_pairs(found[targets.key, "f"], targets)
+        self._add_spread()
+        self._add_costs()
+
+    def _found(self, targets: _Targets, method: str) -> _Found:
+        if method == "f":
+            residual = self.networks.residual
+            assert residual is not None
+            inversion, first = self.done[self._id(targets, method)], self.encoded[targets.key, "d"]
             return _Found(first, inversion.images, residual.layer(inversion.latents, first))
         if method in ENCODERS:
             latents = self.encoded[targets.key, method]
-            images = self.networks.inverter.generate(latents)
+            images = self.inverter.generate(latents)
         else:
-            inversion = done[self._id(targets, method)]
+            inversion = self.done[self._id(targets, method)]
             latents, images = inversion.latents, inversion.images
         return _Found(latents, images, self.networks.layer(latents))
 
-    def _add_run(
-        self,
-        report: Report,
-        runs: RunCache,
-        done: Mapping[str, Inversion],
-        targets: _Targets,
-        method: str,
-        found: _Found,
-    ) -> None:
+    def _add_run(self, targets: _Targets, method: str, found: _Found) -> None:
         """Add the arrays that a method's numbers are computed from."""
-        id = self._id(targets, method)
-        manifest = self.networks.inverter.manifest
         arrays = {
-            "absolute_error": absolute_error(
-                targets.images, found.images, self.generator.manifest.value_range
-            ),
+            "absolute_error": absolute_error(targets.images, found.images, self.value_range),
             "squared_error": np.square(
                 np.float64(targets.images) - found.images, dtype=np.float64
             ).mean(axis=(1, 2, 3)),
@@ -399,27 +368,19 @@ class _Experiment:
                 assert true is not None
                 arrays["layer_distance"] = evaluation.cosine_distance(true, found.layer)
                 arrays["layer_error"] = evaluation.relative_error(true, found.layer)
-        label = f"{self.generator.title}, {targets.title.lower()}: {self.methods(targets)[method]}"
-        if id not in done:
-            report.add_run(id, label, arrays=arrays)
-            return
-        inversion = done[id]
-        size = manifest.latent_size
-        report.add_run(
-            id,
-            label,
-            recipe=inversion.recipe,
-            arrays=arrays | {"loss": inversion.loss} | cost_arrays(inversion, size),
-            facts=runs.facts(id),
-        )
+        id, label = self._id(targets, method), self._label(targets, method)
+        if method in ENCODERS:
+            self.report.add_run(id, label, arrays=arrays)
+        else:
+            loss = {"loss": self.done[id].loss}
+            self.add_inversion(id, label, arrays | loss | self.cost_arrays(id))
 
-    def _mean(self, report: Report, targets: _Targets, method: str, array: str) -> Cell:
-        return report.compute("mean", values=ref(self._id(targets, method), array))
+    def _mean(self, targets: _Targets, method: str, array: str) -> Cell:
+        return self.mean(f"{targets.key}-{method}", array)
 
-    def _exact(self, report: Report, method: str) -> Cell:
+    def _exact(self, method: str) -> Cell:
         """Return the share of generated images whose z was recovered."""
-        errors = ref(self._id(self.targets[0], method), "latent_distance")
-        return report.compute("recovery_rate", errors=errors, threshold=EXACT)
+        return self.recovery_rate(f"generated-{method}", "latent_distance", EXACT)
 
     def _rows(self, targets: _Targets, cells_of: Mapping[str, Sequence[Cell | None]]) -> list[Row]:
         """Return one row per method: its cells, or the reason it was not run."""
@@ -441,22 +402,17 @@ class _Experiment:
     def _has_layers(self) -> bool:
         return self.networks.residual is not None
 
-    @property
-    def _layer(self) -> str:
-        """The name of the layer that is compared."""
-        return self.networks.layer_name
-
-    def _add_result(self, report: Report, about: str) -> None:
+    def _add_result(self) -> None:
         generated = self.targets[0]
         theirs = [method for method in self._ran(generated) if method in METHODS]
         with_z = [method for method in theirs if method != "f"]  # (f) finds no z
         arrays = {"z": "latent_distance", "pixels": "absolute_error"}
         if self._has_layers:
-            arrays |= {self._layer: "layer_error"}
+            arrays |= {self.networks.layer_name: "layer_error"}
         orders = []
         for what, array in arrays.items():
             methods = with_z if array == "latent_distance" else theirs
-            errors = {one: self._mean(report, generated, one, array).value for one in methods}
+            errors = {one: self._mean(generated, one, array).value for one in methods}
             # Failed methods come last.
             ordered = sorted(methods, key=lambda one: np.nan_to_num(errors[one], nan=np.inf))
             orders.append(f"{what}: " + ", ".join(f"({method})" for method in ordered))
@@ -473,10 +429,10 @@ class _Experiment:
         else:
             paragraphs.append(f"(d), (e) and (f) were {self.why_not('d')}.")
         if "precise" in self.recipes:
-            cells["precise"] = self._exact(report, "precise")
-            cells["cost"] = self._mean(report, generated, "precise", "forward_equivalents")
+            cells["precise"] = self._exact("precise")
+            cells["cost"] = self._mean(generated, "precise", "forward_equivalents")
             others = [f"({method}) {{{method}:.1%}}" for method in with_z]
-            cells |= {method: self._exact(report, method) for method in with_z}
+            cells |= {method: self._exact(method) for method in with_z}
             paragraphs.append(
                 f"{PRECISE}, which is not in the paper, recovers z itself, up to scale: "
                 f"{{precise:.1%}} of the final latents have 1 − cos below {EXACT:g}, at a cost of "
@@ -484,66 +440,63 @@ class _Experiment:
                 f"is: {', '.join(others)}. The recipe assumes that this exact generator made the "
                 "image, up to rounding."
             )
-        report.add_text(f"{self.generator.key}-result", f"Result{about}", paragraphs, cells=cells)
+        self.add_text("result", "Result", paragraphs, cells=cells)
 
-    def _add_generated(self, report: Report, about: str) -> None:
+    def _add_generated(self) -> None:
         targets = self.targets[0]
         arrays = ["latent_distance"]
         columns = [
             Column("1 − cos", "{:.3g}", group="z", best="lowest"),
             Column(f"below {EXACT:g}", "{:.0f}", percent=True, group="z", best="highest"),
         ]
+        about_layer = "No layer is compared."
         if self._has_layers:
+            layer = self.networks.layer_name
+            about_layer = (
+                f"{layer.capitalize()} is the output of the first {self.networks.cuts} layers, in "
+                "(f) with the residuals added"
+            )
+            if self.networks.normalizes:
+                about_layer += ", and each pixel normalised as at the input of the next layer"
+            about_layer += "."
             arrays += ["layer_distance", "layer_error"]
             columns += [
-                Column("1 − cos", "{:.3g}", group=self._layer, best="lowest"),
-                Column("relative error", "{:.3g}", group=self._layer, best="lowest"),
+                Column("1 − cos", "{:.3g}", group=layer, best="lowest"),
+                Column("relative error", "{:.3g}", group=layer, best="lowest"),
             ]
         arrays.append("absolute_error")
         columns.append(Column("absolute error", "{:.3g}", group="pixels", best="lowest"))
         cells: dict[str, list[Cell | None]] = {}
         for method in self._ran(targets):
-            first, *others = (self._mean(report, targets, method, array) for array in arrays)
+            first, *others = (self._mean(targets, method, array) for array in arrays)
             # (f) does not change z.
-            of_z = [None, None] if method == "f" else [first, self._exact(report, method)]
+            of_z = [None, None] if method == "f" else [first, self._exact(method)]
             cells[method] = [*of_z, *others]
-        layer = (
-            f"{self._layer.capitalize()} is the output of the first {self.networks.cuts} layers, "
-            "in (f) with the residuals added"
-            + (
-                ", and each pixel normalised as at the input of the next layer. "
-                if self.networks.normalizes
-                else ". "
-            )
-            if self._has_layers
-            else "No layer is compared. "
-        )
-        report.add_table(
-            f"{self.generator.key}-figure-2",
-            f"Numbers for Figure 2, generated images{about}",
+        self.add_table(
+            "figure-2",
+            "Numbers for Figure 2, generated images",
             f"Means over {targets.description}; {self.request.max_steps:,} steps in (a), (c), (e) "
             "and (f). cos is the cosine of the angle between the true latent and the one found, "
             "so a latent's length does not matter. "
-            f"{layer}The absolute error of a pixel is relative to the value range. d_I is "
+            f"{about_layer} The absolute error of a pixel is relative to the value range. d_I is "
             f"{literal(self.networks.loss_description)}. {RECONSTRUCT} starts from "
             f"({self.best_encoder}). The paper plots these accuracies without numbers.",
             columns=columns,
             rows=self._rows(targets, cells),
-            row_title="Method",
         )
 
-    def _add_photographs(self, report: Report, about: str) -> None:
+    def _add_photographs(self) -> None:
         if len(self.targets) == 1:
-            report.add_text(
-                f"{self.generator.key}-no-photographs",
-                f"Photographs{about}",
+            self.add_text(
+                "no-photographs",
+                "Photographs",
                 ["Not inverted: no dataset with test images was given (--data)."],
             )
             return
         targets = self.targets[1]
-        report.add_table(
-            f"{self.generator.key}-photographs",
-            f"Numbers for Figure 2, photographs{about}",
+        self.add_table(
+            "photographs",
+            "Numbers for Figure 2, photographs",
             f"Means over {targets.description}. No latent makes such an image exactly: the "
             "remaining error is what the generator, or in (f) its later layers, cannot reproduce. "
             "The paper shows one image.",
@@ -555,30 +508,27 @@ class _Experiment:
                 targets,
                 {
                     method: [
-                        self._mean(report, targets, method, array)
+                        self._mean(targets, method, array)
                         for array in ("absolute_error", "squared_error")
                     ]
                     for method in self._ran(targets)
                 },
             ),
-            row_title="Method",
         )
 
-    def _add_spread(self, report: Report, about: str) -> None:
+    def _add_spread(self) -> None:
         """Add the distribution of the errors, which means hide."""
         generated = self.targets[0]
         arrays = {"z, 1 − cos": "latent_distance"}
         if self._has_layers:
-            arrays[f"{self._layer}, relative error"] = "layer_error"
+            arrays[f"{self.networks.layer_name}, relative error"] = "layer_error"
         arrays["pixels, absolute error"] = "absolute_error"
         rows = [
             Row(
                 name,
                 [
-                    report.compute(
-                        "quantile",
-                        values=ref(self._id(generated, method), array),
-                        fraction=fraction,
+                    self.report.compute(
+                        "quantile", values=self.ref(f"generated-{method}", array), fraction=fraction
                     )
                     for fraction in QUANTILES.values()
                 ],
@@ -589,104 +539,77 @@ class _Experiment:
             for method, name in self.methods(generated).items()
             if not self.why_not(method) and (method, array) != ("f", "latent_distance")
         ]
-        report.add_table(
-            f"{self.generator.key}-spread",
-            f"Distribution of the errors on generated images{about}",
+        self.add_table(
+            "spread",
+            "Distribution of the errors on generated images",
             f"Over {generated.description}.",
             columns=[Column(name, "{:.3g}") for name in QUANTILES],
             rows=rows,
-            row_title="Method",
         )
 
-    def _add_costs(self, report: Report, about: str) -> None:
+    def _add_costs(self) -> None:
         generated = self.targets[0]
-        cells = {
-            method: cost_cells(
-                report,
-                self._id(generated, method),
-                recipe,
-                published_steps=PAPER_STEPS if method in METHODS else None,
-            )
-            for method, recipe in self.recipes.items()
-        }
-        report.add_table(
-            f"{self.generator.key}-costs",
-            f"Cost per latent{about}",
-            f"Means over {generated.description}. "
-            f"{describe_costs(self.networks.inverter.manifest.latent_size)} An encoder's latent "
-            "costs about one. The published numbers are for the 3,000 steps of the authors' code.",
+        self.add_table(
+            "costs",
+            "Cost per latent",
+            f"Means over {generated.description}. {describe_costs(self.manifest.latent_size)} An "
+            "encoder's latent costs about one. The published numbers are for the 3,000 steps of "
+            "the authors' code.",
             columns=COST_COLUMNS,
             rows=[
-                Row(name, cells[method], tag=NOT_IN_PAPER if method in OURS else "")
+                Row(
+                    name,
+                    self.cost_cells(
+                        f"generated-{method}",
+                        self.recipes[method],
+                        PAPER_STEPS if method in METHODS else None,
+                    ),
+                    tag=NOT_IN_PAPER if method in OURS else "",
+                )
                 for method, name in self.methods(generated).items()
-                if method in cells
+                if method in self.recipes
             ],
-            row_title="Method",
         )
 
-    def _add_pictures(
-        self,
-        report: Report,
-        found: Mapping[tuple[str, str], _Found],
-        targets: _Targets,
-        about: str,
-    ) -> None:
+    def _add_pictures(self, found: Mapping[tuple[str, str], _Found], targets: _Targets) -> None:
         """Add Figure 2's images: reconstructions of the first targets by each method."""
         rows = {"target": targets.images[: self.shown]}
         for method in self._ran(targets):
             label = f"({method})" if method in METHODS else method
             rows[label] = found[targets.key, method].images[: self.shown]
-        id = self._id(targets, "pictures")
-        path = report.folder / "figures" / f"{id}.png"
-        figures.image_rows(rows, path, value_range=self.generator.manifest.value_range)
-        report.add_figure(
-            id,
-            f"Figure 2, {targets.title.lower()}: Reconstructions{about}",
+        self.draw_rows(
+            f"{targets.key}-pictures",
+            f"Figure 2, {targets.title.lower()}: Reconstructions",
             f"The first of {literal(targets.description)}, and their reconstructions by each "
             "method.",
-            path,
+            rows,
             alt="Rows of images: targets, and their reconstructions by each method",
         )
 
-    def _add_pairs(
-        self,
-        report: Report,
-        found: Mapping[tuple[str, str], _Found],
-        targets: _Targets,
-        about: str,
-    ) -> None:
+    def _add_pairs(self, found: _Found, targets: _Targets) -> None:
         """Add Figure 1: targets beside their inversions by (f)."""
-        if self.why_not("f"):
-            return
-        shown = min(PAIRS, len(targets.images))
-        id = self._id(targets, "pairs")
-        path = report.folder / "figures" / f"{id}.png"
-        figures.pairs(
-            targets.images[:shown],
-            found[targets.key, "f"].images[:shown],
-            path,
-            value_range=self.generator.manifest.value_range,
-            titles=("x", "(f)"),
-        )
         row = {"generated": "first", "photographs": "second and third"}[targets.key]
-        report.add_figure(
-            id,
-            f"Figure 1, {targets.title.lower()}: Images beside their inversions by (f){about}",
+        self.add_figure(
+            f"{targets.key}-pairs",
+            f"Figure 1, {targets.title.lower()}: Images beside their inversions by (f)",
             "x on the left, G_F(E_F(x)) on the right, as in the "
             f"{row} row of the paper's figure. The mean absolute error of a pixel over all targets "
             "is {error:.3g}.",
-            path,
+            partial(
+                figures.pairs,
+                targets.images[:PAIRS],
+                found.images[:PAIRS],
+                value_range=self.value_range,
+                titles=("x", "(f)"),
+            ),
             alt="Pairs of an image and its inversion by method f",
-            cells={"error": self._mean(report, targets, "f", "absolute_error")},
+            cells={"error": self._mean(targets, "f", "absolute_error")},
         )
 
 
-def _add_differences(report: Report, request: Request, experiments: Sequence[_Experiment]) -> None:
+def _add_differences(experiments: Sequence[_Experiment]) -> None:
+    report, request = experiments[0].report, experiments[0].request
     networks = [experiment.networks for experiment in experiments]
-
-    def joined(texts: Sequence[str]) -> str:
-        return "; ".join(dict.fromkeys(texts))
-
     stages = experiments[0].recipes["a"].stages
     ends = np.cumsum([stage.max_steps for stage in stages])[:-1]
     halved = ", ".join(f"{end:,}" for end in ends)
@@ -695,9 +618,7 @@ def _add_differences(report: Report, request: Request, experiments: Sequence[_Ex
     report.difference(
         "Targets",
         "100 generated images; a photograph of a church",
-        joined(
-            [targets.description for experiment in experiments for targets in experiment.targets]
-        ),
+        joined(targets.description for one in experiments for targets in one.targets),
     )
     report.difference("Steps", "3,000 in the authors' code", f"{request.max_steps:,}")
     report.difference(
@@ -709,28 +630,26 @@ def _add_differences(report: Report, request: Request, experiments: Sequence[_Ex
     report.difference(
         "d_I",
         "L1 in pixels and L1 in features of VGG16 (up to conv4_3 in the authors' code)",
-        joined([one.loss_description for one in networks]),
+        joined(one.loss_description for one in networks),
     )
     if any(one.residual is not None for one in networks):
         report.difference(
             "Residuals of (f)",
             "added to layers 1, 2 and 3; the authors' code penalises the mean square of each, with "
             "weight 1",
-            joined([one.residual.describe() for one in networks if one.residual is not None]),
+            joined(one.residual.describe() for one in networks if one.residual is not None),
         )
     report.difference(
         "Encoders",
         "(b) is not described; (d) is trained layer by layer, then fine-tuned as a whole; the "
         "authors' code accumulates gradients over batches (no zero_grad)",
-        joined([one.encoders_description for one in networks])
+        joined(one.encoders_description for one in networks)
         + "; gradients are not accumulated over batches",
     )
     add_shared_differences(
-        report,
-        [experiment.generator for experiment in experiments],
+        experiments,
         training="a Progressive GAN of LSUN churches and bedrooms",
         image="256×256, 3 channels",
         batch_norm="none: pixel norm",
         draws="not given",
-        seed=request.seed,
     )

@@ -7,7 +7,7 @@ network and the bundles, ``encoders/<generator>-<method>`` the encoders' trainin
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,11 +15,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from pyinv.bundle import Bundle
-from pyinv.datasets import Dataset, load_dataset
+from pyinv.datasets import Dataset
 from pyinv.errors import BundleError, ExportError
 from pyinv.export import export, perceptual
 from pyinv.export.layers import Layers, ResidualGenerator, first_layers, split
@@ -29,7 +28,8 @@ from pyinv.models.classifier import Classifier
 from pyinv.models.progan import pixel_norm
 from pyinv.papers.encoders import Encoder
 from pyinv.papers.folder import open_folder
-from pyinv.papers.generators import Generator
+from pyinv.papers.generators import Generator, GivenData
+from pyinv.papers.pixels import FloatArray
 from pyinv.papers.request import Request
 from pyinv.training.checkpoint import read_checkpoint, write_checkpoint
 from pyinv.training.classifier import train_classifier
@@ -37,9 +37,7 @@ from pyinv.training.encoder import train_encoder
 from pyinv.training.encoder_configurations import EncoderConfiguration, get_encoder_configuration
 from pyinv.training.frozen import FrozenGenerator, open_generator
 
-__all__ = ["Networks", "Residual", "obtain_networks"]
-
-FloatArray = NDArray[np.float32]
+__all__ = ["Networks", "Residual"]
 
 CONFIGURATION = "bau-32"
 LETTERS = {"latent+image": "b", "layers": "d"}  # the paper's methods
@@ -85,47 +83,70 @@ class Residual:
         )
 
 
-@dataclass(frozen=True, eq=False)
 class Networks:
-    """The networks of one generator.
+    """The networks of one generator. Those that do not exist yet are trained and exported.
 
     Args:
+        generator: the generator.
+        encoders: the given encoders, by training method; the missing ones are trained.
+        data: the given datasets.
+        request: gives the folder, the seed, the machine and the encoders' iterations.
+
+    Attributes:
         inverter: the inverter of the generator's bundle, with the loss that the methods minimise.
         loss: name of that loss.
         loss_description: what that loss is, in words.
         encoders: inverters of the bundles with encoders, by training method.
         encoders_description: how they were trained, in words.
-        names: the submodules after which the generator is split; empty if it cannot be split.
         layers: the split generator, or None.
         normalizes: whether it normalises each layer's input.
         residual: the generator of method (f), or None.
         why_no_layers: why the generator cannot be split; "" if it can.
+
+    Raises:
+        InputError: bad data.
+        ExportError: the generator cannot be exported.
+        KeyboardInterrupt: Ctrl-C during training; its checkpoint remains.
     """
 
-    inverter: Inverter
-    loss: str
-    loss_description: str
-    encoders: Mapping[str, Inverter]
-    encoders_description: str
-    names: tuple[str, ...]
-    layers: Layers | None
-    normalizes: bool
-    residual: Residual | None
-    why_no_layers: str
+    def __init__(
+        self,
+        generator: Generator,
+        encoders: Mapping[str, Encoder],
+        data: GivenData,
+        request: Request,
+    ) -> None:
+        self._generator = generator
+        self._given = encoders
+        self._data = data
+        self._request = request
+        self._manifest = generator.manifest
+        self._folder = request.folder / "networks" / generator.key
+        self._frozen: FrozenGenerator = open_generator(
+            generator.source, threads=request.machine.get("threads")
+        )
+        self.normalizes = self._frozen.normalizes_latent
+        names, self.why_no_layers = self._names()
+        self.loss, bundle = self._bundle()
+        self.loss_description = self._describe_loss()
+        self.inverter = self._open(bundle)
+        self.layers: Layers | None = split(self._module, names) if names else None
+        self.residual = None if self.layers is None else self._residual(self.layers)
+        configurations = self._configurations(names)
+        self.encoders = {
+            method: self._open(path) for method, path in self._encoders(configurations).items()
+        }
+        self.encoders_description = self._describe_encoders(configurations)
 
     @property
     def cuts(self) -> int:
         """The number of layers before G_F."""
-        return len(self.names)
+        return 0 if self.layers is None else len(self.layers.names)
 
     @property
     def layer_name(self) -> str:
         """The name of the last layer before G_F."""
         return f"layer {self.cuts}"
-
-    def encode(self, method: str, images: FloatArray) -> FloatArray:
-        """Encode images with the encoder that was trained by this method."""
-        return self.encoders[method].encode(images)
 
     def layer(self, latents: FloatArray) -> FloatArray | None:
         """Return the activations of the last layer before G_F, [N, ...]; None without layers.
@@ -142,98 +163,24 @@ class Networks:
             ]
         return _compared(np.concatenate(parts), self.normalizes)
 
-
-def obtain_networks(
-    generators: Sequence[Generator],
-    encoders: Mapping[str, Mapping[str, Encoder]],
-    request: Request,
-) -> list[Networks]:
-    """Train and export the networks that do not exist yet.
-
-    Args:
-        generators: the reproduction's generators.
-        encoders: the given encoders, by generator key and training method.
-        request: gives the folder, the data, the seed, and the encoders' iterations.
-
-    Returns:
-        the networks of each generator.
-
-    Raises:
-        InputError: bad data.
-        ExportError: the generator cannot be exported.
-        KeyboardInterrupt: Ctrl-C during training; its checkpoint remains.
-    """
-    return [
-        _Maker(generator, encoders[generator.key], request).networks() for generator in generators
-    ]
-
-
-def _parts(count: int) -> list[slice]:
-    return [slice(start, start + BATCH) for start in range(0, count, BATCH)]
-
-
-def _compared(activations: FloatArray, normalizes: bool) -> FloatArray:
-    """Return activations in the form in which they are compared, normalised if necessary."""
-    if not normalizes:
-        return activations
-    normalized: FloatArray = pixel_norm(torch.from_numpy(activations)).numpy()
-    return normalized
-
-
-class _Maker:
-    """Creates the networks of one generator."""
-
-    def __init__(
-        self, generator: Generator, encoders: Mapping[str, Encoder], request: Request
-    ) -> None:
-        self.generator = generator
-        self.given = encoders
-        self.request = request
-        self.manifest = generator.manifest
-        self.folder = request.folder / "networks" / generator.key
-        bundle = generator.inverter.bundle.path
-        trained = (bundle.parent / "generator.pt").is_file()
-        self.frozen: FrozenGenerator = open_generator(
-            bundle.parent if trained else bundle, threads=request.machine.get("threads")
-        )
-
-    def networks(self) -> Networks:
-        names, why = self._names()
-        loss, bundle = self._bundle()
-        layers = split(self.module, names) if names else None
-        residual = None if layers is None else self._residual(layers, loss)
-        encoders = self._encoders(names)
-        return Networks(
-            inverter=self._open(bundle),
-            loss=loss,
-            loss_description=self._describe_loss(loss),
-            encoders={method: self._open(path) for method, path in encoders.items()},
-            encoders_description=self._describe_encoders(names),
-            names=names,
-            layers=layers,
-            normalizes=self.frozen.normalizes_latent,
-            residual=residual,
-            why_no_layers=why,
-        )
-
     @cached_property
-    def module(self) -> nn.Module:
+    def _module(self) -> nn.Module:
         """The generator's module; for a bundle without one, it is read from the ONNX file."""
-        return self.frozen.module or read_generator(self.generator.inverter.bundle)
+        return self._frozen.module or read_generator(self._generator.inverter.bundle)
 
     def _open(self, path: Path) -> Inverter:
         """Open a bundle and allow targets outside its value range, as generated images may be."""
         bundle = Bundle.open(path)
         manifest = replace(bundle.manifest, bounded=False)
-        return Inverter(replace(bundle, manifest=manifest), **self.request.machine)
+        return Inverter(replace(bundle, manifest=manifest), **self._request.machine)
 
     def _names(self) -> tuple[tuple[str, ...], str]:
         """Return the layers to split after, or else the reason that there are none."""
         try:
-            names = first_layers(self.module, MOST_LAYERS)
-            split(self.module, names)
+            names = first_layers(self._module, MOST_LAYERS)
+            split(self._module, names)
         except (BundleError, ExportError) as error:
-            path = self.generator.inverter.bundle.path
+            path = self._generator.inverter.bundle.path
             return (), str(error).replace(str(path), path.name)
         if len(names) < 2:
             return (
@@ -245,7 +192,7 @@ class _Maker:
     @property
     def _has_module(self) -> bool:
         try:
-            return self.module is not None
+            return self._module is not None
         except (BundleError, ExportError):
             return False
 
@@ -254,40 +201,35 @@ class _Maker:
     @cached_property
     def _labelled(self) -> Dataset | None:
         """The training split of the generator's dataset, if it has labels."""
-        read = [
-            load_dataset(path, image_shape=self.manifest.image_shape) for path in self.request.data
-        ]
-        own = [one for one in read if one.name == self.generator.data]
-        if len(read) == 1 and self.generator.data is None:
-            own = read
-        if not own or own[0].labels is None or len(set(own[0].labels)) < 2:
+        own = self._data.of(self._generator, "train")
+        if own is None or own.labels is None or len(set(own.labels)) < 2:
             return None
-        return own[0]
+        return own
 
     def _bundle(self) -> tuple[str, Path]:
         """Return the loss to minimise and the bundle that has it."""
-        given = self.generator.inverter.bundle.path
+        given = self._generator.inverter.bundle.path
         if self._labelled is not None and self._has_module:
             loss = PERCEPTUAL
-        elif "l1" in self.manifest.losses:
+        elif "l1" in self._manifest.losses:
             return "l1", given
         elif self._has_module:
             loss = "l1"
         else:
             return "mse", given
-        others = [name for name in self.manifest.losses if name in ("mse", "whitened")]
+        others = [name for name in self._manifest.losses if name in ("mse", "whitened")]
         losses = [*others, self._features if loss == PERCEPTUAL else loss]
         return loss, self._exported(
             "generator.bundle",
             {"loss": self._made_of(loss)},
             lambda path, origin: export(
-                self.module,
+                self._module,
                 path,
-                latent_shape=self.manifest.latent_shape,
-                prior=self.manifest.prior,
+                latent_shape=self._manifest.latent_shape,
+                prior=self._manifest.prior,
                 losses=losses,
-                value_range=self.manifest.value_range,
-                name=self.manifest.name,
+                value_range=self._manifest.value_range,
+                name=self._manifest.name,
                 origin=origin,
                 overwrite=True,
             ),
@@ -308,7 +250,7 @@ class _Maker:
             "data": digest.hexdigest(),
             "layers": list(FEATURES),
             "iterations": FEATURE_ITERATIONS,
-            "seed": self.request.seed,
+            "seed": self._request.seed,
         }
 
     @cached_property
@@ -318,29 +260,29 @@ class _Maker:
         assert data is not None
         assert data.labels is not None
         made_of = self._features_made_of
-        path = open_folder(self.folder) / "features.pt"
+        path = open_folder(self._folder) / "features.pt"
         saved = read_checkpoint(path)
         if saved is None or saved.get("made_of") != made_of:
-            self.request.say(f"training a classifier on {data.name} for the features of d_I")
+            self._request.say(f"training a classifier on {data.name} for the features of d_I")
             classifier = train_classifier(
                 data.images,
                 data.labels,
-                value_range=self.manifest.value_range,
+                value_range=self._manifest.value_range,
                 iterations=FEATURE_ITERATIONS,
-                seed=self.request.seed,
-                threads=self.request.machine.get("threads"),
-                progress=self.request.say,
+                seed=self._request.seed,
+                threads=self._request.machine.get("threads"),
+                progress=self._request.say,
             )
             state = {"network": classifier.state_dict(), "classes": list(classifier.classes)}
             write_checkpoint(path, {"made_of": made_of, **state})
             saved = read_checkpoint(path)
             assert saved is not None
-        network = Classifier(self.manifest.image_shape[0], saved["classes"])
+        network = Classifier(self._manifest.image_shape[0], saved["classes"])
         network.load_state_dict(saved["network"])
         return perceptual(network.eval(), FEATURES)
 
-    def _describe_loss(self, loss: str) -> str:
-        if loss == PERCEPTUAL:
+    def _describe_loss(self) -> str:
+        if self.loss == PERCEPTUAL:
             assert self._labelled is not None
             return (
                 f"L1 in pixels and L1 in the features ({' and '.join(FEATURES)}) of a small "
@@ -353,27 +295,27 @@ class _Maker:
             else "the bundle's own loss"
         )
         names = {"l1": "only L1 in pixels", "mse": "the mean squared error of pixels"}
-        return f"{names[loss]} ({why})"
+        return f"{names[self.loss]} ({why})"
 
     # -- the layers
 
-    def _residual(self, layers: Layers, loss: str) -> Residual:
+    def _residual(self, layers: Layers) -> Residual:
         path = self._exported(
             "residuals.bundle",
-            {"loss": self._made_of(loss), "layers": list(layers.names)},
+            {"loss": self._made_of(self.loss), "layers": list(layers.names)},
             lambda path, origin: layers.export_residual(
                 path,
-                latent_shape=self.manifest.latent_shape,
-                losses=[self._features if loss == PERCEPTUAL else loss],
+                latent_shape=self._manifest.latent_shape,
+                losses=[self._features if self.loss == PERCEPTUAL else self.loss],
                 normal_equations=False,
-                value_range=self.manifest.value_range,
-                name=f"residuals of {self.manifest.name or self.generator.key}",
+                value_range=self._manifest.value_range,
+                name=f"residuals of {self._manifest.name or self._generator.key}",
                 origin=origin,
                 overwrite=True,
             ),
         )
-        generator = layers.residual_generator(self.manifest.latent_shape)
-        return Residual(self._open(path), generator, self.frozen.normalizes_latent)
+        generator = layers.residual_generator(self._manifest.latent_shape)
+        return Residual(self._open(path), generator, self.normalizes)
 
     def _exported(
         self,
@@ -383,24 +325,24 @@ class _Maker:
     ) -> Path:
         """Return a bundle in the folder; write it unless it exists and was made from the same."""
         origin = {
-            **self.manifest.origin,
-            "made_of": {"generator": self.frozen.sha256, **made_of},
+            **self._manifest.origin,
+            "made_of": {"generator": self._frozen.sha256, **made_of},
         }
-        path = self.folder / name
+        path = self._folder / name
         try:
             if Bundle.open(path).manifest.origin.get("made_of") == origin["made_of"]:
                 return path
         except BundleError:
             pass
-        self.request.say(f"exporting {path}")
-        open_folder(self.folder)
+        self._request.say(f"exporting {path}")
+        open_folder(self._folder)
         return write(path, origin)
 
     # -- the encoders
 
     def _configurations(self, names: tuple[str, ...]) -> dict[str, EncoderConfiguration]:
-        named = get_encoder_configuration(CONFIGURATION).replace(seed=self.request.seed)
-        losses = self.frozen.losses
+        named = get_encoder_configuration(CONFIGURATION).replace(seed=self._request.seed)
+        losses = self._frozen.losses
         configurations = {
             "latent+image": named.replace(
                 method="latent+image", image_loss="l1" if "l1" in losses else "mse"
@@ -413,52 +355,60 @@ class _Maker:
                 layers=names,
                 layer_schedules=(*of_layers[: len(names)], of_rest),
             )
-        if self.request.encoder_iterations is not None:
+        if self._request.encoder_iterations is not None:
             return {
-                method: one.with_iterations(self.request.encoder_iterations)
+                method: one.with_iterations(self._request.encoder_iterations)
                 for method, one in configurations.items()
             }
         return configurations
 
-    def _encoders(self, names: tuple[str, ...]) -> dict[str, Path]:
+    def _encoders(self, configurations: Mapping[str, EncoderConfiguration]) -> dict[str, Path]:
         """Train the missing encoders and return the bundles of all."""
         bundles: dict[str, Path] = {}
-        configurations = self._configurations(names)
         for method, configuration in configurations.items():
-            if method in self.given:
-                bundles[method] = self.given[method].path
+            if method in self._given:
+                bundles[method] = self._given[method].path
                 continue
-            key = f"{self.generator.key}-{method.replace('+', '-')}"
-            self.request.say(
-                f"{self.generator.title}: training an encoder by {method}, "
+            key = f"{self._generator.key}-{method.replace('+', '-')}"
+            self._request.say(
+                f"{self._generator.title}: training an encoder by {method}, "
                 f"{configuration.iterations:,} iterations"
             )
             try:
                 trained = train_encoder(
                     configuration,
-                    self.frozen,
-                    self.request.folder / "encoders" / key,
-                    device=self.request.machine.get("device", "cpu"),
-                    threads=self.request.machine.get("threads"),
-                    progress=self.request.progress,
-                    say=self.request.say,
+                    self._frozen,
+                    self._request.folder / "encoders" / key,
+                    **self._request.training,
                 )
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(
-                    f"{len(bundles)} of {len(configurations)} encoders of {self.generator.title} "
+                    f"{len(bundles)} of {len(configurations)} encoders of {self._generator.title} "
                     "are trained; run the same command to resume from the last checkpoint"
                 ) from None
             bundles[method] = trained.bundle
         return bundles
 
-    def _describe_encoders(self, names: tuple[str, ...]) -> str:
+    def _describe_encoders(self, configurations: Mapping[str, EncoderConfiguration]) -> str:
         parts = []
-        for method, settings in self._configurations(names).items():
+        for method, settings in configurations.items():
             description = (
-                self.given[method].description
-                if method in self.given
+                self._given[method].description
+                if method in self._given
                 else f"{settings.iterations:,} iterations of {settings.batch_size} images "
                 f"(configuration {settings.name})"
             )
             parts.append(f"({LETTERS[method]}) {description}")
         return ", ".join(parts)
+
+
+def _parts(count: int) -> list[slice]:
+    return [slice(start, start + BATCH) for start in range(0, count, BATCH)]
+
+
+def _compared(activations: FloatArray, normalizes: bool) -> FloatArray:
+    """Return activations in the form in which they are compared, normalised if necessary."""
+    if not normalizes:
+        return activations
+    normalized: FloatArray = pixel_norm(torch.from_numpy(activations)).numpy()
+    return normalized

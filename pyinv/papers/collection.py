@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pyinv.datasets import Dataset, load_dataset
+from pyinv.batching import groups
+from pyinv.datasets import Dataset
 from pyinv.errors import InputError
 from pyinv.papers.encoders import to_pixels
-from pyinv.papers.generators import Generator
+from pyinv.papers.generators import Generator, GivenData
+from pyinv.papers.pixels import Pixels
 from pyinv.papers.request import Request
 
-__all__ = ["Collection", "Collections"]
-
-Pixels = NDArray[np.uint8]
+__all__ = ["Collection", "obtain_collection"]
 
 MOST = 20_000  # as in Luo et al.
 GENERATED_PER_TARGET = 200  # without data; reaches MOST at 100 targets
@@ -46,101 +45,70 @@ class Collection:
     dataset: Dataset | None = None
 
 
-class Collections:
-    """The collection of each generator. Each dataset is read once per image shape."""
+def obtain_collection(generator: Generator, data: GivenData, request: Request) -> Collection:
+    """Return the collection from the generator's data, or one of generated images.
 
-    def __init__(self, request: Request) -> None:
-        self._request = request
-        self._read: dict[tuple[str, str, tuple[int, ...]], Dataset | None] = {}
-
-    def of(self, generator: Generator) -> Collection:
-        """Return the collection from the generator's data, or one of generated images.
-
-        Raises:
-            InputError: data that cannot be read, or that has only one image.
-        """
-        found = self._data(generator)
-        if found is not None:
-            return self._of_data(*found)
-        if self._request.data:
-            self._request.say(
-                f"{generator.title}: none of the given datasets is the one it was trained on; "
-                "searching generated images instead"
-            )
-        return self._generated(generator)
-
-    def _data(self, generator: Generator) -> tuple[Dataset, Dataset | None] | None:
-        """Return the training and test splits of the dataset that the generator was trained on."""
-        shape = generator.manifest.image_shape
-        loaded = {path: self._load(path, "train", shape) for path in self._request.data}
-        named = {
-            path: one
-            for path, one in loaded.items()
-            if one is not None and (len(loaded) == 1 or one.name == generator.data)
-        }
-        if len(named) > 1:
-            raise InputError(f"two datasets are named {generator.data}; give only one of them")
-        for path, dataset in named.items():
-            return dataset, self._load(path, "test", shape)
-        return None
-
-    def _load(self, path: Any, split: str, shape: tuple[int, int, int]) -> Dataset | None:
-        key = (str(path), split, shape)
-        if key not in self._read:
-            try:
-                self._read[key] = load_dataset(path, split=split, image_shape=shape)
-            except InputError as error:
-                if split == "train":
-                    raise
-                self._request.say(f"continuing without test images: {error}")
-                self._read[key] = None
-        return self._read[key]
-
-    def _of_data(self, train: Dataset, test: Dataset | None) -> Collection:
-        count = self._request.targets
-        random = np.random.default_rng(self._request.seed)
-        order = random.permutation(len(train))
-        bases = test
-        # If the test split has other classes, as Omniglot's has, no search could find them.
-        if test is not None and test.labels is not None and train.labels is not None:
-            bases = test if set(test.labels) & set(train.labels) else None
-        if bases is not None:
-            chosen = random.permutation(len(bases))[:count]
-            bases_description = f"{len(chosen):,} test images of {bases.name}"
-        else:
-            if len(train) < 2:
-                raise InputError(f"{train.source}: a search needs at least 2 images, got 1")
-            bases = train
-            chosen, order = np.split(order, [min(count, len(train) // 2)])
-            bases_description = f"{len(chosen):,} other training images of {bases.name}"
-        rows = np.sort(order[:MOST])
-        labels, base_labels = _labels(train, rows, bases, chosen)
-        return Collection(
-            pixels=train.images[rows],
-            description=f"{len(rows):,} training images of {train.name}",
-            bases=bases.images[chosen],
-            bases_description=bases_description,
-            labels=labels,
-            base_labels=base_labels,
-            dataset=train,
+    Raises:
+        InputError: data that cannot be read, or that has only one image.
+    """
+    path = data.path_of(generator, "train", any_data=True)
+    if path is not None:
+        train = data.load(path, "train", generator)
+        assert train is not None
+        return _of_data(train, data.load(path, "test", generator), request)
+    if request.data:
+        request.say(
+            f"{generator.title}: none of the given datasets is the one it was trained on; "
+            "searching generated images instead"
         )
+    return _generated(generator, request)
 
-    def _generated(self, generator: Generator) -> Collection:
-        inverter, request = generator.inverter, self._request
-        count = min(MOST, GENERATED_PER_TARGET * request.targets)
-        latents = inverter.sample(count + request.targets, seed=request.seed + 1)
-        pixels = np.concatenate(
-            [
-                to_pixels(inverter.generate(some), generator.manifest.value_range)
-                for some in np.array_split(latents, -(-len(latents) // CHUNK))
-            ]
-        )
-        return Collection(
-            pixels=pixels[:count],
-            description=f"{count:,} generated images",
-            bases=pixels[count:],
-            bases_description=f"{request.targets:,} other generated images",
-        )
+
+def _of_data(train: Dataset, test: Dataset | None, request: Request) -> Collection:
+    random = np.random.default_rng(request.seed)
+    order = random.permutation(len(train))
+    bases = test
+    # If the test split has other classes, as Omniglot's has, no search could find them.
+    if test is not None and test.labels is not None and train.labels is not None:
+        bases = test if set(test.labels) & set(train.labels) else None
+    if bases is not None:
+        chosen = random.permutation(len(bases))[: request.targets]
+        bases_description = f"{len(chosen):,} test images of {bases.name}"
+    else:
+        if len(train) < 2:
+            raise InputError(f"{train.source}: a search needs at least 2 images, got 1")
+        bases = train
+        chosen, order = np.split(order, [min(request.targets, len(train) // 2)])
+        bases_description = f"{len(chosen):,} other training images of {bases.name}"
+    rows = np.sort(order[:MOST])
+    labels, base_labels = _labels(train, rows, bases, chosen)
+    return Collection(
+        pixels=train.images[rows],
+        description=f"{len(rows):,} training images of {train.name}",
+        bases=bases.images[chosen],
+        bases_description=bases_description,
+        labels=labels,
+        base_labels=base_labels,
+        dataset=train,
+    )
+
+
+def _generated(generator: Generator, request: Request) -> Collection:
+    inverter = generator.inverter
+    count = min(MOST, GENERATED_PER_TARGET * request.targets)
+    latents = inverter.sample(count + request.targets, seed=request.seed + 1)
+    pixels = np.concatenate(
+        [
+            to_pixels(inverter.generate(latents[rows]), generator.manifest.value_range)
+            for rows in groups(len(latents), CHUNK)
+        ]
+    )
+    return Collection(
+        pixels=pixels[:count],
+        description=f"{count:,} generated images",
+        bases=pixels[count:],
+        bases_description=f"{request.targets:,} other generated images",
+    )
 
 
 def _labels(

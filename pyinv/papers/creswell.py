@@ -8,13 +8,11 @@ clipping for a uniform prior and a penalty on the latents' moments for a normal 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pyinv import evaluation, recipes
 from pyinv.batching import DEFAULT_BATCH_SIZE
@@ -23,21 +21,17 @@ from pyinv.constraints import NoConstraint
 from pyinv.datasets import Dataset, to_range
 from pyinv.errors import InputError
 from pyinv.papers import figures
-from pyinv.papers.differences import add_shared_differences, made_with
-from pyinv.papers.folder import open_folder
-from pyinv.papers.generators import Generator, HeldOut, choose, free_key, obtain_generators
-from pyinv.papers.plan import Planned, run_plan
-from pyinv.papers.report import Cell, Column, Paper, Report, Row, literal, ref
+from pyinv.papers.differences import add_shared_differences, joined
+from pyinv.papers.experiment import Experiment, run_experiments
+from pyinv.papers.generators import Generator, GivenData, choose, free_key, obtain_generators
+from pyinv.papers.plan import Planned
+from pyinv.papers.report import Cell, Column, Paper, Report, Row, literal
 from pyinv.papers.request import Request
-from pyinv.papers.run_cache import RunCache
 from pyinv.priors import Normal, Uniform
 from pyinv.recipes import Recipe
-from pyinv.result import Inversion
 from pyinv.solvers import Adam
 
 __all__ = ["PAPER", "creswell_recipe", "reproduce"]
-
-FloatArray = NDArray[np.float32]
 
 PAPER = Paper(
     name="creswell",
@@ -48,32 +42,16 @@ PAPER = Paper(
     link="arXiv:1611.05644",
 )
 
-# The published mean absolute errors by dataset, prior and whether the latents are regularised.
-TABLES = {
-    "mnist": (
-        2,
-        {
-            ("uniform", False): 0.027,
-            ("uniform", True): 0.032,
-            ("normal", False): 0.042,
-            ("normal", True): 0.044,
-        },
-    ),
-    "omniglot": (
-        3,
-        {
-            ("uniform", False): 0.023,
-            ("uniform", True): 0.045,
-            ("normal", False): 0.020,
-            ("normal", True): 0.020,
-        },
-    ),
-}
 METHODS = {
-    ("uniform", False): "without clipping",
-    ("uniform", True): "with clipping",
-    ("normal", False): "without regularisation",
-    ("normal", True): "with regularisation",
+    ("uniform", "without"): "without clipping",
+    ("uniform", "with"): "with clipping",
+    ("normal", "without"): "without regularisation",
+    ("normal", "with"): "with regularisation",
+}
+# The table and the published mean absolute errors by dataset, in the order of METHODS.
+TABLES = {
+    "mnist": (2, (0.027, 0.032, 0.042, 0.044)),
+    "omniglot": (3, (0.023, 0.045, 0.020, 0.020)),
 }
 MODES = {"eval": "eval mode", "batch": "batch statistics"}
 PRIORS = ("uniform", "normal")
@@ -132,80 +110,58 @@ def reproduce(request: Request) -> Path:
             "Creswell & Bharath invert test images, but no data was given: "
             "give a dataset's path (--data)"
         )
-    open_folder(request.folder)
     opened = obtain_generators(
         request,
         paper="Creswell & Bharath",
-        configuration=_configuration,
+        configuration=lambda data: "creswell-omniglot" if data == "omniglot" else "creswell",
         priors=(Uniform, Normal),
         losses=("bce",),
         modes=("eval", "batch"),
         test_images=request.targets,
     )
-    held_out = HeldOut(request, needed=True)
+    given = GivenData(request, needs_tests=True)
     experiments = sorted(
-        (_Experiment(generator, request, held_out) for generator in opened),
+        (_Experiment(generator, request, given) for generator in opened),
         key=_Experiment.place,
     )
     _disambiguate(experiments)
-    plan = [planned for experiment in experiments for planned in experiment.plan]
-    runs = RunCache(request.folder)
-    done = run_plan(plan, runs, request)
-    report = Report(request.folder, PAPER, settings=request.describe(), made=made_with(runs))
-    _add_differences(report, request, experiments)
+    report = run_experiments(experiments, PAPER, request)
+    _add_differences(experiments)
     names = list(dict.fromkeys(experiment.data for experiment in experiments))
     about = {name: [one for one in experiments if one.data == name] for name in names}
     for one in experiments:
-        one.add_runs(report, runs, done)
+        one.add_runs()
     keys: dict[str, str] = {}
     for name in names:
         keys[name] = free_key(name, keys.values())
-        _add_table(report, request, keys[name], about[name])
+        _add_table(report, keys[name], about[name])
     _add_spread(report, experiments)
     for one in experiments:
-        one.add_samples(report)
+        one.add_samples()
     for name in names:
         for one in about[name]:
-            one.add_pairs(report, done)
+            one.add_pairs()
     return report.write()
 
 
-@dataclass(frozen=True)
-class _Method:
-    """A column of the paper's tables for one generator."""
-
-    held: bool
-    name: str
-    recipe: Recipe
-
-
-class _Experiment:
+class _Experiment(Experiment):
     """Two cells of a table: one generator, without and with regularisation."""
 
-    def __init__(self, generator: Generator, request: Request, held_out: HeldOut) -> None:
-        self.generator = generator
-        self.request = request
-        manifest = generator.manifest
-        dataset = _test_images(generator, held_out)
+    def __init__(self, generator: Generator, request: Request, given: GivenData) -> None:
+        super().__init__(generator, request)
+        dataset = _test_images(generator, given)
         self.data = dataset.name
         self.source = Path(dataset.source).name
         chosen = choose(dataset, request.targets, seed=request.seed)
-        self.targets = to_range(dataset.images[chosen], manifest.value_range)
-        inverter = generator.inverter
-        self.made = inverter.generate(inverter.sample(request.targets, seed=request.seed + 1))
-        self.mode = manifest.batch_norm
-        self.prior = generator.prior_name
+        self.targets = to_range(dataset.images[chosen], self.value_range)
+        made = self.inverter.sample(request.targets, seed=request.seed + 1)
+        self.made = self.inverter.generate(made)
+        self.mode = self.manifest.batch_norm
+        self.prior = self.manifest.prior.kind()
         self.apart = ""  # distinguishes it from others with the same data, prior and mode
-        self.methods = [
-            _Method(
-                held,
-                METHODS[self.prior, held],
-                creswell_recipe(
-                    manifest, held=held, steps=request.max_steps, rate=request.learning_rate
-                ),
-            )
-            for held in (False, True)
-        ]
+        self.methods = {name: METHODS[self.prior, name] for name in ("without", "with")}
+        self.runs = {**self.methods, "generated": f"generated images, {self.methods['with']}"}
+        """The names of the runs for people: the paper's two cells, and one on generated images."""
 
     def place(self) -> tuple[str, int, int]:
         """Return its sort key in the report: data, batch-norm mode and prior."""
@@ -221,141 +177,106 @@ class _Experiment:
 
     @cached_property
     def plan(self) -> list[Planned]:
-        """Return the runs: the paper's two cells, and one on generated images."""
-        runs = [
-            (self._id(method), f"{self.label}, {method.name}", self.targets, method.recipe)
-            for method in self.methods
-        ]
-        own = self.methods[-1]
-        runs.append(
-            (self._own_id, f"{self.label}, generated images, {own.name}", self.made, own.recipe)
-        )
+        """Return the runs."""
         return [
-            Planned(id, label, self.generator.inverter, images, recipe)
-            for id, label, images, recipe in runs
+            Planned(
+                self.id(run),
+                f"{self.label}, {name}",
+                self.inverter,
+                self.made if run == "generated" else self.targets,
+                creswell_recipe(
+                    self.manifest,
+                    held=run != "without",
+                    steps=self.request.max_steps,
+                    rate=self.request.learning_rate,
+                ),
+            )
+            for run, name in self.runs.items()
         ]
 
-    def _id(self, method: _Method) -> str:
-        return f"{self.generator.key}-{'with' if method.held else 'without'}"
-
-    @property
-    def _own_id(self) -> str:
-        return f"{self.generator.key}-generated"
-
-    def add_runs(self, report: Report, runs: RunCache, done: Mapping[str, Inversion]) -> None:
+    def add_runs(self) -> None:
         """Add the arrays that the report's numbers are computed from."""
-        manifest = self.generator.manifest
-        low, high = manifest.value_range
         for planned in self.plan:
-            inversion = done[planned.id]
+            inversion = self.done[planned.id]
             latents = inversion.latents.reshape(len(inversion), -1)
             arrays = {
                 "absolute_error": evaluation.mean_absolute_error(
-                    planned.images, inversion.images, value_range=manifest.value_range
+                    planned.images, inversion.images, value_range=self.value_range
                 ),
                 "cross_entropy": inversion.loss,
                 "latent_spread": latents.std(axis=1),
             }
-            if isinstance(manifest.prior, Uniform):
-                outside = (latents < manifest.prior.low) | (latents > manifest.prior.high)
+            prior = self.manifest.prior
+            if isinstance(prior, Uniform):
+                outside = (latents < prior.low) | (latents > prior.high)
                 arrays["share_outside"] = outside.mean(axis=1)
-            report.add_run(
-                planned.id,
-                planned.label,
-                recipe=inversion.recipe,
-                arrays=arrays,
-                facts=runs.facts(planned.id),
-            )
+            self.add_inversion(planned.id, planned.label, arrays)
         # The background is white if the characters are black on white.
+        low, high = self.value_range
         background = low if self.targets.mean() < (low + high) / 2 else high
         blank = np.full_like(self.targets, background)
-        report.add_run(
-            f"{self.generator.key}-blank",
+        self.report.add_run(
+            self.id("blank"),
             f"{self.label}: a blank image for every target",
             arrays={
                 "absolute_error": evaluation.mean_absolute_error(
-                    self.targets, blank, value_range=manifest.value_range
+                    self.targets, blank, value_range=self.value_range
                 )
             },
         )
 
-    def cells(self, report: Report, published: Mapping[tuple[str, bool], float]) -> list[Cell]:
+    def cells(self, published: Mapping[tuple[str, str], float]) -> list[Cell]:
         """Return the mean absolute errors without and with regularisation."""
         return [
-            report.compute(
-                "mean",
-                values=ref(self._id(method), "absolute_error"),
-                published=published.get((self.prior, method.held)),
-            )
+            self.mean(method, "absolute_error", published.get((self.prior, method)))
             for method in self.methods
         ]
 
-    def blank(self, report: Report) -> Cell:
-        """Return the error of a blank image."""
-        return report.compute("mean", values=ref(f"{self.generator.key}-blank", "absolute_error"))
-
-    def spread(self, report: Report) -> list[Row]:
+    def spread(self) -> list[Row]:
         """Return one row of statistics per run."""
-        runs = {self._id(method): method.name for method in self.methods}
-        runs[self._own_id] = f"generated images, {self.methods[-1].name}"
-        return [
-            Row(
-                name,
-                [
-                    report.compute("mean", values=ref(id, "absolute_error")),
-                    report.compute("median", values=ref(id, "absolute_error")),
-                    report.compute("quantile", values=ref(id, "absolute_error"), fraction=1.0),
-                    report.compute("mean", values=ref(id, "cross_entropy")),
-                    report.compute("mean", values=ref(id, "latent_spread")),
-                    report.compute("mean", values=ref(id, "share_outside"))
-                    if self.prior == "uniform"
-                    else None,
-                ],
-                group=self.label,
-            )
-            for id, name in runs.items()
-        ]
 
-    def add_samples(self, report: Report) -> None:
+        def cells(run: str) -> list[Cell | None]:
+            errors = self.ref(run, "absolute_error")
+            return [
+                self.mean(run, "absolute_error"),
+                self.report.compute("median", values=errors),
+                self.report.compute("quantile", values=errors, fraction=1.0),
+                self.mean(run, "cross_entropy"),
+                self.mean(run, "latent_spread"),
+                self.mean(run, "share_outside") if self.prior == "uniform" else None,
+            ]
+
+        return [Row(name, cells(run), group=self.label) for run, name in self.runs.items()]
+
+    def add_samples(self) -> None:
         """Add Figure 1: samples of the generator."""
-        inverter = self.generator.inverter
-        images = inverter.generate(inverter.sample(SAMPLES, seed=self.request.seed))
-        path = report.folder / "figures" / f"figure-1-{self.generator.key}.png"
-        figures.image_grid(images, path, value_range=self.generator.manifest.value_range)
-        report.add_figure(
+        self.draw_samples(
             f"figure-1-{self.generator.key}",
             f"Figure 1: Generations, {self.label}",
-            f"{SAMPLES} images of random latents. The generator: "
-            f"{literal(self.generator.describe_origin())}.",
-            path,
-            alt="A grid of generated images",
+            SAMPLES,
+            seed=self.request.seed,
         )
 
-    def add_pairs(self, report: Report, done: Mapping[str, Inversion]) -> None:
+    def add_pairs(self) -> None:
         """Add Figures 2 and 3: targets and their reconstructions."""
         number = {"mnist": 2, "omniglot": 3}.get(self.data)
         shown = min(PAIRS, len(self.targets))
-        for method in self.methods:
-            path = report.folder / "figures" / f"pairs-{self._id(method)}.png"
-            figures.pairs(
-                self.targets[:shown],
-                done[self._id(method)].images[:shown],
-                path,
-                value_range=self.generator.manifest.value_range,
-            )
-            title = f"{self.label}, {method.name}"
-            report.add_figure(
-                f"pairs-{self._id(method)}",
+        for method, name in self.methods.items():
+            id = self.id(method)
+            title = f"{self.label}, {name}"
+            self.report.add_figure(
+                f"pairs-{id}",
                 f"Figure {number}: {title}" if number else f"Reconstructions, {title}",
                 f"Reconstructions of the first {shown} targets. Unlike in the paper, the original "
                 "is on the left and its reconstruction on the right.",
-                path,
+                partial(
+                    figures.pairs,
+                    self.targets[:shown],
+                    self.done[id].images[:shown],
+                    value_range=self.value_range,
+                ),
                 alt="Pairs of a test image and its reconstruction",
             )
-
-
-def _configuration(data: str) -> str:
-    return "creswell-omniglot" if data == "omniglot" else "creswell"
 
 
 def _disambiguate(experiments: Sequence[_Experiment]) -> None:
@@ -368,9 +289,9 @@ def _disambiguate(experiments: Sequence[_Experiment]) -> None:
             one.apart = one.generator.title if named else one.generator.key
 
 
-def _test_images(generator: Generator, held_out: HeldOut) -> Dataset:
+def _test_images(generator: Generator, given: GivenData) -> Dataset:
     """Return the test images for a generator; if only one dataset is given, its test images."""
-    dataset = held_out.of(generator, any_data=True)
+    dataset = given.of(generator, any_data=True)
     if dataset is None:
         raise InputError(
             f"{generator.title}: its bundle says that it was trained on "
@@ -380,12 +301,11 @@ def _test_images(generator: Generator, held_out: HeldOut) -> Dataset:
     return dataset
 
 
-def _add_table(
-    report: Report, request: Request, key: str, experiments: Sequence[_Experiment]
-) -> None:
+def _add_table(report: Report, key: str, experiments: Sequence[_Experiment]) -> None:
     """Add Table 2 (MNIST), Table 3 (Omniglot) or the like for another dataset."""
-    name = experiments[0].data
-    number, published = TABLES.get(name, (None, {}))
+    name, request = experiments[0].data, experiments[0].request
+    number, errors = TABLES.get(name, (None, ()))
+    published = dict(zip(METHODS, errors, strict=False))
     rows = []
     for mode, heading in MODES.items():
         of_mode = [one for one in experiments if one.mode == mode]
@@ -393,7 +313,7 @@ def _add_table(
         for pair in zip_longest(*by_prior):
             cells: list[Cell | None] = []
             for one in pair:
-                cells += [None, None] if one is None else one.cells(report, published)
+                cells += [None, None] if one is None else one.cells(published)
             apart = dict.fromkeys(one.apart for one in pair if one is not None and one.apart)
             rows.append(Row(": ".join(filter(None, [heading, "; ".join(apart)])), cells))
     title = f"Reconstruction error, {name}"
@@ -405,12 +325,11 @@ def _add_table(
         "such a mean without its scale; it is taken to be for pixels from 0 to 1. A blank image "
         "has an error of {blank:.3f}.",
         columns=[
-            Column(METHODS[prior, held], "{:.4f}", group=f"{prior} prior")
-            for prior, held in METHODS
+            Column(name, "{:.4f}", group=f"{prior} prior") for (prior, _), name in METHODS.items()
         ],
         rows=rows,
         row_title="Batch norm",
-        cells={"blank": experiments[0].blank(report)},
+        cells={"blank": experiments[0].mean("blank", "absolute_error")},
     )
 
 
@@ -431,21 +350,22 @@ def _add_spread(report: Report, experiments: Sequence[_Experiment]) -> None:
             Column("std of z", "{:.3f}"),
             Column("outside", "{:.1f}", percent=True),
         ],
-        rows=[row for experiment in experiments for row in experiment.spread(report)],
+        rows=[row for experiment in experiments for row in experiment.spread()],
         row_title="Method",
     )
 
 
-def _add_differences(report: Report, request: Request, experiments: Sequence[_Experiment]) -> None:
-    solver = experiments[0].methods[0].recipe.stages[0].solver
+def _add_differences(experiments: Sequence[_Experiment]) -> None:
+    report, request = experiments[0].report, experiments[0].request
+    solver = experiments[0].plan[0].recipe.stages[0].solver
     assert isinstance(solver, Adam)
-    batch_size = experiments[0].generator.inverter.batch_size
+    batch_size = experiments[0].inverter.batch_size
     batch_size = DEFAULT_BATCH_SIZE if batch_size == "auto" else batch_size
-    sources = dict.fromkeys(f"{one.source} ({one.data})" for one in experiments)
+    sources = joined(f"{one.source} ({one.data})" for one in experiments)
     report.difference(
         "Targets",
         "a random batch of test images; its size is not given",
-        f"{request.targets:,} random test images of each dataset: {'; '.join(sources)}",
+        f"{request.targets:,} random test images of each dataset: {sources}",
     )
     report.difference(
         "Optimiser and steps",
@@ -467,12 +387,10 @@ def _add_differences(report: Report, request: Request, experiments: Sequence[_Ex
         "moment penalty; otherwise targets are independent",
     )
     add_shared_differences(
-        report,
-        [one.generator for one in experiments],
+        experiments,
         training="MNIST: 500 iterations on 50,000 images; Omniglot: 2,000 iterations on 30 "
         "alphabets; batch size 128, Adam, learning rate 0.002",
         image="28×28, 1 channel",
         batch_norm="mixed batches, hence batch statistics",
         draws="not given",
-        seed=request.seed,
     )

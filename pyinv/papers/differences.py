@@ -1,62 +1,45 @@
-"""Report content that all papers share: differences from the paper, versions and hardware."""
+"""Differences from the paper that all reports state."""
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
-import numpy as np
+from pyinv.papers.experiment import Experiment
 
-from pyinv.papers.generators import Generator
-from pyinv.papers.report import Report
-from pyinv.papers.run_cache import RunCache
-
-__all__ = ["add_shared_differences", "made_with"]
+__all__ = ["add_shared_differences", "joined"]
 
 
-def made_with(runs: RunCache) -> dict[str, Any]:
-    """Return the versions and hardware used for a report, including those of cached runs."""
-    return {
-        **runs.made_with(),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-    }
+def joined(texts: Iterable[str]) -> str:
+    """Return the texts as one, without duplicates."""
+    return "; ".join(dict.fromkeys(texts))
 
 
 def add_shared_differences(
-    report: Report,
-    generators: Sequence[Generator],
+    experiments: Sequence[Experiment],
     *,
     training: str,
     image: str,
     batch_norm: str,
     draws: str,
-    seed: int,
 ) -> None:
     """Add the rows that every report has: training, images, batch norm, draws and precision.
 
     Args:
-        report: the report to add them to.
-        generators: the report's generators.
+        experiments: the report's experiments.
         training: the paper's training data and training settings.
         image: the paper's image size.
         batch_norm: the paper's batch-norm mode.
         draws: how the paper draws random numbers.
-        seed: the reproduction's seed.
     """
-
-    def joined(describe: str) -> str:
-        """Return the generators' descriptions without duplicates."""
-        return "; ".join(dict.fromkeys(getattr(one, describe)() for one in generators))
-
-    report.difference("Generator", training, joined("describe_origin"))
-    report.difference("Images", image, joined("describe_image"))
-    report.difference("Batch norm", batch_norm, joined("describe_batch_norm"))
+    report, generators = experiments[0].report, [one.generator for one in experiments]
+    report.difference("Generator", training, joined(one.describe_origin() for one in generators))
+    report.difference("Images", image, joined(one.describe_image() for one in generators))
+    here = joined(one.describe_batch_norm() for one in generators)
+    report.difference("Batch norm", batch_norm, here)
     report.difference(
         "Random draws",
         draws,
         "one per component that needs one, a function (Philox) of the seed "
-        f"({seed}), target, step and component",
+        f"({experiments[0].request.seed}), target, step and component",
     )
     report.difference("Precision", "not given", "float32")

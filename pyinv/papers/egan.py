@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyinv import evaluation, interpolation, recipes
+from pyinv import interpolation, recipes
 from pyinv.constraints import (
     Constraint,
     HardCutoff,
@@ -26,32 +26,25 @@ from pyinv.constraints import (
     TruncatedNormalCutoff,
 )
 from pyinv.papers import figures
-from pyinv.papers.differences import add_shared_differences, made_with
-from pyinv.papers.folder import open_folder
-from pyinv.papers.generators import Generator, obtain_generators
-from pyinv.papers.plan import Planned, run_plan
+from pyinv.papers.differences import add_shared_differences
+from pyinv.papers.experiment import RecoveryExperiment, run_experiments
+from pyinv.papers.generators import obtain_generators
+from pyinv.papers.plan import Planned
 from pyinv.papers.precise import (
     COST_COLUMNS,
+    DEFAULT,
     NOT_IN_PAPER,
     PRECISE,
-    cost_arrays,
-    cost_cells,
     describe_costs,
-    describe_precise,
-    precise_recipe,
     why_not_run,
 )
-from pyinv.papers.report import Cell, Column, Paper, Report, Row, literal, ref
+from pyinv.papers.report import Cell, Column, Paper, Report, Row, literal
 from pyinv.papers.request import Request, check_plots
-from pyinv.papers.run_cache import RunCache
 from pyinv.priors import Normal
 from pyinv.recipes import Recipe
-from pyinv.result import Inversion
 from pyinv.solvers import Adam
 
 __all__ = ["CRITERIA", "PAPER", "Criterion", "reproduce", "resampling_probability"]
-
-FloatArray = NDArray[np.float32]
 
 PAPER = Paper(
     name="egan",
@@ -130,7 +123,6 @@ CRITERIA = (
 )
 """The 18 rows of the paper's Table 1, in its order."""
 
-DEFAULT = "pyinv's default recipe"
 COLUMNS = (
     *(
         Column(f"{threshold:g}", percent=True, group="share with an error below", best="highest")
@@ -190,7 +182,6 @@ def reproduce(request: Request) -> Path:
     stopping rule.
     """
     check_plots()
-    open_folder(request.folder)
     opened = obtain_generators(
         request,
         paper="Egan et al.",
@@ -198,46 +189,24 @@ def reproduce(request: Request) -> Path:
         priors=(Normal,),
     )
     experiments = [_Experiment(generator, request) for generator in opened]
-    plan = [planned for experiment in experiments for planned in experiment.plan]
-    runs = RunCache(request.folder)
-    done = run_plan(plan, runs, request)
-    report = Report(request.folder, PAPER, settings=request.describe(), made=made_with(runs))
-    _add_differences(report, request, experiments)
-    several = len(experiments) > 1
-    about = [f", {one.generator.title}" if several else "" for one in experiments]
-    for experiment, title in zip(experiments, about, strict=True):
-        experiment.add_tables(report, runs, done, title)
+    report = run_experiments(experiments, PAPER, request)
+    _add_differences(experiments)
+    for experiment in experiments:
+        experiment.add_tables()
     _add_criteria(report)
-    for experiment, title in zip(experiments, about, strict=True):
-        experiment.add_figures(report, title)
+    for experiment in experiments:
+        experiment.add_figures()
     return report.write()
 
 
-class _Experiment:
+class _Experiment(RecoveryExperiment):
     """The tables and figures of one generator."""
-
-    def __init__(self, generator: Generator, request: Request) -> None:
-        self.generator = generator
-        self.inverter = generator.inverter
-        self.request = request
-        self.latents = self.inverter.sample(request.targets, seed=request.seed)
-        self.images = self.inverter.generate(self.latents)
-        default = recipes.default(generator.manifest)
-        self.default = default.replace(max_steps=min(default.max_steps, request.max_steps))
-        self.precise = precise_recipe(generator.manifest)
 
     @cached_property
     def plan(self) -> list[Planned]:
         """Return the runs, one per criterion and one per recipe of pyinv's."""
         return [
-            Planned(
-                id=self._id(key),
-                label=f"{self.generator.title}: {name}",
-                inverter=self.inverter,
-                images=self.images,
-                recipe=recipe,
-                true_latents=self.latents,
-            )
+            self.planned(key, name, self.images, recipe, true_latents=self.latents)
             for name, (key, recipe) in self._methods.items()
         ]
 
@@ -245,108 +214,82 @@ class _Experiment:
     def _methods(self) -> dict[str, tuple[str, Recipe]]:
         """The rows of Table 1 that run: each row's key in run ids, and its recipe."""
         methods = {one.name: (one.key, self._recipe(one)) for one in CRITERIA}
-        methods[DEFAULT] = ("default", self.default)
-        if self.precise is not None:
-            methods[PRECISE] = ("precise", self.precise)
-        return methods
+        return methods | self._ours
 
     @property
-    def _ours(self) -> list[str]:
+    def _ours(self) -> dict[str, tuple[str, Recipe]]:
         """The rows of Table 1 with pyinv's own recipes, as far as they run."""
-        return [name for name in (DEFAULT, PRECISE) if name in self._methods]
+        names = {"default": DEFAULT, "precise": PRECISE}
+        return {names[key]: (key, recipe) for key, recipe in self.ours.items()}
 
     def _recipe(self, criterion: Criterion) -> Recipe:
-        recipe = recipes.egan(self.generator.manifest, criterion.constraint).replace(
+        recipe = recipes.egan(self.manifest, criterion.constraint).replace(
             max_steps=self.request.max_steps
         )
         if self.request.learning_rate is not None:
             recipe = recipe.replace(learning_rate=self.request.learning_rate)
         return recipe
 
-    def _id(self, name: str) -> str:
-        return f"{self.generator.key}-{name}"
-
-    def add_tables(
-        self, report: Report, runs: RunCache, done: Mapping[str, Inversion], about: str
-    ) -> None:
-        """Add the runs, the result and the tables; ``about`` is appended to every title."""
+    def add_tables(self) -> None:
+        """Add the runs, the result and the tables."""
         for planned in self.plan:
-            inversion = done[planned.id]
-            assert inversion.min_latent_error is not None
-            on_pixels = planned.recipe.stages[-1].loss == "mse"
-            report.add_run(
-                planned.id,
-                planned.label,
-                recipe=inversion.recipe,
-                arrays={
-                    "latent_error": evaluation.latent_error(self.latents, inversion.latents),
-                    "min_latent_error": inversion.min_latent_error,
-                    "image_error" if on_pixels else "loss": inversion.loss,
-                    **cost_arrays(inversion, self.generator.manifest.latent_size),
-                },
-                facts=runs.facts(planned.id),
-            )
-        rows = {array: self._rows(report, array) for array in COUNTS}
-        self._add_result(report, rows, about)
+            arrays = {**self.latent_errors(planned), **self.final_arrays(planned)}
+            self.add_inversion(planned.id, planned.label, arrays)
+        rows = {array: self._rows(array) for array in COUNTS}
+        self._add_result(rows)
         for array, counted in COUNTS.items():
-            self._add_table(report, rows[array], array, counted, about)
-        self._add_costs(report, rows["latent_error"], about)
-        self._add_ordering(report, rows, about)
+            self._add_table(rows[array], array, counted)
+        self._add_costs(rows["latent_error"])
+        self._add_ordering(rows)
 
-    def add_figures(self, report: Report, about: str) -> None:
+    def add_figures(self) -> None:
         """Add the generator's figures."""
-        self._add_samples(report, about)
-        self._add_sums(report, about)
-        self._add_paths(report, about)
+        self.draw_samples(
+            self.id("figure-7"),
+            f"Figure 7: Samples of the generator{self.about}",
+            SAMPLES,
+            seed=self.request.seed + 1,
+        )
+        self._add_sums()
+        self._add_paths()
 
-    def _rows(self, report: Report, array: str) -> dict[str, list[Cell | None]]:
+    def _rows(self, array: str) -> dict[str, list[Cell | None]]:
         """Return Table 1's cells by criterion, from one of the error arrays of ``COUNTS``."""
         rows = {}
         for one in CRITERIA:
             # The paper's errors are those after the last step.
             theirs = one.published if array == "latent_error" else ()
-            rows[one.name] = self._row(report, one.key, array, theirs, PRINTED.get(one.name))
-        for name in self._ours:
-            rows[name] = self._row(report, self._methods[name][0], array)
+            rows[one.name] = self._row(one.key, array, theirs, PRINTED.get(one.name))
+        for name, (key, _) in self._ours.items():
+            rows[name] = self._row(key, array)
         return rows
 
     def _row(
         self,
-        report: Report,
         key: str,
         array: str,
         published: Sequence[float | None] = (),
         note: str | None = None,
     ) -> list[Cell | None]:
         """Return one row, in the order of ``COLUMNS``."""
-        errors, baseline = ref(self._id(key), array), ref(self._id(DISABLED), array)
+        errors, baseline = self.ref(key, array), self.ref(DISABLED, array)
         theirs = iter(published or [None] * len(COLUMNS))
         cells: list[Cell | None] = [
-            report.compute(
-                "recovery_rate", errors=errors, threshold=threshold, published=next(theirs)
-            )
-            for threshold in THRESHOLDS
+            self.recovery_rate(key, array, threshold, next(theirs)) for threshold in THRESHOLDS
         ]
         for function in ("win_rate", "significant_win_rate"):
             number = next(theirs)
             cells.append(
                 None
                 if errors == baseline
-                else report.compute(
+                else self.report.compute(
                     function, errors=errors, baseline_errors=baseline, published=number
                 )
             )
-        cells.append(report.compute("mean", values=errors, published=next(theirs), note=note))
-        return cells
+        mean = self.report.compute("mean", values=errors, published=next(theirs), note=note)
+        return [*cells, mean]
 
-    def _add_table(
-        self,
-        report: Report,
-        rows: Mapping[str, list[Cell | None]],
-        array: str,
-        counted: str,
-        about: str,
-    ) -> None:
+    def _add_table(self, rows: Mapping[str, list[Cell | None]], array: str, counted: str) -> None:
         final = array == "latent_error"
         title = "Table 1: Resampling criteria" if final else "Table 1 with the errors at any step"
         table = [
@@ -358,39 +301,35 @@ class _Experiment:
             )
             for name, cells in rows.items()
         ]
-        but = f" but {PRECISE}"
         if self.precise is None:
-            but = ""
-            why = why_not_run(self.generator.manifest)
-            table.append(Row(PRECISE, group=NOT_IN_PAPER, text=why))
-        report.add_table(
-            self._id("table-1" if final else "table-1-any"),
-            f"{title}{about}",
+            table.append(Row(PRECISE, group=NOT_IN_PAPER, text=why_not_run(self.manifest)))
+        self.add_table(
+            "table-1" if final else "table-1-any",
+            title,
             f"Latent errors {counted}. {self.request.targets} generated images, "
             f"{self.request.max_steps:,} steps, which is also the criteria's horizon E. The error "
             "is the mean squared error per latent component. wins: share of targets with a lower "
             "error than under disabled. sig wins: the same, among targets whose errors differ by "
-            f"at least a factor of 2. All rows{but} start from the same latents.",
+            f"at least a factor of 2. All rows{self.but_precise} start from the same latents.",
             columns=COLUMNS,
             rows=table,
             row_title="Criterion",
         )
 
-    def _add_costs(self, report: Report, rows: Mapping[str, list[Cell | None]], about: str) -> None:
+    def _add_costs(self, rows: Mapping[str, list[Cell | None]]) -> None:
         """Add the costs of some rows of Table 1; the other criteria cost the same."""
         best = min(CRITERIA, key=lambda one: one.error).name
         column = THRESHOLDS.index(1e-4)
 
         def row(name: str, group: str, published_steps: int | None = None) -> Row:
-            key, recipe = self._methods[name]
-            costs = cost_cells(report, self._id(key), recipe, published_steps=published_steps)
+            costs = self.cost_cells(*self._methods[name], published_steps)
             return Row(name, [rows[name][column], *costs], group=group)
 
-        report.add_table(
-            self._id("costs"),
-            f"Cost per latent{about}",
+        self.add_table(
+            "costs",
+            "Cost per latent",
             f"Means over the latents of Table 1; {literal(best)} is the paper's best criterion. "
-            f"{describe_costs(self.generator.manifest.latent_size)} The published numbers are for "
+            f"{describe_costs(self.manifest.latent_size)} The published numbers are for "
             f"the paper's {PAPER_STEPS:,} steps; the authors' code stops earlier once the loss no "
             "longer changes.",
             columns=[COLUMNS[column], *COST_COLUMNS],
@@ -401,12 +340,7 @@ class _Experiment:
             row_title="Criterion",
         )
 
-    def _add_ordering(
-        self,
-        report: Report,
-        rows: Mapping[str, Mapping[str, list[Cell | None]]],
-        about: str,
-    ) -> None:
+    def _add_ordering(self, rows: Mapping[str, Mapping[str, list[Cell | None]]]) -> None:
         """Add the agreement of our ordering of the criteria with the paper's, per column."""
 
         def agreement(array: str, column: int) -> Cell:
@@ -416,11 +350,11 @@ class _Experiment:
                 if (cell := rows[array][one.name][column]) is not None
             ]
             ours, theirs = zip(*both, strict=True)
-            return report.compute("rank_correlation", a=ours, b=theirs)
+            return self.report.compute("rank_correlation", a=ours, b=theirs)
 
-        report.add_table(
-            self._id("ordering"),
-            f"Agreement with the paper's ordering of the criteria{about}",
+        self.add_table(
+            "ordering",
+            "Agreement with the paper's ordering of the criteria",
             "Kendall's rank correlation (tau-b) between our numbers and the paper's, over the "
             f"paper's {len(CRITERIA)} rows ({len(CRITERIA) - 1} for the wins, which disabled does "
             "not have). 1 is the same order, 0 is unrelated, -1 is the reverse. The paper's "
@@ -434,9 +368,7 @@ class _Experiment:
             row_title="Our errors",
         )
 
-    def _add_result(
-        self, report: Report, rows: Mapping[str, Mapping[str, list[Cell | None]]], about: str
-    ) -> None:
+    def _add_result(self, rows: Mapping[str, Mapping[str, list[Cell | None]]]) -> None:
         """Add the best criterion by average error, here and in the paper."""
         final = {one.name: rows["latent_error"][one.name][-1] for one in CRITERIA}
 
@@ -464,35 +396,18 @@ class _Experiment:
             f"In the paper: {_ranking_text(theirs)}.",
         ]
         if self.precise is not None:
-            text, text_cells = describe_precise(
-                report, self._id("precise"), self.precise, threshold=THRESHOLDS[0]
-            )
-            paragraphs.append(text)
-            cells |= text_cells
-        report.add_text(
-            self._id("result"),
-            f"Result{about}",
+            paragraphs.append(self.describe_precise(self.precise, THRESHOLDS[0]))
+            cells |= self.precise_cells("precise", THRESHOLDS[0])
+        self.add_text(
+            "result",
+            "Result",
             paragraphs,
             cells={name: cell for name, cell in cells.items() if cell is not None},
         )
 
-    def _add_samples(self, report: Report, about: str) -> None:
-        latents = self.inverter.sample(SAMPLES, seed=self.request.seed + 1)
-        path = report.folder / "figures" / f"{self._id('figure-7')}.png"
-        images = self.inverter.generate(latents)
-        figures.image_grid(images, path, value_range=self._value_range)
-        report.add_figure(
-            self._id("figure-7"),
-            f"Figure 7: Samples of the generator{about}",
-            f"{SAMPLES} images of random latents. The generator: "
-            f"{literal(self.generator.describe_origin())}.",
-            path,
-            alt="A grid of generated images",
-        )
-
-    def _add_sums(self, report: Report, about: str) -> None:
+    def _add_sums(self) -> None:
         """Add Figure 8: images of pairs of coordinate vectors and of their sums."""
-        manifest = self.generator.manifest
+        manifest = self.manifest
         size = manifest.latent_size
         pairs = min(SUMS, size // 2)
         assert isinstance(manifest.prior, Normal)
@@ -504,22 +419,20 @@ class _Experiment:
             rows[label] = self.inverter.generate(
                 latents.astype(np.float32).reshape(pairs, *manifest.latent_shape)
             )
-        path = report.folder / "figures" / f"{self._id('figure-8')}.png"
-        figures.image_rows(rows, path, value_range=self._value_range)
-        report.add_figure(
-            self._id("figure-8"),
-            f"Figure 8: Embedding arithmetic{about}",
+        self.draw_rows(
+            "figure-8",
+            "Figure 8: Embedding arithmetic",
             "Each column is a pair of coordinate vectors: G(e₁), G(e₂) and G(e₁ + e₂). These "
             "vectors are short: the length of a latent from the prior is about the square root of "
             "its number of components. All these images are therefore close to that of the prior's "
             "mean.",
-            path,
+            rows,
             alt="Rows of images: those of two coordinate vectors and of their sums",
         )
 
-    def _add_paths(self, report: Report, about: str) -> None:
+    def _add_paths(self) -> None:
         """Add Figure 9: paths through the latent space."""
-        prior = self.generator.manifest.prior
+        prior = self.manifest.prior
         assert isinstance(prior, Normal)
         # Arcs turn about the origin, and latents lie about the prior's mean.
         mean = np.float32(prior.mean)
@@ -531,25 +444,15 @@ class _Experiment:
             "great circle": circle[:PATH_IMAGES],
             "second half": np.concatenate([circle[PATH_IMAGES:], circle[:1]]),
         }
-        path = report.folder / "figures" / f"{self._id('figure-9')}.png"
-        figures.image_rows(
-            {label: self.inverter.generate(latents + mean) for label, latents in rows.items()},
-            path,
-            value_range=self._value_range,
-        )
-        report.add_figure(
-            self._id("figure-9"),
-            f"Figure 9: Interpolation{about}",
+        self.draw_rows(
+            "figure-9",
+            "Figure 9: Interpolation",
             "Between two random latents, along a straight line and along an arc about the prior's "
             "mean (SLERP), and once around the great circle through both, back to the first. The "
             "middle of the straight line is closer to the prior's mean than random latents are.",
-            path,
+            {label: self.inverter.generate(latents + mean) for label, latents in rows.items()},
             alt="Rows of images along three paths through the latent space",
         )
-
-    @property
-    def _value_range(self) -> tuple[float, float]:
-        return self.generator.manifest.value_range
 
 
 def _ranked(errors: Mapping[str, float]) -> list[list[str]]:
@@ -569,28 +472,28 @@ def _add_criteria(report: Report) -> None:
         (2, LogisticCutoff, "logistic"),
         (3, TruncatedNormalCutoff, "truncated normal"),
     ):
-        path = report.folder / "figures" / f"figure-{number}.png"
-        figures.curves(
-            [
-                figures.Line(one.name, distance, resampling_probability(one.constraint, distance))
-                for one in CRITERIA
-                if isinstance(one.constraint, kind)
-            ],
-            path,
-            x_label="distance from the mean, |z|",
-            y_label="probability of resampling during the run",
-        )
+        lines = [
+            figures.Line(one.name, distance, resampling_probability(one.constraint, distance))
+            for one in CRITERIA
+            if isinstance(one.constraint, kind)
+        ]
         report.add_figure(
             f"figure-{number}",
             f"Figure {number}: {what.capitalize()} criteria",
             "The probability p that a component is resampled during a run of E steps, by its "
             "distance from the mean. Per step, the probability is 1 - (1 - p)^(1/E).",
-            path,
+            partial(
+                figures.curves,
+                lines,
+                x_label="distance from the mean, |z|",
+                y_label="probability of resampling during the run",
+            ),
             alt=f"Curves of the {what} criteria, rising from 0 to 1",
         )
 
 
-def _add_differences(report: Report, request: Request, experiments: Sequence[_Experiment]) -> None:
+def _add_differences(experiments: Sequence[_Experiment]) -> None:
+    report, request = experiments[0].report, experiments[0].request
     solver = experiments[0].plan[0].recipe.stages[0].solver
     assert isinstance(solver, Adam)
     report.difference("Targets", "100 generated images", f"{request.targets:,} generated images")
@@ -610,12 +513,10 @@ def _add_differences(report: Report, request: Request, experiments: Sequence[_Ex
         "3.5",
     )
     add_shared_differences(
-        report,
-        [experiment.generator for experiment in experiments],
+        experiments,
         training="a DCGAN on 121,267 photographs of food (Yelp), with soft labels, for 20 epochs",
         image="64×64, 3 channels",
         batch_norm="not given",
         draws="PyTorch's; in the authors' code, one draw for all components of a step, "
         "reseeded for each target",
-        seed=request.seed,
     )

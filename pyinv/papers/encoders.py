@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pyinv.bundle import Bundle, Manifest
 from pyinv.datasets import to_range
@@ -18,6 +17,7 @@ from pyinv.images import to_uint8
 from pyinv.inverter import Inverter
 from pyinv.models import get_model
 from pyinv.papers.generators import Generator, find_bundles
+from pyinv.papers.pixels import FloatArray, Pixels
 from pyinv.papers.request import Request
 from pyinv.training.encoder_configurations import get_encoder_configuration
 
@@ -29,9 +29,6 @@ __all__ = [
     "train_encoders",
     "why_not_trained",
 ]
-
-Pixels = NDArray[np.uint8]
-FloatArray = NDArray[np.float32]
 
 OWN_GENERATOR = ("bigan",)
 """The methods that train a generator along with the encoder."""
@@ -47,17 +44,33 @@ class Encoder:
     Args:
         method: its training method, see ``pyinv.training``.
         inverter: the inverter of the bundle that has both.
-        description: how it was trained, in words.
     """
 
     method: str
     inverter: Inverter
-    description: str
 
     @property
     def path(self) -> Path:
         """The bundle's folder."""
         return self.inverter.bundle.path
+
+    @property
+    def description(self) -> str:
+        """How it was trained, in words, as far as its bundle says."""
+        origin = self.inverter.manifest.origin
+        settings = origin.get("configuration", {})
+        text = f"{settings.get('method')}"
+        if "name" in settings:
+            text += f", configuration {settings['name']}"
+        if isinstance(origin.get("iterations"), int):
+            text += f", {origin['iterations']:,} iterations"
+        if isinstance(settings.get("batch_size"), int):
+            text += f" of {settings['batch_size']} images"
+        if settings.get("gradient_penalty"):
+            text += f", gradient penalty {settings['gradient_penalty']:g}"
+        if isinstance(origin.get("images"), int):
+            text += f", on {origin['images']:,} images of {origin.get('data')}"
+        return text
 
     @property
     def value_range(self) -> tuple[float, float]:
@@ -100,7 +113,7 @@ def open_encoders(request: Request, methods: Collection[str]) -> list[Encoder]:
                 raise InputError(f"{path}: given twice; give each encoder once (--encoder)")
             inverter = Inverter(Bundle.open(path), **request.machine)
             method = _method(inverter.manifest, path, methods)
-            found.append(Encoder(method, inverter, _describe_training(inverter.manifest)))
+            found.append(Encoder(method, inverter))
     return found
 
 
@@ -168,21 +181,32 @@ def train_encoders(
         for method in methods
         if method not in found[generator.key] and not why_not_trained(generator, method)
     ]
-    if missing and find_spec("torch") is None:
+    if not missing:
+        return found
+    if find_spec("torch") is None:
         raise DependencyError(
             f"no encoder of the method {missing[0][1]} was given, and training one needs torch: "
             "pip install 'pyinv[papers]', or give a bundle (--encoder)"
         )
+    from pyinv.training.encoder import train_encoder
+    from pyinv.training.frozen import open_generator
+
+    training = request.training
     for number, (generator, method) in enumerate(missing):
         request.say(f"encoder {number + 1} of {len(missing)}: {generator.title}, {methods[method]}")
+        settings = get_encoder_configuration(configurations[generator.key], method)
+        settings = settings.replace(seed=request.seed)
+        if request.encoder_iterations is not None:
+            settings = settings.with_iterations(request.encoder_iterations)
+        data: dict[str, Any] = {}
+        if method in OWN_GENERATOR and generator.key in images:
+            data["data_name"], data["data"] = images[generator.key]
+        folder = request.folder / "encoders" / f"{generator.key}-{method}"
         try:
-            folder = _train(
-                generator,
-                method,
-                request,
-                configurations[generator.key],
-                images.get(generator.key),
+            frozen = open_generator(
+                generator.source, device=training["device"], threads=training["threads"]
             )
+            train_encoder(settings, frozen, folder, **training, **data)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"{number} of {len(missing)} encoders are trained; run the same command to resume "
@@ -190,9 +214,7 @@ def train_encoders(
             ) from None
         (path,) = find_bundles(folder)
         inverter = Inverter(Bundle.open(path), **request.machine)
-        found[generator.key][method] = Encoder(
-            method, inverter, _describe_training(inverter.manifest)
-        )
+        found[generator.key][method] = Encoder(method, inverter)
     return found
 
 
@@ -207,41 +229,6 @@ def why_not_trained(generator: Generator, method: str) -> str:
                 f"these images are {generator.describe_image()}"
             )
     return ""
-
-
-def _train(
-    generator: Generator,
-    method: str,
-    request: Request,
-    configuration: str,
-    images: tuple[str, Pixels] | None,
-) -> Path:
-    """Train an encoder, resume its training, or reuse a finished one; return its folder."""
-    from pyinv.training.encoder import train_encoder
-    from pyinv.training.frozen import open_generator
-
-    settings = get_encoder_configuration(configuration, method).replace(seed=request.seed)
-    if request.encoder_iterations is not None:
-        settings = settings.with_iterations(request.encoder_iterations)
-    device, threads = request.machine.get("device", "cpu"), request.machine.get("threads")
-    data: dict[str, Any] = {}
-    if method in OWN_GENERATOR and images is not None:
-        data = {"data_name": images[0], "data": images[1]}
-    # A training folder also has the generator's PyTorch module, which is faster than its bundle.
-    bundle = generator.inverter.bundle.path
-    source = bundle.parent if (bundle.parent / "generator.pt").is_file() else bundle
-    folder = request.folder / "encoders" / f"{generator.key}-{method}"
-    train_encoder(
-        settings,
-        open_generator(source, device=device, threads=threads),
-        folder,
-        device=device,
-        threads=threads,
-        progress=request.progress,
-        say=request.say,
-        **data,
-    )
-    return folder
 
 
 def _method(manifest: Manifest, path: Path, methods: Collection[str]) -> str:
@@ -278,20 +265,3 @@ def _fits(generator: Generator, inverter: Inverter, method: str) -> bool:
     difference = np.abs(generator.inverter.generate(latents) - inverter.generate(latents)).max()
     low, high = own.value_range
     return bool(difference <= SAME * (high - low))
-
-
-def _describe_training(manifest: Manifest) -> str:
-    """Describe how an encoder was trained, as far as its bundle says."""
-    settings = manifest.origin.get("configuration", {})
-    text = f"{settings.get('method')}"
-    if "name" in settings:
-        text += f", configuration {settings['name']}"
-    if isinstance(manifest.origin.get("iterations"), int):
-        text += f", {manifest.origin['iterations']:,} iterations"
-    if isinstance(settings.get("batch_size"), int):
-        text += f" of {settings['batch_size']} images"
-    if settings.get("gradient_penalty"):
-        text += f", gradient penalty {settings['gradient_penalty']:g}"
-    if isinstance(manifest.origin.get("images"), int):
-        text += f", on {manifest.origin['images']:,} images of {manifest.origin.get('data')}"
-    return text

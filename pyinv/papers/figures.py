@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import math
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from pyinv.atomic_files import OutputFile
+from pyinv.atomic_files import write_whole
 from pyinv.errors import DependencyError, InputError
 from pyinv.images import to_uint8
 from pyinv.papers.folder import open_folder
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Line", "curves", "image_grid", "image_rows", "pairs"]
 
-FloatArray = NDArray[np.float32]
 PathLike = str | os.PathLike[str]
 
 DOTS_PER_INCH = 192
@@ -190,12 +188,12 @@ def curves(
     """
     figure, axes = _plot(x_label, y_label, x_log, y_log)
     for index, line in enumerate(lines):
-        x, y = _floats(line.x), _floats(line.y)
+        x = np.asarray(line.x, dtype=np.float64)
         colour = COLOURS[index % len(COLOURS)]
         few = len(x) <= MOST_MARKED
         axes.plot(
             x,
-            y,
+            np.asarray(line.y, dtype=np.float64),
             color=colour,
             label=line.label,
             marker=MARKERS[index % len(MARKERS)] if few else None,
@@ -304,10 +302,6 @@ def _plot(x_label: str, y_label: str, x_log: bool, y_log: bool) -> tuple[Figure,
     return figure, axes
 
 
-def _floats(values: Any) -> NDArray[np.float64]:
-    return np.asarray(values, dtype=np.float64)
-
-
 def _add_legend(axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     named = [label for label in labels if label]
@@ -332,9 +326,7 @@ def _save_plot(figure: Figure, path: PathLike) -> Path:
 def _write(path: PathLike, content: io.BytesIO) -> Path:
     path = Path(path)
     open_folder(path.parent)
-    content.seek(0)
-    with OutputFile(path) as output:
-        output.write(lambda file: shutil.copyfileobj(content, file))
+    write_whole(path, content.getbuffer())
     return path
 
 

@@ -18,6 +18,7 @@ from pyinv.demo import BUNDLE as DIGITS_BUNDLE
 from pyinv.errors import BundleError, DependencyError, InputError
 from pyinv.images import RANGE_SLACK
 from pyinv.inverter import Inverter
+from pyinv.papers.folder import open_folder
 from pyinv.papers.request import Request
 from pyinv.priors import Normal, Uniform
 from pyinv.training.folder import BUNDLES
@@ -25,14 +26,12 @@ from pyinv.validation import shape_text
 
 __all__ = [
     "Generator",
-    "HeldOut",
+    "GivenData",
     "choose",
     "find_bundles",
     "free_key",
     "obtain_generators",
 ]
-
-FloatArray = NDArray[np.float32]
 
 CHANNELS = (1, 3)
 """The channel counts that a figure can show."""
@@ -70,9 +69,10 @@ class Generator:
         return None if name is None else str(name)
 
     @property
-    def prior_name(self) -> str:
-        """The prior's name, "uniform" or "normal"."""
-        return self.manifest.prior.kind()
+    def source(self) -> Path:
+        """Its training folder, which also has the PyTorch module, or else its bundle."""
+        bundle = self.inverter.bundle.path
+        return bundle.parent if (bundle.parent / "generator.pt").is_file() else bundle
 
     def describe_origin(self) -> str:
         """Describe how it was trained, as far as its bundle says."""
@@ -138,7 +138,7 @@ def obtain_generators(
     test_images: int = 0,
     overshoots: bool = False,
 ) -> list[Generator]:
-    """Open the given generators, or train one per dataset and prior.
+    """Open the reproduction's folder and the given generators, or train one per dataset and prior.
 
     Args:
         request: the reproduction's settings.
@@ -153,11 +153,13 @@ def obtain_generators(
 
     Raises:
         BundleError: a bundle is missing or damaged, or has no graph of a required loss.
+        OutputError: the reproduction's folder cannot be created or written to.
         InputError: a generator with another prior, another batch-norm mode or a condition, or whose
             images leave its value range or cannot be shown in a figure; bad data.
         DependencyError: a generator has to be trained, but torch is missing.
         KeyboardInterrupt: Ctrl-C during training; its checkpoint remains.
     """
+    open_folder(request.folder)
     found: Sequence[str | os.PathLike[str]] = request.generators
     if not found:
         found = _train(request, configuration, priors, test_images=test_images)
@@ -166,7 +168,6 @@ def obtain_generators(
         for bundle in find_bundles(path, modes):
             inverter = Inverter(Bundle.open(bundle), **request.machine)
             _check(inverter, bundle, paper, priors, losses, modes)
-            _check_batch_size(inverter, bundle)
             if not overshoots:
                 _check_range(inverter, bundle)
             taken = [generator.key for generator in generators]
@@ -174,54 +175,71 @@ def obtain_generators(
     return generators
 
 
-class HeldOut:
-    """The test images of the given datasets, each read once per image shape.
+class GivenData:
+    """The given datasets. Each split is read once per image shape.
 
     Args:
         request: the reproduction's settings.
-        needed: whether a dataset without test images is an error; otherwise it is ignored.
+        needs_tests: whether a dataset without test images is an error; otherwise these are missing.
     """
 
-    def __init__(self, request: Request, *, needed: bool) -> None:
-        self._paths = request.data
-        self._say = request.say
-        self._needed = needed
-        self._read: dict[tuple[str, tuple[int, ...]], Dataset | None] = {}
+    def __init__(self, request: Request, *, needs_tests: bool = False) -> None:
+        self._request = request
+        self._needs_tests = needs_tests
+        self._read: dict[tuple[str, str, tuple[int, ...]], Dataset | None] = {}
 
-    def of(self, generator: Generator, *, any_data: bool = False) -> Dataset | None:
-        """Return the test images of a generator's dataset, in its image shape; None if not given.
+    def of(
+        self, generator: Generator, split: str = "test", *, any_data: bool = False
+    ) -> Dataset | None:
+        """Return a split of a generator's dataset, in its image shape; None if it is not given.
 
-        They come from the given dataset whose name the bundle states. If the bundle states no name
-        and only one dataset is given, they come from that one.
+        It comes from the given dataset whose name the bundle states. If the bundle states no name
+        and only one dataset is given, it comes from that one.
 
         Args:
             generator: the generator.
+            split: "train" or "test".
             any_data: if only one dataset is given, use it whatever the bundle says.
 
         Raises:
             InputError: data that cannot be read or has no test images although they are needed, or
                 two datasets with the same name.
         """
-        shape = generator.manifest.image_shape
-        read = [self._load(path, shape) for path in self._paths]
-        found = [dataset for dataset in read if dataset is not None]
-        if len(read) == len(found) == 1 and (any_data or generator.data is None):
-            return found[0]
-        own = [dataset for dataset in found if dataset.name == generator.data]
+        path = self.path_of(generator, split, any_data=any_data)
+        return None if path is None else self.load(path, split, generator)
+
+    def path_of(
+        self, generator: Generator, split: str, *, any_data: bool = False
+    ) -> str | os.PathLike[str] | None:
+        """Return the path of the dataset that ``of`` reads; None if there is none."""
+        read = {path: self.load(path, split, generator) for path in self._request.data}
+        own = [
+            path
+            for path, dataset in read.items()
+            if dataset is not None
+            and (
+                dataset.name == generator.data
+                or (len(read) == 1 and (any_data or generator.data is None))
+            )
+        ]
         if len(own) > 1:
-            raise _two_of(own[0].name)
+            raise _two_of(str(generator.data))
         return own[0] if own else None
 
-    def _load(self, path: str | os.PathLike[str], shape: tuple[int, int, int]) -> Dataset | None:
-        key = (os.fspath(path), shape)
+    def load(
+        self, path: str | os.PathLike[str], split: str, generator: Generator
+    ) -> Dataset | None:
+        """Return a split in a generator's image shape; None if there are no test images."""
+        shape = generator.manifest.image_shape
+        key = (os.fspath(path), split, shape)
         if key not in self._read:
             try:
-                self._read[key] = load_dataset(path, split="test", image_shape=shape)
+                self._read[key] = load_dataset(path, split=split, image_shape=shape)
             except InputError as error:
-                if self._needed:
+                if split == "train" or self._needs_tests:
                     raise
-                load_dataset(path, image_shape=shape)  # raises if the data itself is bad
-                self._say(f"continuing without test images: {error}")
+                self.load(path, "train", generator)  # raises if the data itself is bad
+                self._request.say(f"continuing without test images: {error}")
                 self._read[key] = None
         return self._read[key]
 
@@ -298,12 +316,9 @@ def _check(
             f"{bundle}: the method of {paper} minimises the loss {missing[0]!r}, but this bundle "
             f"has only {', '.join(manifest.losses)}; export it again with this loss"
         )
-
-
-def _check_batch_size(inverter: Inverter, bundle: Path) -> None:
-    """Raise unless any number of targets can be split into batches of at least two."""
     size = inverter.batch_size
-    if inverter.manifest.batch_norm == "batch" and isinstance(size, int) and size < 3:
+    # Any number of targets must split into batches of at least two.
+    if manifest.batch_norm == "batch" and isinstance(size, int) and size < 3:
         raise InputError(
             f"{bundle}: computes batch-norm statistics over the targets of a batch, and needs a "
             f"batch size of 3 or more, got {size}; give a larger one"
@@ -369,10 +384,7 @@ def _train(
                     dataset.images,
                     folder,
                     data_name=dataset.name,
-                    device=request.machine.get("device", "cpu"),
-                    threads=request.machine.get("threads"),
-                    progress=request.progress,
-                    say=request.say,
+                    **request.training,
                 )
             except KeyboardInterrupt:
                 done = len(folders)

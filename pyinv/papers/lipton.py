@@ -7,8 +7,8 @@ latent without clipping, with standard clipping and with stochastic clipping.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,33 +20,27 @@ from pyinv.bundle import Manifest
 from pyinv.datasets import to_range
 from pyinv.inverter import Inverter
 from pyinv.papers import figures
-from pyinv.papers.differences import add_shared_differences, made_with
-from pyinv.papers.folder import open_folder
-from pyinv.papers.generators import Generator, HeldOut, choose, obtain_generators
-from pyinv.papers.plan import Planned, run_plan
+from pyinv.papers.differences import add_shared_differences, joined
+from pyinv.papers.experiment import RecoveryExperiment, run_experiments
+from pyinv.papers.generators import Generator, GivenData, choose, obtain_generators
+from pyinv.papers.pixels import FloatArray
+from pyinv.papers.plan import Planned
 from pyinv.papers.precise import (
     COST_COLUMNS,
+    DEFAULT,
     NOT_IN_PAPER,
     PRECISE,
-    cost_arrays,
-    cost_cells,
     describe_costs,
-    describe_precise,
-    precise_recipe,
     reconstruct_recipe,
     why_not_run,
 )
-from pyinv.papers.report import Cell, Column, Paper, Report, Row, literal, ref
+from pyinv.papers.report import Cell, Column, Paper, Row, literal
 from pyinv.papers.request import Request, check_plots
-from pyinv.papers.run_cache import RunCache
 from pyinv.priors import Uniform
 from pyinv.recipes import Recipe
-from pyinv.result import Inversion
 from pyinv.solvers import GradientDescent, StepDecay
 
 __all__ = ["PAPER", "clipping_recipe", "reproduce"]
-
-FloatArray = NDArray[np.float32]
 
 PAPER = Paper(
     name="lipton",
@@ -61,8 +55,8 @@ CLIPPINGS = {
     "standard": "Standard clipping",
     "stochastic": "Stochastic clipping",
 }
-DEFAULT = "pyinv's default recipe"
 RECONSTRUCT = "pyinv's reconstruct recipe"
+NAMES = {**CLIPPINGS, "default": DEFAULT, "precise": PRECISE, "reconstruct": RECONSTRUCT}
 
 THRESHOLDS = (1e-4, 1e-3, 1e-2, 1e-1)
 TABLE_1 = {
@@ -155,122 +149,78 @@ def reproduce(request: Request) -> Path:
     and what counts as recovered.
     """
     check_plots()
-    open_folder(request.folder)
     opened = obtain_generators(
         request,
         paper="Lipton & Tripathi",
         configuration=lambda data: "lipton-32",
         priors=(Uniform,),
     )
-    held_out = HeldOut(request, needed=False)
-    experiments = [_Experiment(generator, request, held_out) for generator in opened]
-    plan = [planned for experiment in experiments for planned in experiment.plan]
-    runs = RunCache(request.folder)
-    done = run_plan(plan, runs, request)
-    report = Report(request.folder, PAPER, settings=request.describe(), made=made_with(runs))
-    _add_differences(report, request, experiments)
+    data = GivenData(request)
+    experiments = [_Experiment(generator, request, data) for generator in opened]
+    report = run_experiments(experiments, PAPER, request)
+    _add_differences(experiments)
     for experiment in experiments:
-        experiment.report(report, runs, done, alone=len(experiments) == 1)
+        experiment.add_results()
     return report.write()
 
 
-class _Experiment:
+class _Experiment(RecoveryExperiment):
     """The tables and figures of one generator."""
 
-    def __init__(self, generator: Generator, request: Request, held_out: HeldOut) -> None:
-        self.generator = generator
-        self.inverter = generator.inverter
-        self.request = request
-        self.recipes = {
+    def __init__(self, generator: Generator, request: Request, data: GivenData) -> None:
+        super().__init__(generator, request)
+        clippings = {
             clipping: clipping_recipe(
-                generator.manifest, clipping, request.max_steps, request.learning_rate
+                self.manifest, clipping, request.max_steps, request.learning_rate
             )
             for clipping in CLIPPINGS
         }
-        default = recipes.default(generator.manifest)
-        self.default = default.replace(max_steps=min(default.max_steps, request.max_steps))
-        self.precise = precise_recipe(generator.manifest)
-        self.reconstruct = reconstruct_recipe(generator.manifest)
-        self.latents = self.inverter.sample(request.targets, seed=request.seed)
-        self.images = self.inverter.generate(self.latents)
-        self.unseen, self.unseen_source = self._unseen(held_out)
+        reconstruct = reconstruct_recipe(self.manifest)
+        # By table or figure and, in its order, method.
+        self.recipes: dict[str, dict[str, Recipe]] = {
+            "table-1": clippings | self.ours,
+            "table-2": clippings | ({} if reconstruct is None else {"reconstruct": reconstruct}),
+            "figure-2": clippings,
+        }
+        self.unseen, self.unseen_source = self._unseen(data)
         self.starts = min(max(request.targets // UNSEEN_IMAGES, 2), MOST_STARTS)
         self.shown = min(SHOWN, request.targets)
         self.noisy = min(max(request.targets // 5, 2), MOST_NOISY)
         self.early = min(EARLY_STEPS, max(request.max_steps // 2, 1))
 
-    @property
-    def _ours(self) -> dict[str, tuple[str, Recipe]]:
-        """pyinv's own methods that this bundle supports, in Table 1's order."""
-        ours = {"default": (DEFAULT, self.default)}
-        if self.precise is not None:
-            ours["precise"] = (PRECISE, self.precise)
-        return ours
-
     @cached_property
     def plan(self) -> list[Planned]:
         """Return the runs, the paper's main result first."""
-        stochastic = self.recipes["stochastic"]
-        noisy = self._noisy_images()
-        return [
-            *(
-                self._planned(f"table-1-{clipping}", CLIPPINGS[clipping], self.images, recipe, True)
-                for clipping, recipe in self.recipes.items()
-            ),
-            *(
-                self._planned(f"table-1-{method}", name, self.images, recipe, True)
-                for method, (name, recipe) in self._ours.items()
-            ),
-            self._planned(
+        runs = [
+            self.planned(
+                f"table-1-{method}", NAMES[method], self.images, recipe, true_latents=self.latents
+            )
+            for method, recipe in self.recipes["table-1"].items()
+        ]
+        runs.append(
+            self.planned(
                 "figure-1-early",
                 f"stochastic clipping, {self.early} steps",
                 self.images[: self.shown],
-                stochastic.replace(max_steps=self.early),
-                True,
-            ),
-            *(
-                self._planned(
-                    f"table-2-{clipping}",
-                    f"unseen images, {CLIPPINGS[clipping].lower()}",
-                    np.repeat(self.unseen, self.starts, axis=0),
-                    recipe,
-                )
-                for clipping, recipe in self.recipes.items()
-            ),
-            *(
-                self._planned(
-                    "table-2-reconstruct",
-                    f"unseen images, {RECONSTRUCT}",
-                    np.repeat(self.unseen, self.starts, axis=0),
-                    recipe,
-                )
-                for recipe in (self.reconstruct,)
-                if recipe is not None
-            ),
-            *(
-                self._planned(
-                    f"figure-2-{clipping}", f"noise, {CLIPPINGS[clipping].lower()}", noisy, recipe
-                )
-                for clipping, recipe in self.recipes.items()
-            ),
-        ]
-
-    def _planned(
-        self, id: str, label: str, images: FloatArray, recipe: Recipe, known: bool = False
-    ) -> Planned:
-        return Planned(
-            id=f"{self.generator.key}-{id}",
-            label=f"{self.generator.title}: {label}",
-            inverter=self.inverter,
-            images=images,
-            recipe=recipe,
-            true_latents=self.latents[: len(images)] if known else None,
+                self.recipes["table-1"]["stochastic"].replace(max_steps=self.early),
+                true_latents=self.latents[: self.shown],
+            )
         )
+        unseen = np.repeat(self.unseen, self.starts, axis=0)
+        noisy = self._noisy_images()
+        for name, what, images in (
+            ("table-2", "unseen images", unseen),
+            ("figure-2", "noise", noisy),
+        ):
+            runs += [
+                self.planned(f"{name}-{method}", f"{what}, {NAMES[method].lower()}", images, recipe)
+                for method, recipe in self.recipes[name].items()
+            ]
+        return runs
 
-    def _unseen(self, held_out: HeldOut) -> tuple[NDArray[Any], str]:
+    def _unseen(self, data: GivenData) -> tuple[NDArray[Any], str]:
         """Return images that the generator did not make, and a description of them."""
-        manifest = self.generator.manifest
-        dataset = held_out.of(self.generator)
+        dataset = data.of(self.generator)
         if dataset is None or len(dataset) < UNSEEN_IMAGES:
             if self.request.data:
                 self.request.say(
@@ -283,101 +233,72 @@ class _Experiment:
             )
             return (pairs[::2] + pairs[1::2]) / 2, "each the mean of two generated images"
         chosen = np.sort(choose(dataset, UNSEEN_IMAGES, seed=self.request.seed))
-        images = to_range(dataset.images[chosen], manifest.value_range)
+        images = to_range(dataset.images[chosen], self.value_range)
         return images, f"test images of {dataset.name}"
 
     def _noisy_images(self) -> FloatArray:
         """Return some targets with noise of each variance, [variances * noisy, C, H, W]."""
-        value_range = self.generator.manifest.value_range
         return np.concatenate(
             [
                 evaluation.add_noise(
                     self.images[: self.noisy],
                     # The paper's variances are for pixels in [-1, 1].
-                    variance * _pixel_scale(value_range) ** 2,
+                    variance * _pixel_scale(self.value_range) ** 2,
                     seed=self.request.seed,
-                    value_range=value_range,
+                    value_range=self.value_range,
                 )
                 for variance in NOISE_VARIANCES
             ]
         )
 
-    def report(
-        self, report: Report, runs: RunCache, done: Mapping[str, Inversion], *, alone: bool
-    ) -> None:
-        """Add the tables and figures; titles name the generator unless it is ``alone``."""
-        about = "" if alone else f", {self.generator.title}"
-        self._add_runs(report, runs, done)
-        self._add_result(report, about)
-        self._add_table_1(report, about)
-        self._add_costs(report, about)
-        self._add_table_2(report, about)
-        self._add_figure_1(report, done, about)
-        self._add_figure_2(report, about)
+    def add_results(self) -> None:
+        """Add the tables and figures to the report."""
+        self._add_runs()
+        self._add_result()
+        self._add_table_1()
+        self._add_costs()
+        self._add_table_2()
+        self._add_figure_1()
+        self._add_figure_2()
 
-    def _id(self, name: str) -> str:
-        return f"{self.generator.key}-{name}"
-
-    def _add_runs(self, report: Report, runs: RunCache, done: Mapping[str, Inversion]) -> None:
+    def _add_runs(self) -> None:
         """Add the arrays that the report's numbers are computed from."""
         for planned in self.plan:
-            inversion = done[planned.id]
-            on_pixels = planned.recipe.stages[-1].loss == "mse"
-            arrays: dict[str, Any] = {"image_error" if on_pixels else "loss": inversion.loss}
-            arrays |= cost_arrays(inversion, self.generator.manifest.latent_size)
+            latents = self.done[planned.id].latents
+            arrays = self.final_arrays(planned)
             if planned.true_latents is not None:
-                assert inversion.min_latent_error is not None
-                arrays["latent_error"] = evaluation.latent_error(
-                    planned.true_latents, inversion.latents
-                )
-                arrays["min_latent_error"] = inversion.min_latent_error
-            latents = inversion.latents.reshape(len(inversion), -1)
-            if planned.id.startswith(self._id("table-2")):
-                for image, rows in enumerate(self._blocks(UNSEEN_IMAGES, self.starts)):
-                    arrays[f"latents of image {image + 1}"] = latents[rows]
-            if planned.id.startswith(self._id("figure-2")):
+                arrays |= self.latent_errors(planned)
+            if planned.id.startswith(self.id("table-2")):
+                for image, found in enumerate(np.split(latents, UNSEEN_IMAGES), start=1):
+                    arrays[f"latents of image {image}"] = found.reshape(self.starts, -1)
+            if planned.id.startswith(self.id("figure-2")):
                 truth = self.latents[: self.noisy]
-                blocks = self._blocks(len(NOISE_VARIANCES), self.noisy)
-                for variance, rows in zip(NOISE_VARIANCES, blocks, strict=True):
-                    errors = evaluation.latent_error(truth, inversion.latents[rows])
+                parts = np.split(latents, len(NOISE_VARIANCES))
+                for variance, found in zip(NOISE_VARIANCES, parts, strict=True):
+                    errors = evaluation.latent_error(truth, found)
                     arrays[f"latent error at noise variance {variance:g}"] = errors
-            report.add_run(
-                planned.id,
-                planned.label,
-                recipe=inversion.recipe,
-                arrays=arrays,
-                facts=runs.facts(planned.id),
-            )
+            self.add_inversion(planned.id, planned.label, arrays)
         baseline = self.inverter.sample(self.starts, seed=self.request.seed + 2)
-        report.add_run(
-            self._id("table-2-baseline"),
-            f"{self.generator.title}: latents drawn from the prior",
+        self.add_run(
+            "table-2-baseline",
+            "latents drawn from the prior",
             arrays={"latents": baseline.reshape(self.starts, -1)},
         )
 
-    @staticmethod
-    def _blocks(count: int, size: int) -> list[slice]:
-        return [slice(start, start + size) for start in range(0, count * size, size)]
-
-    def _recovered(self, report: Report, method: str, threshold: float, array: str) -> Cell:
+    def _recovered(self, method: str, threshold: float, array: str) -> Cell:
         published = None
         # The authors' code counts a latent as recovered at any step.
         if method in TABLE_1 and array == "min_latent_error":
             published = TABLE_1[method][THRESHOLDS.index(threshold)]
-        return report.compute(
-            "recovery_rate",
-            errors=ref(self._id(f"table-1-{method}"), array),
-            threshold=threshold,
-            published=published,
-        )
+        return self.recovery_rate(f"table-1-{method}", array, threshold, published)
 
-    def _add_result(self, report: Report, about: str) -> None:
+    def _add_result(self) -> None:
         strictest = THRESHOLDS[0]
         cells = {
-            method: self._recovered(report, method, strictest, "min_latent_error")
+            method: self._recovered(method, strictest, "min_latent_error")
             for method in (*CLIPPINGS, "default")
         }
-        cells["default_end"] = self._recovered(report, "default", strictest, "latent_error")
+        cells["default_end"] = self._recovered("default", strictest, "latent_error")
         paragraphs = [
             f"Share of {self.request.targets} latents whose mean squared error fell below "
             f"{strictest:g} at some step: {{none:.1%}} without clipping, {{standard:.1%}} with "
@@ -385,13 +306,11 @@ class _Experiment:
             f"{DEFAULT}: {{default:.1%}} at some step, {{default_end:.1%}} at the end."
         ]
         if self.precise is not None:
-            run_id = self._id("table-1-precise")
-            text, text_cells = describe_precise(report, run_id, self.precise, threshold=strictest)
-            paragraphs.append(text)
-            cells |= text_cells
-        report.add_text(self._id("result"), f"Result{about}", paragraphs, cells=cells)
+            paragraphs.append(self.describe_precise(self.precise, strictest))
+            cells |= self.precise_cells("table-1-precise", strictest)
+        self.add_text("result", "Result", paragraphs, cells=cells)
 
-    def _add_table_1(self, report: Report, about: str) -> None:
+    def _add_table_1(self) -> None:
         group = "share recovered, latent error below"
         columns = [
             *(
@@ -405,123 +324,94 @@ class _Experiment:
             ("min_latent_error", "at any step, as the authors' code counts"),
             ("latent_error", "after the last step"),
         ):
-            ours = {method: name for method, (name, _) in self._ours.items()}
-            for method, name in (CLIPPINGS | ours).items():
-                shares = [self._recovered(report, method, one, array) for one in THRESHOLDS]
-                error = report.compute("mean", values=ref(self._id(f"table-1-{method}"), array))
-                rows.append(
-                    Row(
-                        name,
-                        [*shares, error],
-                        group=heading,
-                        emphasis=method == "stochastic",
-                        tag=NOT_IN_PAPER if method in ours else "",
-                    )
+            rows += [
+                Row(
+                    NAMES[method],
+                    [
+                        *(self._recovered(method, one, array) for one in THRESHOLDS),
+                        self.mean(f"table-1-{method}", array),
+                    ],
+                    group=heading,
+                    emphasis=method == "stochastic",
+                    tag=NOT_IN_PAPER if method in self.ours else "",
                 )
+                for method in self.recipes["table-1"]
+            ]
             if self.precise is None:
                 first = array == "min_latent_error"
-                why = why_not_run(self.generator.manifest) if first else "not run, see above"
+                why = why_not_run(self.manifest) if first else "not run, see above"
                 rows.append(Row(PRECISE, group=heading, tag=NOT_IN_PAPER, text=why))
-        but = "" if self.precise is None else f" but {PRECISE}"
-        report.add_table(
-            self._id("table-1"),
-            f"Table 1: Latents recovered{about}",
+        self.add_table(
+            "table-1",
+            "Table 1: Latents recovered",
             f"{self.request.targets} generated images, {self.request.max_steps:,} steps. The "
             f"latent error is the mean squared error per component. {DEFAULT} takes at most "
-            f"{self.default.max_steps:,} steps. All methods{but} start from the same latents.",
+            f"{self.default.max_steps:,} steps. All methods{self.but_precise} start from the same "
+            "latents.",
             columns=columns,
             rows=rows,
-            row_title="Method",
         )
 
-    def _add_costs(self, report: Report, about: str) -> None:
+    def _add_costs(self) -> None:
         """Add the cost of each method of Table 1."""
         threshold = THRESHOLDS[0]
-        rows = [
-            Row(
-                name,
-                [
-                    self._recovered(report, clipping, threshold, "min_latent_error"),
-                    *cost_cells(
-                        report,
-                        self._id(f"table-1-{clipping}"),
-                        self.recipes[clipping],
-                        published_steps=PRINTED_STEPS,
-                    ),
-                ],
-            )
-            for clipping, name in CLIPPINGS.items()
-        ]
-        rows += [
-            Row(
-                name,
-                [
-                    self._recovered(report, method, threshold, "min_latent_error"),
-                    *cost_cells(report, self._id(f"table-1-{method}"), recipe),
-                ],
-                tag=NOT_IN_PAPER,
-            )
-            for method, (name, recipe) in self._ours.items()
-        ]
-        report.add_table(
-            self._id("costs"),
-            f"Cost per latent{about}",
-            "Means over the latents of Table 1. "
-            f"{describe_costs(self.generator.manifest.latent_size)} The published numbers are for "
-            f"the paper's {PRINTED_STEPS:,} steps; the authors' code takes {PAPER_STEPS:,}.",
-            columns=[
-                Column(
-                    f"{threshold:g}",
-                    "{:.1f}",
-                    percent=True,
-                    group="error at any step below",
-                    best="highest",
-                ),
-                *COST_COLUMNS,
+        group = "error at any step below"
+        recovered = Column(f"{threshold:g}", "{:.1f}", percent=True, group=group, best="highest")
+        self.add_table(
+            "costs",
+            "Cost per latent",
+            f"Means over the latents of Table 1. {describe_costs(self.manifest.latent_size)} The "
+            f"published numbers are for the paper's {PRINTED_STEPS:,} steps; the authors' code "
+            f"takes {PAPER_STEPS:,}.",
+            columns=[recovered, *COST_COLUMNS],
+            rows=[
+                Row(
+                    NAMES[method],
+                    [
+                        self._recovered(method, threshold, "min_latent_error"),
+                        *self.cost_cells(
+                            f"table-1-{method}",
+                            recipe,
+                            PRINTED_STEPS if method in CLIPPINGS else None,
+                        ),
+                    ],
+                    tag=NOT_IN_PAPER if method in self.ours else "",
+                )
+                for method, recipe in self.recipes["table-1"].items()
             ],
-            rows=rows,
-            row_title="Method",
         )
 
-    def _add_table_2(self, report: Report, about: str) -> None:
-        ours = [] if self.reconstruct is None else ["reconstruct"]
-        methods = [*CLIPPINGS, *ours]
+    def _add_table_2(self) -> None:
+        methods = list(self.recipes["table-2"])
+        ours = [method for method in methods if method not in CLIPPINGS]
         images = range(1, UNSEEN_IMAGES + 1)
 
-        def spread(method: str, image: int) -> Cell:
-            latents = ref(self._id(f"table-2-{method}"), f"latents of image {image}")
-            return report.compute("pairwise_distance", latents=latents)
+        def distance(name: str, array: str, published: float | None = None) -> Cell:
+            latents = self.ref(f"table-2-{name}", array)
+            return self.report.compute("pairwise_distance", latents=latents, published=published)
 
-        cells = {(method, image): spread(method, image) for method in methods for image in images}
+        cells = {
+            (method, image): distance(method, f"latents of image {image}")
+            for method in methods
+            for image in images
+        }
         means = {
-            method: report.compute(
+            method: self.report.compute(
                 "mean",
                 values=[cells[method, image] for image in images],
                 published=TABLE_2.get(method),
             )
             for method in methods
         }
-        means["baseline"] = report.compute(
-            "pairwise_distance",
-            latents=ref(self._id("table-2-baseline"), "latents"),
-            published=TABLE_2_BASELINE,
-        )
-        columns = {
-            "none": Column("None", "{:.6f}"),
-            "standard": Column("Standard", "{:.6f}"),
-            "stochastic": Column("Stochastic", "{:.6f}"),
-            "baseline": Column("Baseline", "{:.6f}"),
-            **{name: Column(name, "{:.6f}", group=NOT_IN_PAPER) for name in ours},
-        }
+        means["baseline"] = distance("baseline", "latents", TABLE_2_BASELINE)
+        theirs = ("none", "standard", "stochastic", "baseline")
+        columns = {name: Column(name.capitalize(), "{:.6f}") for name in theirs}
+        columns |= {name: Column(name, "{:.6f}", group=NOT_IN_PAPER) for name in ours}
         rows = [Row(f"mean of {UNSEEN_IMAGES} images", [means[name] for name in columns], True)]
         rows += [
             Row(f"image {image}", [cells.get((name, image)) for name in columns])
             for image in images
         ]
-        errors = {
-            method: report.compute("mean", values=ref(self._id(f"table-2-{method}"), "image_error"))
-            for method in methods
-        }
         more = ""
         if ours:
             more = (
@@ -529,9 +419,9 @@ class _Experiment:
                 "{reconstruct:.3g}. It takes Levenberg-Marquardt steps on the pixels, here from "
                 f"the same starts and without restarts. {PRECISE} is not meant for such images."
             )
-        report.add_table(
-            self._id("table-2"),
-            f"Table 2: Distance between latents recovered from one unseen image{about}",
+        self.add_table(
+            "table-2",
+            "Table 2: Distance between latents recovered from one unseen image",
             "Mean distance between two latents that were recovered for one image from different "
             f"starts, divided by the number of components; {self.starts} starts per image. The "
             f"images: {literal(self.unseen_source)}. The baseline is the distance between random "
@@ -541,76 +431,64 @@ class _Experiment:
             columns=list(columns.values()),
             rows=rows,
             row_title="Image",
-            cells=errors,
+            cells={method: self.mean(f"table-2-{method}", "image_error") for method in methods},
         )
 
-    def _add_figure_1(self, report: Report, done: Mapping[str, Inversion], about: str) -> None:
+    def _add_figure_1(self) -> None:
         first = starting_latents(self.inverter, self.shown, seed=self.request.seed)
-        rows = {
-            "target": self.images[: self.shown],
-            "after initialisation": self.inverter.generate(first),
-            f"after {self.early} steps": done[self._id("figure-1-early")].images,
-            f"after {self.request.max_steps:,} steps": self.inverter.generate(
-                done[self._id("table-1-stochastic")].latents[: self.shown]
-            ),
-        }
-        path = report.folder / "figures" / f"{self._id('figure-1')}.png"
-        figures.image_rows(rows, path, value_range=self.generator.manifest.value_range)
-        report.add_figure(
-            self._id("figure-1"),
-            f"Figure 1: Reconstructions during a run{about}",
+        last = self.done[self.id("table-1-stochastic")].latents[: self.shown]
+        self.draw_rows(
+            "figure-1",
+            "Figure 1: Reconstructions during a run",
             "Generated targets and their reconstructions with stochastic clipping. The paper shows "
             "them after initialisation, after 100 steps and after 20,000 steps.",
-            path,
+            {
+                "target": self.images[: self.shown],
+                "after initialisation": self.inverter.generate(first),
+                f"after {self.early} steps": self.done[self.id("figure-1-early")].images,
+                f"after {self.request.max_steps:,} steps": self.inverter.generate(last),
+            },
             alt="Rows of images: targets, and their reconstructions at three stages of a run",
         )
 
-    def _add_figure_2(self, report: Report, about: str) -> None:
+    def _add_figure_2(self) -> None:
         cells = {
-            clipping: [
-                report.compute(
-                    "mean",
-                    values=ref(
-                        self._id(f"figure-2-{clipping}"),
-                        f"latent error at noise variance {variance:g}",
-                    ),
-                )
+            name: [
+                self.mean(f"figure-2-{clipping}", f"latent error at noise variance {variance:g}")
                 for variance in NOISE_VARIANCES
             ]
-            for clipping in CLIPPINGS
+            for clipping, name in CLIPPINGS.items()
         }
-        path = report.folder / "figures" / f"{self._id('figure-2')}.png"
-        figures.curves(
-            [
-                figures.Line(name, NOISE_VARIANCES, [cell.value for cell in cells[clipping]])
-                for clipping, name in CLIPPINGS.items()
-            ],
-            path,
-            x_label="variance of the pixel noise",
-            y_label="mean latent error",
-            x_log=True,
-            y_log=True,
-        )
-        report.add_figure(
-            self._id("figure-2"),
-            f"Figure 2: Latent error under noise{about}",
+        lines = [
+            figures.Line(name, NOISE_VARIANCES, [cell.value for cell in of_name])
+            for name, of_name in cells.items()
+        ]
+        self.add_figure(
+            "figure-2",
+            "Figure 2: Latent error under noise",
             f"Gaussian noise is added to {self.noisy} of the targets, which are then clipped to "
             "the generator's value range, as in the authors' code. The paper has a plot without "
             "numbers, in which the error grows in proportion to the noise and is lowest with "
             "stochastic clipping.",
-            path,
+            partial(
+                figures.curves,
+                lines,
+                x_label="variance of the pixel noise",
+                y_label="mean latent error",
+                x_log=True,
+                y_log=True,
+            ),
             alt="Mean latent error against the variance of the noise, one line per clipping",
         )
-        report.add_table(
-            self._id("figure-2-numbers"),
-            f"Numbers for Figure 2{about}",
+        self.add_table(
+            "figure-2-numbers",
+            "Numbers for Figure 2",
             "Mean latent error after the last step.",
             columns=[
                 Column(f"{variance:g}", "{:.3g}", group="variance of the noise", best="lowest")
                 for variance in NOISE_VARIANCES
             ],
-            rows=[Row(name, cells[clipping]) for clipping, name in CLIPPINGS.items()],
-            row_title="Method",
+            rows=[Row(name, of_name) for name, of_name in cells.items()],
         )
 
 
@@ -623,13 +501,14 @@ def starting_latents(inverter: Inverter, count: int, *, seed: int) -> FloatArray
     return latents.reshape(count, *manifest.latent_shape)
 
 
-def _add_differences(report: Report, request: Request, experiments: Sequence[_Experiment]) -> None:
-    (stage,) = experiments[0].recipes["stochastic"].stages
+def _add_differences(experiments: Sequence[_Experiment]) -> None:
+    report, request = experiments[0].report, experiments[0].request
+    (stage,) = experiments[0].recipes["table-1"]["stochastic"].stages
     solver = stage.solver
     assert isinstance(solver, GradientDescent)
     assert isinstance(solver.schedule, StepDecay)
     rate, halved = solver.learning_rate, solver.schedule.every
-    scale = _pixel_scale(experiments[0].generator.manifest.value_range)
+    scale = _pixel_scale(experiments[0].value_range)
     flow = scale**2 * rate * sum(0.5 ** (step // halved) for step in range(request.max_steps))
     theirs = PAPER_HALVED_AFTER + (PAPER_STEPS - PAPER_HALVED_AFTER) / 2
     report.difference("Targets", "1,000 generated images", f"{request.targets:,} generated images")
@@ -649,17 +528,15 @@ def _add_differences(report: Report, request: Request, experiments: Sequence[_Ex
         "Table 2",
         "one unseen image, 1,000 latents",
         f"{UNSEEN_IMAGES} images, {experiments[0].starts} latents each: "
-        + "; ".join(dict.fromkeys(one.unseen_source for one in experiments)),
+        + joined(one.unseen_source for one in experiments),
     )
     report.difference(
         "Figure 2", "number of images not given", f"{experiments[0].noisy} images per variance"
     )
     add_shared_differences(
-        report,
-        [experiment.generator for experiment in experiments],
+        experiments,
         training="a DCGAN as re-implemented by Amos (2016); its data is not named",
         image="not given",
         batch_norm="in the authors' code, batch statistics, for targets and estimates alike",
         draws="TensorFlow's; one per component that leaves the range",
-        seed=request.seed,
     )

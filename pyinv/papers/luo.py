@@ -6,7 +6,7 @@ similarity of their reconstructions, and image search by their latents.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from importlib.util import find_spec
 from itertools import pairwise
@@ -20,9 +20,8 @@ from pyinv import evaluation
 from pyinv.datasets import to_range
 from pyinv.errors import DependencyError, InputError
 from pyinv.inverter import Inverter
-from pyinv.papers import figures
-from pyinv.papers.collection import Collection, Collections
-from pyinv.papers.differences import add_shared_differences, made_with
+from pyinv.papers.collection import Collection, obtain_collection
+from pyinv.papers.differences import add_shared_differences, joined
 from pyinv.papers.encoders import (
     Encoder,
     match_encoders,
@@ -31,31 +30,24 @@ from pyinv.papers.encoders import (
     train_encoders,
     why_not_trained,
 )
-from pyinv.papers.folder import open_folder
-from pyinv.papers.generators import Generator, obtain_generators
-from pyinv.papers.pixels import absolute_error
-from pyinv.papers.plan import Planned, run_plan
+from pyinv.papers.experiment import Experiment, run_experiments
+from pyinv.papers.generators import Generator, GivenData, obtain_generators
+from pyinv.papers.pixels import FloatArray, Pixels, absolute_error
+from pyinv.papers.plan import Planned
 from pyinv.papers.precise import (
     COST_COLUMNS,
     NOT_IN_PAPER,
     PRECISE,
-    cost_arrays,
-    cost_cells,
     describe_costs,
     precise_recipe,
     reconstruct_recipe,
     why_not_run,
 )
-from pyinv.papers.report import Cell, Column, Paper, Report, Row, literal, ref
+from pyinv.papers.report import Cell, Column, Paper, Row, literal
 from pyinv.papers.request import Request
-from pyinv.papers.run_cache import RunCache
 from pyinv.priors import Normal, Uniform
-from pyinv.result import Inversion
 
 __all__ = ["PAPER", "degrade", "reproduce"]
-
-FloatArray = NDArray[np.float32]
-Pixels = NDArray[np.uint8]
 
 PAPER = Paper(
     name="luo",
@@ -73,6 +65,10 @@ TABLE_2 = {"aegan": 0.7918, "dhash": 0.7483}
 FROM_ENCODER = "pyinv's reconstruct recipe, from AEGAN's latent"
 FROM_DRAW = "pyinv's reconstruct recipe, from a drawn latent"
 OURS = {"precise": PRECISE, "from-encoder": FROM_ENCODER, "from-draw": FROM_DRAW}
+SHORT = {"precise": "precise", "from-encoder": "reconstruct"}
+"""Short names of pyinv's recipes, for labels beside images."""
+UNUSED = ("max_steps", "learning_rate")
+"""The requested settings that have no effect here."""
 
 SEARCHES = {
     "aegan": "AEGAN's latents",
@@ -98,6 +94,7 @@ FOUND = 10
 SHOWN = 8
 CHUNK = 2048  # images converted to float at a time, to bound memory
 LARGEST_QUICK = 32  # pixels
+PIXEL_RANGE = (0.0, 255.0)
 
 
 def degrade(pixels: Pixels, kind: str) -> Pixels:
@@ -156,7 +153,6 @@ def reproduce(request: Request) -> Path:
     """
     _check_libraries()
     given = open_encoders(request, METHODS)
-    open_folder(request.folder)
     opened = obtain_generators(
         request,
         paper="Luo et al.",
@@ -165,8 +161,8 @@ def reproduce(request: Request) -> Path:
         overshoots=True,
     )
     matched = match_encoders(given, opened)
-    collections = Collections(request)
-    searched = {generator.key: collections.of(generator) for generator in opened}
+    data = GivenData(request)
+    searched = {one.key: obtain_collection(one, data, request) for one in opened}
     encoders = train_encoders(
         matched,
         opened,
@@ -182,24 +178,18 @@ def reproduce(request: Request) -> Path:
     experiments = [
         _Experiment(one, encoders[one.key], request, searched[one.key]) for one in opened
     ]
-    plan = [planned for experiment in experiments for planned in experiment.plan]
-    runs = RunCache(request.folder)
-    done = run_plan(plan, runs, request)
-    made = {name: value for name, value in made_with(runs).items() if value}
-    report = Report(request.folder, PAPER, settings=_settings(request), made=made)
-    _add_differences(report, request, experiments)
+    settings = {name: value for name, value in request.describe().items() if name not in UNUSED}
+    report = run_experiments(experiments, PAPER, request, settings=settings)
+    _add_differences(experiments)
     for experiment in experiments:
         request.say(f"searching: {experiment.generator.title}")
-        experiment.report(report, runs, done, alone=len(experiments) == 1)
+        experiment.add_results()
     return report.write()
 
 
 def _check_libraries() -> None:
-    for module, name in (
-        ("imagehash", "imagehash"),
-        ("sklearn", "scikit-learn"),
-        ("scipy", "SciPy"),
-    ):
+    modules = {"imagehash": "imagehash", "sklearn": "scikit-learn", "scipy": "SciPy"}
+    for module, name in modules.items():
         if find_spec(module) is None:
             raise DependencyError(f"this report needs {name}: pip install 'pyinv[papers]'")
 
@@ -209,13 +199,7 @@ def _configuration(generator: Generator) -> str:
     return "luo-32" if max(generator.manifest.image_shape[1:]) <= LARGEST_QUICK else "luo"
 
 
-def _settings(request: Request) -> dict[str, Any]:
-    """Return the requested settings without those that have no effect here."""
-    unused = ("max_steps", "learning_rate")
-    return {name: value for name, value in request.describe().items() if name not in unused}
-
-
-class _Experiment:
+class _Experiment(Experiment):
     """The tables and figures of one generator."""
 
     def __init__(
@@ -225,16 +209,18 @@ class _Experiment:
         request: Request,
         collection: Collection,
     ) -> None:
-        self.generator = generator
+        super().__init__(generator, request)
         self.encoders = encoders
-        self.request = request
         self.collection = collection
-        self.inverter = generator.inverter
-        self.value_range = generator.manifest.value_range
         self.latents = self.inverter.sample(request.targets, seed=request.seed)
         self.images = _targets(self.inverter, self.latents)
         self.shown = min(SHOWN, request.targets)
-        self.precise = precise_recipe(generator.manifest)
+        recipes = {
+            "precise": precise_recipe(self.manifest),
+            "from-encoder": reconstruct_recipe(self.manifest, start="encoder"),
+            "from-draw": reconstruct_recipe(self.manifest),
+        }
+        self.recipes = {name: one for name, one in recipes.items() if one is not None}
         random = np.random.default_rng(request.seed + 2)
         count = min(request.targets, len(collection.pixels))
         self.query_rows = np.sort(random.choice(len(collection.pixels), count, replace=False))
@@ -244,131 +230,81 @@ class _Experiment:
             for name, label in SEARCHES.items()
             if name in encoders or name not in METHODS
         }
-        self._features: dict[str, NDArray[Any]] = {}
-
-    @cached_property
-    def encoded(self) -> FloatArray:
-        """AEGAN's latents of the generated images."""
-        return self.encoders["aegan"].inverter.encode(self.images)
+        # By method, some images and their reconstructions.
+        self._shown: dict[str, tuple[Pixels, Pixels]] = {}
 
     @cached_property
     def plan(self) -> list[Planned]:
         """Return the runs, all with pyinv's own recipes."""
-        runs: list[Planned] = []
-
-        def add(method: str, recipe: Any, **more: Any) -> None:
-            runs.append(
-                Planned(
-                    id=self._id(f"table-1-{method}"),
-                    label=f"{self.generator.title}: {OURS[method]}",
-                    inverter=self.inverter,
-                    images=self.images,
-                    recipe=recipe,
-                    true_latents=self.latents,
-                    **more,
-                )
+        starts = {"from-encoder": self.encoders["aegan"].inverter.encode(self.images)}
+        return [
+            self.planned(
+                f"table-1-{method}",
+                OURS[method],
+                self.images,
+                recipe,
+                true_latents=self.latents,
+                init=starts.get(method),
             )
+            for method, recipe in self.recipes.items()
+        ]
 
-        if self.precise is not None:
-            add("precise", self.precise)
-        from_encoder = reconstruct_recipe(self.generator.manifest, start="encoder")
-        add("from-encoder", from_encoder, init=self.encoded)
-        if (from_draw := reconstruct_recipe(self.generator.manifest)) is not None:
-            add("from-draw", from_draw)
-        return runs
-
-    def report(
-        self, report: Report, runs: RunCache, done: Mapping[str, Inversion], *, alone: bool
-    ) -> None:
-        """Add the tables and figures; titles name the generator unless it is ``alone``."""
-        about = "" if alone else f", {self.generator.title}"
-        shown = self._add_reconstructions(report, runs, done)
-        self._add_ranks(report)
-        self._add_labels(report)
-        self._add_blurred(report)
-        self._add_result(report, about)
-        self._add_table_1(report, about)
-        self._add_costs(report, about)
-        self._add_figure_2(report, shown, about)
-        self._add_figure_3(report, about)
-        self._add_figure_4(report, about)
-        self._add_table_2(report, about)
-        self._add_figure_5(report, about)
-
-    def _id(self, name: str) -> str:
-        return f"{self.generator.key}-{name}"
+    def add_results(self) -> None:
+        """Add the tables and figures to the report."""
+        self._add_reconstructions()
+        self._add_ranks()
+        self._add_labels()
+        self._add_blurred()
+        self._add_result()
+        self._add_table_1()
+        self._add_costs()
+        self._add_figure_2()
+        self._add_figure_3()
+        self._add_figure_4()
+        self._add_table_2()
+        self._add_figure_5()
 
     # -- runs and their arrays
 
-    def _add_reconstructions(
-        self, report: Report, runs: RunCache, done: Mapping[str, Inversion]
-    ) -> dict[str, tuple[Pixels, Pixels]]:
-        """Add Table 1's arrays to the report; return some images and reconstructions per method."""
-        shown: dict[str, tuple[Pixels, Pixels]] = {}
-
-        def add(
-            method: str,
-            name: str,
-            images: FloatArray,
-            found: FloatArray,
-            value_range: tuple[float, float],
-            latents: FloatArray | None,
-            **more: Any,
-        ) -> None:
-            # Hashes are computed from pixels as an image file stores them.
-            inside = images.clip(*value_range), found.clip(*value_range)
-            arrays: dict[str, Any] = {
-                f"{kind}_similarity": evaluation.hash_similarity(
-                    *inside, kind, value_range=value_range
-                )
-                for kind in ("dhash", "phash")
-            }
-            arrays["absolute_error"] = absolute_error(images, found, value_range)
-            if latents is not None:
-                arrays["latent_error"] = evaluation.latent_error(self.latents, latents)
-            report.add_run(
-                self._id(f"table-1-{method}"),
-                f"{self.generator.title}: {name}",
-                arrays=arrays | more.pop("arrays", {}),
-                **more,
-            )
-            shown[method] = (
-                to_pixels(images[: self.shown], value_range),
-                to_pixels(found[: self.shown], value_range),
-            )
-
+    def _add_reconstructions(self) -> None:
+        """Add Table 1's arrays to the report."""
         for method, encoder in self.encoders.items():
-            inverter, value_range = encoder.inverter, encoder.value_range
-            images, known = self.images, True
+            inverter, images = encoder.inverter, self.images
             if method == "bigan":
                 # BiGAN trains its own generator, so its targets are that generator's images.
                 made = inverter.sample(self.request.targets, seed=self.request.seed)
-                images, known = _targets(inverter, made), False
+                images = _targets(inverter, made)
             latents = inverter.encode(images)
-            add(
-                method,
+            arrays = self._compare(method, images, inverter.generate(latents), encoder.value_range)
+            if method != "bigan":
+                arrays["latent_error"] = evaluation.latent_error(self.latents, latents)
+            self.add_run(
+                f"table-1-{method}",
                 METHODS[method],
-                images,
-                inverter.generate(latents),
-                value_range,
-                latents if known else None,
+                arrays=arrays,
                 facts={"encoder": encoder.description},
             )
-        for planned in self.plan:
-            method = planned.id.removeprefix(self._id("table-1-"))
-            inversion = done[planned.id]
-            add(
-                method,
-                OURS[method],
-                self.images,
-                inversion.images,
-                self.value_range,
-                inversion.latents,
-                arrays=cost_arrays(inversion, self.generator.manifest.latent_size),
-                recipe=inversion.recipe,
-                facts=runs.facts(planned.id),
-            )
-        return shown
+        for method, planned in zip(self.recipes, self.plan, strict=True):
+            inversion = self.done[planned.id]
+            arrays = self._compare(method, self.images, inversion.images, self.value_range)
+            arrays["latent_error"] = evaluation.latent_error(self.latents, inversion.latents)
+            self.add_inversion(planned.id, planned.label, arrays | self.cost_arrays(planned.id))
+
+    def _compare(
+        self, method: str, images: FloatArray, found: FloatArray, value_range: tuple[float, float]
+    ) -> dict[str, Any]:
+        """Return the arrays of Table 1's similarities; keep some of the images to show."""
+        self._shown[method] = (
+            to_pixels(images[: self.shown], value_range),
+            to_pixels(found[: self.shown], value_range),
+        )
+        # Hashes are computed from pixels as an image file stores them.
+        inside = images.clip(*value_range), found.clip(*value_range)
+        arrays: dict[str, Any] = {
+            f"{kind}_similarity": evaluation.hash_similarity(*inside, kind, value_range=value_range)
+            for kind in ("dhash", "phash")
+        }
+        return arrays | {"absolute_error": absolute_error(images, found, value_range)}
 
     def _describe(self, search: str, pixels: Pixels) -> NDArray[Any]:
         """Return the features that a search compares, one row per image."""
@@ -383,16 +319,15 @@ class _Experiment:
                 parts.append(evaluation.image_hash(images, search))
         return np.concatenate(parts)
 
-    def _searched(self, search: str) -> NDArray[Any]:
-        """Return a search's features of the collection."""
-        if search not in self._features:
-            self._features[search] = self._describe(search, self.collection.pixels)
-        return self._features[search]
+    @cached_property
+    def _features(self) -> dict[str, NDArray[Any]]:
+        """The collection's features by search."""
+        return {search: self._describe(search, self.collection.pixels) for search in self.searches}
 
     def _find(self, search: str, pixels: Pixels, k: int) -> NDArray[np.int64]:
         """Return the rows of the collection that a search finds for the query images, [M, k]."""
         found = evaluation.search(
-            self._searched(search),
+            self._features[search],
             self._describe(search, pixels),
             k,
             metric=METRICS.get(search, "euclidean"),
@@ -405,15 +340,15 @@ class _Experiment:
         originals = self.collection.pixels[self.query_rows]
         return {kind: degrade(originals, kind) for kind in DEGRADATIONS}
 
-    def _add_ranks(self, report: Report) -> None:
+    def _add_ranks(self) -> None:
         """Add the rank at which each search finds the original of a degraded image."""
         for search, name in self.searches.items():
-            report.add_run(
-                self._id(f"figure-3-{search}"),
-                f"{self.generator.title}: degraded images searched by {name}",
+            self.add_run(
+                f"figure-3-{search}",
+                f"degraded images searched by {name}",
                 arrays={
                     f"rank, {DEGRADATIONS[kind]}": evaluation.rank_of(
-                        self._searched(search),
+                        self._features[search],
                         self._describe(search, queries),
                         self.query_rows,
                         metric=METRICS.get(search, "euclidean"),
@@ -422,7 +357,7 @@ class _Experiment:
                 },
             )
 
-    def _add_labels(self, report: Report) -> None:
+    def _add_labels(self) -> None:
         """Add the labels that Table 2 compares."""
         labels, base_labels = self.collection.labels, self.collection.base_labels
         if labels is None or base_labels is None:
@@ -432,9 +367,9 @@ class _Experiment:
         chance = random.integers(len(labels), size=(len(base_labels), k))
         found = {name: self._find(name, self.collection.bases, k) for name in self.searches}
         for search, rows in {**found, "chance": chance}.items():
-            report.add_run(
-                self._id(f"table-2-{search}"),
-                f"{self.generator.title}: similar images by {SEARCHES.get(search, 'chance')}",
+            self.add_run(
+                f"table-2-{search}",
+                f"similar images by {SEARCHES.get(search, 'chance')}",
                 arrays={
                     "labels": base_labels,
                     "labels of the first found": labels[rows[:, 0]],
@@ -442,71 +377,61 @@ class _Experiment:
                 },
             )
 
-    def _add_blurred(self, report: Report) -> None:
-        """Add the similarity of blurred images, and of their reconstructions, to the originals."""
+    @cached_property
+    def _deblurred(self) -> dict[str, Pixels]:
+        """The generated images, the same blurred, and the reconstructions of the blurred ones."""
         sharp = to_pixels(self.images, self.value_range)
         blurred = degrade(sharp, "blur")
-        made = {"blurred": blurred} | {
-            method: self.encoders[method].reconstruct(blurred) for method in ("aegan", "direct")
-        }
-        self._deblurred = {"generated": sharp, **made}
-        unit = to_range(sharp, (0.0, 1.0))
-        for name, pixels in made.items():
-            others = to_range(pixels, (0.0, 1.0))
-            report.add_run(
-                self._id(f"figure-5-{name}"),
-                f"{self.generator.title}: blurred, {METHODS.get(name, 'not reconstructed')}",
+        methods = ("aegan", "direct")
+        found = {method: self.encoders[method].reconstruct(blurred) for method in methods}
+        return {"generated": sharp, "blurred": blurred, **found}
+
+    def _add_blurred(self) -> None:
+        """Add the similarity of blurred images, and of their reconstructions, to the originals."""
+        sharp, *others = (to_range(pixels, (0.0, 1.0)) for pixels in self._deblurred.values())
+        for name, images in zip(list(self._deblurred)[1:], others, strict=True):
+            self.add_run(
+                f"figure-5-{name}",
+                f"blurred, {METHODS.get(name, 'not reconstructed')}",
                 arrays={
-                    "dhash_similarity": evaluation.hash_similarity(unit, others),
-                    "absolute_error": evaluation.mean_absolute_error(unit, others),
+                    "dhash_similarity": evaluation.hash_similarity(sharp, images),
+                    "absolute_error": evaluation.mean_absolute_error(sharp, images),
                 },
             )
 
     # -- parts of the report
 
-    def _mean(self, report: Report, run: str, array: str, published: float | None = None) -> Cell:
-        return report.compute("mean", values=ref(self._id(run), array), published=published)
-
-    def _hits(self, report: Report, search: str, kind: str) -> Cell:
-        ranks = ref(self._id(f"figure-3-{search}"), f"rank, {DEGRADATIONS[kind]}")
-        return report.compute("hit_rate", ranks=ranks)
-
-    def _similarity(self, report: Report, search: str, found: str, theirs: bool = False) -> Cell:
-        run = self._id(f"table-2-{search}")
-        return report.compute(
+    def _similarity(self, search: str, found: str, published: float | None = None) -> Cell:
+        run = f"table-2-{search}"
+        return self.report.compute(
             "label_similarity",
-            labels=ref(run, "labels"),
-            found=ref(run, found),
-            published=TABLE_2.get(search) if theirs else None,
+            labels=self.ref(run, "labels"),
+            found=self.ref(run, found),
+            published=published,
         )
 
-    def _add_result(self, report: Report, about: str) -> None:
+    def _add_result(self) -> None:
         cells = {
-            method: self._mean(report, f"table-1-{method}", "dhash_similarity")
-            for method in self.methods
+            method: self.mean(f"table-1-{method}", "dhash_similarity") for method in self.methods
         }
         results = [f"{{{method}:.4f}} ({name})" for method, name in self.methods.items()]
         paragraphs = [
             "Mean dHash similarity between generated images and their reconstructions: "
             f"{', '.join(results)}. {_order(cells, METHODS)}"
         ]
-        ours = [planned.id.removeprefix(self._id("table-1-")) for planned in self.plan]
-        if ours:
-            cells |= {
-                method.replace("-", "_"): self._mean(
-                    report, f"table-1-{method}", "dhash_similarity"
-                )
-                for method in ours
-            }
-            results = [f"{{{method.replace('-', '_')}:.4f}} with {OURS[method]}" for method in ours]
-            paragraphs.append(
-                f"Not in the paper: {'; '.join(results)}. These optimise the latent, whereas an "
-                "encoder takes a single pass; the table of costs compares them."
-            )
+        names = {method: method.replace("-", "_") for method in self.recipes}
+        cells |= {
+            name: self.mean(f"table-1-{method}", "dhash_similarity")
+            for method, name in names.items()
+        }
+        results = [f"{{{name}:.4f}} with {OURS[method]}" for method, name in names.items()]
+        paragraphs.append(
+            f"Not in the paper: {'; '.join(results)}. These optimise the latent, whereas an "
+            "encoder takes a single pass; the table of costs compares them."
+        )
         if self.collection.labels is not None:
             found = {
-                search: self._similarity(report, search, "labels of the first found")
-                for search in TABLE_2
+                search: self._similarity(search, "labels of the first found") for search in TABLE_2
             }
             cells |= {f"labels_{search}": cell for search, cell in found.items()}
             paragraphs.append(
@@ -514,37 +439,30 @@ class _Experiment:
                 "searches by AEGAN's latents and {labels_dhash:.1%} of searches by dHash. "
                 f"{_order(found, SEARCHES)}"
             )
-        report.add_text(self._id("result"), f"Result{about}", paragraphs, cells=cells)
+        self.add_text("result", "Result", paragraphs, cells=cells)
 
-    def _add_table_1(self, report: Report, about: str) -> None:
-        rows = []
-        for method, name in (METHODS | OURS).items():
-            run = f"table-1-{method}"
-            ours = method in OURS
-            if not ours and method not in self.methods:
-                rows.append(Row(name, text=why_not_trained(self.generator, method)))
-                continue
-            if ours and all(planned.id != self._id(run) for planned in self.plan):
-                why = why_not_run(self.generator.manifest)
-                rows.append(Row(name, tag=NOT_IN_PAPER, text=why))
-                continue
-            rows.append(
-                Row(
-                    name,
-                    [
-                        self._mean(report, run, "dhash_similarity", TABLE_1.get(method)),
-                        self._mean(report, run, "phash_similarity"),
-                        self._mean(report, run, "absolute_error"),
-                        None if method == "bigan" else self._mean(report, run, "latent_error"),
-                    ],
-                    emphasis=method == "aegan",
-                    tag=NOT_IN_PAPER if ours else "",
-                )
-            )
+    def _table_1_cells(self, method: str) -> list[Cell | None]:
+        run = f"table-1-{method}"
+        return [
+            self.mean(run, "dhash_similarity", TABLE_1.get(method)),
+            self.mean(run, "phash_similarity"),
+            self.mean(run, "absolute_error"),
+            None if method == "bigan" else self.mean(run, "latent_error"),
+        ]
+
+    def _why_not(self, method: str) -> str:
+        """Return why a method of Table 1 is not run; "" if it is run."""
+        if method in self.recipes or method in self.methods:
+            return ""
+        if method in OURS:
+            return why_not_run(self.manifest)
+        return why_not_trained(self.generator, method)
+
+    def _add_table_1(self) -> None:
         own = "; for BiGAN, images of its own generator" if "bigan" in self.methods else ""
-        report.add_table(
-            self._id("table-1"),
-            f"Table 1: Similarity of reconstructions and originals{about}",
+        self.add_table(
+            "table-1",
+            "Table 1: Similarity of reconstructions and originals",
             f"{self.request.targets:,} generated images{own}. Similarity is the share of equal "
             "bits in 64-bit hashes, about one half for unrelated images. Absolute error is the "
             "mean absolute difference of pixels in [0, 1]. Latent error is the mean squared error "
@@ -555,57 +473,59 @@ class _Experiment:
                 Column("absolute error", "{:.3g}", best="lowest"),
                 Column("latent error", "{:.3g}", best="lowest"),
             ],
-            rows=rows,
-            row_title="Method",
+            rows=[
+                Row(
+                    name,
+                    [] if (why := self._why_not(method)) else self._table_1_cells(method),
+                    emphasis=method == "aegan",
+                    tag=NOT_IN_PAPER if method in OURS else "",
+                    text=why,
+                )
+                for method, name in (METHODS | OURS).items()
+            ],
         )
 
-    def _add_costs(self, report: Report, about: str) -> None:
-        if not self.plan:
-            return
-        report.add_table(
-            self._id("costs"),
-            f"Cost per latent, with and without starting from an encoder{about}",
-            "Means over the images of Table 1. "
-            f"{describe_costs(self.generator.manifest.latent_size)} The encoder's single pass is "
-            "not counted.",
+    def _add_costs(self) -> None:
+        self.add_table(
+            "costs",
+            "Cost per latent, with and without starting from an encoder",
+            f"Means over the images of Table 1. {describe_costs(self.manifest.latent_size)} The "
+            "encoder's single pass is not counted.",
             columns=[Column("absolute error", "{:.3g}", best="lowest"), *COST_COLUMNS],
             rows=[
                 Row(
-                    OURS[planned.id.removeprefix(self._id("table-1-"))],
+                    OURS[method],
                     [
-                        report.compute("mean", values=ref(planned.id, "absolute_error")),
-                        *cost_cells(report, planned.id, planned.recipe),
+                        self.mean(f"table-1-{method}", "absolute_error"),
+                        *self.cost_cells(f"table-1-{method}", recipe),
                     ],
                     tag=NOT_IN_PAPER,
                 )
-                for planned in self.plan
+                for method, recipe in self.recipes.items()
             ],
-            row_title="Method",
         )
 
-    def _add_figure_2(
-        self, report: Report, shown: Mapping[str, tuple[Pixels, Pixels]], about: str
-    ) -> None:
-        rows = {"generated": shown["aegan"][0]}
+    def _add_figure_2(self) -> None:
+        rows = {"generated": self._shown["aegan"][0]}
         rows |= {
-            (METHODS | OURS_SHORT)[method]: found
-            for method, (_, found) in shown.items()
+            (METHODS | SHORT)[method]: found
+            for method, (_, found) in self._shown.items()
             if method not in ("bigan", "from-draw")
         }
         below = ""
-        if "bigan" in shown:
-            rows["BiGAN's own"], rows["BiGAN"] = shown["bigan"]
+        if "bigan" in self._shown:
+            rows["BiGAN's own"], rows["BiGAN"] = self._shown["bigan"]
             below = ". Below: images of BiGAN's own generator and their reconstructions"
-        self._draw(
-            report,
+        self.draw_rows(
             "figure-2",
-            f"Figure 2: Reconstructions{about}",
+            "Figure 2: Reconstructions",
             f"Generated images and their reconstructions by each method{below}.",
             rows,
-            "Rows of images: generated images, and their reconstructions by each method",
+            alt="Rows of images: generated images, and their reconstructions by each method",
+            value_range=PIXEL_RANGE,
         )
 
-    def _add_table_2(self, report: Report, about: str) -> None:
+    def _add_table_2(self) -> None:
         k = min(FOUND, len(self.collection.pixels))
         columns = [
             Column("first found", "{:.4f}", group="label similarity", best="highest"),
@@ -623,17 +543,17 @@ class _Experiment:
                 Row(
                     name,
                     [
-                        self._similarity(report, search, "labels of the first found", theirs=True),
-                        self._similarity(report, search, f"labels of the first {k}"),
+                        self._similarity(search, "labels of the first found", TABLE_2.get(search)),
+                        self._similarity(search, f"labels of the first {k}"),
                     ],
                     emphasis=search == "aegan",
                     tag="" if search in TABLE_2 else NOT_IN_PAPER,
                 )
                 for search, name in (self.searches | {"chance": "random images"}).items()
             ]
-        report.add_table(
-            self._id("table-2"),
-            f"Table 2: Label similarity of search results{about}",
+        self.add_table(
+            "table-2",
+            "Table 2: Label similarity of search results",
             f"The query images are {literal(self.collection.bases_description)}; the search runs "
             f"over {literal(self.collection.description)}. Label similarity is the share of labels "
             "that the query and a result have in common. Images here have one label, their class. "
@@ -644,40 +564,51 @@ class _Experiment:
             row_title="Search by",
         )
 
-    def _add_figure_4(self, report: Report, about: str) -> None:
+    def _add_figure_4(self) -> None:
         bases = self.collection.bases[: self.shown]
-        rows = {"query": bases}
-        for search in ("aegan", "dhash"):
-            rows[SEARCHES[search]] = self.collection.pixels[self._find(search, bases, 1)[:, 0]]
-        self._draw(
-            report,
+        self.draw_rows(
             "figure-4",
-            f"Figure 4: Similar images{about}",
+            "Figure 4: Similar images",
             f"Some of {literal(self.collection.bases_description)}, and the first image that each "
             f"search finds among {literal(self.collection.description)}.",
-            rows,
-            "Rows of images: queries, and the images found by AEGAN's latents and by dHash",
+            {"query": bases, **self._first_found(("aegan", "dhash"), bases)},
+            alt="Rows of images: queries, and the images found by AEGAN's latents and by dHash",
+            value_range=PIXEL_RANGE,
         )
 
-    def _add_figure_3(self, report: Report, about: str) -> None:
+    def _first_found(self, searches: Sequence[str], queries: Pixels) -> dict[str, Pixels]:
+        """Return the first image that each search finds for each query."""
+        return {
+            SEARCHES[search]: self.collection.pixels[self._find(search, queries, 1)[:, 0]]
+            for search in searches
+        }
+
+    def _add_figure_3(self) -> None:
+        originals = self.collection.pixels[self.query_rows[: self.shown]]
         for kind, queries in self._queries.items():
             some = queries[: self.shown]
-            rows = {"original": self.collection.pixels[self.query_rows[: self.shown]]}
-            rows[DEGRADATIONS[kind]] = some
-            for search in IN_PAPER:
-                rows[SEARCHES[search]] = self.collection.pixels[self._find(search, some, 1)[:, 0]]
-            self._draw(
-                report,
+            self.draw_rows(
                 f"figure-3-{kind}",
-                f"Figure 3, {DEGRADATIONS[kind]}: Search results{about}",
+                f"Figure 3, {DEGRADATIONS[kind]}: Search results",
                 f"Some of {literal(self.collection.description)}, the degraded images that are the "
                 "queries, and the first image that each search finds.",
-                rows,
-                "Rows of images: originals, queries, and the image that each search finds",
+                {
+                    "original": originals,
+                    DEGRADATIONS[kind]: some,
+                    **self._first_found(IN_PAPER, some),
+                },
+                alt="Rows of images: originals, queries, and the image that each search finds",
+                value_range=PIXEL_RANGE,
             )
-        report.add_table(
-            self._id("figure-3-numbers"),
-            f"Numbers for Figure 3{about}",
+
+        def cells(search: str, kind: str) -> list[Cell]:
+            ranks = self.ref(f"figure-3-{search}", f"rank, {DEGRADATIONS[kind]}")
+            first = self.report.compute("hit_rate", ranks=ranks)
+            return [first, self.report.compute("median", values=ranks)]
+
+        self.add_table(
+            "figure-3-numbers",
+            "Numbers for Figure 3",
             f"The queries are {len(self.query_rows):,} of "
             f"{literal(self.collection.description)}, degraded. The share of queries whose "
             "original is found first, and the original's median rank, where 1 is the first; "
@@ -693,19 +624,7 @@ class _Experiment:
             rows=[
                 Row(
                     name,
-                    [
-                        cell
-                        for kind in DEGRADATIONS
-                        for cell in (
-                            self._hits(report, search, kind),
-                            report.compute(
-                                "median",
-                                values=ref(
-                                    self._id(f"figure-3-{search}"), f"rank, {DEGRADATIONS[kind]}"
-                                ),
-                            ),
-                        )
-                    ],
+                    [cell for kind in DEGRADATIONS for cell in cells(search, kind)],
                     emphasis=search == "aegan",
                     tag="" if search in IN_PAPER else NOT_IN_PAPER,
                 )
@@ -714,23 +633,20 @@ class _Experiment:
             row_title="Search by",
         )
 
-    def _add_figure_5(self, report: Report, about: str) -> None:
+    def _add_figure_5(self) -> None:
         names = {"generated": "generated", "blurred": "blurred", **METHODS}
-        self._draw(
-            report,
+        self.draw_rows(
             "figure-5",
-            f"Figure 5: Reconstructions of blurred images{about}",
+            "Figure 5: Reconstructions of blurred images",
             "Generated images, the same images under a Gaussian blur, and the reconstructions "
             "from the blurred images.",
             {names[name]: pixels[: self.shown] for name, pixels in self._deblurred.items()},
-            "Rows of images: generated, blurred, and reconstructed from the blurred images",
+            alt="Rows of images: generated, blurred, and reconstructed from the blurred images",
+            value_range=PIXEL_RANGE,
         )
-        rows = {"blurred": "blurred image"} | {
-            name: METHODS[name] for name in self._deblurred if name in METHODS
-        }
-        report.add_table(
-            self._id("figure-5-numbers"),
-            f"Numbers for Figure 5{about}",
+        self.add_table(
+            "figure-5-numbers",
+            "Numbers for Figure 5",
             f"Means over {self.request.targets:,} generated images. Each row is compared with the "
             "image before the blur.",
             columns=[
@@ -739,41 +655,25 @@ class _Experiment:
             ],
             rows=[
                 Row(
-                    label,
+                    METHODS.get(name, "blurred image"),
                     [
-                        self._mean(report, f"figure-5-{name}", "dhash_similarity"),
-                        self._mean(report, f"figure-5-{name}", "absolute_error"),
+                        self.mean(f"figure-5-{name}", "dhash_similarity"),
+                        self.mean(f"figure-5-{name}", "absolute_error"),
                     ],
                     emphasis=name == "aegan",
                     tag=NOT_IN_PAPER if name == "direct" else "",
                 )
-                for name, label in rows.items()
+                for name in self._deblurred
+                if name != "generated"
             ],
             row_title="Image",
         )
-
-    def _draw(
-        self,
-        report: Report,
-        id: str,
-        title: str,
-        caption: str,
-        rows: Mapping[str, Pixels],
-        alt: str,
-    ) -> None:
-        path = report.folder / "figures" / f"{self._id(id)}.png"
-        figures.image_rows(rows, path, value_range=(0.0, 255.0))
-        report.add_figure(self._id(id), title, caption, path, alt=alt)
 
 
 def _targets(inverter: Inverter, latents: FloatArray) -> FloatArray:
     """Generate targets, clipped to the value range unless the generator may leave it."""
     images, manifest = inverter.generate(latents), inverter.manifest
     return images.clip(*manifest.value_range) if manifest.bounded else images
-
-
-OURS_SHORT = {"precise": "precise", "from-encoder": "reconstruct"}
-"""Short names of pyinv's recipes, for labels beside images."""
 
 
 def _order(cells: Mapping[str, Cell], names: Mapping[str, str]) -> str:
@@ -789,25 +689,25 @@ def _order(cells: Mapping[str, Cell], names: Mapping[str, str]) -> str:
     )
 
 
-def _add_differences(report: Report, request: Request, experiments: Sequence[_Experiment]) -> None:
-    def joined(describe: Callable[[_Experiment], str]) -> str:
-        """Return the experiments' descriptions without duplicates."""
-        return "; ".join(dict.fromkeys(describe(one) for one in experiments))
-
+def _add_differences(experiments: Sequence[_Experiment]) -> None:
+    report, request = experiments[0].report, experiments[0].request
     report.difference(
         "Encoders",
         "Adam, learning rate 0.0002, batch size 64; number of iterations not given",
-        joined(lambda one: "; ".join(encoder.description for encoder in one.encoders.values())),
+        joined(
+            "; ".join(encoder.description for encoder in one.encoders.values())
+            for one in experiments
+        ),
     )
     report.difference(
         "Image loss of AEGAN",
         "binary cross-entropy",
-        joined(lambda one: _image_loss(one.encoders["aegan"])),
+        joined(_image_loss(one.encoders["aegan"]) for one in experiments),
     )
     report.difference(
         "BiGAN",
         "trained on CelebA, with the networks of Tables 3 and 6",
-        joined(_describe_bigan),
+        joined(_describe_bigan(one) for one in experiments),
     )
     report.difference(
         "Table 1", "number of images not given", f"{request.targets:,} generated images"
@@ -816,16 +716,18 @@ def _add_differences(report: Report, request: Request, experiments: Sequence[_Ex
         "Search",
         "20,000 images of CelebA; queries: 64 others in Table 2, a few in Figure 3",
         joined(
-            lambda one: (
-                f"{one.collection.description}; queries: {one.collection.bases_description} in "
-                f"Table 2, {len(one.query_rows):,} in Figure 3"
-            )
+            f"{one.collection.description}; queries: {one.collection.bases_description} in Table "
+            f"2, {len(one.query_rows):,} in Figure 3"
+            for one in experiments
         ),
     )
     report.difference(
         "Labels",
         "40 attributes per image",
-        joined(lambda one: "none" if one.collection.labels is None else "one per image, its class"),
+        joined(
+            "none" if one.collection.labels is None else "one per image, its class"
+            for one in experiments
+        ),
     )
     bar = (
         f"a black bar of {BAR['height']:.0%} of the height and {BAR['width']:.0%} of the width, "
@@ -840,13 +742,11 @@ def _add_differences(report: Report, request: Request, experiments: Sequence[_Ex
     )
     report.difference("Hashes", "size not given", "64 bits, by the imagehash library")
     add_shared_differences(
-        report,
-        [experiment.generator for experiment in experiments],
+        experiments,
         training="a DCGAN (Table 3) on all of CelebA; Adam, learning rate 0.0002, batch size 64",
         image="64×64, 3 channels",
         batch_norm="not given",
         draws="not given",
-        seed=request.seed,
     )
 
 

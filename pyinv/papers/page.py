@@ -6,8 +6,10 @@ import base64
 import io
 import re
 import string
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -52,21 +54,24 @@ def render(numbers: Mapping[str, Any], folder: Path) -> str:
     """
     paper = numbers["paper"]
     content = numbers["content"]
-    labels = _labels(content)
-    parts = [_part(entry, labels[entry["id"]], folder) for entry in content]
-    entries = [("what-was-run", ("", "What was run"))]
-    sections = [_section("what-was-run", "What was run", _what_was_run(numbers))]
+    sections = [
+        ("what-was-run", ("", "What was run"), _facts({**numbers["settings"], **numbers["made"]}))
+    ]
     if numbers["differences"]:
-        title = "What differs from the paper"
-        entries.append(("differences", ("", title)))
-        sections.append(_section("differences", title, _differences(numbers["differences"])))
-    entries += labels.items()
-    sections += parts
+        label = ("", "What differs from the paper")
+        sections.append(("differences", label, _differences(numbers["differences"])))
+    for entry, label in zip(content, _labels(content), strict=True):
+        sections.append((entry["id"], label, _body(entry, label, folder)))
     if numbers["runs"]:
-        entries.append(("runs", ("", "Runs")))
-        sections.append(_section("runs", "Runs", _runs(numbers["runs"])))
+        sections.append(("runs", ("", "Runs"), _runs(numbers["runs"])))
+    kinds = {entry["id"]: entry["kind"] for entry in content if entry["kind"] != "text"}
     contents = "".join(
-        f'<li><a href="#{escape(id)}">{_titled(label)}</a></li>' for id, label in entries
+        f'<li><a href="#{escape(id)}">{_titled(label)}</a></li>' for id, label, _ in sections
+    )
+    main = "".join(
+        f'<section id="{escape(id)}"{_class(kinds.get(id))}><h2>{_titled(label)}</h2>{body}'
+        "</section>\n"
+        for id, label, body in sections
     )
     return f"""<!doctype html>
 <html lang="en">
@@ -85,7 +90,7 @@ def render(numbers: Mapping[str, Any], folder: Path) -> str:
 <div class="columns">
 <nav aria-label="Contents"><h2>Contents</h2><ol>{contents}</ol></nav>
 <main>
-{"".join(sections)}
+{main}
 </main>
 </div>
 <footer><p>Every number of ours in this report can be recomputed from numbers.json:
@@ -112,14 +117,6 @@ def _header(paper: Mapping[str, Any]) -> str:
     )
 
 
-def _section(id: str, title: str, body: str) -> str:
-    return f'<section id="{escape(id)}"><h2>{escape(title)}</h2>{body}</section>\n'
-
-
-def _what_was_run(numbers: Mapping[str, Any]) -> str:
-    return _facts({**numbers["settings"], **numbers["made"]})
-
-
 def _facts(facts: Mapping[str, Any]) -> str:
     texts = [(_name(name), _text(value)) for name, value in facts.items() if value is not None]
     items = "".join(
@@ -142,19 +139,18 @@ def _differences(differences: Sequence[Mapping[str, str]]) -> str:
     )
 
 
-def _part(entry: Mapping[str, Any], label: tuple[str, str], folder: Path) -> str:
+def _body(entry: Mapping[str, Any], label: tuple[str, str], folder: Path) -> str:
     if entry["kind"] == "table":
-        return _table(entry, label)
+        return _table(entry, label[1])
     if entry["kind"] == "figure":
-        return _figure(entry, label, folder)
-    body = "".join(f"<p>{_fill(text, entry['cells'])}</p>" for text in entry["paragraphs"])
-    return _section(entry["id"], entry["title"], body)
+        return _figure(entry, folder)
+    return "".join(f"<p>{_fill(text, entry['cells'])}</p>" for text in entry["paragraphs"])
 
 
 # -- tables
 
 
-def _table(entry: Mapping[str, Any], label: tuple[str, str]) -> str:
+def _table(entry: Mapping[str, Any], title: str) -> str:
     columns, rows = entry["columns"], entry["rows"]
     notes: list[str] = []
     best = {
@@ -180,19 +176,18 @@ def _table(entry: Mapping[str, Any], label: tuple[str, str]) -> str:
         if text := row.get("text"):
             cells = f'<td class="text" colspan="{len(columns)}"><p>{_with_code(text)}</p></td>'
         tag = f'<span class="tag">{escape(row["tag"])}</span>' if row.get("tag") else ""
-        emphasis = ' class="emphasis"' if row["emphasis"] else ""
+        emphasis = _class("emphasis" if row["emphasis"] else "")
         body.append(f'<tr{emphasis}><th scope="row">{escape(row["label"])}{tag}</th>{cells}</tr>')
     published = any(
         cell is not None and cell["published"] is not None for row in rows for cell in row["cells"]
     )
     marked = any(top is not None for tops in best.values() for top in tops)
     return (
-        f'<section id="{escape(entry["id"])}" class="table">{_heading(label)}'
         f'<p class="caption">{_fill(entry["caption"], entry["cells"])}</p>'
         f"{_legend(published=published, marked=marked, grouped=len(best) > 1)}"
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label[1])}">'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(title)}">'
         f'<table class="numbers">{_head(entry)}<tbody>{"".join(body)}</tbody></table></div>'
-        f"{_footnotes(notes)}</section>\n"
+        f"{_footnotes(notes)}"
     )
 
 
@@ -228,14 +223,9 @@ def _head(entry: Mapping[str, Any]) -> str:
     corner = escape(entry["row_title"])
     if not any(column["group"] for column in columns):
         return f'<thead><tr><th scope="col">{corner}</th>{titles}</tr></thead>'
-    groups: list[list[Any]] = []
-    for column in columns:
-        if groups and groups[-1][0] == column["group"]:
-            groups[-1][1] += 1
-        else:
-            groups.append([column["group"], 1])
     above = "".join(
-        f'<th scope="colgroup" colspan="{span}">{escape(title)}</th>' for title, span in groups
+        f'<th scope="colgroup" colspan="{len(list(adjacent))}">{escape(title)}</th>'
+        for title, adjacent in groupby(column["group"] for column in columns)
     )
     return (
         f'<thead><tr class="groups"><td></td>{above}</tr>'
@@ -324,15 +314,13 @@ def _argument(value: Any) -> str:
 # -- figures
 
 
-def _figure(entry: Mapping[str, Any], label: tuple[str, str], folder: Path) -> str:
+def _figure(entry: Mapping[str, Any], folder: Path) -> str:
     data, width, height, enlarged = _picture(folder / entry["path"])
-    attributes = ' class="pixels"' if enlarged else ""
     return (
-        f'<section id="{escape(entry["id"])}" class="figure">{_heading(label)}'
-        f'<figure><div class="card"><img{attributes} src="data:image/png;base64,{data}" '
-        f'width="{width}" height="{height}" style="min-width:{width * LEAST_SHRUNK:.0f}px" '
-        f'alt="{escape(entry["alt"])}"></div>'
-        f"<figcaption>{_fill(entry['caption'], entry['cells'])}</figcaption></figure></section>\n"
+        f'<figure><div class="card"><img{_class("pixels" if enlarged else "")} '
+        f'src="data:image/png;base64,{data}" width="{width}" height="{height}" '
+        f'style="min-width:{width * LEAST_SHRUNK:.0f}px" alt="{escape(entry["alt"])}"></div>'
+        f"<figcaption>{_fill(entry['caption'], entry['cells'])}</figcaption></figure>"
     )
 
 
@@ -419,21 +407,19 @@ def _arrays(arrays: Mapping[str, Any]) -> str:
 # -- text
 
 
-def _labels(content: Iterable[Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
-    """Return each part's ("Table 1", "what it shows"); parts without a number get a letter."""
-    given: dict[str, int] = {}
-    labels = {}
+def _labels(content: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Yield each part's ("Table 1", "what it shows"); parts without a number get a letter."""
+    given: Counter[str] = Counter()
     for entry in content:
         kind = str(entry["kind"]).capitalize()
         match = re.match(LABELLED, entry["title"])
         if entry["kind"] == "text":
-            labels[entry["id"]] = ("", entry["title"])
+            yield "", entry["title"]
         elif match:
-            labels[entry["id"]] = (match[1], _capital(match[2]))
+            yield match[1], _capital(match[2])
         else:
-            number = given[kind] = given.get(kind, 0) + 1
-            labels[entry["id"]] = (f"{kind} {_letter(number)}", _capital(entry["title"]))
-    return labels
+            given[kind] += 1
+            yield f"{kind} {_letter(given[kind])}", _capital(entry["title"])
 
 
 def _letter(number: int) -> str:
@@ -445,8 +431,8 @@ def _letter(number: int) -> str:
     return text
 
 
-def _heading(label: tuple[str, str]) -> str:
-    return f"<h2>{_titled(label)}</h2>"
+def _class(name: str | None) -> str:
+    return f' class="{name}"' if name else ""
 
 
 def _titled(label: tuple[str, str]) -> str:

@@ -1,16 +1,19 @@
-"""Pixel errors of generators whose images may leave their value range."""
+"""Arrays of latents and images, and pixel errors of images that may leave their value range."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["absolute_error"]
+__all__ = ["FloatArray", "Pixels", "absolute_error"]
+
+FloatArray = NDArray[np.float32]
+Pixels = NDArray[np.uint8]
 
 
 def absolute_error(
-    images: NDArray[np.float32],
-    found: NDArray[np.float32],
+    images: FloatArray,
+    found: FloatArray,
     value_range: tuple[float, float],
 ) -> NDArray[np.float64]:
     """Return each image's mean absolute pixel error, in units of the value range.

@@ -6,18 +6,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pyinv.inverter import Inverter
+from pyinv.papers.pixels import FloatArray
 from pyinv.papers.request import Request
 from pyinv.papers.run_cache import RunCache
 from pyinv.recipes import Recipe
 from pyinv.result import Inversion
 
 __all__ = ["Planned", "run_plan"]
-
-FloatArray = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,17 +71,7 @@ def run_plan(
         request.say(f"run {number} of {len(plan)}: {planned.label}")
         start = time.perf_counter()
         try:
-            done[planned.id] = runs.run(
-                planned.id,
-                planned.inverter,
-                planned.images,
-                recipe=planned.recipe,
-                seed=request.seed,
-                true_latents=planned.true_latents,
-                init=planned.init,
-                condition=planned.condition,
-                progress=request.progress,
-            )
+            done[planned.id] = runs.run(planned, seed=request.seed, progress=request.progress)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"{len(done)} of {len(plan)} runs are done; run the same command to resume"

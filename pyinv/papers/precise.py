@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pyinv import recipes
 from pyinv.bundle import MAX_SOLVED, Manifest
 from pyinv.errors import BundleError
-from pyinv.papers.report import Cell, Column, Report, ref
+from pyinv.papers.report import Column
 from pyinv.priors import Normal
 from pyinv.recipes import Recipe
 from pyinv.result import Inversion
@@ -24,17 +24,18 @@ from pyinv.solvers import LevenbergMarquardt
 
 __all__ = [
     "COST_COLUMNS",
+    "DEFAULT",
     "NOT_IN_PAPER",
+    "OBJECTIVE_FORWARDS",
     "PRECISE",
     "cost_arrays",
-    "cost_cells",
     "describe_costs",
-    "describe_precise",
     "precise_recipe",
     "reconstruct_recipe",
     "why_not_run",
 ]
 
+DEFAULT = "pyinv's default recipe"
 PRECISE = "pyinv's precise recipe"
 NOT_IN_PAPER = "not in the paper"
 
@@ -103,48 +104,6 @@ def _export_command(manifest: Manifest) -> str:
     )
 
 
-def describe_precise(
-    report: Report, run_id: str, recipe: Recipe, *, threshold: float
-) -> tuple[str, dict[str, Cell]]:
-    """Return a paragraph on the recipe's result, its methods and its assumptions.
-
-    Args:
-        report: the report, which has the run with ``cost_arrays`` and "latent_error" among its
-            arrays.
-        run_id: the run's id.
-        recipe: the run's recipe.
-        threshold: a latent counts as recovered if its final error is below this.
-
-    Returns:
-        (the paragraph, the cells of its placeholders), for ``Report.add_text``.
-    """
-    pixels = (
-        "the pixels before the generator's last activation"
-        if recipe.stages[-1].loss == "whitened"
-        else "the pixels"
-    )
-    steps = (
-        f"Levenberg-Marquardt steps (Levenberg 1944, Marquardt 1963) on {pixels}, with the exact "
-        "Jacobian"
-        if recipe.needs_normal_equations
-        else f"L-BFGS steps (Liu & Nocedal 1989) on {pixels}"
-    )
-    paragraph = (
-        f"{PRECISE}, which is not in the paper, recovers {{precise:.1%}} of the latents to a final "
-        f"error below {threshold:g}, at a cost of {{cost:,.0f}} forward equivalents per latent. "
-        f"It takes {steps}, starting from the prior's mean. If the loss stays above "
-        f"{recipe.stages[-1].loss_tolerance:g}, it restarts from a random latent, at most "
-        f"{recipe.restarts} times. It assumes that this exact generator made the image, up to "
-        "rounding; it is not meant for noisy, compressed or real images."
-    )
-    return paragraph, {
-        "precise": report.compute(
-            "recovery_rate", errors=ref(run_id, "latent_error"), threshold=threshold
-        ),
-        "cost": report.compute("mean", values=ref(run_id, "forward_equivalents")),
-    }
-
-
 def describe_costs(latent_size: int) -> str:
     """Return a sentence on how costs are counted."""
     return (
@@ -174,27 +133,3 @@ def cost_arrays(inversion: Inversion, latent_size: int) -> dict[str, NDArray[np.
         "normal_equations": equations,
         "forward_equivalents": OBJECTIVE_FORWARDS * objective + (1 + latent_size) * equations,
     }
-
-
-def cost_cells(
-    report: Report, run_id: str, recipe: Recipe, *, published_steps: int | None = None
-) -> list[Cell | None]:
-    """Return the means of a run's costs, in the order of ``COST_COLUMNS``.
-
-    Args:
-        report: the report, which has the run with ``cost_arrays`` among its arrays.
-        run_id: the run's id.
-        recipe: the run's recipe.
-        published_steps: the paper's number of steps, for first-order methods.
-    """
-
-    def mean(name: str, published: float | None = None) -> Cell:
-        return report.compute("mean", values=ref(run_id, name), published=published)
-
-    theirs = published_steps
-    second_order = recipe.needs_normal_equations
-    return [
-        mean("objective_evaluations", theirs),
-        mean("normal_equations") if second_order else None,
-        mean("forward_equivalents", None if theirs is None else OBJECTIVE_FORWARDS * theirs),
-    ]

@@ -14,14 +14,12 @@ a report changes no number.
 from __future__ import annotations
 
 import inspect
-import io
 import json
 import math
 import os
 import re
-import shutil
 import string
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyinv.atomic_files import OutputFile
+from pyinv.atomic_files import write_whole
 from pyinv.errors import InputError
 from pyinv.papers.folder import open_folder
 from pyinv.papers.page import PAGE_IDS, render
@@ -44,7 +42,6 @@ __all__ = [
     "check",
     "literal",
     "recompute",
-    "ref",
 ]
 
 FORMAT = "pyinv-report"
@@ -76,20 +73,15 @@ class Paper:
 
 @dataclass(frozen=True)
 class Ref:
-    """A reference to an array of a run, as an argument of ``Report.compute``; see ``ref``."""
+    """A reference to an array of a run, as an argument of ``Report.compute``.
+
+    Args:
+        run: the run's id, as passed to ``Report.add_run``.
+        array: the name of one of that run's arrays.
+    """
 
     run: str
     array: str
-
-
-def ref(run_id: str, array_name: str) -> Ref:
-    """Return a reference to an array of a run, for ``Report.compute``.
-
-    Args:
-        run_id: the run's id, as passed to ``Report.add_run``.
-        array_name: the name of one of that run's arrays.
-    """
-    return Ref(run_id, array_name)
 
 
 def literal(text: str) -> str:
@@ -228,7 +220,7 @@ class Report:
         """Add the arrays that numbers are computed from, usually those of one inversion.
 
         Args:
-            id: its id for ``ref``.
+            id: its id for ``Ref``.
             label: its name for people.
             recipe: ``Inversion.recipe``, if the run is an inversion.
             arrays: per-target arrays of numbers or booleans, of any shape. Non-finite values
@@ -262,7 +254,7 @@ class Report:
             published: the paper's number in the same unit (a share for a percent column), or a
                 text that is shown unchanged.
             note: a footnote to the number.
-            arguments: the function's keyword arguments: ``ref(run_id, array_name)`` for an array
+            arguments: the function's keyword arguments: ``Ref(run_id, array_name)`` for an array
                 of a run, numbers, texts, other cells, and lists of these.
 
         Raises:
@@ -313,8 +305,8 @@ class Report:
             "table",
             id,
             title,
-            caption=_check_text(caption, cells),
-            cells=_describe_cells(cells),
+            caption,
+            cells,
             row_title=row_title,
             columns=[asdict(column) for column in columns],
             rows=[
@@ -335,7 +327,7 @@ class Report:
         id: str,
         title: str,
         caption: str,
-        path_png: str | os.PathLike[str],
+        draw: Callable[[Path], str | os.PathLike[str]],
         *,
         alt: str,
         cells: Mapping[str, Cell] | None = None,
@@ -347,7 +339,8 @@ class Report:
             title: "Figure 1: what it shows" for a figure of the paper, "Figure 1, which part: …"
                 for a part of one; other figures are numbered by letter.
             caption: the caption; ``{name}`` and ``{name:.3f}`` are replaced by ``cells``.
-            path_png: a PNG file inside the report's folder. Its resolution sets its size on the
+            draw: called with the path figures/<id>.png in the report's folder. It writes a PNG file
+                inside that folder and returns its path. The file's resolution sets its size on the
                 page: a file with 192 dots per inch, as ``pyinv.papers.figures`` writes, is shown
                 at half its size in pixels.
             alt: the alternative text.
@@ -361,9 +354,9 @@ class Report:
             "figure",
             id,
             title,
-            caption=_check_text(caption, cells),
-            cells=_describe_cells(cells),
-            path=self._picture(path_png),
+            caption,
+            cells,
+            path=self._picture(draw(self.folder / "figures" / f"{id}.png")),
             alt=alt,
         )
 
@@ -388,13 +381,7 @@ class Report:
         """
         if isinstance(paragraphs, str):
             paragraphs = [paragraphs]
-        self._add(
-            "text",
-            id,
-            title,
-            paragraphs=[_check_text(text, cells) for text in paragraphs],
-            cells=_describe_cells(cells),
-        )
+        self._add("text", id, title, list(paragraphs), cells)
 
     def describe(self) -> dict[str, Any]:
         """Return the content of numbers.json."""
@@ -420,19 +407,35 @@ class Report:
             OutputError: the disk is full, or the files cannot be written.
         """
         described = self.describe()
-        text = dump(described)
+        text = _dump(described) + "\n"
         page = render(json.loads(text), self.folder)
-        _write(self.folder / NUMBERS, text)
-        return _write(self.folder / PAGE, page)
+        write_whole(self.folder / NUMBERS, text.encode())
+        write_whole(self.folder / PAGE, page.encode())
+        return self.folder / PAGE
 
-    def _add(self, kind: str, id: str, title: str, **described: Any) -> None:
+    def _add(
+        self,
+        kind: str,
+        id: str,
+        title: str,
+        text: str | Sequence[str],
+        cells: Mapping[str, Cell] | None,
+        **described: Any,
+    ) -> None:
+        """Add a part with a caption or with paragraphs, and the cells in that text."""
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", id):
             raise InputError(
                 f"a part's id must be letters, digits, dots, hyphens and underscores, got {id!r}"
             )
         if id in PAGE_IDS or any(entry["id"] == id for entry in self._content):
             raise InputError(f"{id!r} is in the report already; give each part its own id")
-        self._content.append({"kind": kind, "id": id, "title": title, **described})
+        cells = cells or {}
+        for one in [text] if isinstance(text, str) else text:
+            _check_text(one, cells)
+        name = "caption" if isinstance(text, str) else "paragraphs"
+        entry: dict[str, Any] = {"kind": kind, "id": id, "title": title, name: text}
+        entry["cells"] = {name: cell.describe() for name, cell in cells.items()}
+        self._content.append(entry | described)
 
     def _picture(self, path: str | os.PathLike[str]) -> str:
         picture = Path(path).resolve()
@@ -450,7 +453,7 @@ class Report:
         if isinstance(value, np.ndarray) and value.ndim:
             raise InputError(
                 "an array must belong to a run, so that it is in numbers.json; "
-                "add it with add_run and give ref(run_id, array_name)"
+                "add it with add_run and give Ref(run_id, array_name)"
             )
         if isinstance(value, (list, tuple)):
             return [self._describe_argument(item) for item in value]
@@ -481,7 +484,7 @@ def recompute(numbers: Mapping[str, Any]) -> list[tuple[str, float, float]]:
         return [
             (
                 where,
-                _number(cell["value"]),
+                math.nan if cell["value"] is None else float(cell["value"]),
                 _evaluate(cell["function"], cell["arguments"], arrays),
             )
             for entry in numbers["content"]
@@ -514,18 +517,6 @@ def check(numbers: Mapping[str, Any], *, tolerance: float = 1e-6) -> int:
                 "write the report again"
             )
     return len(compared)
-
-
-def _write(path: Path, text: str) -> Path:
-    content = io.BytesIO(text.encode())
-    with OutputFile(path) as output:
-        output.write(lambda file: shutil.copyfileobj(content, file))
-    return path
-
-
-def dump(described: Mapping[str, Any]) -> str:
-    """Return JSON text with line breaks between entries, but not inside lists of numbers."""
-    return _dump(described, "") + "\n"
 
 
 class _Arrays:
@@ -591,17 +582,16 @@ def _cells(entry: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
                 yield ", ".join([entry["id"], *filter(None, labels)]), cell
 
 
-def _check_text(text: str, cells: Mapping[str, Cell] | None) -> str:
-    """Check that every placeholder in the text has a cell, and return the text."""
-    known = cells or {}
+def _check_text(text: str, cells: Mapping[str, Cell]) -> None:
+    """Check that every placeholder in the text has a cell."""
     try:
         for _, name, spec, conversion in string.Formatter().parse(text):
             if name is None:
                 continue
-            if name not in known:
+            if name not in cells:
                 raise InputError(
                     f"a text has {{{name}}}, which must be one of its cells: "
-                    f"{', '.join(known) or 'none'} (double a brace to show it); got {text!r}"
+                    f"{', '.join(cells) or 'none'} (double a brace to show it); got {text!r}"
                 )
             if conversion:
                 raise ValueError("conversions with ! are not supported")
@@ -610,11 +600,6 @@ def _check_text(text: str, cells: Mapping[str, Cell] | None) -> str:
         raise
     except ValueError as error:
         raise InputError(f"a text has a wrong placeholder ({error}); got {text!r}") from None
-    return text
-
-
-def _describe_cells(cells: Mapping[str, Cell] | None) -> dict[str, Any]:
-    return {name: cell.describe() for name, cell in (cells or {}).items()}
 
 
 def _describe_array(name: str, values: Any) -> dict[str, Any]:
@@ -661,11 +646,8 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)
-
-
-def _dump(value: Any, indent: str) -> str:
+def _dump(value: Any, indent: str = "") -> str:
+    """Return JSON text with line breaks between entries, but not inside lists of numbers."""
     deeper = indent + " "
     if isinstance(value, Mapping) and any(isinstance(v, (Mapping, list)) for v in value.values()):
         items = [f"{deeper}{json.dumps(k)}: {_dump(v, deeper)}" for k, v in value.items()]

@@ -13,7 +13,7 @@ from typing import Any
 from pyinv.errors import DependencyError, InputError
 from pyinv.validation import whole_number
 
-__all__ = ["Request", "check_plots", "silent"]
+__all__ = ["Request", "check_plots"]
 
 Paths = Sequence[str | os.PathLike[str]]
 
@@ -22,10 +22,6 @@ def check_plots() -> None:
     """Raise DependencyError if matplotlib, which draws the report's plots, is missing."""
     if find_spec("matplotlib") is None:
         raise DependencyError("the plots of this report need matplotlib: pip install 'pyinv[demo]'")
-
-
-def silent(text: str) -> None:
-    """Discard the message."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +61,7 @@ class Request:
     encoder_iterations: int | None = None
     seed: int = 0
     machine: Mapping[str, Any] = field(default_factory=dict)
-    say: Callable[[str], None] = silent
+    say: Callable[[str], None] = lambda text: None
     progress: bool = False
 
     def __post_init__(self) -> None:
@@ -89,6 +85,16 @@ class Request:
                 "neither data nor a generator was given: give a generator's bundle (--generator), "
                 "or data to train one on (--data), or both"
             )
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """The arguments of a training that come from the machine and the user interface."""
+        return {
+            "device": self.machine.get("device", "cpu"),
+            "threads": self.machine.get("threads"),
+            "progress": self.progress,
+            "say": self.say,
+        }
 
     def describe(self) -> dict[str, Any]:
         """Return the settings for the report, as JSON values.

@@ -11,7 +11,7 @@ import time
 import zipfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +24,11 @@ from pyinv.errors import InputError, OutputError
 from pyinv.inverter import Inverter
 from pyinv.papers.folder import open_folder
 from pyinv.progress import Progress
-from pyinv.recipes import Recipe
 from pyinv.result import Inversion, Status
 from pyinv.validation import as_numpy
+
+if TYPE_CHECKING:
+    from pyinv.papers.plan import Planned
 
 __all__ = ["RunCache"]
 
@@ -91,29 +93,16 @@ class RunCache:
         return dict(self._facts[id])
 
     def run(
-        self,
-        id: str,
-        inverter: Inverter,
-        images: Any,
-        *,
-        recipe: Recipe,
-        seed: int,
-        true_latents: Any = None,
-        init: Any = None,
-        condition: Any = None,
-        progress: bool | Progress | None = None,
+        self, planned: Planned, *, seed: int, progress: bool | Progress | None = None
     ) -> Inversion:
-        """Return the inversion of these images from the cache, or compute and cache it.
+        """Return the inversion of a run's targets from the cache, or compute and cache it.
 
         Args:
-            id: unique per run; letters, digits, dots, hyphens and underscores.
-            true_latents: the latents of the images, if known.
-            init: the latents that first attempts start from; None uses the recipe's start.
-            condition: [N, k], for bundles with a condition.
-            inverter, images, recipe, seed, progress: as in ``Inverter.invert``.
+            planned: the run. Its id has letters, digits, dots, hyphens and underscores.
+            seed, progress: as in ``Inverter.invert``.
 
         Returns:
-            the Inversion of all targets. ``inverter`` generates its images on first access.
+            the Inversion of all targets. The run's inverter generates its images on first access.
 
         Raises:
             InputError: an id with other characters, or one that was used with other settings.
@@ -122,14 +111,15 @@ class RunCache:
             OutputError: the run cannot be written.
             Any error of ``Inverter.invert``.
         """
+        id, inverter = planned.id, planned.inverter
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", id):
             raise InputError(
                 f"a run's id must be letters, digits, dots, hyphens and underscores, got {id!r}"
             )
         manifest = inverter.manifest
         # Fitted to the prior, so that the description holds everything the run depends on.
-        recipe = recipe.fit(manifest.prior)
-        images = as_numpy(images, "images", "floats [N, C, H, W]")
+        recipe = planned.recipe.fit(manifest.prior)
+        images = as_numpy(planned.images, "images", "floats [N, C, H, W]")
         settings: dict[str, Any] = {
             "recipe": recipe.describe(),
             "seed": int(seed),
@@ -140,12 +130,8 @@ class RunCache:
         }
         rows_of: dict[str, Any] = {
             name: as_numpy(given, name, "numbers")
-            for name, given in (
-                ("true_latents", true_latents),
-                ("init", init),
-                ("condition", condition),
-            )
-            if given is not None
+            for name in ("true_latents", "init", "condition")
+            if (given := getattr(planned, name)) is not None
         }
         settings |= {name: _hash(given) for name, given in rows_of.items()}
         coupled = recipe.is_coupled(manifest)

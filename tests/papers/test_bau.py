@@ -17,6 +17,7 @@ import pyinv
 from pyinv import Normal, demo
 from pyinv.cli import main
 from pyinv.papers import PAPERS, Request, bau, bau_networks
+from pyinv.papers.plan import Planned
 from pyinv.papers.report import check
 from pyinv.papers.run_cache import RunCache
 from pyinv.solvers import Adam
@@ -284,6 +285,6 @@ def test_a_run_from_another_start_is_another_run(tmp_path):
     recipe = bau.bau_recipe(1, "mse", 1e-9)
     runs = [RunCache(tmp_path) for _ in range(3)]
     for one, init in zip(runs, (latents, latents, -latents), strict=True):
-        found = one.run("a", inverter, images, recipe=recipe, seed=0, init=init)
+        found = one.run(Planned("a", "a", inverter, images, recipe, init=init), seed=0)
         np.testing.assert_allclose(found.latents, init, atol=1e-6)
     assert [one.read_back for one in runs] == [set(), {"a"}, set()]

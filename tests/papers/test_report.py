@@ -20,7 +20,8 @@ from pyinv.errors import DependencyError, InputError, OutputError, RunError
 from pyinv.images import to_uint8
 from pyinv.papers import figures
 from pyinv.papers.page import render
-from pyinv.papers.report import Column, Paper, Report, Row, check, literal, recompute, ref
+from pyinv.papers.plan import Planned
+from pyinv.papers.report import Column, Paper, Ref, Report, Row, check, literal, recompute
 from pyinv.papers.run_cache import RunCache
 from pyinv.result import Status
 from support.manifests import manifest
@@ -60,7 +61,7 @@ def picture(report):
 def cell(report, published=None, threshold=0.01, note=None):
     return report.compute(
         "recovery_rate",
-        errors=ref("ours", "errors"),
+        errors=Ref("ours", "errors"),
         threshold=threshold,
         published=published,
         note=note,
@@ -136,7 +137,7 @@ def test_numbers_of_a_full_reproduction_are_small(tmp_path):
 def test_a_cell_is_what_the_function_gives(report):
     assert cell(report).value == evaluation.recovery_rate(ERRORS, 0.01) == 0.4
     wins = report.compute(
-        "win_rate", errors=ref("ours", "errors"), baseline_errors=ref("baseline", "errors")
+        "win_rate", errors=Ref("ours", "errors"), baseline_errors=Ref("baseline", "errors")
     )
     assert wins.value == evaluation.win_rate(ERRORS, BASELINE)
 
@@ -145,7 +146,7 @@ def test_values_that_are_not_finite_are_null_and_recomputed_as_nan(tmp_path):
     report = Report(tmp_path, PAPER)
     errors = np.array([0.5, np.inf, -np.inf, np.nan], dtype=np.float32)
     report.add_run("run", "a run", arrays={"errors": errors}, facts={"mean": np.float32("nan")})
-    nothing = report.compute("mean", values=ref("run", "errors"))
+    nothing = report.compute("mean", values=Ref("run", "errors"))
     assert np.isnan(nothing.value)
     numbers, page = table(report, [nothing])
     text = (tmp_path / "numbers.json").read_text()
@@ -180,7 +181,7 @@ def everywhere(report, picture):
         "figure",
         "A figure",
         "A share of {share}",
-        picture,
+        lambda _: picture,
         alt="a grid",
         cells={"share": drawn},
     )
@@ -258,8 +259,8 @@ def test_what_are_no_numbers_of_a_report(report, change, message):
     [
         (lambda r: r.compute("nonsense"), "no function 'nonsense'; it has .*recovery_rate"),
         (lambda r: r.compute("np"), "no function 'np'"),
-        (lambda r: r.compute("mean", values=ref("no", "errors")), "no run 'no'.* ours, baseline"),
-        (lambda r: r.compute("mean", values=ref("ours", "no")), "no array 'no'; it has errors"),
+        (lambda r: r.compute("mean", values=Ref("no", "errors")), "no run 'no'.* ours, baseline"),
+        (lambda r: r.compute("mean", values=Ref("ours", "no")), "no array 'no'; it has errors"),
         (lambda r: r.compute("mean", values=ERRORS), "must belong to a run"),
         (
             lambda r: r.compute(
@@ -289,8 +290,11 @@ def test_what_are_no_numbers_of_a_report(report, change, message):
         (lambda r: r.add_text("a b", "", []), "a part's id must be"),
         (lambda r: r.add_text("runs", "", []), "'runs' is in the report already"),
         (lambda r: (r.add_text("t", "", []), r.add_text("t", "", [])), "'t' is in the report"),
-        (lambda r: r.add_figure("f", "", "", "/etc/hosts", alt=""), "expected a picture inside"),
-        (lambda r: r.add_figure("f", "", "", r.folder / "no.png", alt=""), "no such picture"),
+        (
+            lambda r: r.add_figure("f", "", "", lambda _: "/etc/hosts", alt=""),
+            "expected a picture inside",
+        ),
+        (lambda r: r.add_figure("f", "", "", lambda path: path, alt=""), "no such picture"),
         (lambda r: Column("a", "{:.3q}"), "format must be"),
         (lambda r: Column("a", best="largest"), 'best must be "lowest"'),
     ],
@@ -361,14 +365,14 @@ def test_all_text_is_escaped(tmp_path):
     report.add_run(
         "run", evil, recipe={"kind": evil, evil: evil}, arrays=arrays, facts={evil: evil}
     )
-    number = report.compute("mean", values=ref("run", evil), published=evil, note=evil)
+    number = report.compute("mean", values=Ref("run", evil), published=evil, note=evil)
     columns = [Column(evil, group=evil)]
     rows = [Row(evil, [number], group=evil, tag=evil), Row(evil, text=f"{evil} `{evil}`")]
     report.add_table("t", evil, evil, columns=columns, rows=rows, row_title=evil)
     report.add_text("p", evil, [evil + "{mean}"], cells={"mean": number})
     image = np.zeros((1, 1, 8, 8), dtype=np.float32)
     path = figures.image_grid(image, tmp_path / "grid.png", value_range=(0, 1))
-    report.add_figure("f", evil, evil, path, alt=evil)
+    report.add_figure("f", evil, evil, lambda _: path, alt=evil)
     _, page = written(report)
     assert "script" not in Checker(page).names
     assert "<script>" not in page
@@ -474,7 +478,7 @@ def test_numbers_of_an_older_report_are_rendered(report):
 def test_what_is_not_of_the_paper_gets_a_letter(report, picture):
     titles = ("ours", "Figure 2: theirs", "also ours", "Figure 3, below: a part of theirs")
     for id, title in zip("abcd", titles, strict=True):
-        report.add_figure(id, title, "", picture, alt="")
+        report.add_figure(id, title, "", lambda _: picture, alt="")
     _, page = written(report)
     labels = re.findall(r'<h2><span class="label">(.*?)</span> (.*?)</h2>', page)
     assert labels == [
@@ -496,7 +500,7 @@ def test_what_is_not_of_the_paper_gets_a_letter(report, picture):
 def test_a_picture_has_its_size(report, size, dots_per_inch, shown):
     path = report.folder / "picture.png"
     Image.new("RGB", size).save(path, **({"dpi": (dots_per_inch,) * 2} if dots_per_inch else {}))
-    report.add_figure("f", "F", "", path, alt="black")
+    report.add_figure("f", "F", "", lambda _: path, alt="black")
     _, page = written(report)
     tag = re.search(r"<img[^>]*>", page)[0]
     found = [re.search(rf'{name}="(\d+)"', tag)[1] for name in ("width", "height")]
@@ -505,7 +509,7 @@ def test_a_picture_has_its_size(report, size, dots_per_inch, shown):
 
 @pytest.mark.parametrize("harm", ["missing", "truncated", "no PNG"])
 def test_a_bad_picture_is_told(report, picture, harm):
-    report.add_figure("f", "F", "", picture, alt="")
+    report.add_figure("f", "F", "", lambda _: picture, alt="")
     if harm == "missing":
         picture.unlink()
     else:
@@ -651,6 +655,11 @@ def test_a_report_needs_no_torch():
 QUICK = Recipe("quick", Stage(Adam(0.1), max_steps=20))
 
 
+def run(cache, id, inverter, images, *, recipe, seed, progress=None, **latents):
+    planned = Planned(id, f"run {id}", inverter, images, recipe, **latents)
+    return cache.run(planned, seed=seed, progress=progress)
+
+
 @pytest.fixture(scope="module")
 def latents(inverter):
     return inverter.sample(5, seed=3)
@@ -677,9 +686,9 @@ def calls(monkeypatch):
 
 def test_a_finished_run_is_given_back(tmp_path, inverter, images, latents, calls):
     settings = {"recipe": QUICK, "seed": 1, "true_latents": latents}
-    first = RunCache(tmp_path).run("run", inverter, images, **settings)
+    first = run(RunCache(tmp_path), "run", inverter, images, **settings)
     runs = RunCache(tmp_path)
-    again = runs.run("run", inverter, images, **settings)
+    again = run(runs, "run", inverter, images, **settings)
     assert len(calls) == 1
     assert runs.read_back == {"run"}
     for name in ("latents", "loss", "status", "steps", "attempts", "min_latent_error", "images"):
@@ -706,7 +715,7 @@ CHANGES = {
 def kept(tmp_path, inverter, images, latents, calls):
     """The settings of a run that is kept in tmp_path."""
     settings = {"recipe": QUICK, "seed": 1, "true_latents": latents}
-    RunCache(tmp_path).run("run", inverter, images, **settings)
+    run(RunCache(tmp_path), "run", inverter, images, **settings)
     assert len(calls) == 1
     return settings
 
@@ -714,13 +723,13 @@ def kept(tmp_path, inverter, images, latents, calls):
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_another_setting_runs_again(tmp_path, inverter, images, kept, calls, change):
     for _ in range(2):
-        RunCache(tmp_path).run("run", inverter, images, **kept | change)
+        run(RunCache(tmp_path), "run", inverter, images, **kept | change)
         assert len(calls) == 2
 
 
 def test_other_images_run_again(tmp_path, inverter, images, kept, calls):
     for _ in range(2):
-        RunCache(tmp_path).run("run", inverter, np.ascontiguousarray(images[::-1]), **kept)
+        run(RunCache(tmp_path), "run", inverter, np.ascontiguousarray(images[::-1]), **kept)
         assert len(calls) == 2
 
 
@@ -735,12 +744,12 @@ def test_another_bundle_runs_again(tmp_path, images, kept, calls):
         write_tiny_bundle(tmp_path / name, **changed)
         inverter = Inverter(tmp_path / name, threads=1)
         for _ in range(2):
-            RunCache(tmp_path).run("run", inverter, images, **kept)
+            run(RunCache(tmp_path), "run", inverter, images, **kept)
             assert len(calls) == count
 
 
 def test_threads_and_lanes_run_nothing_again(tmp_path, bundle_path, images, kept, calls):
-    RunCache(tmp_path).run("run", Inverter(bundle_path, threads=2, batch_size=3), images, **kept)
+    run(RunCache(tmp_path), "run", Inverter(bundle_path, threads=2, batch_size=3), images, **kept)
     assert len(calls) == 1
 
 
@@ -749,21 +758,21 @@ def test_lanes_tell_a_run_apart_where_targets_are_coupled(tmp_path, images, call
     write_tiny_bundle(path, batch_norm="batch")
     for batch_size in (4, 2):
         inverter = Inverter(path, threads=1, batch_size=batch_size)
-        RunCache(tmp_path).run("run", inverter, images[:4], recipe=QUICK, seed=1)
+        run(RunCache(tmp_path), "run", inverter, images[:4], recipe=QUICK, seed=1)
     assert len(calls) == 2
 
 
 def test_truth_is_handed_on_only_where_it_is_given(tmp_path, inverter, images, latents, calls):
     runs = RunCache(tmp_path)
-    runs.run("without", inverter, images, recipe=QUICK, seed=1)
-    runs.run("with", inverter, images, recipe=QUICK, seed=1, true_latents=latents)
+    run(runs, "without", inverter, images, recipe=QUICK, seed=1)
+    run(runs, "with", inverter, images, recipe=QUICK, seed=1, true_latents=latents)
     assert "true_latents" not in calls[0]
     np.testing.assert_array_equal(calls[1]["true_latents"], latents)
 
 
 @pytest.mark.parametrize("harm", ["empty", "truncated", "flipped", "foreign", "no settings"])
 def test_a_damaged_file_runs_again(tmp_path, inverter, images, calls, harm):
-    first = RunCache(tmp_path).run("run", inverter, images, recipe=QUICK, seed=1)
+    first = run(RunCache(tmp_path), "run", inverter, images, recipe=QUICK, seed=1)
     path = tmp_path / "runs" / "run.npz"
     content = path.read_bytes()
     if harm == "flipped":
@@ -776,10 +785,10 @@ def test_a_damaged_file_runs_again(tmp_path, inverter, images, calls, harm):
     )
     if harm == "no settings":
         first.save(path, images=False)
-    again = RunCache(tmp_path).run("run", inverter, images, recipe=QUICK, seed=1)
+    again = run(RunCache(tmp_path), "run", inverter, images, recipe=QUICK, seed=1)
     assert len(calls) == 2
     np.testing.assert_array_equal(again.latents, first.latents)
-    RunCache(tmp_path).run("run", inverter, images, recipe=QUICK, seed=1)
+    run(RunCache(tmp_path), "run", inverter, images, recipe=QUICK, seed=1)
     assert len(calls) == 2
 
 
@@ -788,10 +797,11 @@ def test_ctrl_c_keeps_the_finished_runs_alone(tmp_path, inverter, images, calls)
     import signal
 
     runs = RunCache(tmp_path)
-    runs.run("first", inverter, images, recipe=QUICK, seed=1)
+    run(runs, "first", inverter, images, recipe=QUICK, seed=1)
     endless = QUICK.replace(max_steps=100_000_000)
     with pytest.raises(KeyboardInterrupt):
-        runs.run(
+        run(
+            runs,
             "second",
             inverter,
             images,
@@ -800,7 +810,7 @@ def test_ctrl_c_keeps_the_finished_runs_alone(tmp_path, inverter, images, calls)
             progress=lambda state: os.kill(os.getpid(), signal.SIGINT),
         )
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["first.npz"]
-    RunCache(tmp_path).run("first", inverter, images, recipe=QUICK, seed=1)
+    run(RunCache(tmp_path), "first", inverter, images, recipe=QUICK, seed=1)
     assert len(calls) == 2
 
 
@@ -835,14 +845,14 @@ def test_what_a_stopped_run_had_done_is_not_done_again(
         "seed": 1,
         "true_latents": latents,
     }
-    whole = RunCache(tmp_path / "whole").run("run", inverter, images, **settings)
+    whole = run(RunCache(tmp_path / "whole"), "run", inverter, images, **settings)
     for done in ([0, 3], [1]):  # of five, then of the three that are left
         stopping(monkeypatch, done, error)
         with pytest.raises(error or KeyboardInterrupt):
-            RunCache(tmp_path).run("run", inverter, images, **settings)
+            run(RunCache(tmp_path), "run", inverter, images, **settings)
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["run.npz.part"]
     again = RunCache(tmp_path)
-    found = again.run("run", inverter, images, **settings)
+    found = run(again, "run", inverter, images, **settings)
     assert [call["target_ids"].tolist() for call in calls[1:]] == [[*range(5)], [1, 2, 4], [1, 4]]
     for name in KEPT:
         np.testing.assert_allclose(
@@ -851,15 +861,15 @@ def test_what_a_stopped_run_had_done_is_not_done_again(
     assert not found.cancelled
     assert again.read_back == set()
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["run.npz"]
-    RunCache(tmp_path).run("run", inverter, images, **settings)
+    run(RunCache(tmp_path), "run", inverter, images, **settings)
     assert len(calls) == 4
 
 
 def test_a_stopped_run_of_other_settings_is_no_part(tmp_path, inverter, images, calls, monkeypatch):
     stopping(monkeypatch, [0, 1], None)
     with pytest.raises(KeyboardInterrupt):
-        RunCache(tmp_path).run("run", inverter, images, recipe=QUICK, seed=1)
-    RunCache(tmp_path).run("run", inverter, images, recipe=QUICK, seed=2)
+        run(RunCache(tmp_path), "run", inverter, images, recipe=QUICK, seed=1)
+    run(RunCache(tmp_path), "run", inverter, images, recipe=QUICK, seed=2)
     assert len(calls[-1]["target_ids"]) == 5
 
 
@@ -868,12 +878,12 @@ def test_targets_of_a_batch_are_kept_together_or_not_at_all(tmp_path, images, mo
     write_tiny_bundle(path, batch_norm="batch")
     stopping(monkeypatch, [0, 1], None)
     with pytest.raises(KeyboardInterrupt):
-        RunCache(tmp_path).run("run", Inverter(path, threads=1), images, recipe=QUICK, seed=1)
+        run(RunCache(tmp_path), "run", Inverter(path, threads=1), images, recipe=QUICK, seed=1)
     assert list((tmp_path / "runs").iterdir()) == []
 
 
 def test_the_settings_are_all_that_a_result_depends_on(tmp_path, inverter, images, latents):
-    RunCache(tmp_path).run("run", inverter, images, recipe=QUICK, seed=1, true_latents=latents)
+    run(RunCache(tmp_path), "run", inverter, images, recipe=QUICK, seed=1, true_latents=latents)
     with np.load(tmp_path / "runs" / "run.npz") as file:
         settings = json.loads(str(file["settings"]))["settings"]
     assert list(settings) == [
@@ -885,7 +895,7 @@ def test_the_settings_are_all_that_a_result_depends_on(tmp_path, inverter, image
 
 
 def test_a_full_disk_is_told_and_keeps_what_was_there(tmp_path, inverter, images, monkeypatch):
-    RunCache(tmp_path).run("run", inverter, images, recipe=QUICK, seed=1)
+    run(RunCache(tmp_path), "run", inverter, images, recipe=QUICK, seed=1)
     path = tmp_path / "runs" / "run.npz"
     before = path.read_bytes()
 
@@ -894,7 +904,7 @@ def test_a_full_disk_is_told_and_keeps_what_was_there(tmp_path, inverter, images
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OutputError, match=r"run\.npz: cannot be written \(No space left"):
-        RunCache(tmp_path).run("run", inverter, images, recipe=QUICK, seed=2)
+        run(RunCache(tmp_path), "run", inverter, images, recipe=QUICK, seed=2)
     assert path.read_bytes() == before
     assert list((tmp_path / "runs").iterdir()) == [path]
 
@@ -902,20 +912,20 @@ def test_a_full_disk_is_told_and_keeps_what_was_there(tmp_path, inverter, images
 @pytest.mark.parametrize("id", ["", "../up", "a/b", ".hidden", "a b"])
 def test_an_id_must_be_a_file_name(tmp_path, inverter, images, id):
     with pytest.raises(InputError, match="a run's id must be"):
-        RunCache(tmp_path).run(id, inverter, images, recipe=QUICK, seed=1)
+        run(RunCache(tmp_path), id, inverter, images, recipe=QUICK, seed=1)
 
 
 def test_one_id_is_one_run(tmp_path, inverter, images):
     runs = RunCache(tmp_path)
-    runs.run("run", inverter, images, recipe=QUICK, seed=1)
-    runs.run("run", inverter, images, recipe=QUICK, seed=1)
+    run(runs, "run", inverter, images, recipe=QUICK, seed=1)
+    run(runs, "run", inverter, images, recipe=QUICK, seed=1)
     with pytest.raises(InputError, match="'run' was run with other settings"):
-        runs.run("run", inverter, images, recipe=QUICK, seed=2)
+        run(runs, "run", inverter, images, recipe=QUICK, seed=2)
 
 
 def test_facts_tell_how_a_run_went(tmp_path, inverter, images):
     runs = RunCache(tmp_path)
-    runs.run("run", inverter, images, recipe=QUICK, seed=1)
+    run(runs, "run", inverter, images, recipe=QUICK, seed=1)
     facts = runs.facts("run")
     assert facts["targets"] == 5
     assert facts["seed"] == 1
@@ -923,7 +933,7 @@ def test_facts_tell_how_a_run_went(tmp_path, inverter, images):
     assert facts["mean_steps"] == 20
     assert (facts["device"], facts["threads"]) == ("cpu", 1)
     again = RunCache(tmp_path)
-    again.run("run", inverter, images, recipe=QUICK, seed=1)
+    run(again, "run", inverter, images, recipe=QUICK, seed=1)
     assert again.facts("run") == facts == json.loads(json.dumps(facts))
     with pytest.raises(InputError, match="run 'no' is not done; those done are run"):
         runs.facts("no")

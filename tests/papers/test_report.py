@@ -410,6 +410,27 @@ def test_the_page_summarizes_each_array(report):
     assert text_of(mixed, "td") == ["2 × 3", "−1", "3", "3.125", "7.5", "2"]
 
 
+def test_a_text_shows_its_numbers_as_asked(report):
+    report.add_text("t", "T", ["{rate} {rate:.2f} {rate:.1e}"], cells={"rate": cell(report)})
+    _, page = written(report)
+    shown = re.findall(r'<span class="ours" title="[^"]*">(.*?)</span>', page)
+    assert shown == ["0.4", "0.40", "4.0×10<sup>−1</sup>"]
+
+
+def test_a_share_is_shaded_by_our_number(report):
+    _, page = table(report, [cell(report, 0.986)], [Column("rate", percent=True)])
+    assert re.findall(r"--share:([\d.]+)\"", page) == ["0.400"]
+
+
+def test_a_small_number_is_checked_as_closely(report):
+    report.add_run("small", "small", arrays={"errors": [1e-5, 3e-5]})
+    numbers, _ = table(report, [report.compute("mean", values=ref("small", "errors"))])
+    (shown,) = numbers["content"][0]["rows"][0]["cells"]
+    shown["value"] *= 1.001
+    with pytest.raises(InputError, match=r"states 2\.002e-05, but its arrays give 2e-05"):
+        check(numbers)
+
+
 def test_a_cell_tells_its_origin(report):
     _, page = table(report, [cell(report)])
     assert 'title="recovery_rate(errors=ours/errors, threshold=0.01) = 0.4"' in page

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -264,6 +265,9 @@ DAMAGES = [
     (change_manifest(latent_shape=[2**16, 2**15]), "latent_shape must hold at most 2147483647"),
     (change_manifest(image_shape=[8, 8]), "image_shape must be 3 axes"),
     (change_manifest(value_range=[1, 1]), "value_range must be"),
+    (change_manifest(value_range=[0, math.inf]), "two finite numbers, low below high; got [0.0, i"),
+    (change_manifest(value_range=[-math.inf, 0]), "two finite numbers, low below high; got [-inf"),
+    (change_manifest(value_range=[math.nan, 1]), "two finite numbers, low below high; got [nan"),
     (change_manifest(value_range=3), "an entry of the wrong type"),
     (change_manifest(prior={"kind": "cauchy"}), "unknown prior 'cauchy'"),
     (change_manifest(batch_norm="train"), 'batch_norm must be "eval" or "batch"'),

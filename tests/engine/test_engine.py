@@ -762,6 +762,15 @@ def test_batch_norm_couples_a_group(engine, solver, constraint, prior):
     assert not np.allclose(result["latents"], other.latents, atol=1e-2)
 
 
+def test_no_more_lanes_are_evaluated_at_once_than_allowed(engine):
+    # Batch norm couples the lanes of one evaluation, so pairs of lanes are groups of 2.
+    method = recipe(Stage(GENTLE_SOLVERS["adam"], max_steps=20))
+    arguments = [COUPLED], method, Normal(), coupled_images(8)
+    options = {"coupled": True, "trace_every": 1}
+    result = engine(*arguments, lanes=4, most_at_once=2, **options)
+    assert_agree(result, twin(*arguments, lanes=2, **options), engine.device)
+
+
 @pytest.mark.parametrize("penalty", [MomentPenalty(0.5, 0.25), MomentPenalty()], ids=str)
 @pytest.mark.parametrize(
     ("constraint", "prior"), [(StochasticClip(), Uniform()), (NoConstraint(), Normal(0.3, 0.7))]

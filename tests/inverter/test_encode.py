@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from support.manifests import manifest
 
@@ -22,6 +23,7 @@ from pyinv.bundle import Bundle, FileRecord, Manifest  # noqa: E402
 from pyinv.cli import main  # noqa: E402
 from pyinv.errors import BundleError, ExportError, InputError, OutputError  # noqa: E402
 from pyinv.export import add_encoder, export  # noqa: E402
+from pyinv.images import load_images  # noqa: E402
 from pyinv.solvers import Adam  # noqa: E402
 from support.tolerances import assert_close  # noqa: E402
 
@@ -384,6 +386,30 @@ def test_encode_and_invert_on_the_command_line(encoding, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["recipe"]["start"] == "encoder"
     assert main(["info", str(encoding)]) == 0
     assert "encoder           yes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "command", [["encode"], ["invert", "--init", "encoder", "--max-steps", "3", "-q"]]
+)
+def test_the_command_line_fits_images_as_asked(encoding, tmp_path, command):
+    inverter = pyinv.Inverter(encoding, threads=1)
+    wide = np.zeros((16, 64, 3), dtype=np.uint8)
+    wide[:, 24:40] = 255
+    source, out = tmp_path / "wide.png", tmp_path / "out.npz"
+    Image.fromarray(wide).save(source)
+    short = recipes.get("default", inverter.manifest, start="encoder").replace(max_steps=3)
+    found = []
+    for fit in ("crop", "stretch"):
+        options = [str(encoding), str(source), "-o", str(out), "--threads", "1", "--fit", fit]
+        assert main([*command, *options]) == 0
+        images = load_images([source], inverter.manifest, fit=fit)
+        expected = inverter.encode(images)
+        if command[0] == "invert":
+            expected = inverter.invert(images, recipe=short).latents
+        with np.load(out) as written:
+            np.testing.assert_allclose(written["latents"], expected, atol=1e-4)
+        found.append(expected)
+    assert not np.allclose(*found, atol=1e-2)
 
 
 def test_errors_of_encode_come_before_any_work(encoding, bundle_path, tmp_path, capsys):

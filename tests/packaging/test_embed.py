@@ -269,6 +269,12 @@ def with_two_encoders(path: Path) -> None:
     change(path, functions=[*manifest["functions"], added, added])
 
 
+def with_an_encoder_for_onnx_alone(path: Path) -> None:
+    functions = json.loads(path.read_text())["functions"]
+    scripted = [{**each, "runtime": "torchscript", "method": "m"} for each in functions]
+    change(path, functions=[*functions, {**functions[0], "name": "encode"}, *scripted])
+
+
 BROKEN_BUNDLES = {
     "no manifest": (lambda m: m.unlink(), "not a pyinv bundle, it has no manifest.json"),
     "no JSON": (lambda m: m.write_text("{,"), "manifest.json is not valid JSON: line 1, column 2"),
@@ -348,6 +354,10 @@ BROKEN_BUNDLES = {
     "encode twice": (
         with_two_encoders,
         'functions must hold "encode" once for each runtime, or for none; onnx has 2',
+    ),
+    "encode for one runtime": (
+        with_an_encoder_for_onnx_alone,
+        'functions must hold "encode" once for each runtime, or for none; torchscript has 0',
     ),
     "unlisted": (
         lambda m: with_functions(m, 0, 1, file="other.onnx"),

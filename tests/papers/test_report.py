@@ -402,6 +402,39 @@ def test_ours_and_the_published_figure_are_shown_as_asked(report, column, publis
     assert (published is not None) == ("published in the paper" in page)
 
 
+def test_the_page_summarizes_each_array(report):
+    report.add_run("odd", "odd", arrays={"mixed": [[4.0, np.nan, -1.0], [np.inf, 2.0, 7.5]]})
+    _, page = written(report)
+    heads = re.findall(r'<th scope="col">([^<]*)</th>', page.split("<h3>Arrays</h3>")[1])
+    assert heads[:7] == ["", "values", "min", "median", "mean", "max", "not finite"]
+    (errors, _), (mixed,) = (
+        re.findall(rf"<code>{name}</code></th>(.*?)</tr>", page) for name in ("errors", "mixed")
+    )
+    assert text_of(errors, "td") == ["5", "1×10−5", "0.02", "0.4041", "1.7", "–"]
+    assert text_of(mixed, "td") == ["2 × 3", "−1", "3", "3.125", "7.5", "2"]
+
+
+def test_a_text_shows_its_numbers_as_asked(report):
+    report.add_text("t", "T", ["{rate} {rate:.2f} {rate:.1e}"], cells={"rate": cell(report)})
+    _, page = written(report)
+    shown = re.findall(r'<span class="ours" title="[^"]*">(.*?)</span>', page)
+    assert shown == ["0.4", "0.40", "4.0×10<sup>−1</sup>"]
+
+
+def test_a_share_is_shaded_by_our_number(report):
+    _, page = table(report, [cell(report, 0.986)], [Column("rate", percent=True)])
+    assert re.findall(r"--share:([\d.]+)\"", page) == ["0.400"]
+
+
+def test_a_small_number_is_checked_as_closely(report):
+    report.add_run("small", "small", arrays={"errors": [1e-5, 3e-5]})
+    numbers, _ = table(report, [report.compute("mean", values=ref("small", "errors"))])
+    (shown,) = numbers["content"][0]["rows"][0]["cells"]
+    shown["value"] *= 1.001
+    with pytest.raises(InputError, match=r"states 2\.002e-05, but its arrays give 2e-05"):
+        check(numbers)
+
+
 def test_a_cell_tells_its_origin(report):
     _, page = table(report, [cell(report)])
     assert 'title="recovery_rate(errors=ours/errors, threshold=0.01) = 0.4"' in page

@@ -503,6 +503,31 @@ def python(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     return done
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads in /proc")
+@pytest.mark.parametrize("runtime", ["onnx", "torchscript"])
+def test_an_inverter_takes_as_many_threads_as_asked(bundles, runtime):
+    done = python(
+        """
+        import os
+        import sys
+        import pyinv
+        bundle, runtime = sys.argv[1:]
+        latents = pyinv.Inverter(bundle, runtime=runtime, threads=1).sample(4096)
+        images = pyinv.Inverter(bundle, runtime=runtime, threads=1).generate(latents[:1])
+        for threads in (1, 3):
+            inverter = pyinv.Inverter(bundle, runtime=runtime, threads=threads)
+            before = len(os.listdir("/proc/self/task"))
+            inverter.evaluate(latents, images.repeat(4096, axis=0), batch_size=4096)
+            print(len(os.listdir("/proc/self/task")) - before)
+        """,
+        bundles["uniform"],
+        runtime,
+    )
+    alone, three = map(int, done.stdout.split())
+    assert alone == 0
+    assert three >= 2  # torch may start others that wait
+
+
 def test_nothing_is_printed_or_warned(bundles):
     done = python(
         """

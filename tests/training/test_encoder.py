@@ -15,6 +15,7 @@ import pytest
 
 from pyinv.bundle import Bundle
 from pyinv.cli import main
+from pyinv.cores import usable_cores
 from pyinv.demo import DIGITS
 from pyinv.errors import ExportError, InputError, RunError
 from pyinv.inverter import Inverter
@@ -647,6 +648,22 @@ def test_the_command_trains_and_its_bundle_encodes(bundle, tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["configuration"]["method"] == "direct"
     assert Bundle.open(found["bundle"]).manifest.has_encoder
+
+
+def test_the_command_trains_with_as_many_threads_as_asked(
+    bundle, tmp_path, monkeypatch, unexported
+):
+    step, asked, used = encoder.EncoderTraining.step, usable_cores() + 1, []
+
+    def counted(self):
+        used.append(torch.get_num_threads())
+        return step(self)
+
+    monkeypatch.setattr(encoder.EncoderTraining, "step", counted)
+    command = ["train", "encoder", str(bundle), "--method", "direct", "-o", str(tmp_path / "run")]
+    options = ["--iterations", "2", "--width", "4", "--batch-size", "8", "--threads", str(asked)]
+    assert main([*command, *options]) == 0
+    assert used == [asked, asked]
 
 
 def test_the_command_takes_a_module_and_real_images(tmp_path, monkeypatch, unexported):

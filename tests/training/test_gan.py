@@ -19,6 +19,7 @@ import pytest
 from pyinv import atomic_files
 from pyinv.bundle import Bundle
 from pyinv.cli import main
+from pyinv.cores import usable_cores
 from pyinv.demo import DIGITS
 from pyinv.errors import DeviceError, InputError, OutputError, RunError
 from pyinv.inverter import Inverter
@@ -881,6 +882,20 @@ def test_the_command_can_be_interrupted(data, tmp_path, capsys, monkeypatch, une
     assert read(tmp_path / "run")["iteration"] == 1
     assert main(command(data, tmp_path / "run")) == 0
     assert "continuing after iteration 1 of 2" in capsys.readouterr().err
+
+
+def test_the_command_trains_with_as_many_threads_as_asked(
+    data, tmp_path, capsys, monkeypatch, unexported
+):
+    step, asked, used = Adversaries.step, usable_cores() + 1, []
+
+    def counted(self):
+        used.append(torch.get_num_threads())
+        return step(self)
+
+    monkeypatch.setattr(Adversaries, "step", counted)
+    assert main(command(data, tmp_path / "run", "--threads", asked)) == 0
+    assert used == [asked, asked]
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from pyinv.models import get_model
 from pyinv.priors import Prior, Uniform
 from pyinv.training.configurations import GanConfiguration
 from pyinv.training.draws import draw_latents
-from pyinv.validation import whole_number
+from pyinv.validation import shape_text, whole_number
 
 __all__ = ["FrozenGenerator", "open_generator"]
 
@@ -226,8 +226,8 @@ class FrozenGenerator:
         except Exception as error:
             reason = " ".join(str(error).split())
             raise InputError(
-                f"{self.name} does not take latents [B, {_text(self.latent_shape)}]: {reason}; "
-                "give the latent_shape it has (--latent-shape)"
+                f"{self.name} does not take latents [B, {shape_text(self.latent_shape)}]: "
+                f"{reason}; give the latent_shape it has (--latent-shape)"
             ) from None
         if not isinstance(images, Tensor) or images.ndim != 4:
             got = list(images.shape) if isinstance(images, Tensor) else type(images).__name__
@@ -457,7 +457,3 @@ def _digest_of_weights(module: nn.Module) -> str:
 def _numpy(tensor: Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
     found: np.ndarray[Any, np.dtype[np.float32]] = tensor.detach().cpu().numpy()
     return found
-
-
-def _text(shape: Sequence[int]) -> str:
-    return ", ".join(map(str, shape))

@@ -137,12 +137,11 @@ class Stage(Rule):
         """Return this stage with its open settings filled in from the prior.
 
         Raises:
-            RuleError: the constraint or a penalty does not fit the prior.
+            RuleError: the constraint does not fit the prior.
         """
         return dataclasses.replace(
             self,
             constraint=self.constraint.fit(prior, max_steps=self.max_steps),
-            penalties=tuple(penalty.fit(prior) for penalty in self.penalties),
         )
 
 
@@ -252,7 +251,7 @@ class Recipe(Rule):
         """Return this recipe with its open settings filled in from the prior.
 
         Raises:
-            RuleError: a constraint or a penalty does not fit the prior.
+            RuleError: a constraint does not fit the prior.
         """
         return dataclasses.replace(self, stages=tuple(stage.fit(prior) for stage in self.stages))
 

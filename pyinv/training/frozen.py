@@ -361,13 +361,25 @@ def _open_bundle(bundle: Bundle, device: torch.device, threads: int | None) -> F
             f"{bundle.path}: has batch statistics, and its images depend on one another; give the "
             "bundle with running statistics (batch_norm='eval')"
         )
+    return _of_bundle(bundle, device, threads)
+
+
+def _of_bundle(
+    bundle: Bundle,
+    device: torch.device,
+    threads: int | None,
+    module: nn.Module | None = None,
+    values: Mapping[str, LossFunction] | None = None,
+) -> FrozenGenerator:
+    """Return a bundle's generator, with PyTorch's module and losses if they are known."""
+    manifest = bundle.manifest
     return FrozenGenerator(
         manifest.name or bundle.path.name,
         manifest.latent_shape,
         manifest.value_range,
         manifest.prior,
-        module=None,
-        values={},
+        module=module,
+        values=values or {},
         bundle=bundle,
         inverter=Inverter(bundle, device=str(device), threads=threads),
         sha256=_digest_of_bundle(bundle),
@@ -409,17 +421,8 @@ def _open_training(path: Path, device: torch.device, threads: int | None) -> Fro
         )
     manifest = bundle.manifest
     torch_losses = [name for name in manifest.losses if name in ("mse", "l1", "bce")]
-    return FrozenGenerator(
-        manifest.name,
-        manifest.latent_shape,
-        manifest.value_range,
-        manifest.prior,
-        module=_frozen(module, device),
-        values=_values(torch_losses, manifest.value_range),
-        bundle=bundle,
-        inverter=Inverter(bundle, device=str(device), threads=threads),
-        sha256=_digest_of_bundle(bundle),
-    )
+    values = _values(torch_losses, manifest.value_range)
+    return _of_bundle(bundle, device, threads, _frozen(module, device), values)
 
 
 def _frozen(module: nn.Module, device: torch.device) -> nn.Module:

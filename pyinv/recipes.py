@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from pyinv import _core
 from pyinv._rule import Rule
 from pyinv.bundle import MAX_SOLVED, Manifest
 from pyinv.constraints import (
@@ -50,9 +51,8 @@ __all__ = [
     "reconstruct",
 ]
 
-# The engine's random draws keep 12 bits for the attempt and 32 for the step within it.
-MAX_RESTARTS = 2**12 - 1
-MAX_STEPS = 2**32 - 1
+MAX_RESTARTS = _core.max_restarts
+MAX_STEPS = _core.max_steps
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,10 @@ class GanConfiguration(Settings):
         InputError: an invalid value.
     """
 
+    # Fields added after the first trainings and bundles. Descriptions without them mean the
+    # defaults.
+    _later = frozenset({"beta2", "growth", "gradient_penalty", "penalty_every"})
+
     name: str
     model: str
     image_shape: tuple[int, int, int]
@@ -127,12 +131,12 @@ class GanConfiguration(Settings):
     def describe(self) -> dict[str, Any]:
         """Return the fields as JSON values, for ``from_description``.
 
-        Fields in ``_LATER`` that have their default are left out.
+        Fields in ``_later`` that have their default are left out.
         """
         described = {
             item.name: getattr(self, item.name)
             for item in dataclasses.fields(self)
-            if item.name not in _LATER or getattr(self, item.name) != item.default
+            if item.name not in self._later or getattr(self, item.name) != item.default
         }
         plain = {
             name: list(value) if isinstance(value, tuple) else value
@@ -141,22 +145,12 @@ class GanConfiguration(Settings):
         return {**plain, "prior": self.prior.describe()}
 
     @classmethod
-    def from_description(cls, described: Mapping[str, Any]) -> GanConfiguration:
-        """Return the configuration for the output of ``describe()``.
-
-        Raises:
-            InputError: a field is missing, unknown or has a wrong value.
-        """
-        cls._check_names(described, optional=_LATER)
-        try:
-            values: dict[str, Any] = {
-                name: tuple(value) if isinstance(value, list) else value
-                for name, value in described.items()
-            }
-            values["prior"] = prior_from_description(described["prior"])
-            return cls(**values)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"not a configuration: {error}") from None
+    def _read(cls, described: Mapping[str, Any]) -> dict[str, Any]:
+        values = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in described.items()
+        }
+        return {**values, "prior": prior_from_description(described["prior"])}
 
     def _shape(self, name: str) -> None:
         value = getattr(self, name)
@@ -184,10 +178,6 @@ class GanConfiguration(Settings):
         if not low <= high:
             raise InputError(f"{name} must be two numbers, the lower first, got {value!r}")
         self._set(name, (low, high))
-
-
-# Fields added after the first trainings and bundles. Descriptions without them mean the defaults.
-_LATER = frozenset({"beta2", "growth", "gradient_penalty", "penalty_every"})
 
 
 def get_configuration(name: str) -> GanConfiguration:

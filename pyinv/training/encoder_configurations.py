@@ -208,23 +208,14 @@ class EncoderConfiguration(Settings):
         return {name: _plain(getattr(self, name)) for name in self._names()}
 
     @classmethod
-    def from_description(cls, described: Mapping[str, Any]) -> EncoderConfiguration:
-        """Return the configuration for the output of ``describe()``.
-
-        Raises:
-            InputError: a field is missing, unknown or has a wrong value.
-        """
-        cls._check_names(described)
+    def _read(cls, described: Mapping[str, Any]) -> dict[str, Any]:
         read = Schedule.from_description
         values = dict(described)
-        try:
-            values["schedule"] = read(described["schedule"])
-            values["layer_schedules"] = tuple(map(read, described["layer_schedules"]))
-            if described["fine_tuning"] is not None:
-                values["fine_tuning"] = read(described["fine_tuning"])
-            return cls(**values)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"not a configuration: {error}") from None
+        values["schedule"] = read(described["schedule"])
+        values["layer_schedules"] = tuple(map(read, described["layer_schedules"]))
+        if described["fine_tuning"] is not None:
+            values["fine_tuning"] = read(described["fine_tuning"])
+        return values
 
     def difference(
         self, other: EncoderConfiguration, *, ignore: tuple[str, ...] = ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, SupportsFloat
+from typing import TYPE_CHECKING, Any, ClassVar, SupportsFloat
 
 from pyinv.errors import InputError
 from pyinv.validation import whole_number
@@ -19,6 +19,8 @@ __all__ = ["Settings", "finite"]
 class Settings:
     """A frozen dataclass of settings, whose ``__post_init__`` calls the checks below."""
 
+    _later: ClassVar[frozenset[str]] = frozenset()  # fields that a description may lack
+
     def replace(self, **changes: Any) -> Self:
         """Return a copy with these fields changed; raise InputError for an invalid value."""
         return dataclasses.replace(self, **changes)  # type: ignore[type-var]
@@ -31,17 +33,33 @@ class Settings:
         return None
 
     @classmethod
+    def from_description(cls, described: Mapping[str, Any]) -> Self:
+        """Return the configuration for the output of ``describe()``.
+
+        Raises:
+            InputError: a field is missing, unknown or has a wrong value.
+        """
+        cls._check_names(described)
+        try:
+            return cls(**cls._read(described))
+        except (TypeError, ValueError) as error:
+            raise InputError(f"not a configuration: {error}") from None
+
+    @classmethod
+    def _read(cls, described: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the fields' values for the output of ``describe()``."""
+        return dict(described)
+
+    @classmethod
     def _names(cls) -> list[str]:
         return [item.name for item in dataclasses.fields(cls)]  # type: ignore[arg-type]
 
     @classmethod
-    def _check_names(
-        cls, described: Mapping[str, Any], optional: frozenset[str] = frozenset()
-    ) -> None:
+    def _check_names(cls, described: Mapping[str, Any]) -> None:
         """Raise InputError if a description misses a field, or has an unknown one."""
         fields = set(cls._names())
         given = set(described) if isinstance(described, Mapping) else set()
-        wrong = (given ^ fields) - (fields & optional)
+        wrong = (given ^ fields) - (fields & cls._later)
         if wrong:
             name = min(wrong)
             raise InputError(

@@ -206,45 +206,40 @@ class CudaBackend : public Backend {
   std::unique_ptr<TargetLoader> make_loader(const LaneArrays& lanes,
                                             const Targets& targets) override;
   void swap_lanes(const LaneArrays& lanes, std::span<const LanePair> pairs) override {
-    set_device(index_);
-    swap_lanes_cuda(lanes, pairs, stream_.get());
+    swap_lanes_cuda(lanes, pairs, here());
   }
   void reassign(const LaneArrays& lanes, std::span<const Reassignment> list) override {
-    set_device(index_);
-    reassign_cuda(lanes, list, stream_.get());
+    reassign_cuda(lanes, list, here());
   }
   void update_status(const LaneArrays& lanes, int64_t active) override {
-    set_device(index_);
-    update_status_cuda(lanes, active, stream_.get());
+    update_status_cuda(lanes, active, here());
   }
   void batch_moments(const LaneArrays& lanes, int64_t active) override {
-    set_device(index_);
-    batch_moments_cuda(lanes, active, static_cast<PartialMoments*>(scratch_.get()), stream_.get());
+    batch_moments_cuda(lanes, active, static_cast<PartialMoments*>(scratch_.get()), here());
   }
   void decide_group(const LaneArrays& lanes, int64_t active) override {
-    set_device(index_);
-    decide_group_cuda(lanes, active, stream_.get());
+    decide_group_cuda(lanes, active, here());
   }
   void propose(const LaneArrays& lanes, SolverKind kind, int64_t active) override {
-    set_device(index_);
-    propose_cuda(lanes, kind, active, shared_memory_, stream_.get());
+    propose_cuda(lanes, kind, active, shared_memory_, here());
   }
-  void step(const LaneArrays& lanes, int64_t active) override {
-    set_device(index_);
-    step_cuda(lanes, active, stream_.get());
-  }
+  void step(const LaneArrays& lanes, int64_t active) override { step_cuda(lanes, active, here()); }
   void abandon(const LaneArrays& lanes, int64_t active) override {
-    set_device(index_);
-    abandon_cuda(lanes, active, stream_.get());
+    abandon_cuda(lanes, active, here());
   }
   void report(const LaneArrays& lanes, int64_t active, LaneReport* reports) override {
-    set_device(index_);
-    report_cuda(lanes, active, reports, stream_.get());
+    report_cuda(lanes, active, reports, here());
   }
 
   const Stream& compute() const { return stream_; }
 
  private:
+  // The stream, for kernels to launch: makes its GPU the thread's current one.
+  cudaStream_t here() const {
+    set_device(index_);
+    return stream_.get();
+  }
+
   const int index_;
   const Stream stream_;
   const Memory scratch_;

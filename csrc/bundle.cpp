@@ -6,6 +6,7 @@
 #include <iterator>
 #include <limits>
 #include <numeric>
+#include <optional>
 #include <system_error>
 #include <utility>
 
@@ -252,12 +253,12 @@ std::string read_text(const fs::path& folder) {
   return text;
 }
 
-const BundleFunction* find_normal_equations(const Bundle& bundle, std::string_view loss,
-                                            std::string_view runtime) {
-  const std::string_view wanted = runtime.empty() ? bundle.forward().runtime : runtime;
+// The first such function, of any loss or runtime if none is given; null if there is none.
+const BundleFunction* find(const Bundle& bundle, std::string_view name,
+                           std::optional<std::string_view> loss, std::string_view runtime) {
   for (const BundleFunction& function : bundle.functions) {
-    if (function.name == "normal_equations" && function.loss == loss &&
-        function.runtime == wanted) {
+    if (function.name == name && (!loss || function.loss == *loss) &&
+        (runtime.empty() || function.runtime == runtime)) {
       return &function;
     }
   }
@@ -315,49 +316,39 @@ std::vector<std::string> Bundle::losses() const {
 }
 
 const BundleFunction& Bundle::forward(std::string_view runtime) const {
-  for (const BundleFunction& function : functions) {
-    if (function.name == "forward" && (runtime.empty() || function.runtime == runtime)) {
-      return function;
-    }
-  }
+  if (const BundleFunction* found = find(*this, "forward", {}, runtime)) return *found;
   throw BundleError(path.string() + ": this bundle has no functions for " + std::string(runtime) +
                     ", only for " + listed(runtimes()) + "; export it again with that runtime");
 }
 
 const BundleFunction& Bundle::objective(std::string_view loss, std::string_view runtime) const {
   const std::string& wanted = forward(runtime).runtime;
-  for (const BundleFunction& function : functions) {
-    if (function.name == "objective" && function.loss == loss && function.runtime == wanted) {
-      return function;
-    }
-  }
+  if (const BundleFunction* found = find(*this, "objective", loss, wanted)) return *found;
   throw BundleError(path.string() + ": this bundle has no loss \"" + std::string(loss) +
                     "\", only " + listed(losses()) + "; export it again with `--loss " +
                     std::string(loss) + "`, or choose another loss");
 }
 
-bool Bundle::has_encoder() const {
-  return std::any_of(functions.begin(), functions.end(),
-                     [](const BundleFunction& function) { return function.name == "encode"; });
-}
+bool Bundle::has_encoder() const { return find(*this, "encode", {}, {}) != nullptr; }
 
 const BundleFunction& Bundle::encode(std::string_view runtime) const {
   const std::string& wanted = forward(runtime).runtime;
-  for (const BundleFunction& function : functions) {
-    if (function.name == "encode" && function.runtime == wanted) return function;
-  }
+  if (const BundleFunction* found = find(*this, "encode", {}, wanted)) return *found;
   throw BundleError(path.string() +
                     ": this bundle has no encoder; train one with `pyinv train encoder`, or start "
                     "from the prior");
 }
 
 bool Bundle::has_normal_equations(std::string_view loss, std::string_view runtime) const {
-  return find_normal_equations(*this, loss, runtime) != nullptr;
+  const std::string_view wanted = runtime.empty() ? forward().runtime : runtime;
+  return find(*this, "normal_equations", loss, wanted) != nullptr;
 }
 
 const BundleFunction& Bundle::normal_equations(std::string_view loss,
                                                std::string_view runtime) const {
-  if (const BundleFunction* found = find_normal_equations(*this, loss, runtime)) return *found;
+  if (has_normal_equations(loss, runtime)) {
+    return *find(*this, "normal_equations", loss, forward(runtime).runtime);
+  }
   objective(loss, runtime);  // throws if the loss or the runtime does not exist
   std::vector<std::string> others;
   for (const std::string& other : losses()) {

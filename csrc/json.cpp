@@ -264,6 +264,13 @@ std::string describe(const Value& value) {
   return std::visit(Describe{}, value.data);
 }
 
+// The data of a node's value, which should be `what`.
+template <class Data>
+const Data& get(const Node& node, const Value& value, const char* what) {
+  if (const auto* data = std::get_if<Data>(&value.data)) return *data;
+  node.expected(what);
+}
+
 }  // namespace
 
 Value parse(std::string_view text) { return Parser(text).document(); }
@@ -279,9 +286,7 @@ Node Node::child(std::string_view key, const Value& value) const {
 }
 
 std::optional<Node> Node::find(std::string_view key) const {
-  const auto* object = std::get_if<Object>(&value_->data);
-  if (!object) expected("an object");
-  for (const auto& [name, value] : *object) {
+  for (const auto& [name, value] : get<Object>(*this, *value_, "an object")) {
     if (name == key && !std::holds_alternative<std::nullptr_t>(value.data)) {
       return child(key, value);
     }
@@ -296,43 +301,30 @@ Node Node::operator[](std::string_view key) const {
 }
 
 std::vector<std::pair<std::string, Node>> Node::members() const {
-  const auto* object = std::get_if<Object>(&value_->data);
-  if (!object) expected("an object");
   std::vector<std::pair<std::string, Node>> members;
-  for (const auto& [name, value] : *object) members.emplace_back(name, child(name, value));
+  for (const auto& [name, value] : get<Object>(*this, *value_, "an object")) {
+    members.emplace_back(name, child(name, value));
+  }
   return members;
 }
 
 std::vector<Node> Node::items() const {
-  const auto* array = std::get_if<Array>(&value_->data);
-  if (!array) expected("an array");
+  const Array& array = get<Array>(*this, *value_, "an array");
   std::vector<Node> items;
-  items.reserve(array->size());
-  for (size_t i = 0; i < array->size(); ++i) {
-    items.emplace_back((*array)[i], path_ + "[" + std::to_string(i) + "]");
+  items.reserve(array.size());
+  for (size_t i = 0; i < array.size(); ++i) {
+    items.emplace_back(array[i], path_ + "[" + std::to_string(i) + "]");
   }
   return items;
 }
 
 double Node::number() const {
   if (const auto* whole = std::get_if<int64_t>(&value_->data)) return static_cast<double>(*whole);
-  if (const auto* number = std::get_if<double>(&value_->data)) return *number;
-  expected("a number");
+  return get<double>(*this, *value_, "a number");
 }
 
-int64_t Node::whole() const {
-  if (const auto* whole = std::get_if<int64_t>(&value_->data)) return *whole;
-  expected("a whole number");
-}
-
-bool Node::flag() const {
-  if (const auto* flag = std::get_if<bool>(&value_->data)) return *flag;
-  expected("true or false");
-}
-
-const std::string& Node::text() const {
-  if (const auto* text = std::get_if<std::string>(&value_->data)) return *text;
-  expected("a text");
-}
+int64_t Node::whole() const { return get<int64_t>(*this, *value_, "a whole number"); }
+bool Node::flag() const { return get<bool>(*this, *value_, "true or false"); }
+const std::string& Node::text() const { return get<std::string>(*this, *value_, "a text"); }
 
 }  // namespace pyinv::json

@@ -14,9 +14,6 @@ namespace {
 using json::Node;
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-// As in Python: a draw's counter has 12 bits for the attempt and 32 for the step within it.
-constexpr int64_t kMaxRestarts = (int64_t{1} << 12) - 1;
-constexpr int64_t kMaxSteps = (int64_t{1} << 32) - 1;
 
 // Ranges are checked here and in pyinv's dataclasses. Both are needed: a C++ program reads recipes
 // that have not been through Python, and Python must refuse a rule when it is created, with

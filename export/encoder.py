@@ -188,9 +188,7 @@ def write_encoder(
     shapes = encoder.shapes
     say("tracing the encoder")
     graph = trace_encoder(encoder.module, shapes)
-    inputs: dict[str, Sequence[int]] = {"image": shapes.image, "latent": (shapes.latent_size,)}
-    if shapes.condition is not None:
-        inputs["condition"] = shapes.condition
+    inputs = {"image": shapes.image, **shapes.inputs}  # the image comes first
     signature = Signature(tuple(name for name in inputs if name != "latent"), {0: "latent"})
     reference = EncoderReference(encoder.module, shapes, encoder.value_range)
     functions = []

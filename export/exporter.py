@@ -29,7 +29,7 @@ from .runtimes.onnx import OPSET
 from .staging import check_target, staged
 from .writer import write_functions
 
-__all__ = ["export"]
+__all__ = ["check_shape", "export"]
 
 
 @torch.inference_mode(False)
@@ -117,9 +117,9 @@ def export(
         >>> export(netG, "faces.bundle", latent_shape=(100, 1, 1), prior=Normal())
     """
     say = progress or (lambda line: None)
-    latent_sizes = _shape("latent_shape", latent_shape)
+    latent_sizes = check_shape("latent_shape", latent_shape)
     condition_sizes = (
-        None if condition_shape is None else _shape("condition_shape", condition_shape)
+        None if condition_shape is None else check_shape("condition_shape", condition_shape)
     )
     if condition_sizes is not None and len(condition_sizes) != 1:
         raise ExportError(
@@ -245,7 +245,8 @@ def _manifest(
         raise ExportError(str(error)) from error
 
 
-def _shape(what: str, given: int | Sequence[int]) -> tuple[int, ...]:
+def check_shape(what: str, given: int | Sequence[int]) -> tuple[int, ...]:
+    """Return a shape as a tuple, or raise ExportError if it is not one."""
     try:
         sizes = (given,) if isinstance(given, int) else tuple(int(size) for size in given)
     except (TypeError, ValueError):

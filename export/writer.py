@@ -80,7 +80,7 @@ def _plan(
     whole: fx.GraphModule, losses: Sequence[Loss], solved: Sequence[Loss], shapes: Shapes
 ) -> list[_Planned]:
     """List the functions, with the positions of their outputs in the graph."""
-    names = ["latent", "image", *(["condition"] if shapes.condition is not None else [])]
+    names = list(shapes.inputs)
     forward = Signature(tuple(name for name in names if name != "image"), {0: "image"})
     planned = [_Planned("forward", None, forward)]
     places = {}
@@ -110,10 +110,7 @@ def _write_planned(
     runtimes: Sequence[str],
     say: Callable[[str], None],
 ) -> list[Function]:
-    shapes = reference.shapes
-    inputs: dict[str, tuple[int, ...]] = {"latent": (shapes.latent_size,), "image": shapes.image}
-    if shapes.condition is not None:
-        inputs["condition"] = shapes.condition
+    inputs = reference.shapes.inputs
     functions: list[Function] = []
     for runtime in runtimes:
         say(f"writing {_RUNTIME_NAMES[runtime]}")

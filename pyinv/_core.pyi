@@ -7,6 +7,9 @@ import numpy as np
 import numpy.typing as npt
 
 __version__: str
+max_restarts: int
+max_steps: int
+max_solved: int
 
 class DeviceError(RuntimeError): ...
 

@@ -85,6 +85,14 @@ class Rule:
                 return
         raise RuleError(f"{type(self).__name__}: {name} must be {expected}, got {value!r}")
 
+    def _ordered(self, low: float, high: float) -> None:
+        """Raise if the bounds are not in order, also in float32."""
+        if float32(low) >= float32(high):
+            where = " in float32" if low < high else ""
+            raise RuleError(
+                f"{type(self).__name__}: low must be below high{where}, got {low:g} and {high:g}"
+            )
+
     def _choice(self, name: str, choices: Iterable[str]) -> None:
         value = getattr(self, name)
         names = list(choices)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pyinv import _core
 from pyinv.errors import BundleError, RuleError
 from pyinv.priors import Prior, prior_from_description
 
@@ -22,7 +23,7 @@ MANIFEST_NAME = "manifest.json"
 RUNTIMES = ("onnx", "torchscript")
 BATCH_NORM_MODES = ("eval", "batch")
 
-MAX_SOLVED = 512
+MAX_SOLVED = _core.max_solved
 """The largest latent size for which normal equations are exported and solved."""
 
 _MOST_VALUES = 2**31 - 1  # of one target's latent, image or condition

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from pyinv._rule import Rule, float32, from_description
+from pyinv import _core
+from pyinv._rule import Rule, from_description
 from pyinv.errors import RuleError
 from pyinv.priors import Normal, Prior, Uniform
 
@@ -26,6 +27,7 @@ __all__ = [
 ]
 
 ConstraintT = TypeVar("ConstraintT", bound="Constraint")
+_BoundsT = TypeVar("_BoundsT", bound="_Bounds")
 
 
 class Constraint(Rule):
@@ -37,7 +39,6 @@ class Constraint(Rule):
         Raises:
             RuleError: the constraint does not fit the prior.
         """
-        del prior, max_steps
         return self
 
 
@@ -62,13 +63,27 @@ class _Bounds(Constraint):
         for name in ("low", "high"):
             if getattr(self, name) is not None:
                 self._number(name)
-        if self.low is None or self.high is None or float32(self.low) < float32(self.high):
-            return
-        where = " in float32" if self.low < self.high else ""
-        raise RuleError(
-            f"{type(self).__name__}: low must be below high{where}, "
-            f"got {self.low:g} and {self.high:g}"
-        )
+        if self.low is not None and self.high is not None:
+            self._ordered(self.low, self.high)
+
+    def _with_bounds_of(self: _BoundsT, prior: Uniform) -> _BoundsT:
+        low = prior.low if self.low is None else self.low
+        high = prior.high if self.high is None else self.high
+        return replace(self, low=low, high=high)
+
+
+class _Cutoff(Constraint):
+    """The base of the constraints that draw from a normal prior."""
+
+    def fit(self: ConstraintT, prior: Prior, *, max_steps: int) -> ConstraintT:
+        if not isinstance(prior, Normal):
+            raise RuleError(
+                f"{type(self).__name__} draws from a normal prior, but this one is uniform; "
+                "use StochasticClip or Clip"
+            )
+        if getattr(self, "horizon", max_steps) is None:
+            return replace(self, horizon=max_steps)  # type: ignore[type-var]
+        return self
 
 
 @dataclass(frozen=True)
@@ -90,9 +105,8 @@ class Clip(_Bounds):
     """
 
     def fit(self, prior: Prior, *, max_steps: int) -> Clip:
-        del max_steps
         if isinstance(prior, Uniform):
-            return _with_bounds_of(self, prior)
+            return self._with_bounds_of(prior)
         if self.low is None or self.high is None:
             raise RuleError(
                 "Clip has no bounds to take from a normal prior; give them: Clip(low=-3, high=3)"
@@ -120,17 +134,16 @@ class StochasticClip(_Bounds):
     """
 
     def fit(self, prior: Prior, *, max_steps: int) -> StochasticClip:
-        del max_steps
         if not isinstance(prior, Uniform):
             raise RuleError(
                 "StochasticClip draws uniformly and needs a uniform prior, but this one is "
                 "normal; use HardCutoff, LogisticCutoff or TruncatedNormalCutoff"
             )
-        return _with_bounds_of(self, prior)
+        return self._with_bounds_of(prior)
 
 
 @dataclass(frozen=True)
-class HardCutoff(Constraint):
+class HardCutoff(_Cutoff):
     r"""Resample a component from the normal prior if it is further than ``c`` from the mean.
 
     $$
@@ -152,14 +165,9 @@ class HardCutoff(Constraint):
     def __post_init__(self) -> None:
         self._number("c", above=0.0)
 
-    def fit(self, prior: Prior, *, max_steps: int) -> HardCutoff:
-        del max_steps
-        _need_normal(self, prior)
-        return self
-
 
 @dataclass(frozen=True)
-class LogisticCutoff(Constraint):
+class LogisticCutoff(_Cutoff):
     r"""Resample a component from the normal prior, with a probability that grows with its distance.
 
     $$
@@ -189,15 +197,11 @@ class LogisticCutoff(Constraint):
         self._number("a", above=0.0)
         self._number("b", at_least=0.0)
         if self.horizon is not None:
-            self._count("horizon", at_least=1, at_most=2**32 - 1)
-
-    def fit(self, prior: Prior, *, max_steps: int) -> LogisticCutoff:
-        _need_normal(self, prior)
-        return self if self.horizon is not None else replace(self, horizon=max_steps)
+            self._count("horizon", at_least=1, at_most=_core.max_steps)
 
 
 @dataclass(frozen=True)
-class TruncatedNormalCutoff(Constraint):
+class TruncatedNormalCutoff(_Cutoff):
     r"""Resample a component from the normal prior, with a probability that grows as 1 / density.
 
     $$
@@ -223,11 +227,7 @@ class TruncatedNormalCutoff(Constraint):
     def __post_init__(self) -> None:
         self._number("a", above=0.0)
         if self.horizon is not None:
-            self._count("horizon", at_least=1, at_most=2**32 - 1)
-
-    def fit(self, prior: Prior, *, max_steps: int) -> TruncatedNormalCutoff:
-        _need_normal(self, prior)
-        return self if self.horizon is not None else replace(self, horizon=max_steps)
+            self._count("horizon", at_least=1, at_most=_core.max_steps)
 
 
 CONSTRAINTS: dict[str, type[Constraint]] = {
@@ -269,20 +269,3 @@ def parse_constraint(text: str) -> Constraint:
             )
         described[name.strip()] = int(number) if number.is_integer() else number
     return from_description(described, CONSTRAINTS.values(), "constraint")
-
-
-_BoundsT = TypeVar("_BoundsT", bound=_Bounds)
-
-
-def _with_bounds_of(constraint: _BoundsT, prior: Uniform) -> _BoundsT:
-    low = prior.low if constraint.low is None else constraint.low
-    high = prior.high if constraint.high is None else constraint.high
-    return replace(constraint, low=low, high=high)
-
-
-def _need_normal(constraint: Constraint, prior: Prior) -> None:
-    if not isinstance(prior, Normal):
-        raise RuleError(
-            f"{type(constraint).__name__} draws from a normal prior, but this one is uniform; "
-            "use StochasticClip or Clip"
-        )

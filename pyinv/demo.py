@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,8 @@ def run(
     started = time.perf_counter()
     output = Path(output)
     inverter = Inverter(BUNDLE, batch_size=BATCH_SIZE, threads=threads)
-    say: Callable[[str], None] = _silent if quiet else _to_stderr
+    to_stderr = partial(print, file=sys.stderr, flush=True)
+    say: Callable[[str], None] = (lambda text: None) if quiet else to_stderr
 
     latents = inverter.sample(GENERATED, seed=seed)
     images = inverter.generate(latents)
@@ -190,14 +192,6 @@ def run(
     if not quiet:
         print(_table(report))
     return report
-
-
-def _silent(text: str) -> None:
-    pass
-
-
-def _to_stderr(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def _invert(

@@ -18,7 +18,7 @@ from pyinv.batching import (
     groups,
     too_large,
 )
-from pyinv.bundle import RUNTIMES, Bundle, Manifest
+from pyinv.bundle import RUNTIMES, Bundle, Function, Manifest
 from pyinv.cores import usable_cores
 from pyinv.devices import resolve_device
 from pyinv.errors import (
@@ -386,17 +386,9 @@ class Inverter:
             InputError: an argument of the wrong shape, type or range.
             BundleError: the bundle has no such loss.
         """
-        manifest = self.manifest
-        function = manifest.objective(loss, self.runtime)
-        targets = check_images(images, manifest)
-        flat = check_rows(latents, "latents", manifest.latent_shape, len(targets))
-        conditions = self._condition(condition, len(flat))
-        losses = np.empty(len(flat), dtype=np.float32)
-        gradients = np.empty_like(flat)
-        for rows in groups(len(flat), self._most(batch_size)):
-            found = self._session.evaluate(function, rows, flat, targets, conditions)
-            losses[rows], gradients[rows] = found["loss"], found["gradient"]
-        return losses, gradients.reshape(len(flat), *manifest.latent_shape)
+        function = self.manifest.objective(loss, self.runtime)
+        found = self._evaluate(function, latents, images, condition, batch_size)
+        return found["loss"], found["gradient"]
 
     def normal_equations(
         self,
@@ -429,23 +421,9 @@ class Inverter:
             BundleError: the bundle has no normal equations of this loss.
             DeviceError: the batch does not fit in the GPU's memory.
         """
-        manifest = self.manifest
-        function = manifest.normal_equations(loss, self.runtime)
-        targets = check_images(images, manifest)
-        flat = check_rows(latents, "latents", manifest.latent_shape, len(targets))
-        conditions = self._condition(condition, len(flat))
-        count, size = flat.shape
-        losses = np.empty(count, dtype=np.float32)
-        gradients = np.empty_like(flat)
-        grams = np.empty((count, size, size), dtype=np.float32)
-        most = self._most(batch_size)
-        if batch_size is None:
-            most = min(most, self._session.most_at_once(function))
-        for rows in groups(count, most):
-            found = self._session.evaluate(function, rows, flat, targets, conditions)
-            losses[rows], gradients[rows] = found["loss"], found["gradient"]
-            grams[rows] = found["gram"]
-        return losses, gradients.reshape(count, *manifest.latent_shape), grams
+        function = self.manifest.normal_equations(loss, self.runtime)
+        found = self._evaluate(function, latents, images, condition, batch_size)
+        return found["loss"], found["gradient"], found["gram"]
 
     def uncertainty(
         self,
@@ -616,6 +594,27 @@ class Inverter:
                 f"give condition=float32 [{count}, {shape[0]}]"
             )
         return check_rows(condition, "condition", shape, count)
+
+    def _evaluate(
+        self, function: Function, latents: Any, images: Any, condition: Any, batch_size: int | None
+    ) -> dict[str, FloatArray]:
+        """Return the results of an objective or normal equations, by name."""
+        shape = self.manifest.latent_shape
+        targets = check_images(images, self.manifest)
+        flat = check_rows(latents, "latents", shape, len(targets))
+        conditions = self._condition(condition, len(flat))
+        most = self._most(batch_size)
+        if batch_size is None and function.name == "normal_equations":
+            most = min(most, self._session.most_at_once(function))
+        found: dict[str, FloatArray] = {}
+        for rows in groups(len(flat), most):
+            part = self._session.evaluate(function, rows, flat, targets, conditions)
+            for name, values in part.items():
+                if name not in found:
+                    found[name] = np.empty((len(flat), *values.shape[1:]), dtype=np.float32)
+                found[name][rows] = values
+        found["gradient"] = found["gradient"].reshape(len(flat), *shape)
+        return found
 
     def _most(self, batch_size: int | None) -> int:
         """Return the maximum batch size: ``batch_size``, or the Inverter's."""

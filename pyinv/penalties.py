@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pyinv._rule import Rule
-from pyinv.priors import Prior
 
 __all__ = ["MomentPenalty", "Penalty", "PriorPenalty"]
 
@@ -47,11 +46,6 @@ class MomentPenalty(Rule):
         self._number("gamma_mean", at_least=0.0)
         self._number("gamma_std", at_least=0.0)
         self._choice("over", ("batch", "latent"))
-
-    def fit(self, prior: Prior) -> MomentPenalty:
-        """Return this penalty, which fits every prior."""
-        del prior
-        return self
 
 
 @dataclass(frozen=True)
@@ -97,10 +91,6 @@ class PriorPenalty(Rule):
         self._number("weight", at_least=0.0)
         self._flag("anneal")
         self._flag("relative")
-
-    def fit(self, prior: Prior) -> PriorPenalty:
-        """Return this penalty, which fits every prior."""
-        return self
 
 
 Penalty = MomentPenalty | PriorPenalty

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pyinv._rule import Rule, float32, from_description
-from pyinv.errors import RuleError
+from pyinv._rule import Rule, from_description
 
 __all__ = ["Normal", "Prior", "Uniform", "prior_from_description"]
 
@@ -34,11 +33,7 @@ class Uniform(Rule):
     def __post_init__(self) -> None:
         self._number("low")
         self._number("high")
-        if float32(self.low) >= float32(self.high):
-            where = " in float32" if self.low < self.high else ""
-            raise RuleError(
-                f"Uniform: low must be below high{where}, got {self.low:g} and {self.high:g}"
-            )
+        self._ordered(self.low, self.high)
 
     @property
     def mean(self) -> float:

@@ -5,13 +5,28 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 from pyinv.errors import DependencyError, InputError
 
-__all__ = ["Progress", "progress_reporter"]
+__all__ = ["Progress", "check_progress", "progress_reporter"]
 
 Progress = Callable[[dict[str, Any]], None]
+
+
+def check_progress(progress: bool | Progress | None) -> None:
+    """Validate the argument ``progress`` of a run or a training.
+
+    Raises:
+        InputError: not None, a bool or a function.
+        DependencyError: ``progress`` is True and tqdm is not installed.
+    """
+    if progress is True:
+        if find_spec("tqdm") is None:
+            raise DependencyError("progress=True needs tqdm: pip install tqdm")
+    elif progress is not None and progress is not False and not callable(progress):
+        raise InputError(f"progress must be None, True or a function, got {progress!r}")
 
 
 @contextmanager
@@ -28,21 +43,13 @@ def progress_reporter(
         unit: name of the targets on the bar.
 
     Raises:
-        InputError: ``progress`` is none of these.
-        DependencyError: ``progress`` is True and tqdm is not installed.
+        InputError, DependencyError: as ``check_progress``.
     """
-    if progress is None or progress is False:
-        yield None
-        return
+    check_progress(progress)
     if progress is not True:
-        if not callable(progress):
-            raise InputError(f"progress must be None, True or a function, got {progress!r}")
-        yield progress
+        yield progress or None
         return
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        raise DependencyError("progress=True needs tqdm: pip install tqdm") from None
+    from tqdm import tqdm
 
     layout = (
         "{percentage:3.0f}% |{bar:24}| {n_fmt}/{total_fmt} "

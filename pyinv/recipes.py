@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from pyinv import _core
 from pyinv._rule import Rule
 from pyinv.bundle import MAX_SOLVED, Manifest
 from pyinv.constraints import (
@@ -50,9 +51,8 @@ __all__ = [
     "reconstruct",
 ]
 
-# The engine's random draws keep 12 bits for the attempt and 32 for the step within it.
-MAX_RESTARTS = 2**12 - 1
-MAX_STEPS = 2**32 - 1
+MAX_RESTARTS = _core.max_restarts
+MAX_STEPS = _core.max_steps
 
 
 @dataclass(frozen=True)
@@ -137,12 +137,11 @@ class Stage(Rule):
         """Return this stage with its open settings filled in from the prior.
 
         Raises:
-            RuleError: the constraint or a penalty does not fit the prior.
+            RuleError: the constraint does not fit the prior.
         """
         return dataclasses.replace(
             self,
             constraint=self.constraint.fit(prior, max_steps=self.max_steps),
-            penalties=tuple(penalty.fit(prior) for penalty in self.penalties),
         )
 
 
@@ -252,7 +251,7 @@ class Recipe(Rule):
         """Return this recipe with its open settings filled in from the prior.
 
         Raises:
-            RuleError: a constraint or a penalty does not fit the prior.
+            RuleError: a constraint does not fit the prior.
         """
         return dataclasses.replace(self, stages=tuple(stage.fit(prior) for stage in self.stages))
 

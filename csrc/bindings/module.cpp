@@ -24,6 +24,8 @@
 #include "pyinv/engine.h"
 #include "pyinv/onnxruntime.h"
 #include "pyinv/rules.h"
+#include "rules.h"
+#include "solvers/levenberg_marquardt.h"
 
 namespace py = pybind11;
 using namespace pyinv;
@@ -273,6 +275,9 @@ PYBIND11_MODULE(_core, module) {
   using namespace py::literals;
   module.doc() = "The engine of pyinv. Not a public interface: use pyinv.Inverter.";
   module.attr("__version__") = PYINV_VERSION;
+  module.attr("max_restarts") = kMaxRestarts;
+  module.attr("max_steps") = kMaxSteps;
+  module.attr("max_solved") = LevenbergMarquardt::kMaxComponents;
 
   py::register_exception<DeviceError>(module, "DeviceError", PyExc_RuntimeError);
   out_of_memory =

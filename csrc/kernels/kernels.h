@@ -3,6 +3,7 @@
 // once for both, in lane_rule.h, decide_rule.h, act_rule.h and solvers/.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -27,6 +28,22 @@ struct RefillRows {
 
 // The most rows per launch, because they are passed as kernel arguments.
 constexpr int64_t kRowsPerLaunch = 32;
+template <class Row>
+struct RowsOfLaunch {
+  Row row[kRowsPerLaunch];
+};
+
+// Calls launch_some(rows, their number) for all rows, as many as possible at a time.
+template <class Row, class LaunchSome>
+void launch_rows(std::span<const Row> rows, const LaunchSome& launch_some) {
+  while (!rows.empty()) {
+    const auto now = rows.first(std::min<size_t>(rows.size(), kRowsPerLaunch));
+    rows = rows.subspan(now.size());
+    RowsOfLaunch<Row> list{};
+    std::copy(now.begin(), now.end(), list.row);
+    launch_some(list, static_cast<unsigned>(now.size()));
+  }
+}
 
 // refill: copies the target's rows to the lane, sets its first latent, and clears its moments.
 void refill_cpu(const LaneArrays& lanes, std::span<const RefillRows> rows);

@@ -11,14 +11,10 @@ constexpr unsigned kThreads = 256;
 // The most blocks per row: long rows (images) need several, and all lanes may be refilled at once.
 constexpr int64_t kMaxBlocksPerRow = 16;
 
-struct RowsOfLaunch {
-  RefillRows row[kRowsPerLaunch];
-};
-
 // Block (x, y) copies a part of row y.
 __global__ void __launch_bounds__(kThreads)
     refill_kernel(const __grid_constant__ LaneArrays lanes,
-                  const __grid_constant__ RowsOfLaunch rows) {
+                  const __grid_constant__ RowsOfLaunch<RefillRows> rows) {
   const RefillRows& row = rows.row[blockIdx.y];
   const RunRule& rule = *lanes.rule;
   const int64_t lane = row.refill.lane;
@@ -65,14 +61,9 @@ void refill_cuda(const LaneArrays& lanes, std::span<const RefillRows> rows, Cuda
       std::max({lanes.image_size, lanes.condition_size, lanes.latent_size, lanes.trace_length});
   const unsigned width =
       blocks_for(std::min<int64_t>(longest, kMaxBlocksPerRow * kThreads), kThreads);
-  while (!rows.empty()) {
-    const auto now = rows.first(std::min<size_t>(rows.size(), kRowsPerLaunch));
-    rows = rows.subspan(now.size());
-    RowsOfLaunch list{};
-    std::copy(now.begin(), now.end(), list.row);
-    launch("refill kernel", refill_kernel, dim3(width, static_cast<unsigned>(now.size())), kThreads,
-           stream, lanes, list);
-  }
+  launch_rows(rows, [&](const RowsOfLaunch<RefillRows>& some, unsigned count) {
+    launch("refill kernel", refill_kernel, dim3(width, count), kThreads, stream, lanes, some);
+  });
 }
 
 }  // namespace pyinv

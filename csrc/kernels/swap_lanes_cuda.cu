@@ -10,14 +10,6 @@ namespace {
 constexpr unsigned kThreads = 256;
 constexpr int64_t kMaxBlocksPerPair = 16;
 
-struct PairsOfLaunch {
-  LanePair pair[kRowsPerLaunch];
-};
-
-struct ReassignmentsOfLaunch {
-  Reassignment lane[kRowsPerLaunch];
-};
-
 // Swaps this block's part of two rows.
 template <class T>
 __device__ void swap_rows(T* rows, int64_t size, const LanePair& pair) {
@@ -48,8 +40,8 @@ __device__ void swap_vectors(T* arrays, int64_t count, const LaneArrays& lanes,
 // Block (x, y) swaps a part of pair y.
 __global__ void __launch_bounds__(kThreads)
     swap_lanes_kernel(const __grid_constant__ LaneArrays lanes,
-                      const __grid_constant__ PairsOfLaunch pairs) {
-  const LanePair& pair = pairs.pair[blockIdx.y];
+                      const __grid_constant__ RowsOfLaunch<LanePair> pairs) {
+  const LanePair& pair = pairs.row[blockIdx.y];
   swap_rows(lanes.state, 1, pair);
   swap_rows(lanes.latent, lanes.latent_size, pair);
   swap_rows(lanes.attempt_latent, lanes.latent_size, pair);
@@ -66,8 +58,8 @@ __global__ void __launch_bounds__(kThreads)
 
 __global__ void __launch_bounds__(kRowsPerLaunch)
     reassign_kernel(const __grid_constant__ LaneArrays lanes,
-                    const __grid_constant__ ReassignmentsOfLaunch list) {
-  const Reassignment& change = list.lane[threadIdx.x];
+                    const __grid_constant__ RowsOfLaunch<Reassignment> list) {
+  const Reassignment& change = list.row[threadIdx.x];
   lanes.state[change.lane].objective = change.objective;
 }
 
@@ -78,26 +70,17 @@ void swap_lanes_cuda(const LaneArrays& lanes, std::span<const LanePair> pairs, C
                                     lanes.gram_size, lanes.storage.vectors * lanes.latent_size});
   const unsigned width =
       blocks_for(std::min<int64_t>(longest, kMaxBlocksPerPair * kThreads), kThreads);
-  while (!pairs.empty()) {
-    const auto now = pairs.first(std::min<size_t>(pairs.size(), kRowsPerLaunch));
-    pairs = pairs.subspan(now.size());
-    PairsOfLaunch list{};
-    std::copy(now.begin(), now.end(), list.pair);
-    launch("swap lanes kernel", swap_lanes_kernel, dim3(width, static_cast<unsigned>(now.size())),
-           kThreads, stream, lanes, list);
-  }
+  launch_rows(pairs, [&](const RowsOfLaunch<LanePair>& some, unsigned count) {
+    launch("swap lanes kernel", swap_lanes_kernel, dim3(width, count), kThreads, stream, lanes,
+           some);
+  });
 }
 
 void reassign_cuda(const LaneArrays& lanes, std::span<const Reassignment> reassignments,
                    CudaStream stream) {
-  while (!reassignments.empty()) {
-    const auto now = reassignments.first(std::min<size_t>(reassignments.size(), kRowsPerLaunch));
-    reassignments = reassignments.subspan(now.size());
-    ReassignmentsOfLaunch list{};
-    std::copy(now.begin(), now.end(), list.lane);
-    launch("reassign kernel", reassign_kernel, dim3(1), static_cast<unsigned>(now.size()), stream,
-           lanes, list);
-  }
+  launch_rows(reassignments, [&](const RowsOfLaunch<Reassignment>& some, unsigned count) {
+    launch("reassign kernel", reassign_kernel, dim3(1), count, stream, lanes, some);
+  });
 }
 
 }  // namespace pyinv

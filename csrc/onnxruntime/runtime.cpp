@@ -13,8 +13,8 @@ namespace {
 using ort::TensorInfo;
 
 // An ONNX file with one input [B, ...], optionally a condition [B, k], and one output [B, ...], all
-// float32.
-class Network {
+// float32. Its user sees either a generator or an encoder.
+class Network : public Generator, public Encoder {
  public:
   Network(const std::filesystem::path& file, const RuntimeOptions& options, const char* kind,
           const char* input, const char* output)
@@ -34,9 +34,25 @@ class Network {
     }
   }
 
-  int64_t input_size() const { return size(input_shape_); }
-  int64_t output_size() const { return output_size_; }
-  int64_t condition_size() const { return condition_shape_.empty() ? 0 : size(condition_shape_); }
+  int64_t latent_size() const override { return size_of("latent"); }
+  int64_t image_size() const override { return size_of("image"); }
+  int64_t condition_size() const override {
+    return condition_shape_.empty() ? 0 : size(condition_shape_);
+  }
+
+  void generate(int64_t count, const float* latent, const float* condition,
+                float* image) const override {
+    run(count, latent, condition, image);
+  }
+  void encode(int64_t count, const float* image, const float* condition,
+              float* latent) const override {
+    run(count, image, condition, latent);
+  }
+
+ private:
+  int64_t size_of(const char* name) const {
+    return name == input_ ? size(input_shape_) : output_size_;
+  }
 
   void run(int64_t count, const float* input, const float* condition, float* output) const {
     std::map<std::string, ort::TensorView> inputs;
@@ -54,7 +70,6 @@ class Network {
     std::copy_n(static_cast<const float*>(made.data), count * output_size_, output);
   }
 
- private:
   std::vector<int64_t> row_shape(const TensorInfo& info) const {
     const std::vector<int64_t> shape(info.shape.begin() + !info.shape.empty(), info.shape.end());
     if (info.type != ort::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT || shape.empty() ||
@@ -85,42 +100,6 @@ class Network {
   int64_t output_size_ = 0;
 };
 
-class OnnxGenerator : public Generator {
- public:
-  OnnxGenerator(const std::filesystem::path& file, const RuntimeOptions& options)
-      : network_(file, options, "a generator", "latent", "image") {}
-
-  int64_t latent_size() const override { return network_.input_size(); }
-  int64_t image_size() const override { return network_.output_size(); }
-  int64_t condition_size() const override { return network_.condition_size(); }
-
-  void generate(int64_t count, const float* latent, const float* condition,
-                float* image) const override {
-    network_.run(count, latent, condition, image);
-  }
-
- private:
-  Network network_;
-};
-
-class OnnxEncoder : public Encoder {
- public:
-  OnnxEncoder(const std::filesystem::path& file, const RuntimeOptions& options)
-      : network_(file, options, "an encoder", "image", "latent") {}
-
-  int64_t latent_size() const override { return network_.output_size(); }
-  int64_t image_size() const override { return network_.input_size(); }
-  int64_t condition_size() const override { return network_.condition_size(); }
-
-  void encode(int64_t count, const float* image, const float* condition,
-              float* latent) const override {
-    network_.run(count, image, condition, latent);
-  }
-
- private:
-  Network network_;
-};
-
 }  // namespace
 
 std::string load_onnxruntime(const std::filesystem::path& library) {
@@ -135,12 +114,12 @@ std::unique_ptr<Objective> onnx_objective(const std::filesystem::path& file,
 
 std::unique_ptr<Generator> onnx_generator(const std::filesystem::path& file,
                                           const RuntimeOptions& options) {
-  return std::make_unique<OnnxGenerator>(file, options);
+  return std::make_unique<Network>(file, options, "a generator", "latent", "image");
 }
 
 std::unique_ptr<Encoder> onnx_encoder(const std::filesystem::path& file,
                                       const RuntimeOptions& options) {
-  return std::make_unique<OnnxEncoder>(file, options);
+  return std::make_unique<Network>(file, options, "an encoder", "image", "latent");
 }
 
 }  // namespace pyinv

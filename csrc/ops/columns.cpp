@@ -44,10 +44,7 @@ class Columns : public Algorithm {
           const std::size_t y = column / row, x = column % row / out_channels_;
           const std::size_t out = column % out_channels_;
           const bool used = y < kernel_height_ && x < a.kernel_width;
-          *to++ = !used ? 0.0f
-                  : a.transposed
-                      ? weights.at(out, in, y, x)
-                      : weights.at(out, in, a.kernel_height - 1 - y, a.kernel_width - 1 - x);
+          *to++ = used ? weights.at(out, in, y, x, !a.transposed) : 0.0f;
         }
       }
     }
@@ -88,8 +85,6 @@ class Columns : public Algorithm {
 
  private:
   struct Line {};
-
-  static std::ptrdiff_t to_signed(std::size_t value) { return static_cast<std::ptrdiff_t>(value); }
 
   // Computes one row of an output image.
   void write_line(const float* products, std::size_t width, const Images<const float>& in,

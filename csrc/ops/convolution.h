@@ -49,8 +49,13 @@ class Weights {
  public:
   Weights(const float* data, const ConvolutionAttributes& attributes)
       : data_(data), attributes_(attributes) {}
-  float at(std::size_t out, std::size_t in, std::size_t y, std::size_t x) const {
+  float at(std::size_t out, std::size_t in, std::size_t y, std::size_t x,
+           bool flipped = false) const {
     const auto& a = attributes_;
+    if (flipped) {
+      y = a.kernel_height - 1 - y;
+      x = a.kernel_width - 1 - x;
+    }
     const std::size_t pair = a.transposed ? in * a.out_channels + out : out * a.in_channels + in;
     return data_[(pair * a.kernel_height + y) * a.kernel_width + x];
   }
@@ -59,6 +64,8 @@ class Weights {
   const float* data_;
   const ConvolutionAttributes& attributes_;
 };
+
+inline std::ptrdiff_t to_signed(std::size_t value) { return static_cast<std::ptrdiff_t>(value); }
 
 // An algorithm for a convolution. The constructor packs the weights.
 class Algorithm {

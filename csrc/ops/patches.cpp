@@ -41,10 +41,7 @@ class Patches : public Algorithm {
         const std::size_t tap = k / channels_, in = k % channels_;
         const std::size_t y = tap / kernel_width_, x = tap % kernel_width_;
         for (std::size_t out = first; out < first + panel; ++out) {
-          *to++ = out >= out_channels_ ? 0.0f
-                  : a.transposed
-                      ? weights.at(out, in, kernel_height_ - 1 - y, kernel_width_ - 1 - x)
-                      : weights.at(out, in, y, x);
+          *to++ = out < out_channels_ ? weights.at(out, in, y, x, a.transposed) : 0.0f;
         }
       }
     }
@@ -75,8 +72,6 @@ class Patches : public Algorithm {
  private:
   struct Rows {};
   struct Sums {};
-
-  static std::ptrdiff_t to_signed(std::size_t value) { return static_cast<std::ptrdiff_t>(value); }
 
   void pad(const Images<const float>& in, std::size_t image, std::size_t height, std::size_t width,
            float* to) const {

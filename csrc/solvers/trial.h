@@ -39,8 +39,6 @@ struct TrialSolver {
   static constexpr bool kSolvesNormalEquations = false;
   // The accepted latent and its gradient are a lane's first vectors with every solver.
   static constexpr int64_t kAcceptedVectors = 2;
-
-  static std::string problem(const Solver&, int64_t) { return {}; }
 };
 
 // Prepares the lane's next trial, which propose() counts.

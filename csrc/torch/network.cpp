@@ -7,15 +7,28 @@
 namespace pyinv {
 namespace {
 
-// A method that maps one array, and optionally a condition, to another.
-class Network {
+// A method that maps one array, and optionally a condition, to another. Its user sees either a
+// generator or an encoder.
+class Network : public Generator, public Encoder {
  public:
   Network(const std::filesystem::path& file, const std::string& method,
           const RuntimeOptions& options, const char* input, const char* output)
       : function_(file, method, options), file_(file.string()), input_(input), output_(output) {}
 
-  const TorchFunction& function() const { return function_; }
+  int64_t latent_size() const override { return function_.latent_size(); }
+  int64_t image_size() const override { return function_.image_size(); }
+  int64_t condition_size() const override { return function_.condition_size(); }
 
+  void generate(int64_t count, const float* latent, const float* condition,
+                float* image) const override {
+    run(count, latent, condition, image_size(), image);
+  }
+  void encode(int64_t count, const float* image, const float* condition,
+              float* latent) const override {
+    run(count, image, condition, latent_size(), latent);
+  }
+
+ private:
   void run(int64_t count, const float* input, const float* condition, int64_t output_size,
            float* output) const {
     std::map<std::string, HostArray> inputs;
@@ -35,47 +48,8 @@ class Network {
     std::copy_n(found->second.data, made, output);
   }
 
- private:
   TorchFunction function_;
   std::string file_, input_, output_;
-};
-
-class TorchGenerator : public Generator {
- public:
-  TorchGenerator(const std::filesystem::path& file, const std::string& method,
-                 const RuntimeOptions& options)
-      : network_(file, method, options, "latent", "image") {}
-
-  int64_t latent_size() const override { return network_.function().latent_size(); }
-  int64_t image_size() const override { return network_.function().image_size(); }
-  int64_t condition_size() const override { return network_.function().condition_size(); }
-
-  void generate(int64_t count, const float* latent, const float* condition,
-                float* image) const override {
-    network_.run(count, latent, condition, image_size(), image);
-  }
-
- private:
-  Network network_;
-};
-
-class TorchEncoder : public Encoder {
- public:
-  TorchEncoder(const std::filesystem::path& file, const std::string& method,
-               const RuntimeOptions& options)
-      : network_(file, method, options, "image", "latent") {}
-
-  int64_t latent_size() const override { return network_.function().latent_size(); }
-  int64_t image_size() const override { return network_.function().image_size(); }
-  int64_t condition_size() const override { return network_.function().condition_size(); }
-
-  void encode(int64_t count, const float* image, const float* condition,
-              float* latent) const override {
-    network_.run(count, image, condition, latent_size(), latent);
-  }
-
- private:
-  Network network_;
 };
 
 }  // namespace
@@ -83,12 +57,12 @@ class TorchEncoder : public Encoder {
 std::unique_ptr<Generator> torch_generator(const std::filesystem::path& file,
                                            const std::string& method,
                                            const RuntimeOptions& options) {
-  return std::make_unique<TorchGenerator>(file, method, options);
+  return std::make_unique<Network>(file, method, options, "latent", "image");
 }
 
 std::unique_ptr<Encoder> torch_encoder(const std::filesystem::path& file, const std::string& method,
                                        const RuntimeOptions& options) {
-  return std::make_unique<TorchEncoder>(file, method, options);
+  return std::make_unique<Network>(file, method, options, "image", "latent");
 }
 
 }  // namespace pyinv

@@ -70,6 +70,12 @@ class Shapes:
         """The number of components of a latent, d."""
         return math.prod(self.latent)
 
+    @property
+    def inputs(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of a bundle's inputs by name; the latent is flattened."""
+        condition = {} if self.condition is None else {"condition": self.condition}
+        return {"latent": (self.latent_size,), "image": self.image, **condition}
+
 
 @dataclass(frozen=True)
 class TracedGenerator:
@@ -225,9 +231,7 @@ def _explained(tracing: Callable[[], str]) -> Iterator[None]:
 
 def trace_generator(generator: nn.Module, shapes: Shapes, *, batch_norm: str) -> TracedGenerator:
     """Trace a prepared generator to a graph: latent [B, d] (and condition) -> image."""
-    inputs: list[tuple[int, ...]] = [(shapes.latent_size,)]
-    if shapes.condition is not None:
-        inputs.append(shapes.condition)
+    inputs = [shape for name, shape in shapes.inputs.items() if name != "image"]
 
     def forward(latent: Tensor, *condition: Tensor) -> Tensor:
         if len(shapes.latent) != 1:
@@ -244,9 +248,7 @@ def trace_encoder(encoder: nn.Module, shapes: Shapes) -> fx.GraphModule:
 
     The inputs are the image, an unused latent, and the condition. The output is the latent [B, d].
     """
-    inputs: list[tuple[int, ...]] = [shapes.image]
-    if shapes.condition is not None:
-        inputs.append(shapes.condition)
+    latent, *inputs = shapes.inputs.values()
 
     def encode(image: Tensor, *condition: Tensor) -> Tensor:
         latent: Tensor = encoder(image, *condition)
@@ -258,8 +260,9 @@ def trace_encoder(encoder: nn.Module, shapes: Shapes) -> fx.GraphModule:
     def function(image: Tensor, latent: Tensor, *condition: Tensor) -> list[Tensor]:
         return [traced(image, *condition)]
 
-    inputs.insert(1, (shapes.latent_size,))
-    return trace_decomposed(function, inputs, describe=lambda: "the encoder")
+    image, *condition = inputs
+    described = [image, latent, *condition]
+    return trace_decomposed(function, described, describe=lambda: "the encoder")
 
 
 def trace_features(features: nn.Module, image: tuple[int, int, int]) -> fx.GraphModule:

@@ -50,9 +50,7 @@ def trace_functions(
     activation = (
         traced.output_activation.operator if traced.output_activation.fits(value_range) else ""
     )
-    inputs: list[tuple[int, ...]] = [(shapes.latent_size,), shapes.image]
-    if shapes.condition is not None:
-        inputs.append(shapes.condition)
+    inputs = list(shapes.inputs.values())
     basic = None
     if solved:
         basic = trace_decomposed(

@@ -227,25 +227,14 @@ def _bce(value_range: tuple[float, float]) -> Loss:
     def with_half_logits(half_logit: Tensor, target: Tensor) -> Tensor:
         return with_logits(2.0 * half_logit, (target + 1.0) / 2.0)
 
-    if value_range == (-1.0, 1.0):
-        return Loss(
-            "bce",
-            value,
-            cotangent,
-            before_activation={"tanh": before_tanh},
-            value_before_activation={"tanh": with_half_logits},
-            bounded=True,
-        )
-    if value_range == (0.0, 1.0):
-        return Loss(
-            "bce",
-            value,
-            cotangent,
-            before_activation={"sigmoid": before_sigmoid},
-            value_before_activation={"sigmoid": with_logits},
-            bounded=True,
-        )
-    return Loss("bce", value, cotangent, bounded=True)
+    ends = {
+        (-1.0, 1.0): ("tanh", before_tanh, with_half_logits),
+        (0.0, 1.0): ("sigmoid", before_sigmoid, with_logits),
+    }
+    if value_range not in ends:
+        return Loss("bce", value, cotangent, bounded=True)
+    activation, before, value_before = ends[value_range]
+    return Loss("bce", value, cotangent, {activation: before}, {activation: value_before}, True)
 
 
 def _whitened(parameters: Whitened, value_range: tuple[float, float]) -> Loss:

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import itertools
 import math
-import operator
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,12 @@ from torch import Tensor, nn
 
 from pyinv.errors import ExportError
 from pyinv.priors import Normal, Prior, Uniform
+from pyinv.validation import shape_text
 
 from ..capture.trace import prepare
 from ..check import draw_latents
 from ..diagnostics import first_line
-from ..exporter import export
+from ..exporter import check_shape, export
 from ..origin import checked_origin
 from .chain import Chain, listed
 from .residuals import ResidualGenerator
@@ -174,13 +174,13 @@ class Layers:
         Raises:
             ExportError: the generator does not take latents of this shape.
         """
-        sizes = _sizes(latent_shape)
+        sizes = check_shape("latent_shape", latent_shape)
         with torch.no_grad():
             try:
                 found = self.activations(torch.ones(2, *sizes, device=self._device()))
             except Exception as error:
                 raise ExportError(
-                    f"the generator does not take a latent of shape [B, {_comma(sizes)}]: "
+                    f"the generator does not take a latent of shape [B, {shape_text(sizes)}]: "
                     f"{first_line(error)}; check latent_shape"
                 ) from error
         return [tuple(activation.shape[1:]) for activation in found]
@@ -209,7 +209,7 @@ class Layers:
             raise ExportError(f"prior must be pyinv.Uniform or pyinv.Normal, got {prior!r}")
         if not isinstance(samples, int) or samples < 2:
             raise ExportError(f"samples must be a number >= 2, got {samples!r}")
-        mean, std = self._moments(_sizes(latent_shape), prior, samples, seed)
+        mean, std = self._moments(check_shape("latent_shape", latent_shape), prior, samples, seed)
         return StandardisedTail(self.tail, shape, mean, std)
 
     def export_tail(
@@ -283,7 +283,7 @@ class Layers:
         Raises:
             ExportError: an argument is invalid, or k is 1, so that no residual can be added.
         """
-        return ResidualGenerator(self, _sizes(latent_shape), weights)
+        return ResidualGenerator(self, check_shape("latent_shape", latent_shape), weights)
 
     def export_residual(
         self,
@@ -414,23 +414,6 @@ def _names(names: Sequence[str]) -> tuple[str, ...]:
         if given.count(name) > 1:
             raise ExportError(f"layer {name!r} is named twice: name each once")
     return tuple(given)
-
-
-def _sizes(latent_shape: int | Sequence[int]) -> tuple[int, ...]:
-    try:
-        given = (latent_shape,) if isinstance(latent_shape, int) else tuple(latent_shape)
-        sizes = tuple(operator.index(size) for size in given)
-    except TypeError:
-        sizes = ()
-    if not sizes or min(sizes) < 1:
-        raise ExportError(
-            f"latent_shape must be a number or a tuple of numbers >= 1, got {latent_shape!r}"
-        )
-    return sizes
-
-
-def _comma(sizes: Iterable[int]) -> str:
-    return ", ".join(map(str, sizes))
 
 
 def _refuse_decided(options: Mapping[str, Any]) -> None:

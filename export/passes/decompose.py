@@ -44,37 +44,23 @@ def decomposition_table() -> dict[Any, Callable[..., Any]]:
         name = operator._schema.name.removeprefix("aten::")
         if name in _KEPT or "upsample" in name or name in _PADDINGS:
             del table[operator]
-    table.update(
-        {
-            getattr(aten, f"{name}_backward").default: _upsample_backward(
-                getattr(aten, name).default
-            )
-            for name in _UPSAMPLINGS
-        }
-    )
-    table.update(
-        {
-            getattr(aten, f"{name}_backward").default: _pad_backward(getattr(aten, name).default)
-            for name in _PADDINGS
-        }
-    )
-    table.update(
-        {
-            aten.convolution_backward.default: _convolution_backward,
-            aten.native_batch_norm.default: _batch_norm,
-            aten._native_batch_norm_legit.no_stats: _batch_norm_without_statistics,
-            aten.native_batch_norm_backward.default: _batch_norm_backward,
-            aten.native_group_norm.default: _group_norm,
-            aten.native_group_norm_backward.default: _group_norm_backward,
-            aten.native_layer_norm.default: _layer_norm,
-            aten.native_layer_norm_backward.default: _layer_norm_backward,
-            aten.avg_pool2d_backward.default: _avg_pool2d_backward,
-            aten.max_pool2d_with_indices_backward.default: _max_pool2d_backward,
-            aten.slice_backward.default: _slice_backward,
-            aten.select_backward.default: _select_backward,
-        }
-    )
-    return table
+    for names, make in ((_UPSAMPLINGS, _upsample_backward), (_PADDINGS, _pad_backward)):
+        for name in names:
+            table[getattr(aten, f"{name}_backward").default] = make(getattr(aten, name).default)
+    return table | {
+        aten.convolution_backward.default: _convolution_backward,
+        aten.native_batch_norm.default: _batch_norm,
+        aten._native_batch_norm_legit.no_stats: _batch_norm_without_statistics,
+        aten.native_batch_norm_backward.default: _batch_norm_backward,
+        aten.native_group_norm.default: _group_norm,
+        aten.native_group_norm_backward.default: _group_norm_backward,
+        aten.native_layer_norm.default: _layer_norm,
+        aten.native_layer_norm_backward.default: _layer_norm_backward,
+        aten.avg_pool2d_backward.default: _avg_pool2d_backward,
+        aten.max_pool2d_with_indices_backward.default: _max_pool2d_backward,
+        aten.slice_backward.default: _slice_backward,
+        aten.select_backward.default: _select_backward,
+    }
 
 
 def _convolution_backward(
@@ -126,6 +112,11 @@ def _convolution_backward(
     return back, None, None
 
 
+def _affine(x: Tensor, scale: Tensor | None, shift: Tensor | None = None) -> Tensor:
+    scaled = x if scale is None else x * scale
+    return scaled if shift is None else scaled + shift
+
+
 def _per_channel(values: Tensor | None, like: Tensor) -> Tensor | None:
     return None if values is None else values.view(1, -1, *[1] * (like.ndim - 2))
 
@@ -159,9 +150,8 @@ def _batch_norm(
         return NotImplemented
     axes = [0, *range(2, x.ndim)]
     normalised, mean, inverse = _normalise(x, axes, epsilon)
-    scale, shift = _per_channel(weight, x), _per_channel(bias, x)
-    y = normalised if scale is None else normalised * scale
-    return y if shift is None else y + shift, mean.flatten(), inverse.flatten()
+    y = _affine(normalised, _per_channel(weight, x), _per_channel(bias, x))
+    return y, mean.flatten(), inverse.flatten()
 
 
 def _batch_norm_without_statistics(
@@ -189,9 +179,7 @@ def _batch_norm_backward(
 ) -> Any:
     if any(output_mask[1:]):
         return NotImplemented
-    scale = _per_channel(weight, x)
-    if scale is not None:
-        gradient = gradient * scale
+    gradient = _affine(gradient, _per_channel(weight, x))
     if not training:
         assert running_var is not None
         factor = _per_channel((running_var + epsilon).rsqrt(), x)
@@ -216,14 +204,8 @@ def _group_norm(
 ) -> Any:
     by_group = x.view(x.shape[0], groups, -1)
     normalised, mean, inverse = _normalise(by_group, [2], epsilon)
-    y = normalised.view(x.shape)
-    scale, shift = _per_channel(weight, x), _per_channel(bias, x)
-    y = y if scale is None else y * scale
-    return (
-        y if shift is None else y + shift,
-        mean.view(x.shape[0], groups),
-        inverse.view(x.shape[0], groups),
-    )
+    y = _affine(normalised.view(x.shape), _per_channel(weight, x), _per_channel(bias, x))
+    return y, mean.view(x.shape[0], groups), inverse.view(x.shape[0], groups)
 
 
 def _group_norm_backward(
@@ -240,9 +222,7 @@ def _group_norm_backward(
 ) -> Any:
     if any(output_mask[1:]):
         return NotImplemented
-    scale = _per_channel(weight, x)
-    if scale is not None:
-        gradient = gradient * scale
+    gradient = _affine(gradient, _per_channel(weight, x))
     by_group = [x.shape[0], groups, -1]
     factor = inverse.view(x.shape[0], groups, 1)
     normalised = (x.view(by_group) - mean.view(x.shape[0], groups, 1)) * factor
@@ -258,9 +238,8 @@ def _layer_norm(
     epsilon: float,
 ) -> Any:
     axes = list(range(x.ndim - len(normalized_shape), x.ndim))
-    y, mean, inverse = _normalise(x, axes, epsilon)
-    y = y if weight is None else y * weight
-    return y if bias is None else y + bias, mean, inverse
+    normalised, mean, inverse = _normalise(x, axes, epsilon)
+    return _affine(normalised, weight, bias), mean, inverse
 
 
 def _layer_norm_backward(
@@ -276,7 +255,7 @@ def _layer_norm_backward(
     if any(output_mask[1:]):
         return NotImplemented
     axes = list(range(x.ndim - len(normalized_shape), x.ndim))
-    gradient = gradient if weight is None else gradient * weight
+    gradient = _affine(gradient, weight)
     return _normalise_backward(gradient, (x - mean) * inverse, inverse, axes), None, None
 
 

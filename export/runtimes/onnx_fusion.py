@@ -562,18 +562,18 @@ class _Fusion:
         if node.op_type == "Reshape":
             source = node.inputs[0]
             targets = -1 if not isinstance(sizes[0], int) else sizes[0]
-            shape = np.array([targets, sizes[1], *sizes[3:], sizes[2]], np.int64)
+            shape = (targets, sizes[1], *sizes[3:], sizes[2])
             last = None
             if (_sizes(source) or ())[1:] == sizes[2:]:
                 last = self.channels_last(before, source)  # type: ignore[arg-type]
             elif (weight := _transposed_matrix(source)) is not None:
                 # A dense layer's weights, which are reordered for the layer too.
-                reordered = self.reordered_array(weight, 0, sizes[2:])
+                reordered = self.reordered(weight, 0, sizes[2:])
                 if reordered is not None:
                     last = self.add(before, "Transpose", [reordered], attributes={"perm": (1, 0)})
             if last is None:
                 return None
-            return self.add(before, "Reshape", [last, self.constant(("shape", *shape), shape)])
+            return self.reshaped(before, last, shape)
         if node.domain != "" or node.op_type not in _ELEMENTWISE:
             return None
         inputs = [self.split_last(before, side) for side in node.inputs]
@@ -590,15 +590,8 @@ class _Fusion:
             for user in (use.node for use in value.uses())
         )
 
-    def reordered(
-        self, gemm: ir.Node, index: int, axis: int, sizes: Sequence[int]
-    ) -> ir.Value | None:
-        """Reorder a Gemm's matrix or bias so that its features are height, width, channels."""
-        return self.reordered_array(gemm.inputs[index], axis, sizes)
-
-    def reordered_array(
-        self, value: ir.Value | None, axis: int, sizes: Sequence[int]
-    ) -> ir.Value | None:
+    def reordered(self, value: ir.Value | None, axis: int, sizes: Sequence[int]) -> ir.Value | None:
+        """Reorder a matrix or bias so that its features are height, width, channels."""
         array = _array(value)
         if value is None or array is None or array.ndim > 2:
             return None
@@ -621,14 +614,13 @@ class _Fusion:
             return False
         if not all(isinstance(n, int) for n in sizes[1:]) or len(_sizes(source) or ()) != 2:
             return False
-        matrix = self.reordered(
-            gemm, 1, 0 if gemm.attributes.get_int("transB", 0) else 1, sizes[1:]
-        )
+        transposed = gemm.attributes.get_int("transB", 0)
+        matrix = self.reordered(gemm.inputs[1], 0 if transposed else 1, sizes[1:])
         bias = gemm.inputs[2] if len(gemm.inputs) > 2 else None
         if matrix is None:
             return False
         if bias is not None and _scalar(bias) is None:
-            bias = self.reordered(gemm, 2, -1, sizes[1:])
+            bias = self.reordered(bias, -1, sizes[1:])
             if bias is None:
                 return False
         inputs = [gemm.inputs[0], matrix, *([bias] if bias is not None else [])]
@@ -638,8 +630,11 @@ class _Fusion:
         return True
 
     def image(self, before: ir.Node, features: ir.Value, sizes: Sequence[Any]) -> ir.Value:
-        shape = np.array([-1, sizes[2], sizes[3], sizes[1]], np.int64)
-        return self.add(before, "Reshape", [features, self.constant(("shape", *shape), shape)])
+        return self.reshaped(before, features, (-1, sizes[2], sizes[3], sizes[1]))
+
+    def reshaped(self, before: ir.Node, value: ir.Value, shape: Sequence[int]) -> ir.Value:
+        sizes = self.constant(("shape", *shape), np.array(shape, np.int64))
+        return self.add(before, "Reshape", [value, sizes])
 
     def features_from_image(self, node: ir.Node) -> bool:
         """Rewrite image, Reshape, Gemm, so that the Gemm takes features with channels last."""
@@ -652,9 +647,8 @@ class _Fusion:
             return False
         if gemm.attributes.get_int("transA", 0) or after[1] != np.prod(sizes[1:]):
             return False
-        matrix = self.reordered(
-            gemm, 1, 1 if gemm.attributes.get_int("transB", 0) else 0, sizes[1:]
-        )
+        transposed = gemm.attributes.get_int("transB", 0)
+        matrix = self.reordered(gemm.inputs[1], 1 if transposed else 0, sizes[1:])
         if matrix is None:
             return False
         self.replace(node, self.add(node, "Reshape", [self.last[source], node.inputs[1]]))

@@ -12,7 +12,7 @@ from typing import NoReturn
 from pyinv import __version__
 from pyinv.cli import demo, encode, export, generate, info, invert, reproduce, train
 from pyinv.cli.console import Console
-from pyinv.cli.exit_codes import FAILED, INTERRUPTED, USAGE
+from pyinv.cli.exit_codes import DONE, FAILED, INTERRUPTED, NON_FINITE, USAGE
 from pyinv.errors import PyinvError
 
 __all__ = ["main"]
@@ -24,7 +24,7 @@ Export a PyTorch generator once to a bundle (a folder). pyinv then inverts image
 that bundle, without PyTorch.
 """
 
-_EPILOG = """\
+_EPILOG = f"""\
 first steps:
   pyinv demo                                          a demo with the bundle included in pyinv
   pyinv export my_models.py:make_generator -o faces.bundle --latent-shape 100
@@ -41,12 +41,14 @@ published methods on a generator:
   pyinv reproduce lipton --generator faces.bundle -o lipton
 
 exit codes:
-  0    success
-  1    error; one line on standard error says what is wrong. If a runtime fails, `invert` writes the
+  {DONE:<3}  success
+  {FAILED:<3}  error; one line on standard error says what is wrong. If a runtime fails, \
+`invert` writes the
        results so far
-  2    invalid command line
-  3    success, but the loss of some targets became NaN or infinite
-  130  interrupted; the results so far are written, and `train` and `reproduce` can be resumed
+  {USAGE:<3}  invalid command line
+  {NON_FINITE:<3}  success, but the loss of some targets became NaN or infinite
+  {INTERRUPTED:<3}  interrupted; the results so far are written, and \
+`train` and `reproduce` can be resumed
 """
 
 
@@ -90,21 +92,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(end.code or 0)
     if arguments.version:
         print(__version__)
-        return 0
+        return DONE
     if arguments.command is None:
         parser.print_help(sys.stderr)
         return USAGE
     console = Console(json=arguments.json, quiet=arguments.quiet)
     try:
-        code = arguments.run(arguments, console)
+        code: int | None = arguments.run(arguments, console)
         sys.stdout.flush()
-        return int(code)
+        return DONE if code is None else code
     except BrokenPipeError:
         # The reader of our output is gone. Without this, Python reports it again on exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
-    except KeyboardInterrupt:
-        console.error("interrupted; nothing was written")
+    except KeyboardInterrupt as interrupt:
+        console.error(f"interrupted; {str(interrupt) or 'nothing was written'}")
         return INTERRUPTED
     except Exception as error:
         if arguments.traceback:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pyinv.atomic_files import OutputFolder
 from pyinv.cli.console import Console
-from pyinv.cli.exit_codes import DONE
+from pyinv.cli.options import add_threads
 
 __all__ = ["add_parser", "run"]
 
@@ -31,12 +31,12 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         help="folder for the pictures [%(default)s]",
     )
     parser.add_argument("--seed", type=int, default=0, help="random seed [%(default)s]")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads [all cores]")
+    add_threads(parser)
     parser.set_defaults(run=run)
 
 
-def run(arguments: argparse.Namespace, console: Console) -> int:
-    """Run the command; return its exit code."""
+def run(arguments: argparse.Namespace, console: Console) -> None:
+    """Run the command."""
     from pyinv import demo
 
     with OutputFolder(arguments.output) as folder:
@@ -48,4 +48,3 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
             json=console.json,
         )
     console.result(report)
-    return DONE

@@ -12,8 +12,7 @@ import numpy as np
 from pyinv.array_files import read_array
 from pyinv.atomic_files import OutputFile
 from pyinv.cli.console import Console
-from pyinv.cli.exit_codes import DONE
-from pyinv.cli.machine import add_machine_options, machine_options
+from pyinv.cli.options import add_machine_options, machine_options
 from pyinv.errors import OutputError
 from pyinv.images import FITS, load_named_images
 
@@ -57,8 +56,8 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run)
 
 
-def run(arguments: argparse.Namespace, console: Console) -> int:
-    """Run the command; return its exit code."""
+def run(arguments: argparse.Namespace, console: Console) -> None:
+    """Run the command."""
     from pyinv.inverter import Inverter
 
     kind = Path(arguments.output).suffix.lower()
@@ -88,4 +87,3 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
             "output": arguments.output,
         }
     )
-    return DONE

@@ -1,4 +1,4 @@
-"""Exit codes, for scripts; `pyinv --help` lists them."""
+"""Exit codes, for scripts; `pyinv --help` explains them."""
 
 from __future__ import annotations
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from pyinv.bundle import RUNTIMES, Bundle
 from pyinv.cli.console import Console
-from pyinv.cli.exit_codes import DONE
 from pyinv.errors import DependencyError, InputError
 from pyinv.priors import Normal, Prior, Uniform
 
@@ -135,8 +134,8 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run)
 
 
-def run(arguments: argparse.Namespace, console: Console) -> int:
-    """Run the command; return its exit code."""
+def run(arguments: argparse.Namespace, console: Console) -> None:
+    """Run the command."""
     try:
         import torch  # noqa: F401
     except ImportError:
@@ -185,7 +184,6 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         f"normal equations of {', '.join(solved) or 'none'}, for {' and '.join(manifest.runtimes)}"
     )
     console.result({"path": str(bundle.path), **bundle.manifest.describe()})
-    return DONE
 
 
 def _losses(arguments: argparse.Namespace) -> tuple[Any, ...] | None:

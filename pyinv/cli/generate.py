@@ -11,8 +11,7 @@ import numpy as np
 from pyinv.array_files import read_array
 from pyinv.atomic_files import OutputFile, OutputFolder
 from pyinv.cli.console import Console
-from pyinv.cli.exit_codes import DONE
-from pyinv.cli.machine import add_machine_options, machine_options
+from pyinv.cli.options import add_machine_options, machine_options
 from pyinv.errors import OutputError
 
 __all__ = ["add_parser", "run"]
@@ -50,8 +49,8 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run)
 
 
-def run(arguments: argparse.Namespace, console: Console) -> int:
-    """Run the command; return its exit code."""
+def run(arguments: argparse.Namespace, console: Console) -> None:
+    """Run the command."""
     from pyinv.images import save_grid, save_images
     from pyinv.inverter import Inverter
 
@@ -86,7 +85,6 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
             "output": arguments.output,
         }
     )
-    return DONE
 
 
 def _kind(output: str) -> str:

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from importlib import util
 from typing import Any
 
-from pyinv import __version__
+from pyinv import __version__, _core
 from pyinv.bundle import Bundle, Manifest
 from pyinv.cli.console import Console
-from pyinv.cli.exit_codes import DONE
 from pyinv.cores import usable_cores
+from pyinv.devices import available_devices
 from pyinv.errors import PyinvError
 
 __all__ = ["add_parser", "run"]
@@ -34,8 +34,8 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run)
 
 
-def run(arguments: argparse.Namespace, console: Console) -> int:
-    """Run the command; return its exit code."""
+def run(arguments: argparse.Namespace, console: Console) -> None:
+    """Run the command."""
     if arguments.bundle is None:
         found = _installation()
     else:
@@ -52,7 +52,6 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         for name, value in rows.items():
             text = str(value).replace("\n", "\n" + " " * (width + 2))
             print(f"{name.replace('_', ' '):<{width}}  {text}")
-    return DONE
 
 
 def _installation() -> dict[str, Any]:
@@ -82,21 +81,12 @@ def _runtime(name: str) -> str:
 
 
 def _cuda() -> str:
-    try:
-        from pyinv import _core
-    except ImportError as error:
-        return f"not usable: {' '.join(str(error).split())}"
     if not _core.built_with_cuda():
         return "not in this build; build pyinv where a CUDA compiler is found"
     return "in this build" if _core.cuda_device_count() else "in this build, but no GPU is found"
 
 
 def _devices() -> str:
-    try:
-        from pyinv import _core
-        from pyinv.devices import available_devices
-    except ImportError:
-        return "cpu"
     names = available_devices()
     gpus = (f"{name} ({_core.cuda_device_name(i)})" for i, name in enumerate(names[1:]))
     return ", ".join((names[0], *gpus))

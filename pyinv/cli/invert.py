@@ -16,7 +16,7 @@ from pyinv.atomic_files import OutputFile, OutputFolder
 from pyinv.bundle import Bundle, Manifest
 from pyinv.cli.console import Console
 from pyinv.cli.exit_codes import DONE, INTERRUPTED, NON_FINITE
-from pyinv.cli.machine import add_machine_options, machine_options
+from pyinv.cli.options import add_machine_options, machine_options, real, whole
 from pyinv.constraints import CONSTRAINTS, parse_constraint
 from pyinv.errors import InputError, OutputError, RunError
 from pyinv.images import FITS, load_named_images, save_images
@@ -82,19 +82,13 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         help=f"one of {', '.join(recipes.RECIPES)} [%(default)s]; use precise for generated images "
         "and reconstruct for others",
     )
-    method.add_argument("--max-steps", type=int, metavar="N", help="maximum steps per stage")
-    method.add_argument(
-        "--restarts", type=int, metavar="N", help="further attempts for targets not converged"
-    )
-    method.add_argument(
-        "--learning-rate", type=float, metavar="X", help="learning rate of first-order stages"
-    )
+    whole(method, "--max-steps", "maximum steps per stage")
+    whole(method, "--restarts", "further attempts for targets not converged")
+    real(method, "--learning-rate", "learning rate of first-order stages")
     method.add_argument(
         "--loss", metavar="NAME", help="loss to minimise; `pyinv info` lists the bundle's"
     )
-    method.add_argument(
-        "--loss-tolerance", type=float, metavar="X", help="a target converges at this loss"
-    )
+    real(method, "--loss-tolerance", "a target converges at this loss")
     method.add_argument(
         "--constraint",
         metavar="NAME[:A=1,...]",
@@ -107,9 +101,7 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         help='.npy or .npz with initial latents, or "encoder" for a bundle that has one',
     )
     method.add_argument("--condition", metavar="FILE", help=".npy [N, k], if the bundle needs one")
-    method.add_argument(
-        "--trace-every", type=int, default=0, metavar="N", help="record the loss every N steps"
-    )
+    whole(method, "--trace-every", "record the loss every N steps", default=0)
 
     known = parser.add_argument_group(
         "uncertainty", "for bundles with the normal equations of mse, which `pyinv export` writes"

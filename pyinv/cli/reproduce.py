@@ -7,8 +7,7 @@ import json
 from typing import Any
 
 from pyinv.cli.console import Console
-from pyinv.cli.exit_codes import DONE, INTERRUPTED
-from pyinv.cli.machine import add_machine_options, machine_options
+from pyinv.cli.options import add_machine_options, machine_options, real, whole
 
 __all__ = ["add_parser", "run"]
 
@@ -92,27 +91,21 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         help="luo, bau: a bundle with an encoder, or a folder that `pyinv train encoder` wrote; "
         "can be given several times [trained, into DIR/encoders]",
     )
-    parser.add_argument(
+    whole(
+        parser,
         "--encoder-iterations",
-        type=int,
-        metavar="N",
-        help="luo, bau: training iterations of an encoder [the configuration's]",
+        "luo, bau: training iterations of an encoder [the configuration's]",
     )
-    parser.add_argument("--targets", type=int, metavar="N", help="images to invert [see below]")
-    parser.add_argument("--max-steps", type=int, metavar="N", help="steps of a run [see below]")
-    parser.add_argument(
-        "--learning-rate",
-        type=float,
-        metavar="X",
-        help="learning rate of the paper's method [the paper's]",
-    )
-    parser.add_argument("--seed", type=int, metavar="N", help="random seed [0]")
+    whole(parser, "--targets", "images to invert [see below]")
+    whole(parser, "--max-steps", "steps of a run [see below]")
+    real(parser, "--learning-rate", "learning rate of the paper's method [the paper's]")
+    whole(parser, "--seed", "random seed [0]")
     add_machine_options(parser, batch_size=True)
     parser.set_defaults(run=run)
 
 
-def run(arguments: argparse.Namespace, console: Console) -> int:
-    """Run the command; return its exit code."""
+def run(arguments: argparse.Namespace, console: Console) -> None:
+    """Run the command."""
     from pyinv.errors import InputError
     from pyinv.papers import PAPERS, Request
 
@@ -145,8 +138,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         report = PAPERS[arguments.paper](request)
     except KeyboardInterrupt as interrupt:
         reached = str(interrupt) or "finished runs are saved; the same command continues"
-        console.error(f"interrupted; {reached}")
-        return INTERRUPTED
+        raise KeyboardInterrupt(reached) from None
     console.message(f"wrote {report}")
     if console.json:
         numbers = report.with_name("numbers.json")
@@ -157,4 +149,3 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
                 "settings": json.loads(numbers.read_text(encoding="utf-8"))["settings"],
             }
         )
-    return DONE

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import time
 from typing import Any
 
 from pyinv.cli.console import Console
-from pyinv.cli.exit_codes import DONE, INTERRUPTED
+from pyinv.cli.options import real, whole
 from pyinv.cli.train_encoder import add_encoder
+from pyinv.cli.training import add_machine, add_output, add_overwrite, run_training
 from pyinv.datasets import DATASET_FORMATS, load_dataset
-from pyinv.errors import DependencyError
 from pyinv.models import MODELS, get_model
 from pyinv.priors import Normal, Uniform
 from pyinv.training import CONFIGURATIONS, GanConfiguration, get_configuration
@@ -49,62 +48,41 @@ def _add_gan(kinds: Any, shared: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", metavar="PATH", required=True, help=f"images to train on: {DATASET_FORMATS}"
     )
-    parser.add_argument(
-        "-o",
-        "--output",
-        metavar="DIR",
-        required=True,
-        help="folder to write to; an unfinished training in it is resumed",
-    )
+    add_output(parser)
     parser.add_argument(
         "--config",
         metavar="NAME",
         default=_DEFAULT,
         help="configuration, see below [%(default)s]",
     )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="start over in a folder that contains a training"
-    )
+    add_overwrite(parser)
 
     settings = parser.add_argument_group("settings", "each overrides the configuration's setting")
     settings.add_argument("--model", metavar="NAME", help=f"one of {', '.join(MODELS)}")
     settings.add_argument(
         "--prior", choices=tuple(_PRIORS), help="prior of latents: uniform on [-1, 1], or N(0, 1)"
     )
-    settings.add_argument(
-        "--image-size", type=int, metavar="N", help="pixels per side; images are resized to it"
-    )
+    whole(settings, "--image-size", "pixels per side; images are resized to it")
     settings.add_argument(
         "--channels", type=int, metavar="N", choices=(1, 3), help="1 for gray, 3 for colour"
     )
-    settings.add_argument(
+    whole(
+        settings,
         "--iterations",
-        type=int,
-        metavar="N",
-        help="training steps of each network; a larger number extends a finished training",
+        "training steps of each network; a larger number extends a finished training",
     )
-    settings.add_argument(
-        "--width", type=int, metavar="N", help="channels of the layer next to the image"
-    )
-    settings.add_argument("--batch-size", type=int, metavar="N", help="images per iteration")
-    settings.add_argument(
-        "--learning-rate", type=float, metavar="X", help="learning rate of both networks"
-    )
-    settings.add_argument("--seed", type=int, metavar="N", help="random seed")
+    whole(settings, "--width", "channels of the layer next to the image")
+    whole(settings, "--batch-size", "images per iteration")
+    real(settings, "--learning-rate", "learning rate of both networks")
+    whole(settings, "--seed", "random seed")
 
-    machine = parser.add_argument_group("machine")
-    machine.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... [%(default)s]")
-    machine.add_argument("--threads", type=int, metavar="N", help="CPU threads [all cores]")
+    add_machine(parser)
     parser.set_defaults(run=run)
 
 
-def run(arguments: argparse.Namespace, console: Console) -> int:
-    """Run the command; return its exit code."""
+def run(arguments: argparse.Namespace, console: Console) -> None:
+    """Run the command."""
     configuration = _configuration(arguments)
-    try:
-        import torch  # noqa: F401
-    except ImportError:
-        raise DependencyError("training needs PyTorch: pip install 'pyinv[export]'") from None
     from pyinv.training.gan import check_device, check_threads, train_gan
 
     # Reading the images may take minutes.
@@ -115,23 +93,9 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     count = min(len(data.images), configuration.training_images or len(data.images))
     shape = "x".join(map(str, configuration.image_shape))
     console.message(f"training {configuration.name} on {count} images of {data.name}, {shape}")
-    started = time.perf_counter()
-    try:
-        trained = train_gan(
-            configuration,
-            data.images,
-            arguments.output,
-            data_name=data.name,
-            device=arguments.device,
-            threads=arguments.threads,
-            progress=console.shows_progress,
-            say=console.message,
-            overwrite=arguments.overwrite,
-        )
-    except KeyboardInterrupt:
-        console.error(f"interrupted; the same command continues the training in {arguments.output}")
-        return INTERRUPTED
-    seconds = time.perf_counter() - started
+    trained, seconds = run_training(
+        train_gan, arguments, console, configuration, data.images, data_name=data.name
+    )
     bundle = trained.bundles.get("eval")
     if bundle is not None:
         console.message(f"try: pyinv generate {bundle} -n 64 -o samples.png")
@@ -145,7 +109,6 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
             "seconds": seconds,
         }
     )
-    return DONE
 
 
 def _configuration(arguments: argparse.Namespace) -> GanConfiguration:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import time
 from typing import Any
 
 from pyinv.cli.console import Console
-from pyinv.cli.exit_codes import DONE, INTERRUPTED
 from pyinv.cli.export import parse_prior, parse_shape
+from pyinv.cli.options import real, whole
+from pyinv.cli.training import add_machine, add_output, add_overwrite, run_training
 from pyinv.datasets import DATASET_FORMATS, load_dataset
-from pyinv.errors import DependencyError
 from pyinv.training import (
     ENCODER_CONFIGURATIONS,
     EncoderConfiguration,
@@ -47,13 +46,7 @@ def add_encoder(kinds: Any, shared: argparse.ArgumentParser) -> None:
         help="a bundle; the folder of pyinv train gan; or, as for pyinv export, module:factory, "
         "file.py:factory or a TorchScript file",
     )
-    parser.add_argument(
-        "-o",
-        "--output",
-        metavar="DIR",
-        required=True,
-        help="folder to write to; an unfinished training in it is resumed",
-    )
+    add_output(parser)
     parser.add_argument(
         "--method", choices=METHODS, help="training method, see below [the configuration's]"
     )
@@ -67,13 +60,11 @@ def add_encoder(kinds: Any, shared: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help=f"real images, for bigan, or aegan with --real-share: {DATASET_FORMATS}",
     )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="start over in a folder that contains a training"
-    )
+    add_overwrite(parser)
 
     settings = parser.add_argument_group("settings", "each overrides the configuration's setting")
     settings.add_argument("--network", choices=NETWORKS, help="the encoder's architecture")
-    settings.add_argument("--width", type=int, metavar="N", help="channels of its first layer")
+    whole(settings, "--width", "channels of its first layer")
     settings.add_argument(
         "--latent-loss", choices=LATENT_LOSSES, help="latent loss of direct and latent+image"
     )
@@ -82,32 +73,21 @@ def add_encoder(kinds: Any, shared: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="image loss of aegan and latent+image: a loss of the generator's bundle, or auto",
     )
-    settings.add_argument(
-        "--image-weight", type=float, metavar="X", help="weight of the image loss in latent+image"
-    )
-    settings.add_argument(
+    real(settings, "--image-weight", "weight of the image loss in latent+image")
+    real(
+        settings,
         "--real-share",
-        type=float,
-        metavar="X",
-        help="fraction of real images, from --data, in each batch of aegan, 0 to 1",
+        "fraction of real images, from --data, in each batch of aegan, 0 to 1",
     )
-    settings.add_argument(
-        "--gradient-penalty",
-        type=float,
-        metavar="X",
-        help="weight of the gradient penalty on bigan's discriminator",
-    )
-    settings.add_argument(
+    real(settings, "--gradient-penalty", "weight of the gradient penalty on bigan's discriminator")
+    whole(
+        settings,
         "--iterations",
-        type=int,
-        metavar="N",
-        help="training steps; a larger number extends a finished training (not layers)",
+        "training steps; a larger number extends a finished training (not layers)",
     )
-    settings.add_argument("--batch-size", type=int, metavar="N", help="images per iteration")
-    settings.add_argument(
-        "--learning-rate", type=float, metavar="X", help="initial learning rate (not layers)"
-    )
-    settings.add_argument("--seed", type=int, metavar="N", help="random seed")
+    whole(settings, "--batch-size", "images per iteration")
+    real(settings, "--learning-rate", "initial learning rate (not layers)")
+    whole(settings, "--seed", "random seed")
 
     source = parser.add_argument_group("generator", "for a module or TorchScript file only")
     source.add_argument(
@@ -130,19 +110,13 @@ def add_encoder(kinds: Any, shared: argparse.ArgumentParser) -> None:
         help="range of the generator's pixels [-1 1]",
     )
 
-    machine = parser.add_argument_group("machine")
-    machine.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... [%(default)s]")
-    machine.add_argument("--threads", type=int, metavar="N", help="CPU threads [all cores]")
+    add_machine(parser)
     parser.set_defaults(run=run)
 
 
-def run(arguments: argparse.Namespace, console: Console) -> int:
-    """Run the command; return its exit code."""
+def run(arguments: argparse.Namespace, console: Console) -> None:
+    """Run the command."""
     configuration = _configuration(arguments)
-    try:
-        import torch  # noqa: F401
-    except ImportError:
-        raise DependencyError("training needs PyTorch: pip install 'pyinv[export]'") from None
     from pyinv.training.encoder import train_encoder
     from pyinv.training.encoder_methods import check_method
     from pyinv.training.frozen import open_generator
@@ -170,23 +144,9 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         f"training an encoder of {generator.name}, {shape}: {configuration.method}, "
         f"{configuration.iterations} iterations of {configuration.batch_size}"
     )
-    started = time.perf_counter()
-    try:
-        trained = train_encoder(
-            configuration,
-            generator,
-            arguments.output,
-            device=arguments.device,
-            threads=threads,
-            progress=console.shows_progress,
-            say=console.message,
-            overwrite=arguments.overwrite,
-            **data,
-        )
-    except KeyboardInterrupt:
-        console.error(f"interrupted; the same command continues the training in {arguments.output}")
-        return INTERRUPTED
-    seconds = time.perf_counter() - started
+    trained, seconds = run_training(
+        train_encoder, arguments, console, configuration, generator, **data
+    )
     console.message(f"try: pyinv invert {trained.bundle} IMAGES --init encoder -o latents.npz")
     console.result(
         {
@@ -197,7 +157,6 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
             "seconds": seconds,
         }
     )
-    return DONE
 
 
 def _configuration(arguments: argparse.Namespace) -> EncoderConfiguration:

@@ -53,21 +53,17 @@ class GanModel:
             InputError: the shape or an option is not supported.
             DependencyError: PyTorch is not installed.
         """
-        module, shape, options = self._ask(image_shape, options)
         size = self.latent_size if latent_size is None else latent_size
         if size < 1:
             raise InputError(f"latent_size must be at least 1, got {size}; 100 is usual")
-        network: nn.Module = module.make_generator(self.name, size, shape, **options)
-        return network
+        return self._make(_NETWORKS[self.name][0], image_shape, options, latent_size=size)
 
     def discriminator(self, image_shape: ImageShape | None = None, **options: int) -> nn.Module:
         """Create a discriminator: image [B, C, H, W] -> logit [B], high for real images.
 
         Arguments and errors are as for ``generator``.
         """
-        module, shape, options = self._ask(image_shape, options)
-        network: nn.Module = module.make_discriminator(self.name, shape, **options)
-        return network
+        return self._make(_NETWORKS[self.name][1], image_shape, options)
 
     def check(self, image_shape: ImageShape, **options: int) -> None:
         """Raise InputError if this model does not support the image shape or an option."""
@@ -87,18 +83,22 @@ class GanModel:
             if value < 1:
                 raise InputError(f"{option} must be at least 1, got {value}")
 
-    def _ask(
-        self, image_shape: ImageShape | None, options: dict[str, int]
-    ) -> tuple[Any, ImageShape, dict[str, int]]:
+    def _make(
+        self, name: str, image_shape: ImageShape | None, options: dict[str, int], **sizes: int
+    ) -> nn.Module:
         shape = self.image_shapes[0] if image_shape is None else image_shape
         self.check(shape, **options)
+        file, _, network = name.partition(".")
         try:
-            module = importlib.import_module(f"pyinv.models.{_FILES[self.name]}")
+            module = importlib.import_module(f"pyinv.models.{file}")
         except ModuleNotFoundError as error:
             if error.name is None or error.name.partition(".")[0] != "torch":
                 raise
             raise DependencyError("the models need PyTorch: pip install 'pyinv[export]'") from None
-        return module, shape, {**dict(self.options), **options}
+        if len(self.image_shapes) > 1:  # otherwise the networks know it
+            sizes |= {"channels": shape[0], "image_size": shape[1]}
+        made: nn.Module = getattr(module, network)(**sizes, **{**dict(self.options), **options})
+        return made
 
 
 def get_model(name: str) -> GanModel:
@@ -114,60 +114,39 @@ def _shapes(shapes: Any) -> str:
 
 _PROGAN_SHAPES = tuple((channels, size, size) for size in (256, 128, 64, 32) for channels in (3, 1))
 _DCGAN_SHAPES = ((3, 64, 64), (1, 64, 64), (3, 32, 32), (1, 32, 32))
+_WIDTH = (("width", 64),)
 _ALL = (
+    GanModel("creswell", "Creswell & Bharath 2016, table 1", (0.0, 1.0), ((1, 28, 28),)),
     GanModel(
-        "creswell",
-        "Creswell & Bharath 2016, table 1",
-        value_range=(0.0, 1.0),
-        image_shapes=((1, 28, 28),),
+        "dcgan", "Radford et al. 2016, figure 1 and section 3", (-1.0, 1.0), _DCGAN_SHAPES, _WIDTH
     ),
+    GanModel("egan", "Egan et al. 2018, section 4.1.2", (-1.0, 1.0), _DCGAN_SHAPES, _WIDTH),
     GanModel(
-        "dcgan",
-        "Radford et al. 2016, figure 1 and section 3",
-        value_range=(-1.0, 1.0),
-        image_shapes=_DCGAN_SHAPES,
-        options=(("width", 64),),
-    ),
-    GanModel(
-        "egan",
-        "Egan et al. 2018, section 4.1.2",
-        value_range=(-1.0, 1.0),
-        image_shapes=_DCGAN_SHAPES,
-        options=(("width", 64),),
-    ),
-    GanModel(
-        "egan-pixel-shuffle",
-        "Egan et al. 2018, section 4.1.3",
-        value_range=(-1.0, 1.0),
-        image_shapes=_DCGAN_SHAPES,
-        options=(("width", 64),),
+        "egan-pixel-shuffle", "Egan et al. 2018, section 4.1.3", (-1.0, 1.0), _DCGAN_SHAPES, _WIDTH
     ),
     GanModel(
         "progan",
         "Karras et al. 2018, table 2 and section 4; Bau et al. 2019, section 3.2",
         # The range of the training images; generated ones are not bounded to it.
-        value_range=(-1.0, 1.0),
-        image_shapes=_PROGAN_SHAPES,
-        options=(("width", 64),),
+        (-1.0, 1.0),
+        _PROGAN_SHAPES,
+        _WIDTH,
         latent_size=512,
         grows=True,
     ),
-    GanModel(
-        "luo",
-        "Luo et al. 2017, tables 3 and 4",
-        value_range=(0.0, 1.0),
-        image_shapes=_DCGAN_SHAPES,
-        options=(("width", 64),),
-    ),
+    GanModel("luo", "Luo et al. 2017, tables 3 and 4", (0.0, 1.0), _DCGAN_SHAPES, _WIDTH),
 )
 MODELS: dict[str, GanModel] = {model.name: model for model in _ALL}
 """All models, by name."""
 
-_FILES = {
-    "creswell": "creswell",
-    "dcgan": "dcgan",
-    "egan": "egan",
-    "egan-pixel-shuffle": "egan",
-    "progan": "progan",
-    "luo": "luo",
+# The classes of each model's generator and discriminator.
+_NETWORKS = {
+    "creswell": ("creswell.CreswellGenerator", "creswell.CreswellDiscriminator"),
+    "dcgan": ("dcgan.DcganGenerator", "dcgan.DcganDiscriminator"),
+    # The paper's list of layers starts at the second; the first is from PyTorch's example, which
+    # the paper builds on.
+    "egan": ("dcgan.DcganGenerator", "dcgan.DcganDiscriminator"),
+    "egan-pixel-shuffle": ("egan.PixelShuffleGenerator", "dcgan.DcganDiscriminator"),
+    "progan": ("progan.ProGanGenerator", "progan.ProGanDiscriminator"),
+    "luo": ("luo.LuoGenerator", "luo.LuoDiscriminator"),
 }

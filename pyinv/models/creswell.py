@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-__all__ = ["CreswellDiscriminator", "CreswellGenerator", "make_discriminator", "make_generator"]
+__all__ = ["CreswellDiscriminator", "CreswellGenerator"]
 
 
 class CreswellGenerator(nn.Module):
@@ -97,15 +97,3 @@ class CreswellDiscriminator(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         logit: Tensor = self.layers(image)
         return logit.squeeze(1)
-
-
-def make_generator(
-    name: str, latent_size: int, image_shape: tuple[int, int, int]
-) -> CreswellGenerator:
-    """Return the generator of the model of this name."""
-    return CreswellGenerator(latent_size)
-
-
-def make_discriminator(name: str, image_shape: tuple[int, int, int]) -> CreswellDiscriminator:
-    """Return the discriminator of the model of this name."""
-    return CreswellDiscriminator()

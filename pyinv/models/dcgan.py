@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-__all__ = ["DcganDiscriminator", "DcganGenerator", "make_discriminator", "make_generator"]
+__all__ = ["DcganDiscriminator", "DcganGenerator"]
 
 
 class DcganGenerator(nn.Module):
@@ -109,22 +109,6 @@ class DcganDiscriminator(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         logit: Tensor = self.layers(image)
         return logit
-
-
-def make_generator(
-    name: str, latent_size: int, image_shape: tuple[int, int, int], *, width: int
-) -> DcganGenerator:
-    """Return the generator of the model of this name."""
-    channels, size, _ = image_shape
-    return DcganGenerator(latent_size, size, channels, width)
-
-
-def make_discriminator(
-    name: str, image_shape: tuple[int, int, int], *, width: int
-) -> DcganDiscriminator:
-    """Return the discriminator of the model of this name."""
-    channels, size, _ = image_shape
-    return DcganDiscriminator(size, channels, width)
 
 
 def _widths(image_size: int, width: int) -> list[int]:

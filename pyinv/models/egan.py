@@ -1,15 +1,16 @@
-"""Egan, Zhang & Shen's two generators: a DCGAN, and one that ends in a pixel shuffle.
+"""Egan, Zhang & Shen's second generator, which ends in a pixel shuffle.
 
-Both are trained against DCGAN's discriminator.
+The first is a DCGAN, 512 x 4 x 4 to 64 x 32 x 32 at width 64 (section 4.1.2). Both are trained
+against DCGAN's discriminator.
 """
 
 from __future__ import annotations
 
 from torch import nn
 
-from pyinv.models.dcgan import DcganGenerator, make_discriminator
+from pyinv.models.dcgan import DcganGenerator
 
-__all__ = ["PixelShuffleGenerator", "make_discriminator", "make_generator"]
+__all__ = ["PixelShuffleGenerator"]
 
 
 class PixelShuffleGenerator(DcganGenerator):
@@ -51,17 +52,3 @@ class PixelShuffleGenerator(DcganGenerator):
             nn.BatchNorm2d(after),
             nn.ReLU(),
         ]
-
-
-def make_generator(
-    name: str, latent_size: int, image_shape: tuple[int, int, int], *, width: int
-) -> DcganGenerator:
-    """Return the generator of the model of this name.
-
-    "egan" is the basic one, 512 x 4 x 4 to 64 x 32 x 32 at width 64 (section 4.1.2): a
-    ``DcganGenerator``. The paper's list of layers starts at the second; the first is from PyTorch's
-    example, which the paper builds on.
-    """
-    channels, size, _ = image_shape
-    kind = PixelShuffleGenerator if name == "egan-pixel-shuffle" else DcganGenerator
-    return kind(latent_size, size, channels, width)

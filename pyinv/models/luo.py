@@ -17,8 +17,6 @@ __all__ = [
     "LuoBiganDiscriminator",
     "LuoDiscriminator",
     "LuoGenerator",
-    "make_discriminator",
-    "make_generator",
 ]
 
 _SMALLEST = 4
@@ -167,22 +165,6 @@ class LuoBiganDiscriminator(nn.Module):
         everywhere = latent[:, :, None, None].expand(-1, -1, _JOINED, _JOINED)
         logit: Tensor = self.of_both(torch.cat([seen, everywhere], 1))
         return logit
-
-
-def make_generator(
-    name: str, latent_size: int, image_shape: tuple[int, int, int], *, width: int
-) -> LuoGenerator:
-    """Return the generator of the model of this name."""
-    channels, size, _ = image_shape
-    return LuoGenerator(latent_size, size, channels, width)
-
-
-def make_discriminator(
-    name: str, image_shape: tuple[int, int, int], *, width: int
-) -> LuoDiscriminator:
-    """Return the discriminator of the model of this name."""
-    channels, size, _ = image_shape
-    return LuoDiscriminator(size, channels, width)
 
 
 def _widths(image_size: int, width: int) -> list[int]:

@@ -15,8 +15,6 @@ __all__ = [
     "ProGanDiscriminator",
     "ProGanGenerator",
     "growing",
-    "make_discriminator",
-    "make_generator",
     "pixel_norm",
 ]
 
@@ -382,22 +380,6 @@ def shrunk(images: Tensor, size: int, alpha: float) -> Tensor:
     factor = images.shape[-1] // size
     own = functional.avg_pool2d(images, factor) if factor > 1 else images
     return own if alpha == 1 else torch.lerp(_doubled(_halved(own)), own, alpha)
-
-
-def make_generator(
-    name: str, latent_size: int, image_shape: tuple[int, int, int], *, width: int
-) -> ProGanGenerator:
-    """Return the generator of the model of this name."""
-    channels, size, _ = image_shape
-    return ProGanGenerator(latent_size, size, channels, width)
-
-
-def make_discriminator(
-    name: str, image_shape: tuple[int, int, int], *, width: int
-) -> ProGanDiscriminator:
-    """Return the discriminator of the model of this name."""
-    channels, size, _ = image_shape
-    return ProGanDiscriminator(size, channels, width)
 
 
 def _sizes(image_size: int) -> list[int]:

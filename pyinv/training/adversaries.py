@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,19 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from pyinv.models import get_model, progan
 from pyinv.training.configurations import GanConfiguration
-from pyinv.training.draws import Purpose, draw_labels, draw_latents, random
+from pyinv.training.draws import Purpose, draw_batch, draw_labels, draw_latents, random
 
-__all__ = ["Adversaries", "draw_weights", "gradient_penalty"]
+__all__ = [
+    "STATISTICS_BATCHES",
+    "Adversaries",
+    "descend",
+    "draw_weights",
+    "gradient_penalty",
+    "with_statistics",
+]
 
 GRID_IMAGES = 64
-# Number of generated batches from which the sampler's batch-norm statistics are computed.
+# Number of batches from which the batch-norm statistics of an exported network are computed.
 STATISTICS_BATCHES = 32
 # Radford et al. 2016, section 3, for weights; for batch norm's factors, PyTorch's DCGAN example.
 WEIGHT_STD = 0.02
@@ -52,7 +59,6 @@ class Adversaries:
         self.losses: list[tuple[float, float]] = []
         self._pixels = pixels
         self._device = device
-        self._order: tuple[int, NDArray[np.int64]] | None = None
         model = get_model(configuration.model)
         self.value_range = model.value_range
         # Creating a layer draws weights from PyTorch's global random state, which is the caller's.
@@ -125,23 +131,13 @@ class Adversaries:
     def sampler(self) -> nn.Module:
         """Return a copy of the generator as it would be exported now, in eval mode.
 
-        Batch norm gets the mean statistics of generated batches. The running statistics lag behind
-        the weights, and do not match averaged weights.
+        Batch norm gets the mean statistics of generated batches.
         """
-        sampler = copy.deepcopy(self._best)
+        sampler = self._best
         if isinstance(sampler, progan.GrowingGenerator):
             sampler = sampler.generator
-        norms = [m for m in sampler.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        if not norms:
-            return sampler.eval()
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # every batch counts the same
-        sampler.train()
-        with torch.no_grad():
-            for number in range(STATISTICS_BATCHES):
-                sampler(self._latents(Purpose.STATISTICS, number))
-        return sampler.eval()
+        latents = (self._latents(Purpose.STATISTICS, n) for n in range(STATISTICS_BATCHES))
+        return with_statistics(sampler, latents)
 
     def samples(self) -> NDArray[np.float32]:
         """Return the images of 64 fixed latents, [64, C, H, W].
@@ -198,10 +194,7 @@ class Adversaries:
             solver.load_state_dict(state["solvers"][name])
 
     def _update(self, name: str, loss: Tensor) -> None:
-        solver = self.solvers[name]
-        solver.zero_grad()
-        loss.backward()
-        solver.step()
+        descend(self.solvers[name], loss)
 
     def _grow(self, number: int) -> None:
         if self.configuration.growth:
@@ -230,13 +223,9 @@ class Adversaries:
         return self._moved(latents)
 
     def _real(self, number: int) -> Tensor:
-        """Return an iteration's real images: each once per epoch, without a last partial batch."""
-        size = self.configuration.batch_size
-        epoch, batch = divmod(number, len(self._pixels) // size)
-        if self._order is None or self._order[0] != epoch:
-            source = random(self.configuration.seed, Purpose.ORDER, epoch)
-            self._order = (epoch, torch.randperm(len(self._pixels), generator=source).numpy())
-        chosen = self._pixels[self._order[1][batch * size : (batch + 1) * size]]
+        """Return an iteration's real images in the value range."""
+        seed, size = self.configuration.seed, self.configuration.batch_size
+        chosen = self._pixels[draw_batch(seed, number, size, len(self._pixels))]
         low, high = self.value_range
         real = self._moved(torch.from_numpy(chosen)).float()
         real = (real * ((high - low) / 255) + low).contiguous(memory_format=torch.channels_last)
@@ -249,6 +238,13 @@ class Adversaries:
         if self._device.type != "cuda":
             return tensor
         return tensor.pin_memory().to(self._device, non_blocking=True)
+
+
+def descend(solver: torch.optim.Optimizer, loss: Tensor) -> None:
+    """Make one step down the gradient of ``loss``."""
+    solver.zero_grad()
+    loss.backward()
+    solver.step()
 
 
 def gradient_penalty(logits: Tensor, *inputs: Tensor) -> Tensor:
@@ -273,3 +269,21 @@ def draw_weights(network: nn.Module, source: torch.Generator) -> None:
                 std = getattr(module, "weight_std", WEIGHT_STD)
                 drawn = torch.randn(parameter.shape, generator=source)
                 parameter.copy_(mean + std * drawn)
+
+
+def with_statistics(network: nn.Module, batches: Iterable[Any]) -> nn.Module:
+    """Return a copy in eval mode whose batch norm has the mean statistics of these batches.
+
+    The running statistics from training lag behind the weights, and do not match averaged weights.
+    """
+    measured = copy.deepcopy(network)
+    norms = [m for m in measured.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # every batch counts the same
+    measured.train()
+    if norms:
+        with torch.no_grad():
+            for batch in batches:
+                measured(batch)
+    return measured.eval()

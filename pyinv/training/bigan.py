@@ -22,6 +22,8 @@ the images x if there are no real ones.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -59,8 +61,9 @@ class Bigan(Phase):
         configuration, frozen = setting.configuration, setting.generator
         shape, latent_size, width = frozen.image_shape, frozen.latent_size, configuration.width
         channels, size, _ = shape
-        networks = {
-            "encoder": setting.network(
+        makers: dict[str, tuple[Purpose, Callable[[], nn.Module]]] = {
+            "encoder": (
+                Purpose.ENCODER,
                 lambda: make_encoder(
                     shape,
                     latent_size,
@@ -69,22 +72,20 @@ class Bigan(Phase):
                     network=configuration.network,
                     width=width,
                 ),
-                Purpose.ENCODER,
             ),
-            "generator": setting.network(
-                lambda: LuoGenerator(latent_size, size, channels, width), Purpose.GENERATOR
+            "generator": (
+                Purpose.GENERATOR,
+                lambda: LuoGenerator(latent_size, size, channels, width),
             ),
-            "discriminator": setting.network(
-                lambda: LuoBiganDiscriminator(latent_size, size, channels, width),
+            "discriminator": (
                 Purpose.DISCRIMINATOR,
+                lambda: LuoBiganDiscriminator(latent_size, size, channels, width),
             ),
         }
-        for name, purpose in (
-            ("encoder", Purpose.ENCODER),
-            ("generator", Purpose.GENERATOR),
-            ("discriminator", Purpose.DISCRIMINATOR),
-        ):
-            draw_weights(networks[name].cpu(), random(configuration.seed, purpose, 1))
+        networks = {}
+        for name, (purpose, make) in makers.items():
+            networks[name] = setting.network(make, purpose).cpu()
+            draw_weights(networks[name], random(configuration.seed, purpose, 1))
             networks[name].to(setting.device)
         both = [*networks["encoder"].parameters(), *networks["generator"].parameters()]
         super().__init__(

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from pyinv.atomic_files import write_whole
 from pyinv.errors import InputError
 
-__all__ = ["is_out_of_memory", "read_checkpoint", "write_checkpoint"]
+__all__ = ["is_out_of_memory", "read_checkpoint", "write_checkpoint", "write_weights"]
 
 _FORMAT = 1
 
@@ -23,9 +24,18 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     Raises:
         OutputError: it cannot be written; the previous checkpoint is unchanged.
     """
+    _save(path, {"format": _FORMAT, **state})
+
+
+def write_weights(path: Path, network: nn.Module) -> None:
+    """Write a network's state dict; may raise OutputError."""
+    _save(path, network.state_dict())
+
+
+def _save(path: Path, state: Mapping[str, Any]) -> None:
     # Into memory first: writing to a file, PyTorch would hide the system's error (a full disk).
     buffer = io.BytesIO()
-    torch.save({"format": _FORMAT, **state}, buffer)
+    torch.save(state, buffer)
     write_whole(path, buffer.getbuffer())
 
 

@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from pyinv.models.classifier import Classifier
-from pyinv.training.draws import Purpose, random
+from pyinv.training.adversaries import descend
+from pyinv.training.draws import Purpose, draw_batch, random
 from pyinv.training.gan import check_device, check_threads
 
 __all__ = ["accuracy", "train_classifier"]
@@ -106,14 +107,11 @@ def train_classifier(
             solver, learning_rate, total_steps=count + 1, pct_start=0.2, cycle_momentum=False
         )
         for iteration in range(count):
-            rows = _rows(seed, iteration, size, len(pixels))
-            chosen = rows.to(where)
+            chosen = torch.from_numpy(draw_batch(seed, iteration, size, len(pixels))).to(where)
             batch = everything[chosen].float() * ((high - low) / 255) + low
             batch = _moved(batch, random(seed, Purpose.SHIFTS, iteration), mirror)
             loss = functional.cross_entropy(classifier(batch), answers[chosen])
-            solver.zero_grad()
-            loss.backward()
-            solver.step()
+            descend(solver, loss)
             schedule.step()
             done = iteration + 1
             if done * 10 // count > iteration * 10 // count:
@@ -187,13 +185,6 @@ def _deterministic(seed: int, threads: int) -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(before)
-
-
-def _rows(seed: int, iteration: int, size: int, count: int) -> Tensor:
-    """Return an iteration's image indices: each once per epoch, without the last partial batch."""
-    epoch, batch = divmod(iteration, count // size)
-    order = torch.randperm(count, generator=random(seed, Purpose.ORDER, epoch))
-    return order[batch * size : (batch + 1) * size]
 
 
 def _moved(images: Tensor, source: torch.Generator, mirror: bool) -> Tensor:

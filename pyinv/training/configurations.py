@@ -7,18 +7,18 @@ import math
 import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, SupportsFloat
+from typing import Any
 
 from pyinv.errors import InputError
 from pyinv.models import get_model
 from pyinv.priors import Normal, Prior, Uniform, prior_from_description
-from pyinv.validation import whole_number
+from pyinv.training.settings import Settings, finite
 
 __all__ = ["CONFIGURATIONS", "GanConfiguration", "get_configuration"]
 
 
 @dataclass(frozen=True)
-class GanConfiguration:
+class GanConfiguration(Settings):
     """All settings that determine a training's result, apart from data and machine.
 
     Args:
@@ -55,6 +55,10 @@ class GanConfiguration:
     Raises:
         InputError: an invalid value.
     """
+
+    # Fields added after the first trainings and bundles. Descriptions without them mean the
+    # defaults.
+    _later = frozenset({"beta2", "growth", "gradient_penalty", "penalty_every"})
 
     name: str
     model: str
@@ -105,8 +109,8 @@ class GanConfiguration:
         self._count("penalty_every", 1)
         for name in ("real_labels", "fake_labels"):
             self._interval(name)
-        self._names("losses", ("mse", "whitened", "l1", "bce"))
-        self._names("batch_norm", ("eval", "batch"))
+        self._listed("losses", ("mse", "whitened", "l1", "bce"))
+        self._listed("batch_norm", ("eval", "batch"))
 
     @property
     def options(self) -> dict[str, int]:
@@ -124,19 +128,15 @@ class GanConfiguration:
             return full, 1.0
         return size, (within + 1) / self.growth if phase % 2 else 1.0
 
-    def replace(self, **changes: Any) -> GanConfiguration:
-        """Return a copy with these fields changed; raise InputError for an invalid value."""
-        return dataclasses.replace(self, **changes)
-
     def describe(self) -> dict[str, Any]:
         """Return the fields as JSON values, for ``from_description``.
 
-        Fields in ``_LATER`` that have their default are left out.
+        Fields in ``_later`` that have their default are left out.
         """
         described = {
             item.name: getattr(self, item.name)
             for item in dataclasses.fields(self)
-            if item.name not in _LATER or getattr(self, item.name) != item.default
+            if item.name not in self._later or getattr(self, item.name) != item.default
         }
         plain = {
             name: list(value) if isinstance(value, tuple) else value
@@ -145,43 +145,12 @@ class GanConfiguration:
         return {**plain, "prior": self.prior.describe()}
 
     @classmethod
-    def from_description(cls, described: Mapping[str, Any]) -> GanConfiguration:
-        """Return the configuration for the output of ``describe()``.
-
-        Raises:
-            InputError: a field is missing, unknown or has a wrong value.
-        """
-        fields = {item.name for item in dataclasses.fields(cls)}
-        given = set(described) if isinstance(described, Mapping) else set()
-        wrong = (given ^ fields) - (fields & _LATER)
-        if wrong:
-            name = min(wrong)
-            raise InputError(
-                f"a configuration {'has no field' if name in given else 'needs the field'} {name!r}"
-            )
-        try:
-            values: dict[str, Any] = {
-                name: tuple(value) if isinstance(value, list) else value
-                for name, value in described.items()
-            }
-            values["prior"] = prior_from_description(described["prior"])
-            return cls(**values)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"not a configuration: {error}") from None
-
-    def difference(self, other: GanConfiguration, *, ignore: tuple[str, ...] = ()) -> str | None:
-        """Return the name of the first field that differs between two configurations, or None."""
-        for name in (item.name for item in dataclasses.fields(self)):
-            if name not in ignore and getattr(self, name) != getattr(other, name):
-                return name
-        return None
-
-    def _set(self, name: str, value: Any) -> None:
-        object.__setattr__(self, name, value)
-
-    def _count(self, name: str, at_least: int, at_most: int | None = None) -> None:
-        value = getattr(self, name)
-        self._set(name, whole_number(name, value, at_least=at_least, at_most=at_most))
+    def _read(cls, described: Mapping[str, Any]) -> dict[str, Any]:
+        values = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in described.items()
+        }
+        return {**values, "prior": prior_from_description(described["prior"])}
 
     def _shape(self, name: str) -> None:
         value = getattr(self, name)
@@ -190,26 +159,7 @@ class GanConfiguration:
         except TypeError:
             raise InputError(f"{name} must be (channels, height, width), got {value!r}") from None
 
-    def _number(
-        self,
-        name: str,
-        *,
-        above: float = -math.inf,
-        at_least: float = -math.inf,
-        below: float = math.inf,
-    ) -> None:
-        value = getattr(self, name)
-        number = _finite(value)
-        if not (number > above and number >= at_least and number < below):
-            bounds = [
-                f"{sign} {bound:g}"
-                for sign, bound in ((">", above), (">=", at_least), ("<", below))
-                if math.isfinite(bound)
-            ]
-            raise InputError(f"{name} must be a number {' and '.join(bounds)}, got {value!r}")
-        self._set(name, number)
-
-    def _names(self, name: str, known: tuple[str, ...]) -> None:
+    def _listed(self, name: str, known: tuple[str, ...]) -> None:
         value = getattr(self, name)
         names = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else []
         if not names or any(names.count(one) > 1 or one not in known for one in names):
@@ -222,24 +172,12 @@ class GanConfiguration:
     def _interval(self, name: str) -> None:
         value = getattr(self, name)
         try:
-            low, high = map(_finite, value)
+            low, high = map(finite, value)
         except (TypeError, ValueError):
             low = high = math.nan
         if not low <= high:
             raise InputError(f"{name} must be two numbers, the lower first, got {value!r}")
         self._set(name, (low, high))
-
-
-# Fields added after the first trainings and bundles. Descriptions without them mean the defaults.
-_LATER = frozenset({"beta2", "growth", "gradient_penalty", "penalty_every"})
-
-
-def _finite(value: Any) -> float:
-    """Return a number as a float, anything else as NaN."""
-    if not isinstance(value, SupportsFloat) or isinstance(value, bool | str):
-        return math.nan
-    number = float(value)
-    return number if math.isfinite(number) else math.nan
 
 
 def get_configuration(name: str) -> GanConfiguration:

@@ -7,14 +7,16 @@ numbers as an uninterrupted one.
 from __future__ import annotations
 
 from enum import IntEnum
+from functools import lru_cache
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pyinv.priors import Prior, Uniform
 
-__all__ = ["Purpose", "draw_labels", "draw_latents", "random"]
+__all__ = ["Purpose", "draw_batch", "draw_labels", "draw_latents", "random"]
 
 
 class Purpose(IntEnum):
@@ -51,3 +53,20 @@ def draw_labels(interval: tuple[float, float], count: int, source: torch.Generat
     """Draw labels for a discriminator, uniform on the interval, float32 [count]."""
     low, high = interval
     return torch.rand(count, generator=source) * (high - low) + low
+
+
+def draw_batch(seed: int, number: int, size: int, count: int) -> NDArray[np.int64]:
+    """Return the indices of an iteration's images, out of ``count``.
+
+    Each image is seen once per epoch, in a different order; a last partial batch is dropped.
+    """
+    epoch, batch = divmod(number, count // size)
+    return _epoch(seed, epoch, count)[batch * size : (batch + 1) * size]
+
+
+@lru_cache(maxsize=1)
+def _epoch(seed: int, number: int, count: int) -> NDArray[np.int64]:
+    order: NDArray[np.int64] = torch.randperm(
+        count, generator=random(seed, Purpose.ORDER, number)
+    ).numpy()
+    return order

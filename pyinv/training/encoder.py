@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -14,10 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyinv.atomic_files import write_whole
 from pyinv.errors import DependencyError, InputError
+from pyinv.progress import Progress, check_progress
 from pyinv.training.encoder_configurations import EncoderConfiguration
-from pyinv.training.progress import Progress, check_progress
 
 try:
     import torch
@@ -26,21 +24,15 @@ except ImportError:
 
 from torch import nn
 
-from pyinv.training.checkpoint import read_checkpoint
+from pyinv.training.adversaries import STATISTICS_BATCHES, with_statistics
+from pyinv.training.checkpoint import write_weights
 from pyinv.training.draws import Purpose
 from pyinv.training.encoder_folder import EncoderData, EncoderFolder
-from pyinv.training.encoder_methods import (
-    STATISTICS_BATCHES,
-    Phase,
-    Setting,
-    check_method,
-    make_phases,
-    with_statistics,
-)
+from pyinv.training.encoder_methods import Phase, Setting, check_method, make_phases
 from pyinv.training.folder import BUNDLES
 from pyinv.training.frozen import FrozenGenerator, open_generator
 from pyinv.training.gan import check_device, check_pixels, check_threads
-from pyinv.training.loop import iterate, resume, torch_settings
+from pyinv.training.loop import run_training, torch_settings
 
 __all__ = ["EncoderTraining", "TrainedEncoder", "train_encoder"]
 
@@ -164,32 +156,15 @@ def train_encoder(
             generator=frozen.origin,
             overwrite=overwrite,
         ) as opened:
-            bundle = opened.bundles["eval"]
-            trained = TrainedEncoder(opened.path, configuration, bundle, opened.weights)
-            if not opened.missing():
-                say(
-                    f"{opened.path}: all {configuration.iterations} iterations were done before; "
-                    f"{bundle.name} is there already"
-                )
-                return trained
-            state = read_checkpoint(opened.checkpoint)
-            if state is None:
-                opened.refuse_lost_checkpoint()
-                if opened.lost_its_start:
-                    say("no checkpoint was written before the last run ended; starting over")
-            training = EncoderTraining(setting)
-            if state is not None:
-                resume(training, state, opened)
-            opened.write_configuration()
-            if training.iteration:
-                say(
-                    f"continuing after iteration {training.iteration} of {configuration.iterations}"
-                )
-                # A crash may have happened between writing the checkpoint and the losses.
-                opened.write_losses(training.losses)
-            iterate(training, opened, progress, say, checkpoint_seconds)
-            _export(training, opened, say)
-    return trained
+            run_training(
+                opened,
+                lambda: EncoderTraining(setting),
+                lambda training: _export(training, opened, say),
+                progress=progress,
+                say=say,
+                checkpoint_seconds=checkpoint_seconds,
+            )
+    return TrainedEncoder(opened.path, configuration, opened.bundles["eval"], opened.weights)
 
 
 class EncoderTraining:
@@ -327,13 +302,13 @@ def _export(training: EncoderTraining, folder: EncoderFolder, say: Callable[[str
     assert encoder is not None
     encoder = encoder.cpu()
     path, frozen = folder.bundles["eval"], training.setting.generator
-    _write_weights(encoder, folder.weights)
+    write_weights(folder.weights, encoder)
     say(f"exporting {path}")
     if generator is None:
         frozen.write_bundle(encoder, path, origin=folder.origin)
     else:
         generator = generator.cpu()
-        _write_weights(generator, folder.path / "generator.pt")
+        write_weights(folder.path / "generator.pt", generator)
         export(
             nn.Sequential(nn.Flatten(), generator),
             path,
@@ -347,12 +322,6 @@ def _export(training: EncoderTraining, folder: EncoderFolder, say: Callable[[str
             overwrite=True,
         )
     say(f"wrote {path}")
-
-
-def _write_weights(network: nn.Module, path: Path) -> None:
-    content = io.BytesIO()
-    torch.save(network.state_dict(), content)
-    write_whole(path, content.getbuffer())
 
 
 def _refuse_its_folder(generator: FrozenGenerator, folder: Path) -> None:

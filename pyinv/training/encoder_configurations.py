@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, SupportsFloat
+from typing import Any
 
 from pyinv.errors import InputError
+from pyinv.training.settings import Settings
 from pyinv.validation import whole_number
 
 __all__ = [
@@ -29,7 +29,7 @@ LATENT_LOSSES = ("auto", "mse", "cosine")
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(Settings):
     """The length and learning rate of a phase.
 
     Args:
@@ -49,20 +49,16 @@ class Schedule:
     factor: float = 0.1
 
     def __post_init__(self) -> None:
-        set_ = object.__setattr__
-        set_(self, "iterations", whole_number("iterations", self.iterations, at_least=1))
-        for name in ("learning_rate", "factor"):
-            value = getattr(self, name)
-            if not _finite(value) > 0:
-                raise InputError(f"{name} must be a number > 0, got {value!r}")
-            set_(self, name, float(value))
+        self._count("iterations", 1)
+        self._number("learning_rate", above=0)
+        self._number("factor", above=0)
         try:
             drops = tuple(whole_number("drops", drop, at_least=1) for drop in self.drops)
         except TypeError:
             raise InputError(f"drops must be a list of iterations, got {self.drops!r}") from None
         if list(drops) != sorted(set(drops)):
             raise InputError(f"drops must increase, got {list(drops)}")
-        set_(self, "drops", drops)
+        self._set("drops", drops)
 
     def rate(self, iteration: int) -> float:
         """Return the learning rate of an iteration of the phase, counted from 0."""
@@ -71,13 +67,7 @@ class Schedule:
     def stretched(self, factor: float) -> Schedule:
         """Return a schedule ``factor`` times as long, with its drops scaled accordingly."""
         drops = sorted({max(1, round(drop * factor)) for drop in self.drops})
-        return dataclasses.replace(
-            self, iterations=max(1, round(self.iterations * factor)), drops=tuple(drops)
-        )
-
-    def replace(self, **changes: Any) -> Schedule:
-        """Return a copy with these fields changed; raise InputError for a bad one."""
-        return dataclasses.replace(self, **changes)
+        return self.replace(iterations=max(1, round(self.iterations * factor)), drops=tuple(drops))
 
     def describe(self) -> dict[str, Any]:
         """Return every field as JSON values; ``from_description`` reads them."""
@@ -93,7 +83,7 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class EncoderConfiguration:
+class EncoderConfiguration(Settings):
     """All settings that determine an encoder, apart from generator, data and machine.
 
     Args:
@@ -151,14 +141,14 @@ class EncoderConfiguration:
         self._one_of("latent_loss", LATENT_LOSSES)
         if not isinstance(self.image_loss, str) or not self.image_loss:
             raise InputError(f"image_loss must be a loss's name or 'auto', got {self.image_loss!r}")
-        self._set("width", whole_number("width", self.width, at_least=1))
+        self._count("width", 1)
         # Batch norm needs statistics over several images.
-        self._set("batch_size", whole_number("batch_size", self.batch_size, at_least=2))
-        self._set("seed", whole_number("seed", self.seed, at_least=0, at_most=2**63 - 1))
-        self._number("image_weight", math.inf)
-        self._number("gradient_penalty", math.inf)
-        self._number("real_share", 1.0)
-        self._number("beta1", math.nextafter(1.0, 0.0))
+        self._count("batch_size", 2)
+        self._count("seed", 0, 2**63 - 1)
+        self._number("image_weight", at_least=0)
+        self._number("gradient_penalty", at_least=0)
+        self._number("real_share", at_least=0, at_most=1)
+        self._number("beta1", at_least=0, below=1)
         self._check_layers()
 
     def _check_layers(self) -> None:
@@ -193,10 +183,6 @@ class EncoderConfiguration:
         """The total number of iterations over all phases."""
         return sum(schedule.iterations for schedule in self.schedules)
 
-    def replace(self, **changes: Any) -> EncoderConfiguration:
-        """Return a copy with these fields changed; raise InputError for a bad one."""
-        return dataclasses.replace(self, **changes)
-
     def with_iterations(self, iterations: int) -> EncoderConfiguration:
         """Return a copy with about this many iterations.
 
@@ -209,8 +195,7 @@ class EncoderConfiguration:
         """
         count = whole_number("iterations", iterations, at_least=1)
         if self.method != "layers":
-            schedule = dataclasses.replace(self.schedule, iterations=count)
-            return self.replace(schedule=schedule)
+            return self.replace(schedule=self.schedule.replace(iterations=count))
         factor = count / self.iterations
         assert self.fine_tuning is not None
         return self.replace(
@@ -220,32 +205,17 @@ class EncoderConfiguration:
 
     def describe(self) -> dict[str, Any]:
         """Return every field as JSON values; ``from_description`` reads them."""
-        return {item.name: _plain(getattr(self, item.name)) for item in dataclasses.fields(self)}
+        return {name: _plain(getattr(self, name)) for name in self._names()}
 
     @classmethod
-    def from_description(cls, described: Mapping[str, Any]) -> EncoderConfiguration:
-        """Return the configuration for the output of ``describe()``.
-
-        Raises:
-            InputError: a field is missing, unknown or has a wrong value.
-        """
-        fields = {item.name for item in dataclasses.fields(cls)}
-        given = set(described) if isinstance(described, Mapping) else set()
-        if given != fields:
-            name = min(given ^ fields)
-            raise InputError(
-                f"a configuration {'has no field' if name in given else 'needs the field'} {name!r}"
-            )
+    def _read(cls, described: Mapping[str, Any]) -> dict[str, Any]:
         read = Schedule.from_description
         values = dict(described)
-        try:
-            values["schedule"] = read(described["schedule"])
-            values["layer_schedules"] = tuple(map(read, described["layer_schedules"]))
-            if described["fine_tuning"] is not None:
-                values["fine_tuning"] = read(described["fine_tuning"])
-            return cls(**values)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"not a configuration: {error}") from None
+        values["schedule"] = read(described["schedule"])
+        values["layer_schedules"] = tuple(map(read, described["layer_schedules"]))
+        if described["fine_tuning"] is not None:
+            values["fine_tuning"] = read(described["fine_tuning"])
+        return values
 
     def difference(
         self, other: EncoderConfiguration, *, ignore: tuple[str, ...] = ()
@@ -255,52 +225,29 @@ class EncoderConfiguration:
         Fields that the method does not use are ignored. If a method has one phase and only its
         length differs, the name is "iterations".
         """
-        unused: tuple[str, ...] = ("layers", "layer_schedules", "fine_tuning")
-        if self.method == "layers":
-            unused = ("schedule",)
-        for name in (item.name for item in dataclasses.fields(self)):
-            if name in ignore or name in unused or name == "schedule":
-                continue
-            if getattr(self, name) != getattr(other, name):
-                return name
-        if self.method == "layers":
-            return None
-        mine = dataclasses.replace(self.schedule, iterations=other.schedule.iterations)
+        unused: tuple[str, ...] = ("schedule",)
+        if self.method != "layers":
+            unused = ("schedule", "layers", "layer_schedules", "fine_tuning")
+        field = super().difference(other, ignore=(*ignore, *unused))
+        if field is not None or self.method == "layers":
+            return field
+        mine = self.schedule.replace(iterations=other.schedule.iterations)
         if mine != other.schedule:
             return "schedule"
         if "iterations" not in ignore and self.schedule != other.schedule:
             return "iterations"
         return None
 
-    def _set(self, name: str, value: Any) -> None:
-        object.__setattr__(self, name, value)
-
     def _one_of(self, name: str, known: tuple[str, ...]) -> None:
         value = getattr(self, name)
         if value not in known:
             raise InputError(f"{name} must be one of {', '.join(known)}; got {value!r}")
-
-    def _number(self, name: str, most: float) -> None:
-        value = getattr(self, name)
-        number = _finite(value)
-        if not 0 <= number <= most:
-            upper = "" if most == math.inf else f" and {'<' if name == 'beta1' else '<='} 1"
-            raise InputError(f"{name} must be a number >= 0{upper}, got {value!r}")
-        self._set(name, number)
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Schedule):
         return value.describe()
     return [_plain(one) for one in value] if isinstance(value, tuple) else value
-
-
-def _finite(value: Any) -> float:
-    """Return a number as a float, anything else as NaN."""
-    if not isinstance(value, SupportsFloat) or isinstance(value, bool | str):
-        return math.nan
-    number = float(value)
-    return number if math.isfinite(number) else math.nan
 
 
 def get_encoder_configuration(name: str, method: str | None = None) -> EncoderConfiguration:

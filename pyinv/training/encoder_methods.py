@@ -23,11 +23,9 @@ To add a method, write a function (Setting) -> list of ``Phase``, and call it in
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -37,22 +35,18 @@ from torch.nn import functional
 
 from pyinv.errors import InputError
 from pyinv.models.encoders import make_encoder
-from pyinv.training.draws import Purpose, draw_latents, random
+from pyinv.training.adversaries import descend
+from pyinv.training.draws import Purpose, draw_batch, draw_latents, random
 from pyinv.training.encoder_configurations import EncoderConfiguration, Schedule
 from pyinv.training.frozen import FrozenGenerator
 
 __all__ = [
-    "STATISTICS_BATCHES",
     "Phase",
     "Setting",
     "check_method",
     "latent_distance",
     "make_phases",
-    "with_statistics",
 ]
-
-# Number of batches from which the exported encoder's batch-norm statistics are computed.
-STATISTICS_BATCHES = 32
 
 # The methods that use each of the settings that are not common to all.
 _METHODS_OF = {
@@ -82,7 +76,6 @@ class Setting:
     generator: FrozenGenerator
     device: torch.device
     pixels: NDArray[np.uint8] | None = None
-    _order: tuple[int, NDArray[np.int64]] | None = None
 
     def latents(
         self, number: int, purpose: Purpose = Purpose.LATENTS, count: int | None = None
@@ -94,16 +87,10 @@ class Setting:
         return draw_latents(generator.prior, size, generator.latent_size, source).to(self.device)
 
     def real(self, number: int, count: int) -> Tensor:
-        """Return an iteration's real images in the value range, [count, C, H, W].
-
-        Each image is seen once per epoch, in a different order; a last partial batch is dropped.
-        """
+        """Return an iteration's real images in the value range, [count, C, H, W]."""
         assert self.pixels is not None
-        epoch, batch = divmod(number, len(self.pixels) // count)
-        if self._order is None or self._order[0] != epoch:
-            source = random(self.configuration.seed, Purpose.ORDER, epoch)
-            self._order = (epoch, torch.randperm(len(self.pixels), generator=source).numpy())
-        chosen = self.pixels[self._order[1][batch * count : (batch + 1) * count]]
+        rows = draw_batch(self.configuration.seed, number, count, len(self.pixels))
+        chosen = self.pixels[rows]
         low, high = self.generator.value_range
         return torch.from_numpy(chosen).to(self.device).float() * ((high - low) / 255) + low
 
@@ -195,10 +182,7 @@ class Phase(ABC):
 
     def update(self, name: str, loss: Tensor) -> None:
         """Make one step of the named solver down the gradient of ``loss``."""
-        solver = self.solvers[name]
-        solver.zero_grad()
-        loss.backward()
-        solver.step()
+        descend(self.solvers[name], loss)
 
 
 class _EncoderPhase(Phase):
@@ -383,21 +367,3 @@ def image_loss(configuration: EncoderConfiguration, generator: FrozenGenerator) 
     if name == "auto":
         return "bce" if "bce" in generator.losses else "mse"
     return name
-
-
-def with_statistics(network: nn.Module, batches: Iterable[Any]) -> nn.Module:
-    """Return a copy in eval mode whose batch norm has the mean statistics of these batches.
-
-    The running statistics from training lag behind the weights.
-    """
-    measured = copy.deepcopy(network)
-    norms = [m for m in measured.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # every batch counts the same
-    measured.train()
-    if norms:
-        with torch.no_grad():
-            for batch in batches:
-                measured(batch)
-    return measured.eval()

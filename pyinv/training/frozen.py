@@ -25,7 +25,7 @@ from pyinv.models import get_model
 from pyinv.priors import Prior, Uniform
 from pyinv.training.configurations import GanConfiguration
 from pyinv.training.draws import draw_latents
-from pyinv.validation import whole_number
+from pyinv.validation import shape_text, whole_number
 
 __all__ = ["FrozenGenerator", "open_generator"]
 
@@ -226,8 +226,8 @@ class FrozenGenerator:
         except Exception as error:
             reason = " ".join(str(error).split())
             raise InputError(
-                f"{self.name} does not take latents [B, {_text(self.latent_shape)}]: {reason}; "
-                "give the latent_shape it has (--latent-shape)"
+                f"{self.name} does not take latents [B, {shape_text(self.latent_shape)}]: "
+                f"{reason}; give the latent_shape it has (--latent-shape)"
             ) from None
         if not isinstance(images, Tensor) or images.ndim != 4:
             got = list(images.shape) if isinstance(images, Tensor) else type(images).__name__
@@ -361,13 +361,25 @@ def _open_bundle(bundle: Bundle, device: torch.device, threads: int | None) -> F
             f"{bundle.path}: has batch statistics, and its images depend on one another; give the "
             "bundle with running statistics (batch_norm='eval')"
         )
+    return _of_bundle(bundle, device, threads)
+
+
+def _of_bundle(
+    bundle: Bundle,
+    device: torch.device,
+    threads: int | None,
+    module: nn.Module | None = None,
+    values: Mapping[str, LossFunction] | None = None,
+) -> FrozenGenerator:
+    """Return a bundle's generator, with PyTorch's module and losses if they are known."""
+    manifest = bundle.manifest
     return FrozenGenerator(
         manifest.name or bundle.path.name,
         manifest.latent_shape,
         manifest.value_range,
         manifest.prior,
-        module=None,
-        values={},
+        module=module,
+        values=values or {},
         bundle=bundle,
         inverter=Inverter(bundle, device=str(device), threads=threads),
         sha256=_digest_of_bundle(bundle),
@@ -409,17 +421,8 @@ def _open_training(path: Path, device: torch.device, threads: int | None) -> Fro
         )
     manifest = bundle.manifest
     torch_losses = [name for name in manifest.losses if name in ("mse", "l1", "bce")]
-    return FrozenGenerator(
-        manifest.name,
-        manifest.latent_shape,
-        manifest.value_range,
-        manifest.prior,
-        module=_frozen(module, device),
-        values=_values(torch_losses, manifest.value_range),
-        bundle=bundle,
-        inverter=Inverter(bundle, device=str(device), threads=threads),
-        sha256=_digest_of_bundle(bundle),
-    )
+    values = _values(torch_losses, manifest.value_range)
+    return _of_bundle(bundle, device, threads, _frozen(module, device), values)
 
 
 def _frozen(module: nn.Module, device: torch.device) -> nn.Module:
@@ -457,7 +460,3 @@ def _digest_of_weights(module: nn.Module) -> str:
 def _numpy(tensor: Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
     found: np.ndarray[Any, np.dtype[np.float32]] = tensor.detach().cpu().numpy()
     return found
-
-
-def _text(shape: Sequence[int]) -> str:
-    return ", ".join(map(str, shape))

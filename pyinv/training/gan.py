@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import warnings
 from collections.abc import Callable
@@ -14,11 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyinv.atomic_files import write_whole
 from pyinv.cores import usable_cores
 from pyinv.errors import DependencyError, DeviceError, InputError
+from pyinv.progress import Progress, check_progress
 from pyinv.training.configurations import GanConfiguration
-from pyinv.training.progress import Progress, check_progress
 from pyinv.validation import as_numpy, shape_text, whole_number
 
 try:
@@ -27,9 +25,9 @@ except ImportError:
     raise DependencyError("training needs PyTorch: pip install 'pyinv[export]'") from None
 
 from pyinv.training.adversaries import Adversaries
-from pyinv.training.checkpoint import read_checkpoint
+from pyinv.training.checkpoint import write_weights
 from pyinv.training.folder import TrainingData, TrainingFolder
-from pyinv.training.loop import iterate, resume, torch_settings
+from pyinv.training.loop import run_training, torch_settings
 
 __all__ = ["TrainedGan", "check_device", "check_pixels", "check_threads", "train_gan"]
 
@@ -132,29 +130,14 @@ def train_gan(
         torch_settings(count),
     ):
         trained = TrainedGan(opened.path, configuration, opened.bundles, opened.weights)
-        if not opened.missing():
-            there = " and ".join(path.name for path in opened.bundles.values())
-            verb = "is" if len(opened.bundles) == 1 else "are"
-            say(
-                f"{opened.path}: all {configuration.iterations} iterations were done before; "
-                f"{there} {verb} there already"
-            )
-            return trained
-        state = read_checkpoint(opened.checkpoint)
-        if state is None:
-            opened.refuse_lost_checkpoint()
-            if opened.lost_its_start:
-                say("no checkpoint was written before the last run ended; starting over")
-        adversaries = Adversaries(configuration, pixels, where)
-        if state is not None:
-            resume(adversaries, state, opened)
-        opened.write_configuration()
-        if adversaries.iteration:
-            say(f"continuing after iteration {adversaries.iteration} of {configuration.iterations}")
-            # A crash may have happened between writing the checkpoint and the losses.
-            opened.write_losses(adversaries.losses)
-        iterate(adversaries, opened, progress, say, checkpoint_seconds)
-        _export(adversaries, opened, say)
+        run_training(
+            opened,
+            lambda: Adversaries(configuration, pixels, where),
+            lambda adversaries: _export(adversaries, opened, say),
+            progress=progress,
+            say=say,
+            checkpoint_seconds=checkpoint_seconds,
+        )
     return trained
 
 
@@ -164,9 +147,7 @@ def _export(adversaries: Adversaries, folder: TrainingFolder, say: Callable[[str
     configuration = folder.configuration
     sampler = adversaries.sampler().cpu()
     sampler.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    content = io.BytesIO()
-    torch.save(sampler.state_dict(), content)
-    write_whole(folder.weights, content.getbuffer())
+    write_weights(folder.weights, sampler)
     for mode in folder.missing():
         say(f"exporting {folder.bundles[mode]}")
         with warnings.catch_warnings():

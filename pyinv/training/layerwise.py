@@ -83,11 +83,12 @@ def layer_phases(setting: Setting) -> list[Phase]:
     configuration = with_layers(setting.configuration, generator)
     layers = split(_module(generator), configuration.layers).to(setting.device)
     problem = _Problem(setting, layers, _encoders(setting, layers))
-    kinds = [_Layer] * len(layers.layers) + [_Tail, _Whole]
+    parts = [partial(_Layer, number=i + 1) for i in range(len(layers.layers))]
+    kinds: list[Callable[..., Phase]] = [*parts, _Tail, _Whole]
     phases: list[Phase] = []
     first = 0
-    for number, (kind, schedule) in enumerate(zip(kinds, configuration.schedules, strict=True)):
-        phases.append(kind(problem, schedule, first=first, number=number + 1))
+    for kind, schedule in zip(kinds, configuration.schedules, strict=True):
+        phases.append(kind(problem, schedule, first=first))
         first += schedule.iterations
     return phases
 
@@ -182,11 +183,18 @@ class _Problem:
         return LayeredEncoder(layers, tail)
 
 
-class _Layer(Phase):
-    """The phase that trains e_i."""
+class _Part(Phase):
+    """A phase that trains one of the encoders."""
 
-    def __init__(self, problem: _Problem, schedule: Schedule, *, first: int, number: int) -> None:
-        name = f"e{number}"
+    def __init__(
+        self,
+        problem: _Problem,
+        schedule: Schedule,
+        *,
+        name: str,
+        first: int,
+        losses: tuple[str, ...],
+    ) -> None:
         network = problem.encoders[name]
         super().__init__(
             name,
@@ -195,9 +203,20 @@ class _Layer(Phase):
             first=first,
             networks={name: network},
             solvers={name: problem.setting.adam(network.parameters())},
-            losses=("inverted", "regenerated"),
+            losses=losses,
         )
         self._problem = problem
+
+    def encoder(self) -> None:
+        return None
+
+
+class _Layer(_Part):
+    """The phase that trains e_i."""
+
+    def __init__(self, problem: _Problem, schedule: Schedule, *, first: int, number: int) -> None:
+        losses = ("inverted", "regenerated")
+        super().__init__(problem, schedule, name=f"e{number}", first=first, losses=losses)
         self._number = number
 
     def step(self, iteration: int) -> dict[str, float]:
@@ -212,26 +231,12 @@ class _Layer(Phase):
         self.update(self.name, inverted + REGENERATED_WEIGHT * regenerated)
         return {"inverted": inverted.item(), "regenerated": regenerated.item()}
 
-    def encoder(self) -> None:
-        return None
 
-
-class _Tail(Phase):
+class _Tail(_Part):
     """The phase that trains e_F."""
 
-    def __init__(self, problem: _Problem, schedule: Schedule, *, first: int, number: int) -> None:
-        del number
-        network = problem.encoders["eF"]
-        super().__init__(
-            "eF",
-            problem.setting,
-            schedule,
-            first=first,
-            networks={"eF": network},
-            solvers={"eF": problem.setting.adam(network.parameters())},
-            losses=("activation",),
-        )
-        self._problem = problem
+    def __init__(self, problem: _Problem, schedule: Schedule, *, first: int) -> None:
+        super().__init__(problem, schedule, name="eF", first=first, losses=("activation",))
 
     def step(self, iteration: int) -> dict[str, float]:
         layers = self._problem.layers
@@ -242,15 +247,11 @@ class _Tail(Phase):
         self.update("eF", loss)
         return {"activation": loss.item()}
 
-    def encoder(self) -> None:
-        return None
-
 
 class _Whole(Phase):
     """The phase that fine-tunes E."""
 
-    def __init__(self, problem: _Problem, schedule: Schedule, *, first: int, number: int) -> None:
-        del number
+    def __init__(self, problem: _Problem, schedule: Schedule, *, first: int) -> None:
         self._encoder = problem.whole()
         free = [
             parameter

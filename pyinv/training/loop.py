@@ -7,19 +7,20 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from pyinv.errors import InputError, OutputError, RunError
-from pyinv.training.checkpoint import is_out_of_memory, write_checkpoint
+from pyinv.progress import Progress
+from pyinv.training.checkpoint import is_out_of_memory, read_checkpoint, write_checkpoint
 from pyinv.training.folder import TrainingFolder
 from pyinv.training.interrupt import Interrupt
-from pyinv.training.progress import Progress, beside_bar, iteration_reporter
+from pyinv.training.progress import beside_bar, iteration_reporter
 
-__all__ = ["Training", "grid_due", "iterate", "resume", "torch_settings"]
+__all__ = ["Training", "grid_due", "run_training", "torch_settings"]
 
 GRIDS = 10
 
@@ -64,27 +65,70 @@ class Training(Protocol):
         """Load the output of ``state``."""
 
 
-def iterate(
+TrainingT = TypeVar("TrainingT", bound=Training)
+
+
+def run_training(
+    folder: TrainingFolder,
+    start: Callable[[], TrainingT],
+    export: Callable[[TrainingT], None],
+    *,
+    progress: bool | Progress | None,
+    say: Callable[[str], None],
+    checkpoint_seconds: float,
+) -> None:
+    """Run a training in its folder, or resume the one there, and export the result.
+
+    Does nothing if the folder holds the finished training.
+
+    Args:
+        folder: the folder, entered.
+        start: returns the training before its first iteration.
+        export: writes the trained networks.
+        progress: as for ``iteration_reporter``.
+        say: called with a line of text for each event other than an iteration.
+        checkpoint_seconds: time between checkpoints.
+
+    Raises:
+        InputError: the checkpoint is missing, damaged, or has more iterations than requested.
+        OutputError: the folder cannot be written to. The last checkpoint is unchanged.
+        RunError: a loss or weight became NaN or infinite. The last checkpoint is unchanged.
+        KeyboardInterrupt: Ctrl-C, after the current iteration and a checkpoint.
+    """
+    iterations = folder.configuration.iterations
+    if not folder.missing():
+        there = " and ".join(path.name for path in folder.bundles.values())
+        verb = "is" if len(folder.bundles) == 1 else "are"
+        say(
+            f"{folder.path}: all {iterations} iterations were done before; "
+            f"{there} {verb} there already"
+        )
+        return
+    state = read_checkpoint(folder.checkpoint)
+    if state is None:
+        folder.refuse_lost_checkpoint()
+        if folder.lost_its_start:
+            say("no checkpoint was written before the last run ended; starting over")
+    training = start()
+    if state is not None:
+        _resume(training, state, folder)
+    folder.write_configuration()
+    if training.iteration:
+        say(f"continuing after iteration {training.iteration} of {iterations}")
+        # A crash may have happened between writing the checkpoint and the losses.
+        folder.write_losses(training.losses)
+    _iterate(training, folder, progress, say, checkpoint_seconds)
+    export(training)
+
+
+def _iterate(
     training: Training,
     folder: TrainingFolder,
     progress: bool | Progress | None,
     say: Callable[[str], None],
     checkpoint_seconds: float,
 ) -> None:
-    """Run the remaining iterations, writing sample grids, checkpoints and reports.
-
-    Args:
-        training: the training.
-        folder: the folder to write to.
-        progress: as for ``iteration_reporter``.
-        say: called with a line of text for each event other than an iteration.
-        checkpoint_seconds: time between checkpoints.
-
-    Raises:
-        OutputError: the folder cannot be written to. The last checkpoint is unchanged.
-        RunError: a loss or weight became NaN or infinite. The last checkpoint is unchanged.
-        KeyboardInterrupt: Ctrl-C, after the current iteration and a checkpoint.
-    """
+    """Run the remaining iterations, writing sample grids, checkpoints and reports."""
     iterations = folder.configuration.iterations
     began = saved = training.iteration
     started = saved_at = time.monotonic()
@@ -183,7 +227,7 @@ def _diverged(training: Training, checkpoint: Path) -> RunError:
     )
 
 
-def resume(training: Training, state: dict[str, Any], folder: TrainingFolder) -> None:
+def _resume(training: Training, state: dict[str, Any], folder: TrainingFolder) -> None:
     """Load a checkpoint, or raise InputError with the reason."""
     path = folder.checkpoint
     with _damage_named(path):

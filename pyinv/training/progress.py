@@ -3,30 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from importlib.util import find_spec
 from typing import Any
 
-from pyinv.errors import DependencyError, InputError
+from pyinv.progress import Progress
 
-__all__ = ["Progress", "beside_bar", "check_progress", "iteration_reporter"]
-
-Progress = Callable[[dict[str, Any]], None]
-
-
-def check_progress(progress: bool | Progress | None) -> None:
-    """Validate the argument ``progress`` of ``iteration_reporter``.
-
-    Raises:
-        InputError: not None, a bool or a function.
-        DependencyError: ``progress`` is True and tqdm is not installed.
-    """
-    if progress is True:
-        if find_spec("tqdm") is None:
-            raise DependencyError("progress=True needs tqdm: pip install tqdm")
-    elif progress is not None and progress is not False and not callable(progress):
-        raise InputError(f"progress must be None, True or a function, got {progress!r}")
+__all__ = ["beside_bar", "iteration_reporter"]
 
 
 @contextmanager
@@ -41,11 +24,8 @@ def iteration_reporter(
         done: number of iterations of earlier runs.
         iterations: total number of iterations.
     """
-    if progress is None or progress is False:
-        yield None
-        return
     if progress is not True:
-        yield progress
+        yield progress or None
         return
     from tqdm import tqdm
 

@@ -1,4 +1,4 @@
-"""Options for the runtime, device and threads of a command."""
+"""Options that several commands have."""
 
 from __future__ import annotations
 
@@ -8,11 +8,29 @@ from typing import Any
 from pyinv.batching import DEFAULT_BATCH_SIZE
 from pyinv.bundle import RUNTIMES
 
-__all__ = ["add_machine_options", "machine_options"]
+__all__ = ["add_machine_options", "add_threads", "machine_options", "real", "whole"]
+
+# What takes arguments: a parser, or a group of its arguments.
+Arguments = argparse._ActionsContainer
+
+
+def whole(arguments: Arguments, name: str, help: str, **settings: Any) -> None:
+    """Add an option that is a whole number."""
+    arguments.add_argument(name, type=int, metavar="N", help=help, **settings)
+
+
+def real(arguments: Arguments, name: str, help: str) -> None:
+    """Add an option that is a real number."""
+    arguments.add_argument(name, type=float, metavar="X", help=help)
+
+
+def add_threads(arguments: Arguments) -> None:
+    """Add ``--threads``."""
+    whole(arguments, "--threads", "CPU threads [all cores]")
 
 
 def add_machine_options(parser: argparse.ArgumentParser, *, batch_size: bool = False) -> None:
-    """Add the options to a command, optionally with ``--batch-size``."""
+    """Add runtime, device and threads to a command, optionally with ``--batch-size``."""
     machine = parser.add_argument_group("machine")
     machine.add_argument(
         "--runtime",
@@ -26,7 +44,7 @@ def add_machine_options(parser: argparse.ArgumentParser, *, batch_size: bool = F
     machine.add_argument(
         "--tf32", action="store_true", help="let a GPU use TF32: faster, relative errors near 1e-3"
     )
-    machine.add_argument("--threads", type=int, metavar="N", help="CPU threads [all cores]")
+    add_threads(machine)
     if batch_size:
         machine.add_argument(
             "--batch-size",

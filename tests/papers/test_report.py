@@ -428,7 +428,7 @@ def test_a_share_is_shaded_by_our_number(report):
 
 def test_a_small_number_is_checked_as_closely(report):
     report.add_run("small", "small", arrays={"errors": [1e-5, 3e-5]})
-    numbers, _ = table(report, [report.compute("mean", values=ref("small", "errors"))])
+    numbers, _ = table(report, [report.compute("mean", values=Ref("small", "errors"))])
     (shown,) = numbers["content"][0]["rows"][0]["cells"]
     shown["value"] *= 1.001
     with pytest.raises(InputError, match=r"states 2\.002e-05, but its arrays give 2e-05"):

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from pyinv.errors import ExportError
 from pyinv.priors import Normal, Prior, Uniform
 
+from .capture.portable import portable
 from .capture.trace import Shapes
 from .derivatives.losses import Loss
 from .diagnostics import first_line, quiet
@@ -114,7 +115,8 @@ class Reference:
     def image(self, inputs: dict[str, Tensor]) -> Tensor:
         latent = inputs["latent"].reshape(-1, *self.shapes.latent)
         condition = [inputs["condition"]] if "condition" in inputs else []
-        result: Tensor = self.generator(latent, *condition)
+        with portable():
+            result: Tensor = self.generator(latent, *condition)
         return result
 
     def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -199,7 +201,7 @@ class EncoderReference:
 
     def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the latents [B, d] of images [B, C, H, W]."""
-        with torch.no_grad():
+        with torch.no_grad(), portable():
             return {"latent": self.encoder(*inputs.values()).flatten(1)}
 
     def double(self) -> EncoderReference:
@@ -332,14 +334,10 @@ def _agreement(
         inputs = reference.draw(batch, seed=1000 * batch + draw)
         try:
             right = expected(reference, inputs)
-        except ValueError as error:
+        except Exception as error:
             # Batch statistics are undefined for a single value.
             if batch == 1 and "more than 1 value per channel" in str(error):
                 return 0.0
-            raise ExportError(
-                f"{what} fails in PyTorch at batch {batch}: {first_line(error)}"
-            ) from error
-        except RuntimeError as error:
             raise ExportError(
                 f"{what} fails in PyTorch at batch {batch}: {first_line(error)}"
             ) from error

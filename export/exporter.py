@@ -17,7 +17,7 @@ from pyinv.bundle import BATCH_NORM_MODES, MAX_SOLVED, RUNTIMES, FileRecord, Fun
 from pyinv.errors import BundleError, ExportError
 from pyinv.priors import Normal, Prior, Uniform
 
-from .capture.trace import Shapes, prepare, trace_generator
+from .capture.trace import Shapes, TracedGenerator, prepare, trace_generator
 from .check import Reference
 from .derivatives.losses import GivenLosses, Loss, resolve_losses, try_losses
 from .diagnostics import warn_caller
@@ -151,6 +151,7 @@ def export(
 
     say("tracing the generator")
     traced = trace_generator(prepared, shapes, batch_norm=batch_norm)
+    _warn(traced, (low, high))
     if losses is None and traced.output_activation.fits((low, high)):
         resolved += resolve_losses("whitened", value_range=(low, high))
     _check_output_activation(traced.output_activation, (low, high), resolved)
@@ -161,7 +162,7 @@ def export(
             functions = write_functions(staging, traced, reference, resolved, solved, chosen, say)
         except ExportError as error:
             if normal_equations or not solved:
-                raise
+                raise _with_cause(error, traced) from error
             # The other functions may still export; if not, this call raises the error.
             for file in staging.iterdir():
                 file.unlink()
@@ -173,6 +174,36 @@ def export(
         manifest = replace(manifest, bounded=bounded, name=name or _name(generator), origin=origin)
         manifest.write(staging)
     return target
+
+
+def _warn(traced: TracedGenerator, value_range: tuple[float, float]) -> None:
+    """Warn about a generator that probably means something else than it says."""
+    activation = traced.output_activation
+    low, high = value_range
+    if activation.value_range is not None and not activation.fits(value_range):
+        warn_caller(
+            f"the generator ends in {activation.describe()}, and value_range is ({low:g}, {high:g})"
+            ": is that the right range?"
+        )
+    if traced.reduced:
+        warn_caller(
+            "the generator asks for float16 or bfloat16; the bundle computes in float32 throughout"
+        )
+
+
+def _with_cause(error: ExportError, traced: TracedGenerator) -> ExportError:
+    """Add to an error what is known of the generator's code."""
+    text = str(error)
+    for name, line in traced.lines.items():
+        if f"uses {name}," in text:
+            return ExportError(text.replace(f"uses {name},", f"uses {name} (at {line}),"))
+    if traced.functions and "gradient is off" in text:
+        names = ", ".join(traced.functions)
+        return ExportError(
+            f"{text}; the backward of {names} may not be the derivative of its forward: write a "
+            "gradient of your own as y = x + (f(x) - x).detach()"
+        )
+    return error
 
 
 def _wants_normal_equations(

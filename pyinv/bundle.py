@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -469,7 +469,7 @@ class Bundle:
     """A verified bundle on disk.
 
     Args:
-        path: the bundle's directory.
+        path: the bundle's directory, absolute.
         manifest: the bundle's manifest.
     """
 
@@ -491,7 +491,8 @@ class Bundle:
         """
         bundle = cls(Path(path), Manifest.read(path))
         bundle._check_files(contents=verify)
-        return bundle
+        # Files are opened later, perhaps from another working directory.
+        return replace(bundle, path=bundle.path.absolute())
 
     def file(self, function: Function) -> Path:
         """Return the path of a function's graph."""

@@ -17,7 +17,7 @@ from pyinv.bundle import BATCH_NORM_MODES, MAX_SOLVED, RUNTIMES, FileRecord, Fun
 from pyinv.errors import BundleError, ExportError
 from pyinv.priors import Normal, Prior, Uniform
 
-from .capture.trace import Shapes, TracedGenerator, prepare, trace_generator
+from .capture.trace import Shapes, TracedGenerator, prepare, trace_generator, uncompiled
 from .check import Reference
 from .derivatives.losses import GivenLosses, Loss, resolve_losses, try_losses
 from .diagnostics import warn_caller
@@ -117,6 +117,7 @@ def export(
         >>> export(netG, "faces.bundle", latent_shape=(100, 1, 1), prior=Normal())
     """
     say = progress or (lambda line: None)
+    generator = uncompiled(generator)
     latent_sizes = _shape("latent_shape", latent_shape)
     condition_sizes = (
         None if condition_shape is None else _shape("condition_shape", condition_shape)

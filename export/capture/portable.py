@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch._dynamo
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
@@ -68,11 +70,20 @@ class Portable(TorchFunctionMode):
 
 @contextmanager
 def portable(mode: Portable | None = None) -> Iterator[None]:
-    """Run user code as it is exported, without compiling functions under ``torch.compile``."""
+    """Run user code as it is exported.
+
+    Functions under ``torch.compile`` are not compiled. Attention is computed with basic operators:
+    its fused kernels have no ONNX operator and no second derivative.
+    """
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.compiler.set_stance("force_eager"), mode or Portable():
+        with (
+            torch.compiler.set_stance("force_eager"),
+            torch._dynamo.config.patch(error_on_nested_fx_trace=False),
+            sdpa_kernel(SDPBackend.MATH),
+            mode or Portable(),
+        ):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)

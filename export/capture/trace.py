@@ -27,7 +27,6 @@ from torch.fx.experimental.symbolic_shapes import (
     ShapeEnv,
     StatelessSymbolicContext,
 )
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import resolve_name
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
@@ -59,6 +58,7 @@ __all__ = [
     "trace_encoder",
     "trace_features",
     "trace_generator",
+    "uncompiled",
 ]
 
 # Frames below these folders are not the user's code.
@@ -101,6 +101,11 @@ class TracedGenerator:
     reduced: bool = False
 
 
+def uncompiled(module: Any) -> Any:
+    """Return the module behind ``torch.compile(module)``."""
+    return getattr(module, "_orig_mod", module)
+
+
 def prepare(generator: nn.Module, *, batch_norm: str, what: str = "generator") -> nn.Module:
     """Copy a generator to float32 on the CPU, in the mode it is exported in.
 
@@ -108,8 +113,7 @@ def prepare(generator: nn.Module, *, batch_norm: str, what: str = "generator") -
     each batch and track no running statistics. The generator itself is not changed. ``what`` names
     it in error messages.
     """
-    # The module under torch.compile(module).
-    generator = getattr(generator, "_orig_mod", generator)
+    generator = uncompiled(generator)
     if isinstance(generator, torch.jit.ScriptModule):
         generator = Scripted(generator)
     if not isinstance(generator, nn.Module):
@@ -137,6 +141,9 @@ def prepare(generator: nn.Module, *, batch_norm: str, what: str = "generator") -
     except Exception as error:
         raise ExportError(f"{what} cannot be copied: {first_line(error)}") from error
     copied = copied.cpu().float().eval().requires_grad_(False)
+    for module in list(copied.modules()):
+        for name, child in list(module.named_children()):
+            setattr(module, name, uncompiled(child))
     if batch_norm == "batch":
         for module in copied.modules():
             if isinstance(module, Scripted):
@@ -184,6 +191,8 @@ class _Watch(Portable):
             if whole is not None:
                 return whole
         if isinstance(func, torch._ops.OpOverload) and "upsample" in str(func):
+            if func._overloadname == "vec":
+                func, args = _with_sizes(func, *args)
             with no_python_dispatcher():
                 return func(*args, **kwargs)
         return func(*args, **kwargs)
@@ -230,7 +239,7 @@ class _NetworkWatch(_Watch):
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         leaves = tree_leaves((args, kwargs))
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        traced = any(isinstance(leaf, FakeTensor | torch.SymInt) for leaf in leaves)
+        traced = any(map(_is_traced, leaves))
         if tensors and not traced:
             constant = self._computed(func, args, kwargs, tensors)
             if constant is not None:
@@ -255,7 +264,7 @@ class _NetworkWatch(_Watch):
             state = torch.get_rng_state()
             result = func(*args, **kwargs)
             if not torch.equal(torch.get_rng_state(), state):
-                raise ExportError(_random(self.what, self.called or str(func)))
+                raise ExportError(_random(self.what, resolve_name(func) or str(func)))
         largest = max(_LARGEST_MADE_CONSTANT, *(tensor.numel() for tensor in given))
         made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         return result if all(tensor.numel() <= largest for tensor in made) else None
@@ -269,6 +278,13 @@ class _NetworkWatch(_Watch):
                 f"{self.what} changes one of its own tensors in forward ({name}), from values that "
                 "depend on the latent: work on a copy, such as tensor.clone()"
             )
+
+
+def _is_traced(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        # Fake tensors are computed from tensors on the meta device.
+        return isinstance(value, FakeTensor) or value.is_meta
+    return isinstance(value, torch.SymInt)
 
 
 def _detached(result: Any) -> Any:
@@ -321,6 +337,15 @@ def _interpolate(
     with no_python_dispatcher():
         result: Tensor = operators[mode](x, [int(edge) for edge in pair], *corners, *scales)
     return result
+
+
+def _with_sizes(func: Any, x: Tensor, size: Any, *rest: Any) -> tuple[Any, tuple[Any, ...]]:
+    """An interpolation by scales as the operator that takes sizes, for any batch size."""
+    *settings, scales = rest
+    if size is None:
+        size = [math.floor(int(x.shape[2 + i]) * scale) for i, scale in enumerate(scales)]
+    operator = getattr(torch.ops.aten, func._schema.name.removeprefix("aten::")).default
+    return operator, (x, size, *settings, *(scales or [None] * len(size)))
 
 
 @contextmanager
@@ -412,8 +437,6 @@ def _trace_network(
             mode,
             enable_python_dispatcher(),
             torch.enable_grad(),
-            # Fused attention kernels have no ONNX operator and no gradient of the gradient.
-            sdpa_kernel(SDPBackend.MATH),
             portable(watch),
         ):
             module = make_fx(forward, record_stack_traces=True)(*fakes)
@@ -537,16 +560,18 @@ def trace_decomposed(
         describe: returns the name of the traced function for error messages.
         keep_detach: keep ``detach``, for graphs that will be differentiated.
     """
+    decompositions = decomposition_table()
+    if keep_detach:
+        del decompositions[torch.ops.aten.detach.default]
     with _explained(describe):
         mode, fakes = _fakes(inputs)
         with (
             mode,
             enable_python_dispatcher(),
             torch.no_grad(),
-            sdpa_kernel(SDPBackend.MATH),
             portable(_Watch()),
         ):
-            module = make_fx(function, decomposition_table=decomposition_table())(*fakes)
+            module = make_fx(function, decomposition_table=decompositions)(*fakes)
         simplify(module, keep_detach=keep_detach)
     return module
 

@@ -83,6 +83,10 @@ def write_decompositions() -> dict[Any, Callable[..., Any]]:
         aten.copy.default: _copy,
         aten.slice_scatter.default: _slice_scatter,
         aten.select_scatter.default: _select_scatter,
+        aten.fill.Tensor: _copy,
+        aten.empty_like.default: lambda x, **_: torch.zeros_like(x),
+        aten.new_empty.default: lambda x, size, **_: x.new_zeros(size),
+        aten.empty.memory_format: lambda size, **_: torch.zeros(size),
     }
 
 
@@ -100,7 +104,8 @@ def _slice_scatter(
 ) -> Any:
     size = x.shape[axis]
     if not isinstance(size, int):
-        return x if source.shape[axis] is size and step == 1 else NotImplemented
+        whole = step == 1 and source.shape[axis] == size
+        return source.expand(x.shape) if whole else NotImplemented
     first, last, _ = slice(start, end).indices(size)
     source = source.expand([*x.shape[:axis], source.shape[axis], *x.shape[axis + 1 :]])
     if step > 1:

@@ -129,8 +129,8 @@ def _undo_transposes(module: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _fix_reshape(module: fx.GraphModule, node: fx.Node) -> bool:
-    """Write the one size that depends on the batch as -1."""
-    if not is_op(node, *_RESHAPES):
+    """Write the one size that depends on the batch as -1, and a squeeze as a reshape."""
+    if not is_op(node, *_RESHAPES, "squeeze"):
         return False
     sizes = shape(node)
     assert sizes is not None
@@ -138,7 +138,11 @@ def _fix_reshape(module: fx.GraphModule, node: fx.Node) -> bool:
         return False
     fixed = [size if isinstance(size, int) else -1 for size in sizes]
     # A view requires strides, which ONNX does not have and removed copies no longer guarantee.
+    was_squeeze = is_op(node, "squeeze")
     node.target = aten.reshape.default
+    if was_squeeze:
+        node.args = (node.args[0], fixed)
+        return True
     if list(node.args[1]) == fixed:  # type: ignore[arg-type]
         return False
     if all(isinstance(size, int) for size in node.args[1]) and -1 not in fixed:  # type: ignore[union-attr]

@@ -152,10 +152,10 @@ def export(
 
     say("tracing the generator")
     traced = trace_generator(prepared, shapes, batch_norm=batch_norm)
-    _warn(traced, (low, high))
     if losses is None and traced.output_activation.fits((low, high)):
         resolved += resolve_losses("whitened", value_range=(low, high))
     _check_output_activation(traced.output_activation, (low, high), resolved)
+    _warn(traced, (low, high))
     solved = [loss for loss in resolved if loss.is_least_squares] if solve else []
 
     with staged(target) as staging:
@@ -181,7 +181,8 @@ def _warn(traced: TracedGenerator, value_range: tuple[float, float]) -> None:
     """Warn about a generator that probably means something else than it says."""
     activation = traced.output_activation
     low, high = value_range
-    if activation.value_range is not None and not activation.fits(value_range):
+    own = activation.value_range
+    if own is not None and low <= own[0] < own[1] <= high and not activation.fits(value_range):
         warn_caller(
             f"the generator ends in {activation.describe()}, and value_range is ({low:g}, {high:g})"
             ": is that the right range?"

@@ -64,7 +64,7 @@ def load_factory(target: str, *, what: str = "generator") -> nn.Module:
         try:
             found = found()
         except (Exception, SystemExit) as error:
-            raise ExportError(f"{target}() failed: {_cause(error)}") from error
+            raise ExportError(f"{target}() failed with {_cause(error)}") from error
     if not isinstance(found, nn.Module):
         raise ExportError(
             f"{target}() must return a torch.nn.Module, it returned {type(found).__name__}"
@@ -104,8 +104,8 @@ def _load_module(source: str) -> ModuleType:
 def _cause(error: BaseException) -> str:
     if isinstance(error, SystemExit):
         return (
-            f"it ended the program (SystemExit: {error}), perhaps because it reads a command line; "
-            'put that under if __name__ == "__main__":'
+            f"SystemExit: {error}; perhaps it reads a command line: put that under "
+            'if __name__ == "__main__":'
         )
     return f"{type(error).__name__}: {first_line(error)}"
 

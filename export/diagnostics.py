@@ -15,11 +15,16 @@ __all__ = ["first_line", "named_operator", "quiet", "warn_caller"]
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first nonempty line of an exception's message, or its type's name."""
+    """Return the first nonempty line of an exception's message, or its type's name.
+
+    A line that ends in a colon is continued by the next one.
+    """
+    text = ""
     for line in str(error).splitlines():
-        if line.strip():
-            return line.strip()
-    return type(error).__name__
+        text = f"{text} {line.strip()}".strip()
+        if text and not text.endswith(":"):
+            break
+    return text or type(error).__name__
 
 
 def named_operator(error: BaseException | None) -> str | None:

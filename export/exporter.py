@@ -17,7 +17,7 @@ from pyinv.bundle import BATCH_NORM_MODES, MAX_SOLVED, RUNTIMES, FileRecord, Fun
 from pyinv.errors import BundleError, ExportError
 from pyinv.priors import Normal, Prior, Uniform
 
-from .capture.trace import Shapes, prepare, trace_generator
+from .capture.trace import Shapes, TracedGenerator, prepare, trace_generator, uncompiled
 from .check import Reference
 from .derivatives.losses import GivenLosses, Loss, resolve_losses, try_losses
 from .diagnostics import warn_caller
@@ -117,6 +117,7 @@ def export(
         >>> export(netG, "faces.bundle", latent_shape=(100, 1, 1), prior=Normal())
     """
     say = progress or (lambda line: None)
+    generator = uncompiled(generator)
     latent_sizes = check_shape("latent_shape", latent_shape)
     condition_sizes = (
         None if condition_shape is None else check_shape("condition_shape", condition_shape)
@@ -154,6 +155,7 @@ def export(
     if losses is None and traced.output_activation.fits((low, high)):
         resolved += resolve_losses("whitened", value_range=(low, high))
     _check_output_activation(traced.output_activation, (low, high), resolved)
+    _warn(traced, (low, high))
     solved = [loss for loss in resolved if loss.is_least_squares] if solve else []
 
     with staged(target) as staging:
@@ -161,7 +163,7 @@ def export(
             functions = write_functions(staging, traced, reference, resolved, solved, chosen, say)
         except ExportError as error:
             if normal_equations or not solved:
-                raise
+                raise _with_cause(error, traced) from error
             # The other functions may still export; if not, this call raises the error.
             for file in staging.iterdir():
                 file.unlink()
@@ -173,6 +175,37 @@ def export(
         manifest = replace(manifest, bounded=bounded, name=name or _name(generator), origin=origin)
         manifest.write(staging)
     return target
+
+
+def _warn(traced: TracedGenerator, value_range: tuple[float, float]) -> None:
+    """Warn about a generator that probably means something else than it says."""
+    activation = traced.output_activation
+    low, high = value_range
+    own = activation.value_range
+    if own is not None and low <= own[0] < own[1] <= high and not activation.fits(value_range):
+        warn_caller(
+            f"the generator ends in {activation.describe()}, and value_range is ({low:g}, {high:g})"
+            ": is that the right range?"
+        )
+    if traced.reduced:
+        warn_caller(
+            "the generator asks for float16 or bfloat16; the bundle computes in float32 throughout"
+        )
+
+
+def _with_cause(error: ExportError, traced: TracedGenerator) -> ExportError:
+    """Add to an error what is known of the generator's code."""
+    text = str(error)
+    for name, line in traced.lines.items():
+        if f"uses {name}," in text:
+            return ExportError(text.replace(f"uses {name},", f"uses {name} (at {line}),"))
+    if traced.functions and "gradient is off" in text:
+        names = ", ".join(traced.functions)
+        return ExportError(
+            f"{text}; the backward of {names} may not be the derivative of its forward: write a "
+            "gradient of your own as y = x + (f(x) - x).detach()"
+        )
+    return error
 
 
 def _wants_normal_equations(

@@ -77,9 +77,23 @@ def check_generator(
             "the generator returned different images for the same latents: it draws noise or drops "
             "out in eval mode; give it fixed noise before export"
         )
+    _check_gradient(reference, inputs)
     bounded = _check_range(image, value_range, losses)
     _, channels, height, width = image.shape
     return (channels, height, width), bounded
+
+
+def _check_gradient(reference: Reference, inputs: dict[str, Tensor]) -> None:
+    few = {name: rows[:2] for name, rows in inputs.items()}
+    few["latent"].requires_grad_(True)
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        image = reference.image(few)
+    if not image.requires_grad:
+        raise ExportError(
+            "the generator's images have no gradient with respect to the latent: its forward runs "
+            "under torch.no_grad or torch.inference_mode, or detaches or rounds the latent; remove "
+            "that"
+        )
 
 
 def check_reading(generator: torch.jit.ScriptModule, reference: Reference) -> None:

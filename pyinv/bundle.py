@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -470,7 +470,7 @@ class Bundle:
     """A verified bundle on disk.
 
     Args:
-        path: the bundle's directory.
+        path: the bundle's directory, absolute.
         manifest: the bundle's manifest.
     """
 
@@ -492,7 +492,8 @@ class Bundle:
         """
         bundle = cls(Path(path), Manifest.read(path))
         bundle._check_files(contents=verify)
-        return bundle
+        # Files are opened later, perhaps from another working directory.
+        return replace(bundle, path=bundle.path.absolute())
 
     def file(self, function: Function) -> Path:
         """Return the path of a function's graph."""

@@ -63,10 +63,8 @@ def load_factory(target: str, *, what: str = "generator") -> nn.Module:
             raise ExportError(f"{target} is a {type(found).__name__}, not a function or module")
         try:
             found = found()
-        except Exception as error:
-            raise ExportError(
-                f"{target}() failed with {type(error).__name__}: {first_line(error)}"
-            ) from error
+        except (Exception, SystemExit) as error:
+            raise ExportError(f"{target}() failed with {_cause(error)}") from error
     if not isinstance(found, nn.Module):
         raise ExportError(
             f"{target}() must return a torch.nn.Module, it returned {type(found).__name__}"
@@ -87,10 +85,8 @@ def _load_file(source: str) -> ModuleType:
     try:
         with _search_path(str(path.resolve().parent)):
             spec.loader.exec_module(module)
-    except Exception as error:
-        raise ExportError(
-            f"{source} cannot be run: {type(error).__name__}: {first_line(error)}"
-        ) from error
+    except (Exception, SystemExit) as error:
+        raise ExportError(f"{source} cannot be run: {_cause(error)}") from error
     finally:
         if previous is not None:
             sys.modules[path.stem] = previous
@@ -101,10 +97,17 @@ def _load_module(source: str) -> ModuleType:
     try:
         with _search_path(os.getcwd()):
             return importlib.import_module(source)
-    except Exception as error:
-        raise ExportError(
-            f"cannot import {source}: {type(error).__name__}: {first_line(error)}"
-        ) from error
+    except (Exception, SystemExit) as error:
+        raise ExportError(f"cannot import {source}: {_cause(error)}") from error
+
+
+def _cause(error: BaseException) -> str:
+    if isinstance(error, SystemExit):
+        return (
+            f"SystemExit: {error}; perhaps it reads a command line: put that under "
+            'if __name__ == "__main__":'
+        )
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 class _search_path:

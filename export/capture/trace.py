@@ -8,23 +8,28 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+import re
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch._dispatch.python import enable_python_dispatcher, no_python_dispatcher
 from torch._dynamo.source import ConstantSource
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import (
     DimDynamic,
     ShapeEnv,
     StatelessSymbolicContext,
 )
-from torch.overrides import TorchFunctionMode, resolve_name
+from torch.overrides import resolve_name
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_leaves, tree_map
 
 from pyinv.errors import ExportError
 
@@ -36,9 +41,12 @@ from ..passes.canonicalize import (
     one_pixel_convolution_as_dense,
     unit_stride_transposed_as_convolution,
 )
-from ..passes.decompose import decomposition_table
+from ..passes.decompose import decomposition_table, write_decompositions
+from ..passes.graph import add_constant, constant_named, is_op
+from ..passes.modulation import rewrite_convolutions_per_target
 from ..passes.output_activation import OutputActivation, expose_output_activation
 from ..passes.simplify import simplify
+from .portable import Portable, portable
 from .torchscript_reader import Scripted
 
 __all__ = [
@@ -50,11 +58,17 @@ __all__ = [
     "trace_encoder",
     "trace_features",
     "trace_generator",
+    "uncompiled",
 ]
 
-# A batch size for tracing that no layer has, so that no other size is mistaken for it. Tracing
-# computes nothing, and the examples' memory is never touched.
-_EXAMPLE_BATCH = 97
+# Frames below these folders are not the user's code.
+_TORCH = str(Path(torch.__file__).parent)
+_EXPORT = str(Path(__file__).parents[1])
+# A batch size for tracing: a prime that divides no size of a layer, so that no other size is
+# mistaken for it. Tracing computes nothing and allocates nothing.
+_EXAMPLE_BATCH = 10007
+# Larger constants that are computed from small ones are computed by the graph.
+_LARGEST_MADE_CONSTANT = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -79,10 +93,23 @@ class Shapes:
 
 @dataclass(frozen=True)
 class TracedGenerator:
-    """A generator's graph, which returns the image and the input of the last activation."""
+    """A generator's graph, which returns the image and the input of the last activation.
+
+    lines: for each operator's name, the line of the user's code that calls it first.
+    functions: the names of the torch.autograd.Functions in it.
+    reduced: whether the generator asks for float16 or bfloat16, which were ignored.
+    """
 
     module: fx.GraphModule
     output_activation: OutputActivation
+    lines: Mapping[str, str] = field(default_factory=dict)
+    functions: Sequence[str] = ()
+    reduced: bool = False
+
+
+def uncompiled(module: Any) -> Any:
+    """Return the module behind ``torch.compile(module)``."""
+    return getattr(module, "_orig_mod", module)
 
 
 def prepare(generator: nn.Module, *, batch_norm: str, what: str = "generator") -> nn.Module:
@@ -92,12 +119,17 @@ def prepare(generator: nn.Module, *, batch_norm: str, what: str = "generator") -
     each batch and track no running statistics. The generator itself is not changed. ``what`` names
     it in error messages.
     """
+    generator = uncompiled(generator)
     if isinstance(generator, torch.jit.ScriptModule):
         generator = Scripted(generator)
     if not isinstance(generator, nn.Module):
         raise ExportError(f"{what} must be a torch.nn.Module, got {type(generator).__name__}")
     tensors = [*generator.parameters(), *generator.buffers()]
     for tensor in tensors:
+        if nn.parameter.is_lazy(tensor):
+            raise ExportError(
+                f"{what} has a lazy layer without weights: call it once, or load its weights, first"
+            )
         if tensor.is_meta:
             raise ExportError(f"{what} is on the meta device and has no weights: load them first")
         if tensor.is_quantized or tensor.is_complex():
@@ -115,6 +147,9 @@ def prepare(generator: nn.Module, *, batch_norm: str, what: str = "generator") -
     except Exception as error:
         raise ExportError(f"{what} cannot be copied: {first_line(error)}") from error
     copied = copied.cpu().float().eval().requires_grad_(False)
+    for module in list(copied.modules()):
+        for name, child in list(module.named_children()):
+            setattr(module, name, uncompiled(child))
     if batch_norm == "batch":
         for module in copied.modules():
             if isinstance(module, Scripted):
@@ -127,28 +162,21 @@ def prepare(generator: nn.Module, *, batch_norm: str, what: str = "generator") -
 
 
 def _fakes(shapes: Sequence[Sequence[int]]) -> tuple[FakeTensorMode, list[Tensor]]:
+    """Return inputs [B, *shape] of a symbolic batch size, without memory, and their mode."""
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
-    tensors: list[Tensor] = []
-    for i, sizes in enumerate(shapes):
-        # Equal sizes share a symbol (DUCK): all inputs have the same batch size.
-        context: Any = StatelessSymbolicContext(
-            dynamic_sizes=[DimDynamic.DUCK] + [DimDynamic.STATIC] * len(sizes)
-        )
-        tensors.append(
-            mode.from_tensor(
-                torch.empty(_EXAMPLE_BATCH, *sizes),
-                symbolic_context=context,
-                source=ConstantSource(f"input_{i}"),
-            )
-        )
-    return mode, tensors
+    context: Any = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DUCK])
+    rows = mode.from_tensor(
+        torch.empty(_EXAMPLE_BATCH), symbolic_context=context, source=ConstantSource("batch")
+    )
+    with mode:
+        return mode, [torch.empty(rows.shape[0], *sizes) for sizes in shapes]
 
 
 # Queries about a tensor, which cannot be the cause of a failure.
 _QUERIES = ("__get__", ".size", ".stride", ".dim")
 
 
-class _Watch(TorchFunctionMode):
+class _Watch(Portable):
     """Record the last torch function called, and keep each interpolation a single operator.
 
     Tracing needs the Python dispatcher, because some operators otherwise mistake the symbolic batch
@@ -160,22 +188,130 @@ class _Watch(TorchFunctionMode):
         self.what = what
         self.called = ""
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = resolve_name(func) or ""
         if name and not name.endswith(_QUERIES):
             self.called = name
         if func is torch.nn.functional.interpolate:
-            whole = _interpolate(*args, **(kwargs or {}))
+            whole = _interpolate(*args, **kwargs)
             if whole is not None:
                 return whole
         if isinstance(func, torch._ops.OpOverload) and "upsample" in str(func):
+            if func._overloadname == "vec":
+                func, args = _with_sizes(func, *args)
             with no_python_dispatcher():
-                return func(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+                return func(*args, **kwargs)
+        return func(*args, **kwargs)
 
     def describe(self) -> str:
         """Name the network, and the function in it that is being traced."""
         return f"{self.what} (in {self.called})" if self.called else self.what
+
+
+class _NetworkWatch(_Watch):
+    """Trace a network whose weights are constants.
+
+    What depends on weights alone is computed at once, so that numbers and decisions can be read
+    from them. Results computed without gradients are detached, so that they remain so in the graph.
+    """
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what)
+        # The names of the torch.autograd.Functions that were called.
+        self.functions: list[str] = []
+        self._depth = 0
+
+    def __enter__(self) -> _NetworkWatch:
+        apply = torch.autograd.Function.__dict__["apply"]
+
+        def watched(cls: Any, *args: Any, **kwargs: Any) -> Any:
+            # Its forward runs without gradients, and is differentiated like any other code.
+            self.functions.append(cls.__name__)
+            self._depth += 1
+            try:
+                return apply.__func__(cls, *args, **kwargs)
+            finally:
+                self._depth -= 1
+
+        self._apply = apply
+        function: Any = torch.autograd.Function
+        function.apply = classmethod(watched)
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        function: Any = torch.autograd.Function
+        function.apply = self._apply
+
+    def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        leaves = tree_leaves((args, kwargs))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        traced = any(map(_is_traced, leaves))
+        if tensors and not traced:
+            constant = self._computed(func, args, kwargs, tensors)
+            if constant is not None:
+                return constant
+        if traced and args and isinstance(args[0], Tensor) and not isinstance(args[0], FakeTensor):
+            self._refuse_write(func)
+        if func is torch.nn.functional.pad:
+            padded = _pad_circular(*args, **kwargs)
+            if padded is not None:
+                return padded
+        result = super().call(func, args, kwargs)
+        silent = not torch.is_grad_enabled() or torch.is_inference_mode_enabled()
+        if silent and not self._depth and traced:
+            return tree_map(_detached, result)
+        return result
+
+    def _computed(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], given: Sequence[Tensor]
+    ) -> Any:
+        """The result of a function of constants, if it is no larger than they are."""
+        with _disable_current_modes(), torch.no_grad():
+            state = torch.get_rng_state()
+            result = func(*args, **kwargs)
+            if not torch.equal(torch.get_rng_state(), state):
+                raise ExportError(_random(self.what, resolve_name(func) or str(func)))
+        largest = max(_LARGEST_MADE_CONSTANT, *(tensor.numel() for tensor in given))
+        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        return result if all(tensor.numel() <= largest for tensor in made) else None
+
+    def _refuse_write(self, func: Any) -> None:
+        """Raise an error if a function writes what depends on the latent to a constant."""
+        name = (resolve_name(func) or "").rpartition(".")[2]
+        writes = name.endswith("_") and not name.endswith("__")
+        if writes or name == "__setitem__" or re.fullmatch(r"__i[a-z]+__", name):
+            raise ExportError(
+                f"{self.what} changes one of its own tensors in forward ({name}), from values that "
+                "depend on the latent: work on a copy, such as tensor.clone()"
+            )
+
+
+def _is_traced(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        # Fake tensors are computed from tensors on the meta device.
+        return isinstance(value, FakeTensor) or value.is_meta
+    return isinstance(value, torch.SymInt)
+
+
+def _detached(result: Any) -> Any:
+    is_traced = isinstance(result, FakeTensor) and result.is_floating_point()
+    return result.detach() if is_traced else result
+
+
+def _pad_circular(
+    x: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None
+) -> Tensor | None:
+    """Pad circularly by joining slices; None for other modes."""
+    if mode != "circular":
+        return None
+    for i in range(len(pad) // 2):
+        axis, (before, after) = x.ndim - 1 - i, pad[2 * i : 2 * i + 2]
+        size = x.shape[axis]
+        ends = [x.narrow(axis, size - before, before), x, x.narrow(axis, 0, after)]
+        x = torch.cat([part for part in ends if part.shape[axis]], dim=axis)
+    return x
 
 
 def _interpolate(
@@ -211,6 +347,15 @@ def _interpolate(
     return result
 
 
+def _with_sizes(func: Any, x: Tensor, size: Any, *rest: Any) -> tuple[Any, tuple[Any, ...]]:
+    """An interpolation by scales as the operator that takes sizes, for any batch size."""
+    *settings, scales = rest
+    if size is None:
+        size = [math.floor(int(x.shape[2 + i]) * scale) for i, scale in enumerate(scales)]
+    operator = getattr(torch.ops.aten, func._schema.name.removeprefix("aten::")).default
+    return operator, (x, size, *settings, *(scales or [None] * len(size)))
+
+
 @contextmanager
 def _explained(tracing: Callable[[], str]) -> Iterator[None]:
     """Turn an exception raised during tracing into a one-line error that names the operator."""
@@ -219,7 +364,7 @@ def _explained(tracing: Callable[[], str]) -> Iterator[None]:
     except ExportError:
         raise
     except Exception as error:
-        what, operator = tracing(), named_operator(error)
+        what, operator = tracing() + _at(_user_line(error)), named_operator(error)
         if operator is None:
             raise ExportError(
                 f"{what} cannot be traced: {type(error).__name__}: {first_line(error)}"
@@ -227,6 +372,21 @@ def _explained(tracing: Callable[[], str]) -> Iterator[None]:
         raise ExportError(
             f"{what} uses {operator}, which cannot be exported: {first_line(error)}"
         ) from error
+
+
+def _user_line(error: BaseException) -> str:
+    """The innermost line of user code that an exception passed through; empty if there is none."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f"{Path(f.filename).name}:{f.lineno}" for f in frames if _is_user_file(f.filename)]
+    return own[-1] if own else ""
+
+
+def _is_user_file(name: str) -> bool:
+    return not name.startswith((_TORCH, _EXPORT, "<"))
+
+
+def _at(line: str) -> str:
+    return f" (at {line})" if line else ""
 
 
 def trace_generator(generator: nn.Module, shapes: Shapes, *, batch_norm: str) -> TracedGenerator:
@@ -240,7 +400,8 @@ def trace_generator(generator: nn.Module, shapes: Shapes, *, batch_norm: str) ->
         return image
 
     module = _trace_network(forward, inputs, batch_norm=batch_norm, what="the generator")
-    return TracedGenerator(module, expose_output_activation(module))
+    found = {key: module.meta[key] for key in ("lines", "functions", "reduced")}
+    return TracedGenerator(module, expose_output_activation(module), **found)
 
 
 def trace_encoder(encoder: nn.Module, shapes: Shapes) -> fx.GraphModule:
@@ -274,12 +435,24 @@ def _trace_network(
     forward: Callable[..., Any], inputs: Sequence[tuple[int, ...]], *, batch_norm: str, what: str
 ) -> fx.GraphModule:
     """Trace a network that draws no random numbers, and fold its batch norm."""
-    watch = _Watch(what)
+    watch = _NetworkWatch(what)
     with _explained(watch.describe):
         mode, fakes = _fakes(inputs)
-        with mode, enable_python_dispatcher(), torch.no_grad(), watch:
-            module = make_fx(torch.func.functionalize(forward, remove="mutations"))(*fakes)
+        with (
+            mode,
+            enable_python_dispatcher(),
+            torch.enable_grad(),
+            portable(watch),
+        ):
+            module = make_fx(forward, record_stack_traces=True)(*fakes)
         refuse_randomness(module.graph, what)
+        _refuse_fixed_batch(module.graph, what)
+        module.meta |= {
+            "lines": _lines(module.graph),
+            "functions": tuple(dict.fromkeys(watch.functions)),
+            "reduced": watch.reduced,
+        }
+        module = _without_writes(module, mode, fakes)
         instance_norm_as_group_norm(module)
         coupled = has_batch_statistics(module)
         if coupled and batch_norm == "eval":
@@ -296,12 +469,85 @@ def _trace_network(
                 "batch_norm='batch' needs a generator with batch norm, this one has none: "
                 "leave batch_norm at 'eval'"
             )
-        simplify(module)
+        simplify(module, keep_detach=True)
+        rewrite_convolutions_per_target(module)
         fold_batch_norm(module)
         one_pixel_convolution_as_dense(module)
         unit_stride_transposed_as_convolution(module)
-        simplify(module)
+        simplify(module, keep_detach=True)
     return module
+
+
+def _without_writes(
+    module: fx.GraphModule, mode: FakeTensorMode, inputs: Sequence[Tensor]
+) -> fx.GraphModule:
+    """Replace operators that write to their arguments."""
+    if not any(_writes(node) for node in module.graph.nodes):
+        return module
+    # Constants become inputs, because functionalize follows writes to its inputs only.
+    graph, names = module.graph, []
+    last = [node for node in graph.nodes if node.op == "placeholder"][-1]
+    for node in [node for node in graph.nodes if node.op == "get_attr"]:
+        if node.target not in names:
+            names.append(node.target)
+            with graph.inserting_after(last):
+                last = graph.placeholder(f"constant_{len(names)}")
+            for same in [n for n in graph.nodes if n.op == "get_attr" and n.target == node.target]:
+                same.replace_all_uses_with(last)
+                graph.erase_node(same)
+    module.recompile()
+    constants = [constant_named(module, name) for name in names]
+    fakes = [mode.from_tensor(value, static_shapes=True) for value in constants]
+    with mode, enable_python_dispatcher(), torch.no_grad():
+        pure = make_fx(
+            torch.func.functionalize(module, remove="mutations"),
+            decomposition_table=write_decompositions(),
+        )(*inputs, *fakes)
+    graph = pure.graph
+    for node in list(graph.nodes):
+        if is_op(node, "copy_") and not node.users:
+            graph.erase_node(node)  # a write to a constant at the end, which nothing reads
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    for node, value in zip(placeholders[len(inputs) :], constants, strict=True):
+        with graph.inserting_before(node):
+            node.replace_all_uses_with(add_constant(pure, value))
+        graph.erase_node(node)
+    pure.meta.update(module.meta)
+    pure.recompile()
+    return pure
+
+
+def _writes(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _refuse_fixed_batch(graph: fx.Graph, what: str) -> None:
+    """Raise an error if the example's batch size became a number in the graph."""
+    for node in graph.nodes:
+        if node.op != "call_function":
+            continue
+        sizes = [getattr(v, "shape", ()) for v in tree_leaves(node.meta.get("val"))]
+        for number in tree_leaves((node.args, node.kwargs, [list(size) for size in sizes])):
+            if type(number) is int and number and number % _EXAMPLE_BATCH == 0:
+                raise ExportError(
+                    f"{what} turns the number of latents into a fixed number"
+                    f"{_at(_line(node))}: write -1 or x.shape[0] for that size"
+                )
+
+
+def _line(node: fx.Node) -> str:
+    """The line of the user's code that a node comes from, as file:line; empty if unknown."""
+    frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    own = [f"{Path(file).name}:{line}" for file, line in frames if _is_user_file(file)]
+    return own[-1] if own else ""
+
+
+def _lines(graph: fx.Graph) -> dict[str, str]:
+    lines: dict[str, str] = {}
+    for node in graph.nodes:
+        if isinstance(node.target, torch._ops.OpOverload) and _line(node):
+            lines.setdefault(node.target._schema.name, _line(node))
+    return lines
 
 
 def trace_decomposed(
@@ -309,6 +555,7 @@ def trace_decomposed(
     inputs: Sequence[tuple[int, ...]],
     *,
     describe: Callable[[], str],
+    keep_detach: bool = False,
 ) -> fx.GraphModule:
     """Trace a function of traced networks, decomposing normalisations and similar operators.
 
@@ -316,12 +563,21 @@ def trace_decomposed(
         function: maps tensors [B, *shape] to a tensor or a list of them.
         inputs: the shapes of these tensors, without the batch axis.
         describe: returns the name of the traced function for error messages.
+        keep_detach: keep ``detach``, for graphs that will be differentiated.
     """
+    decompositions = decomposition_table()
+    if keep_detach:
+        del decompositions[torch.ops.aten.detach.default]
     with _explained(describe):
         mode, fakes = _fakes(inputs)
-        with mode, enable_python_dispatcher(), torch.no_grad(), _Watch():
-            module = make_fx(function, decomposition_table=decomposition_table())(*fakes)
-        simplify(module)
+        with (
+            mode,
+            enable_python_dispatcher(),
+            torch.no_grad(),
+            portable(_Watch()),
+        ):
+            module = make_fx(function, decomposition_table=decompositions)(*fakes)
+        simplify(module, keep_detach=keep_detach)
     return module
 
 
@@ -331,7 +587,11 @@ def refuse_randomness(graph: fx.Graph, what: str) -> None:
         if isinstance(node.target, torch._ops.OpOverload) and (
             torch.Tag.nondeterministic_seeded in node.target.tags
         ):
-            raise ExportError(
-                f"{what} draws random numbers with {node.target._schema.name}: "
-                "an exported function must give the same image for the same latent"
-            )
+            raise ExportError(_random(what, node.target._schema.name + _at(_line(node))))
+
+
+def _random(what: str, by: str) -> str:
+    return (
+        f"{what} draws random numbers with {by}: an exported function must give the same image "
+        "for the same latent"
+    )

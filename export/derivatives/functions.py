@@ -54,7 +54,10 @@ def trace_functions(
     basic = None
     if solved:
         basic = trace_decomposed(
-            generator, [inputs[0], *inputs[2:]], describe=lambda: "the generator"
+            generator,
+            [inputs[0], *inputs[2:]],
+            describe=lambda: "the generator",
+            keep_detach=True,
         )
 
     def functions(latent: Tensor, target: Tensor, *condition: Tensor) -> list[Tensor]:

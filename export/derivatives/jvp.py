@@ -40,7 +40,7 @@ _LINEAR = (
 )  # fmt: skip
 # Linear operators that only move values, so factors can be moved along with the rows.
 _MOVES = (
-    "_unsafe_view", "alias", "clone", "contiguous", "detach", "permute", "pixel_shuffle",
+    "_unsafe_view", "alias", "clone", "contiguous", "permute", "pixel_shuffle",
     "pixel_unshuffle", "reshape", "squeeze", "t", "transpose", "unsqueeze", "view",
 )  # fmt: skip
 
@@ -251,6 +251,8 @@ class _Pass:
     def tangent(self, node: fx.Node) -> Any:
         """The tangent of a node's value; None if the value does not depend on the latent."""
         if all(self.tangents.get(source) is None for source in node.all_input_nodes):
+            return None
+        if is_op(node, "detach"):
             return None
         value = node.meta.get("val")
         values = value if isinstance(value, list | tuple) else [value]

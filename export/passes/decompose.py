@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._decomp import core_aten_decompositions
 from torch.utils._python_dispatch import _disable_current_modes
 
-__all__ = ["decomposition_table"]
+__all__ = ["decomposition_table", "write_decompositions"]
 
 aten = torch.ops.aten
 
@@ -61,6 +61,64 @@ def decomposition_table() -> dict[Any, Callable[..., Any]]:
         aten.slice_backward.default: _slice_backward,
         aten.select_backward.default: _select_backward,
     }
+
+
+def write_decompositions() -> dict[Any, Callable[..., Any]]:
+    """Decompositions of what ``functionalize`` makes of operators that write to their arguments."""
+    return {
+        aten.copy.default: _copy,
+        aten.slice_scatter.default: _slice_scatter,
+        aten.select_scatter.default: _select_scatter,
+        aten.fill.Tensor: _copy,
+        aten.empty_like.default: lambda x, **_: torch.zeros_like(x),
+        aten.new_empty.default: lambda x, size, **_: x.new_zeros(size),
+        aten.empty.memory_format: lambda size, **_: torch.zeros(size),
+    }
+
+
+def _copy(x: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    return source.to(x.dtype).expand(x.shape)
+
+
+def _slice_scatter(
+    x: Tensor,
+    source: Tensor,
+    axis: int = 0,
+    start: int | None = None,
+    end: int | None = None,
+    step: int = 1,
+) -> Any:
+    size = x.shape[axis]
+    if not isinstance(size, int):
+        whole = step == 1 and source.shape[axis] == size
+        return source.expand(x.shape) if whole else NotImplemented
+    first, last, _ = slice(start, end).indices(size)
+    source = source.expand([*x.shape[:axis], source.shape[axis], *x.shape[axis + 1 :]])
+    if step > 1:
+        positions = torch.arange(size)
+        chosen = (positions >= first) & (positions < last) & ((positions - first) % step == 0)
+        spread = _spread(source, axis, first, size, step)
+        return torch.where(chosen.view(-1, *[1] * (x.ndim - 1 - axis % x.ndim)), spread, x)
+    parts = [x.narrow(axis, 0, first), source, x.narrow(axis, last, size - last)]
+    parts = [part for part in parts if part.shape[axis] != 0]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, axis)
+
+
+def _select_scatter(x: Tensor, source: Tensor, axis: int, index: int) -> Any:
+    size = x.shape[axis]
+    index = index + size if index < 0 else index
+    return _slice_scatter(x, source.unsqueeze(axis), axis, index, index + 1)
+
+
+def _spread(x: Tensor, axis: int, start: int, size: int, step: int) -> Tensor:
+    """Place x at every step-th position from ``start`` of an axis of zeros, of length ``size``."""
+    rank, axis, count = x.ndim, axis % x.ndim, x.shape[axis]
+    x = aten.constant_pad_nd(x.unsqueeze(axis + 1), [0] * (2 * (rank - 1 - axis)) + [0, step - 1])
+    x = x.flatten(axis, axis + 1)
+    # After the last one, there are step - 1 zeros.
+    missing = size - start - count * step
+    padded: Tensor = aten.constant_pad_nd(x, [0] * (2 * (rank - 1 - axis)) + [start, missing])
+    return padded
 
 
 def _convolution_backward(
@@ -202,7 +260,7 @@ def _group_norm(
     groups: int,
     epsilon: float,
 ) -> Any:
-    by_group = x.view(x.shape[0], groups, -1)
+    by_group = x.reshape(x.shape[0], groups, -1)
     normalised, mean, inverse = _normalise(by_group, [2], epsilon)
     y = _affine(normalised.view(x.shape), _per_channel(weight, x), _per_channel(bias, x))
     return y, mean.view(x.shape[0], groups), inverse.view(x.shape[0], groups)
@@ -225,7 +283,7 @@ def _group_norm_backward(
     gradient = _affine(gradient, _per_channel(weight, x))
     by_group = [x.shape[0], groups, -1]
     factor = inverse.view(x.shape[0], groups, 1)
-    normalised = (x.view(by_group) - mean.view(x.shape[0], groups, 1)) * factor
+    normalised = (x.reshape(by_group) - mean.view(x.shape[0], groups, 1)) * factor
     back = _normalise_backward(gradient.reshape(by_group), normalised, factor, [2])
     return back.view(x.shape), None, None
 
@@ -392,10 +450,10 @@ def _max_pool2d_backward(
 def _slice_backward(
     gradient: Tensor, sizes: Sequence[int], axis: int, start: int, end: int, step: int
 ) -> Any:
-    if step != 1:
-        return NotImplemented
     rank, size = len(sizes), sizes[axis]
     start = max(start + size if start < 0 else start, 0)
+    if step != 1:
+        return _spread(gradient, axis % rank, start, size, step)
     padding = [0] * (2 * rank)
     # constant_pad_nd counts axes from the last.
     at = 2 * (rank - 1 - axis % rank)

@@ -8,6 +8,7 @@ shapes too.
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-__all__ = ["Signature", "add_constant", "constant", "copied", "insert", "is_op", "shape"]
+__all__ = [
+    "Signature",
+    "add_constant",
+    "constant",
+    "constant_named",
+    "copied",
+    "insert",
+    "is_op",
+    "shape",
+]
 
 
 @dataclass(frozen=True)
@@ -51,10 +61,13 @@ def constant(module: fx.GraphModule, node: Any) -> Tensor | None:
     """The tensor that a node refers to, if it is a constant of the module."""
     if not isinstance(node, fx.Node) or node.op != "get_attr":
         return None
-    found: Any = module
-    for part in str(node.target).split("."):
-        found = getattr(found, part)
+    found = constant_named(module, str(node.target))
     return found.detach() if isinstance(found, Tensor) else None
+
+
+def constant_named(module: fx.GraphModule, name: str) -> Any:
+    """The module's attribute with a dotted name."""
+    return operator.attrgetter(name)(module)
 
 
 def _fake_mode(graph: fx.Graph) -> Any:

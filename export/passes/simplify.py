@@ -20,7 +20,7 @@ __all__ = ["simplify"]
 
 aten = torch.ops.aten
 
-_ALIASES = ("alias", "detach", "clone", "lift_fresh_copy", "lift_fresh", "contiguous")
+_ALIASES = ("alias", "clone", "lift_fresh_copy", "lift_fresh", "contiguous")
 _RESHAPES = ("view", "reshape", "_unsafe_view")
 _BINARY = ("add", "sub", "mul", "div")
 _TRANSPOSES = ("t", "transpose", "permute")
@@ -29,10 +29,17 @@ _TRANSPOSES = ("t", "transpose", "permute")
 _LARGEST_MADE_CONSTANT = 1 << 16
 
 
-def simplify(module: fx.GraphModule) -> None:
-    """Rewrite a module's graph in place until nothing changes."""
+def simplify(module: fx.GraphModule, *, keep_detach: bool = False) -> None:
+    """Rewrite a module's graph in place until nothing changes.
+
+    Args:
+        module: the module.
+        keep_detach: keep ``detach``, for graphs that will be differentiated.
+    """
     passes: tuple[Callable[[fx.GraphModule, fx.Node], bool], ...] = (
         _drop_alias,
+        _drop_whole_slice,
+        *(() if keep_detach else (_drop_detach,)),
         _undo_transposes,
         _fix_reshape,
         _merge_reshapes,
@@ -75,6 +82,18 @@ def _drop_alias(module: fx.GraphModule, node: fx.Node) -> bool:
     return False
 
 
+def _drop_whole_slice(module: fx.GraphModule, node: fx.Node) -> bool:
+    """Remove a slice that takes the whole axis, such as x[:, None] makes."""
+    if not is_op(node, "slice"):
+        return False
+    source = node.args[0]
+    return shape(source) == shape(node) and _replace(node, source)  # type: ignore[arg-type]
+
+
+def _drop_detach(module: fx.GraphModule, node: fx.Node) -> bool:
+    return is_op(node, "detach") and _replace(node, node.args[0])
+
+
 def _order(node: Any) -> list[int]:
     """The source axis of each axis of a transposition."""
     axes = list(range(node.meta["val"].ndim))
@@ -95,12 +114,23 @@ def _undo_transposes(module: fx.GraphModule, node: fx.Node) -> bool:
         before = _order(source)
         if [before[axis] for axis in order] == sorted(order):
             return _replace(node, source.args[0])
-    return order == sorted(order) and _replace(node, source)
+    if order == sorted(order):
+        return _replace(node, source)
+    sizes: Any = shape(source)
+    if [axis for axis in order if sizes[axis] != 1] != [
+        axis for axis in range(len(sizes)) if sizes[axis] != 1
+    ]:
+        return False
+    # Only axes of size 1 move.
+    after: Any = shape(node)
+    node.target = aten.reshape.default
+    node.args = (source, [size if isinstance(size, int) else -1 for size in after])
+    return True
 
 
 def _fix_reshape(module: fx.GraphModule, node: fx.Node) -> bool:
-    """Write the one size that depends on the batch as -1."""
-    if not is_op(node, *_RESHAPES):
+    """Write the one size that depends on the batch as -1, and a squeeze as a reshape."""
+    if not is_op(node, *_RESHAPES, "squeeze"):
         return False
     sizes = shape(node)
     assert sizes is not None
@@ -108,7 +138,11 @@ def _fix_reshape(module: fx.GraphModule, node: fx.Node) -> bool:
         return False
     fixed = [size if isinstance(size, int) else -1 for size in sizes]
     # A view requires strides, which ONNX does not have and removed copies no longer guarantee.
+    was_squeeze = is_op(node, "squeeze")
     node.target = aten.reshape.default
+    if was_squeeze:
+        node.args = (node.args[0], fixed)
+        return True
     if list(node.args[1]) == fixed:  # type: ignore[arg-type]
         return False
     if all(isinstance(size, int) for size in node.args[1]) and -1 not in fixed:  # type: ignore[union-attr]
@@ -317,7 +351,7 @@ def _fold_constant(module: fx.GraphModule, node: fx.Node) -> bool:
         node.meta.get("val"), Tensor
     ):
         return False
-    if torch.Tag.nondeterministic_seeded in node.target.tags:
+    if torch.Tag.nondeterministic_seeded in node.target.tags or node.target._schema.is_mutable:
         return False
     sizes = shape(node)
     assert sizes is not None

@@ -71,11 +71,7 @@ def to_onnx(
         ) from error
     try:
         with quiet():
-            exported = torch.onnx.export(
-                program, dynamo=True, optimize=False, verbose=False, opset_version=OPSET
-            )
-            assert exported is not None
-            model: Any = exported.model
+            model = _translated(program)
             _dense_as_gemm(model)
             _plain_softplus(model)
             _keep_almost_neutral(model)
@@ -106,6 +102,25 @@ def to_onnx(
             "from its input's shape, but not numbers from tensors"
         ) from error
     return models
+
+
+def _translated(program: torch.export.ExportedProgram) -> Any:
+    """Translate a graph's operators to ONNX."""
+
+    def translate() -> Any:
+        exported = torch.onnx.export(
+            program, dynamo=True, optimize=False, verbose=False, opset_version=OPSET
+        )
+        assert exported is not None
+        return exported.model
+
+    # Decomposition traces the graph again, and the graph consists of basic operators already.
+    program.run_decompositions = lambda *_: program
+    try:
+        return translate()
+    except Exception:
+        del program.run_decompositions
+        return translate()
 
 
 def _as_torchlib_expects(module: fx.GraphModule) -> None:

@@ -477,6 +477,7 @@ def export_tiny(path: Path, generator: nn.Module | None = None, **options: Any) 
         (torch.tanh, {"losses": {"own": "mse"}}, ("own",), ("own",)),
     ],
 )
+@pytest.mark.filterwarnings("ignore:the generator ends in")
 def test_losses_and_normal_equations(
     tmp_path: Path, then: Any, options: dict[str, Any], losses: Any, solved: Any
 ) -> None:

@@ -1,0 +1,89 @@
+"""Run user code as it is exported: in float32, on the CPU, eagerly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch._dynamo
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
+
+__all__ = ["Portable", "portable"]
+
+_REDUCED = (torch.float16, torch.bfloat16)
+_TO_REDUCED = (Tensor.half, Tensor.bfloat16)
+_TO_DEVICE = (Tensor.cuda, Tensor.cpu)
+
+
+class Portable(TorchFunctionMode):
+    """Ignore devices and reduced precisions that are written in a network's forward.
+
+    float16 and bfloat16 become float32, autocast has no effect, and all devices are the CPU.
+
+    Attributes:
+        reduced: whether the code asked for a reduced precision.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reduced = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _TO_REDUCED:
+            self.reduced = True
+            func, args, kwargs = Tensor.float, args[:1], {}
+        elif func in _TO_DEVICE:
+            return args[0]
+        else:
+            is_to = func is Tensor.to
+            args = self._portable(tuple(args), is_to)
+            kwargs = {
+                name: self._portable(value, is_to or name == "device")
+                for name, value in (kwargs or {}).items()
+            }
+        if torch.is_autocast_enabled("cpu"):
+            self.reduced = True
+            with torch.autocast("cpu", enabled=False):
+                return self.call(func, args, kwargs)
+        return self.call(func, args, kwargs)
+
+    def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a torch function whose arguments are portable."""
+        return func(*args, **kwargs)
+
+    def _portable(self, arguments: Any, may_name_device: bool) -> Any:
+        def portable(given: Any) -> Any:
+            if isinstance(given, torch.dtype) and given in _REDUCED:
+                self.reduced = True
+                return torch.float32
+            if isinstance(given, torch.device) or (may_name_device and isinstance(given, str)):
+                return torch.device("cpu")
+            return given
+
+        return tree_map(portable, arguments)
+
+
+@contextmanager
+def portable(mode: Portable | None = None) -> Iterator[None]:
+    """Run user code as it is exported.
+
+    Functions under ``torch.compile`` are not compiled. Attention is computed with basic operators:
+    its fused kernels have no ONNX operator and no second derivative.
+    """
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with (
+            torch.compiler.set_stance("force_eager"),
+            torch._dynamo.config.patch(error_on_nested_fx_trace=False),
+            sdpa_kernel(SDPBackend.MATH),
+            mode or Portable(),
+        ):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)

@@ -1,0 +1,425 @@
+"""Capture: forward code that generators are written in, and what is said of code that cannot be."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="export needs torch")
+pytest.importorskip("onnxscript", reason="export needs onnxscript")
+
+from torch import Tensor, nn  # noqa: E402
+from torch.nn import functional  # noqa: E402
+
+import pyinv  # noqa: E402
+from pyinv.errors import ExportError  # noqa: E402
+from pyinv.export import export, load_factory  # noqa: E402
+
+LATENT = 16
+
+
+class Body(nn.Module):
+    """A generator of [B, 2, 4, 4] images around a body that maps [B, 2, 4, 4] to the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(LATENT, 32)
+        self.last = nn.Conv2d(2, 2, 1)
+        self.register_buffer("start", torch.ones(1, 2, 4, 4))
+        self.register_buffer("one", torch.tensor(1.0))
+
+    def body(self, x: Tensor) -> Tensor:
+        return x
+
+    def forward(self, latent: Tensor) -> Tensor:
+        x = self.body(self.embed(latent).view(-1, 2, 4, 4))
+        return torch.tanh(self.last(x))
+
+
+class LinearOnTokens(Body):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(8, 8)
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.mix(x.reshape(-1, 4, 8)).view(x.shape)
+
+
+class Attention(Body):
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(8, 24)
+
+    def body(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x.reshape(-1, 4, 8)).chunk(3, dim=-1)
+        return functional.scaled_dot_product_attention(q, k, v).reshape(x.shape)
+
+
+class Transformer(Body):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.layer(x.reshape(-1, 4, 8)).reshape(x.shape)
+
+
+class GroupNormOfChannelsLast(Body):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(2, 2)
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.norm(x.to(memory_format=torch.channels_last))
+
+
+class CircularPadding(Body):
+    def body(self, x: Tensor) -> Tensor:
+        padded = functional.pad(x, (1, 2, 0, 1), mode="circular")
+        return padded[..., 1:, 2:-1] + x
+
+
+class AssignsSlices(Body):
+    def body(self, x: Tensor) -> Tensor:
+        y = torch.empty_like(x)
+        y[:, ::2] = 2 * x[:, ::2]
+        y[:, 1::2] = x[:, 1::2]
+        y[:, :, 1:3] = y[:, :, 1:3] + 1
+        y[:, :, :, 1::2] *= 3
+        y[:, 0, 1, -1] = 5.0
+        return y
+
+
+class AddsInPlace(Body):
+    def body(self, x: Tensor) -> Tensor:
+        y = self.start.repeat(x.shape[0], 1, 1, 1)
+        y += x
+        return y.mul_(2)
+
+
+class CountsCalls(Body):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+
+    def body(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x
+
+
+class NumbersOutOfConstants(Body):
+    def body(self, x: Tensor) -> Tensor:
+        if self.one > 0.5:
+            x = x * float(self.last.weight.detach().exp().mean())
+        return x + self.start.sum().item()
+
+
+class StraightThrough(Body):
+    def body(self, x: Tensor) -> Tensor:
+        x = 3 * torch.tanh(x)
+        return x + (x.round() - x).detach()
+
+
+class PartWithoutGradient(Body):
+    def body(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            gate = torch.sigmoid(4 * x).mean((2, 3), keepdim=True)
+        return gate * x
+
+
+class LeakyFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return functional.leaky_relu(x, 0.2)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return torch.where(ctx.saved_tensors[0] > 0, gradient, 0.2 * gradient)
+
+
+class CallsFunction(Body):
+    def body(self, x: Tensor) -> Tensor:
+        return LeakyFunction.apply(x)
+
+
+class NamesGpu(Body):
+    def body(self, x: Tensor) -> Tensor:
+        shift = torch.zeros(1, device="cuda") + torch.ones(1).to("cuda:0")
+        return x + shift.cuda() + torch.full((1,), 0.5, device=torch.device("cuda"))
+
+
+class CompiledPart(Body):
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = torch.compile(nn.Conv2d(2, 2, 3, padding=1))
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.part(x)
+
+
+class ModulatedConvolution(Body):
+    """StyleGAN2's: weights per target as one convolution with a group per target."""
+
+    up = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(0.3 * torch.randn(1, 3, 2, 3, 3))
+        self.style = nn.Linear(32, 2)
+        self.rgb = nn.Conv2d(3, 2, 1)
+
+    def weights(self, x: Tensor) -> Tensor:
+        style = (1 + self.style(x.flatten(1))).view(-1, 1, 2, 1, 1)
+        weight = 0.5 * self.weight * style
+        demodulation = torch.rsqrt(weight.pow(2).sum([2, 3, 4]) + 1e-8)
+        return weight * demodulation.view(-1, 3, 1, 1, 1)
+
+    def body(self, x: Tensor) -> Tensor:
+        b = x.shape[0]
+        weight, x = self.weights(x), x.reshape(1, b * 2, 4, 4)
+        if self.up:
+            weight = weight.transpose(1, 2).reshape(b * 2, 3, 3, 3)
+            x = functional.conv_transpose2d(x, weight, stride=2, padding=1, groups=b)
+            return self.rgb(functional.avg_pool2d(x.view(b, 3, 7, 7), 2, padding=1))
+        x = functional.conv2d(x, weight.reshape(b * 3, 2, 3, 3), padding=1, groups=b)
+        return self.rgb(x.view(b, 3, 4, 4))
+
+
+class ModulatedUpsampling(ModulatedConvolution):
+    up = True
+
+
+class MixedKernels(ModulatedConvolution):
+    """Weights per target that are no shared weights with factors, as GigaGAN's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels = nn.Parameter(0.3 * torch.randn(4, 3, 2, 3, 3))
+        self.choose = nn.Linear(32, 4)
+
+    def weights(self, x: Tensor) -> Tensor:
+        return torch.einsum("bn,noihw->boihw", self.choose(x.flatten(1)).softmax(1), self.kernels)
+
+
+class MixedUpsampling(MixedKernels):
+    up = True
+
+
+CASES: dict[str, Callable[[], nn.Module]] = {
+    kind.__name__: kind
+    for kind in (
+        LinearOnTokens,
+        Attention,
+        Transformer,
+        GroupNormOfChannelsLast,
+        CircularPadding,
+        AssignsSlices,
+        AddsInPlace,
+        CountsCalls,
+        NumbersOutOfConstants,
+        StraightThrough,
+        PartWithoutGradient,
+        CallsFunction,
+        CompiledPart,
+        ModulatedConvolution,
+        ModulatedUpsampling,
+        MixedKernels,
+        MixedUpsampling,
+    )
+}
+
+
+def seeded(make: Callable[[], nn.Module]) -> nn.Module:
+    torch.manual_seed(0)
+    return make().eval()
+
+
+def exported(generator: nn.Module, path: Path, **options: object) -> pyinv.Inverter:
+    given = {"latent_shape": LATENT, "prior": pyinv.Normal(), "losses": "mse", **options}
+    return pyinv.Inverter(export(generator, path, **given), threads=1)
+
+
+@pytest.mark.parametrize("runtime", ["onnx", "torchscript"])
+@pytest.mark.parametrize("name", CASES)
+def test_values_and_gradients_equal_pytorchs(tmp_path: Path, name: str, runtime: str) -> None:
+    generator = seeded(CASES[name])
+    inverter = exported(generator, tmp_path / "bundle", runtimes=runtime)
+    assert inverter.manifest.has_normal_equations("mse")
+    latent = torch.randn(5, LATENT, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    with torch.compiler.set_stance("force_eager"):
+        image = generator(latent)
+    target = torch.rand(image.shape, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    loss = ((image - target) ** 2).mean((1, 2, 3))
+    (gradient,) = torch.autograd.grad(loss.sum(), latent)
+    images = inverter.generate(latent.detach().numpy())
+    np.testing.assert_allclose(images, image.detach().numpy(), atol=2e-5)
+    found, slope = inverter.evaluate(latent.detach().numpy(), target.numpy())
+    np.testing.assert_allclose(found, loss.detach().numpy(), rtol=1e-4)
+    np.testing.assert_allclose(slope, gradient.numpy(), atol=2e-5 * float(gradient.abs().max()))
+
+
+def test_devices_in_forward_are_ignored(tmp_path: Path) -> None:
+    inverter = exported(seeded(NamesGpu), tmp_path / "bundle", normal_equations=False)
+    plain = seeded(Body)
+    latents = inverter.sample(3)
+    x = plain.embed(torch.from_numpy(latents)).view(-1, 2, 4, 4) + 1.5
+    expected = torch.tanh(plain.last(x)).detach().numpy()
+    np.testing.assert_allclose(inverter.generate(latents), expected, atol=1e-5)
+
+
+class Half(Body):
+    def body(self, x: Tensor) -> Tensor:
+        weight = self.last.weight.half()
+        return functional.conv2d(x.half(), weight).to(torch.bfloat16).float()
+
+
+class Autocast(Body):
+    def forward(self, latent: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return super().forward(latent).float()
+
+
+@pytest.mark.parametrize("kind", [Half, Autocast])
+def test_reduced_precision_in_forward_becomes_float32(tmp_path: Path, kind: type) -> None:
+    with pytest.warns(UserWarning, match="computes in float32"):
+        inverter = exported(seeded(kind), tmp_path / "bundle", normal_equations=False)
+    plain = seeded(Body)
+    latents = inverter.sample(3)
+    x = plain.embed(torch.from_numpy(latents)).view(-1, 2, 4, 4)
+    if kind is Half:
+        x = functional.conv2d(x, plain.last.weight)
+    expected = torch.tanh(plain.last(x)).detach().numpy()
+    np.testing.assert_allclose(inverter.generate(latents), expected, atol=1e-5)
+
+
+def test_a_module_under_torch_compile(tmp_path: Path) -> None:
+    inverter = exported(torch.compile(seeded(Body)), tmp_path / "bundle", normal_equations=False)
+    assert inverter.manifest.name == "Body"
+
+
+def test_modulated_convolutions_become_plain_ones(tmp_path: Path) -> None:
+    import onnx
+
+    exported(seeded(ModulatedConvolution), tmp_path / "bundle", normal_equations=False)
+    graph = onnx.load(tmp_path / "bundle" / "forward.onnx", load_external_data=False).graph
+    kinds = [node.op_type for node in graph.node]
+    # The demodulation is a product of matrices: no weights per target are ever made.
+    assert "MatMul" not in kinds
+    assert max(len(v.type.tensor_type.shape.dim) for v in graph.value_info) <= 4
+
+
+class NoGradient(Body):
+    @torch.no_grad()
+    def forward(self, latent: Tensor) -> Tensor:
+        return super().forward(latent)
+
+
+class WritesToBuffer(Body):
+    def body(self, x: Tensor) -> Tensor:
+        self.start.copy_(x.mean(0, keepdim=True))
+        return x + self.start.mean()
+
+
+class FixesTheBatch(Body):
+    def body(self, x: Tensor) -> Tensor:
+        return x.reshape(int(x.shape[0]), 2, 4, 4)
+
+
+class WrongFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.sign()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+class CallsWrongFunction(Body):
+    def body(self, x: Tensor) -> Tensor:
+        return WrongFunction.apply(x)
+
+
+class DecidesByValue(Body):
+    def body(self, x: Tensor) -> Tensor:
+        return x if x.mean() > 0 else -x
+
+
+class RandomConstant(Body):
+    def body(self, x: Tensor) -> Tensor:
+        return x + 1e-7 * torch.randn_like(self.start)
+
+
+REFUSED = {
+    "no gradient": (NoGradient, r"no gradient with respect to the latent: .*torch\.no_grad"),
+    "a write to a buffer": (WritesToBuffer, r"changes one of its own tensors.*clone\(\)"),
+    "a fixed batch": (FixesTheBatch, r"number of latents.*\(at test_capture\.py:\d+\).*x\.shape"),
+    "another backward": (CallsWrongFunction, r"WrongFunction may not be the derivative"),
+    "a decision": (DecidesByValue, r"\(at test_capture\.py:\d+\)"),
+    "a random constant": (RandomConstant, r"draws random numbers with .*randn_like"),
+    "a lazy layer": (
+        lambda: nn.Sequential(nn.LazyLinear(32), nn.Unflatten(1, (2, 4, 4))),
+        r"lazy layer.*call it once",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_refused(tmp_path: Path, what: str) -> None:
+    make, message = REFUSED[what]
+    with pytest.raises(ExportError, match=message) as raised:
+        exported(seeded(make), tmp_path / "bundle", normal_equations=False)
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_generator_that_fails_for_a_single_latent(tmp_path: Path) -> None:
+    class Squeezes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(LATENT, 32), nn.Unflatten(1, (2, 4, 4)), nn.Tanh())
+
+        def forward(self, latent: Tensor) -> Tensor:
+            return self.net(latent.squeeze())
+
+    with pytest.raises(ExportError, match="fails in PyTorch at batch 1"):
+        exported(Squeezes(), tmp_path / "bundle", latent_shape=(LATENT, 1, 1))
+
+
+def test_a_sigmoid_with_another_range_is_warned_of(tmp_path: Path) -> None:
+    decoder = nn.Sequential(nn.Linear(LATENT, 32), nn.Unflatten(1, (2, 4, 4)), nn.Sigmoid())
+    options = {"normal_equations": False}
+    with pytest.warns(UserWarning, match=r"ends in sigmoid with values in \[0, 1\], .*\(-1, 1\)"):
+        exported(decoder, tmp_path / "default", **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        exported(decoder, tmp_path / "right", value_range=(0, 1), **options)
+
+
+def test_a_relative_bundle_stays_open_in_another_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    inverter = exported(seeded(Body), Path("bundle"), normal_equations=False)
+    os.chdir("/")
+    assert inverter.generate(inverter.sample(1)).shape == (1, 2, 4, 4)
+
+
+def test_the_whole_cause_is_named(tmp_path: Path) -> None:
+    (tmp_path / "keys.py").write_text(
+        "from torch import nn\n"
+        "def make():\n"
+        "    net = nn.Linear(2, 3)\n"
+        "    net.load_state_dict(nn.DataParallel(nn.Linear(2, 3)).state_dict())\n"
+    )
+    with pytest.raises(ExportError, match=r"loading state_dict for Linear: Missing key.*weight"):
+        load_factory(f"{tmp_path}/keys.py:make")
+    (tmp_path / "script.py").write_text("import sys\nsys.exit('usage: script.py')\n")
+    with pytest.raises(ExportError, match=r"ended the program \(SystemExit: usage: script.py\)"):
+        load_factory(f"{tmp_path}/script.py:make")

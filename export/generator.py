@@ -86,7 +86,7 @@ def check_generator(
 def _check_gradient(reference: Reference, inputs: dict[str, Tensor]) -> None:
     few = {name: rows[:2] for name, rows in inputs.items()}
     few["latent"].requires_grad_(True)
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+    with quiet(), torch.random.fork_rng(devices=[]), torch.enable_grad():
         image = reference.image(few)
     if not image.requires_grad:
         raise ExportError(

@@ -421,5 +421,5 @@ def test_the_whole_cause_is_named(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"loading state_dict for Linear: Missing key.*weight"):
         load_factory(f"{tmp_path}/keys.py:make")
     (tmp_path / "script.py").write_text("import sys\nsys.exit('usage: script.py')\n")
-    with pytest.raises(ExportError, match=r"ended the program \(SystemExit: usage: script.py\)"):
+    with pytest.raises(ExportError, match=r"cannot be run: SystemExit: usage: script\.py"):
         load_factory(f"{tmp_path}/script.py:make")

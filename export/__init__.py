@@ -26,11 +26,13 @@ from .encoder import add_encoder  # noqa: E402
 from .exporter import export  # noqa: E402
 from .layers import Layers, TailScale, first_layers, split  # noqa: E402
 from .runtimes.onnx_reader import read_generator  # noqa: E402
+from .whitening import Whitening  # noqa: E402
 
 __all__ = [
     "ExportError",
     "Layers",
     "TailScale",
+    "Whitening",
     "add_encoder",
     "export",
     "first_layers",

@@ -283,7 +283,7 @@ def test_images_that_leave_the_value_range_are_recovered(tmp_path):
 def test_a_second_call_trains_nothing(with_data, digits, monkeypatch):
     before = numbers_of(with_data)
     monkeypatch.setattr(
-        "pyinv.training.encoder.iterate", lambda *arguments: pytest.fail("trained again")
+        "pyinv.training.loop._iterate", lambda *arguments: pytest.fail("trained again")
     )
     said: list[str] = []
     luo.reproduce(request(with_data.parent, data=[digits], say=said.append))

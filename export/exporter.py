@@ -17,6 +17,7 @@ from pyinv.bundle import BATCH_NORM_MODES, MAX_SOLVED, RUNTIMES, FileRecord, Fun
 from pyinv.errors import BundleError, ExportError
 from pyinv.priors import Normal, Prior, Uniform
 
+from .capture.noise import NOISE_MODES, with_noise
 from .capture.trace import Shapes, TracedGenerator, prepare, trace_generator, uncompiled
 from .check import Reference
 from .derivatives.losses import GivenLosses, Loss, resolve_losses, try_losses
@@ -45,6 +46,8 @@ def export(
     value_range: tuple[float, float] = (-1.0, 1.0),
     batch_norm: str = "eval",
     condition_shape: int | Sequence[int] | None = None,
+    noise: str | None = None,
+    noise_seed: int = 0,
     encoder: nn.Module | None = None,
     runtimes: str | Iterable[str] = ("onnx",),
     name: str | None = None,
@@ -94,6 +97,11 @@ def export(
             of each batch, and the gradient is then that of the summed loss.
         condition_shape: one condition's shape, 10 or (10,), if the generator takes a second
             argument.
+        noise: for generators that draw noise in forward, with torch.randn, rand, normal_ and the
+            like. "freeze" draws it once, the same for all images. "latent" makes normal noise [B,
+            ...] a part of the latent, which then has shape [d + number of noise values], the noise
+            last.
+        noise_seed: the seed of frozen noise.
         encoder: maps images [B, C, H, W] in ``value_range`` (and a condition [B, k]) to latents,
             [B, *latent_shape] or [B, d]. The bundle then has the function ``encode``, which
             ``Inverter.encode`` and ``invert(init="encoder")`` use.
@@ -130,6 +138,8 @@ def export(
     low, high = _range(value_range)
     if batch_norm not in BATCH_NORM_MODES:
         raise ExportError(f"batch_norm must be 'eval' or 'batch', got {batch_norm!r}")
+    if noise is not None and noise not in NOISE_MODES:
+        raise ExportError(f"noise must be 'freeze' or 'latent', got {noise!r}")
     if not isinstance(prior, Uniform | Normal):
         raise ExportError(f"prior must be pyinv.Uniform or pyinv.Normal, got {prior!r}")
     resolved = resolve_losses("mse" if losses is None else losses, value_range=(low, high))
@@ -140,6 +150,11 @@ def export(
     check_target(target, overwrite=overwrite)
 
     prepared = prepare(generator, batch_norm=batch_norm)
+    if noise is not None:
+        prepared, latent_sizes = with_noise(
+            prepared, latent_sizes, condition_sizes, prior, noise, seed=noise_seed
+        )
+        solve = _wants_normal_equations(normal_equations, resolved, latent_sizes, batch_norm)
     image_shape, bounded = check_generator(
         prepared, latent_sizes, condition_sizes, prior, (low, high), resolved
     )

@@ -75,7 +75,8 @@ def check_generator(
     if not torch.allclose(image, again, rtol=1e-5, atol=1e-6):
         raise ExportError(
             "the generator returned different images for the same latents: it draws noise or drops "
-            "out in eval mode; give it fixed noise before export"
+            "out in eval mode; noise='freeze' fixes noise, noise='latent' makes it part of the "
+            "latent"
         )
     _check_gradient(reference, inputs)
     bounded = _check_range(image, value_range, losses)

@@ -112,6 +112,11 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         help="for a generator that takes (latent, condition)",
     )
     parser.add_argument(
+        "--noise",
+        choices=("freeze", "latent"),
+        help="for a generator that draws noise: fix it, or make it part of the latent",
+    )
+    parser.add_argument(
         "--encoder",
         metavar="ENCODER",
         help="an encoder, images -> latents, given like GENERATOR; adds the function encode",
@@ -155,10 +160,10 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         "overwrite": arguments.overwrite,
     }
     part = arguments.tail_after or arguments.residuals
-    if part and (arguments.condition_shape or arguments.batch_norm == "batch"):
+    if part and (arguments.condition_shape or arguments.noise or arguments.batch_norm == "batch"):
         raise InputError(
             "--tail-after and --residuals take a generator of the latent alone, in eval mode: "
-            "leave out --condition-shape and --batch-norm"
+            "leave out --condition-shape, --noise and --batch-norm"
         )
     layers = split(generator, part.split(",")) if part else None
     console.message("tracing, writing and checking; this takes a moment")
@@ -169,6 +174,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
             prior=arguments.prior,
             batch_norm=arguments.batch_norm,
             condition_shape=arguments.condition_shape,
+            noise=arguments.noise,
             **options,
         )
     elif arguments.tail_after:

@@ -423,3 +423,69 @@ def test_the_whole_cause_is_named(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text("import sys\nsys.exit('usage: script.py')\n")
     with pytest.raises(ExportError, match=r"cannot be run: SystemExit: usage: script\.py"):
         load_factory(f"{tmp_path}/script.py:make")
+
+
+class DrawsNoise(Body):
+    """Normal noise per target in three ways, as lightweight-gan and pi-GAN draw it."""
+
+    def body(self, x: Tensor) -> Tensor:
+        x = x + 0.1 * torch.randn(x.shape[0], 1, 4, 4)
+        x = x + 0.2 * torch.randn_like(x[:, :1])
+        return x + torch.empty(x.shape[0], 2, 1, 1).normal_(0.5, 2.0)
+
+
+class DrawsUniformNoise(Body):
+    def body(self, x: Tensor) -> Tensor:
+        return x + torch.rand(1, 2, 4, 4) + torch.rand_like(x)
+
+
+def test_noise_that_is_drawn_is_refused_with_both_ways_out(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"noise='freeze' .*noise='latent'"):
+        exported(seeded(DrawsNoise), tmp_path / "bundle")
+
+
+@pytest.mark.parametrize("kind", [DrawsNoise, DrawsUniformNoise])
+@pytest.mark.parametrize("runtime", ["onnx", "torchscript"])
+def test_frozen_noise_is_the_same_for_all_targets(tmp_path: Path, kind: type, runtime: str) -> None:
+    options = {"noise": "freeze", "runtimes": runtime}
+    inverter = exported(seeded(kind), tmp_path / "one", noise_seed=1, **options)
+    other = exported(seeded(kind), tmp_path / "two", noise_seed=2, **options)
+    latents = np.repeat(inverter.sample(1), 3, axis=0)
+    images = inverter.generate(latents)
+    np.testing.assert_allclose(images[1:], images[:-1], atol=1e-6)
+    assert np.abs(images - other.generate(latents)).max() > 1e-3
+    assert np.abs(images - exported(seeded(Body), tmp_path / "no").generate(latents)).max() > 1e-3
+
+
+@pytest.mark.parametrize("runtime", ["onnx", "torchscript"])
+def test_noise_as_a_part_of_the_latent(tmp_path: Path, runtime: str) -> None:
+    inverter = exported(
+        seeded(DrawsNoise),
+        tmp_path / "bundle",
+        noise="latent",
+        prior=pyinv.Normal(1.0, 2.0),
+        runtimes=runtime,
+    )
+    assert inverter.manifest.latent_shape == (LATENT + 16 + 16 + 2,)
+    plain = seeded(Body)
+    rows = torch.from_numpy(inverter.sample(3))
+    noise = (rows[:, LATENT:] - 1) / 2
+    x = plain.embed(rows[:, :LATENT]).view(-1, 2, 4, 4)
+    x = x + 0.1 * noise[:, :16].view(-1, 1, 4, 4) + 0.2 * noise[:, 16:32].view(-1, 1, 4, 4)
+    x = x + 0.5 + 2 * noise[:, 32:].view(-1, 2, 1, 1)
+    expected = torch.tanh(plain.last(x)).detach().numpy()
+    np.testing.assert_allclose(inverter.generate(rows.numpy()), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (Body, {"noise": "freeze"}, "draws none: leave noise out"),
+        (DrawsNoise, {"noise": "drop"}, "noise must be 'freeze' or 'latent', got 'drop'"),
+        (DrawsNoise, {"noise": "latent", "prior": pyinv.Uniform()}, "needs a normal prior"),
+        (DrawsUniformNoise, {"noise": "latent"}, "uniform noise or shares it"),
+    ],
+)
+def test_noise_that_cannot_be_handled(tmp_path: Path, make, options, message: str) -> None:
+    with pytest.raises(ExportError, match=message):
+        exported(seeded(make), tmp_path / "bundle", **options)

@@ -1,0 +1,195 @@
+"""Noise that a generator draws in its forward: frozen, or made a part of the latent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from pyinv.errors import ExportError
+from pyinv.priors import Normal, Prior
+
+from ..diagnostics import first_line
+from .portable import portable
+
+__all__ = ["NOISE_MODES", "with_noise"]
+
+NOISE_MODES = ("freeze", "latent")
+
+_NORMAL = (torch.randn, torch.randn_like, Tensor.normal_)
+_UNIFORM = (torch.rand, torch.rand_like, Tensor.uniform_)
+# Two batch sizes that no other size is likely to equal: sizes that differ are the batch.
+_PROBED = (3, 5)
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """One draw: its shape, without the batch if it has one, and the function that asks for it."""
+
+    shape: tuple[int, ...]
+    by_target: bool
+    normal: bool
+
+
+class _Answer(TorchFunctionMode):
+    """Answer calls that draw normal or uniform noise."""
+
+    def __init__(self, answer: Callable[[tuple[Any, ...], bool], Tensor]) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func not in _NORMAL and func not in _UNIFORM:
+            return func(*args, **kwargs)
+        by_method = func in (Tensor.normal_, Tensor.uniform_)
+        if by_method or func in (torch.randn_like, torch.rand_like):
+            sizes = tuple(args[0].shape)
+        else:
+            given = kwargs.get("size", args)
+            sizes = tuple(given[0]) if isinstance(given[0], list | tuple) else tuple(given)
+        drawn = self.answer(sizes, func in _NORMAL)
+        if not by_method:
+            return drawn
+        names = ("mean", "std") if func is Tensor.normal_ else ("from", "to")
+        values = dict(zip(names, (0.0, 1.0), strict=True))
+        values.update(zip(names, args[1:3], strict=False))
+        values.update({name: kwargs[name] for name in names if name in kwargs})
+        first, second = values[names[0]], values[names[1]]
+        scale = second if func is Tensor.normal_ else second - first
+        return args[0].copy_(first + scale * drawn)
+
+
+class _Noise(nn.Module):
+    """A generator whose noise comes from elsewhere.
+
+    With ``frozen``, each draw is a constant, the same for all targets. Otherwise the draws are the
+    last components of the latent, which must be normal.
+    """
+
+    def __init__(
+        self,
+        generator: nn.Module,
+        draws: Sequence[_Draw],
+        latent_shape: Sequence[int],
+        prior: Prior,
+        *,
+        frozen: bool,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.generator = generator
+        self.draws = tuple(draws)
+        self.latent_shape = tuple(latent_shape)
+        self.prior = prior
+        self.frozen = frozen
+        random = torch.Generator().manual_seed(seed)
+        for i, draw in enumerate(self.draws if frozen else ()):
+            made = torch.randn if draw.normal else torch.rand
+            self.register_buffer(f"draw_{i}", made(draw.shape, generator=random))
+
+    def forward(self, latent: Tensor, *condition: Tensor) -> Any:
+        size = math.prod(self.latent_shape)
+        flat = latent.flatten(1)
+        values, place, number = flat[:, size:], 0, 0
+
+        def answer(sizes: tuple[Any, ...], normal: bool) -> Tensor:
+            nonlocal place, number
+            draw = self.draws[number]
+            if self.frozen:
+                found: Tensor = getattr(self, f"draw_{number}")
+                found = found.expand(sizes) if draw.by_target else found
+            else:
+                assert isinstance(self.prior, Normal)
+                count = math.prod(draw.shape)
+                found = values[:, place : place + count].reshape(-1, *draw.shape)
+                found = (found - self.prior.mean) / self.prior.std
+                place += count
+            number += 1
+            return found
+
+        with _Answer(answer):
+            return self.generator(flat[:, :size].reshape(-1, *self.latent_shape), *condition)
+
+
+def with_noise(
+    generator: nn.Module,
+    latent_shape: tuple[int, ...],
+    condition_shape: tuple[int, ...] | None,
+    prior: Prior,
+    mode: str,
+    *,
+    seed: int = 0,
+) -> tuple[nn.Module, tuple[int, ...]]:
+    """Return a prepared generator without random draws, and its latent shape.
+
+    Args:
+        generator: the prepared generator.
+        latent_shape: its latent's shape.
+        condition_shape: its condition's shape, if it has one.
+        prior: the distribution of latents.
+        mode: "freeze" draws each noise once, from the seed, for all targets. "latent" appends it to
+            the latent, which then has shape [d + number of noise values].
+        seed: the seed of frozen noise.
+
+    Raises:
+        ExportError: the generator draws no noise, or noise that cannot be part of the latent.
+    """
+    draws = _probe(generator, latent_shape, condition_shape)
+    if not draws:
+        raise ExportError(
+            f"noise={mode!r} needs a generator that draws noise with torch.randn, rand, normal_ or "
+            "the like, and this one draws none: leave noise out"
+        )
+    if mode == "latent":
+        if not isinstance(prior, Normal):
+            raise ExportError(f"noise='latent' needs a normal prior, got {prior!r}: freeze it")
+        if not all(draw.normal and draw.by_target for draw in draws):
+            raise ExportError(
+                "noise='latent' needs normal noise [B, ...], this generator draws uniform noise or "
+                "shares it between targets: use noise='freeze'"
+            )
+    wrapped = _Noise(generator, draws, latent_shape, prior, frozen=mode == "freeze", seed=seed)
+    if mode == "freeze":
+        return wrapped, latent_shape
+    return wrapped, (math.prod(latent_shape) + sum(math.prod(draw.shape) for draw in draws),)
+
+
+def _probe(
+    generator: nn.Module, latent_shape: tuple[int, ...], condition_shape: tuple[int, ...] | None
+) -> list[_Draw]:
+    """List a generator's draws."""
+    probes: list[list[tuple[tuple[int, ...], bool]]] = []
+    for batch in _PROBED:
+        found: list[tuple[tuple[int, ...], bool]] = []
+
+        def answer(sizes: tuple[Any, ...], normal: bool, found: Any = found) -> Tensor:
+            found.append((tuple(int(size) for size in sizes), normal))
+            return torch.zeros(sizes)
+
+        inputs = [torch.zeros(batch, *latent_shape)]
+        if condition_shape is not None:
+            inputs.append(torch.zeros(batch, *condition_shape))
+        try:
+            with torch.no_grad(), portable(), _Answer(answer):
+                generator(*inputs)
+        except Exception as error:
+            raise ExportError(
+                f"the generator does not take latents {[batch, *latent_shape]}: {first_line(error)}"
+            ) from error
+        probes.append(found)
+    draws = []
+    for (one, normal), (other, _) in zip(*probes, strict=True):
+        by_target = bool(one) and (one[0], other[0]) == _PROBED
+        if one[by_target:] != other[by_target:]:
+            raise ExportError(
+                f"the generator draws noise of shape {list(one)}, which depends on the number of "
+                "latents in another axis than the first: draw [B, ...]"
+            )
+        draws.append(_Draw(one[by_target:], by_target, normal))
+    return draws

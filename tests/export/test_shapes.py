@@ -253,8 +253,8 @@ class ScriptedPair(nn.Module):
 
 class ScriptedDictionary(ScriptedPair):
     def forward(self, latent: Tensor) -> dict[str, Tensor]:
-        x = torch.tanh(self.dense(latent))
-        return {"sample": x, "mean": x.mean(1)}
+        named = {"sample": torch.tanh(self.dense(latent))}
+        return {"sample": named["sample"], "mean": named["sample"].mean(1)}
 
 
 @pytest.mark.parametrize(("make", "output"), [(ScriptedPair, 1), (ScriptedDictionary, "sample")])

@@ -116,7 +116,7 @@ void read_manifest(const Node& manifest, Bundle& bundle) {
   }
   if (const auto name = manifest.find("name")) bundle.name = name->text();
   bundle.latent_shape = read_shape(manifest["latent_shape"]);
-  bundle.image_shape = read_shape(manifest["image_shape"], 3);
+  bundle.image_shape = read_shape(manifest["image_shape"]);
   if (const auto shape = manifest.find("condition_shape")) {
     bundle.condition_shape = read_shape(*shape, 1);
   }

@@ -131,7 +131,7 @@ class Reference:
         return result
 
     def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the images [B, C, H, W] of latents [B, d]."""
+        """Return the images [B, *image_shape] of latents [B, d]."""
         with torch.no_grad():
             return {"image": self.image(inputs)}
 
@@ -203,15 +203,16 @@ class EncoderReference:
         low, high = self.value_range
         rough = torch.rand(count, *self.shapes.image, generator=random)
         # An encoder averages noise out, so noise alone would hide errors that uniform images show.
-        smooth = torch.rand(count, 1, 1, 1, generator=random)
-        share = torch.rand(count, 1, 1, 1, generator=random)
+        each = (count, *(1 for _ in self.shapes.image))
+        smooth = torch.rand(each, generator=random)
+        share = torch.rand(each, generator=random)
         drawn = {"image": low + (high - low) * (share * rough + (1 - share) * smooth)}
         if self.shapes.condition is not None:
             drawn["condition"] = torch.rand(count, *self.shapes.condition, generator=random)
         return drawn
 
     def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the latents [B, d] of images [B, C, H, W]."""
+        """Return the latents [B, d] of images [B, *image_shape]."""
         with torch.no_grad(), portable():
             return {"latent": self.encoder(*inputs.values()).flatten(1)}
 

@@ -60,8 +60,8 @@ def add_encoder(
     Args:
         bundle: the bundle, or its folder. It is not changed, unless ``path`` is its folder and
             ``overwrite`` is given.
-        encoder: maps images [B, C, H, W] in the bundle's value range (and a condition [B, k], if
-            the bundle has one) to latents, [B, *latent_shape] or [B, d].
+        encoder: maps images [B, *image_shape] in the bundle's value range (and a condition [B, k],
+            if the bundle has one) to latents, [B, *latent_shape] or [B, d].
         path: the new bundle's folder. Must be missing or empty unless ``overwrite``.
         name: the new bundle's name; None keeps the bundle's.
         origin: JSON values for the manifest that replace the bundle's; None keeps them.

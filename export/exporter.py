@@ -18,6 +18,7 @@ from pyinv.errors import BundleError, ExportError
 from pyinv.priors import Normal, Prior, Uniform
 
 from .capture.noise import NOISE_MODES, with_noise
+from .capture.output import OneOutput, check_output
 from .capture.trace import Shapes, TracedGenerator, prepare, trace_generator, uncompiled
 from .check import Reference
 from .derivatives.losses import GivenLosses, Loss, resolve_losses, try_losses
@@ -46,6 +47,7 @@ def export(
     value_range: tuple[float, float] = (-1.0, 1.0),
     batch_norm: str = "eval",
     condition_shape: int | Sequence[int] | None = None,
+    output: str | int | None = None,
     noise: str | None = None,
     noise_seed: int = 0,
     encoder: nn.Module | None = None,
@@ -59,13 +61,16 @@ def export(
 
     The bundle has these functions:
 
-    - ``forward``: latent [B, d] -> image [B, C, H, W];
-    - an objective per loss: latent [B, d], image [B, C, H, W] -> loss [B], gradient [B, d] =
+    - ``forward``: latent [B, d] -> image [B, *image_shape];
+    - an objective per loss: latent [B, d], image [B, *image_shape] -> loss [B], gradient [B, d] =
       d loss_b / d latent_b;
     - normal equations for each loss that is a mean of squares: the objective's outputs and gram
       [B, d, d] = 2 / P J^T J, with J the derivative of the squared quantity and P the number of
-      pixels;
-    - with ``encoder``, also ``encode``: image [B, C, H, W] -> latent [B, d].
+      values in an image;
+    - with ``encoder``, also ``encode``: image [B, *image_shape] -> latent [B, d].
+
+    An image here is what the generator makes of one latent. Its shape may be [C, H, W], or any
+    other with one axis or more: a vector [n], audio [C, T], a volume [C, D, H, W].
 
     Each also takes condition [B, k] if the generator does. Latents of any shape are flattened to d.
     Before the bundle appears at ``path``, each function is run in its runtime and compared with
@@ -76,8 +81,9 @@ def export(
     changed; it may be on any device and in half precision.
 
     Args:
-        generator: maps [B, *latent_shape] (and a condition [B, k]) to images [B, C, H, W]. May also
-            be a module from torch.jit.load, script or trace.
+        generator: maps [B, *latent_shape] (and a condition [B, k]) to images [B, C, H, W], or to a
+            tensor [B, ...] of any other shape. May also be a module from torch.jit.load, script or
+            trace.
         path: the bundle's folder. Must be missing or empty unless ``overwrite``.
         latent_shape: one latent's shape: 100, (100,) or (100, 1, 1).
         prior: the distribution of latents, ``Uniform`` or ``Normal``.
@@ -90,9 +96,9 @@ def export(
             Levenberg-Marquardt needs. None writes them where they exist, which is for
             batch_norm="eval" and at most 512 latent components. True raises an error where they do
             not.
-            value_range: lowest and highest pixel value. Some generators overshoot, so an output
-                outside only causes a warning, and the manifest's ``bounded`` is then False. With
-                bce it is an error, because bce has no value there.
+        value_range: lowest and highest value of an image. Some generators overshoot, so an output
+            outside only causes a warning, and the manifest's ``bounded`` is then False. With bce
+            it is an error, because bce has no value there.
         batch_norm: "eval" folds running statistics into the weights; "batch" uses the statistics
             of each batch, and the gradient is then that of the summed loss.
         condition_shape: one condition's shape, 10 or (10,), if the generator takes a second
@@ -102,9 +108,11 @@ def export(
             ...] a part of the latent, which then has shape [d + number of noise values], the noise
             last.
         noise_seed: the seed of frozen noise.
-        encoder: maps images [B, C, H, W] in ``value_range`` (and a condition [B, k]) to latents,
-            [B, *latent_shape] or [B, d]. The bundle then has the function ``encode``, which
-            ``Inverter.encode`` and ``invert(init="encoder")`` use.
+        output: which tensor is the image, for a generator that returns several: a key or index of
+            the dictionary, tuple or list that it returns, or an attribute of the object.
+        encoder: maps images [B, *image_shape] in ``value_range`` (and a condition [B, k]) to
+            latents, [B, *latent_shape] or [B, d]. The bundle then has the function ``encode``,
+            which ``Inverter.encode`` and ``invert(init="encoder")`` use.
         runtimes: the runtimes to export for, one or both of "onnx" and "torchscript". The first is
             the default when the bundle is opened.
         name: the bundle's name; the generator's class name by default.
@@ -135,6 +143,7 @@ def export(
             f"condition_shape must be one number, got {list(condition_sizes)}: "
             "flatten the condition and reshape it in the generator"
         )
+    output = check_output(output)
     low, high = _range(value_range)
     if batch_norm not in BATCH_NORM_MODES:
         raise ExportError(f"batch_norm must be 'eval' or 'batch', got {batch_norm!r}")
@@ -149,7 +158,7 @@ def export(
     target = Path(path)
     check_target(target, overwrite=overwrite)
 
-    prepared = prepare(generator, batch_norm=batch_norm)
+    prepared: nn.Module = OneOutput(prepare(generator, batch_norm=batch_norm), output)
     if noise is not None:
         prepared, latent_sizes = with_noise(
             prepared, latent_sizes, condition_sizes, prior, noise, seed=noise_seed
@@ -163,7 +172,7 @@ def export(
     encodes = None if encoder is None else check_encoder(encoder, shapes, (low, high))
     reference = Reference(prepared, shapes, prior=prior, value_range=(low, high))
     if isinstance(generator, torch.jit.ScriptModule) and batch_norm == "eval":
-        check_reading(generator, reference)
+        check_reading(generator, output, reference)
 
     say("tracing the generator")
     traced = trace_generator(prepared, shapes, batch_norm=batch_norm)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pyinv.errors import ExportError
 from pyinv.priors import Prior
 
+from .capture.output import OneOutput
 from .capture.trace import Shapes
 from .check import Reference
 from .derivatives.losses import Loss
@@ -31,16 +32,17 @@ def check_generator(
     prior: Prior,
     value_range: tuple[float, float],
     losses: Sequence[Loss],
-) -> tuple[tuple[int, int, int], bool]:
+) -> tuple[tuple[int, ...], bool]:
     """Check a prepared generator by running it on a few latents, before any work starts.
 
     Returns:
-        its image shape, and whether its images lie in the value range.
+        the shape of one of its outputs, and whether they lie in the value range.
 
     Raises:
-        ExportError: the generator does not take such latents, or does not return images.
+        ExportError: the generator does not take such latents, or does not return one tensor per
+            latent.
     """
-    shapes = Shapes(latent_shape, (1, 1, 1), condition_shape)
+    shapes = Shapes(latent_shape, (1,), condition_shape)
     reference = Reference(generator, shapes, prior=prior, value_range=value_range)
     inputs = reference.draw(_TRIED, seed=0)
     given = f"a latent of shape {['B', *latent_shape]}".replace("'", "")
@@ -58,15 +60,10 @@ def check_generator(
             f"the generator does not take {given}: {first_line(error)}; "
             "check latent_shape and condition_shape"
         ) from error
-    if not isinstance(image, Tensor):
+    if image.ndim < 2 or image.shape[0] != _TRIED or image.numel() == 0:
         raise ExportError(
-            f"the generator must return one image tensor [B, C, H, W], it returned "
-            f"{type(image).__name__}: wrap it in a module that returns the image alone"
-        )
-    if image.ndim != 4 or image.shape[0] != _TRIED:
-        raise ExportError(
-            f"the generator must return images [B, C, H, W], it returned {list(image.shape)} for "
-            f"{_TRIED} latents"
+            "the generator must return one output per latent, such as images [B, C, H, W] or "
+            f"vectors [B, n], it returned {list(image.shape)} for {_TRIED} latents"
         )
     if not image.is_floating_point():
         raise ExportError(f"the generator must return floats, it returned {image.dtype}")
@@ -80,8 +77,7 @@ def check_generator(
         )
     _check_gradient(reference, inputs)
     bounded = _check_range(image, value_range, losses)
-    _, channels, height, width = image.shape
-    return (channels, height, width), bounded
+    return tuple(image.shape[1:]), bounded
 
 
 def _check_gradient(reference: Reference, inputs: dict[str, Tensor]) -> None:
@@ -97,12 +93,14 @@ def _check_gradient(reference: Reference, inputs: dict[str, Tensor]) -> None:
         )
 
 
-def check_reading(generator: torch.jit.ScriptModule, reference: Reference) -> None:
+def check_reading(
+    generator: torch.jit.ScriptModule, output: str | int | None, reference: Reference
+) -> None:
     """Compare a TorchScript module's images with those of the graph read from it."""
     inputs = reference.draw(_TRIED, seed=1)
     try:
         with quiet(), torch.no_grad():
-            own = copy.deepcopy(generator).cpu().float().eval()
+            own = OneOutput(copy.deepcopy(generator).cpu().float().eval(), output)
             images = Reference(
                 own, reference.shapes, prior=reference.prior, value_range=reference.value_range
             ).image(inputs)

@@ -22,6 +22,7 @@ FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 RUNTIMES = ("onnx", "torchscript")
 BATCH_NORM_MODES = ("eval", "batch")
+PICTURE_CHANNELS = (1, 3, 4)  # gray, RGB, RGBA: what image files can store
 
 MAX_SOLVED = _core.max_solved
 """The largest latent size for which normal equations are exported and solved."""
@@ -97,8 +98,9 @@ class Manifest:
 
     Args:
         latent_shape: shape of one latent, without the batch axis.
-        image_shape: (C, H, W).
-        value_range: the (lowest, highest) pixel value: black and white, and the range of targets.
+        image_shape: shape of one target, without the batch axis: (C, H, W) for images, or any other
+            shape that the generator returns, such as (n,) or (C, T).
+        value_range: the (lowest, highest) value of a target; for images, black and white.
         prior: distribution of the components of a latent.
         functions: the graphs. Each runtime has one "forward" and at least one "objective", with one
             objective per loss and the same losses for all runtimes. A loss may also have
@@ -118,7 +120,7 @@ class Manifest:
     """
 
     latent_shape: tuple[int, ...]
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
     value_range: tuple[float, float]
     prior: Prior
     functions: tuple[Function, ...]
@@ -132,7 +134,7 @@ class Manifest:
 
     def __post_init__(self) -> None:
         _check_shape("latent_shape", self.latent_shape)
-        _check_shape("image_shape", self.image_shape, axes=3)
+        _check_shape("image_shape", self.image_shape)
         if self.condition_shape is not None:
             _check_shape("condition_shape", self.condition_shape, axes=1)
         low, high = self.value_range
@@ -214,8 +216,13 @@ class Manifest:
 
     @property
     def image_size(self) -> int:
-        """The number of values of an image, C * H * W."""
+        """The number of values of a target, the product of ``image_shape``."""
         return math.prod(self.image_shape)
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether a target is a picture: [C, H, W] with 1, 3 or 4 channels (gray, RGB, RGBA)."""
+        return len(self.image_shape) == 3 and self.image_shape[0] in PICTURE_CHANNELS
 
     @property
     def condition_size(self) -> int:

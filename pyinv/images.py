@@ -1,6 +1,7 @@
 """Images: conversion from files and arrays to a bundle's format, and back to files.
 
-Inside pyinv, images are float32 [N, C, H, W] in the bundle's value range.
+Inside pyinv, images are float32 [N, C, H, W] in the bundle's value range. Targets of any other
+shape, [N, *image_shape], are read from arrays, audio also from WAV files, vectors from tables.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyinv.array_files import read_array
-from pyinv.bundle import Manifest
+from pyinv.audio import WAV_SUFFIXES, read_wav
+from pyinv.bundle import PICTURE_CHANNELS, Manifest
 from pyinv.errors import DependencyError, InputError, one_line
+from pyinv.tables import TABLE_SUFFIXES, read_table
 from pyinv.validation import as_numpy, first_bad_row, shape_text
 
 if TYPE_CHECKING:
@@ -29,6 +32,7 @@ __all__ = [
     "check_images",
     "load_images",
     "load_named_images",
+    "not_pictures",
     "save_grid",
     "save_images",
     "to_uint8",
@@ -42,7 +46,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".g
 
 ARRAY_SUFFIXES = (".npy", ".npz")
 FITS = ("crop", "stretch")
-FILE_CHANNELS = (1, 3, 4)  # gray, RGB, RGBA: what image files can store
+FILE_CHANNELS = PICTURE_CHANNELS
 RANGE_SLACK = 1e-4  # of the range's span: tolerance for rounding in a generator's last layer
 # The tolerance for generators whose images may leave the range. It still rejects 0-255 for [-1, 1].
 UNBOUNDED_SLACK = 4.0
@@ -52,14 +56,14 @@ def check_images(images: Any, manifest: Manifest) -> FloatArray:
     """Check images and return them in the engine's format, without a copy if possible.
 
     Args:
-        images: [N, C, H, W] in the bundle's value range, N >= 1: a NumPy array, a PyTorch tensor
-            on the CPU (detached here if it requires a gradient), or anything else with
+        images: [N, *image_shape] in the bundle's value range, N >= 1: a NumPy array, a PyTorch
+            tensor on the CPU (detached here if it requires a gradient), or anything else with
             ``__dlpack__``. Any floating type; only C-contiguous float32 avoids a copy. If the
             generator's own images may leave the range, so may these.
         manifest: the bundle's manifest.
 
     Returns:
-        float32 [N, C, H, W], sharing memory with ``images`` if possible.
+        float32 [N, *image_shape], sharing memory with ``images`` if possible.
 
     Raises:
         InputError: wrong shape, type or range, NaN, or no image.
@@ -76,20 +80,11 @@ def check_images(images: Any, manifest: Manifest) -> FloatArray:
                 else "convert them to floats in that range"
             )
         )
-    channels, height, width = manifest.image_shape
     if array.shape[1:] != manifest.image_shape:
-        fix = f"resize them to {height} x {width}, or use load_images on files"
-        if array.shape == manifest.image_shape:
-            fix = "add a batch axis: images[None]"
-        elif array.shape[1:] == (height, width, channels):
-            fix = "put channels first: images.transpose(0, 3, 1, 2)"
-        elif array.shape[1:] == (height, width) and channels == 1:
-            fix = "add a channel axis: images[:, None]"
-        elif array.ndim == 4 and array.shape[1] != channels:
-            fix = f"the generator makes {channels}-channel images, these have {array.shape[1]}"
-        elif array.ndim != 4:
-            fix = f"they need 4 axes and have {array.ndim}"
-        raise InputError(f"images must be {expected}, got [{shape_text(array.shape)}]; {fix}")
+        raise InputError(
+            f"images must be {expected}, got [{shape_text(array.shape)}]; "
+            f"{_remedy_for_shape(array.shape, manifest.image_shape)}"
+        )
     if len(array) == 0:
         raise InputError(f"images must be {expected} with N >= 1, got no image")
     array = np.ascontiguousarray(array, dtype=np.float32)
@@ -113,6 +108,28 @@ def check_images(images: Any, manifest: Manifest) -> FloatArray:
     return array
 
 
+def _remedy_for_shape(got: tuple[int, ...], wanted: tuple[int, ...]) -> str:
+    """Return what to do about an array whose rows do not have the wanted shape."""
+    axes = len(wanted) + 1
+    if got == wanted:
+        return "add a batch axis: images[None]"
+    if len(wanted) == 3:
+        channels, height, width = wanted
+        if got[1:] == (height, width, channels):
+            return "put channels first: images.transpose(0, 3, 1, 2)"
+        if got[1:] == (height, width) and channels == 1:
+            return "add a channel axis: images[:, None]"
+        if len(got) == axes and got[1] != channels:
+            return f"the generator makes {channels}-channel images, these have {got[1]}"
+        if len(got) == axes:
+            return f"resize them to {height} x {width}, or use load_images on files"
+    elif len(got) > 0 and got[1:] == wanted[1:] and wanted[0] == 1:
+        return "add a channel axis: images[:, None]"
+    if len(got) != axes:
+        return f"they need {axes} axes and have {len(got)}"
+    return f"the generator's outputs have the shape [{shape_text(wanted)}]"
+
+
 def load_images(
     paths: PathLike | Iterable[PathLike], manifest: Manifest, *, fit: str = "crop"
 ) -> FloatArray:
@@ -130,14 +147,19 @@ def load_images(
             - a .npy or .npz file (of several arrays, the one named "images"): uint8, scaled from
               0-255, or floating point, already in the bundle's value range. [N, C, H, W],
               [N, H, W, C], one image without N, or gray without C, if the bundle's channel count
-              makes it unambiguous.
+              makes it unambiguous;
+            - for a bundle whose targets are not pictures: a .npy or .npz file of floats
+              [N, *image_shape], or one target without N; for audio, [C, T] or [T], also .wav files
+              (PCM with 8, 16, 24 or 32 bits, values in [-1, 1]) of C channels and T frames, and
+              folders of them; for vectors [n], also .parquet files with n numeric columns, which
+              needs pyarrow.
         manifest: the bundle's manifest.
         fit: how to resize images of another size (antialiased bicubic). "crop" keeps the aspect
             ratio: the image is scaled to cover the bundle's size and cropped at the centre, as in
             most training pipelines. "stretch" keeps the whole image and changes its aspect ratio.
 
     Returns:
-        float32 [N, C, H, W] in the bundle's value range.
+        float32 [N, *image_shape] in the bundle's value range.
 
     Raises:
         InputError: nothing found; a file that is missing, unreadable or truncated; an array of the
@@ -152,7 +174,8 @@ def load_named_images(
     """Like ``load_images``, but also return the name of each image.
 
     Returns:
-        (images [N, C, H, W], N names: a file's path, followed by ``[i]`` for row i of an array).
+        (images [N, *image_shape], N names: a file's path, followed by ``[i]`` for row i of an
+        array).
     """
     check_fit(fit)
     if isinstance(paths, (str, os.PathLike)):
@@ -166,16 +189,29 @@ def load_named_images(
     for source in sources:
         rows = images[len(names) : len(names) + source.count]
         if source.array is None:
-            rows[0] = _read_image(source.path, manifest, fit)
+            read = _read_image if manifest.is_picture else _read_audio
+            rows[0] = read(source.path, manifest, fit)
             names.append(str(source.path))
         else:
-            _convert_array(source, rows, manifest, fit)
+            convert = _convert_array if len(manifest.image_shape) == 3 else _copy_array
+            convert(source, rows, manifest, fit)
             names.extend(f"{source.path}[{row}]" for row in range(source.count))
     return images, names
 
 
+def not_pictures(manifest: Manifest) -> str:
+    """Say that a bundle's targets are not pictures, with their shape."""
+    return f"this bundle's targets are not pictures (shape [{shape_text(manifest.image_shape)}])"
+
+
 def to_uint8(images: FloatArray, value_range: tuple[float, float]) -> NDArray[np.uint8]:
-    """Return [N, C, H, W] images in ``value_range`` as uint8 [N, H, W, C], rounded and clipped."""
+    """Return [N, C, H, W] images in ``value_range`` as uint8 [N, H, W, C], rounded and clipped.
+
+    Raises:
+        InputError: not four axes.
+    """
+    if images.ndim != 4:
+        raise InputError(f"pictures must be [N, C, H, W], got [{shape_text(images.shape)}]")
     low, high = value_range
     scaled = (images - low) * (255.0 / (high - low))
     pixels: NDArray[np.uint8] = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
@@ -255,12 +291,18 @@ def check_value_range(value_range: Any) -> tuple[float, float]:
     return low, high
 
 
-def image_names(path: Path, names: Iterable[PurePath] | None = None) -> list[PurePath]:
-    """Return the names of image files (``IMAGE_SUFFIXES``) in natural order: 2.png before 10.png.
+def image_names(
+    path: Path,
+    names: Iterable[PurePath] | None = None,
+    *,
+    suffixes: Sequence[str] = IMAGE_SUFFIXES,
+) -> list[PurePath]:
+    """Return the names of image files in natural order: 2.png before 10.png.
 
     Args:
         path: a folder, searched recursively.
         names: names to choose from instead, relative to ``path``, such as an archive's entries.
+        suffixes: the suffixes of the files, in lower case.
 
     Returns:
         names relative to ``path``, without hidden files and the metadata files that macOS adds to
@@ -272,7 +314,7 @@ def image_names(path: Path, names: Iterable[PurePath] | None = None) -> list[Pur
         (
             name
             for name in names
-            if name.suffix.lower() in IMAGE_SUFFIXES
+            if name.suffix.lower() in suffixes
             and not any(part.startswith(".") or part == "__MACOSX" for part in name.parts)
         ),
         key=_natural,
@@ -371,24 +413,47 @@ def _resize_rows(planes: FloatArray, size: int, margin: float) -> FloatArray:
 class _Source:
     path: Path
     count: int
-    array: NDArray[Any] | None = None  # [count, H, W, C], of any size
+    # [count, H, W, C], of any size; or [count, *image_shape], if targets do not have three axes
+    array: NDArray[Any] | None = None
 
 
 def _sources(path: Path, manifest: Manifest) -> list[_Source]:
+    suffixes = IMAGE_SUFFIXES if manifest.is_picture else _audio_suffixes(manifest)
     if path.is_dir():
-        found = [name for name in image_names(path) if (path / name).is_file()]
-        if not found:
+        found = [name for name in image_names(path, suffixes=suffixes) if (path / name).is_file()]
+        if not found and manifest.is_picture:
             raise InputError(
                 f"{path}: no image files in this folder; "
                 f"expected some of {', '.join(IMAGE_SUFFIXES)}"
             )
+        if not found:
+            raise InputError(f"{path}: {not_pictures(manifest)}; {_instead(manifest)}")
         return [_Source(path / name, 1) for name in found]
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     if path.suffix.lower() in ARRAY_SUFFIXES:
-        array = _channels_last(read_array(path, "images"), path, manifest)
+        shaped = _channels_last if len(manifest.image_shape) == 3 else _batched
+        array = shaped(read_array(path, "images"), path, manifest)
         return [_Source(path, len(array), array)]
+    if path.suffix.lower() in TABLE_SUFFIXES and len(manifest.image_shape) == 1:
+        array = _batched(read_table(path, manifest.image_size), path, manifest)
+        return [_Source(path, len(array), array)]
+    if not (manifest.is_picture or path.suffix.lower() in suffixes):
+        raise InputError(f"{path}: {not_pictures(manifest)}; {_instead(manifest)}")
     return [_Source(path, 1)]
+
+
+def _audio_suffixes(manifest: Manifest) -> tuple[str, ...]:
+    """Return the suffixes of audio files, if targets can be audio: [C, T], or mono [T]."""
+    return WAV_SUFFIXES if len(manifest.image_shape) <= 2 else ()
+
+
+def _instead(manifest: Manifest) -> str:
+    """Say which files hold targets that are not pictures."""
+    array = f"give a .npy or .npz file of floats [N, {shape_text(manifest.image_shape)}]"
+    if len(manifest.image_shape) == 1:
+        return f"{array}, a .parquet file or .wav files"
+    return f"{array}, or .wav files" if _audio_suffixes(manifest) else array
 
 
 def _natural(path: PurePath) -> tuple[list[list[tuple[bool, int, str]]], str]:
@@ -445,6 +510,55 @@ def _channels_last(array: NDArray[Any], path: Path, manifest: Manifest) -> NDArr
     return candidates[0]
 
 
+def _batched(array: NDArray[Any], path: Path, manifest: Manifest) -> NDArray[Any]:
+    """Return the array as [N, *image_shape], or raise if it has another shape or type."""
+    shape = manifest.image_shape
+    expected = f"{path}: expected floats [N, {shape_text(shape)}]"
+    if array.dtype.kind != "f":
+        raise InputError(f"{expected}, got {array.dtype}; convert it")
+    if array.shape == shape:
+        array = array[None]
+    if array.shape[1:] != shape or len(array) == 0:
+        raise InputError(
+            f"{expected} or [{shape_text(shape)}], got [{shape_text(array.shape)}]; reshape it"
+        )
+    return array
+
+
+def _copy_array(source: _Source, rows: FloatArray, manifest: Manifest, fit: str) -> None:
+    """Write a source's targets into ``rows`` [N, *image_shape]."""
+    assert source.array is not None
+    rows[:] = source.array
+    _check_values(source.path, rows, manifest)
+
+
+def _read_audio(path: Path, manifest: Manifest, fit: str) -> FloatArray:
+    """Return one file's audio in the bundle's shape, [C, T] or [T]."""
+    samples = read_wav(path)
+    shape = manifest.image_shape
+    wanted = shape if len(shape) == 2 else (1, *shape)
+    if samples.shape != wanted:
+        channels, frames = samples.shape
+        raise InputError(
+            f"{path}: expected {wanted[0]} channel(s) of {wanted[1]} frames, got {channels} of "
+            f"{frames}; cut, pad or mix it"
+        )
+    samples = samples.reshape(shape)
+    _check_values(path, samples[None], manifest)
+    return samples
+
+
+def _check_values(path: Path, rows: FloatArray, manifest: Manifest) -> None:
+    low, high = manifest.value_range
+    slack = (RANGE_SLACK if manifest.bounded else UNBOUNDED_SLACK) * (high - low)
+    lowest, highest = float(rows.min()), float(rows.max())
+    if not (lowest >= low - slack and highest <= high + slack):
+        raise InputError(
+            f"{path}: the values must be finite and in [{low:g}, {high:g}], got "
+            f"[{lowest:.4g}, {highest:.4g}]; rescale them"
+        )
+
+
 def _convert_array(source: _Source, rows: FloatArray, manifest: Manifest, fit: str) -> None:
     """Write a source's images into ``rows`` [N, C, H, W], one at a time to bound memory."""
     assert source.array is not None
@@ -472,11 +586,6 @@ def _convert_array(source: _Source, rows: FloatArray, manifest: Manifest, fit: s
 def _read_image(path: Path, manifest: Manifest, fit: str) -> FloatArray:
     """Return one file's image as [C, H, W] in the bundle's value range."""
     channels, height, width = manifest.image_shape
-    if channels not in FILE_CHANNELS:
-        raise InputError(
-            f"{path}: this bundle's images have {channels} channels, which image files cannot "
-            "hold; give a .npy file"
-        )
     unit = read_pixels(path, str(path), channels)
     return _to_range(resize_pixels(unit, height, width, fit), manifest)
 

@@ -49,7 +49,11 @@ MAX_TARGET_IDS = 2**47
 
 
 class Inverter:
-    """Inverts images with one exported generator.
+    """Inverts images, or targets of any other shape, with one exported generator.
+
+    Images are [N, C, H, W], or in general [N, *image_shape] with the ``image_shape`` of the
+    bundle's manifest: vectors [N, n], audio [N, C, T], volumes [N, C, D, H, W] and so on. Of these,
+    "pixels" are the values.
 
     Args:
         bundle: a bundle's directory, or an open ``Bundle``.
@@ -180,8 +184,8 @@ class Inverter:
         """Find the latents of images.
 
         Args:
-            images: the targets, [N, C, H, W] floats in the bundle's value range, N >= 1. NumPy,
-                PyTorch (CPU) or any DLPack array; not copied if C-contiguous float32.
+            images: the targets, [N, *image_shape] floats in the bundle's value range, N >= 1.
+                NumPy, PyTorch (CPU) or any DLPack array; not copied if C-contiguous float32.
             recipe: a name in ``pyinv.recipes.RECIPES`` or a ``Recipe``. "precise" and
                 "reconstruct" need a bundle with normal equations, except for "reconstruct" with an
                 encoder.
@@ -326,7 +330,7 @@ class Inverter:
                 equal in size as possible.
 
         Returns:
-            float32 [N, C, H, W] in the bundle's value range.
+            float32 [N, *image_shape] in the bundle's value range.
 
         Raises:
             InputError: an argument of the wrong shape, type or range.
@@ -341,7 +345,7 @@ class Inverter:
         """Encode images with the bundle's encoder, in one forward pass.
 
         Args:
-            images: [N, C, H, W], as for ``invert``.
+            images: [N, *image_shape], as for ``invert``.
             condition: [N, k], for conditional bundles.
             batch_size: the maximum batch size, at least 1; None uses the Inverter's.
 
@@ -373,7 +377,7 @@ class Inverter:
 
         Args:
             latents: [N, *latent_shape] or [N, d], N >= 1.
-            images: [N, C, H, W], as for ``invert``.
+            images: [N, *image_shape], as for ``invert``.
             loss: one of the bundle's losses, a mean over pixels.
             condition: [N, k], for conditional bundles.
             batch_size: the maximum batch size, at least 1; see ``generate``.
@@ -407,7 +411,7 @@ class Inverter:
 
         Args:
             latents: [N, *latent_shape] or [N, d], N >= 1.
-            images: [N, C, H, W], as for ``invert``.
+            images: [N, *image_shape], as for ``invert``.
             loss: one of the bundle's losses with normal equations: "mse" or "whitened".
             condition: [N, k], for conditional bundles.
             batch_size: the maximum batch size, at least 1. None uses the Inverter's, reduced if
@@ -448,7 +452,7 @@ class Inverter:
             latents: an Inversion, or latents [N, *latent_shape] or [N, d], N >= 1. In an Inversion,
                 converged targets reproduce their images exactly, so they are not searched for other
                 optima. Cancelled targets stay unknown.
-            images: [N, C, H, W], the images that were inverted.
+            images: [N, *image_shape], the images that were inverted.
             noise: the standard deviation of the pixel noise, in the bundle's value range, above 0.
                 None estimates it for each image from the residual, which needs more pixels than the
                 latent has components.
@@ -541,7 +545,7 @@ class Inverter:
             self._session.objective(function("mse", self.runtime))
         if noise is None and manifest.image_size <= manifest.latent_size:
             raise InputError(
-                f"noise must be given: {manifest.image_size} pixels are too few to estimate it "
+                f"noise must be given: {manifest.image_size} values are too few to estimate it "
                 f"beside {manifest.latent_size} latent components"
             )
 

@@ -82,7 +82,7 @@ class Inversion:
 
     @property
     def images(self) -> FloatArray:
-        """G(latents), float32 [N, C, H, W]; computed on first access, then cached.
+        """G(latents), float32 [N, *image_shape]; computed on first access, then cached.
 
         Raises:
             InputError: the Inversion was loaded from a file without images.

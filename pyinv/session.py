@@ -134,11 +134,17 @@ class Session:
     # Calls ----------------------------------------------------------------------------------------
 
     def generate(self, latents: FloatArray, condition: FloatArray | None, size: int) -> FloatArray:
-        """Return the images [n, C, H, W] of latents [n, d], in batches of at most ``size``."""
+        """Return the images [n, *image_shape] of latents [n, d], in batches of at most ``size``."""
         images = np.empty((len(latents), *self.manifest.image_shape), dtype=np.float32)
         function = self.manifest.forward(self.runtime)
         for rows in groups(len(latents), size):
-            images[rows] = self._call(function, rows, latent=latents, condition=condition)["image"]
+            found = self._call(function, rows, latent=latents, condition=condition)["image"]
+            if found.shape != images[rows].shape:
+                raise BundleError(
+                    f"{self.bundle.file(function)}: gives images {list(found.shape[1:])}, but the "
+                    f"manifest says {list(images.shape[1:])}; export the bundle again"
+                )
+            images[rows] = found
         return images
 
     def encode(self, images: FloatArray, condition: FloatArray | None, size: int) -> FloatArray:

@@ -30,7 +30,7 @@ class PYINV_API OnnxObjective : public Objective {
 
  private:
   ort::Model model_;
-  std::vector<int64_t> image_shape_;  // C, H, W
+  std::vector<int64_t> image_shape_;  // one target's, without the batch axis
   int64_t latent_size_ = 0, image_size_ = 0, condition_size_ = 0;
   int64_t most_at_once_ = 0;
   bool has_gram_ = false, recordable_ = false;

@@ -98,8 +98,8 @@ Sizes Method::read_sizes() const {
   }
   Sizes sizes{
       .latent = latent.toInt(), .image = image.toIntVector(), .condition = condition.toInt()};
-  if (sizes.latent < 1 || sizes.image.size() != 3 || sizes.pixels() < 1 || sizes.condition < 0) {
-    refuse("latent_size and the three numbers of image_shape should be at least 1");
+  if (sizes.latent < 1 || sizes.image.empty() || sizes.pixels() < 1 || sizes.condition < 0) {
+    refuse("latent_size and the numbers of image_shape should be at least 1");
   }
   return sizes;
 }

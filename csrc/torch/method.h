@@ -21,7 +21,7 @@ namespace pyinv::torchscript {
 // Sizes recorded in the module, because TorchScript methods do not declare shapes.
 struct Sizes {
   int64_t latent = 0;
-  std::vector<int64_t> image;  // C, H, W
+  std::vector<int64_t> image;  // one target's, without the batch axis
   int64_t condition = 0;       // 0: none
 
   int64_t pixels() const;

@@ -1,5 +1,5 @@
 // The objective computed by a method of a TorchScript module:
-//   (latent [B, d], image [B, C, H, W], [condition [B, k]], out) -> (loss [B], gradient [B, d]),
+//   (latent [B, d], image [B, ...], [condition [B, k]], out) -> (loss [B], gradient [B, d]),
 // and for normal equations also gram [B, d, d], all float32. It writes its results into the
 // tensors `out` and returns them.
 #pragma once

@@ -1,5 +1,5 @@
-// Inverts images with a bundle, from a C++ program without Python. README.md explains how to build
-// it.
+// Inverts images, or a generator's outputs of any other shape, with a bundle, from a C++ program
+// without Python. README.md explains how to build it.
 #include <pyinv/bundle.h>
 #include <pyinv/engine.h>
 #include <pyinv/onnxruntime.h>
@@ -30,7 +30,7 @@ namespace {
 constexpr std::string_view kUsage =
     "usage: embed BUNDLE IMAGES.f32 [options]\n"
     "  BUNDLE            the folder that pyinv.export wrote\n"
-    "  IMAGES.f32        float32 [N, C, H, W] in the bundle's value range, nothing else\n"
+    "  IMAGES.f32        float32 [N, *image_shape] in the bundle's value range, nothing else\n"
     "  --runtime NAME    onnx or torchscript; the bundle's first by default\n"
     "  --onnxruntime LIB ONNX Runtime's shared library; $PYINV_ONNXRUNTIME by default\n"
     "  --recipe FILE     a recipe as JSON; pyinv's default recipe by default\n"
@@ -40,7 +40,7 @@ constexpr std::string_view kUsage =
     "  --threads N       CPU threads; all by default\n"
     "  --seed N          seed of the random draws; 0 by default\n"
     "  --latents FILE    also write the latents, float32 [N, d]\n"
-    "  --images FILE     also write the images of the latents, float32 [N, C, H, W]\n";
+    "  --images FILE     also write the images of the latents, float32 [N, *image_shape]\n";
 
 // The memory limit for normal equations, which limits the targets per evaluation.
 constexpr int64_t kNormalEquationsBytes = int64_t{1} << 27;

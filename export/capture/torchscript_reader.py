@@ -168,6 +168,7 @@ _PLAIN: dict[str, Callable[..., Any]] = {
     "aten::sub": operator.sub,
     "aten::to": _converted,
     "aten::warn": lambda *_: None,
+    "prim::DictConstruct": lambda *items: dict(zip(items[::2], items[1::2], strict=True)),
     "prim::ListConstruct": lambda *items: list(items),
     "prim::NumToTensor": lambda x: x,
     "prim::TupleConstruct": lambda *items: items,

@@ -76,7 +76,7 @@ class Shapes:
     """Shapes of one target's latent, image and condition, without the batch axis."""
 
     latent: tuple[int, ...]
-    image: tuple[int, int, int]
+    image: tuple[int, ...]
     condition: tuple[int, ...] | None = None
 
     @property
@@ -255,7 +255,7 @@ class _NetworkWatch(_Watch):
         if traced and args and isinstance(args[0], Tensor) and not isinstance(args[0], FakeTensor):
             self._refuse_write(func)
         if func is torch.nn.functional.pad:
-            padded = _pad_circular(*args, **kwargs)
+            padded = _padded(*args, **kwargs)
             if padded is not None:
                 return padded
         result = super().call(func, args, kwargs)
@@ -300,10 +300,13 @@ def _detached(result: Any) -> Any:
     return result.detach() if is_traced else result
 
 
-def _pad_circular(
+def _padded(
     x: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None
 ) -> Tensor | None:
-    """Pad circularly by joining slices; None for other modes."""
+    """Pad circularly by joining slices, and replicate in one dimension; None for other modes."""
+    if mode == "replicate" and x.ndim == 3 and len(pad) == 2:
+        # As images of height 1, because the gradient is known for those.
+        return torch.nn.functional.pad(x.unsqueeze(2), [*pad, 0, 0], mode).squeeze(2)
     if mode != "circular":
         return None
     for i in range(len(pad) // 2):
@@ -426,7 +429,7 @@ def trace_encoder(encoder: nn.Module, shapes: Shapes) -> fx.GraphModule:
     return trace_decomposed(function, described, describe=lambda: "the encoder")
 
 
-def trace_features(features: nn.Module, image: tuple[int, int, int]) -> fx.GraphModule:
+def trace_features(features: nn.Module, image: tuple[int, ...]) -> fx.GraphModule:
     """Trace a prepared network: images [B, *image] -> list of features."""
     return _trace_network(features, [image], batch_norm="eval", what="the feature network")
 

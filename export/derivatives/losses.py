@@ -1,8 +1,10 @@
-"""Losses: per-image means over pixels, written so that their exported gradient takes few passes.
+"""Losses: per-target means over values, written so that their exported gradient takes few passes.
 
 A built-in loss returns its value and its derivative with respect to the image in closed form. The
 constant factors of the derivative (2/P for a mean of P squares) are returned separately: the
 exporter multiplies the [B, d] gradient by them at the end, rather than every pixel at the start.
+
+Images and pixels here are a generator's outputs of any shape [B, ...] and their values.
 """
 
 from __future__ import annotations
@@ -45,10 +47,10 @@ _TRIED = 2
 
 @dataclass(frozen=True)
 class Loss:
-    """A named loss from (image, target), both [B, C, H, W], to one value per image, [B].
+    """A named loss from (image, target), both [B, ...], to one value per image, [B].
 
     value: the loss as a differentiable function.
-    cotangent: None, or (image, target) -> (loss [B], direction [B, C, H, W], factor) with
+    cotangent: None, or (image, target) -> (loss [B], direction [B, ...], factor) with
         d loss_b / d image_b = factor * direction_b.
     before_activation: like cotangent, for generators that end in the given activation ("tanh",
         "sigmoid"): a function of (the activation's input, image, target) that returns the
@@ -81,8 +83,8 @@ class Loss:
         """Whether the loss is the mean of a squared residual and therefore has normal equations."""
         return self.residual is not None or bool(self.residual_before_activation)
 
-    def for_images(self, shape: tuple[int, int, int]) -> Loss:
-        """Return the loss in the form it is traced in, for images of shape [C, H, W]."""
+    def for_images(self, shape: tuple[int, ...]) -> Loss:
+        """Return the loss in the form it is traced in, for images of this shape."""
         if isinstance(self.value, Specialised):
             return replace(self, value=self.value.for_images(shape))
         return self
@@ -93,11 +95,11 @@ class Specialised(ABC):
 
     @abstractmethod
     def __call__(self, image: Tensor, target: Tensor) -> Tensor:
-        """Return the loss [B] of images [B, C, H, W]."""
+        """Return the loss [B] of images [B, ...]."""
 
     @abstractmethod
-    def for_images(self, shape: tuple[int, int, int]) -> LossFunction:
-        """Return the function in the form it is traced in, for images of shape [C, H, W]."""
+    def for_images(self, shape: tuple[int, ...]) -> LossFunction:
+        """Return the function in the form it is traced in, for images of this shape."""
 
 
 @dataclass(frozen=True)
@@ -149,11 +151,11 @@ def whitened(exponent: float = 0.25, saturation: float = 1e-4) -> Whitened:
 
 
 def _pixels(image: Tensor) -> int:
-    return int(image.shape[1] * image.shape[2] * image.shape[3])
+    return math.prod(int(size) for size in image.shape[1:])
 
 
 def _pixel_mean(values: Tensor) -> Tensor:
-    return values.mean((1, 2, 3))
+    return values.mean(tuple(range(1, values.ndim)))
 
 
 def _mse() -> Loss:
@@ -359,12 +361,12 @@ def resolve_losses(
 
 
 def try_losses(
-    losses: Iterable[Loss], shape: tuple[int, int, int], value_range: tuple[float, float]
+    losses: Iterable[Loss], shape: tuple[int, ...], value_range: tuple[float, float]
 ) -> None:
     """Evaluate each user-defined loss once on noise, before any work starts.
 
     Raises:
-        ExportError: a loss fails on images of shape [C, H, W], or does not return one
+        ExportError: a loss fails on images of this shape, or does not return one
             differentiable value per image.
     """
     low, high = value_range
@@ -404,5 +406,5 @@ def check_loss(value: object, batch: Any, name: str) -> None:
             got = f"[{', '.join(map(str, [*batches, *sizes[1:]]))}]"
         raise ExportError(
             f"loss {name!r} must return one value per image, [B], it returned {got}: "
-            "take the mean over axes 1, 2 and 3 only"
+            "take the mean over all axes but the first"
         )

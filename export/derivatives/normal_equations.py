@@ -28,7 +28,7 @@ def normal_equations(
     Args:
         losses: least-squares losses.
         tangents: a generator's images and, if it ends in an activation, that activation's input.
-        target: the target images [B, C, H, W].
+        target: the targets [B, ...].
         activation: the activation's name, or empty.
         chunks: each chunk's first direction and its number of directions.
 

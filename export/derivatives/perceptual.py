@@ -103,7 +103,13 @@ class Perceptual(Specialised):
 
     def __call__(self, image: Tensor, target: Tensor) -> Tensor:
         """Return the loss [B] of images [B, C, H, W], differentiable in both arguments."""
-        if image.ndim != 4 or image.shape != target.shape:
+        if image.ndim == target.ndim and image.ndim != 4:
+            sizes = ", ".join(map(str, image.shape[1:]))
+            raise ExportError(
+                f"perceptual compares images [B, C, H, W], and these targets are [B, {sizes}]: use "
+                "mse or l1, or a torch function (image, target) -> [B]"
+            )
+        if image.shape != target.shape:
             raise ExportError(
                 "perceptual takes an image and a target of one shape [B, C, H, W], got "
                 f"{list(image.shape)} and {list(target.shape)}"
@@ -111,7 +117,7 @@ class Perceptual(Specialised):
         self._check(tuple(image.shape[1:]))
         return self._loss(self._network_for(image.device, image.dtype), image, target)
 
-    def for_images(self, shape: tuple[int, int, int]) -> Callable[[Tensor, Tensor], Tensor]:
+    def for_images(self, shape: tuple[int, ...]) -> Callable[[Tensor, Tensor], Tensor]:
         """Return the loss for one image shape, using the network's graph with folded batch norm."""
         self._check(shape)
         features = trace_features(self._network, shape)

@@ -70,7 +70,7 @@ class ResidualGenerator(nn.Module):
         self.tail = layers.tail
 
     def forward(self, latent: Tensor, condition: Tensor) -> Tensor:
-        """Return images [B, C, H, W] of scaled residuals and z_0."""
+        """Return images [B, ...] of scaled residuals and z_0."""
         image: Tensor = self.tail(self._last(latent, condition))
         return image
 

@@ -95,6 +95,6 @@ class StandardisedTail(nn.Module):
         self.register_buffer("std", std.reshape(channelwise))
 
     def forward(self, latent: Tensor) -> Tensor:
-        """Return images [B, C, H, W]."""
+        """Return images [B, ...]."""
         image: Tensor = self.tail(self.mean + self.std * latent)
         return image

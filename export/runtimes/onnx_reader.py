@@ -29,7 +29,7 @@ _TO_LAST = [0, 2, 3, 1]
 
 
 def read_generator(bundle: Bundle | str | os.PathLike[str]) -> nn.Module:
-    """Return a bundle's generator, latent [B, *latent_shape] -> image [B, C, H, W].
+    """Return a bundle's generator, latent [B, *latent_shape] -> image [B, *image_shape].
 
     The module computes the bundle's "forward", up to rounding. Each operator is a submodule, named
     by its kind and number, so that ``split`` and ``first_layers`` can cut the generator. Weights

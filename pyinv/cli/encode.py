@@ -40,7 +40,10 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder")
     parser.add_argument(
-        "images", metavar="IMAGES", nargs="+", help="image files, folders, .npy or .npz files"
+        "images",
+        metavar="IMAGES",
+        nargs="+",
+        help="image files, folders, .npy or .npz files; for generators of audio also .wav files",
     )
     parser.add_argument(
         "-o", "--output", metavar="OUT", required=True, help=".npz or .npy file to write"

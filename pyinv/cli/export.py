@@ -10,7 +10,7 @@ from pyinv.cli.console import Console
 from pyinv.errors import DependencyError, InputError
 from pyinv.priors import Normal, Prior, Uniform
 
-__all__ = ["add_parser", "parse_prior", "parse_shape", "run"]
+__all__ = ["add_parser", "parse_output_item", "parse_prior", "parse_shape", "run"]
 
 _EPILOG = """\
 examples:
@@ -19,6 +19,8 @@ examples:
       --value-range 0 1 --loss mse --loss bce
   pyinv export generator.pt -o faces.bundle --latent-shape 100 \\
       --runtime onnx --runtime torchscript
+  pyinv export my_models.py:make_decoder -o vae.bundle --latent-shape 4,8,8 --prior normal \\
+      --output-item sample
   pyinv export my_models.py:make_progan -o tail.bundle --latent-shape 128 --prior normal \\
       --tail-after layer4
 """
@@ -97,7 +99,7 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         nargs=2,
         type=float,
         default=(-1.0, 1.0),
-        help="range of the generator's pixels [-1 1]",
+        help="range of the generator's values [-1 1]",
     )
     parser.add_argument(
         "--batch-norm",
@@ -115,6 +117,13 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         "--noise",
         choices=("freeze", "latent"),
         help="for a generator that draws noise: fix it, or make it part of the latent",
+    )
+    parser.add_argument(
+        "--output-item",
+        metavar="KEY",
+        type=parse_output_item,
+        help="for a generator that returns several tensors: the key, attribute or index of the one "
+        "to export",
     )
     parser.add_argument(
         "--encoder",
@@ -154,6 +163,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         "losses": _losses(arguments),
         "normal_equations": arguments.normal_equations,
         "value_range": tuple(arguments.value_range),
+        "output": arguments.output_item,
         "encoder": encoder,
         "runtimes": tuple(arguments.runtime or ("onnx",)),
         "name": arguments.name,
@@ -218,6 +228,10 @@ def parse_shape(text: str) -> tuple[int, ...]:
     if not shape or min(shape) < 1:
         raise argparse.ArgumentTypeError(f"expected a shape such as 100 or 100,1,1, got {text!r}")
     return shape
+
+
+def parse_output_item(text: str) -> str | int:
+    return int(text) if text.removeprefix("-").isdecimal() else text
 
 
 def parse_prior(text: str) -> Prior:

@@ -32,7 +32,8 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         metavar="OUT",
         required=True,
         help=".npz: latents and images; .npy: images; .png: one grid of all images; "
-        "otherwise a folder with one PNG per image",
+        "otherwise a folder with one PNG per image; only arrays if the bundle's targets are not "
+        "pictures",
     )
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
@@ -51,12 +52,16 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, console: Console) -> None:
     """Run the command."""
-    from pyinv.images import save_grid, save_images
+    from pyinv.images import not_pictures, save_grid, save_images
     from pyinv.inverter import Inverter
 
     kind = _kind(arguments.output)
     with OutputFolder(arguments.output) if kind == "" else OutputFile(arguments.output) as output:
         inverter = Inverter(arguments.bundle, **machine_options(arguments))
+        if kind in ("", ".png") and not inverter.manifest.is_picture:
+            raise OutputError(
+                f"{arguments.output}: {not_pictures(inverter.manifest)}; write .npz or .npy"
+            )
         if arguments.latents is None:
             latents = inverter.sample(arguments.n, seed=arguments.seed)
         else:

@@ -106,7 +106,8 @@ def _bundle_rows(bundle: Bundle) -> dict[str, Any]:
         "bundle": bundle.path,
         "name": manifest.name or "-",
         "latent": f"{list(manifest.latent_shape)}, {manifest.prior}",
-        "image": f"{list(manifest.image_shape)}, values in [{low:g}, {high:g}]",
+        "image": f"{list(manifest.image_shape)}, values in [{low:g}, {high:g}]"
+        + ("" if manifest.is_picture else ", not a picture"),
         "condition": "-" if manifest.condition_shape is None else list(manifest.condition_shape),
         "losses": ", ".join(manifest.losses),
         "normal_equations": ", ".join(_solved(manifest)) or "-",

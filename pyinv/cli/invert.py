@@ -19,7 +19,7 @@ from pyinv.cli.exit_codes import DONE, INTERRUPTED, NON_FINITE
 from pyinv.cli.options import add_machine_options, machine_options, real, whole
 from pyinv.constraints import CONSTRAINTS, parse_constraint
 from pyinv.errors import InputError, OutputError, RunError
-from pyinv.images import FITS, load_named_images, save_images
+from pyinv.images import FITS, load_named_images, not_pictures, save_images
 from pyinv.recipes import Recipe
 from pyinv.result import Status
 from pyinv.uncertainty import Uncertainty
@@ -44,6 +44,7 @@ examples:
   pyinv invert faces.bundle noisy/ -o latents.npz --recipe reconstruct --uncertainty --noise 0.03
   pyinv invert faces.bundle images.npy -o latents.npz --recipe lipton --constraint clip
   pyinv invert vae.bundle images.npy -o latents.npz --recipe egan --constraint hard_cutoff:c=3
+  pyinv invert sounds.bundle recordings/ -o latents.npz
 """
 
 
@@ -59,7 +60,10 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder")
     parser.add_argument(
-        "images", metavar="IMAGES", nargs="+", help="image files, folders, .npy or .npz files"
+        "images",
+        metavar="IMAGES",
+        nargs="+",
+        help="image files, folders, .npy or .npz files; for generators of audio also .wav files",
     )
     parser.add_argument(
         "-o", "--output", metavar="OUT.npz", required=True, help="file to write the latents to"
@@ -136,6 +140,11 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         if arguments.save_images is not None:
             folder = outputs.enter_context(OutputFolder(arguments.save_images))
         bundle = Bundle.open(arguments.bundle)
+        if folder is not None and not bundle.manifest.is_picture:
+            raise InputError(
+                f"--save-images: {not_pictures(bundle.manifest)}; leave it out, and use "
+                f"`pyinv generate {arguments.bundle} --latents {arguments.output} -o OUT.npy`"
+            )
         init = _init(arguments.init)
         recipe = _recipe(arguments, bundle.manifest)
         inverter = Inverter(bundle, **machine_options(arguments))

@@ -65,7 +65,7 @@ class GanModel:
         """
         return self._make(_NETWORKS[self.name][1], image_shape, options)
 
-    def check(self, image_shape: ImageShape, **options: int) -> None:
+    def check(self, image_shape: tuple[int, ...], **options: int) -> None:
         """Raise InputError if this model does not support the image shape or an option."""
         if image_shape not in self.image_shapes:
             raise InputError(

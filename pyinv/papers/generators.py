@@ -16,7 +16,7 @@ from pyinv.bundle import MANIFEST_NAME, Bundle, Manifest
 from pyinv.datasets import Dataset, load_dataset
 from pyinv.demo import BUNDLE as DIGITS_BUNDLE
 from pyinv.errors import BundleError, DependencyError, InputError
-from pyinv.images import RANGE_SLACK
+from pyinv.images import RANGE_SLACK, not_pictures
 from pyinv.inverter import Inverter
 from pyinv.papers.folder import open_folder
 from pyinv.papers.request import Request
@@ -288,6 +288,11 @@ def _check(
 ) -> None:
     """Raise unless the paper's method supports this bundle."""
     manifest = inverter.manifest
+    if not manifest.is_picture:
+        raise InputError(
+            f"{bundle}: {not_pictures(manifest)}, and {paper} is about images; give a generator of "
+            "images"
+        )
     if not isinstance(manifest.prior, tuple(priors)):
         kinds = " or ".join(prior.kind() for prior in priors)
         raise InputError(

@@ -43,7 +43,7 @@ PENALTY_EVERY = 4
 _VALUE_RANGE = (0.0, 1.0)
 
 
-def check_images(image_shape: tuple[int, int, int]) -> None:
+def check_images(image_shape: tuple[int, ...]) -> None:
     """Raise InputError if the networks do not support images of this shape."""
     try:
         get_model("luo").check(image_shape)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pyinv.bundle import Bundle
 from pyinv.errors import InputError, PyinvError
-from pyinv.images import check_value_range
+from pyinv.images import check_value_range, not_pictures
 from pyinv.inverter import Inverter
 from pyinv.models import get_model
 from pyinv.priors import Prior, Uniform
@@ -351,6 +351,11 @@ def _folder(generator: Any) -> Path | None:
 
 def _open_bundle(bundle: Bundle, device: torch.device, threads: int | None) -> FrozenGenerator:
     manifest = bundle.manifest
+    if len(manifest.image_shape) != 3:
+        raise InputError(
+            f"{bundle.path}: {not_pictures(manifest)}, and encoders are trained for images "
+            "[C, H, W]; add an encoder of your own with pyinv.export.add_encoder"
+        )
     if manifest.condition_shape is not None:
         raise InputError(
             f"{bundle.path}: its generator takes a condition, and an encoder's training has none "

@@ -59,8 +59,8 @@ def laplace_uncertainty(
 
     Args:
         latents: [N, d].
-        images: [N, C, H, W], the targets.
-        generated: [N, C, H, W], G(latents), to estimate the noise from; unused if ``noise`` is
+        images: [N, ...], the targets.
+        generated: [N, ...], G(latents), to estimate the noise from; unused if ``noise`` is
             given.
         gradient: [N, d], 2/P Jᵀr.
         gram: [N, d, d], 2/P JᵀJ.

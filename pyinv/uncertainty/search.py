@@ -39,7 +39,7 @@ class Targets:
 
     Args:
         latents: float32 [N, d].
-        images: float32 [N, C, H, W].
+        images: float32 [N, *image_shape].
         condition: float32 [N, k], or None.
         ids: uint64 [N], target ids, which seed the random draws.
     """

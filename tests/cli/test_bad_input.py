@@ -493,6 +493,60 @@ def test_folder_for_reconstructions_is_checked_before_work(
     )
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["generate", "{bundle}", "-o", "{path}/a.png"],
+            "a.png: this bundle's targets are not pictures (shape [5]); write .npz or .npy",
+        ),
+        (
+            ["generate", "{bundle}", "-o", "{path}/folder/"],
+            "folder/: this bundle's targets are not pictures (shape [5]); write .npz or .npy",
+        ),
+        (
+            [
+                "invert",
+                "{bundle}",
+                "{path}/a.npy",
+                "-o",
+                "{path}/a.npz",
+                "--save-images",
+                "{path}/s",
+            ],
+            "--save-images: this bundle's targets are not pictures (shape [5]); leave it out, and "
+            "use `pyinv generate {bundle} --latents {path}/a.npz -o OUT.npy`",
+        ),
+        (
+            ["invert", "{bundle}", "{path}/image.png", "-o", "{path}/a.npz"],
+            "image.png: this bundle's targets are not pictures (shape [5]); give a .npy or .npz",
+        ),
+        (
+            ["train", "encoder", "{bundle}", "-o", "{path}/encoder"],
+            "not pictures (shape [5]), and encoders are trained for images [C, H, W]; add an",
+        ),
+        (
+            ["reproduce", "lipton", "--generator", "{bundle}", "-o", "{path}/paper"],
+            "not pictures (shape [5]), and ",
+        ),
+    ],
+)
+def test_pictures_are_not_made_of_other_targets(
+    capsys, image, tmp_path_factory, tmp_path, arguments, message
+):
+    if arguments[0] in ("train", "reproduce"):
+        pytest.importorskip("torch")
+    bundle = tmp_path_factory.mktemp("bundles") / "vectors.bundle"
+    write_tiny_bundle(bundle, image_shape=(5,))
+    names = {"bundle": bundle, "path": tmp_path}
+    assert_refused(
+        capsys, message.format(**names), *(argument.format(**names) for argument in arguments)
+    )
+    assert not [
+        path for path in tmp_path.iterdir() if path.suffix in (".npz", ".png") and path != image
+    ]
+
+
 def test_full_disk_is_one_line(capsys, monkeypatch, bundle_path, image, tmp_path):
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")

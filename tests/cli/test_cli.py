@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import wave
 from pathlib import Path
 
 import numpy as np
@@ -350,6 +351,54 @@ def test_generate_writes_what_the_suffix_says(capsys, bundle_path, tmp_path, inv
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.size == (17, 17)
     assert len(list((tmp_path / "folder").iterdir())) == 4
+
+
+def test_targets_that_are_no_pictures(capsys, tmp_path):
+    bundle = tmp_path / "b.bundle"
+    generator = write_tiny_bundle(
+        bundle,
+        image_shape=(2, 20),
+        prior=Normal(),
+        normal_equations=("mse", "whitened"),
+        losses=("mse", "whitened"),
+    )
+    code, out, _ = run(capsys, "info", bundle)
+    assert code == 0
+    assert "[2, 20], values in [-1, 1], not a picture" in out
+    assert json.loads(run(capsys, "info", bundle, "--json")[1])["image_shape"] == [2, 20]
+
+    code, out, _ = run(capsys, "generate", bundle, "-n", 3, "-o", tmp_path / "a.npz", "--json")
+    assert code == 0
+    assert json.loads(out)["image_shape"] == [2, 20]
+    with np.load(tmp_path / "a.npz") as file:
+        truth, targets = file["latents"], file["images"]
+    np.testing.assert_allclose(targets, generator(truth), atol=1e-5)
+    np.save(tmp_path / "targets.npy", targets)
+    command = ["invert", bundle, tmp_path / "targets.npy", "-o", tmp_path / "out.npz"]
+    code, _, err = run(capsys, *command, "--recipe", "precise", "--uncertainty")
+    assert code == 0
+    assert "3 converged" in err
+    np.testing.assert_allclose(Inversion.load(tmp_path / "out.npz").latents, truth, atol=1e-3)
+    assert Uncertainty.load(tmp_path / "out.npz").identifiable.all()
+
+
+def test_invert_takes_wav_files(capsys, tmp_path):
+    bundle, folder = tmp_path / "b.bundle", tmp_path / "sounds"
+    generator = write_tiny_bundle(
+        bundle, image_shape=(1, 40), prior=Normal(), normal_equations=("mse",)
+    )
+    folder.mkdir()
+    truth = np.random.default_rng(0).standard_normal((2, 6)).astype(np.float32)
+    for row, samples in enumerate(generator(truth)):
+        with wave.open(str(folder / f"{row}.wav"), "wb") as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(8000)
+            file.writeframes((samples * 32767).round().astype("<i2").tobytes())
+    command = ["invert", bundle, folder, "-o", tmp_path / "out.npz", "--recipe", "reconstruct"]
+    assert run(capsys, *command, "--noise", 0.001)[0] == 0
+    found = Inversion.load(tmp_path / "out.npz")
+    np.testing.assert_allclose(found.latents, truth, atol=0.02)
 
 
 def test_generate_takes_latents_from_an_inversion(capsys, bundle_path, tmp_path, inverter):

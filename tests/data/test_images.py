@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import struct
+import sys
+import wave
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +12,7 @@ import pytest
 from PIL import Image
 
 from pyinv.bundle import Manifest
-from pyinv.errors import InputError
+from pyinv.errors import DependencyError, InputError
 from pyinv.images import (
     check_images,
     load_images,
@@ -271,3 +274,249 @@ def test_torch_bfloat16_is_refused_with_the_mend(gray):
     torch = pytest.importorskip("torch")
     with pytest.raises(InputError, match=r"\.float\(\)"):
         check_images(torch.zeros(2, 1, 8, 8, dtype=torch.bfloat16), gray)
+
+
+# Targets that are not pictures
+
+
+def manifest_of(tmp_path: Path, *shape: int) -> Manifest:
+    write_tiny_bundle(tmp_path / "b", image_shape=shape)
+    return Manifest.read(tmp_path / "b")
+
+
+@pytest.mark.parametrize("shape", [(5,), (4, 6), (2, 2, 2, 2), (1, 1, 2, 3, 4)])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_arrays_of_any_shape_are_read(tmp_path, shape, dtype):
+    manifest = manifest_of(tmp_path, *shape)
+    values = np.random.default_rng(0).uniform(-1, 1, (3, *shape)).astype(dtype)
+    np.save(tmp_path / "several.npy", values)
+    np.savez(tmp_path / "one.npz", values[0])
+    found, names = load_named_images([tmp_path / "several.npy", tmp_path / "one.npz"], manifest)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, values[[0, 1, 2, 0]].astype(np.float32))
+    assert [name.rpartition("/")[2] for name in names] == [
+        "several.npy[0]",
+        "several.npy[1]",
+        "several.npy[2]",
+        "one.npz[0]",
+    ]
+    np.testing.assert_array_equal(check_images(values, manifest), values.astype(np.float32))
+
+
+def test_arrays_of_other_channels_keep_three_axes(tmp_path):
+    manifest = manifest_of(tmp_path, 2, 8, 8)
+    values = np.random.default_rng(0).uniform(-1, 1, (3, 8, 8, 2)).astype(np.float32)
+    np.save(tmp_path / "a.npy", values)
+    found = load_images(tmp_path / "a.npy", manifest)
+    np.testing.assert_array_equal(found, values.transpose(0, 3, 1, 2))
+
+
+def sound(path: Path, samples: np.ndarray, width: int) -> Path:
+    """Write integers [C, T] to a WAV file."""
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(len(samples))
+        file.setsampwidth(width)
+        file.setframerate(8000)
+        stored = samples.T.astype("<i4") + (128 if width == 1 else 0)
+        data = stored.copy(order="C").view(np.uint8).reshape(-1, 4)[:, :width]
+        file.writeframes(data.tobytes())
+    return path
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 4])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_wav_files_are_scaled_to_one(tmp_path, width, channels):
+    manifest = manifest_of(tmp_path, channels, 6)
+    full = 2 ** (8 * width - 1)
+    samples = np.resize([0, 1, -1, full // 2, full - 1, -full, 3], (channels, 6))
+    found = load_images(sound(tmp_path / "a.wav", samples, width), manifest)
+    np.testing.assert_array_equal(found, (samples / full).astype(np.float32)[None])
+
+
+def test_a_folder_of_wav_files(tmp_path):
+    manifest = manifest_of(tmp_path, 4)
+    (tmp_path / "in" / "part").mkdir(parents=True)
+    for value, name in enumerate(("2.wav", "10.WAV", "part/1.wav")):
+        sound(tmp_path / "in" / name, np.full((1, 4), value), 2)
+    (tmp_path / "in" / "notes.txt").touch()
+    found, names = load_named_images(tmp_path / "in", manifest)
+    assert found.shape == (3, 4)
+    assert names == [str(tmp_path / "in" / name) for name in ("2.wav", "10.WAV", "part/1.wav")]
+    np.testing.assert_array_equal(found[:, 0] * 2**15, [0, 1, 2])
+
+
+def text_file(path: Path) -> Path:
+    path.write_text("hello")
+    return path
+
+
+def array_file(path: Path, array: np.ndarray) -> Path:
+    np.save(path, array)
+    return path
+
+
+def cut_sound(path: Path) -> Path:
+    whole = sound(path, np.zeros((2, 8)), 2)
+    whole.write_bytes(whole.read_bytes()[:-6])
+    return whole
+
+
+def float_sound(path: Path) -> Path:
+    whole = sound(path, np.zeros((2, 8)), 4).read_bytes()
+    path.write_bytes(whole[:20] + struct.pack("<H", 3) + whole[22:])
+    return path
+
+
+BAD_TARGETS = {
+    "a picture": (
+        (40,),
+        lambda path: text_file(path / "a.png"),
+        "a.png: this bundle's targets are not pictures (shape [40]); give a .npy or .npz file of "
+        "floats [N, 40], a .parquet file or .wav files",
+    ),
+    "a picture for audio": (
+        (2, 8),
+        lambda path: text_file(path / "a.png"),
+        "not pictures (shape [2, 8]); give a .npy or .npz file of floats [N, 2, 8], or .wav files",
+    ),
+    "audio for volumes": (
+        (1, 2, 2, 2),
+        lambda path: sound(path / "a.wav", np.zeros((1, 8)), 2),
+        "not pictures (shape [1, 2, 2, 2]); give a .npy or .npz file of floats [N, 1, 2, 2, 2]",
+    ),
+    "a picture of two channels": (
+        (2, 8, 8),
+        lambda path: text_file(path / "a.png"),
+        "not pictures (shape [2, 8, 8]); give a .npy or .npz file of floats [N, 2, 8, 8]",
+    ),
+    "an empty folder": ((2, 8), lambda path: path, "not pictures (shape [2, 8]); give a .npy"),
+    "a folder": ((1, 2, 2, 2), lambda path: path, "not pictures (shape [1, 2, 2, 2]); give"),
+    "another length": (
+        (2, 8),
+        lambda path: sound(path / "a.wav", np.zeros((2, 7)), 2),
+        "a.wav: expected 2 channel(s) of 8 frames, got 2 of 7; cut, pad or mix it",
+    ),
+    "other channels": (
+        (8,),
+        lambda path: sound(path / "a.wav", np.zeros((2, 8)), 2),
+        "a.wav: expected 1 channel(s) of 8 frames, got 2 of 8",
+    ),
+    "no WAV": (
+        (2, 8),
+        lambda path: text_file(path / "a.wav"),
+        "a.wav: not a readable WAV file of PCM samples (",
+    ),
+    "an empty file": (
+        (2, 8),
+        lambda path: array_file(path / "a.npy", np.zeros(0)).rename(path / "a.wav"),
+        "a.wav: not a readable WAV file of PCM samples (",
+    ),
+    "truncated audio": (
+        (2, 8),
+        lambda path: cut_sound(path / "a.wav"),
+        "a.wav: expected 8 frames of audio, got 6; the file is truncated",
+    ),
+    "floats in WAV": (
+        (2, 8),
+        lambda path: float_sound(path / "a.wav"),
+        "not a readable WAV file of PCM samples (unknown format: 3); save it as 16-bit PCM",
+    ),
+    "another shape": (
+        (5,),
+        lambda path: array_file(path / "a.npy", np.zeros((2, 6))),
+        "a.npy: expected floats [N, 5] or [5], got [2, 6]; reshape it",
+    ),
+    "no row": (
+        (5,),
+        lambda path: array_file(path / "a.npy", np.zeros((0, 5))),
+        "a.npy: expected floats [N, 5] or [5], got [0, 5]",
+    ),
+    "integers": (
+        (5,),
+        lambda path: array_file(path / "a.npy", np.zeros((2, 5), np.uint8)),
+        "a.npy: expected floats [N, 5], got uint8; convert it",
+    ),
+    "out of range": (
+        (5,),
+        lambda path: array_file(path / "a.npy", np.full((2, 5), 3.0)),
+        "a.npy: the values must be finite and in [-1, 1], got [3, 3]; rescale them",
+    ),
+    "NaN": (
+        (5,),
+        lambda path: array_file(path / "a.npy", np.full((2, 5), np.nan)),
+        "a.npy: the values must be finite and in [-1, 1], got [nan, nan]",
+    ),
+}
+
+
+@pytest.mark.parametrize(("shape", "make", "message"), BAD_TARGETS.values(), ids=BAD_TARGETS)
+def test_other_targets_are_refused_in_one_line(tmp_path, shape, make, message):
+    manifest = manifest_of(tmp_path, *shape)
+    (tmp_path / "in").mkdir()
+    path = make(tmp_path / "in")
+    with pytest.raises(InputError) as error:
+        load_images(path, manifest)
+    assert message in str(error.value)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+BAD_ARRAYS = [
+    ((5,), (5,), "images must be float32 [N, 5], got [5]; add a batch axis: images[None]"),
+    ((5,), (2, 6), "got [2, 6]; the generator's outputs have the shape [5]"),
+    ((5,), (2, 1, 5), "they need 2 axes and have 3"),
+    ((1, 8), (3, 8), "add a channel axis: images[:, None]"),
+    ((2, 8), (3, 8), "they need 3 axes and have 2"),
+    ((1, 2, 2, 2), (3, 2, 2, 2), "add a channel axis: images[:, None]"),
+]
+
+
+@pytest.mark.parametrize(("shape", "got", "message"), BAD_ARRAYS)
+def test_arrays_of_another_shape_are_refused(tmp_path, shape, got, message):
+    with pytest.raises(InputError) as error:
+        check_images(np.zeros(got, np.float32), manifest_of(tmp_path, *shape))
+    assert message in str(error.value)
+
+
+def test_only_pictures_are_written_as_pictures(tmp_path):
+    for call in (
+        lambda: save_images(np.zeros((2, 5), np.float32), tmp_path, (-1, 1)),
+        lambda: save_grid(np.zeros((2, 5), np.float32), tmp_path / "a.png", (-1, 1)),
+    ):
+        with pytest.raises(InputError, match=r"pictures must be \[N, C, H, W\], got \[\d, 5\]"):
+            call()
+
+
+def test_numeric_columns_of_a_table_are_vectors(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow", reason="Parquet files need pyarrow")
+    from pyarrow import parquet
+
+    manifest = manifest_of(tmp_path, 3)
+    path = tmp_path / "a.parquet"
+    columns = {
+        "a": pyarrow.array([0.5, -0.25]),
+        "name": pyarrow.array(["x", "y"]),
+        "b": pyarrow.array([0, 1]),
+        "c": pyarrow.array([0.125, 1.0], pyarrow.float32()),
+    }
+    parquet.write_table(pyarrow.table(columns), path)
+    found = load_images(path, manifest)
+    np.testing.assert_array_equal(found, [[0.5, 0, 0.125], [-0.25, 1, 1]])
+    del columns["b"]
+    parquet.write_table(pyarrow.table(columns), path)
+    with pytest.raises(InputError, match="expected 3 numeric columns, one per value of a target, "):
+        load_images(path, manifest)
+    columns["b"] = pyarrow.array([None, 1.0])
+    parquet.write_table(pyarrow.table(columns), path)
+    with pytest.raises(InputError, match=r"a.parquet: the values must be finite"):
+        load_images(path, manifest)
+    path.write_text("hello")
+    with pytest.raises(InputError, match=r"a.parquet: not a readable Parquet file"):
+        load_images(path, manifest)
+
+
+def test_tables_need_pyarrow(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "a.parquet").touch()
+    with pytest.raises(DependencyError, match=r"needs pyarrow: pip install pyarrow"):
+        load_images(tmp_path / "a.parquet", manifest_of(tmp_path, 3))

@@ -594,12 +594,22 @@ REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
         {"latent_shape": 10, "condition_shape": (2, 2)},
         "condition_shape must be one number",
     ),
-    "flat output": (
-        lambda: Small(lambda x: x.flatten(1)),
+    "one number": (
+        lambda: Small(lambda x: x.flatten(1).mean(1)),
         {},
-        "must return images [B, C, H, W], it returned [64, 64]",
+        "must return one output per latent, such as images [B, C, H, W] or vectors [B, n], it "
+        "returned [64] for 64 latents",
     ),
-    "two outputs": (lambda: Small(lambda x: (x, x)), {}, "one image tensor [B, C, H, W]"),
+    "one output for all": (
+        lambda: Small(lambda x: x.mean(0)),
+        {},
+        "must return one output per latent",
+    ),
+    "two outputs": (
+        lambda: Small(lambda x: (x, x)),
+        {},
+        "returns a tuple of 2 items, and a bundle has one tensor: give output=0 or 1",
+    ),
     "integers": (lambda: Small(lambda x: x.long()), {}, "must return floats"),
     "NaN": (lambda: Small(lambda x: x / 0), {}, "NaN or infinity"),
     "noise": (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import pickle
 import signal
@@ -488,3 +489,14 @@ def test_inversion_saved_without_images_says_how_to_make_them(inversion, tmp_pat
 def test_open_bundle_is_taken_as_it_is(bundle_path):
     bundle = Bundle.open(bundle_path)
     assert Inverter(bundle).bundle is bundle
+
+
+def test_images_of_another_shape_than_the_manifests_are_refused(tmp_path):
+    write_tiny_bundle(tmp_path / "b")
+    path = tmp_path / "b" / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "image_shape": [8, 8]}))
+    inverter = Inverter(tmp_path / "b", threads=1)
+    with pytest.raises(
+        BundleError, match=r"gives images \[1, 8, 8\], but the manifest says \[8, 8\]"
+    ):
+        inverter.generate(inverter.sample(2))

@@ -785,7 +785,7 @@ def test_noise_of_fewer_pixels_than_components_must_be_given(tmp_path):
     )
     inverter, _ = linear(NORMAL, tmp_path, generator=generator)
     images = np.zeros((2, 1, 2, 2), dtype=np.float32)
-    with pytest.raises(InputError, match="noise must be given: 4 pixels are too few"):
+    with pytest.raises(InputError, match="noise must be given: 4 values are too few"):
         inverter.check_uncertainty()
     found = inverter.uncertainty(inverter.invert(images, recipe=QUICK), images, noise=0.1)
     assert np.isinf(found.condition_number).all()

@@ -34,7 +34,7 @@ class TinyGenerator:
     """The generator's weights, drawn from a seed, and whether it ends in a tanh."""
 
     weights: dict[str, NDArray[np.float32]]
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
     tanh: bool = True
 
     @classmethod
@@ -42,13 +42,15 @@ class TinyGenerator:
         cls,
         *,
         channels: int = 1,
+        image_shape: tuple[int, ...] | None = None,
         condition_size: int = 0,
         seed: int = 7,
         layers: int = 2,
         tanh: bool = True,
     ) -> TinyGenerator:
         random = np.random.default_rng(seed)
-        pixels = channels * HEIGHT * WIDTH
+        shape = (channels, HEIGHT, WIDTH) if image_shape is None else image_shape
+        pixels = int(np.prod(shape))
 
         def matrix(rows: int, columns: int) -> NDArray[np.float32]:
             return random.normal(0, rows**-0.5, (rows, columns)).astype(np.float32)
@@ -61,7 +63,7 @@ class TinyGenerator:
         weights |= {"W2": matrix(hidden, pixels), "b2": matrix(pixels, 1)[:, 0]}
         if condition_size:
             weights["Wc"] = matrix(condition_size, pixels)
-        return cls(weights, (channels, HEIGHT, WIDTH), tanh)
+        return cls(weights, shape, tanh)
 
     def __call__(self, latent: Any, condition: Any = None) -> NDArray[Any]:
         """Return the images of latents, in the latents' precision."""

@@ -42,10 +42,10 @@ struct PYINV_API Bundle {
   std::filesystem::path path;
   std::string name;
   std::vector<int64_t> latent_shape;     // one target's, without the batch axis
-  std::vector<int64_t> image_shape;      // C, H, W
+  std::vector<int64_t> image_shape;      // one target's: C, H, W for images, or of any rank
   std::vector<int64_t> condition_shape;  // empty: takes none
-  double lowest = -1.0, highest = 1.0;   // pixel values
-  bool bounded = true;                   // whether the generator's own images lie between them
+  double lowest = -1.0, highest = 1.0;   // values of a target
+  bool bounded = true;                   // whether the generator's own outputs lie between them
   Prior prior;
   BatchNorm batch_norm = BatchNorm::eval;  // batch: RunOptions::coupled must be true
   std::vector<BundleFunction> functions;

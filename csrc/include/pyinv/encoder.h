@@ -1,4 +1,5 @@
-// E: maps images to latents in one pass, as a start for an inversion.
+// E: maps images, or targets of any other shape, to latents in one pass, as a start for an
+// inversion.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// G: maps latents to images.
+// G: maps latents to images, or to targets of any other shape, flattened.
 #pragma once
 
 #include <cstdint>

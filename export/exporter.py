@@ -17,6 +17,7 @@ from pyinv.bundle import BATCH_NORM_MODES, MAX_SOLVED, RUNTIMES, FileRecord, Fun
 from pyinv.errors import BundleError, ExportError
 from pyinv.priors import Normal, Prior, Uniform
 
+from .capture.onnx_file import OnnxModule
 from .capture.trace import Shapes, TracedGenerator, prepare, trace_generator, uncompiled
 from .check import Reference
 from .derivatives.losses import GivenLosses, Loss, resolve_losses, try_losses
@@ -74,7 +75,7 @@ def export(
 
     Args:
         generator: maps [B, *latent_shape] (and a condition [B, k]) to images [B, C, H, W]. May also
-            be a module from torch.jit.load, script or trace.
+            be a module from torch.jit.load, script or trace, or from ``load_onnx``.
         path: the bundle's folder. Must be missing or empty unless ``overwrite``.
         latent_shape: one latent's shape: 100, (100,) or (100, 1, 1).
         prior: the distribution of latents, ``Uniform`` or ``Normal``.
@@ -147,7 +148,7 @@ def export(
     shapes = Shapes(latent_sizes, image_shape, condition_sizes)
     encodes = None if encoder is None else check_encoder(encoder, shapes, (low, high))
     reference = Reference(prepared, shapes, prior=prior, value_range=(low, high))
-    if isinstance(generator, torch.jit.ScriptModule) and batch_norm == "eval":
+    if isinstance(generator, torch.jit.ScriptModule | OnnxModule) and batch_norm == "eval":
         check_reading(generator, reference)
 
     say("tracing the generator")
@@ -243,9 +244,11 @@ def _check_output_activation(
 
 
 def _name(generator: nn.Module) -> str:
-    """The generator's class name; for TorchScript, the name of the original class."""
+    """The generator's class name; for TorchScript, the original class's; for ONNX, the file's."""
     if isinstance(generator, torch.jit.ScriptModule):
         return str(generator.original_name)
+    if isinstance(generator, OnnxModule):
+        return generator.path.stem
     return type(generator).__name__
 
 

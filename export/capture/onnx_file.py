@@ -279,7 +279,7 @@ class OnnxModule(nn.Module):
         values: dict[str, Any] = dict(zip(self.input_names, inputs, strict=True))
         for step in self._steps:
             try:
-                results = self._results(step, values)
+                results = self._results(step, values, inputs[0])
             except ExportError as error:
                 raise ExportError(f"{self.path} has {error}") from error
             values.update(zip(step.outputs, results, strict=False))
@@ -287,7 +287,7 @@ class OnnxModule(nn.Module):
                 values.pop(name, None)
         result = self._value(self._output, values)
         if not isinstance(result, Tensor):
-            result = _tensor(result, torch.float32)
+            result = _tensor(result, inputs[0])
         return self.as_images(result)
 
     def as_images(self, result: Tensor) -> Tensor:
@@ -333,7 +333,7 @@ class OnnxModule(nn.Module):
             return self._arrays[name]
         return getattr(self, self._tensors[name])
 
-    def _results(self, step: _Step, values: dict[str, Any]) -> Sequence[Any]:
+    def _results(self, step: _Step, values: dict[str, Any], latent: Tensor) -> Sequence[Any]:
         operation = step.operation
         inputs = [self._value(name, values) for name in step.inputs]
         if any(isinstance(value, np.ndarray) for value in inputs):
@@ -347,16 +347,16 @@ class OnnxModule(nn.Module):
                     return results
         if operation.kind not in OPERATORS:
             raise operation.unsupported("limits that depend on the latent")
-        floats = [x.dtype for x in inputs if isinstance(x, Tensor) and x.is_floating_point()]
-        dtype = floats[0] if floats else torch.float32
         for i, name in enumerate(step.inputs):
             if i in NUMBERS.get(operation.kind, ()):
                 inputs[i] = self._numbers.get(name, inputs[i])
             elif isinstance(inputs[i], np.ndarray) and operation.kind not in ("Shape", "Size"):
-                inputs[i] = _tensor(inputs[i], dtype)
+                inputs[i] = _tensor(inputs[i], latent)
         if operation.kind == "BatchNormalization" and self.batch_statistics:
             operation = replace(operation, batch_statistics=True)
         result = OPERATORS[operation.kind](operation, *inputs)
+        if operation.kind == "ConstantOfShape":
+            result = result.to(latent) if result.is_floating_point() else result.to(latent.device)
         results = result if isinstance(result, tuple) else (result,)
         return [array_of(one) if isinstance(one, np.ndarray) else one for one in results]
 
@@ -379,13 +379,14 @@ def _needed(graph: GraphProto, output: str) -> list[NodeProto]:
     return kept[::-1]
 
 
-def _tensor(array: np.ndarray, dtype: torch.dtype) -> Tensor:
+def _tensor(array: np.ndarray, like: Tensor) -> Tensor:
+    """An array as a tensor, on the device of ``like`` and with its floating-point type."""
     if is_symbolic(array):
         raise ExportError(
             "values that depend on the number of latents, which an exported function must not"
         )
     made = constant(array)
-    return made.to(dtype) if made.is_floating_point() else made
+    return made.to(like) if made.is_floating_point() else made.to(like.device)
 
 
 def _has_channels_last(image: Tensor) -> bool:

@@ -123,7 +123,9 @@ def _div(op: Operation, a: Tensor, b: Tensor) -> Tensor:
 def _pow(op: Operation, base: Tensor, exponent: Any) -> Tensor:
     if isinstance(exponent, np.ndarray) and exponent.size == 1 and exponent.ndim <= base.ndim:
         return torch.pow(base, _number(exponent))
-    return torch.pow(base, constant(exponent) if isinstance(exponent, np.ndarray) else exponent)
+    if isinstance(exponent, np.ndarray):
+        exponent = constant(exponent).to(base)
+    return torch.pow(base, exponent)
 
 
 def _mod(op: Operation, a: Tensor, b: Tensor) -> Tensor:
@@ -520,7 +522,7 @@ def _slice(
 def _selected(x: Tensor, axis: int, indices: np.ndarray) -> Tensor:
     if len(indices) and np.array_equal(indices, np.arange(x.shape[axis])[::-1]):
         return x.flip(axis)
-    return x.index_select(axis, constant(indices))
+    return x.index_select(axis, constant(indices).to(x.device))
 
 
 def _gather(op: Operation, x: Tensor, indices: Any) -> Tensor:
@@ -701,7 +703,7 @@ class _Taps:
         matrix = np.zeros((self.old, self.new))
         for index, weight in zip(self.indices, self.weights, strict=True):
             np.add.at(matrix, (index, np.arange(self.new)), weight)
-        resized = x.movedim(axis, -1) @ constant(matrix).to(x.dtype)
+        resized = x.movedim(axis, -1) @ constant(matrix).to(x)
         return resized.movedim(-1, axis)
 
 

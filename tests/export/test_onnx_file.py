@@ -424,7 +424,9 @@ def test_a_file_exports_and_inverts_like_its_module(name: str, tmp_path: Path) -
     module = seeded(case.make())
     file = case.write(module, tmp_path / "faces.onnx", case.size)
     options = {
-        "latent_shape": case.size, "prior": Normal(), "losses": case.losses,
+        "latent_shape": case.size,
+        "prior": Normal(),
+        "losses": case.losses,
         "normal_equations": "whitened" in case.losses,
     }
     with warnings.catch_warnings():
@@ -460,13 +462,73 @@ def test_a_condition_is_the_second_input(tmp_path: Path) -> None:
         path = export(
             load_onnx(file),
             tmp_path / "b",
-            latent_shape=10, prior=Normal(), condition_shape=4,
+            latent_shape=10,
+            prior=Normal(),
+            condition_shape=4,
             **FIRST_ORDER,
         )
     latents, conditions = (value.numpy() for value in given)
     images = Inverter(path).generate(latents, condition=conditions)
     with torch.no_grad():
         assert np.allclose(images, module(*given).numpy(), atol=1e-5)
+
+
+def test_operators_that_torch_has_in_another_form(tmp_path: Path) -> None:
+    """Traced, for any batch, also where an axis is resized by a matrix or a list of indices."""
+    asymmetric = {"mode": "linear", "coordinate_transformation_mode": "asymmetric"}
+    nodes = [
+        helper.make_node("MatMul", ["z", "w"], ["x"]),
+        helper.make_node("Shape", ["x"], ["sizes"]),
+        helper.make_node("Gather", ["sizes", "zero"], ["batch"]),
+        helper.make_node("Unsqueeze", ["batch", "zeros"], ["batches"]),
+        helper.make_node("Concat", ["batches", "rest"], ["shape"], axis=0),
+        helper.make_node("Reshape", ["x", "shape"], ["r"]),
+        helper.make_node("Resize", ["r", "", "scales"], ["up"], **asymmetric),
+        helper.make_node("Resize", ["up", "", "", "edges"], ["odd"], axes=[2, 3]),
+        helper.make_node("Gather", ["odd", "order"], ["g"], axis=2),
+        helper.make_node("ConstantOfShape", ["shape"], ["zeros_like"]),
+        helper.make_node("Concat", ["r", "zeros_like"], ["padded"], axis=1),
+        helper.make_node("ReduceSum", ["padded", "axes"], ["mean"]),
+        helper.make_node("Cast", ["sizes"], ["fs"], to=TensorProto.FLOAT),
+        helper.make_node("Gather", ["fs", "one"], ["f"]),
+        helper.make_node("Sqrt", ["f"], ["root"]),
+        helper.make_node("Div", ["mean", "root"], ["scaled"]),
+        helper.make_node("Abs", ["g"], ["positive"]),
+        helper.make_node("Pow", ["positive", "powers"], ["p"]),
+        helper.make_node("Less", ["g", "scaled"], ["flag"]),
+        helper.make_node("Where", ["flag", "p", "scaled"], ["s"]),
+        helper.make_node("Split", ["s", "parts"], ["left", "right"], axis=3),
+        helper.make_node("Swap", ["left", "right"], ["swapped"], domain="local"),
+        helper.make_node("Sigmoid", ["swapped"], ["y"]),
+    ]
+    constants = {
+        "w": array(12, 32),
+        "zero": np.array(0),
+        "one": np.array(1),
+        "zeros": ints(0),
+        "rest": ints(2, 4, 4),
+        "scales": floats(1, 1, 2, 2),
+        "edges": ints(7, 6),
+        "order": ints(6, 0, 3, -2, 1),
+        "powers": floats(1, 2, 3, 1, 2, 3),
+        "axes": ints(1, 2, 3),
+        "parts": ints(2, 4),
+    }
+    file = write(tmp_path / "x.onnx", nodes, {"z": ["N", 12]}, constants)
+    model = onnx.load(file)
+    model.opset_import.append(helper.make_opsetid("local", 1))
+    join = helper.make_node("Concat", ["b", "a"], ["c"], axis=3)
+    opsets = [helper.make_opsetid("", 18)]
+    model.functions.append(helper.make_function("local", "Swap", ["a", "b"], ["c"], [join], opsets))
+    onnx.save(model, file)
+    options = {"latent_shape": 12, "prior": Normal(), "value_range": (0, 1), "losses": "mse"}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the generator ends in")
+        path = export(load_onnx(file), tmp_path / "b", runtimes=BOTH, **options)
+    latents = Inverter(path).sample(5, seed=1)
+    for runtime in BOTH:
+        images = Inverter(path, runtime=runtime).generate(latents)
+        assert np.allclose(images, run(file, latents), atol=1e-5)
 
 
 def test_weights_in_another_file(tmp_path: Path) -> None:
@@ -506,7 +568,9 @@ def test_batch_statistics(tmp_path: Path) -> None:
     made = export(
         module,
         tmp_path / "b",
-        latent_shape=12, prior=Normal(), batch_norm="batch",
+        latent_shape=12,
+        prior=Normal(),
+        batch_norm="batch",
         **FIRST_ORDER,
     )
     own = Keras()

@@ -19,11 +19,11 @@ from pyinv.priors import Normal, Prior, Uniform
 
 from .capture.onnx_file import OnnxModule
 from .capture.trace import Shapes, TracedGenerator, prepare, trace_generator, uncompiled
-from .check import Reference
+from .check import Reference, check_file
 from .derivatives.losses import GivenLosses, Loss, resolve_losses, try_losses
 from .diagnostics import warn_caller
 from .encoder import check_encoder, write_encoder
-from .generator import check_generator, check_reading
+from .generator import TRIED, check_generator, check_reading
 from .origin import checked_origin
 from .passes.output_activation import OutputActivation
 from .runtimes.onnx import OPSET
@@ -148,8 +148,10 @@ def export(
     shapes = Shapes(latent_sizes, image_shape, condition_sizes)
     encodes = None if encoder is None else check_encoder(encoder, shapes, (low, high))
     reference = Reference(prepared, shapes, prior=prior, value_range=(low, high))
-    if isinstance(generator, torch.jit.ScriptModule | OnnxModule) and batch_norm == "eval":
+    if isinstance(generator, torch.jit.ScriptModule) and batch_norm == "eval":
         check_reading(generator, reference)
+    if isinstance(prepared, OnnxModule) and batch_norm == "eval":
+        check_file(prepared, reference.arguments(reference.draw(TRIED, seed=1)))
 
     say("tracing the generator")
     traced = trace_generator(prepared, shapes, batch_norm=batch_norm)

@@ -11,16 +11,15 @@ from torch import Tensor, nn
 from pyinv.errors import ExportError
 from pyinv.priors import Prior
 
-from .capture.onnx_file import OnnxModule
 from .capture.trace import Shapes
-from .check import Reference, onnx_function
+from .check import Reference
 from .derivatives.losses import Loss
 from .diagnostics import first_line, quiet, warn_caller
 
-__all__ = ["check_generator", "check_reading"]
+__all__ = ["TRIED", "check_generator", "check_reading"]
 
 # The number of latents that a generator is checked on.
-_TRIED = 64
+TRIED = 64
 # Values outside by at most this fraction of the range's width are attributed to rounding.
 _RANGE_SLACK = 1e-5
 
@@ -43,7 +42,7 @@ def check_generator(
     """
     shapes = Shapes(latent_shape, (1, 1, 1), condition_shape)
     reference = Reference(generator, shapes, prior=prior, value_range=value_range)
-    inputs = reference.draw(_TRIED, seed=0)
+    inputs = reference.draw(TRIED, seed=0)
     given = f"a latent of shape {['B', *latent_shape]}".replace("'", "")
     if condition_shape is not None:
         given += f" and a condition of shape [B, {condition_shape[0]}]"
@@ -64,10 +63,10 @@ def check_generator(
             f"the generator must return one image tensor [B, C, H, W], it returned "
             f"{type(image).__name__}: wrap it in a module that returns the image alone"
         )
-    if image.ndim != 4 or image.shape[0] != _TRIED:
+    if image.ndim != 4 or image.shape[0] != TRIED:
         raise ExportError(
             f"the generator must return images [B, C, H, W], it returned {list(image.shape)} for "
-            f"{_TRIED} latents"
+            f"{TRIED} latents"
         )
     if not image.is_floating_point():
         raise ExportError(f"the generator must return floats, it returned {image.dtype}")
@@ -97,56 +96,23 @@ def _check_gradient(reference: Reference, inputs: dict[str, Tensor]) -> None:
         )
 
 
-def check_reading(generator: torch.jit.ScriptModule | OnnxModule, reference: Reference) -> None:
-    """Compare what a TorchScript module or an ONNX file computes with the graph read from it.
-
-    Raises:
-        ExportError: the images differ, or ONNX Runtime cannot run the file.
-    """
-    inputs = reference.draw(_TRIED, seed=1)
-    if isinstance(generator, OnnxModule):
-        images = _images_of_file(generator, inputs, reference)
-        what, instead = str(generator.path), "export the torch.nn.Module that it was made from"
-        if generator.batch_of_one:
-            instead = "it is written for one latent; write it with a dynamic batch axis"
-    else:
-        try:
-            with quiet(), torch.no_grad():
-                own = copy.deepcopy(generator).cpu().float().eval()
-                images = Reference(
-                    own, reference.shapes, prior=reference.prior, value_range=reference.value_range
-                ).image(inputs)
-        except Exception:
-            # The module needs a device or precision that this machine does not have.
-            return
-        what = "the TorchScript module"
-        instead = "export the torch.nn.Module that it was made from"
-    read = reference.image(inputs)
-    if images.shape != read.shape or not torch.allclose(images, read, rtol=1e-4, atol=1e-5):
-        raise ExportError(f"{what} computes other images than its graph says: {instead}")
-
-
-def _images_of_file(
-    generator: OnnxModule, inputs: dict[str, Tensor], reference: Reference
-) -> Tensor:
-    """The images of a batch, from ONNX Runtime."""
-    given = [inputs["latent"].reshape(-1, *reference.shapes.latent)]
-    if "condition" in inputs:
-        given.append(inputs["condition"])
-    run = onnx_function(generator.path)
-
-    def images_of(rows: slice) -> Tensor:
-        named = zip(generator.input_names, given, strict=True)
-        (image,) = run({name: value[rows].contiguous() for name, value in named}).values()
-        return generator.as_images(image)
-
-    if not generator.batch_of_one:
-        try:
-            return images_of(slice(None))
-        except ExportError:
-            # The file is written for one latent, although it does not say so.
-            pass
-    return torch.cat([images_of(slice(i, i + 1)) for i in range(_TRIED)])
+def check_reading(generator: torch.jit.ScriptModule, reference: Reference) -> None:
+    """Compare a TorchScript module's images with those of the graph read from it."""
+    inputs = reference.draw(TRIED, seed=1)
+    try:
+        with quiet(), torch.no_grad():
+            own = copy.deepcopy(generator).cpu().float().eval()
+            images = Reference(
+                own, reference.shapes, prior=reference.prior, value_range=reference.value_range
+            ).image(inputs)
+    except Exception:
+        # The module needs a device or precision that this machine does not have.
+        return
+    if not torch.allclose(images, reference.image(inputs), rtol=1e-4, atol=1e-5):
+        raise ExportError(
+            "the TorchScript module computes other images than its graph says: "
+            "export the torch.nn.Module that it was made from"
+        )
 
 
 def _check_range(image: Tensor, value_range: tuple[float, float], losses: Sequence[Loss]) -> bool:

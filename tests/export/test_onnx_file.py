@@ -23,7 +23,7 @@ from pyinv import Inverter, Normal  # noqa: E402
 from pyinv.bundle import Bundle  # noqa: E402
 from pyinv.cli import main  # noqa: E402
 from pyinv.errors import ExportError  # noqa: E402
-from pyinv.export import export, load_generator, load_onnx, split  # noqa: E402
+from pyinv.export import export, load_generator, load_onnx, perceptual, split  # noqa: E402
 from pyinv.export.capture.onnx_functions import OPERATORS  # noqa: E402
 from pyinv.recipes import Recipe, Stage  # noqa: E402
 from pyinv.solvers import Adam  # noqa: E402
@@ -581,6 +581,31 @@ def test_batch_statistics(tmp_path: Path) -> None:
     assert np.allclose(Inverter(made).generate(latent.numpy()), expected, atol=1e-5)
 
 
+def encoder_file(path: Path, shape: Sequence[int]) -> Path:
+    """Images [1, 1, 4, 4] -> [1, 12], through a reshape to the given shape."""
+    nodes = [
+        helper.make_node("Transpose", ["image"], ["t"], perm=[1, 0, 2, 3]),
+        helper.make_node("Reshape", ["t", "shape"], ["r"]),
+        helper.make_node("MatMul", ["r", "w"], ["y"]),
+    ]
+    constants = {"shape": ints(*shape), "w": array(16, 12)}
+    return write(path, nodes, {"image": [1, 1, 4, 4]}, constants)
+
+
+def test_files_of_encoders_and_feature_networks(tmp_path: Path) -> None:
+    file = encoder_file(tmp_path / "x.onnx", (1, 16))
+    encoder = load_onnx(file, what="encoder")
+    generator = seeded(nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Unflatten(1, (1, 4, 4))))
+    losses = {"losses": ("mse", perceptual(encoder)), "normal_equations": False}
+    options = {"latent_shape": 12, "prior": Normal(), **losses}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the generator ends in")
+        path = export(generator, tmp_path / "b", encoder=encoder, **options)
+    images = Inverter(path).generate(array(3, 12))
+    expected = images.reshape(3, 16) @ array(16, 12)
+    assert np.allclose(Inverter(path).encode(images), expected, atol=1e-5)
+
+
 def test_layers_of_a_file_are_refused_with_a_way_out(tmp_path: Path) -> None:
     module = load_onnx(keras_file(seeded(Keras()), tmp_path / "x.onnx", "N"))
     with pytest.raises(ExportError, match=r"an ONNX generator has no layers.*read_generator"):
@@ -592,7 +617,7 @@ def test_a_file_that_reads_otherwise_than_it_runs_is_refused(
 ) -> None:
     file = keras_file(seeded(Keras()), tmp_path / "x.onnx", 1)
     monkeypatch.setitem(OPERATORS, "Tanh", lambda op, x: 0.9 * torch.tanh(x))
-    with pytest.raises(ExportError, match="computes other images than its graph says"):
+    with pytest.raises(ExportError, match="computes something else than its graph says"):
         export(load_onnx(file), tmp_path / "b", latent_shape=12, prior=Normal(), **FIRST_ORDER)
     assert not (tmp_path / "b").exists()
 
@@ -704,7 +729,7 @@ BAD = {
             constants={"shape": ints(1, 1, 4, 4)},
             inputs={"z": [1, 12]},
         ),
-        "computes other images than its graph says: it is written for one latent; write it with",
+        "computes something else than its graph says: it is written for a batch of one",
     ),
     "batch squeezed": (
         dense(

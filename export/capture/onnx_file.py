@@ -58,7 +58,7 @@ def load_onnx(path: str | os.PathLike[str], *, what: str = "generator") -> OnnxM
     The graph must be in float32, of opset 11 or later, with one output, and a latent [B, ...] as
     its input, or a latent and a condition. The batch axis may be dynamic or 1. The module takes
     any batch: ``export`` compares it with ONNX Runtime on the same file. It returns images
-    [B, C, H, W], also where the graph returns [B, H, W, C] with at most 4 channels.
+    [B, C, H, W], also where the graph returns [B, H, W, C] with C <= 4 and H and W above 4.
 
     Args:
         path: the file; weights in external files are read from beside it.
@@ -224,10 +224,11 @@ class OnnxModule(nn.Module):
         if value.dtype.kind not in "f":
             self._arrays[name] = value
             return
+        value = value.astype(np.float32)
         if value.size <= _SMALL:
             self._numbers[name] = value
         self._tensors[name] = f"tensor_{len(self._tensors)}"
-        self.register_buffer(self._tensors[name], torch.from_numpy(value.copy()))
+        self.register_buffer(self._tensors[name], torch.from_numpy(value))
 
     def _read(self, nodes: Sequence[NodeProto], opset: int) -> list[_Step]:
         last = {name: i for i, node in enumerate(nodes) for name in node.input}
@@ -278,6 +279,13 @@ class OnnxModule(nn.Module):
         self._check_inputs(inputs)
         values: dict[str, Any] = dict(zip(self.input_names, inputs, strict=True))
         for step in self._steps:
+            if step is self._steps[-1] and step.operation.kind in ("Sigmoid", "Tanh"):
+                # The last activation is found only where no transpose follows it.
+                values |= {
+                    name: self.as_images(value)
+                    for name, value in values.items()
+                    if name in step.inputs and isinstance(value, Tensor)
+                }
             try:
                 results = self._results(step, values, inputs[0])
             except ExportError as error:
@@ -393,7 +401,8 @@ def _has_channels_last(image: Tensor) -> bool:
     """Whether these are images [B, H, W, C], as files from TensorFlow return them."""
     if image.ndim != 4:
         return False
-    return int(image.shape[1]) > _MOST_CHANNELS >= int(image.shape[3])
+    _, height, width, channels = image.shape
+    return min(int(height), int(width)) > _MOST_CHANNELS >= int(channels)
 
 
 def _declared_shape(value: ValueInfoProto) -> list[int | None] | None:

@@ -391,7 +391,7 @@ def _tensor(array: np.ndarray, like: Tensor) -> Tensor:
     """An array as a tensor, on the device of ``like`` and with its floating-point type."""
     if is_symbolic(array):
         raise ExportError(
-            "values that depend on the number of latents, which an exported function must not"
+            "values that depend on the number of latents, which an exported function must not have"
         )
     made = constant(array)
     return made.to(like) if made.is_floating_point() else made.to(like.device)

@@ -184,7 +184,9 @@ def _dropout(op: Operation, x: Tensor, ratio: Any = None, training: Any = None) 
     if op.outputs > 1:
         raise op.unsupported("its mask as an output")
     if _number(training, False):
-        raise ExportError("Dropout in training mode, which draws random numbers: write it in eval")
+        raise ExportError(
+            "Dropout in training mode, which draws random numbers: write the file in eval mode"
+        )
     return x
 
 

@@ -20,6 +20,7 @@ if _missing:
     raise DependencyError(f"export needs {', '.join(_missing)}: run `pip install 'pyinv[export]'`")
 
 from .capture.factory import load_factory, load_generator  # noqa: E402
+from .capture.onnx_file import load_onnx  # noqa: E402
 from .derivatives.losses import whitened  # noqa: E402
 from .derivatives.perceptual import perceptual  # noqa: E402
 from .encoder import add_encoder  # noqa: E402
@@ -38,6 +39,7 @@ __all__ = [
     "first_layers",
     "load_factory",
     "load_generator",
+    "load_onnx",
     "perceptual",
     "read_generator",
     "split",

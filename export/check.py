@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from pyinv.errors import ExportError
 from pyinv.priors import Normal, Prior, Uniform
 
+from .capture.onnx_file import OnnxModule
 from .capture.portable import portable
 from .capture.trace import Shapes
 from .derivatives.losses import Loss
@@ -25,6 +27,7 @@ __all__ = [
     "BATCHES",
     "EncoderReference",
     "Reference",
+    "check_file",
     "check_function",
     "draw_latents",
     "onnx_function",
@@ -124,11 +127,14 @@ class Reference:
         return drawn
 
     def image(self, inputs: dict[str, Tensor]) -> Tensor:
-        latent = inputs["latent"].reshape(-1, *self.shapes.latent)
-        condition = [inputs["condition"]] if "condition" in inputs else []
         with portable():
-            result: Tensor = self.generator(latent, *condition)
+            result: Tensor = self.generator(*self.arguments(inputs))
         return result
+
+    def arguments(self, inputs: dict[str, Tensor]) -> list[Tensor]:
+        """Return the generator's arguments: the latents [B, *latent_shape], and a condition."""
+        latent = inputs["latent"].reshape(-1, *self.shapes.latent)
+        return [latent, *([inputs["condition"]] if "condition" in inputs else [])]
 
     def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the images [B, *image_shape] of latents [B, d]."""
@@ -230,7 +236,8 @@ def onnx_function(path: Path) -> Run:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    # Errors are raised as well.
+    options.log_severity_level = 4
     options.enable_cpu_mem_arena = False  # an arena reserves more memory than it uses
     # PyTorch runs between calls; threads that spin for more work would take its cores.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -258,6 +265,39 @@ def onnx_function(path: Path) -> Run:
         return {key: torch.from_numpy(value) for key, value in zip(outputs, results, strict=True)}
 
     return run
+
+
+def check_file(module: OnnxModule, inputs: Sequence[Tensor]) -> None:
+    """Compare a module read from an ONNX file with what ONNX Runtime computes from that file.
+
+    Args:
+        module: the module, in eval mode.
+        inputs: a batch of each of its inputs.
+
+    Raises:
+        ExportError: the results differ, or ONNX Runtime cannot run the file.
+    """
+    run = onnx_function(module.path)
+
+    def computed(rows: slice) -> Tensor:
+        named = zip(module.input_names, inputs, strict=True)
+        (result,) = run({name: value[rows].contiguous() for name, value in named}).values()
+        return module.as_images(result)
+
+    whole = None
+    if not module.batch_of_one:
+        # Where this fails, the file is written for a batch of one, although it does not say so.
+        with contextlib.suppress(ExportError):
+            whole = computed(slice(None))
+    if whole is None:
+        whole = torch.cat([computed(slice(i, i + 1)) for i in range(len(inputs[0]))])
+    with torch.no_grad(), portable():
+        read = module(*inputs)
+    if whole.shape != read.shape or not torch.allclose(whole, read, rtol=1e-4, atol=1e-5):
+        other = "export the torch.nn.Module that it was made from"
+        if module.batch_of_one:
+            other = "it is written for a batch of one; write it with a dynamic batch axis"
+        raise ExportError(f"{module.path} computes something else than its graph says: {other}")
 
 
 def torchscript_function(path: Path, method: str) -> Run:

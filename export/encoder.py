@@ -15,8 +15,15 @@ from torch import Tensor, nn
 from pyinv.bundle import Bundle, FileRecord, Function
 from pyinv.errors import ExportError
 
+from .capture.onnx_file import OnnxModule
 from .capture.trace import Shapes, prepare, trace_encoder
-from .check import EncoderReference, check_function, onnx_function, torchscript_function
+from .check import (
+    EncoderReference,
+    check_file,
+    check_function,
+    onnx_function,
+    torchscript_function,
+)
 from .diagnostics import first_line
 from .origin import checked_origin
 from .passes.graph import Signature
@@ -160,6 +167,8 @@ def check_encoder(
             "the encoder returned another latent for an image that was alone in its batch: let it "
             "look at each image by itself"
         )
+    if isinstance(prepared, OnnxModule):
+        check_file(prepared, list(inputs.values()))
     return CheckedEncoder(prepared, shapes, value_range)
 
 

@@ -18,13 +18,14 @@ from pyinv.errors import BundleError, ExportError
 from pyinv.priors import Normal, Prior, Uniform
 
 from .capture.noise import NOISE_MODES, with_noise
+from .capture.onnx_file import OnnxModule
 from .capture.output import OneOutput, check_output
 from .capture.trace import Shapes, TracedGenerator, prepare, trace_generator, uncompiled
-from .check import Reference
+from .check import Reference, check_file
 from .derivatives.losses import GivenLosses, Loss, resolve_losses, try_losses
 from .diagnostics import warn_caller
 from .encoder import check_encoder, write_encoder
-from .generator import check_generator, check_reading
+from .generator import TRIED, check_generator, check_reading
 from .origin import checked_origin
 from .passes.output_activation import OutputActivation
 from .runtimes.onnx import OPSET
@@ -83,7 +84,7 @@ def export(
     Args:
         generator: maps [B, *latent_shape] (and a condition [B, k]) to images [B, C, H, W], or to a
             tensor [B, ...] of any other shape. May also be a module from torch.jit.load, script or
-            trace.
+            trace, or from ``load_onnx``.
         path: the bundle's folder. Must be missing or empty unless ``overwrite``.
         latent_shape: one latent's shape: 100, (100,) or (100, 1, 1).
         prior: the distribution of latents, ``Uniform`` or ``Normal``.
@@ -158,7 +159,8 @@ def export(
     target = Path(path)
     check_target(target, overwrite=overwrite)
 
-    prepared: nn.Module = OneOutput(prepare(generator, batch_norm=batch_norm), output)
+    module = prepare(generator, batch_norm=batch_norm)
+    prepared: nn.Module = OneOutput(module, output)
     if noise is not None:
         prepared, latent_sizes = with_noise(
             prepared, latent_sizes, condition_sizes, prior, noise, seed=noise_seed
@@ -173,6 +175,8 @@ def export(
     reference = Reference(prepared, shapes, prior=prior, value_range=(low, high))
     if isinstance(generator, torch.jit.ScriptModule) and batch_norm == "eval":
         check_reading(generator, output, reference)
+    if isinstance(module, OnnxModule) and noise is None and batch_norm == "eval":
+        check_file(module, reference.arguments(reference.draw(TRIED, seed=1)))
 
     say("tracing the generator")
     traced = trace_generator(prepared, shapes, batch_norm=batch_norm)
@@ -267,9 +271,11 @@ def _check_output_activation(
 
 
 def _name(generator: nn.Module) -> str:
-    """The generator's class name; for TorchScript, the name of the original class."""
+    """The generator's class name; for TorchScript, the original class's; for ONNX, the file's."""
     if isinstance(generator, torch.jit.ScriptModule):
         return str(generator.original_name)
+    if isinstance(generator, OnnxModule):
+        return generator.path.stem
     return type(generator).__name__
 
 

@@ -17,10 +17,10 @@ from .check import Reference
 from .derivatives.losses import Loss
 from .diagnostics import first_line, quiet, warn_caller
 
-__all__ = ["check_generator", "check_reading"]
+__all__ = ["TRIED", "check_generator", "check_reading"]
 
 # The number of latents that a generator is checked on.
-_TRIED = 64
+TRIED = 64
 # Values outside by at most this fraction of the range's width are attributed to rounding.
 _RANGE_SLACK = 1e-5
 
@@ -44,7 +44,7 @@ def check_generator(
     """
     shapes = Shapes(latent_shape, (1,), condition_shape)
     reference = Reference(generator, shapes, prior=prior, value_range=value_range)
-    inputs = reference.draw(_TRIED, seed=0)
+    inputs = reference.draw(TRIED, seed=0)
     given = f"a latent of shape {['B', *latent_shape]}".replace("'", "")
     if condition_shape is not None:
         given += f" and a condition of shape [B, {condition_shape[0]}]"
@@ -60,10 +60,10 @@ def check_generator(
             f"the generator does not take {given}: {first_line(error)}; "
             "check latent_shape and condition_shape"
         ) from error
-    if image.ndim < 2 or image.shape[0] != _TRIED or image.numel() == 0:
+    if image.ndim < 2 or image.shape[0] != TRIED or image.numel() == 0:
         raise ExportError(
             "the generator must return one output per latent, such as images [B, C, H, W] or "
-            f"vectors [B, n], it returned {list(image.shape)} for {_TRIED} latents"
+            f"vectors [B, n], it returned {list(image.shape)} for {TRIED} latents"
         )
     if not image.is_floating_point():
         raise ExportError(f"the generator must return floats, it returned {image.dtype}")
@@ -97,7 +97,7 @@ def check_reading(
     generator: torch.jit.ScriptModule, output: str | int | None, reference: Reference
 ) -> None:
     """Compare a TorchScript module's images with those of the graph read from it."""
-    inputs = reference.draw(_TRIED, seed=1)
+    inputs = reference.draw(TRIED, seed=1)
     try:
         with quiet(), torch.no_grad():
             own = OneOutput(copy.deepcopy(generator).cpu().float().eval(), output)

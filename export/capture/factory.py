@@ -14,6 +14,7 @@ from torch import nn
 from pyinv.errors import ExportError
 
 from ..diagnostics import first_line
+from .onnx_file import load_onnx
 from .torchscript_reader import load_torchscript
 
 __all__ = ["load_factory", "load_generator"]
@@ -22,13 +23,17 @@ _FILE_SUFFIXES = (".pt", ".pth", ".jit", ".ts", ".torchscript")
 
 
 def load_generator(target: str, *, what: str = "generator") -> nn.Module:
-    """Load a generator from a factory (see ``load_factory``) or a TorchScript file.
+    """Load a generator from a factory (see ``load_factory``), or a TorchScript or ONNX file.
+
+    A file whose name ends in .onnx is an ONNX file (see ``load_onnx``); others are TorchScript.
 
     ``what`` names the expected object in error messages.
 
     Raises:
         ExportError: ``target`` does not exist or is not a generator.
     """
+    if target.endswith(".onnx"):
+        return load_onnx(target, what=what)
     is_file = Path(target).is_file() and not target.endswith(".py")
     if is_file or target.endswith(_FILE_SUFFIXES):
         return load_torchscript(target, what=what)
@@ -49,7 +54,7 @@ def load_factory(target: str, *, what: str = "generator") -> nn.Module:
     if not colon or not source or not name:
         raise ExportError(
             f"{what} {target!r} must be 'package.module:factory' or 'path/to/file.py:factory', "
-            "or a TorchScript file"
+            "or a TorchScript or ONNX file"
         )
     module = _load_file(source) if source.endswith(".py") else _load_module(source)
     found: object = module

@@ -46,6 +46,7 @@ from ..passes.graph import add_constant, constant_named, is_op
 from ..passes.modulation import rewrite_convolutions_per_target
 from ..passes.output_activation import OutputActivation, expose_output_activation
 from ..passes.simplify import simplify
+from .onnx_file import OnnxModule
 from .portable import Portable, portable
 from .torchscript_reader import Scripted
 
@@ -152,7 +153,7 @@ def prepare(generator: nn.Module, *, batch_norm: str, what: str = "generator") -
             setattr(module, name, uncompiled(child))
     if batch_norm == "batch":
         for module in copied.modules():
-            if isinstance(module, Scripted):
+            if isinstance(module, Scripted | OnnxModule):
                 module.batch_statistics = True
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.train()

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from pyinv.errors import ExportError
 
+from ..capture.onnx_file import OnnxModule
 from ..capture.torchscript_reader import load_torchscript
 from ..capture.trace import prepare, trace_features
+from ..check import check_file
 from ..diagnostics import first_line
 from .losses import Specialised
 
@@ -144,6 +146,8 @@ class Perceptual(Specialised):
                 raise ExportError(
                     f"{name} differs for the same images: it draws noise or drops out in eval mode"
                 )
+        if isinstance(self._network.network, OnnxModule):
+            check_file(self._network.network, [images])
         self._checked.add(shape)
 
     def _try(self, images: Tensor) -> Sequence[Tensor]:

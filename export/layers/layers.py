@@ -23,6 +23,7 @@ from pyinv.errors import ExportError
 from pyinv.priors import Normal, Prior, Uniform
 from pyinv.validation import shape_text
 
+from ..capture.onnx_file import OnnxModule
 from ..capture.trace import prepare
 from ..check import draw_latents
 from ..diagnostics import first_line
@@ -387,9 +388,10 @@ class Layers:
 
 def _prepared(generator: nn.Module) -> nn.Module:
     """Return a copy in eval mode whose modules do not change their inputs."""
-    if isinstance(generator, torch.jit.ScriptModule):
+    if isinstance(generator, torch.jit.ScriptModule | OnnxModule):
+        kind = "an ONNX" if isinstance(generator, OnnxModule) else "a TorchScript"
         raise ExportError(
-            "a TorchScript generator has no layers to cut it by: give the torch.nn.Module that it "
+            f"{kind} generator has no layers to cut it by: give the torch.nn.Module that it "
             "was made from, or export it and give pyinv.export.read_generator(bundle)"
         )
     prepared = prepare(generator, batch_norm="eval")

@@ -1,8 +1,9 @@
 """Read a bundle's generator from its ONNX file as a differentiable torch module.
 
-Use this when a generator exists only as a bundle. The reader supports the operators that ``export``
-writes for generators. Convolutions of the domain "pyinv" are read through their definition as
-functions of standard operators, which the file contains.
+Use this when a generator exists only as a bundle. ``load_onnx`` runs any file with the same
+functions of operators; this reader makes a chain of submodules with channels first, which ``split``
+can cut. It supports the operators that ``export`` writes for generators. Convolutions of the domain
+"pyinv" are read through their definition as functions of standard operators, which the file has.
 """
 
 from __future__ import annotations
@@ -13,14 +14,15 @@ from typing import Any
 
 import onnx
 import torch
-from onnx import NodeProto, helper, inliner, numpy_helper
+from onnx import NodeProto, inliner, numpy_helper
 from torch import Tensor, fx, nn
-from torch.nn import functional
 
 from pyinv.bundle import Bundle
 from pyinv.errors import ExportError
 
+from ..capture.onnx_functions import OPERATORS, Operation, read_attributes
 from ..diagnostics import first_line
+from .onnx import OPSET
 
 __all__ = ["read_generator"]
 
@@ -63,22 +65,23 @@ class _Operator(nn.Module):
     """One node: a function of tensors, some of which are stored in the module.
 
     Args:
-        apply: the function of all of the node's inputs.
-        stored: the constant inputs, by position.
+        operation: the operator and its attributes.
+        stored: the constant inputs, by position; None for omitted ones.
     """
 
-    def __init__(self, apply: Callable[..., Tensor], stored: Mapping[int, Tensor]) -> None:
+    def __init__(self, operation: Operation, stored: Mapping[int, Tensor | None]) -> None:
         super().__init__()
-        self.apply_to = apply
+        self.operation = operation
         self.positions = tuple(stored)
         for position, value in stored.items():
             self.register_buffer(f"input_{position}", value)
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        given = list(inputs)
+        given: list[Any] = list(inputs)
         for position in self.positions:
             given.insert(position, getattr(self, f"input_{position}"))
-        return self.apply_to(*given)
+        result: Tensor = OPERATORS[self.operation.kind](self.operation, *given)
+        return result
 
 
 class _Reader:
@@ -113,9 +116,9 @@ class _Reader:
     def _channels_last(self) -> set[str]:
         last: set[str] = set()
         for node in self._nodes:
-            if node.op_type == "Transpose" and _attributes(node)["perm"] == _TO_FIRST:
+            if node.op_type == "Transpose" and read_attributes(node)["perm"] == _TO_FIRST:
                 last.add(node.input[0])
-            if node.op_type == "Transpose" and _attributes(node)["perm"] == _TO_LAST:
+            if node.op_type == "Transpose" and read_attributes(node)["perm"] == _TO_LAST:
                 last.add(node.output[0])
         found = -1
         while found != len(last):
@@ -130,16 +133,15 @@ class _Reader:
         return last
 
     def _read(self, node: NodeProto) -> fx.Node:
-        kind, attributes = node.op_type, _attributes(node)
-        inputs = [name for name in node.input if name]
+        kind, attributes = node.op_type, read_attributes(node)
+        inputs = list(node.input)
         if kind == "Transpose":
             return self._transposed(node, attributes["perm"])
         if kind == "Reshape":
             return self._reshaped(node)
         if kind in _ACTIVATIONS:
             return self._call(kind, _ACTIVATIONS[kind](attributes), inputs)
-        reads = _KEEPING.get(kind) or _OTHERS.get(kind)
-        if reads is None:
+        if kind not in _KEEPING and kind not in _OTHERS:
             raise ExportError(
                 f"{self._path} uses {kind}, which cannot be read back: train on the module "
                 "or the TorchScript file that the bundle was exported from"
@@ -148,17 +150,13 @@ class _Reader:
         if kind in _OTHERS and any(name in self._last for name in (*inputs, node.output[0])):
             raise ExportError(f"{self._path} has channels last before {kind}, which cannot be read")
         stored = {
-            position: self._stored(self._constants[name], last)
+            position: self._stored(self._constants[name], last) if name else None
             for position, name in enumerate(inputs)
-            if name in self._constants
+            if not name or name in self._constants
         }
         if kind.startswith("Reduce"):
             attributes["axes"] = self._axes(attributes, stored.pop(1, None), last)
-        try:
-            apply = reads(attributes)
-        except ExportError as error:
-            raise ExportError(f"{self._path}: {error}") from None
-        module = _Operator(apply, stored)
+        module = _Operator(Operation(kind, attributes, OPSET), stored)
         return self._call(kind, module, [name for name in inputs if name in self._values])
 
     def _call(self, kind: str, module: nn.Module, inputs: Sequence[str]) -> fx.Node:
@@ -204,73 +202,6 @@ class _Reader:
         return [_TO_LAST[axis] for axis in axes] if last else axes
 
 
-def _attributes(node: NodeProto) -> dict[str, Any]:
-    found = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-    return {name: v.decode() if isinstance(v, bytes) else v for name, v in found.items()}
-
-
-# -- Operators: from a node's attributes to its function -------------------------------------------
-
-
-def _plain(function: Callable[..., Tensor]) -> Callable[[dict[str, Any]], Callable[..., Tensor]]:
-    return lambda attributes: function
-
-
-def _gemm(attributes: dict[str, Any]) -> Callable[..., Tensor]:
-    if attributes.get("transA") or {attributes.get(x, 1.0) for x in ("alpha", "beta")} != {1.0}:
-        raise ExportError("a dense layer that is scaled or transposed cannot be read")
-
-    def apply(x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
-        return functional.linear(x, matrix if attributes.get("transB") else matrix.t(), bias)
-
-    return apply
-
-
-def _convolution(transposed: bool) -> Callable[[dict[str, Any]], Callable[..., Tensor]]:
-    def reads(attributes: dict[str, Any]) -> Callable[..., Tensor]:
-        pads = attributes.get("pads", [0, 0, 0, 0])
-        if len(pads) != 4 or pads[:2] != pads[2:]:
-            raise ExportError("a convolution with unequal padding cannot be read")
-        settings = {
-            "stride": attributes.get("strides", [1, 1]),
-            "padding": pads[:2],
-            "dilation": attributes.get("dilations", [1, 1]),
-            "groups": attributes.get("group", 1),
-        }
-        if not transposed:
-            return lambda x, weight, bias=None: functional.conv2d(x, weight, bias, **settings)
-        settings["output_padding"] = attributes.get("output_padding", [0, 0])
-        return lambda x, weight, bias=None: functional.conv_transpose2d(x, weight, bias, **settings)
-
-    return reads
-
-
-def _resize(attributes: dict[str, Any]) -> Callable[..., Tensor]:
-    mode = attributes.get("mode"), attributes.get("coordinate_transformation_mode")
-    known = {("nearest", "asymmetric"): "nearest", ("linear", "half_pixel"): "bilinear"}
-    if mode not in known or (mode[0] == "nearest" and attributes.get("nearest_mode") != "floor"):
-        raise ExportError(f"a Resize of mode {mode[0]}, {mode[1]} cannot be read")
-
-    def apply(x: Tensor, scales: Tensor) -> Tensor:
-        sizes = [float(scale) for scale in scales[2:]]
-        corners = None if mode[0] == "nearest" else False
-        return functional.interpolate(
-            x, scale_factor=sizes, mode=known[mode], align_corners=corners
-        )
-
-    return apply
-
-
-def _depth_to_space(attributes: dict[str, Any]) -> Callable[..., Tensor]:
-    if attributes.get("mode") != "CRD":
-        raise ExportError("a DepthToSpace of a mode other than CRD cannot be read")
-    return lambda x: functional.pixel_shuffle(x, attributes["blocksize"])
-
-
-def _mean(attributes: dict[str, Any]) -> Callable[..., Tensor]:
-    return lambda x: x.mean(attributes["axes"], keepdim=True)
-
-
 _ACTIVATIONS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
     "Elu": lambda a: nn.ELU(a.get("alpha", 1.0)),
     "LeakyRelu": lambda a: nn.LeakyReLU(a.get("alpha", 0.01)),
@@ -280,25 +211,8 @@ _ACTIVATIONS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
     "Tanh": lambda a: nn.Tanh(),
 }
 # Given images, these return images with the same order of axes.
-_KEEPING: dict[str, Callable[[dict[str, Any]], Callable[..., Tensor]]] = {
-    "Abs": _plain(torch.abs),
-    "Add": _plain(torch.add),
-    "Div": _plain(torch.div),
-    "Exp": _plain(torch.exp),
-    "Mul": _plain(torch.mul),
-    "Neg": _plain(torch.neg),
-    "Pow": _plain(torch.pow),
-    "Reciprocal": _plain(torch.reciprocal),
-    "ReduceMean": _mean,
-    "Sqrt": _plain(torch.sqrt),
-    "Sub": _plain(torch.sub),
-    **{kind: _plain(make({})) for kind, make in _ACTIVATIONS.items()},
+_KEEPING = {
+    *("Abs", "Add", "Div", "Exp", "Mul", "Neg", "Pow", "Reciprocal", "ReduceMean", "Sqrt", "Sub"),
+    *_ACTIVATIONS,
 }
-_OTHERS: dict[str, Callable[[dict[str, Any]], Callable[..., Tensor]]] = {
-    "Conv": _convolution(transposed=False),
-    "ConvTranspose": _convolution(transposed=True),
-    "DepthToSpace": _depth_to_space,
-    "Gemm": _gemm,
-    "MatMul": _plain(torch.matmul),
-    "Resize": _resize,
-}
+_OTHERS = {"Conv", "ConvTranspose", "DepthToSpace", "Gemm", "MatMul", "Resize"}

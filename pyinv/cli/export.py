@@ -1,4 +1,4 @@
-"""``pyinv export``: export a PyTorch generator to a bundle."""
+"""``pyinv export``: export a PyTorch generator, or one in an ONNX file, to a bundle."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ examples:
       --runtime onnx --runtime torchscript
   pyinv export my_models.py:make_decoder -o vae.bundle --latent-shape 4,8,8 --prior normal \\
       --output-item sample
+  pyinv export decoder.onnx -o vae.bundle --latent-shape 64 --prior normal
   pyinv export my_models.py:make_progan -o tail.bundle --latent-shape 128 --prior normal \\
       --tail-after layer4
 """
@@ -31,9 +32,9 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "export",
         parents=[shared],
-        help="turn a PyTorch generator into a bundle (needs torch)",
+        help="turn a PyTorch or ONNX generator into a bundle (needs torch)",
         description=(
-            "Turn a PyTorch generator into a bundle, and check its results against PyTorch.\n"
+            "Turn a PyTorch or ONNX generator into a bundle, and check what the bundle computes.\n"
             'Needs PyTorch: pip install "pyinv[export]"'
         ),
         epilog=_EPILOG,
@@ -43,7 +44,8 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         "generator",
         metavar="GENERATOR",
         help="package.module:factory or file.py:factory, where the factory takes no arguments and "
-        "returns the torch.nn.Module with its weights; or a TorchScript file from torch.jit.save",
+        "returns the torch.nn.Module with its weights; or a TorchScript file from torch.jit.save; "
+        "or an ONNX file, named .onnx",
     )
     parser.add_argument(
         "-o", "--output", metavar="DIR", required=True, help="folder for the bundle, to be created"
@@ -73,7 +75,7 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         "--features",
         metavar="NETWORK",
         help="feature network for --loss perceptual, which takes the generator's images: a "
-        "TorchScript file or a factory, as for GENERATOR",
+        "TorchScript or ONNX file or a factory, as for GENERATOR",
     )
     parser.add_argument(
         "--feature-layers",

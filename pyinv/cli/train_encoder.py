@@ -44,7 +44,7 @@ def add_encoder(kinds: Any, shared: argparse.ArgumentParser) -> None:
         "generator",
         metavar="GENERATOR",
         help="a bundle; the folder of pyinv train gan; or, as for pyinv export, module:factory, "
-        "file.py:factory or a TorchScript file",
+        "file.py:factory, or a TorchScript or ONNX file",
     )
     add_output(parser)
     parser.add_argument(
@@ -89,7 +89,7 @@ def add_encoder(kinds: Any, shared: argparse.ArgumentParser) -> None:
     real(settings, "--learning-rate", "initial learning rate (not layers)")
     whole(settings, "--seed", "random seed")
 
-    source = parser.add_argument_group("generator", "for a module or TorchScript file only")
+    source = parser.add_argument_group("generator", "for a module, TorchScript or ONNX file only")
     source.add_argument(
         "--latent-shape",
         metavar="N[,N...]",

@@ -102,7 +102,7 @@ def train_encoder(
     Args:
         configuration: the configuration.
         generator: a ``FrozenGenerator`` from ``open_generator``, or its first argument: a bundle, a
-            training's folder, module:factory or a TorchScript file.
+            training's folder, module:factory, or a TorchScript or ONNX file.
         folder: output folder, created if necessary.
         data: real images for bigan and for the ``real_share`` of aegan, uint8 [N, C, H, W] of the
             generator's image shape, at least one batch. Without them, bigan uses generated images.

@@ -279,8 +279,8 @@ def open_generator(
 
     Args:
         generator: a bundle or its folder; the folder of a finished training; a torch.nn.Module;
-            "package.module:factory", "file.py:factory" or a TorchScript file, as for
-            ``pyinv export``.
+            "package.module:factory", "file.py:factory" or a TorchScript or ONNX file, as
+            for ``pyinv export``.
         latent_shape: shape of one latent, for a module only; bundles and trainings have their own.
         prior: prior of the latents, for a module only; by default ``Uniform()``.
         value_range: range of the pixels, for a module only; by default (-1, 1).
@@ -315,8 +315,8 @@ def open_generator(
         text = os.fspath(generator)
         if ":" not in text and not Path(text).exists():
             raise InputError(
-                f"{text}: there is no such bundle, folder or TorchScript file; give one of these, "
-                "or module:factory"
+                f"{text}: there is no such bundle, folder or file; give a bundle, a training's "
+                "folder, a TorchScript or ONNX file, or module:factory"
             )
         module, name = load_generator(os.fspath(generator)), str(generator)
     if latent_shape is None:
@@ -397,7 +397,7 @@ def _open_training(path: Path, device: torch.device, threads: int | None) -> Fro
     if not written.is_file():
         raise InputError(
             f"{path}: neither a bundle (it has no {_MANIFEST}) nor a training's folder (it has no "
-            "configuration.json); give one of these, a TorchScript file or module:factory"
+            "configuration.json); give one of these, a TorchScript or ONNX file, or module:factory"
         )
     if not bundle_path.is_dir():
         raise InputError(

@@ -25,7 +25,7 @@ from .check import Reference, check_file
 from .derivatives.losses import GivenLosses, Loss, resolve_losses, try_losses
 from .diagnostics import warn_caller
 from .encoder import check_encoder, write_encoder
-from .generator import TRIED, check_generator, check_reading
+from .generator import TRIED, check_generator, check_independence, check_reading
 from .origin import checked_origin
 from .passes.output_activation import OutputActivation
 from .runtimes.onnx import OPSET
@@ -180,6 +180,8 @@ def export(
 
     say("tracing the generator")
     traced = trace_generator(prepared, shapes, batch_norm=batch_norm)
+    if batch_norm == "eval":
+        check_independence(reference)
     if losses is None and traced.output_activation.fits((low, high)):
         resolved += resolve_losses("whitened", value_range=(low, high))
     _check_output_activation(traced.output_activation, (low, high), resolved)

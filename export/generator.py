@@ -17,12 +17,13 @@ from .check import Reference
 from .derivatives.losses import Loss
 from .diagnostics import first_line, quiet, warn_caller
 
-__all__ = ["TRIED", "check_generator", "check_reading"]
+__all__ = ["TRIED", "check_generator", "check_independence", "check_reading"]
 
 # The number of latents that a generator is checked on.
 TRIED = 64
 # Values outside by at most this fraction of the range's width are attributed to rounding.
 _RANGE_SLACK = 1e-5
+_ALONE = 3
 
 
 def check_generator(
@@ -80,12 +81,42 @@ def check_generator(
     return tuple(image.shape[1:]), bounded
 
 
+def check_independence(reference: Reference) -> None:
+    """Check that an image does not depend on the other latents of its batch.
+
+    Raises:
+        ExportError: it does.
+    """
+    inputs = reference.draw(TRIED, seed=2)
+    few = {name: rows[:_ALONE] for name, rows in inputs.items()}
+    with quiet(), torch.random.fork_rng(devices=[]), torch.no_grad():
+        images = reference.image(inputs)[:_ALONE]
+        try:
+            alone = reference.image(few)
+        except Exception as error:
+            raise ExportError(
+                f"the generator fails in PyTorch at batch {_ALONE}: {first_line(error)}"
+            ) from error
+    tolerance = 1e-3 * float(images.abs().max())
+    if alone.shape != images.shape or not torch.allclose(alone, images, rtol=0, atol=tolerance):
+        raise ExportError(
+            "the generator returned another image for a latent in a smaller batch: let it compute "
+            "each image from its own latent, without means, maxima or positions of the batch"
+        )
+
+
 def _check_gradient(reference: Reference, inputs: dict[str, Tensor]) -> None:
     few = {name: rows[:2] for name, rows in inputs.items()}
     few["latent"].requires_grad_(True)
     with quiet(), torch.random.fork_rng(devices=[]), torch.enable_grad():
         image = reference.image(few)
-    if not image.requires_grad:
+        moves = image.requires_grad
+        if moves:
+            random = torch.Generator().manual_seed(0)
+            weights = torch.randn(image.shape, generator=random)
+            (gradient,) = torch.autograd.grad(image, few["latent"], weights, allow_unused=True)
+            moves = gradient is not None and bool(gradient.any())
+    if not moves:
         raise ExportError(
             "the generator's images have no gradient with respect to the latent: its forward runs "
             "under torch.no_grad or torch.inference_mode, or detaches or rounds the latent; remove "

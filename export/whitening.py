@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from pyinv.errors import ExportError
 
+from .diagnostics import first_line
+
 __all__ = ["Whitening"]
 
 # Directions in which samples vary less than this fraction of the largest variance are kept at it.
@@ -45,15 +47,22 @@ class Whitening(nn.Module):
 
     def __init__(self, generator: nn.Module, samples: Any) -> None:
         super().__init__()
-        rows = torch.as_tensor(samples).detach().double().cpu()
-        if rows.ndim != 2 or len(rows) <= rows.shape[1]:
+        try:
+            rows = torch.as_tensor(samples).detach().cpu()
+            rows = rows if rows.is_complex() else rows.double()
+        except Exception as error:
             raise ExportError(
-                "samples must have shape [N, k] with more samples than components, got "
-                f"{list(rows.shape)}: draw more"
+                f"samples must be numbers [N, k], got {type(samples).__name__}: {first_line(error)}"
+            ) from error
+        if rows.ndim != 2 or len(rows) <= rows.shape[1] or rows.numel() == 0 or rows.is_complex():
+            raise ExportError(
+                "samples must be real numbers of shape [N, k], more samples than components, got "
+                f"{rows.dtype} {list(rows.shape)}: draw more"
             )
-        if not bool(torch.isfinite(rows).all()):
-            raise ExportError("samples must be finite, got NaN or infinity")
-        variances, axes = torch.linalg.eigh(torch.cov(rows.T))
+        covariance = torch.atleast_2d(torch.cov(rows.T))
+        if not bool(torch.isfinite(covariance).all()):
+            raise ExportError("samples must be finite, got NaN, infinity or numbers too large")
+        variances, axes = torch.linalg.eigh(covariance)
         floor = _LEAST_VARIANCE * float(variances.max())
         if floor <= 0:
             raise ExportError("samples must vary, and these are all the same")

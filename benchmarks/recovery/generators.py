@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -197,18 +198,21 @@ class Subject:
             pass
         self._say(f"{self.key}: exporting {path.name}")
         self._bundles.mkdir(parents=True, exist_ok=True)
-        return export.export(
-            self.module,
-            path,
-            latent_shape=self.latent_size,
-            prior=self.prior,
-            losses=losses,
-            value_range=value_range,
-            normal_equations=True,
-            name=f"{self.key}{named}",
-            origin=origin,
-            overwrite=True,
-        )
+        with warnings.catch_warnings():
+            # Noisy targets leave the range of the last activation.
+            warnings.filterwarnings("ignore", "the generator ends in")
+            return export.export(
+                self.module,
+                path,
+                latent_shape=self.latent_size,
+                prior=self.prior,
+                losses=losses,
+                value_range=value_range,
+                normal_equations=True,
+                name=f"{self.key}{named}",
+                origin=origin,
+                overwrite=True,
+            )
 
 
 def obtain(

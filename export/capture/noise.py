@@ -103,7 +103,8 @@ class _Noise(nn.Module):
             draw = self.draws[number]
             if self.frozen:
                 found: Tensor = getattr(self, f"draw_{number}")
-                found = found.expand(sizes) if draw.by_target else found
+                # The code may write to its noise.
+                found = (found.expand(sizes) if draw.by_target else found).clone()
             else:
                 assert isinstance(self.prior, Normal)
                 count = math.prod(draw.shape)
@@ -183,6 +184,10 @@ def _probe(
                 f"the generator does not take latents {[batch, *latent_shape]}: {first_line(error)}"
             ) from error
         probes.append(found)
+    if len(probes[0]) != len(probes[1]):
+        raise ExportError(
+            "the generator draws noise once per latent: draw it for the whole batch, [B, ...]"
+        )
     draws = []
     for (one, normal), (other, _) in zip(*probes, strict=True):
         by_target = bool(one) and (one[0], other[0]) == _PROBED

@@ -41,6 +41,8 @@ class Portable(TorchFunctionMode):
             return args[0]
         else:
             is_to = func is Tensor.to
+            if is_to and len(args) > 1 and type(args[1]) is int:  # a GPU's number
+                args = (args[0], torch.device("cpu"), *args[2:])
             args = self._portable(tuple(args), is_to)
             kwargs = {
                 name: self._portable(value, is_to or name == "device")

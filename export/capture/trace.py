@@ -9,11 +9,13 @@ from __future__ import annotations
 import copy
 import math
 import re
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -173,6 +175,13 @@ def _fakes(shapes: Sequence[Sequence[int]]) -> tuple[FakeTensorMode, list[Tensor
         return mode, [torch.empty(rows.shape[0], *sizes) for sizes in shapes]
 
 
+# The code of torch.autograd.Function.apply.
+_APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
+# Functions whose results are made to be written to.
+_MAKERS = (
+    "clone", "empty_like", "full_like", "new_empty", "new_full", "new_ones", "new_zeros",
+    "ones_like", "zeros_like",
+)  # fmt: skip
 # Queries about a tensor, which cannot be the cause of a failure.
 _QUERIES = ("__get__", ".size", ".stride", ".dim")
 
@@ -220,36 +229,27 @@ class _NetworkWatch(_Watch):
         super().__init__(what)
         # The names of the torch.autograd.Functions that were called.
         self.functions: list[str] = []
-        self._depth = 0
 
-    def __enter__(self) -> _NetworkWatch:
-        apply = torch.autograd.Function.__dict__["apply"]
+    def _inside_function(self) -> bool:
+        """Whether the forward of a torch.autograd.Function is running, which records its name.
 
-        def watched(cls: Any, *args: Any, **kwargs: Any) -> Any:
-            # Its forward runs without gradients, and is differentiated like any other code.
-            self.functions.append(cls.__name__)
-            self._depth += 1
-            try:
-                return apply.__func__(cls, *args, **kwargs)
-            finally:
-                self._depth -= 1
-
-        self._apply = apply
-        function: Any = torch.autograd.Function
-        function.apply = classmethod(watched)
-        super().__enter__()  # type: ignore[no-untyped-call]
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)  # type: ignore[no-untyped-call]
-        function: Any = torch.autograd.Function
-        function.apply = self._apply
+        It runs without gradients, and is differentiated like any other code.
+        """
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            if frame.f_code is _APPLY:
+                self.functions.append(frame.f_locals["cls"].__name__)
+                return True
+            frame = frame.f_back
+        return False
 
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         leaves = tree_leaves((args, kwargs))
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         traced = any(map(_is_traced, leaves))
-        if tensors and not traced:
+        # A new tensor may be written to later, so it is a part of the graph.
+        makes = (resolve_name(func) or "").rpartition(".")[2] in _MAKERS
+        if tensors and not traced and not makes:
             constant = self._computed(func, args, kwargs, tensors)
             if constant is not None:
                 return constant
@@ -261,7 +261,7 @@ class _NetworkWatch(_Watch):
                 return padded
         result = super().call(func, args, kwargs)
         silent = not torch.is_grad_enabled() or torch.is_inference_mode_enabled()
-        if silent and not self._depth and traced:
+        if silent and traced and not self._inside_function():
             return tree_map(_detached, result)
         return result
 

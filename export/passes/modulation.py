@@ -49,7 +49,7 @@ def rewrite_convolutions_per_target(module: fx.GraphModule) -> None:
     for node in found:
         _Rewriting(module, node).convolution()
     for node in list(module.graph.nodes):
-        if is_op(node, "sum") and len(shape(node.args[0]) or ()) >= 4:
+        if is_op(node, "sum") and len(shape(node.args[0]) or ()) == 5:
             _Rewriting(module, node).squared_norm()
     module.graph.eliminate_dead_code()
     module.recompile()
@@ -76,6 +76,8 @@ class _Rewriting:
         """Weights per target as a constant times factors; None if they have another form."""
         value = constant(self.module, node)
         if value is not None:
+            if value.ndim < 4:
+                value = value.reshape((1,) * (5 - value.ndim) + tuple(value.shape))
             return _Modulated(value, []) if value.shape[0] == 1 else None
         if is_op(node, "expand", "repeat"):
             source = constant(self.module, node.args[0])
@@ -149,7 +151,7 @@ class _Rewriting:
         by_target: Any = weight.args[0] if is_op(weight, *_RESHAPES) else None
         channels = _per_target(sizes[1])
         rows = _per_target(weights[0])
-        if bias is not None or channels is None or rows is None:
+        if channels is None or rows is None:
             return
         if transposed:
             if rows != channels:  # several groups per target
@@ -167,7 +169,7 @@ class _Rewriting:
             into, out = (1, 2) if transposed else (2, 1)
             scale, demodulation = (self.channel_factor(found, axis) for axis in (into, out))
             if scale is not None:
-                scale = self.add(aten.reshape.default, scale, [-1, channels, 1, 1])
+                scale = self.add(aten.reshape.default, scale, [-1, _width(scale), 1, 1])
                 images = self.add(aten.mul.Tensor, images, scale)
             shared = self.constant(found.constant[0].expand(wanted))
             result = self.add(
@@ -183,9 +185,13 @@ class _Rewriting:
                 1,
             )
             if demodulation is not None:
-                many = wanted[1] if transposed else wanted[0]
-                demodulation = self.add(aten.reshape.default, demodulation, [-1, many, 1, 1])
+                width = _width(demodulation)
+                demodulation = self.add(aten.reshape.default, demodulation, [-1, width, 1, 1])
                 result = self.add(aten.mul.Tensor, result, demodulation)
+        if bias is not None:
+            many = wanted[1] if transposed else wanted[0]
+            bias = self.add(aten.reshape.default, bias, [-1, many, 1, 1])
+            result = self.add(aten.add.Tensor, result, bias)
         after = shape(node) or ()
         whole = self.add(aten.reshape.default, result, [1, -1, *after[2:]])
         node.replace_all_uses_with(whole)
@@ -281,6 +287,10 @@ class _Rewriting:
         after = list((shape(node) or ())[1:])
         node.replace_all_uses_with(self.add(aten.reshape.default, result, [-1, *after]))
         self.module.graph.erase_node(node)
+
+
+def _width(rows: fx.Node) -> int:
+    return int((shape(rows) or ())[1])
 
 
 def _per_target(size: Any) -> int | None:

@@ -116,7 +116,7 @@ class NumbersOutOfConstants(Body):
     def body(self, x: Tensor) -> Tensor:
         if self.one > 0.5:
             x = x * float(self.last.weight.detach().exp().mean())
-        return x + self.start.sum().item()
+        return x + self.start.mean().item()
 
 
 class StraightThrough(Body):
@@ -141,6 +141,23 @@ class LeakyFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         return torch.where(ctx.saved_tensors[0] > 0, gradient, 0.2 * gradient)
+
+
+apply_leaky = LeakyFunction.apply
+
+
+class CallsBoundFunction(Body):
+    def body(self, x: Tensor) -> Tensor:
+        return x + apply_leaky(x)
+
+
+class WritesToClone(Body):
+    def body(self, x: Tensor) -> Tensor:
+        y = self.start.clone()
+        y = y + torch.zeros_like(self.start)
+        z = torch.zeros_like(self.start).repeat(x.shape[0], 1, 1, 1)
+        z += x
+        return y + z
 
 
 class CallsFunction(Body):
@@ -191,6 +208,23 @@ class ModulatedConvolution(Body):
         return self.rgb(x.view(b, 3, 4, 4))
 
 
+class ModulatedWithBias(ModulatedConvolution):
+    """A bias per channel, an integer factor, and a factor per target alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("two", torch.tensor(2))
+        self.bias = nn.Parameter(torch.randn(3))
+
+    def body(self, x: Tensor) -> Tensor:
+        b = x.shape[0]
+        gain = (1 + self.style(x.flatten(1))[:, :1]).view(-1, 1, 1, 1, 1)
+        weight = (self.weight * gain * self.two).reshape(b * 3, 2, 3, 3)
+        x = x.reshape(1, b * 2, 4, 4)
+        x = functional.conv2d(x, weight, self.bias.repeat(b), padding=1, groups=b)
+        return self.rgb(x.view(b, 3, 4, 4))
+
+
 class ModulatedUpsampling(ModulatedConvolution):
     up = True
 
@@ -226,9 +260,12 @@ CASES: dict[str, Callable[[], nn.Module]] = {
         StraightThrough,
         PartWithoutGradient,
         CallsFunction,
+        CallsBoundFunction,
+        WritesToClone,
         CompiledPart,
         ModulatedConvolution,
         ModulatedUpsampling,
+        ModulatedWithBias,
         MixedKernels,
         MixedUpsampling,
     )
@@ -351,6 +388,16 @@ class DecidesByValue(Body):
         return x if x.mean() > 0 else -x
 
 
+class MeanOfTheBatch(Body):
+    def body(self, x: Tensor) -> Tensor:
+        return x - x.mean(0, keepdim=True)
+
+
+class RoundsAll(Body):
+    def forward(self, latent: Tensor) -> Tensor:
+        return super().forward(latent).round()
+
+
 class RandomConstant(Body):
     def body(self, x: Tensor) -> Tensor:
         return x + 1e-7 * torch.randn_like(self.start)
@@ -361,6 +408,8 @@ REFUSED = {
     "a write to a buffer": (WritesToBuffer, r"changes one of its own tensors.*clone\(\)"),
     "a fixed batch": (FixesTheBatch, r"number of latents.*\(at test_capture\.py:\d+\).*x\.shape"),
     "another backward": (CallsWrongFunction, r"WrongFunction may not be the derivative"),
+    "targets that depend on each other": (MeanOfTheBatch, "for a latent in a smaller batch"),
+    "a gradient of 0": (RoundsAll, r"no gradient with respect to the latent"),
     "a decision": (DecidesByValue, r"\(at test_capture\.py:\d+\)"),
     "a random constant": (RandomConstant, r"draws random numbers with .*randn_like"),
     "a lazy layer": (
@@ -436,7 +485,12 @@ class DrawsNoise(Body):
 
 class DrawsUniformNoise(Body):
     def body(self, x: Tensor) -> Tensor:
-        return x + torch.rand(1, 2, 4, 4) + torch.rand_like(x)
+        return x + torch.rand(1, 2, 4, 4).mul_(0.5) + torch.rand_like(x)
+
+
+class DrawsPerTarget(Body):
+    def body(self, x: Tensor) -> Tensor:
+        return x + torch.stack([torch.randn(2, 4, 4) for _ in range(len(x))])
 
 
 def test_noise_that_is_drawn_is_refused_with_both_ways_out(tmp_path: Path) -> None:
@@ -484,6 +538,7 @@ def test_noise_as_a_part_of_the_latent(tmp_path: Path, runtime: str) -> None:
         (DrawsNoise, {"noise": "drop"}, "noise must be 'freeze' or 'latent', got 'drop'"),
         (DrawsNoise, {"noise": "latent", "prior": pyinv.Uniform()}, "needs a normal prior"),
         (DrawsUniformNoise, {"noise": "latent"}, "uniform noise or shares it"),
+        (DrawsPerTarget, {"noise": "freeze"}, "draw it for the whole batch"),
     ],
 )
 def test_noise_that_cannot_be_handled(tmp_path: Path, make, options, message: str) -> None:

@@ -758,7 +758,6 @@ BAD = {
         ),
         "has CumSum with exclusive or reverse, which cannot be read",
     ),
-    "batch dropped": (reshape(1, 4, 4, batch=1), r"returned \[64, 4, 4\] for 64 latents"),
     "batch lost": (
         reshape(4, 1, 2, 2, batch=1),
         r"has a Reshape to \[4, 1, 2, 2\], which fits one",

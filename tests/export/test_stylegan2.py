@@ -66,6 +66,7 @@ def test_whitened_latents_have_mean_0_and_covariance_1() -> None:
     np.testing.assert_allclose(w.mean(0), samples.mean(0), atol=0.1)
     np.testing.assert_allclose(torch.cov(w.T), torch.cov(samples.T), atol=0.4)
     assert np.array_equal(whitening.latents(drawn.numpy()), w.numpy())
+    assert Whitening(torch.nn.Identity(), samples[:, :1]).basis.shape == (1, 1)
     # W+ has a style per layer, and each is whitened by itself.
     stacked = torch.stack([drawn, -drawn], dim=1)
     np.testing.assert_allclose(whitening.latents(stacked)[:, 0], w, atol=1e-5)
@@ -78,6 +79,8 @@ def test_whitened_latents_have_mean_0_and_covariance_1() -> None:
         (torch.randn(50), r"\[N, k\]"),
         (torch.full((50, 5), float("nan")), "finite"),
         (torch.ones(50, 5), "must vary"),
+        ("abc", "must be numbers"),
+        (torch.randn(50, 2, dtype=torch.complex64), "real numbers"),
     ],
 )
 def test_samples_that_cannot_be_whitened(samples: Any, message: str) -> None:

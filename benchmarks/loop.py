@@ -182,7 +182,9 @@ def peer_run(name: str, generator: Dcgan, targets: Tensor, latents: Tensor, devi
 
 
 def recipe_of(steps: int) -> pyinv.Recipe:
-    stage = pyinv.Stage(pyinv.Adam(LEARNING_RATE), constraint=pyinv.Clip(), max_steps=steps)
+    stage = pyinv.Stage(
+        pyinv.Adam(LEARNING_RATE), constraint=pyinv.Clip(-1.0, 1.0), max_steps=steps
+    )
     return pyinv.Recipe("benchmark", (stage,))
 
 

@@ -169,7 +169,7 @@ def stylegan2() -> Made:
 
         def forward(self, z: Tensor) -> Tensor:
             styles = self.mapping(z)[:, None].expand(-1, self.synthesis.num_layers, -1)
-            image: Tensor = self.synthesis(styles, self.noise.expand(len(z), -1, -1, -1))
+            image: Tensor = self.synthesis(styles, self.noise.expand(z.shape[0], -1, -1, -1))
             return image
 
     return StyleGan2(), (64,), {}
@@ -185,23 +185,6 @@ def torchgan_dcgan() -> Made:
     from torchgan.models import DCGANGenerator
 
     return DCGANGenerator(encoding_dims=64, out_size=32, step_channels=16), (64,), {}
-
-
-def biggan() -> Made:
-    from pytorch_pretrained_biggan import BigGAN, BigGANConfig
-
-    config = BigGANConfig(
-        output_dim=32,
-        z_dim=16,
-        class_embed_dim=16,
-        channel_width=8,
-        num_classes=10,
-        layers=[(False, 4, 4), (True, 4, 2), (False, 2, 2), (True, 2, 1), (True, 1, 1)],
-        attention_layer_position=2,
-    )
-    label = nn.functional.one_hot(torch.tensor([3]), 10).float()
-    call = lambda m, z: m(z, label.expand(z.shape[0], -1), 0.7)  # noqa: E731
-    return Calls(BigGAN(config), call), (16,), {}
 
 
 def gan_face_generate() -> Made:
@@ -336,7 +319,6 @@ ZOO: dict[str, Callable[[], Made]] = {
         stylegan2,
         lightweight_gan,
         torchgan_dcgan,
-        biggan,
         gan_face_generate,
         taming_vqgan,
         pythae_vae,

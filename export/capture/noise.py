@@ -141,6 +141,8 @@ def with_noise(
     Raises:
         ExportError: the generator draws no noise, or noise that cannot be part of the latent.
     """
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ExportError(f"noise_seed must be a whole number >= 0, got {seed!r}")
     draws = _probe(generator, latent_shape, condition_shape)
     if not draws:
         raise ExportError(

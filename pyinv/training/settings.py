@@ -19,7 +19,7 @@ __all__ = ["Settings", "finite"]
 class Settings:
     """A frozen dataclass of settings, whose ``__post_init__`` calls the checks below."""
 
-    _later: ClassVar[frozenset[str]] = frozenset()  # fields that a description may lack
+    _later: ClassVar[frozenset[str]] = frozenset()  # fields that a description may omit
 
     def replace(self, **changes: Any) -> Self:
         """Return a copy with these fields changed; raise InputError for an invalid value."""

@@ -539,6 +539,8 @@ def test_noise_as_a_part_of_the_latent(tmp_path: Path, runtime: str) -> None:
         (DrawsNoise, {"noise": "latent", "prior": pyinv.Uniform()}, "needs a normal prior"),
         (DrawsUniformNoise, {"noise": "latent"}, "uniform noise or shares it"),
         (DrawsPerTarget, {"noise": "freeze"}, "draw it for the whole batch"),
+        (DrawsNoise, {"noise": "freeze", "noise_seed": -1}, "noise_seed must be a whole number"),
+        (DrawsNoise, {"noise": "freeze", "noise_seed": "1"}, "noise_seed must be a whole number"),
     ],
 )
 def test_noise_that_cannot_be_handled(tmp_path: Path, make, options, message: str) -> None:

@@ -252,8 +252,6 @@ class _Pass:
         """The tangent of a node's value; None if the value does not depend on the latent."""
         if all(self.tangents.get(source) is None for source in node.all_input_nodes):
             return None
-        if is_op(node, "detach"):
-            return None
         value = node.meta.get("val")
         values = value if isinstance(value, list | tuple) else [value]
         if not any(isinstance(v, Tensor) and v.is_floating_point() for v in values):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from pyinv.result import Inversion
 __all__ = ["Experiment", "RecoveryExperiment", "run_experiments"]
 
 
-class Experiment:
+class Experiment(ABC):
     """A paper's experiment on one generator.
 
     A subclass gives the runs as its ``plan``. After ``run_experiments``, it adds its part of the
@@ -56,9 +57,9 @@ class Experiment:
         self.value_range = generator.manifest.value_range
 
     @cached_property
+    @abstractmethod
     def plan(self) -> list[Planned]:
         """The runs, in order."""
-        raise NotImplementedError
 
     def id(self, name: str) -> str:
         """Return the id of a run, table or figure in the report."""

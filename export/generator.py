@@ -106,21 +106,23 @@ def check_independence(reference: Reference) -> None:
 
 
 def _check_gradient(reference: Reference, inputs: dict[str, Tensor]) -> None:
-    few = {name: rows[:2] for name, rows in inputs.items()}
-    few["latent"].requires_grad_(True)
+    """Raise an error if images have no gradient; warn if it is zero at all latents tried."""
+    latent = inputs["latent"].clone().requires_grad_(True)
+    gradient = None
     with quiet(), torch.random.fork_rng(devices=[]), torch.enable_grad():
-        image = reference.image(few)
-        moves = image.requires_grad
-        if moves:
-            random = torch.Generator().manual_seed(0)
-            weights = torch.randn(image.shape, generator=random)
-            (gradient,) = torch.autograd.grad(image, few["latent"], weights, allow_unused=True)
-            moves = gradient is not None and bool(gradient.any())
-    if not moves:
+        image = reference.image({**inputs, "latent": latent})
+        if image.requires_grad:
+            weights = torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
+            (gradient,) = torch.autograd.grad(image, latent, weights, allow_unused=True)
+    if gradient is None:
         raise ExportError(
             "the generator's images have no gradient with respect to the latent: its forward runs "
-            "under torch.no_grad or torch.inference_mode, or detaches or rounds the latent; remove "
-            "that"
+            "under torch.no_grad or torch.inference_mode, or detaches the latent; remove that"
+        )
+    if not gradient.any():
+        warn_caller(
+            f"the gradient of the generator's images is 0 at all of {TRIED} latents: does it round "
+            "them, or are all pixels saturated? Nothing can be recovered where the gradient is 0"
         )
 
 

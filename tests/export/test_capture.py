@@ -409,7 +409,6 @@ REFUSED = {
     "a fixed batch": (FixesTheBatch, r"number of latents.*\(at test_capture\.py:\d+\).*x\.shape"),
     "another backward": (CallsWrongFunction, r"WrongFunction may not be the derivative"),
     "targets that depend on each other": (MeanOfTheBatch, "for a latent in a smaller batch"),
-    "a gradient of 0": (RoundsAll, r"no gradient with respect to the latent"),
     "a decision": (DecidesByValue, r"\(at test_capture\.py:\d+\)"),
     "a random constant": (RandomConstant, r"draws random numbers with .*randn_like"),
     "a lazy layer": (
@@ -449,6 +448,11 @@ def test_a_sigmoid_with_another_range_is_warned_of(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         exported(decoder, tmp_path / "right", value_range=(0, 1), **options)
+
+
+def test_a_gradient_of_0_is_warned_of(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="gradient of the generator's images is 0 at all of 64"):
+        exported(seeded(RoundsAll), tmp_path / "bundle", normal_equations=False)
 
 
 def test_a_relative_bundle_stays_open_in_another_directory(

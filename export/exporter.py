@@ -167,7 +167,7 @@ def export(
         )
         solve = _wants_normal_equations(normal_equations, resolved, latent_sizes, batch_norm)
     image_shape, bounded = check_generator(
-        prepared, latent_sizes, condition_sizes, prior, (low, high), resolved
+        prepared, latent_sizes, condition_sizes, prior, (low, high), resolved, noise
     )
     try_losses(resolved, image_shape, (low, high))
     shapes = Shapes(latent_sizes, image_shape, condition_sizes)

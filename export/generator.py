@@ -33,6 +33,7 @@ def check_generator(
     prior: Prior,
     value_range: tuple[float, float],
     losses: Sequence[Loss],
+    noise: str | None = None,
 ) -> tuple[tuple[int, ...], bool]:
     """Check a prepared generator by running it on a few latents, before any work starts.
 
@@ -73,8 +74,12 @@ def check_generator(
     if not torch.allclose(image, again, rtol=1e-5, atol=1e-6):
         raise ExportError(
             "the generator returned different images for the same latents: it draws noise or drops "
-            "out in eval mode; noise='freeze' fixes noise, noise='latent' makes it part of the "
-            "latent"
+            "out in eval mode; "
+            + (
+                "noise='freeze' fixes noise, noise='latent' makes it part of the latent"
+                if noise is None
+                else "noise fixes draws by torch.randn, rand, normal and the like: use one of these"
+            )
         )
     _check_gradient(reference, inputs)
     bounded = _check_range(image, value_range, losses)

@@ -21,8 +21,16 @@ __all__ = ["NOISE_MODES", "with_noise"]
 
 NOISE_MODES = ("freeze", "latent")
 
-_NORMAL = (torch.randn, torch.randn_like, Tensor.normal_)
-_UNIFORM = (torch.rand, torch.rand_like, Tensor.uniform_)
+_NORMAL = (torch.randn, torch.randn_like, torch.normal, Tensor.normal_, nn.init.normal_)
+_UNIFORM = (torch.rand, torch.rand_like, Tensor.uniform_, nn.init.uniform_)
+_LIKE = (torch.randn_like, torch.rand_like)
+# Functions that overwrite a tensor, and the names of their parameters.
+_IN_PLACE: dict[Callable[..., Any], tuple[str, str, str]] = {
+    Tensor.normal_: ("self", "mean", "std"),
+    nn.init.normal_: ("tensor", "mean", "std"),
+    Tensor.uniform_: ("self", "from", "to"),
+    nn.init.uniform_: ("tensor", "a", "b"),
+}
 # Two batch sizes that no other size is likely to equal: sizes that differ are the batch.
 _PROBED = (3, 5)
 
@@ -45,24 +53,37 @@ class _Answer(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func not in _NORMAL and func not in _UNIFORM:
+        normal = func in _NORMAL
+        if not normal and func not in _UNIFORM:
             return func(*args, **kwargs)
-        by_method = func in (Tensor.normal_, Tensor.uniform_)
-        if by_method or func in (torch.randn_like, torch.rand_like):
-            sizes = tuple(args[0].shape)
-        else:
-            given = kwargs.get("size", args)
-            sizes = tuple(given[0]) if isinstance(given[0], list | tuple) else tuple(given)
-        drawn = self.answer(sizes, func in _NORMAL)
-        if not by_method:
-            return drawn
-        names = ("mean", "std") if func is Tensor.normal_ else ("from", "to")
-        values = dict(zip(names, (0.0, 1.0), strict=True))
-        values.update(zip(names, args[1:3], strict=False))
-        values.update({name: kwargs[name] for name in names if name in kwargs})
-        first, second = values[names[0]], values[names[1]]
-        scale = second if func is Tensor.normal_ else second - first
-        return args[0].copy_(first + scale * drawn)
+        if func in _LIKE:
+            return self.answer(_sizes(args[0] if args else kwargs["input"]), normal)
+        if func is torch.normal:
+            return self._normal(*args, **kwargs)
+        if func in _IN_PLACE:
+            given = dict(zip(_IN_PLACE[func], args, strict=False)) | kwargs
+            tensor, first, second = (given.get(name) for name in _IN_PLACE[func])
+            first, second = first or 0.0, 1.0 if second is None else second
+            scale = second if normal else second - first
+            written: Tensor = tensor.copy_(first + scale * self.answer(_sizes(tensor), normal))
+            return written
+        given = kwargs.get("size", args)
+        sizes = given[0] if given and isinstance(given[0], list | tuple) else given
+        return self.answer(tuple(sizes), normal)
+
+    def _normal(
+        self, mean: Any = 0.0, std: Any = 1.0, size: Any = None, out: Any = None, **_: Any
+    ) -> Tensor:
+        """Answer torch.normal."""
+        if size is None:
+            given = [_sizes(value) for value in (mean, std) if isinstance(value, Tensor)]
+            size = torch.broadcast_shapes(*given)
+        drawn: Tensor = mean + std * self.answer(tuple(size), True)
+        return drawn if out is None else out.copy_(drawn)
+
+
+def _sizes(tensor: Tensor) -> tuple[Any, ...]:
+    return tuple(tensor.shape)
 
 
 class _Noise(nn.Module):
@@ -146,8 +167,8 @@ def with_noise(
     draws = _probe(generator, latent_shape, condition_shape)
     if not draws:
         raise ExportError(
-            f"noise={mode!r} needs a generator that draws noise with torch.randn, rand, normal_ or "
-            "the like, and this one draws none: leave noise out"
+            f"noise={mode!r} needs a generator that draws noise with torch.randn, rand, normal or "
+            "the like, and this one draws none: leave noise out, or draw it with one of these"
         )
     if mode == "latent":
         if not isinstance(prior, Normal):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch._dynamo
 from torch import Tensor
+from torch.distributions import Distribution
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
@@ -39,6 +40,8 @@ class Portable(TorchFunctionMode):
             func, args, kwargs = Tensor.float, args[:1], {}
         elif func in _TO_DEVICE:
             return args[0]
+        elif func is Tensor.type and len(args) > 1 and isinstance(args[1], str):
+            args = (args[0], self._portable_type(args[1]))
         else:
             is_to = func is Tensor.to
             if is_to and len(args) > 1 and type(args[1]) is int:  # a GPU's number
@@ -58,6 +61,14 @@ class Portable(TorchFunctionMode):
         """Call a torch function whose arguments are portable."""
         return func(*args, **kwargs)
 
+    def _portable_type(self, name: str) -> str:
+        """Replace a tensor type such as "torch.cuda.HalfTensor"."""
+        kind = name.rpartition(".")[2]
+        if kind in ("HalfTensor", "BFloat16Tensor"):
+            self.reduced = True
+            kind = "FloatTensor"
+        return f"torch.{kind}"
+
     def _portable(self, arguments: Any, may_name_device: bool) -> Any:
         def portable(given: Any) -> Any:
             if isinstance(given, torch.dtype) and given in _REDUCED:
@@ -75,10 +86,13 @@ def portable(mode: Portable | None = None) -> Iterator[None]:
     """Run user code as it is exported.
 
     Functions under ``torch.compile`` are not compiled. Attention is computed with basic operators:
-    its fused kernels have no ONNX operator and no second derivative.
+    its fused kernels have no ONNX operator and no second derivative. Distributions do not check
+    their arguments: that would be a decision by values.
     """
     fast_path = torch.backends.mha.get_fastpath_enabled()
+    validates = Distribution._validate_args
     torch.backends.mha.set_fastpath_enabled(False)
+    Distribution.set_default_validate_args(False)
     try:
         with (
             torch.compiler.set_stance("force_eager"),
@@ -89,3 +103,4 @@ def portable(mode: Portable | None = None) -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
+        Distribution.set_default_validate_args(validates)

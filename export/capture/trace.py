@@ -175,6 +175,8 @@ def _fakes(shapes: Sequence[Sequence[int]]) -> tuple[FakeTensorMode, list[Tensor
         return mode, [torch.empty(rows.shape[0], *sizes) for sizes in shapes]
 
 
+# Sizes for which decisions that depend on the batch size are tried.
+_BATCHES_TRIED = (*range(2, 66), 1000, 100_000)
 # The code of torch.autograd.Function.apply.
 _APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
 # Functions whose results are made to be written to.
@@ -451,6 +453,7 @@ def _trace_network(
             module = make_fx(forward, record_stack_traces=True)(*fakes)
         refuse_randomness(module.graph, what)
         _refuse_fixed_batch(module.graph, what)
+        _refuse_decisions_by_batch(mode, what)
         module.meta |= {
             "lines": _lines(module.graph),
             "functions": tuple(dict.fromkeys(watch.functions)),
@@ -537,6 +540,22 @@ def _refuse_fixed_batch(graph: fx.Graph, what: str) -> None:
                     f"{what} turns the number of latents into a fixed number"
                     f"{_at(_line(node))}: write -1 or x.shape[0] for that size"
                 )
+
+
+def _refuse_decisions_by_batch(mode: FakeTensorMode, what: str) -> None:
+    """Raise an error if user code took a decision that another batch size would not take."""
+    assert mode.shape_env is not None
+    for guard in mode.shape_env.guards:
+        place = guard.sloc.framework_loc
+        if not isinstance(place, traceback.FrameSummary) or not _is_user_file(place.filename):
+            continue
+        sizes = guard.expr.free_symbols
+        if not all(guard.expr.subs(dict.fromkeys(sizes, size)) for size in _BATCHES_TRIED):
+            raise ExportError(
+                f"{what} decides by the number of latents"
+                f"{_at(f'{Path(place.filename).name}:{place.lineno}')}, and an exported function "
+                "does the same for any number: remove that decision"
+            )
 
 
 def _line(node: fx.Node) -> str:

@@ -393,6 +393,11 @@ class MeanOfTheBatch(Body):
         return x - x.mean(0, keepdim=True)
 
 
+class DecidesByBatch(Body):
+    def body(self, x: Tensor) -> Tensor:
+        return x * 2 if x.shape[0] > 32 else x
+
+
 class RoundsAll(Body):
     def forward(self, latent: Tensor) -> Tensor:
         return super().forward(latent).round()
@@ -410,6 +415,10 @@ REFUSED = {
     "another backward": (CallsWrongFunction, r"WrongFunction may not be the derivative"),
     "targets that depend on each other": (MeanOfTheBatch, "for a latent in a smaller batch"),
     "a decision": (DecidesByValue, r"\(at test_capture\.py:\d+\)"),
+    "a decision by the batch": (
+        DecidesByBatch,
+        r"decides by the number of latents \(at test_capture\.py:\d+\)",
+    ),
     "a random constant": (RandomConstant, r"draws random numbers with .*randn_like"),
     "a lazy layer": (
         lambda: nn.Sequential(nn.LazyLinear(32), nn.Unflatten(1, (2, 4, 4))),
@@ -487,6 +496,21 @@ class DrawsNoise(Body):
         return x + torch.empty(x.shape[0], 2, 1, 1).normal_(0.5, 2.0)
 
 
+class DrawsByOtherNames(Body):
+    """The noise of DrawsNoise, drawn by other functions."""
+
+    def body(self, x: Tensor) -> Tensor:
+        batch = x.shape[0]
+        x = x + 0.1 * torch.normal(torch.zeros(batch, 1, 4, 4), 1.0)
+        x = x + 0.2 * torch.distributions.Normal(torch.zeros(batch, 1, 4, 4), 1.0).rsample()
+        return x + nn.init.normal_(x.new_empty(batch, 2, 1, 1), 0.5, std=2.0)
+
+
+class DropsOut(Body):
+    def body(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(x + 0.1 * torch.randn_like(x), training=True)
+
+
 class DrawsUniformNoise(Body):
     def body(self, x: Tensor) -> Tensor:
         return x + torch.rand(1, 2, 4, 4).mul_(0.5) + torch.rand_like(x)
@@ -502,7 +526,7 @@ def test_noise_that_is_drawn_is_refused_with_both_ways_out(tmp_path: Path) -> No
         exported(seeded(DrawsNoise), tmp_path / "bundle")
 
 
-@pytest.mark.parametrize("kind", [DrawsNoise, DrawsUniformNoise])
+@pytest.mark.parametrize("kind", [DrawsNoise, DrawsByOtherNames, DrawsUniformNoise])
 @pytest.mark.parametrize("runtime", ["onnx", "torchscript"])
 def test_frozen_noise_is_the_same_for_all_targets(tmp_path: Path, kind: type, runtime: str) -> None:
     options = {"noise": "freeze", "runtimes": runtime}
@@ -515,10 +539,11 @@ def test_frozen_noise_is_the_same_for_all_targets(tmp_path: Path, kind: type, ru
     assert np.abs(images - exported(seeded(Body), tmp_path / "no").generate(latents)).max() > 1e-3
 
 
+@pytest.mark.parametrize("kind", [DrawsNoise, DrawsByOtherNames])
 @pytest.mark.parametrize("runtime", ["onnx", "torchscript"])
-def test_noise_as_a_part_of_the_latent(tmp_path: Path, runtime: str) -> None:
+def test_noise_as_a_part_of_the_latent(tmp_path: Path, runtime: str, kind: type) -> None:
     inverter = exported(
-        seeded(DrawsNoise),
+        seeded(kind),
         tmp_path / "bundle",
         noise="latent",
         prior=pyinv.Normal(1.0, 2.0),
@@ -542,6 +567,7 @@ def test_noise_as_a_part_of_the_latent(tmp_path: Path, runtime: str) -> None:
         (DrawsNoise, {"noise": "drop"}, "noise must be 'freeze' or 'latent', got 'drop'"),
         (DrawsNoise, {"noise": "latent", "prior": pyinv.Uniform()}, "needs a normal prior"),
         (DrawsUniformNoise, {"noise": "latent"}, "uniform noise or shares it"),
+        (DropsOut, {"noise": "freeze"}, "noise fixes draws by torch.randn"),
         (DrawsPerTarget, {"noise": "freeze"}, "draw it for the whole batch"),
         (DrawsNoise, {"noise": "freeze", "noise_seed": -1}, "noise_seed must be a whole number"),
         (DrawsNoise, {"noise": "freeze", "noise_seed": "1"}, "noise_seed must be a whole number"),

@@ -53,8 +53,7 @@ def check_generator(
     try:
         # If the generator draws random numbers, the caller's random state must not change.
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            image = reference.image(inputs)
-            again = reference.image(inputs)
+            image, again = reference.image(inputs), reference.image(inputs)
     except ExportError:
         raise
     except Exception as error:
@@ -66,6 +65,10 @@ def check_generator(
         raise ExportError(
             "the generator must return one output per latent, such as images [B, C, H, W] or "
             f"vectors [B, n], it returned {list(image.shape)} for {TRIED} latents"
+        )
+    if image.layout != torch.strided:
+        raise ExportError(
+            f"the generator must return a dense tensor, it returned {image.layout}: call to_dense()"
         )
     if not image.is_floating_point():
         raise ExportError(f"the generator must return floats, it returned {image.dtype}")

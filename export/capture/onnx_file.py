@@ -71,6 +71,8 @@ def load_onnx(path: str | os.PathLike[str], *, what: str = "generator") -> OnnxM
     Examples:
         >>> export(load_onnx("generator.onnx"), "faces.bundle", latent_shape=100, prior=Normal())
     """
+    if not isinstance(path, str | os.PathLike):
+        raise ExportError(f"expected the path of an ONNX file, got {path!r}")
     path = Path(path)
     if path.is_dir():
         raise ExportError(f"{path} is a folder; expected an ONNX file")

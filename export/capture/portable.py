@@ -41,7 +41,7 @@ class Portable(TorchFunctionMode):
         elif func in _TO_DEVICE:
             return args[0]
         elif func is Tensor.type and len(args) > 1 and isinstance(args[1], str):
-            args = (args[0], self._portable_type(args[1]))
+            args, kwargs = (args[0], self._portable_type(args[1])), {}
         else:
             is_to = func is Tensor.to
             if is_to and len(args) > 1 and type(args[1]) is int:  # a GPU's number

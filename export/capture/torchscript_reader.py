@@ -257,6 +257,11 @@ class Scripted(nn.Module):
         steps = []
         for node in block.nodes():
             names = tuple(value.debugName() for value in node.outputs())
+            if node.kind() == "prim::CreateObject":
+                raise ExportError(
+                    "the TorchScript generator creates an object of a class of its own, which "
+                    "cannot be exported: export the torch.nn.Module that it was made from"
+                )
             if node.kind() == "prim::Constant":
                 value = node.output().toIValue()
                 self._values[names[0]] = self._own(value, key=names[0])

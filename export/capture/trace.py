@@ -184,6 +184,11 @@ _MAKERS = (
     "clone", "empty_like", "full_like", "new_empty", "new_full", "new_ones", "new_zeros",
     "ones_like", "zeros_like",
 )  # fmt: skip
+# Operators whose result shares its argument's memory.
+_VIEWS = (
+    "alias", "expand", "permute", "select", "slice", "squeeze", "t", "transpose", "unsqueeze",
+    "view",
+)  # fmt: skip
 # Queries about a tensor, which cannot be the cause of a failure.
 _QUERIES = ("__get__", ".size", ".stride", ".dim")
 
@@ -454,6 +459,7 @@ def _trace_network(
         refuse_randomness(module.graph, what)
         _refuse_fixed_batch(module.graph, what)
         _refuse_decisions_by_batch(mode, what)
+        _refuse_writes_to_detached(module.graph, what)
         module.meta |= {
             "lines": _lines(module.graph),
             "functions": tuple(dict.fromkeys(watch.functions)),
@@ -555,6 +561,21 @@ def _refuse_decisions_by_batch(mode: FakeTensorMode, what: str) -> None:
                 f"{what} decides by the number of latents"
                 f"{_at(f'{Path(place.filename).name}:{place.lineno}')}, and an exported function "
                 "does the same for any number: remove that decision"
+            )
+
+
+def _refuse_writes_to_detached(graph: fx.Graph, what: str) -> None:
+    """Raise an error for x.data[...] = y: values change, and the gradient does not know."""
+    for node in graph.nodes:
+        written = node.args[0] if _writes(node) and node.args else None
+        while is_op(written, *_VIEWS):
+            written = written.args[0]  # type: ignore[union-attr]
+        # A tensor created without gradients has no other use than detach.
+        if is_op(written, "detach") and len(written.args[0].users) > 1:  # type: ignore[union-attr]
+            raise ExportError(
+                f"{what} writes to .data or to a detached tensor{_at(_line(node))}: write "
+                "y = x + (f(x) - x).detach() for other values with the gradient of x, or write to "
+                "x.detach().clone()"
             )
 
 

@@ -271,7 +271,8 @@ def unit_stride_transposed_as_convolution(module: fx.GraphModule) -> None:
 def instance_norm_as_group_norm(module: fx.GraphModule) -> None:
     """Replace traced instance norm: batch norm over [1, B * C, ...] with repeated weights.
 
-    PyTorch's form needs reshapes with symbolic sizes and a copy of the weights per image.
+    Without weights, an image may have another number of groups than C. PyTorch's form needs
+    reshapes with symbolic sizes and a copy of the weights per image.
     """
     graph = module.graph
     for node in _batch_norms(graph):
@@ -290,6 +291,9 @@ def instance_norm_as_group_norm(module: fx.GraphModule) -> None:
         if any(not is_op(user, *_RESHAPES) or shape(user) != sizes for user in back):
             continue
         weight, bias = (_unrepeated(named[name]) for name in ("weight", "bias"))
+        groups = shape(view)[1] // sizes[0]  # type: ignore[index]
+        if not (groups == sizes[1] or (weight is None is bias and sizes[1] % groups == 0)):
+            continue
         with graph.inserting_before(node):
             # The decomposition reads sizes from the input, not from these arguments.
             batch = insert(graph, aten.sym_size.int, source, 0)
@@ -302,7 +306,7 @@ def instance_norm_as_group_norm(module: fx.GraphModule) -> None:
                 batch,
                 sizes[1],
                 math.prod(sizes[2:]),
-                sizes[1],
+                int(groups),
                 named["eps"],
             )
             image = graph.call_function(operator.getitem, (normed, 0))

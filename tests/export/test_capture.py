@@ -168,6 +168,7 @@ class CallsFunction(Body):
 class NamesGpu(Body):
     def body(self, x: Tensor) -> Tensor:
         shift = torch.zeros(1, device="cuda") + torch.ones(1).to("cuda:0")
+        x = x.type("torch.cuda.FloatTensor")
         return x + shift.cuda() + torch.full((1,), 0.5, device=torch.device("cuda"))
 
 
@@ -178,6 +179,15 @@ class CompiledPart(Body):
 
     def body(self, x: Tensor) -> Tensor:
         return self.part(x)
+
+
+class NormsByGroups(Body):
+    """Group norm without weights, as batch norm of one image."""
+
+    def body(self, x: Tensor) -> Tensor:
+        y = functional.batch_norm(x.reshape(1, x.shape[0], -1), None, None, training=True)
+        z = functional.batch_norm(x.reshape(1, 2 * x.shape[0], -1), None, None, training=True)
+        return y.view(x.shape) + z.view(x.shape)
 
 
 class ModulatedConvolution(Body):
@@ -263,6 +273,7 @@ CASES: dict[str, Callable[[], nn.Module]] = {
         CallsBoundFunction,
         WritesToClone,
         CompiledPart,
+        NormsByGroups,
         ModulatedConvolution,
         ModulatedUpsampling,
         ModulatedWithBias,
@@ -398,6 +409,17 @@ class DecidesByBatch(Body):
         return x * 2 if x.shape[0] > 32 else x
 
 
+class WritesToData(Body):
+    def body(self, x: Tensor) -> Tensor:
+        x.data[:, 0] = 0
+        return x
+
+
+class ReturnsSparse(Body):
+    def forward(self, latent: Tensor) -> Tensor:
+        return super().forward(latent).to_sparse()
+
+
 class RoundsAll(Body):
     def forward(self, latent: Tensor) -> Tensor:
         return super().forward(latent).round()
@@ -418,6 +440,11 @@ REFUSED = {
     "a decision by the batch": (
         DecidesByBatch,
         r"decides by the number of latents \(at test_capture\.py:\d+\)",
+    ),
+    "a write to .data": (WritesToData, r"detached tensor \(at test_capture\.py:\d+\): write y ="),
+    "a sparse result": (
+        ReturnsSparse,
+        r"must return a dense tensor, it returned torch\.sparse_coo",
     ),
     "a random constant": (RandomConstant, r"draws random numbers with .*randn_like"),
     "a lazy layer": (

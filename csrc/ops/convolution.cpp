@@ -46,6 +46,7 @@ Convolution::Choice Convolution::choose(const Images<const float>& in,
                                         const Images<float>& out) const {
   const ConvolutionAttributes& a = attributes_;
   const bool stride_one = a.stride_height == 1 && a.stride_width == 1;
+  if (a.in_channels == 1 && a.out_channels == 1 && stride_one) return planes;
   if (a.out_channels < few_channels && !in.channels_first && (a.transposed || stride_one)) {
     return columns;
   }
@@ -68,6 +69,7 @@ void Convolution::run(const Images<const float>& in, const float* operand, const
   std::call_once(made_[choice], [&] {
     algorithms_[choice] = choice == winograd  ? make_winograd(attributes_, weights_)
                           : choice == columns ? make_columns(attributes_, weights_)
+                          : choice == planes  ? make_planes(attributes_, weights_)
                           : choice == patches ? make_patches(attributes_, weights_)
                                               : make_direct(attributes_, weights_);
   });

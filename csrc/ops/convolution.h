@@ -79,6 +79,7 @@ std::unique_ptr<Algorithm> make_direct(const ConvolutionAttributes&, const float
 std::unique_ptr<Algorithm> make_winograd(const ConvolutionAttributes&, const float* weights);
 std::unique_ptr<Algorithm> make_patches(const ConvolutionAttributes&, const float* weights);
 std::unique_ptr<Algorithm> make_columns(const ConvolutionAttributes&, const float* weights);
+std::unique_ptr<Algorithm> make_planes(const ConvolutionAttributes&, const float* weights);
 
 bool winograd_applies(const ConvolutionAttributes&);
 
@@ -95,7 +96,7 @@ class Convolution {
            const Parallel& parallel);
 
  private:
-  enum Choice { direct, winograd, columns, patches, choices };
+  enum Choice { direct, winograd, columns, patches, planes, choices };
   Choice choose(const Images<const float>& in, const Images<float>& out) const;
 
   ConvolutionAttributes attributes_;

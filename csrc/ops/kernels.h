@@ -68,6 +68,8 @@ struct Kernels {
                    std::size_t out_stride, bool accumulate);
   void (*transform_input[scheme_count])(const InputTransform&);
   void (*transform_output[scheme_count])(const OutputTransform&, const Epilogue&);
+  // sum[0 .. count) += factor * from[0 .. count)
+  void (*add_scaled)(const float* from, float factor, std::size_t count, float* sum);
   // Reads up to a register beyond the last pixel's products.
   void (*gather)(const Gather&);
   // Finishes one pixel; `operand` is the pixel's operand, or null.

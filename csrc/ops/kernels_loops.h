@@ -236,6 +236,14 @@ static void transform_output(const OutputTransform& tile, const Epilogue& epilog
   }
 }
 
+static void add_scaled(const float* from, float factor, std::size_t count, float* sum) {
+  std::size_t at = 0;
+  for (; at + vector <= count; at += vector) {
+    store(sum + at, multiply_add(factor, load(from + at), load(sum + at)));
+  }
+  for (; at < count; ++at) sum[at] += factor * from[at];
+}
+
 static void gather(const Gather& g) {
   for (std::size_t block = 0; block < g.width + g.pieces - 1; ++block) {
     const std::size_t first = block < g.width ? 0 : block - g.width + 1;
@@ -279,6 +287,7 @@ static Kernels make_kernels(const char* name) {
            transform_input<Downsample5>},
           {transform_output<Upsample4>, transform_output<Downsample4>, transform_output<Same3>,
            transform_output<Downsample5>},
+          add_scaled,
           gather,
           finish};
 }

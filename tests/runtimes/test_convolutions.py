@@ -66,7 +66,7 @@ CASES = [
             (3, 2, PADS[1]), (4, 2, PADS[0]), (4, 2, PADS[1]), (4, 2, PADS[2]), (4, 2, PADS[3]),
             (4, 1, PADS[0]), (5, 1, PADS[2]), (5, 2, PADS[2]), (3, 3, PADS[0]),
         ]
-        for channels in [(16, 8), (5, 3), (3, 17), (70, 9)]
+        for channels in [(16, 8), (5, 3), (3, 17), (70, 9), (1, 1)]
     ],
     # Batches and sizes around the blocks and tiles.
     *[replace(CONV, batch=batch, channels=(32, 64)) for batch in (1, 3, 17)],
@@ -81,6 +81,12 @@ CASES = [
     replace(CONV, channels=(128, 128), batch=4),
     replace(TRANSPOSED, channels=(128, 200), batch=4),
     replace(TRANSPOSED, channels=(300, 8), batch=1),
+    # One channel: rows shorter and longer than a register, more rows than a block.
+    *[
+        replace(CONV, channels=(1, 1), size=size, kernel=kernel, pads=pads)
+        for size in [(1, 1), (3, 70), (67, 5), (64, 33)]
+        for kernel, pads in [((4, 4), (3, 3, 3, 3)), ((1, 5), (0, 6, 1, 0)), ((3, 1), (4, 0, 2, 1))]
+    ],
     # Output padding; kernels and pads that differ by direction.
     *[
         replace(TRANSPOSED, kernel=(k, k), pads=(p, p, p, p), output_padding=1, channels=channels)
@@ -98,7 +104,7 @@ CASES = [
         for case in [
             CONV, TRANSPOSED, replace(CONV, kernel=(5, 5)),
             replace(CONV, channels=(16, 3)), replace(TRANSPOSED, channels=(16, 3)),
-            replace(CONV, channels=(3, 16)),
+            replace(CONV, channels=(3, 16)), replace(CONV, channels=(1, 1)),
         ]
         for after, slope in [
             ("LeakyRelu", 0.0), ("LeakyRelu", 0.2),
@@ -113,6 +119,7 @@ CASES = [
             CONV, TRANSPOSED, replace(CONV, kernel=(5, 5)),
             replace(CONV, channels=(16, 3)), replace(TRANSPOSED, channels=(16, 3)),
             replace(CONV, channels=(3, 16)), replace(CONV, channels=(9, 11)),
+            replace(CONV, channels=(1, 1)),
         ]
         for sharing, batch in [(6, 12), (7, 7), (50, 100)]
         for output_first in [False, True]

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._dispatch.python import enable_python_dispatcher
 
 __all__ = [
     "Signature",
@@ -95,6 +96,7 @@ def insert(graph: fx.Graph, operator: Any, *args: Any, **kwargs: Any) -> fx.Node
 
     fake_args = fx.node.map_arg(args, value)
     fake_kwargs = fx.node.map_arg(kwargs, value)
-    with _fake_mode(graph):
+    # Without the Python dispatcher, some operators turn the symbolic batch size into a number.
+    with _fake_mode(graph), enable_python_dispatcher():
         node.meta["val"] = operator(*fake_args, **fake_kwargs)
     return node

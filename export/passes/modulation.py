@@ -198,64 +198,34 @@ class _Rewriting:
         self.module.graph.erase_node(node)
 
     def general(self, images: fx.Node, weight: fx.Node, sizes: Sequence[int]) -> fx.Node:
-        """Convolve [B, I, H, W] with weights [B, O, I, k, k] by a batched matrix product."""
-        node = self.node
-        _, _, _, stride, padding, dilation, transposed, _, _ = node.args
-        height, width = (shape(node) or ())[2:]
-        tall, wide = sizes[2:]
-        if transposed:
-            # The convolution of the image with zeros between its pixels.
-            for axis, step in ((2, stride[0]), (3, stride[1])):
-                images = self._with_zeros(images, axis, step)
-            weight = self.add(aten.transpose.int, self.add(aten.flip.default, weight, [3, 4]), 1, 2)
-            before = [dilation[i] * (sizes[2 + i] - 1) - padding[i] for i in (0, 1)]
-            stride = (1, 1)
-        else:
-            before = list(padding)
-        reach = [
-            stride[i] * ((height, width)[i] - 1) + dilation[i] * ((tall, wide)[i] - 1) + 1
-            for i in (0, 1)
-        ]
-        own = (shape(images) or ())[2:]
-        after = [reach[i] - own[i] - before[i] for i in (0, 1)]
-        if any(before + after):
-            edges = [before[1], after[1], before[0], after[0]]
-            images = self.add(aten.constant_pad_nd.default, images, edges, 0.0)
-        channels = (shape(images) or ())[1]
-        shifted = []
-        for u in range(tall):
-            for v in range(wide):
-                part = images
-                for axis, at, count in ((2, u, height), (3, v, width)):
-                    step, gap = stride[axis - 2], dilation[axis - 2]
-                    start = at * gap
-                    end = start + step * (count - 1) + 1
-                    if (start, end, step) != (0, (shape(part) or ())[axis], 1):
-                        part = self.add(aten.slice.Tensor, part, axis, start, end, step)
-                shifted.append(
-                    self.add(aten.reshape.default, part, [-1, channels, 1, height * width])
-                )
-        columns = shifted[0] if len(shifted) == 1 else self.add(aten.cat.default, shifted, 2)
-        columns = self.add(
-            aten.reshape.default, columns, [-1, channels * tall * wide, height * width]
-        )
-        many = (shape(weight) or ())[1]
-        rows = self.add(aten.reshape.default, weight, [-1, many, channels * tall * wide])
-        product = self.add(aten.bmm.default, rows, columns)
-        return self.add(aten.reshape.default, product, [-1, many, height, width])
+        """Convolve [B, I, H, W] with weights [B, O, I, k, k] by a batched matrix product.
 
-    def _with_zeros(self, images: fx.Node, axis: int, step: Any) -> fx.Node:
-        """Insert step - 1 zeros between pixels along an axis."""
-        if step == 1:
-            return images
-        sizes = list(shape(images) or ())
-        apart = self.add(aten.unsqueeze.default, images, axis + 1)
-        edges = [0, 0] * (3 - axis) + [0, step - 1]
-        apart = self.add(aten.constant_pad_nd.default, apart, edges, 0.0)
-        longer = [-1, *sizes[1:]]
-        longer[axis] = sizes[axis] * step
-        joined = self.add(aten.reshape.default, apart, longer)
-        return self.add(aten.slice.Tensor, joined, axis, 0, longer[axis] - step + 1)
+        Transposed convolutions have weights [B, I, O, k, k]. A convolution with one filter per tap,
+        which is 1 at that tap, picks the pixels that the matrix product needs; its transpose adds
+        the products to their pixels.
+        """
+        _, _, _, stride, padding, dilation, transposed, output_padding, _ = self.node.args
+        taps = math.prod(sizes[2:])
+        pick = self.constant(torch.eye(taps).reshape(taps, 1, *sizes[2:]))
+        ends = [stride, padding, dilation, transposed, output_padding, 1]
+        height, width = (shape(images) or ())[2:]
+        if transposed:
+            into, many = sizes[:2]
+            pixels = self.add(aten.reshape.default, images, [-1, into, height * width])
+            rows = self.add(aten.reshape.default, weight, [-1, into, many * taps])
+            rows = self.add(aten.transpose.int, rows, 1, 2)
+            products = self.add(aten.bmm.default, rows, pixels)
+            products = self.add(aten.reshape.default, products, [-1, taps, height, width])
+            result = self.add(aten.convolution.default, products, pick, None, *ends)
+        else:
+            many, into = sizes[:2]
+            planes = self.add(aten.reshape.default, images, [-1, 1, height, width])
+            picked = self.add(aten.convolution.default, planes, pick, None, *ends)
+            pixels = math.prod((shape(picked) or ())[2:])
+            picked = self.add(aten.reshape.default, picked, [-1, into * taps, pixels])
+            rows = self.add(aten.reshape.default, weight, [-1, many, into * taps])
+            result = self.add(aten.bmm.default, rows, picked)
+        return self.add(aten.reshape.default, result, [-1, many, *(shape(self.node) or ())[2:]])
 
     # -- Norms -----------------------------------------------------------------------------------
 

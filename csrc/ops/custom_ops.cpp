@@ -6,12 +6,15 @@
 #include <string>
 #include <vector>
 
+#include "ops/by_target.h"
 #include "ops/convolution.h"
 
 namespace pyinv::ort {
 namespace {
 
+// What follows the convolution; or a convolution with weights per target, or their gradient.
 enum class After { nothing, activation, gradient, factor };
+enum class Weights { shared, by_target, gradient };
 
 bool takes_operand(After after) { return after == After::gradient || after == After::factor; }
 
@@ -19,6 +22,7 @@ struct Operator : OrtCustomOp {
   const char* name;
   bool transposed;
   After after;
+  Weights weights;
 };
 
 // Throws the message of a failed call; the callback turns it into its status.
@@ -92,38 +96,113 @@ const OrtValue* constant_input(const OrtApi* api, const OrtKernelInfo* info, std
   return is_constant ? value : nullptr;
 }
 
+std::size_t as_size(std::int64_t value) { return static_cast<std::size_t>(value); }
+
+ops::ConvolutionAttributes strides_and_pads(const OrtApi* api, const OrtKernelInfo* info,
+                                            bool transposed) {
+  ops::ConvolutionAttributes a;
+  a.transposed = transposed;
+  const auto strides = integers<2>(api, info, "strides");
+  const auto pads = integers<4>(api, info, "pads");
+  if (strides[0] < 1 || strides[1] < 1) throw std::runtime_error("strides should be positive");
+  a.stride_height = as_size(strides[0]);
+  a.stride_width = as_size(strides[1]);
+  a.pad_top = pads[0];
+  a.pad_left = pads[1];
+  a.pad_bottom = pads[2];
+  a.pad_right = pads[3];
+  if (transposed) {
+    const auto padding = integers<2>(api, info, "output_padding");
+    a.output_padding_height = as_size(padding[0]);
+    a.output_padding_width = as_size(padding[1]);
+  }
+  return a;
+}
+
 class Kernel {
  public:
   Kernel(const Operator& op, const OrtApi* api, const OrtKernelInfo* info)
       : operator_(op),
         api_(api),
         in_channels_first_(channels_first(api, info, "input_perm", {0, 3, 1, 2})),
-        out_channels_first_(channels_first(api, info, "output_perm", {0, 2, 3, 1})) {
-    ops::ConvolutionAttributes a;
+        // The gradient is an input.
+        out_channels_first_(channels_first(api, info, "output_perm",
+                                           op.weights == Weights::gradient
+                                               ? std::array<std::int64_t, 4>{0, 3, 1, 2}
+                                               : std::array<std::int64_t, 4>{0, 2, 3, 1})) {}
+  virtual ~Kernel() = default;
+
+  const OrtApi* api() const { return api_; }
+  const char* name() const { return operator_.name; }
+
+  virtual void compute(OrtKernelContext* context) = 0;
+
+ protected:
+  const OrtValue* input(OrtKernelContext* context, std::size_t index) const {
+    const OrtValue* value = nullptr;
+    check(api_, KernelContext_GetInput(api_, context, index, &value));
+    return value;
+  }
+
+  ops::Images<const float> images(const OrtValue* value, bool first) const {
+    const std::vector<std::int64_t> shape = shape_of(api_, value);
+    if (shape.size() != 4) throw std::runtime_error("the input should have four axes");
+    const auto size = [&](std::size_t axis) { return as_size(shape[axis]); };
+    return {data_of(api_, value), size(0), size(first ? 2 : 1), size(first ? 3 : 2),
+            size(first ? 1 : 3),  first};
+  }
+
+  float* output(OrtKernelContext* context, const std::vector<std::int64_t>& shape) const {
+    OrtValue* value = nullptr;
+    check(api_, KernelContext_GetOutput(api_, context, 0, shape.data(), shape.size(), &value));
+    return const_cast<float*>(data_of(api_, value));
+  }
+
+  // Output images of a batch of input images; `shape` receives their shape.
+  ops::Images<float> out_images(const ops::ConvolutionAttributes& a,
+                                const ops::Images<const float>& in,
+                                std::vector<std::int64_t>& shape) const {
+    if (in.channels != a.in_channels) {
+      throw std::runtime_error("the input should have " + std::to_string(a.in_channels) +
+                               " channels, has " + std::to_string(in.channels));
+    }
+    ops::Images<float> out{
+        nullptr,        in.batch,           a.out_height(in.height), a.out_width(in.width),
+        a.out_channels, out_channels_first_};
+    const auto n = std::int64_t(out.batch), h = std::int64_t(out.height),
+               w = std::int64_t(out.width), c = std::int64_t(out.channels);
+    shape = out.channels_first ? std::vector{n, c, h, w} : std::vector{n, h, w, c};
+    return out;
+  }
+
+  struct Pool {
+    const OrtApi* api;
+    const OrtKernelContext* context;
+  };
+
+  static void run_on_pool(void* pool, std::size_t count, ops::Parallel::Task task, void* state) {
+    const auto& [api, context] = *static_cast<const Pool*>(pool);
+    check(api, KernelContext_ParallelFor(api, context, task, count, 0, state));
+  }
+
+  const Operator& operator_;
+  const OrtApi* api_;
+  bool in_channels_first_, out_channels_first_;
+};
+
+class SharedWeights : public Kernel {
+ public:
+  SharedWeights(const Operator& op, const OrtApi* api, const OrtKernelInfo* info)
+      : Kernel(op, api, info) {
+    ops::ConvolutionAttributes a = strides_and_pads(api, info, op.transposed);
     const OrtValue* weights = constant_input(api, info, 1);
     if (!weights) throw std::runtime_error("the weights should be an initializer");
     const std::vector<std::int64_t> shape = shape_of(api, weights);
     if (shape.size() != 4) throw std::runtime_error("the weights should have four axes");
-    const auto size = [&](std::size_t axis) { return static_cast<std::size_t>(shape[axis]); };
-    a.transposed = op.transposed;
-    a.in_channels = size(op.transposed ? 0 : 1);
-    a.out_channels = size(op.transposed ? 1 : 0);
-    a.kernel_height = size(2);
-    a.kernel_width = size(3);
-    const auto strides = integers<2>(api, info, "strides");
-    const auto pads = integers<4>(api, info, "pads");
-    if (strides[0] < 1 || strides[1] < 1) throw std::runtime_error("strides should be positive");
-    a.stride_height = static_cast<std::size_t>(strides[0]);
-    a.stride_width = static_cast<std::size_t>(strides[1]);
-    a.pad_top = pads[0];
-    a.pad_left = pads[1];
-    a.pad_bottom = pads[2];
-    a.pad_right = pads[3];
-    if (op.transposed) {
-      const auto padding = integers<2>(api, info, "output_padding");
-      a.output_padding_height = static_cast<std::size_t>(padding[0]);
-      a.output_padding_width = static_cast<std::size_t>(padding[1]);
-    }
+    a.in_channels = as_size(shape[op.transposed ? 0 : 1]);
+    a.out_channels = as_size(shape[op.transposed ? 1 : 0]);
+    a.kernel_height = as_size(shape[2]);
+    a.kernel_width = as_size(shape[3]);
     if (op.after == After::activation || op.after == After::gradient) {
       check(api, KernelInfoGetAttribute_float(api, info, "slope", &a.slope));
     }
@@ -132,7 +211,7 @@ class Kernel {
       const std::int64_t sharing = integers<5>(api, info, "split")[1];
       if (sharing < 1) throw std::runtime_error("attribute 'split' should split the batch");
       a.operand_is_factor = true;
-      a.images_sharing = static_cast<std::size_t>(sharing);
+      a.images_sharing = as_size(sharing);
     }
     const OrtValue* bias = takes_operand(op.after) ? nullptr : constant_input(api, info, 2);
     if (bias && shape_of(api, bias) != std::vector<std::int64_t>{std::int64_t(a.out_channels)}) {
@@ -142,42 +221,17 @@ class Kernel {
                                                       bias ? data_of(api, bias) : nullptr);
   }
 
-  const OrtApi* api() const { return api_; }
-  const char* name() const { return operator_.name; }
-
-  void compute(OrtKernelContext* context) {
+  void compute(OrtKernelContext* context) override {
     const ops::ConvolutionAttributes& a = convolution_->attributes();
-    const OrtValue* input = nullptr;
-    check(api_, KernelContext_GetInput(api_, context, 0, &input));
-    const std::vector<std::int64_t> shape = shape_of(api_, input);
-    if (shape.size() != 4) throw std::runtime_error("the input should have four axes");
-    const auto size = [&](std::size_t axis) { return static_cast<std::size_t>(shape[axis]); };
-    const bool first = in_channels_first_;
-    const ops::Images<const float> in{data_of(api_, input), size(0),
-                                      size(first ? 2 : 1),  size(first ? 3 : 2),
-                                      size(first ? 1 : 3),  first};
-    if (in.channels != a.in_channels) {
-      throw std::runtime_error("the input should have " + std::to_string(a.in_channels) +
-                               " channels, has " + std::to_string(in.channels));
-    }
-    ops::Images<float> out{
-        nullptr,        in.batch,           a.out_height(in.height), a.out_width(in.width),
-        a.out_channels, out_channels_first_};
-    const auto [n, h, w, c] =
-        std::array<std::int64_t, 4>{std::int64_t(out.batch), std::int64_t(out.height),
-                                    std::int64_t(out.width), std::int64_t(out.channels)};
-    const std::array<std::int64_t, 4> out_shape = out.channels_first
-                                                      ? std::array<std::int64_t, 4>{n, c, h, w}
-                                                      : std::array<std::int64_t, 4>{n, h, w, c};
-    OrtValue* output = nullptr;
-    check(api_, KernelContext_GetOutput(api_, context, 0, out_shape.data(), 4, &output));
-    out.data = const_cast<float*>(data_of(api_, output));
+    const ops::Images<const float> in = images(input(context, 0), in_channels_first_);
+    std::vector<std::int64_t> shape;
+    ops::Images<float> out = out_images(a, in, shape);
+    out.data = output(context, shape);
 
     const float* operand = nullptr;
     if (takes_operand(operator_.after)) {
-      const OrtValue* value = nullptr;
-      check(api_, KernelContext_GetInput(api_, context, 2, &value));
-      std::vector<std::int64_t> wanted(out_shape.begin(), out_shape.end());
+      const OrtValue* value = input(context, 2);
+      std::vector<std::int64_t> wanted = shape;
       wanted[0] /= std::int64_t(a.images_sharing);
       if (in.batch % a.images_sharing != 0 || shape_of(api_, value) != wanted) {
         throw std::runtime_error("the third input should have the shape of the output" +
@@ -192,29 +246,65 @@ class Kernel {
   }
 
  private:
-  struct Pool {
-    const OrtApi* api;
-    const OrtKernelContext* context;
-  };
+  std::unique_ptr<ops::Convolution> convolution_;
+};
 
-  static void run_on_pool(void* pool, std::size_t count, ops::Parallel::Task task, void* state) {
-    const auto& [api, context] = *static_cast<const Pool*>(pool);
-    check(api, KernelContext_ParallelFor(api, context, task, count, 0, state));
+// The third input, one filter for each tap, is for runtimes without this operator. Here only its
+// shape is read: [taps, 1, height, width].
+class WeightsByTarget : public Kernel {
+ public:
+  WeightsByTarget(const Operator& op, const OrtApi* api, const OrtKernelInfo* info)
+      : Kernel(op, api, info), attributes_(strides_and_pads(api, info, op.transposed)) {}
+
+  void compute(OrtKernelContext* context) override {
+    const bool transposed = operator_.transposed;
+    const ops::Images<const float> in = images(input(context, 0), in_channels_first_);
+    const OrtValue* second = input(context, 1);
+    const std::vector<std::int64_t> filters = shape_of(api_, input(context, 2));
+    if (filters.size() != 4) throw std::runtime_error("the filters should have four axes");
+    ops::ConvolutionAttributes a = attributes_;
+    a.kernel_height = as_size(filters[2]);
+    a.kernel_width = as_size(filters[3]);
+    a.in_channels = in.channels;
+    Pool pool{api_, context};
+    std::vector<std::int64_t> shape;
+
+    if (operator_.weights == Weights::gradient) {
+      const ops::Images<const float> gradient = images(second, out_channels_first_);
+      a.out_channels = gradient.channels;
+      if (gradient.batch != in.batch || gradient.height != a.out_height(in.height) ||
+          gradient.width != a.out_width(in.width)) {
+        throw std::runtime_error("the gradient should have the shape of the convolution");
+      }
+      float* out = output(context, {std::int64_t(in.batch), std::int64_t(a.out_channels),
+                                    std::int64_t(in.channels) * filters[2] * filters[3]});
+      ops::weight_gradient(a, in, gradient, out, {run_on_pool, &pool});
+      return;
+    }
+    const std::vector<std::int64_t> weights = shape_of(api_, second);
+    if (weights.size() != 5 || as_size(weights[0]) != in.batch || weights[3] != filters[2] ||
+        weights[4] != filters[3] || as_size(weights[transposed ? 1 : 2]) != in.channels) {
+      throw std::runtime_error("the weights should be [batch, out, in, height, width]");
+    }
+    a.out_channels = as_size(weights[transposed ? 2 : 1]);
+    ops::Images<float> out = out_images(a, in, shape);
+    out.data = output(context, shape);
+    ops::convolve_by_target(a, in, data_of(api_, second), out, {run_on_pool, &pool});
   }
 
-  const Operator& operator_;
-  const OrtApi* api_;
-  bool in_channels_first_, out_channels_first_;
-  std::unique_ptr<ops::Convolution> convolution_;
+ private:
+  ops::ConvolutionAttributes attributes_;
 };
 
 const Operator& as_operator(const OrtCustomOp* op) { return *static_cast<const Operator*>(op); }
 
-Operator make_operator(const char* name, bool transposed, After after) {
+Operator make_operator(const char* name, bool transposed, After after,
+                       Weights weights = Weights::shared) {
   Operator op{};
   op.name = name;
   op.transposed = transposed;
   op.after = after;
+  op.weights = weights;
   op.version = kApiVersion;
   op.GetName = [](const OrtCustomOp* self) { return as_operator(self).name; };
   op.GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };
@@ -224,12 +314,13 @@ Operator make_operator(const char* name, bool transposed, After after) {
   op.GetOutputType = [](const OrtCustomOp*, std::size_t) {
     return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
   };
-  // Image and weights, then the bias, the forward activation's output, or a factor.
+  // Image and weights, then the bias, the forward activation's output, a factor, or filters.
   op.GetInputTypeCount = [](const OrtCustomOp*) -> std::size_t { return 3; };
   op.GetOutputTypeCount = [](const OrtCustomOp*) -> std::size_t { return 1; };
   op.GetInputCharacteristic = [](const OrtCustomOp* self, std::size_t index) {
-    return index == 2 && !takes_operand(as_operator(self).after) ? INPUT_OUTPUT_OPTIONAL
-                                                                 : INPUT_OUTPUT_REQUIRED;
+    const Operator& own = as_operator(self);
+    const bool optional = own.weights == Weights::shared && !takes_operand(own.after);
+    return index == 2 && optional ? INPUT_OUTPUT_OPTIONAL : INPUT_OUTPUT_REQUIRED;
   };
   op.GetOutputCharacteristic = [](const OrtCustomOp*, std::size_t) {
     return INPUT_OUTPUT_REQUIRED;
@@ -239,8 +330,16 @@ Operator make_operator(const char* name, bool transposed, After after) {
   op.GetEndVersion = [](const OrtCustomOp*) { return 1; };
   op.CreateKernelV2 = [](const OrtCustomOp* self, const OrtApi* api, const OrtKernelInfo* info,
                          void** kernel) {
-    return guarded(api, as_operator(self).name,
-                   [&] { *kernel = new Kernel(as_operator(self), api, info); });
+    return guarded(api, as_operator(self).name, [&] {
+      const Operator& own = as_operator(self);
+      Kernel* made = nullptr;
+      if (own.weights == Weights::shared) {
+        made = new SharedWeights(own, api, info);
+      } else {
+        made = new WeightsByTarget(own, api, info);
+      }
+      *kernel = made;
+    });
   };
   op.KernelComputeV2 = [](void* self, OrtKernelContext* context) {
     Kernel& kernel = *static_cast<Kernel*>(self);
@@ -253,7 +352,7 @@ Operator make_operator(const char* name, bool transposed, After after) {
 }  // namespace
 
 void register_custom_ops(const OrtApi* api, OrtSessionOptions* options) {
-  static const std::array<Operator, 8> operators{
+  static const std::array<Operator, 11> operators{
       make_operator("Conv2d", false, After::nothing),
       make_operator("Conv2dLeakyRelu", false, After::activation),
       make_operator("Conv2dLeakyReluGradient", false, After::gradient),
@@ -262,6 +361,9 @@ void register_custom_ops(const OrtApi* api, OrtSessionOptions* options) {
       make_operator("ConvTranspose2dLeakyRelu", true, After::activation),
       make_operator("ConvTranspose2dLeakyReluGradient", true, After::gradient),
       make_operator("ConvTranspose2dScaled", true, After::factor),
+      make_operator("Conv2dByTarget", false, After::nothing, Weights::by_target),
+      make_operator("ConvTranspose2dByTarget", true, After::nothing, Weights::by_target),
+      make_operator("Conv2dWeightGradient", false, After::nothing, Weights::gradient),
   };
   // Sessions refer to the domain for their whole lifetime, so it is never released.
   static OrtCustomOpDomain* const domain = [&] {

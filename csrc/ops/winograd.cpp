@@ -145,33 +145,31 @@ class Winograd : public Algorithm {
   Winograd(const ConvolutionAttributes& a, const float* data) : attributes_(a) {
     if (!select(a, selection_)) throw std::logic_error("no Winograd algorithm for this shape");
     const Dimension& d = *selection_.dimension;
-    const Weights weights(data, a);
     const std::size_t panel = kernels().panel;
     const std::size_t groups = d.groups * d.groups;
     depth_ = groups * a.in_channels;
     panels_ = round_up(a.out_channels, panel) / panel;
     weights_ = packed_.at_least(d.products * d.products * panels_ * depth_ * panel);
+    const std::size_t width = panels_ * panel;
+    const float* by_tap = arranged(data, width);
     float* to = weights_;
-    const bool turned = selection_.scheme == Scheme::same3 && a.transposed;
     for (std::size_t product = 0; product < d.products * d.products; ++product) {
       for (std::size_t column = 0; column < panels_; ++column) {
         for (std::size_t group = 0; group < groups; ++group) {
           const auto& by_y = d.coefficients[group / d.groups * d.products + product / d.products];
           const auto& by_x = d.coefficients[group % d.groups * d.products + product % d.products];
-          for (std::size_t in = 0; in < a.in_channels; ++in) {
-            for (std::size_t out = column * panel; out < (column + 1) * panel; ++out) {
-              float sum = 0.0f;
-              for (std::size_t y = 0; y < d.taps && out < a.out_channels; ++y) {
-                for (std::size_t x = 0; x < d.taps; ++x) {
-                  const float coefficient = by_y[y] * by_x[x];
-                  if (coefficient == 0.0f) continue;
-                  sum += coefficient *
-                         (turned ? weights.at(out, in, 2 - y, 2 - x) : weights.at(out, in, y, x));
-                }
+          std::fill_n(to, a.in_channels * panel, 0.0f);
+          for (std::size_t tap = 0; tap < d.taps * d.taps; ++tap) {
+            const float coefficient = by_y[tap / d.taps] * by_x[tap % d.taps];
+            if (coefficient == 0.0f) continue;
+            const float* from = by_tap + tap * a.in_channels * width + column * panel;
+            for (std::size_t in = 0; in < a.in_channels; ++in) {
+              for (std::size_t out = 0; out < panel; ++out) {
+                to[in * panel + out] += coefficient * from[in * width + out];
               }
-              *to++ = sum;
             }
           }
+          to += a.in_channels * panel;
         }
       }
     }
@@ -198,6 +196,26 @@ class Winograd : public Algorithm {
   }
 
  private:
+  struct ByTap {};
+
+  // The weights as [taps, in channels, width], with zeros beyond the output channels.
+  const float* arranged(const float* data, std::size_t width) const {
+    const ConvolutionAttributes& a = attributes_;
+    const Weights weights(data, a);
+    const std::size_t taps = selection_.dimension->taps;
+    const bool turned = selection_.scheme == Scheme::same3 && a.transposed;
+    float* by_tap = scratch<ByTap>(taps * taps * a.in_channels * width);
+    float* to = by_tap;
+    for (std::size_t tap = 0; tap < taps * taps; ++tap) {
+      for (std::size_t in = 0; in < a.in_channels; ++in) {
+        for (std::size_t out = 0; out < width; ++out) {
+          *to++ = out < a.out_channels ? weights.at(out, in, tap / taps, tap % taps, turned) : 0.0f;
+        }
+      }
+    }
+    return by_tap;
+  }
+
   struct Block {};
 
   void run_block(const Images<const float>& in, const Images<float>& out, const Epilogue& epilogue,

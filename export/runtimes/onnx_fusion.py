@@ -19,6 +19,7 @@ Conv2d, ConvTranspose2d              X, W, (B)       y, the convolution plus bia
 ...LeakyRelu                         X, W, (B)       y where y > 0, slope * y elsewhere
 ...LeakyReluGradient                 X, W, A         y where A > 0, slope * y elsewhere
 ...Scaled                            X, W, F         y * F, one image of F for several of y
+Conv2dByTarget and others                            see onnx_by_target
 ===================================  ==============  ==========================================
 
 W, B, ``strides``, ``pads`` and ``output_padding`` are as in ONNX's Conv and ConvTranspose.
@@ -42,6 +43,9 @@ import onnx
 import onnx_ir as ir
 from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto, helper
 from onnx_ir.passes import common
+
+from .onnx_by_target import BY_TARGET, by_target_function, rewrite_by_target
+from .onnx_values import array_of, declare, only_user, scalar_of, sizes_of
 
 __all__ = ["DOMAIN", "fuse", "operator_function"]
 
@@ -92,6 +96,8 @@ def fuse(model: ModelProto) -> ModelProto:
 
 def operator_function(name: str, opsets: Iterable[Any]) -> FunctionProto:
     """Define one of the operators as a function of standard operators of the given versions."""
+    if name in BY_TARGET:
+        return by_target_function(name, DOMAIN, opsets)
     transposed = name.startswith("ConvTranspose2d")
     after = name.removeprefix("ConvTranspose2d").removeprefix("Conv2d")
     gradient, scaled = after == "LeakyReluGradient", after == "Scaled"
@@ -153,41 +159,12 @@ def operator_function(name: str, opsets: Iterable[Any]) -> FunctionProto:
     )
 
 
-def _sizes(value: ir.Value | None) -> tuple[Any, ...] | None:
-    """A value's sizes; static sizes are ints."""
-    return None if value is None or value.shape is None else tuple(value.shape)
-
-
-def _declare(value: ir.Value, sizes: Sequence[Any] | None, like: ir.Value) -> None:
-    """Set a value's sizes, and its element type to that of ``like``."""
-    value.shape = None if sizes is None else ir.Shape(sizes)
-    if like.dtype is not None:
-        value.dtype = like.dtype
-
-
-def _array(value: ir.Value | None) -> np.ndarray | None:
-    """A constant's value."""
-    if value is None or value.const_value is None or not value.is_initializer():
-        return None
-    return value.const_value.numpy()
-
-
-def _scalar(value: ir.Value | None) -> float | None:
-    array = _array(value)
-    return float(array.item()) if array is not None and array.size == 1 else None
-
-
-def _only_user(value: ir.Value) -> ir.Node | None:
-    users = {use.node for use in value.uses()}
-    return users.pop() if len(users) == 1 and not value.is_graph_output() else None
-
-
 def _transposed_matrix(value: ir.Value | None) -> ir.Value | None:
     """Return W if a value is the transpose of a stored matrix W."""
     node = value.producer() if value is not None else None
-    if node is None or node.op_type != "Transpose" or len(_sizes(value) or ()) != 2:
+    if node is None or node.op_type != "Transpose" or len(sizes_of(value) or ()) != 2:
         return None
-    return node.inputs[0] if _array(node.inputs[0]) is not None else None
+    return node.inputs[0] if array_of(node.inputs[0]) is not None else None
 
 
 class _Fusion:
@@ -201,6 +178,7 @@ class _Fusion:
 
     def run(self) -> None:
         """Visit the nodes in order, so that the channels-last copies of a node's inputs exist."""
+        rewrite_by_target(self.graph, DOMAIN)
         for node in list(self.graph):
             if node.op_type == "Resize":
                 self.convolved_upsampling(node)
@@ -210,6 +188,8 @@ class _Fusion:
             self.visit(node)
 
     def visit(self, node: ir.Node) -> None:
+        if node.op_type in BY_TARGET:
+            self.by_target(node)
         if node in self.done or node.domain != "":
             return
         if node.op_type in ("Conv", "ConvTranspose"):
@@ -245,9 +225,9 @@ class _Fusion:
 
     def transposed(self, before: ir.Node, value: ir.Value, perm: Sequence[int]) -> ir.Value:
         made = self.add(before, "Transpose", [value], attributes={"perm": perm})
-        sizes = _sizes(value)
+        sizes = sizes_of(value)
         assert sizes is not None
-        _declare(made, [sizes[axis] for axis in perm], value)
+        declare(made, [sizes[axis] for axis in perm], value)
         return made
 
     def channels_last(self, before: ir.Node, value: ir.Value) -> ir.Value:
@@ -267,16 +247,16 @@ class _Fusion:
     def replace(self, node: ir.Node, by: ir.Value) -> None:
         """Replace a node's output by a value, and remove the node."""
         old = node.outputs[0]
-        _declare(by, _sizes(old), old)
+        declare(by, sizes_of(old), old)
         ir.convenience.replace_nodes_and_values(self.graph, node, [node], [], [old], [by])
         self.done.add(node)
 
     def replace_by_last(self, node: ir.Node, last: ir.Value) -> None:
         """Replace a node's output by a channels-last value. Unused transposes are removed later."""
         old = node.outputs[0]
-        sizes = _sizes(old)
+        sizes = sizes_of(old)
         assert sizes is not None
-        _declare(last, [sizes[axis] for axis in _TO_LAST], old)
+        declare(last, [sizes[axis] for axis in _TO_LAST], old)
         first = self.transposed(node, last, _TO_FIRST)
         self.replace(node, first)
         self.last[first] = last
@@ -286,8 +266,8 @@ class _Fusion:
     def convolved_upsampling(self, node: ir.Node) -> None:
         """Rewrite Resize by repeating pixels, then Conv, as a ConvTranspose."""
         attributes = node.attributes
-        scales = _array(node.inputs[2]) if len(node.inputs) > 2 else None
-        convolution = _only_user(node.outputs[0])
+        scales = array_of(node.inputs[2]) if len(node.inputs) > 2 else None
+        convolution = only_user(node.outputs[0])
         if (
             scales is None
             or scales.tolist() != [1.0, 1.0, 2.0, 2.0]
@@ -315,7 +295,7 @@ class _Fusion:
             or attributes.get_int("ceil_mode", 0) != 0
             or convolution is None
             or convolution.op_type != "ConvTranspose"
-            or _only_user(convolution.outputs[0]) is not node
+            or only_user(convolution.outputs[0]) is not node
             or any(value is not None for value in convolution.inputs[2:])
             or not self.same_size_kernel_3(convolution)
         ):
@@ -323,8 +303,8 @@ class _Fusion:
         # The average is a quarter of the sum. If it is immediately multiplied by 4, the weights are
         # those of the forward pass; otherwise they are divided by 4, which is exact.
         end, quarter = node, True
-        product = _only_user(node.outputs[0])
-        factors = [] if product is None else [_scalar(value) for value in product.inputs]
+        product = only_user(node.outputs[0])
+        factors = [] if product is None else [scalar_of(value) for value in product.inputs]
         if product is not None and product.op_type == "Mul" and 4.0 in factors:
             end, quarter = product, False
         weights = self.spread(convolution.inputs[1], quarter=quarter)
@@ -334,7 +314,7 @@ class _Fusion:
         settings = self.settings(node)
         return (
             settings is not None
-            and _sizes(node.inputs[1])[2:] == (3, 3)  # type: ignore[index]
+            and sizes_of(node.inputs[1])[2:] == (3, 3)  # type: ignore[index]
             and settings["strides"] == (1, 1)
             and settings["pads"] == (1, 1, 1, 1)
             and not any(settings.get("output_padding", ()))
@@ -342,7 +322,7 @@ class _Fusion:
 
     def spread(self, weight: ir.Value | None, *, quarter: bool = False) -> ir.Value:
         """Convert weights [out, in, 3, 3] for a doubled image to [in, out, 4, 4] for the image."""
-        array = _array(weight)
+        array = array_of(weight)
         assert weight is not None
         assert array is not None
         sums = np.array([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]], np.float64)
@@ -361,8 +341,8 @@ class _Fusion:
         assert weight is not None
         bias = node.inputs[2] if len(node.inputs) > 2 else None
         transposed = node.op_type == "ConvTranspose"
-        channels = _sizes(weight)[1 if transposed else 0]  # type: ignore[index]
-        few_in = _sizes(source)[1] < _FEW_CHANNELS  # type: ignore[index]
+        channels = sizes_of(weight)[1 if transposed else 0]  # type: ignore[index]
+        few_in = sizes_of(source)[1] < _FEW_CHANNELS  # type: ignore[index]
         first = channels < _FEW_CHANNELS
 
         name, third, end = node.op_type + "2d", bias, node
@@ -382,7 +362,7 @@ class _Fusion:
             name += "Scaled"
             if not first:
                 third = self.channels_last(end, third)
-            each = _sizes(third)[1:]  # type: ignore[index]
+            each = sizes_of(third)[1:]  # type: ignore[index]
             settings["split"], settings["joined"] = (-1, images, *each), (-1, *each)
         if few_in and source not in self.last:
             settings["input_perm"] = _SAME
@@ -391,11 +371,11 @@ class _Fusion:
             source = self.channels_last(end, source)
         settings["output_perm"] = _SAME if first else _TO_LAST
         made = self.add(end, name, [source, weight, third], attributes=settings, domain=DOMAIN)
-        sizes = _sizes(node.outputs[0])
-        if _sizes(end.outputs[0])[1:] != sizes[1:]:  # type: ignore[index]
+        sizes = sizes_of(node.outputs[0])
+        if sizes_of(end.outputs[0])[1:] != sizes[1:]:  # type: ignore[index]
             # The images that share a factor stay adjacent.
             if not first:
-                _declare(made, [sizes[axis] for axis in _TO_LAST], node.outputs[0])  # type: ignore[index]
+                declare(made, [sizes[axis] for axis in _TO_LAST], node.outputs[0])  # type: ignore[index]
                 made = self.transposed(end, made, _TO_FIRST)
             self.replace(end, self.add(end, "Reshape", [made, end.inputs[1]]))
         elif first:
@@ -407,12 +387,12 @@ class _Fusion:
         """The operator's attributes; None for a convolution that the operator cannot compute."""
         attributes = node.attributes
         source, weight = node.inputs[0], node.inputs[1]
-        sizes = _sizes(source)
+        sizes = sizes_of(source)
         if sizes is None or len(sizes) != 4 or not all(isinstance(n, int) for n in sizes[1:]):
             return None
-        if source.dtype != ir.DataType.FLOAT or _array(weight) is None:  # type: ignore[union-attr]
+        if source.dtype != ir.DataType.FLOAT or array_of(weight) is None:  # type: ignore[union-attr]
             return None
-        if len(node.inputs) > 2 and node.inputs[2] is not None and _array(node.inputs[2]) is None:
+        if len(node.inputs) > 2 and node.inputs[2] is not None and array_of(node.inputs[2]) is None:
             return None
         if attributes.get_int("group", 1) != 1 or "output_shape" in attributes:
             return None
@@ -433,7 +413,7 @@ class _Fusion:
 
     def activation(self, value: ir.Value) -> tuple[ir.Node, float] | None:
         """The Relu or LeakyRelu that is a value's only use, and its slope."""
-        user = _only_user(value)
+        user = only_user(value)
         if user is None or user.domain != "":
             return None
         if user.op_type == "Relu":
@@ -458,18 +438,18 @@ class _Fusion:
         if condition is None or condition.op_type != "Greater":
             return None
         activated = condition.inputs[0]
-        if activated is None or _scalar(condition.inputs[1]) != 0.0:
+        if activated is None or scalar_of(condition.inputs[1]) != 0.0:
             return None
-        if _sizes(activated) != _sizes(value):
+        if sizes_of(activated) != sizes_of(value):
             return None
         below = select.inputs[2]
-        if _scalar(below) == 0.0 and users == {select}:
+        if scalar_of(below) == 0.0 and users == {select}:
             return select, activated, 0.0
         product = below.producer()
         if product is None or product.op_type != "Mul" or users != {select, product}:
             return None
-        slope = next((_scalar(side) for side in product.inputs if side is not value), None)
-        if slope is None or _only_user(below) is not select:
+        slope = next((scalar_of(side) for side in product.inputs if side is not value), None)
+        if slope is None or only_user(below) is not select:
             return None
         return select, activated, slope
 
@@ -479,10 +459,10 @@ class _Fusion:
         The pattern is Reshape(Mul(Reshape(value, [-1, images, ...]), Reshape(factor, [-1, 1,
         ...])), any). Returns the last Reshape, the factor, and the number of images that share it.
         """
-        split, sizes = _only_user(value), _sizes(value)
+        split, sizes = only_user(value), sizes_of(value)
         if split is None or split.op_type != "Reshape" or sizes is None:
             return None
-        split_sizes, product = _sizes(split.outputs[0]), _only_user(split.outputs[0])
+        split_sizes, product = sizes_of(split.outputs[0]), only_user(split.outputs[0])
         if split_sizes is None or len(split_sizes) != 5 or split_sizes[2:] != sizes[1:]:
             return None
         if product is None or product.op_type != "Mul" or not isinstance(split_sizes[1], int):
@@ -493,33 +473,58 @@ class _Fusion:
             return None
         self.visit_source(reshape.inputs[0])
         factor = reshape.inputs[0]
-        if (_sizes(other) or ())[1:] != (1, *sizes[1:]) or (_sizes(factor) or ())[1:] != sizes[1:]:
+        if (sizes_of(other) or ())[1:] != (1, *sizes[1:]) or (sizes_of(factor) or ())[1:] != sizes[
+            1:
+        ]:
             return None
-        joined = _only_user(product.outputs[0])
-        if joined is None or joined.op_type != "Reshape" or _sizes(joined.outputs[0]) is None:
+        joined = only_user(product.outputs[0])
+        if joined is None or joined.op_type != "Reshape" or sizes_of(joined.outputs[0]) is None:
             return None
         assert factor is not None
         return joined, factor, split_sizes[1]
+
+    def by_target(self, node: ir.Node) -> None:
+        """Give an operator with weights per target, or their gradient, its channels last."""
+        weight_gradient = node.op_type.endswith("WeightGradient")
+        for index, perm in enumerate(("input_perm", "output_perm")):
+            value = node.inputs[index] if index == 0 or weight_gradient else node.outputs[0]
+            sizes = sizes_of(value)
+            assert value is not None
+            if sizes is None or sizes[1] < _FEW_CHANNELS:
+                continue
+            if value is not node.outputs[0]:
+                node.replace_input_with(index, self.channels_last(node, value))
+                node.attributes[perm] = ir.AttrInt64s(perm, _TO_FIRST)
+                continue
+            node.attributes[perm] = ir.AttrInt64s(perm, _TO_LAST)
+            first = ir.node("Transpose", [value], {"perm": _TO_FIRST})
+            self.graph.insert_after(node, first)
+            ir.convenience.replace_all_uses_with(value, first.outputs[0])
+            first.replace_input_with(0, value)
+            declare(first.outputs[0], sizes, value)
+            declare(value, [sizes[axis] for axis in _TO_LAST], value)
+            self.last[first.outputs[0]] = value
+        self.done.add(node)
 
     # -- Between convolutions ------------------------------------------------------------------
 
     def elementwise(self, node: ir.Node) -> None:
         """Compute an element-wise operator with channels last if an input has them last."""
-        sizes = _sizes(node.outputs[0])
+        sizes = sizes_of(node.outputs[0])
         if sizes is None or len(sizes) != 4 or not any(v in self.last for v in node.inputs):
             return
         inputs: list[ir.Value | None] = []
         for value in node.inputs:
-            other = _sizes(value)
+            other = sizes_of(value)
             if value is None or other is None:
                 inputs.append(value)
                 if value is not None:
                     return
-            elif len(other) == 0 or (_scalar(value) is not None and len(other) < 4):
+            elif len(other) == 0 or (scalar_of(value) is not None and len(other) < 4):
                 inputs.append(value)
             elif len(other) != 4:
                 return
-            elif (array := _array(value)) is not None:
+            elif (array := array_of(value)) is not None:
                 inputs.append(self.constant((value.name, _TO_LAST), array.transpose(_TO_LAST)))
             else:
                 inputs.append(self.channels_last(node, value))
@@ -529,8 +534,8 @@ class _Fusion:
 
     def joined_images(self, node: ir.Node) -> bool:
         """Rewrite a Reshape of images with an extra axis, [targets, directions, ...]."""
-        source, sizes = node.inputs[0], _sizes(node.outputs[0])
-        split = _sizes(source)
+        source, sizes = node.inputs[0], sizes_of(node.outputs[0])
+        split = sizes_of(source)
         if sizes is None or split is None or (len(sizes), len(split)) != (4, 5):
             return False
         if split[2:] != sizes[1:] or not self.used_last(node.outputs[0]):
@@ -546,14 +551,14 @@ class _Fusion:
 
         None if they cannot be had without a transpose.
         """
-        sizes = _sizes(value)
+        sizes = sizes_of(value)
         if value is None or sizes is None:
             return None
-        if _scalar(value) is not None and len(sizes) < 5:
+        if scalar_of(value) is not None and len(sizes) < 5:
             return value
         if len(sizes) != 5 or not all(isinstance(n, int) for n in sizes[1:]):
             return None
-        array = _array(value)
+        array = array_of(value)
         if array is not None:
             return self.constant((value.name, "last"), array.transpose(0, 1, 3, 4, 2))
         node = value.producer()
@@ -564,7 +569,7 @@ class _Fusion:
             targets = -1 if not isinstance(sizes[0], int) else sizes[0]
             shape = (targets, sizes[1], *sizes[3:], sizes[2])
             last = None
-            if (_sizes(source) or ())[1:] == sizes[2:]:
+            if (sizes_of(source) or ())[1:] == sizes[2:]:
                 last = self.channels_last(before, source)  # type: ignore[arg-type]
             elif (weight := _transposed_matrix(source)) is not None:
                 # A dense layer's weights, which are reordered for the layer too.
@@ -592,7 +597,7 @@ class _Fusion:
 
     def reordered(self, value: ir.Value | None, axis: int, sizes: Sequence[int]) -> ir.Value | None:
         """Reorder a matrix or bias so that its features are height, width, channels."""
-        array = _array(value)
+        array = array_of(value)
         if value is None or array is None or array.ndim > 2:
             return None
         axis %= array.ndim
@@ -606,26 +611,26 @@ class _Fusion:
 
     def image_from_features(self, node: ir.Node) -> bool:
         """Rewrite Gemm, Reshape to an image, so that the Gemm's features have channels last."""
-        source, sizes = node.inputs[0], _sizes(node.outputs[0])
+        source, sizes = node.inputs[0], sizes_of(node.outputs[0])
         gemm = source.producer() if source is not None else None
         if gemm is None or gemm.op_type not in _DENSE or sizes is None or len(sizes) != 4:
             return False
-        if _only_user(gemm.outputs[0]) is not node or not self.used_last(node.outputs[0]):
+        if only_user(gemm.outputs[0]) is not node or not self.used_last(node.outputs[0]):
             return False
-        if not all(isinstance(n, int) for n in sizes[1:]) or len(_sizes(source) or ()) != 2:
+        if not all(isinstance(n, int) for n in sizes[1:]) or len(sizes_of(source) or ()) != 2:
             return False
         transposed = gemm.attributes.get_int("transB", 0)
         matrix = self.reordered(gemm.inputs[1], 0 if transposed else 1, sizes[1:])
         bias = gemm.inputs[2] if len(gemm.inputs) > 2 else None
         if matrix is None:
             return False
-        if bias is not None and _scalar(bias) is None:
+        if bias is not None and scalar_of(bias) is None:
             bias = self.reordered(bias, -1, sizes[1:])
             if bias is None:
                 return False
         inputs = [gemm.inputs[0], matrix, *([bias] if bias is not None else [])]
         made = self.add(node, gemm.op_type, inputs, attributes=dict(gemm.attributes))
-        _declare(made, _sizes(gemm.outputs[0]), gemm.outputs[0])
+        declare(made, sizes_of(gemm.outputs[0]), gemm.outputs[0])
         self.replace_by_last(node, self.image(node, made, sizes))
         return True
 
@@ -639,8 +644,8 @@ class _Fusion:
     def features_from_image(self, node: ir.Node) -> bool:
         """Rewrite image, Reshape, Gemm, so that the Gemm takes features with channels last."""
         source = node.inputs[0]
-        sizes, after = _sizes(source), _sizes(node.outputs[0])
-        gemm = _only_user(node.outputs[0])
+        sizes, after = sizes_of(source), sizes_of(node.outputs[0])
+        gemm = only_user(node.outputs[0])
         if source not in self.last or sizes is None or after is None or len(after) != 2:
             return False
         if gemm is None or gemm.op_type not in _DENSE or gemm.inputs[0] is not node.outputs[0]:

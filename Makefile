@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := PIP_CONSTRAINT=$(abspath constraints.txt) $(BIN)/python -m pip install -q
+# The ONNX Runtime that fits the machine.
+RUNTIME := $(if $(shell command -v nvidia-smi),cuda,cpu)
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell find cmake csrc pyinv export -type f -not -name '*.pyc' 2>/dev/null)
 CPP := $(shell find csrc benchmarks examples tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' 2>/dev/null)
 
@@ -57,14 +59,14 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed-demo: $(BIN)/python $(SOURCES)
-	$(PIP) '.[demo]'
+	$(PIP) '.[demo,$(RUNTIME)]'
 	touch $@
 
 # The pip of Python 3.13 and older does not support dependency groups. TorchScript is built for the
 # installed torch, so torch is installed first and build isolation is off.
 $(VENV)/installed-test: $(BIN)/python $(SOURCES)
 	$(PIP) pip scikit-build-core pybind11 cmake ninja torch
-	$(PIP) --no-build-isolation '.[all]' --group dev
+	$(PIP) --no-build-isolation '.[all,$(RUNTIME)]' --group dev
 	touch $@ $(VENV)/installed-demo
 
 $(VENV)/installed-docs: $(BIN)/python pyproject.toml constraints.txt

@@ -6,7 +6,7 @@
 
 The generator has a mapping network, modulated and demodulated convolutions, noise buffers and skip
 connections, as Karras et al. 2020, "Analyzing and Improving the Image Quality of StyleGAN". Its
-weights are random. Needs `pip install "pyinv[export]"`.
+weights are random. Needs `pip install "pyinv[export,cpu]"`.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from torch import nn
 
 import pyinv
 from pyinv.bundle import BATCH_NORM_MODES, MAX_SOLVED, RUNTIMES, FileRecord, Function, Manifest
-from pyinv.errors import BundleError, ExportError
+from pyinv.errors import BundleError, DependencyError, ExportError
 from pyinv.priors import Normal, Prior, Uniform
 
 from .capture.noise import NOISE_MODES, with_noise
@@ -129,6 +129,7 @@ def export(
         ExportError: the generator or a loss cannot be exported, or the result does not agree with
             PyTorch.
         OutputError: the path is taken or cannot be written.
+        DependencyError: the runtimes include "onnx", and ONNX Runtime is not installed.
 
     Examples:
         >>> export(netG, "faces.bundle", latent_shape=(100, 1, 1), prior=Normal())
@@ -334,6 +335,14 @@ def _runtimes(given: str | Iterable[str]) -> tuple[str, ...]:
             raise ExportError(f"unknown runtime {runtime!r}: give {known}")
         if chosen.count(runtime) > 1:
             raise ExportError(f"runtime {runtime!r} is given twice: give each once")
+    if "onnx" in chosen:
+        try:
+            import onnxruntime  # noqa: F401
+        except ImportError as error:
+            raise DependencyError(
+                "the files for ONNX Runtime are checked with it, and it is not installed: "
+                "pip install onnxruntime, or onnxruntime-gpu; or export with runtimes='torchscript'"
+            ) from error
     return chosen
 
 

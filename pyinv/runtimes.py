@@ -279,8 +279,8 @@ def _package_directory() -> Path:
     spec = importlib.util.find_spec("onnxruntime")
     if spec is None or not spec.submodule_search_locations:
         raise DependencyError(
-            f"ONNX Runtime is not installed for {sys.executable}; 'pip install onnxruntime-gpu' "
-            f"(with CUDA) or 'pip install onnxruntime' (without)"
+            f"ONNX Runtime is not installed for {sys.executable}; 'pip install onnxruntime' (for "
+            "CPUs) or 'pip install onnxruntime-gpu' (for NVIDIA GPUs too)"
         )
     return Path(next(iter(spec.submodule_search_locations)))
 

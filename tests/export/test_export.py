@@ -762,6 +762,15 @@ def test_without_torch_the_message_says_what_to_install(monkeypatch: pytest.Monk
         import pyinv.export  # noqa: F401
 
 
+def test_without_onnxruntime_the_message_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(DependencyError, match=r"not installed: pip install onnxruntime, or"):
+        export_small(Small(), tmp_path / "b")
+    assert export_small(Small(), tmp_path / "b", runtimes="torchscript").is_dir()
+
+
 # ------------------------------------------------------------------------------------ factories
 
 

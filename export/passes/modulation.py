@@ -21,11 +21,11 @@ from torch import Tensor, fx
 
 from .graph import add_constant, constant, insert, is_op, shape
 
-__all__ = ["rewrite_convolutions_per_target"]
+__all__ = ["RESHAPES", "rewrite_convolutions_per_target", "taps_of"]
 
 aten = torch.ops.aten
 
-_RESHAPES = ("view", "reshape", "_unsafe_view")
+RESHAPES = ("view", "reshape", "_unsafe_view")
 
 
 @dataclass
@@ -148,7 +148,7 @@ class _Rewriting:
         if sizes is None or weights is None or len(sizes) != 4 or sizes[0] != 1:
             return
         # [B, O, I, k, k], or [B, I, O, k, k] of a transposed convolution.
-        by_target: Any = weight.args[0] if is_op(weight, *_RESHAPES) else None
+        by_target: Any = weight.args[0] if is_op(weight, *RESHAPES) else None
         channels = _per_target(sizes[1])
         rows = _per_target(weights[0])
         if channels is None or rows is None:
@@ -257,6 +257,15 @@ class _Rewriting:
         after = list((shape(node) or ())[1:])
         node.replace_all_uses_with(self.add(aten.reshape.default, result, [-1, *after]))
         self.module.graph.erase_node(node)
+
+
+def taps_of(filters: Tensor) -> int | None:
+    """The number of filters [taps, 1, k, k], if each is 1 at its own tap and 0 elsewhere."""
+    if filters.ndim != 4 or filters.shape[1] != 1:
+        return None
+    flat = filters.flatten(1)
+    is_pick = flat.shape[0] == flat.shape[1] and bool((flat == torch.eye(len(flat))).all())
+    return len(flat) if is_pick else None
 
 
 def _width(rows: fx.Node) -> int:

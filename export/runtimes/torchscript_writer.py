@@ -23,6 +23,11 @@ from pyinv.errors import ExportError
 
 from ..diagnostics import first_line, quiet
 from ..passes.graph import Signature, add_constant, constant, copied, insert, is_op, shape
+from .torchscript_by_target import (
+    convolution_by_target,
+    transposed_by_target,
+    weight_gradient_by_target,
+)
 
 __all__ = ["FUNCTIONS_FILE", "method_names", "write_torchscript"]
 
@@ -319,7 +324,15 @@ def _as_one_kernel(module: fx.GraphModule) -> None:
 
     Each operator removed saves a pass over memory, which is where such operators spend their time.
     """
-    for rewritten in (_rectifier_gradient, _activation_gradient, _scaled_product, _reverse):
+    for rewritten in (
+        _rectifier_gradient,
+        _activation_gradient,
+        _scaled_product,
+        _reverse,
+        convolution_by_target,
+        transposed_by_target,
+        weight_gradient_by_target,
+    ):
         for node in list(module.graph.nodes):
             with module.graph.inserting_before(node):
                 by = rewritten(module, node)

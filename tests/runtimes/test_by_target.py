@@ -222,7 +222,13 @@ class MixedKernels(nn.Module):
 
 def test_a_generators_convolutions_become_operators(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    path = export(MixedKernels().eval(), tmp_path / "bundle", latent_shape=6, prior=pyinv.Normal())
+    path = export(
+        MixedKernels().eval(),
+        tmp_path / "bundle",
+        latent_shape=6,
+        prior=pyinv.Normal(),
+        runtimes=("onnx", "torchscript"),
+    )
     model = onnx.load(path / "objective_mse.onnx")
     names = [node.op_type for node in model.graph.node]
     counts = {name: names.count(name) for name in BY_TARGET}
@@ -232,6 +238,11 @@ def test_a_generators_convolutions_become_operators(tmp_path: Path) -> None:
         "Conv2dWeightGradient": 3,
     }
     assert names.count("MatMul") == 6  # those that mix the kernels, and their gradients
+    functions = torch.jit.load(path / "functions.pt")
+    code = str(functions.objective_mse.inlined_graph)
+    assert code.count("aten::convolution_backward") == 3
+    assert code.count("aten::bmm") == 6
+
     inverter = pyinv.Inverter(path, threads=1)
     latents = inverter.sample(8)
     inversion = inverter.invert(inverter.generate(latents), recipe="precise")

@@ -20,7 +20,9 @@ std::size_t out_size(const ConvolutionAttributes& a, std::size_t size, std::size
 constexpr std::size_t few_channels = 8;
 // Winograd's weights are 2.25 (kernel 4) or 1.78 (kernel 3) times as large, and all are read for
 // every block of tiles. With few tiles, reading them takes longer than the multiplications saved.
-constexpr std::size_t few_tiles = 16;
+// Tiles are counted by image and not by batch, so that an image's result does not depend on the
+// batch. For a 64x64 DCGAN this takes 20 % more time at batch 1 and none from batch 4 on.
+constexpr std::size_t few_tiles = 4;
 
 }  // namespace
 
@@ -55,8 +57,7 @@ Convolution::Choice Convolution::choose(const Images<const float>& in,
   }
   // Every Winograd tile here has four pixels on the smaller side, or at stride 1.
   const std::size_t pixels = std::min(in.height * in.width, out.height * out.width);
-  if (!in.channels_first && !out.channels_first && in.batch * pixels / 4 >= few_tiles &&
-      winograd_applies(a)) {
+  if (!in.channels_first && !out.channels_first && pixels / 4 >= few_tiles && winograd_applies(a)) {
     return winograd;
   }
   return direct;

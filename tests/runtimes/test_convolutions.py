@@ -250,6 +250,31 @@ def test_operator_gives_what_torch_gives(case: Case, run, tmp_path: Path) -> Non
     assert np.abs(actual - right).max() <= TOLERANCE * np.abs(right).max()
 
 
+@pytest.mark.usefixtures("all_cores")
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("kernel", [(3, 1), (4, 2), (5, 2)])
+@pytest.mark.parametrize("size", [(2, 2), (4, 4), (6, 5), (16, 16)])
+@pytest.mark.parametrize("channels", [(16, 24), (70, 9), (24, 3), (3, 24), (1, 1)])
+def test_an_images_result_does_not_depend_on_its_batch(
+    channels: tuple[int, int],
+    size: tuple[int, int],
+    kernel: tuple[int, int],
+    transposed: bool,
+    tmp_path: Path,
+) -> None:
+    """To the last bit, so that targets can be split over batches and machines."""
+    case = Case(transposed, channels, size, (kernel[0],) * 2, kernel[1], (1,) * 4, batch=20)
+    case = replace(case, pads=(2,) * 4) if kernel[0] == 5 else case
+    arrays = arrays_of(case)
+    path = tmp_path / "case.onnx"
+    onnx.save(model_of(case, arrays), path)
+    x = np.ascontiguousarray(arrays["X"].transpose(0, 2, 3, 1))
+    whole = run_kernel(path, {"X": x})
+    for first, count in [(0, 1), (1, 2), (3, 3), (6, 7), (19, 1)]:
+        part = run_kernel(path, {"X": x[first : first + count]})
+        np.testing.assert_array_equal(part, whole[first : first + count])
+
+
 @pytest.mark.parametrize("after", ["LeakyRelu", ""])
 @pytest.mark.parametrize("channels", [(16, 24), (16, 3), (3, 16), (9, 11)])
 def test_nan_stays_nan(channels: tuple[int, int], after: str, tmp_path: Path) -> None:

@@ -509,7 +509,7 @@ def test_a_condition_is_the_second_input(tmp_path: Path) -> None:
             **FIRST_ORDER,
         )
     latents, conditions = (value.numpy() for value in given)
-    images = Inverter(path).generate(latents, condition=conditions)
+    images = Inverter(path).generate(latents, conditions=conditions)
     with torch.no_grad():
         assert np.allclose(images, module(*given).numpy(), atol=1e-5)
 

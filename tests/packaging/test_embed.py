@@ -218,7 +218,7 @@ def test_it_begins_where_the_encoder_says(embed: Path, tmp_path: Path) -> None:
     assert "--init must be encoder" in error_of(embed, bundle, file, "--init", "zero")
 
 
-def test_labels_and_other_conditions(embed: Path, tmp_path: Path) -> None:
+def test_labels_and_other_conditions(embed: Path, demo, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     from pyinv.export import Condition, Label, export
     from support.generators import LabelledGenerator, seeded
@@ -253,7 +253,7 @@ def test_labels_and_other_conditions(embed: Path, tmp_path: Path) -> None:
 
     message = error_of(embed, bundle, file)
     assert "--conditions: expected 10 numbers for label scale, found 0" in message
-    assert "expected 0 numbers, found 10" in error_of(embed, DEMO, file, "--conditions", floats)
+    assert "expected 0 numbers, found 10" in error_of(embed, DEMO, demo[2], "--conditions", floats)
     for row, column, value, wanted in (
         (
             1,

@@ -281,7 +281,7 @@ def check_file(module: OnnxModule, inputs: Sequence[Tensor]) -> None:
     run = onnx_function(module.path)
 
     def computed(rows: slice) -> Tensor:
-        named = zip(module.input_names, inputs, strict=True)
+        named = zip(module.input_names, module.as_declared(inputs), strict=True)
         (result,) = run({name: value[rows].contiguous() for name, value in named}).values()
         return module.as_images(result)
 

@@ -105,8 +105,8 @@ def _argument(condition: Input, columns: Tensor) -> Tensor:
         return columns if len(sizes) == 1 else columns.reshape(columns.shape[0], *sizes)
     if isinstance(condition, OneHot):
         classes = torch.arange(condition.classes, dtype=columns.dtype)
-        return (columns.round() == classes).to(columns.dtype)
-    return columns[:, 0].round().long()
+        return ((columns - classes).abs() < 0.5).to(columns.dtype)
+    return (columns.reshape(-1) + 0.5).long()
 
 
 def draw_conditions(
@@ -191,7 +191,9 @@ def _parameters(generator: nn.Module) -> list[_Parameter]:
     """List the arguments of a generator's forward."""
     if isinstance(generator, OnnxModule | Scripted):
         kind = inspect.Parameter.POSITIONAL_ONLY
-        return [_Parameter(name, kind, required=False) for name in generator.input_names]
+        # A scripted forward may have defaults.
+        required = isinstance(generator, OnnxModule)
+        return [_Parameter(name, kind, required) for name in generator.input_names]
     try:
         # A wrapper's own arguments, not those of the function it wraps.
         found = inspect.signature(generator.forward, follow_wrapped=False).parameters.values()

@@ -24,7 +24,7 @@ import pyinv  # noqa: E402
 from pyinv.bundle import Bundle, Manifest  # noqa: E402
 from pyinv.cli import main  # noqa: E402
 from pyinv.errors import BundleError, ExportError, InputError, RuleError  # noqa: E402
-from pyinv.export import Condition, Label, OneHot, export  # noqa: E402
+from pyinv.export import Condition, Label, OneHot, export, load_onnx  # noqa: E402
 from pyinv.export.capture.inputs import draw_conditions, with_inputs  # noqa: E402
 from pyinv.tables import read_column  # noqa: E402
 from support.backends import BACKENDS, Backend  # noqa: E402
@@ -556,6 +556,51 @@ def test_the_arguments_of_a_torchscript_generator_have_names(tmp_path: Path) -> 
     with torch.no_grad():
         wanted = LabelFirst().eval()(torch.from_numpy(label), torch.from_numpy(z))
     np.testing.assert_allclose(inverter.generate(z, conditions=label), wanted, atol=1e-5)
+
+
+def onnx_file(generator: nn.Module, path: Path, given: Any, names: list[str]) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        axes = {name: {0: "batch"} for name in names}
+        torch.onnx.export(
+            generator.eval(), given, path, input_names=names, dynamic_axes=axes, dynamo=False
+        )
+    return load_onnx(path)
+
+
+@pytest.mark.parametrize("integers", [torch.int64, torch.int32])
+def test_an_onnx_file_may_take_labels(tmp_path: Path, integers: torch.dtype) -> None:
+    z, label = torch.randn(5, LATENT), torch.arange(5)
+    file = onnx_file(LabelFirst(), tmp_path / "a.onnx", (label.to(integers), z), ["y", "latent"])
+    path = export(file, tmp_path / "b", **QUICK, inputs={"y": Label(CLASSES)})
+    with torch.no_grad():
+        wanted = LabelFirst().eval()(label, z)
+    found = pyinv.Inverter(path).generate(z, conditions=label)
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    refusal = refused(lambda: file, tmp_path / "c", inputs={"y": Condition(())})
+    assert "and float32 would be given: the latent is float32; describe another inp" in refusal
+
+
+def test_an_onnx_file_may_take_three_inputs(tmp_path: Path) -> None:
+    z, label, scale = torch.randn(5, LATENT), torch.arange(5), torch.rand(5, 1)
+    given = (z, one_hot(label), scale)
+    file = onnx_file(BigGAN(), tmp_path / "a.onnx", given, ["z", "y", "scale"])
+    inputs = {"scale": Condition(1, 0, 1), "y": OneHot(CLASSES)}
+    path = export(file, tmp_path / "b", **QUICK, inputs=inputs)
+    with torch.no_grad():
+        wanted = BigGAN().eval()(*given)
+    found = pyinv.Inverter(path).generate(z, conditions={"y": label, "scale": scale})
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    for wrong, message in (
+        ({"y": OneHot(CLASSES)}, "its latent is z: say what scale is"),
+        (
+            {**inputs, "y": Condition(4)},
+            "takes y [B, 5], got [B, 4]: check latent_shape and inputs",
+        ),
+        ({**inputs, "y": Label(5)}, "its input y [B, 5] is float32, and a label would be given"),
+        ({**inputs, "label": Label(5)}, "inputs has 'label', and the generator takes z, y, scale"),
+    ):
+        assert message in refused(lambda: file, tmp_path / "c", inputs=wrong)
 
 
 class Noisy(Net):

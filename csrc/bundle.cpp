@@ -1,6 +1,7 @@
 #include "pyinv/bundle.h"
 
 #include <algorithm>
+#include <cmath>
 #include <fstream>
 #include <functional>
 #include <iterator>
@@ -39,7 +40,7 @@ std::string listed(const std::vector<std::string>& names) {
   return text;
 }
 
-std::vector<int64_t> read_shape(const Node& node, size_t axes = 0) {
+std::vector<int64_t> read_sizes(const Node& node) {
   std::vector<int64_t> shape;
   int64_t values = 1;
   for (const Node& size : node.items()) {
@@ -50,10 +51,27 @@ std::vector<int64_t> read_shape(const Node& node, size_t axes = 0) {
     }
     values *= shape.back();
   }
-  if (shape.empty() || (axes && shape.size() != axes)) {
-    node.expected(axes ? std::to_string(axes) + " sizes" : "one size or more");
-  }
   return shape;
+}
+
+std::vector<int64_t> read_shape(const Node& node) {
+  std::vector<int64_t> shape = read_sizes(node);
+  if (shape.empty()) node.expected("one size or more");
+  return shape;
+}
+
+BundleCondition read_condition(const Node& node) {
+  BundleCondition condition{
+      .name = node["name"].text(), .kind = node["kind"].text(), .classes = 0, .shape = {}};
+  if (condition.kind == "condition") {
+    condition.shape = read_sizes(node["shape"]);
+  } else if (condition.kind == "label" || condition.kind == "one_hot") {
+    condition.classes = node["classes"].whole();
+    if (condition.classes < 1) node["classes"].expected("a whole number >= 1");
+  } else {
+    node["kind"].expected("label, one_hot or condition");
+  }
+  return condition;
 }
 
 // Whether a file name cannot lead out of the bundle's folder.
@@ -117,8 +135,13 @@ void read_manifest(const Node& manifest, Bundle& bundle) {
   if (const auto name = manifest.find("name")) bundle.name = name->text();
   bundle.latent_shape = read_shape(manifest["latent_shape"]);
   bundle.image_shape = read_shape(manifest["image_shape"]);
-  if (const auto shape = manifest.find("condition_shape")) {
-    bundle.condition_shape = read_shape(*shape, 1);
+  if (const auto conditions = manifest.find("conditions")) {
+    for (const Node& condition : conditions->items()) {
+      bundle.conditions.push_back(read_condition(condition));
+    }
+    if (bundle.condition_size() > kMaxValues) {
+      conditions->fail("must hold at most " + std::to_string(kMaxValues) + " values");
+    }
   }
   const Node range = manifest["value_range"];
   const std::vector<Node> bounds = range.items();
@@ -297,8 +320,33 @@ Bundle Bundle::open(const fs::path& folder) {
 
 int64_t Bundle::latent_size() const { return product(latent_shape); }
 int64_t Bundle::image_size() const { return product(image_shape); }
+
+int64_t BundleCondition::columns() const { return classes ? 1 : product(shape); }
+
 int64_t Bundle::condition_size() const {
-  return condition_shape.empty() ? 0 : product(condition_shape);
+  int64_t size = 0;
+  for (const BundleCondition& condition : conditions) size += condition.columns();
+  return size;
+}
+
+void Bundle::check_conditions(const float* condition, int64_t count) const {
+  for (int64_t target = 0; target < count; ++target) {
+    for (const BundleCondition& expected : conditions) {
+      for (int64_t i = 0; i < expected.columns(); ++i) {
+        const float value = *condition++;
+        const bool ok = expected.classes ? value >= 0.0f && std::floor(value) == value &&
+                                               static_cast<double>(value) < expected.classes
+                                         : std::isfinite(value);
+        if (ok) continue;
+        const std::string allowed =
+            expected.classes ? "a whole number from 0 to " + std::to_string(expected.classes - 1)
+                             : "finite";
+        throw std::invalid_argument("condition \"" + expected.name + "\" must be " + allowed +
+                                    ", got " + std::to_string(value) + " for target " +
+                                    std::to_string(target));
+      }
+    }
+  }
 }
 
 std::vector<std::string> Bundle::runtimes() const {

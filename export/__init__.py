@@ -11,6 +11,7 @@ if __name__ != "pyinv.export":
         "`pip install .` and import pyinv.export"
     )
 
+from pyinv.conditions import Condition, Label, OneHot
 from pyinv.errors import DependencyError, ExportError
 
 _missing = [
@@ -30,8 +31,11 @@ from .runtimes.onnx_reader import read_generator  # noqa: E402
 from .whitening import Whitening  # noqa: E402
 
 __all__ = [
+    "Condition",
     "ExportError",
+    "Label",
     "Layers",
+    "OneHot",
     "TailScale",
     "Whitening",
     "add_encoder",

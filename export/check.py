@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from pyinv.errors import ExportError
 from pyinv.priors import Normal, Prior, Uniform
 
+from .capture.inputs import draw_conditions
 from .capture.onnx_file import OnnxModule
 from .capture.portable import portable
 from .capture.trace import Shapes
@@ -119,15 +120,15 @@ class Reference:
         self.value_range = value_range
 
     def draw(self, count: int, *, seed: int) -> dict[str, Tensor]:
-        """Draw inputs: latents from the prior, images in the value range, conditions in [0, 1]."""
+        """Draw inputs: latents from the prior, images in the value range, and conditions."""
         random = torch.Generator().manual_seed(seed)
         low, high = self.value_range
         drawn = {
             "latent": draw_latents(self.prior, count, self.shapes.latent_size, random=random),
             "image": low + (high - low) * torch.rand(count, *self.shapes.image, generator=random),
         }
-        if self.shapes.condition is not None:
-            drawn["condition"] = torch.rand(count, *self.shapes.condition, generator=random)
+        if self.shapes.conditions:
+            drawn["condition"] = draw_conditions(self.shapes.conditions, count, random=random)
         return drawn
 
     def image(self, inputs: dict[str, Tensor]) -> Tensor:
@@ -208,7 +209,7 @@ class EncoderReference:
         self.value_range = value_range
 
     def draw(self, count: int, *, seed: int) -> dict[str, Tensor]:
-        """Draw rough and smooth images in the value range, and conditions in [0, 1]."""
+        """Draw rough and smooth images in the value range, and conditions."""
         random = torch.Generator().manual_seed(seed)
         low, high = self.value_range
         rough = torch.rand(count, *self.shapes.image, generator=random)
@@ -217,8 +218,8 @@ class EncoderReference:
         smooth = torch.rand(each, generator=random)
         share = torch.rand(each, generator=random)
         drawn = {"image": low + (high - low) * (share * rough + (1 - share) * smooth)}
-        if self.shapes.condition is not None:
-            drawn["condition"] = torch.rand(count, *self.shapes.condition, generator=random)
+        if self.shapes.conditions:
+            drawn["condition"] = draw_conditions(self.shapes.conditions, count, random=random)
         return drawn
 
     def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -284,7 +285,7 @@ def check_file(module: OnnxModule, inputs: Sequence[Tensor]) -> None:
     run = onnx_function(module.path)
 
     def computed(rows: slice) -> Tensor:
-        named = zip(module.input_names, inputs, strict=True)
+        named = zip(module.input_names, module.as_declared(inputs), strict=True)
         (result,) = run({name: value[rows].contiguous() for name, value in named}).values()
         return module.as_images(result)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pyinv.bundle import Bundle, FileRecord, Function
 from pyinv.errors import ExportError
 
+from .capture.inputs import NamedInputs
 from .capture.onnx_file import OnnxModule
 from .capture.trace import Shapes, prepare, trace_encoder
 from .check import (
@@ -67,8 +68,8 @@ def add_encoder(
     Args:
         bundle: the bundle, or its folder. It is not changed, unless ``path`` is its folder and
             ``overwrite`` is given.
-        encoder: maps images [B, *image_shape] in the bundle's value range (and a condition [B, k],
-            if the bundle has one) to latents, [B, *latent_shape] or [B, d].
+        encoder: maps images [B, *image_shape] in the bundle's value range (and the bundle's
+            conditions, in the manifest's order) to latents, [B, *latent_shape] or [B, d].
         path: the new bundle's folder. Must be missing or empty unless ``overwrite``.
         name: the new bundle's name; None keeps the bundle's.
         origin: JSON values for the manifest that replace the bundle's; None keeps them.
@@ -91,7 +92,7 @@ def add_encoder(
     target = Path(path)
     check_target(target, overwrite=overwrite)
     origin = manifest.origin if origin is None else checked_origin(origin)
-    shapes = Shapes(manifest.latent_shape, manifest.image_shape, manifest.condition_shape)
+    shapes = Shapes(manifest.latent_shape, manifest.image_shape, manifest.conditions)
     encodes = check_encoder(encoder, shapes, manifest.value_range)
     with staged(target) as folder:
         others = [function for function in manifest.functions if function.name != "encode"]
@@ -118,9 +119,11 @@ def check_encoder(
     Raises:
         ExportError: the encoder does not take such images, or does not return such latents.
     """
-    prepared = prepare(encoder, batch_norm="eval", what="encoder")
+    module = prepare(encoder, batch_norm="eval", what="encoder")
+    prepared = NamedInputs(module, shapes.conditions)
     inputs = EncoderReference(prepared, shapes, value_range).draw(_TRIED, seed=0)
-    given = " and ".join(f"{name}s {_batch_of(rows.shape[1:])}" for name, rows in inputs.items())
+    given = f"images {_batch_of(shapes.image)}"
+    given += "".join(f" and {name} ({one})" for name, one in shapes.conditions.items())
     shapes_allowed = dict.fromkeys((shapes.latent, (shapes.latent_size,)))
     latent = " or ".join(_batch_of(shape) for shape in shapes_allowed)
     try:
@@ -167,8 +170,8 @@ def check_encoder(
             "the encoder returned another latent for an image that was alone in its batch: let it "
             "look at each image by itself"
         )
-    if isinstance(prepared, OnnxModule):
-        check_file(prepared, list(inputs.values()))
+    if isinstance(module, OnnxModule):
+        check_file(module, prepared.arguments(*inputs.values())[0])
     return CheckedEncoder(prepared, shapes, value_range)
 
 

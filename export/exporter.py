@@ -14,9 +14,11 @@ from torch import nn
 
 import pyinv
 from pyinv.bundle import BATCH_NORM_MODES, MAX_SOLVED, RUNTIMES, FileRecord, Function, Manifest
+from pyinv.conditions import Condition
 from pyinv.errors import BundleError, DependencyError, ExportError
 from pyinv.priors import Normal, Prior, Uniform
 
+from .capture.inputs import with_inputs
 from .capture.noise import NOISE_MODES, with_noise
 from .capture.onnx_file import OnnxModule
 from .capture.output import OneOutput, check_output
@@ -47,6 +49,7 @@ def export(
     normal_equations: bool | None = None,
     value_range: tuple[float, float] = (-1.0, 1.0),
     batch_norm: str = "eval",
+    inputs: Mapping[str, Any] | None = None,
     condition_shape: int | Sequence[int] | None = None,
     output: str | int | None = None,
     noise: str | None = None,
@@ -73,17 +76,17 @@ def export(
     An image here is what the generator makes of one latent. Its shape may be [C, H, W], or any
     other with one axis or more: a vector [n], audio [C, T], a volume [C, D, H, W].
 
-    Each also takes condition [B, k] if the generator does. Latents of any shape are flattened to d.
-    Before the bundle appears at ``path``, each function is run in its runtime and compared with
-    PyTorch at several batch sizes: max |difference| <= 1e-5 max |value| (or PyTorch's own rounding
-    error, where that is larger). A failed export leaves nothing behind.
+    Each also takes condition [B, n], with n columns for all that is given per target. Latents of
+    any shape are flattened to d. Before the bundle appears at ``path``, each function is run in its
+    runtime and compared with PyTorch at several batch sizes: max |difference| <= 1e-5 max |value|
+    (or PyTorch's own rounding error, where that is larger). A failed export leaves nothing behind.
 
     The generator is copied to float32 on the CPU and put in eval mode there. The original is not
     changed; it may be on any device and in half precision.
 
     Args:
-        generator: maps [B, *latent_shape] (and a condition [B, k]) to images [B, C, H, W], or to a
-            tensor [B, ...] of any other shape. May also be a module from torch.jit.load, script or
+        generator: maps [B, *latent_shape] (and ``inputs``) to images [B, C, H, W], or to a tensor
+            [B, ...] of any other shape. May also be a module from torch.jit.load, script or
             trace, or from ``load_onnx``.
         path: the bundle's folder. Must be missing or empty unless ``overwrite``.
         latent_shape: one latent's shape: 100, (100,) or (100, 1, 1).
@@ -102,7 +105,12 @@ def export(
             it is an error, because bce has no value there.
         batch_norm: "eval" folds running statistics into the weights; "batch" uses the statistics
             of each batch, and the gradient is then that of the summed loss.
-        condition_shape: one condition's shape, 10 or (10,), if the generator takes a second
+        inputs: what the generator takes beside the latent, by the names of forward's arguments;
+            the latent is the first argument that is not named. ``Label(classes)``,
+            ``OneHot(classes)`` and ``Condition(shape)`` are given for each target when inverting:
+            integers [B], one-hot vectors [B, classes] and floats [B, *shape] for the generator.
+            Numbers, strings, bools, None and tensors are fixed: the same for all targets.
+        condition_shape: short for ``inputs`` with ``Condition(condition_shape)`` as the second
             argument.
         noise: for generators that draw noise in forward, with torch.randn, rand, normal_ and the
             like. "freeze" draws it once, the same for all images. "latent" makes normal noise [B,
@@ -111,7 +119,7 @@ def export(
         noise_seed: the seed of frozen noise.
         output: which tensor is the image, for a generator that returns several: a key or index of
             the dictionary, tuple or list that it returns, or an attribute of the object.
-        encoder: maps images [B, *image_shape] in ``value_range`` (and a condition [B, k]) to
+        encoder: maps images [B, *image_shape] in ``value_range`` (and the conditions) to
             latents, [B, *latent_shape] or [B, d]. The bundle then has the function ``encode``,
             which ``Inverter.encode`` and ``invert(init="encoder")`` use.
         runtimes: the runtimes to export for, one or both of "onnx" and "torchscript". The first is
@@ -133,18 +141,17 @@ def export(
 
     Examples:
         >>> export(netG, "faces.bundle", latent_shape=(100, 1, 1), prior=Normal())
+        >>> export(
+        ...     biggan, "biggan.bundle", latent_shape=128, prior=Normal(),
+        ...     inputs={"class_label": OneHot(1000), "truncation": 0.4},
+        ... )
     """
     say = progress or (lambda line: None)
     generator = uncompiled(generator)
     latent_sizes = check_shape("latent_shape", latent_shape)
-    condition_sizes = (
-        None if condition_shape is None else check_shape("condition_shape", condition_shape)
-    )
-    if condition_sizes is not None and len(condition_sizes) != 1:
-        raise ExportError(
-            f"condition_shape must be one number, got {list(condition_sizes)}: "
-            "flatten the condition and reshape it in the generator"
-        )
+    second = None
+    if condition_shape is not None:
+        second = Condition(check_shape("condition_shape", condition_shape))
     output = check_output(output)
     low, high = _range(value_range)
     if batch_norm not in BATCH_NORM_MODES:
@@ -161,23 +168,25 @@ def export(
     check_target(target, overwrite=overwrite)
 
     module = prepare(generator, batch_norm=batch_norm)
-    prepared: nn.Module = OneOutput(module, output)
+    named = with_inputs(module, inputs, second, latent_sizes)
+    prepared: nn.Module = OneOutput(named, output)
     if noise is not None:
         prepared, latent_sizes = with_noise(
-            prepared, latent_sizes, condition_sizes, prior, noise, seed=noise_seed
+            prepared, latent_sizes, named.conditions, prior, noise, seed=noise_seed
         )
         solve = _wants_normal_equations(normal_equations, resolved, latent_sizes, batch_norm)
     image_shape, bounded = check_generator(
-        prepared, latent_sizes, condition_sizes, prior, (low, high), resolved, noise
+        prepared, latent_sizes, named.conditions, prior, (low, high), resolved, noise
     )
     try_losses(resolved, image_shape, (low, high))
-    shapes = Shapes(latent_sizes, image_shape, condition_sizes)
+    shapes = Shapes(latent_sizes, image_shape, named.conditions)
     encodes = None if encoder is None else check_encoder(encoder, shapes, (low, high))
     reference = Reference(prepared, shapes, prior=prior, value_range=(low, high))
     if isinstance(generator, torch.jit.ScriptModule) and batch_norm == "eval":
-        check_reading(generator, output, reference)
+        check_reading(generator, named, output, reference)
     if isinstance(module, OnnxModule) and noise is None and batch_norm == "eval":
-        check_file(module, reference.arguments(reference.draw(TRIED, seed=1)))
+        drawn = reference.arguments(reference.draw(TRIED, seed=1))
+        check_file(module, named.arguments(*drawn)[0])
 
     say("tracing the generator")
     traced = trace_generator(prepared, shapes, batch_norm=batch_norm)
@@ -304,7 +313,7 @@ def _manifest(
             functions=tuple(functions),
             files={file: FileRecord.of(folder / file) for file in files},
             batch_norm=batch_norm,
-            condition_shape=shapes.condition,
+            conditions=shapes.conditions,
             exporter=exporter,
         )
     except BundleError as error:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from pyinv.conditions import Input
 from pyinv.errors import ExportError
 from pyinv.priors import Prior
 
+from .capture.inputs import NamedInputs
 from .capture.output import OneOutput
 from .capture.trace import Shapes
 from .check import Reference
@@ -29,7 +31,7 @@ _ALONE = 3
 def check_generator(
     generator: nn.Module,
     latent_shape: tuple[int, ...],
-    condition_shape: tuple[int, ...] | None,
+    conditions: Mapping[str, Input],
     prior: Prior,
     value_range: tuple[float, float],
     losses: Sequence[Loss],
@@ -44,12 +46,11 @@ def check_generator(
         ExportError: the generator does not take such latents, or does not return one tensor per
             latent.
     """
-    shapes = Shapes(latent_shape, (1,), condition_shape)
+    shapes = Shapes(latent_shape, (1,), conditions)
     reference = Reference(generator, shapes, prior=prior, value_range=value_range)
     inputs = reference.draw(TRIED, seed=0)
     given = f"a latent of shape {['B', *latent_shape]}".replace("'", "")
-    if condition_shape is not None:
-        given += f" and a condition of shape [B, {condition_shape[0]}]"
+    given += "".join(f" and {name} ({condition})" for name, condition in conditions.items())
     try:
         # If the generator draws random numbers, the caller's random state must not change.
         with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -59,7 +60,7 @@ def check_generator(
     except Exception as error:
         raise ExportError(
             f"the generator does not take {given}: {first_line(error)}; "
-            "check latent_shape and condition_shape"
+            "check latent_shape and inputs"
         ) from error
     if image.ndim < 2 or image.shape[0] != TRIED or image.numel() == 0:
         raise ExportError(
@@ -135,13 +136,16 @@ def _check_gradient(reference: Reference, inputs: dict[str, Tensor]) -> None:
 
 
 def check_reading(
-    generator: torch.jit.ScriptModule, output: str | int | None, reference: Reference
+    generator: torch.jit.ScriptModule,
+    named: NamedInputs,
+    output: str | int | None,
+    reference: Reference,
 ) -> None:
     """Compare a TorchScript module's images with those of the graph read from it."""
     inputs = reference.draw(TRIED, seed=1)
     try:
         with quiet(), torch.no_grad():
-            own = OneOutput(copy.deepcopy(generator).cpu().float().eval(), output)
+            own = OneOutput(named.of(copy.deepcopy(generator).cpu().float().eval()), output)
             images = Reference(
                 own, reference.shapes, prior=reference.prior, value_range=reference.value_range
             ).image(inputs)

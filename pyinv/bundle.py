@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pyinv import _core
+from pyinv.conditions import Input, input_from_description
 from pyinv.errors import BundleError, RuleError
 from pyinv.priors import Prior, prior_from_description
 
@@ -108,7 +109,7 @@ class Manifest:
         files: every file of the bundle except the manifest, with its size and SHA-256.
         batch_norm: "eval" folds running statistics into the weights; "batch" uses the statistics
             of the images in a batch.
-        condition_shape: shape of one target's condition (k,), or None.
+        conditions: what the generator takes beside the latent, by name.
         bounded: whether generated images lie in ``value_range``. A generator without a final
             activation may exceed it; its images are then accepted as targets unchanged.
         name: name of the generator.
@@ -126,7 +127,7 @@ class Manifest:
     functions: tuple[Function, ...]
     files: Mapping[str, FileRecord]
     batch_norm: str = "eval"
-    condition_shape: tuple[int, ...] | None = None
+    conditions: Mapping[str, Input] = field(default_factory=dict)
     bounded: bool = True
     name: str = ""
     exporter: Mapping[str, Any] = field(default_factory=dict)
@@ -135,8 +136,8 @@ class Manifest:
     def __post_init__(self) -> None:
         _check_shape("latent_shape", self.latent_shape)
         _check_shape("image_shape", self.image_shape)
-        if self.condition_shape is not None:
-            _check_shape("condition_shape", self.condition_shape, axes=1)
+        if self.condition_size > _MOST_VALUES:
+            raise BundleError(f"conditions must hold at most {_MOST_VALUES} values")
         low, high = self.value_range
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise BundleError(
@@ -226,8 +227,8 @@ class Manifest:
 
     @property
     def condition_size(self) -> int:
-        """The number of values of a condition; 0 when there is none."""
-        return 0 if self.condition_shape is None else math.prod(self.condition_shape)
+        """The number of floats that hold one target's conditions; 0 when there are none."""
+        return sum(condition.columns for condition in self.conditions.values())
 
     @property
     def losses(self) -> tuple[str, ...]:
@@ -356,6 +357,7 @@ class Manifest:
 
     def describe(self) -> dict[str, Any]:
         """Return the content of manifest.json."""
+        conditions = [{"name": name, **one.describe()} for name, one in self.conditions.items()]
         return {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -366,7 +368,7 @@ class Manifest:
             "image_shape": list(self.image_shape),
             "value_range": list(self.value_range),
             **({} if self.bounded else {"bounded": False}),
-            "condition_shape": None if self.condition_shape is None else list(self.condition_shape),
+            **({"conditions": conditions} if conditions else {}),
             "prior": self.prior.describe(),
             "batch_norm": self.batch_norm,
             "functions": [function.describe() for function in self.functions],
@@ -394,7 +396,6 @@ class Manifest:
                 "upgrade with `pip install --upgrade pyinv`"
             )
         try:
-            condition_shape = described["condition_shape"]
             return cls(
                 latent_shape=tuple(described["latent_shape"]),
                 image_shape=tuple(described["image_shape"]),
@@ -418,7 +419,7 @@ class Manifest:
                     for name, record in described["files"].items()
                 },
                 batch_norm=described["batch_norm"],
-                condition_shape=None if condition_shape is None else tuple(condition_shape),
+                conditions=_conditions(described.get("conditions", [])),
                 bounded=described.get("bounded", True),
                 name=str(described.get("name", "")),
                 exporter=dict(described.get("exporter", {})),
@@ -427,7 +428,7 @@ class Manifest:
         except KeyError as error:
             raise BundleError(f"the manifest has no {error.args[0]!r}") from None
         except RuleError as error:
-            raise BundleError(f"the manifest's prior is wrong: {error}") from None
+            raise BundleError(f"the manifest has a wrong entry: {error}") from None
         except (TypeError, ValueError, AttributeError) as error:
             raise BundleError(f"the manifest has an entry of the wrong type ({error})") from None
 
@@ -572,12 +573,23 @@ def _names(function: Mapping[str, Any], key: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _check_shape(name: str, shape: Iterable[Any], *, axes: int | None = None) -> None:
+def _conditions(described: list[Mapping[str, Any]]) -> dict[str, Input]:
+    conditions: dict[str, Input] = {}
+    for entry in described:
+        name, rest = str(entry["name"]), {key: entry[key] for key in entry if key != "name"}
+        if not name or name in conditions:
+            raise BundleError(f"conditions must have different names, got {name!r}")
+        conditions[name] = input_from_description(rest)
+    return conditions
+
+
+def _check_shape(name: str, shape: Iterable[Any]) -> None:
     sizes = tuple(shape)
-    expected = "one axis or more" if axes is None else f"{axes} {'axis' if axes == 1 else 'axes'}"
     ok = all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes)
-    if not ok or not sizes or (axes is not None and len(sizes) != axes):
-        raise BundleError(f"{name} must be {expected}, each a whole number >= 1; got {list(sizes)}")
+    if not ok or not sizes:
+        raise BundleError(
+            f"{name} must be one axis or more, each a whole number >= 1; got {list(sizes)}"
+        )
     if math.prod(sizes) > _MOST_VALUES:
         raise BundleError(f"{name} must hold at most {_MOST_VALUES} values; got {list(sizes)}")
 

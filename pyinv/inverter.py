@@ -19,6 +19,7 @@ from pyinv.batching import (
     too_large,
 )
 from pyinv.bundle import RUNTIMES, Bundle, Function, Manifest
+from pyinv.conditions import condition_rows
 from pyinv.cores import usable_cores
 from pyinv.devices import resolve_device
 from pyinv.errors import (
@@ -174,7 +175,7 @@ class Inverter:
         restarts: int | None = None,
         seed: int = 0,
         init: Any = None,
-        condition: Any = None,
+        conditions: Any = None,
         target_ids: Any = None,
         trace_every: int = 0,
         true_latents: Any = None,
@@ -196,7 +197,10 @@ class Inverter:
             init: initial latents, [N, *latent_shape] or [N, d], or "encoder" for the output of the
                 bundle's encoder. None uses the recipe's ``start``. Restarts always start from a
                 random draw or a hop.
-            condition: [N, k], for conditional bundles.
+            conditions: what the generator takes beside the latent, by name, such as
+                ``{"label": [3, 1, ...], "psi": 0.7}``; ``manifest.conditions`` lists it. A label is
+                one whole number for each target, any other condition is [N, *shape]. One number
+                stands for all targets. A bundle with one condition also takes its values alone.
             target_ids: N whole numbers below 2^47 that seed each target's random draws; 0 to N - 1
                 by default. To split a job over several calls or machines, pass each part the row
                 numbers of its targets.
@@ -247,7 +251,7 @@ class Inverter:
             session.function(manifest.encode(self.runtime))  # fail before checking the images
         targets = check_images(images, manifest)
         count = len(targets)
-        conditions = self._condition(condition, count)
+        conditions = condition_rows(manifest.conditions, conditions, count)
         initial = None if init is None else check_rows(init, "init", manifest.latent_shape, count)
         known = None
         if true_latents is not None:
@@ -318,13 +322,13 @@ class Inverter:
         return inversion_of(found)
 
     def generate(
-        self, latents: Any, *, condition: Any = None, batch_size: int | None = None
+        self, latents: Any, *, conditions: Any = None, batch_size: int | None = None
     ) -> FloatArray:
         """Generate the images of latents, G(z).
 
         Args:
             latents: [N, *latent_shape] or [N, d], N >= 1.
-            condition: [N, k], for conditional bundles.
+            conditions: as for ``invert``.
             batch_size: the maximum batch size, at least 1; None uses the Inverter's. With
                 ``batch_norm="batch"`` the images of a batch depend on one another; batches are as
                 equal in size as possible.
@@ -336,17 +340,17 @@ class Inverter:
             InputError: an argument of the wrong shape, type or range.
         """
         flat = check_rows(latents, "latents", self.manifest.latent_shape, None)
-        conditions = self._condition(condition, len(flat))
+        conditions = condition_rows(self.manifest.conditions, conditions, len(flat))
         return self._session.generate(flat, conditions, self._most(batch_size))
 
     def encode(
-        self, images: Any, *, condition: Any = None, batch_size: int | None = None
+        self, images: Any, *, conditions: Any = None, batch_size: int | None = None
     ) -> FloatArray:
         """Encode images with the bundle's encoder, in one forward pass.
 
         Args:
             images: [N, *image_shape], as for ``invert``.
-            condition: [N, k], for conditional bundles.
+            conditions: as for ``invert``.
             batch_size: the maximum batch size, at least 1; None uses the Inverter's.
 
         Returns:
@@ -360,7 +364,7 @@ class Inverter:
         manifest = self.manifest
         manifest.encode(self.runtime)
         targets = check_images(images, manifest)
-        conditions = self._condition(condition, len(targets))
+        conditions = condition_rows(self.manifest.conditions, conditions, len(targets))
         flat = self._session.encode(targets, conditions, self._most(batch_size))
         return flat.reshape(len(flat), *manifest.latent_shape)
 
@@ -370,7 +374,7 @@ class Inverter:
         images: Any,
         *,
         loss: str = "mse",
-        condition: Any = None,
+        conditions: Any = None,
         batch_size: int | None = None,
     ) -> tuple[FloatArray, FloatArray]:
         """Return the loss between G(latents) and images, and its gradient.
@@ -379,7 +383,7 @@ class Inverter:
             latents: [N, *latent_shape] or [N, d], N >= 1.
             images: [N, *image_shape], as for ``invert``.
             loss: one of the bundle's losses, a mean over pixels.
-            condition: [N, k], for conditional bundles.
+            conditions: as for ``invert``.
             batch_size: the maximum batch size, at least 1; see ``generate``.
 
         Returns:
@@ -391,7 +395,7 @@ class Inverter:
             BundleError: the bundle has no such loss.
         """
         function = self.manifest.objective(loss, self.runtime)
-        found = self._evaluate(function, latents, images, condition, batch_size)
+        found = self._evaluate(function, latents, images, conditions, batch_size)
         return found["loss"], found["gradient"]
 
     def normal_equations(
@@ -400,7 +404,7 @@ class Inverter:
         images: Any,
         *,
         loss: str = "mse",
-        condition: Any = None,
+        conditions: Any = None,
         batch_size: int | None = None,
     ) -> tuple[FloatArray, FloatArray, FloatArray]:
         r"""Return the loss between G(latents) and images, its gradient, and its gram matrix.
@@ -413,7 +417,7 @@ class Inverter:
             latents: [N, *latent_shape] or [N, d], N >= 1.
             images: [N, *image_shape], as for ``invert``.
             loss: one of the bundle's losses with normal equations: "mse" or "whitened".
-            condition: [N, k], for conditional bundles.
+            conditions: as for ``invert``.
             batch_size: the maximum batch size, at least 1. None uses the Inverter's, reduced if
                 necessary so that the Jacobians fit in 128 MiB (8 GiB on a GPU).
 
@@ -426,7 +430,7 @@ class Inverter:
             DeviceError: the batch does not fit in the GPU's memory.
         """
         function = self.manifest.normal_equations(loss, self.runtime)
-        found = self._evaluate(function, latents, images, condition, batch_size)
+        found = self._evaluate(function, latents, images, conditions, batch_size)
         return found["loss"], found["gradient"], found["gram"]
 
     def uncertainty(
@@ -438,7 +442,7 @@ class Inverter:
         n_hops: int = DEFAULT_HOPS,
         seed: int | None = None,
         target_ids: Any = None,
-        condition: Any = None,
+        conditions: Any = None,
         batch_size: int | None = None,
         progress: bool | Progress | None = None,
     ) -> Uncertainty:
@@ -462,7 +466,7 @@ class Inverter:
                 are not considered.
             seed: 0 to 2^64 - 1, for the hops; None uses the Inversion's, or 0.
             target_ids: as for ``invert``, for the hops.
-            condition: [N, k], for conditional bundles.
+            conditions: as for ``invert``.
             batch_size: the maximum batch size, at least 1. None uses the Inverter's, reduced if
                 necessary so that the Jacobians fit in 128 MiB (8 GiB on a GPU). Hops always use the
                 Inverter's.
@@ -497,9 +501,8 @@ class Inverter:
         found = Uncertainty.unknown(count, shape)
         done = np.flatnonzero(status != Status.CANCELLED)
         part = found[done]
-        queries = Targets(
-            flat, targets, self._condition(condition, count), _check_target_ids(target_ids, count)
-        )[done]
+        given = condition_rows(self.manifest.conditions, conditions, count)
+        queries = Targets(flat, targets, given, _check_target_ids(target_ids, count))[done]
         search = Search(
             self._session,
             noise=noise,
@@ -586,33 +589,20 @@ class Inverter:
             recipe = recipe.replace(start=start)
         return recipe if restarts is None else recipe.replace(restarts=restarts)
 
-    def _condition(self, condition: Any, count: int) -> FloatArray | None:
-        shape = self.manifest.condition_shape
-        if shape is None:
-            if condition is not None:
-                raise InputError("this bundle takes no condition, got one; leave it out")
-            return None
-        if condition is None:
-            raise InputError(
-                f"this bundle needs a condition for every target, got none; "
-                f"give condition=float32 [{count}, {shape[0]}]"
-            )
-        return check_rows(condition, "condition", shape, count)
-
     def _evaluate(
-        self, function: Function, latents: Any, images: Any, condition: Any, batch_size: int | None
+        self, function: Function, latents: Any, images: Any, conditions: Any, batch_size: int | None
     ) -> dict[str, FloatArray]:
         """Return the results of an objective or normal equations, by name."""
         shape = self.manifest.latent_shape
         targets = check_images(images, self.manifest)
         flat = check_rows(latents, "latents", shape, len(targets))
-        conditions = self._condition(condition, len(flat))
+        given = condition_rows(self.manifest.conditions, conditions, len(flat))
         most = self._most(batch_size)
         if batch_size is None and function.name == "normal_equations":
             most = min(most, self._session.most_at_once(function))
         found: dict[str, FloatArray] = {}
         for rows in groups(len(flat), most):
-            part = self._session.evaluate(function, rows, flat, targets, conditions)
+            part = self._session.evaluate(function, rows, flat, targets, given)
             for name, values in part.items():
                 if name not in found:
                     found[name] = np.empty((len(flat), *values.shape[1:]), dtype=np.float32)

@@ -35,6 +35,7 @@ constexpr std::string_view kUsage =
     "  --onnxruntime LIB ONNX Runtime's shared library; $PYINV_ONNXRUNTIME by default\n"
     "  --recipe FILE     a recipe as JSON; pyinv's default recipe by default\n"
     "  --init encoder    start from the bundle's encoder's latent of each image\n"
+    "  --conditions FILE float32 [N, n], if the bundle takes conditions; a label is one number\n"
     "  --device NAME     cpu (the default), cuda or cuda:1\n"
     "  --lanes N         targets that are inverted at once; 64 by default\n"
     "  --threads N       CPU threads; all by default\n"
@@ -51,7 +52,7 @@ struct UsageError : std::runtime_error {
 
 struct Arguments {
   std::filesystem::path bundle, images;
-  std::string runtime, onnxruntime, recipe, device = "cpu", latents_out, images_out;
+  std::string runtime, onnxruntime, recipe, conditions, device = "cpu", latents_out, images_out;
   bool encode = false;
   uint64_t lanes = 64, threads = std::max(1u, std::thread::hardware_concurrency()), seed = 0;
 };
@@ -86,6 +87,8 @@ Arguments parse(int argc, char** argv) {
     } else if (name == "--init") {
       if (value != "encoder") throw UsageError("--init must be encoder, got '" + value + "'");
       arguments.encode = true;
+    } else if (name == "--conditions") {
+      arguments.conditions = value;
     } else if (name == "--device") {
       arguments.device = value;
     } else if (name == "--lanes") {
@@ -121,15 +124,24 @@ void write_floats(const std::string& path, const std::vector<float>& values) {
   if (!file.flush()) throw std::runtime_error(path + ": cannot be written");
 }
 
-std::vector<float> read_images(const std::filesystem::path& path, const pyinv::Bundle& bundle) {
+std::vector<float> read_floats(const std::filesystem::path& path) {
   const std::string bytes = read_file(path);
-  const size_t image_bytes = static_cast<size_t>(bundle.image_size()) * sizeof(float);
-  if (bytes.empty() || bytes.size() % image_bytes) {
-    throw std::runtime_error(path.string() + ": expected images of " + std::to_string(image_bytes) +
-                             " bytes each, found " + std::to_string(bytes.size()) + " bytes");
+  if (bytes.size() % sizeof(float)) {
+    throw std::runtime_error(path.string() + ": expected float32 numbers, found " +
+                             std::to_string(bytes.size()) + " bytes");
   }
-  std::vector<float> images(bytes.size() / sizeof(float));
-  std::copy(bytes.begin(), bytes.end(), reinterpret_cast<char*>(images.data()));
+  std::vector<float> values(bytes.size() / sizeof(float));
+  std::copy(bytes.begin(), bytes.end(), reinterpret_cast<char*>(values.data()));
+  return values;
+}
+
+std::vector<float> read_images(const std::filesystem::path& path, const pyinv::Bundle& bundle) {
+  std::vector<float> images = read_floats(path);
+  const size_t size = static_cast<size_t>(bundle.image_size());
+  if (images.empty() || images.size() % size) {
+    throw std::runtime_error(path.string() + ": expected images of " + std::to_string(size) +
+                             " numbers each, found " + std::to_string(images.size()) + " numbers");
+  }
   // A tolerance for rounding, or for a generator whose own images leave the range.
   const double slack = (bundle.bounded ? 1e-3 : 4.0) * (bundle.highest - bundle.lowest);
   const auto inside = [&](float value) {
@@ -141,6 +153,21 @@ std::vector<float> read_images(const std::filesystem::path& path, const pyinv::B
                              std::to_string(bundle.highest) + ", found others");
   }
   return images;
+}
+
+std::vector<float> read_conditions(const std::string& path, const pyinv::Bundle& bundle,
+                                   int64_t count) {
+  std::vector<float> conditions = path.empty() ? std::vector<float>{} : read_floats(path);
+  const int64_t expected = count * bundle.condition_size();
+  if (static_cast<int64_t>(conditions.size()) != expected) {
+    std::string names;
+    for (const pyinv::BundleCondition& each : bundle.conditions) names += " " + each.name;
+    throw std::runtime_error("--conditions: expected " + std::to_string(expected) + " numbers" +
+                             (names.empty() ? "" : " for" + names) + ", found " +
+                             std::to_string(conditions.size()));
+  }
+  bundle.check_conditions(conditions.data(), count);
+  return conditions;
 }
 
 std::shared_ptr<pyinv::Device> open_device(const std::string& name) {
@@ -240,13 +267,11 @@ const char* name_of(pyinv::Status status) {
 
 void invert(const Arguments& arguments) {
   const pyinv::Bundle bundle = pyinv::Bundle::open(arguments.bundle);
-  if (bundle.condition_size()) {
-    throw std::runtime_error(arguments.bundle.string() +
-                             ": this program does not support conditions");
-  }
   const std::vector<float> images = read_images(arguments.images, bundle);
   const int64_t count = static_cast<int64_t>(images.size()) / bundle.image_size();
   const int64_t size = bundle.latent_size();
+  const std::vector<float> conditions = read_conditions(arguments.conditions, bundle, count);
+  const float* condition = conditions.empty() ? nullptr : conditions.data();
 
   pyinv::ParsedRecipe method{"default", pyinv::default_recipe(bundle.prior), {"mse"}, {}};
   if (!arguments.recipe.empty()) {
@@ -275,13 +300,14 @@ void invert(const Arguments& arguments) {
   std::vector<float> initial;
   if (arguments.encode || method.recipe.start == pyinv::Start::encoder) {
     initial.resize(latents.size());
-    runtime.encoder()->encode(count, images.data(), nullptr, initial.data());
+    runtime.encoder()->encode(count, images.data(), condition, initial.data());
   }
 
   pyinv::Targets targets;
   targets.initial = initial.empty() ? nullptr : initial.data();
   targets.count = count;
   targets.image = images.data();
+  targets.condition = condition;
   targets.id = ids.data();
   pyinv::Results results;
   results.latent = latents.data();
@@ -306,7 +332,7 @@ void invert(const Arguments& arguments) {
   if (!arguments.latents_out.empty()) write_floats(arguments.latents_out, latents);
   if (!arguments.images_out.empty()) {
     std::vector<float> made(images.size());
-    runtime.generator()->generate(count, latents.data(), nullptr, made.data());
+    runtime.generator()->generate(count, latents.data(), condition, made.data());
     write_floats(arguments.images_out, made);
   }
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from pyinv.conditions import Input
 from pyinv.errors import ExportError
 from pyinv.priors import Normal, Prior
 
 from ..diagnostics import first_line
+from .inputs import draw_conditions
 from .portable import portable
 
 __all__ = ["NOISE_MODES", "with_noise"]
@@ -142,7 +144,7 @@ class _Noise(nn.Module):
 def with_noise(
     generator: nn.Module,
     latent_shape: tuple[int, ...],
-    condition_shape: tuple[int, ...] | None,
+    conditions: Mapping[str, Input],
     prior: Prior,
     mode: str,
     *,
@@ -153,7 +155,7 @@ def with_noise(
     Args:
         generator: the prepared generator.
         latent_shape: its latent's shape.
-        condition_shape: its condition's shape, if it has one.
+        conditions: its conditions, by name.
         prior: the distribution of latents.
         mode: "freeze" draws each noise once, from the seed, for all targets. "latent" appends it to
             the latent, which then has shape [d + number of noise values].
@@ -164,7 +166,7 @@ def with_noise(
     """
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ExportError(f"noise_seed must be a whole number >= 0, got {seed!r}")
-    draws = _probe(generator, latent_shape, condition_shape)
+    draws = _probe(generator, latent_shape, conditions)
     if not draws:
         raise ExportError(
             f"noise={mode!r} needs a generator that draws noise with torch.randn, rand, normal or "
@@ -185,7 +187,7 @@ def with_noise(
 
 
 def _probe(
-    generator: nn.Module, latent_shape: tuple[int, ...], condition_shape: tuple[int, ...] | None
+    generator: nn.Module, latent_shape: tuple[int, ...], conditions: Mapping[str, Input]
 ) -> list[_Draw]:
     """List a generator's draws."""
     probes: list[list[tuple[tuple[int, ...], bool]]] = []
@@ -197,8 +199,9 @@ def _probe(
             return torch.zeros(sizes)
 
         inputs = [torch.zeros(batch, *latent_shape)]
-        if condition_shape is not None:
-            inputs.append(torch.zeros(batch, *condition_shape))
+        if conditions:
+            random = torch.Generator().manual_seed(0)
+            inputs.append(draw_conditions(conditions, batch, random=random))
         try:
             with torch.no_grad(), portable(), _Answer(answer):
                 generator(*inputs)

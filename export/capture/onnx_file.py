@@ -49,16 +49,18 @@ _STANDARD = ("", "ai.onnx")
 # Constants of at most this size may take part in shape arithmetic.
 _SMALL = 64
 _MOST_CHANNELS = 4
+_INTEGERS = {TensorProto.INT64: torch.int64, TensorProto.INT32: torch.int32}
 _HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 def load_onnx(path: str | os.PathLike[str], *, what: str = "generator") -> OnnxModule:
     """Load an ONNX file, by whatever exporter, as a torch module in eval mode.
 
-    The graph must be in float32, of opset 11 or later, with one output, and a latent [B, ...] as
-    its input, or a latent and a condition. The batch axis may be dynamic or 1. The module takes
-    any batch: ``export`` compares it with ONNX Runtime on the same file. It returns images
-    [B, C, H, W], also where the graph returns [B, H, W, C] with C <= 4 and H and W above 4.
+    The graph must be in float32, of opset 11 or later, with one output, and take a latent [B, ...].
+    ``export(inputs=)`` describes other inputs; class labels may be int64 or int32. The batch axis
+    may be dynamic or 1. The module takes any batch: ``export`` compares it with ONNX Runtime on the
+    same file. It returns images [B, C, H, W], also where the graph returns [B, H, W, C] with C <= 4
+    and H and W above 4.
 
     Args:
         path: the file; weights in external files are read from beside it.
@@ -116,7 +118,7 @@ class _Step:
 
 
 class OnnxModule(nn.Module):
-    """The graph of an ONNX file: latent [B, ...] (and condition [B, k]) -> its output [B, ...].
+    """The graph of an ONNX file: its inputs [B, ...] -> its output [B, ...].
 
     Floating-point constants are registered as buffers.
 
@@ -144,6 +146,7 @@ class OnnxModule(nn.Module):
         self._check_interface(graph, inputs)
         self.input_names = tuple(value.name for value in inputs)
         self._shapes = [_declared_shape(value) for value in inputs]
+        self._integers = [_INTEGERS.get(value.type.tensor_type.elem_type) for value in inputs]
         self._output = graph.output[0].name
         self.batch_of_one = any(shape is not None and shape[:1] == [1] for shape in self._shapes)
         nodes = _needed(graph, self._output)
@@ -161,12 +164,8 @@ class OnnxModule(nn.Module):
     # -- Reading -------------------------------------------------------------------------------
 
     def _check_interface(self, graph: GraphProto, inputs: Sequence[ValueInfoProto]) -> None:
-        named = ", ".join(_described(value) for value in inputs)
-        if len(inputs) not in (1, 2):
-            raise ExportError(
-                f"{self.path} has {len(inputs)} inputs ({named}): a generator takes a latent, or a "
-                "latent and a condition; make the others constants of the graph"
-            )
+        if not inputs:
+            raise ExportError(f"{self.path} has no inputs: a generator takes a latent")
         if len(graph.output) != 1:
             names = ", ".join(value.name for value in graph.output)
             raise ExportError(
@@ -182,10 +181,10 @@ class OnnxModule(nn.Module):
                     f"{self.path}: its input {_described(value)} is "
                     f"{_type_name(kind)}: write the file in float32"
                 )
-            if kind != TensorProto.FLOAT:
+            if kind not in (TensorProto.FLOAT, *_INTEGERS):
                 raise ExportError(
-                    f"{self.path}: its input {_described(value)} is {_type_name(kind)}, which has "
-                    "no gradient: write a file that takes float32"
+                    f"{self.path}: its input {_described(value)} is {_type_name(kind)}: write a "
+                    "file that takes float32, or int64 for class labels"
                 )
             shape = _declared_shape(value)
             if shape and shape[0] not in (None, 1):
@@ -272,14 +271,15 @@ class OnnxModule(nn.Module):
         """Run the graph.
 
         Args:
-            inputs: the latent [B, ...], and the condition [B, k] if the graph takes two inputs.
+            inputs: the graph's inputs, in its order.
 
         Raises:
-            ExportError: the number or shapes of the inputs are not the graph's, or a node cannot
-                be run as the file has it.
+            ExportError: the number, types or shapes of the inputs are not the graph's, or a node
+                cannot be run as the file has it.
         """
-        self._check_inputs(inputs)
+        inputs = self.as_declared(inputs)
         values: dict[str, Any] = dict(zip(self.input_names, inputs, strict=True))
+        latent = next((value for value in inputs if value.is_floating_point()), inputs[0])
         for step in self._steps:
             if step is self._steps[-1] and step.operation.kind in ("Sigmoid", "Tanh"):
                 # The last activation is found only where no transpose follows it.
@@ -289,7 +289,7 @@ class OnnxModule(nn.Module):
                     if name in step.inputs and isinstance(value, Tensor)
                 }
             try:
-                results = self._results(step, values, inputs[0])
+                results = self._results(step, values, latent)
             except ExportError as error:
                 raise ExportError(f"{self.path} has {error}") from error
             values.update(zip(step.outputs, results, strict=False))
@@ -297,7 +297,7 @@ class OnnxModule(nn.Module):
                 values.pop(name, None)
         result = self._value(self._output, values)
         if not isinstance(result, Tensor):
-            result = _tensor(result, inputs[0])
+            result = _tensor(result, latent)
         return self.as_images(result)
 
     def as_images(self, result: Tensor) -> Tensor:
@@ -306,22 +306,28 @@ class OnnxModule(nn.Module):
             return result.permute(0, 3, 1, 2)
         return result
 
-    def _check_inputs(self, inputs: Sequence[Tensor]) -> None:
+    def as_declared(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return inputs in the integer types of the graph; raise ExportError if they do not fit."""
         wanted = [
             f"{name} {_text(shape)}"
             for name, shape in zip(self.input_names, self._shapes, strict=True)
         ]
-        if len(inputs) < len(self.input_names):
+        if len(inputs) != len(self.input_names):
             raise ExportError(
-                f"{self.path} takes a latent and a condition ({', '.join(wanted)}): give "
-                "condition_shape (--condition-shape)"
+                f"{self.path} takes {' and '.join(wanted)}, and {len(inputs)} "
+                f"input{'' if len(inputs) == 1 else 's'} would be given: describe all but the "
+                "latent with inputs (--input)"
             )
-        if len(inputs) > len(self.input_names):
-            raise ExportError(
-                f"{self.path} takes no condition, its one input is {wanted[0]}: leave out "
-                "condition_shape (--condition-shape)"
-            )
-        for value, shape, text in zip(inputs, self._shapes, wanted, strict=True):
+        for value, integer, shape, text in zip(
+            inputs, self._integers, self._shapes, wanted, strict=True
+        ):
+            if value.is_floating_point() != (integer is None):
+                given, how = ("float32", "Label") if integer else ("a label", "OneHot or Condition")
+                kind = "float32" if integer is None else str(integer).removeprefix("torch.")
+                raise ExportError(
+                    f"{self.path}: its input {text} is {kind}, and {given} would be given: the "
+                    f"latent is float32; describe another input as {how} in inputs (--input)"
+                )
             if shape is None:
                 continue
             fits = len(shape) == value.ndim and all(
@@ -331,8 +337,12 @@ class OnnxModule(nn.Module):
             if not fits:
                 own = _text([None, *value.shape[1:]])
                 raise ExportError(
-                    f"{self.path} takes {text}, got {own}: check latent_shape and condition_shape"
+                    f"{self.path} takes {text}, got {own}: check latent_shape and inputs"
                 )
+        return tuple(
+            value if integer is None else value.to(integer)
+            for value, integer in zip(inputs, self._integers, strict=True)
+        )
 
     def _value(self, name: str, values: dict[str, Any]) -> Any:
         if not name:

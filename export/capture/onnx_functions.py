@@ -530,7 +530,11 @@ def _selected(x: Tensor, axis: int, indices: np.ndarray) -> Tensor:
 def _gather(op: Operation, x: Tensor, indices: Any) -> Tensor:
     axis = op.get("axis", 0) % x.ndim
     if isinstance(indices, Tensor):
-        raise op.unsupported("indices that depend on the latent")
+        if op.of_latent or axis or x.ndim != 2:
+            raise op.unsupported(
+                "indices that depend on an input, into what is not a constant table"
+            )
+        return functional.embedding(indices, x)
     chosen = np.array([int(index) for index in numbers(indices)], dtype=np.int64)
     if axis or (chosen < 0).any():
         chosen = np.where(chosen < 0, chosen + int(x.shape[axis]), chosen)

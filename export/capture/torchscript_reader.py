@@ -245,6 +245,7 @@ class Scripted(nn.Module):
         self._block = self._read(graph, inputs)
         del self._objects, self._names, self._buffers_by_key
         arguments = schema.arguments[1:]
+        self.input_names = tuple(argument.name for argument in arguments)
         self._required = sum(not argument.has_default_value() for argument in arguments)
         self._defaults = [
             argument.default_value if argument.has_default_value() else None

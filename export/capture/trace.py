@@ -33,6 +33,7 @@ from torch.overrides import resolve_name
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
+from pyinv.conditions import Input
 from pyinv.errors import ExportError
 
 from ..diagnostics import first_line, named_operator
@@ -76,11 +77,11 @@ _LARGEST_MADE_CONSTANT = 1 << 16
 
 @dataclass(frozen=True)
 class Shapes:
-    """Shapes of one target's latent, image and condition, without the batch axis."""
+    """Shapes of one target's latent and image, without the batch axis, and its conditions."""
 
     latent: tuple[int, ...]
     image: tuple[int, ...]
-    condition: tuple[int, ...] | None = None
+    conditions: Mapping[str, Input] = field(default_factory=dict)
 
     @property
     def latent_size(self) -> int:
@@ -90,7 +91,8 @@ class Shapes:
     @property
     def inputs(self) -> dict[str, tuple[int, ...]]:
         """The shapes of a bundle's inputs by name; the latent is flattened."""
-        condition = {} if self.condition is None else {"condition": self.condition}
+        columns = sum(condition.columns for condition in self.conditions.values())
+        condition = {"condition": (columns,)} if columns else {}
         return {"latent": (self.latent_size,), "image": self.image, **condition}
 
 

@@ -307,7 +307,7 @@ class Layers:
         Normal(0, 1), and the condition is z_0, flattened. With these scales the penalty
         ``PriorPenalty(1.0)`` is $\sum_i \lambda_i \operatorname{mean}(\delta_i^2)$, the term
         of equation 12 as implemented in the authors' code. To start from residuals of 0, call
-        ``invert(images, condition=z0, init=numpy.zeros((N, d)))``.
+        ``invert(images, conditions=z0, init=numpy.zeros((N, d)))``.
 
         Args:
             path: the bundle's folder.

@@ -51,7 +51,7 @@ def read_generator(bundle: Bundle | str | os.PathLike[str]) -> nn.Module:
     """
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     manifest = opened.manifest
-    if manifest.condition_shape is not None:
+    if manifest.conditions:
         raise ExportError(f"{opened.path}: its generator takes a condition, which cannot be read")
     path = opened.file(manifest.forward("onnx"))
     try:

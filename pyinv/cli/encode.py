@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from pyinv.array_files import read_array
 from pyinv.atomic_files import OutputFile
 from pyinv.cli.console import Console
-from pyinv.cli.options import add_machine_options, machine_options
+from pyinv.cli.options import add_conditions, add_machine_options, conditions, machine_options
 from pyinv.errors import OutputError
 from pyinv.images import FITS, load_named_images
 
@@ -54,7 +53,7 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         default="crop",
         help="how to fit images of another size: cover and crop, or stretch [%(default)s]",
     )
-    parser.add_argument("--condition", metavar="FILE", help=".npy [N, k], if the bundle needs one")
+    add_conditions(parser)
     add_machine_options(parser)
     parser.set_defaults(run=run)
 
@@ -70,11 +69,9 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         inverter = Inverter(arguments.bundle, **machine_options(arguments))
         inverter.manifest.encode(inverter.runtime)  # before the images are read
         images, sources = load_named_images(arguments.images, inverter.manifest, fit=arguments.fit)
-        condition = None
-        if arguments.condition is not None:
-            condition = read_array(arguments.condition, "condition")
+        given = conditions(arguments, inverter.manifest)
         start = time.perf_counter()
-        latents = inverter.encode(images, condition=condition)
+        latents = inverter.encode(images, conditions=given)
         seconds = time.perf_counter() - start
         if kind == ".npy":
             output.write(lambda file: np.save(file, latents))

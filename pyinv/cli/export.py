@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import ast
 from typing import Any
 
 from pyinv.bundle import RUNTIMES, Bundle
 from pyinv.cli.console import Console
+from pyinv.conditions import Condition, Label, OneHot
 from pyinv.errors import DependencyError, InputError
 from pyinv.priors import Normal, Prior, Uniform
 
-__all__ = ["add_parser", "parse_output_item", "parse_prior", "parse_shape", "run"]
+__all__ = ["add_parser", "parse_input", "parse_output_item", "parse_prior", "parse_shape", "run"]
 
 _EPILOG = """\
 examples:
@@ -24,6 +26,8 @@ examples:
   pyinv export decoder.onnx -o vae.bundle --latent-shape 64 --prior normal
   pyinv export my_models.py:make_progan -o tail.bundle --latent-shape 128 --prior normal \\
       --tail-after layer4
+  pyinv export my_models.py:make_biggan -o biggan.bundle --latent-shape 128 --prior normal \\
+      --input class_label=one_hot:1000 --input truncation=0.4
 """
 
 
@@ -110,8 +114,17 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         help="use running statistics, or those of each batch [%(default)s]",
     )
     parser.add_argument(
+        "--input",
+        metavar="NAME=WHAT",
+        action="append",
+        type=parse_input,
+        help="what another argument of forward is: label:CLASSES, one_hot:CLASSES or "
+        "condition:N[,N...][:LOW,HIGH], given for each target when inverting; or its value, such "
+        "as 0.7, True, None or a text; repeat for several",
+    )
+    parser.add_argument(
         "--condition-shape",
-        metavar="K",
+        metavar="N[,N...]",
         type=parse_shape,
         help="for a generator that takes (latent, condition)",
     )
@@ -172,10 +185,12 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         "overwrite": arguments.overwrite,
     }
     part = arguments.tail_after or arguments.residuals
-    if part and (arguments.condition_shape or arguments.noise or arguments.batch_norm == "batch"):
+    inputs = _inputs(arguments.input)
+    conditional = inputs or arguments.condition_shape
+    if part and (conditional or arguments.noise or arguments.batch_norm == "batch"):
         raise InputError(
             "--tail-after and --residuals take a generator of the latent alone, in eval mode: "
-            "leave out --condition-shape, --noise and --batch-norm"
+            "leave out --input, --condition-shape, --noise and --batch-norm"
         )
     layers = split(generator, part.split(",")) if part else None
     console.message("tracing, writing and checking; this takes a moment")
@@ -185,6 +200,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
             arguments.output,
             prior=arguments.prior,
             batch_norm=arguments.batch_norm,
+            inputs=inputs,
             condition_shape=arguments.condition_shape,
             noise=arguments.noise,
             **options,
@@ -230,6 +246,42 @@ def parse_shape(text: str) -> tuple[int, ...]:
     if not shape or min(shape) < 1:
         raise argparse.ArgumentTypeError(f"expected a shape such as 100 or 100,1,1, got {text!r}")
     return shape
+
+
+def parse_input(text: str) -> tuple[str, Any]:
+    name, equals, what = text.partition("=")
+    if not name or not equals:
+        raise argparse.ArgumentTypeError(
+            f"expected NAME=WHAT such as label=label:10 or psi=0.7, got {text!r}"
+        )
+    kind, colon, numbers = what.partition(":")
+    try:
+        if colon and kind in ("label", "one_hot"):
+            return name, (Label if kind == "label" else OneHot)(int(numbers))
+        if colon and kind == "condition":
+            shape, *bounds = numbers.split(":")
+            low_high = [float(bound) for bound in bounds[0].split(",")] if bounds else []
+            return name, Condition(parse_shape(shape), *low_high)
+    except (ValueError, TypeError) as error:  # RuleErrors are ValueErrors
+        raise argparse.ArgumentTypeError(f"{error}, got {text!r}") from None
+    if colon and kind.isidentifier():
+        raise argparse.ArgumentTypeError(
+            f"expected label:, one_hot: or condition:, or a quoted text, got {text!r}"
+        )
+    try:
+        return name, ast.literal_eval(what)
+    except (ValueError, SyntaxError):
+        return name, what
+
+
+def _inputs(given: list[tuple[str, Any]] | None) -> dict[str, Any] | None:
+    """Return the inputs of --input by name."""
+    inputs: dict[str, Any] = {}
+    for name, value in given or ():
+        if name in inputs:
+            raise InputError(f"--input gives {name!r} twice; give it once")
+        inputs[name] = value
+    return inputs or None
 
 
 def parse_output_item(text: str) -> str | int:

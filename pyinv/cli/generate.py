@@ -11,7 +11,7 @@ import numpy as np
 from pyinv.array_files import read_array
 from pyinv.atomic_files import OutputFile, OutputFolder
 from pyinv.cli.console import Console
-from pyinv.cli.options import add_machine_options, machine_options
+from pyinv.cli.options import add_conditions, add_machine_options, conditions, machine_options
 from pyinv.errors import OutputError
 
 __all__ = ["add_parser", "run"]
@@ -45,7 +45,7 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of the random latents [%(default)s]"
     )
-    parser.add_argument("--condition", metavar="FILE", help=".npy [N, k], if the bundle needs one")
+    add_conditions(parser)
     add_machine_options(parser)
     parser.set_defaults(run=run)
 
@@ -66,10 +66,8 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
             latents = inverter.sample(arguments.n, seed=arguments.seed)
         else:
             latents = read_array(arguments.latents, "latents")
-        condition = None
-        if arguments.condition is not None:
-            condition = read_array(arguments.condition, "condition")
-        images = inverter.generate(latents, condition=condition)
+        given = conditions(arguments, inverter.manifest)
+        images = inverter.generate(latents, conditions=given)
         value_range = inverter.manifest.value_range
         if isinstance(output, OutputFolder):
             save_images(images, output.path, value_range)

@@ -108,7 +108,8 @@ def _bundle_rows(bundle: Bundle) -> dict[str, Any]:
         "latent": f"{list(manifest.latent_shape)}, {manifest.prior}",
         "image": f"{list(manifest.image_shape)}, values in [{low:g}, {high:g}]"
         + ("" if manifest.is_picture else ", not a picture"),
-        "condition": "-" if manifest.condition_shape is None else list(manifest.condition_shape),
+        "conditions": ", ".join(f"{name}: {one}" for name, one in manifest.conditions.items())
+        or "-",
         "losses": ", ".join(manifest.losses),
         "normal_equations": ", ".join(_solved(manifest)) or "-",
         "encoder": "yes" if manifest.has_encoder else "no; pyinv train encoder adds one",

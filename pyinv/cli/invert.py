@@ -16,7 +16,14 @@ from pyinv.atomic_files import OutputFile, OutputFolder
 from pyinv.bundle import Bundle, Manifest
 from pyinv.cli.console import Console
 from pyinv.cli.exit_codes import DONE, INTERRUPTED, NON_FINITE
-from pyinv.cli.options import add_machine_options, machine_options, real, whole
+from pyinv.cli.options import (
+    add_conditions,
+    add_machine_options,
+    conditions,
+    machine_options,
+    real,
+    whole,
+)
 from pyinv.constraints import CONSTRAINTS, parse_constraint
 from pyinv.errors import InputError, OutputError, RunError
 from pyinv.images import FITS, load_named_images, not_pictures, save_images
@@ -104,7 +111,7 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help='.npy or .npz with initial latents, or "encoder" for a bundle that has one',
     )
-    method.add_argument("--condition", metavar="FILE", help=".npy [N, k], if the bundle needs one")
+    add_conditions(method)
     whole(method, "--trace-every", "record the loss every N steps", default=0)
 
     known = parser.add_argument_group(
@@ -153,9 +160,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         if isinstance(init, str):
             bundle.manifest.encode(inverter.runtime)  # before the images are read
         images, sources = load_named_images(arguments.images, bundle.manifest, fit=arguments.fit)
-        condition = None
-        if arguments.condition is not None:
-            condition = read_array(arguments.condition, "condition")
+        given = conditions(arguments, bundle.manifest)
         console.message(f"inverting {len(images)} images with recipe {recipe.name}")
         start = time.perf_counter()
         failure: Exception | None = None
@@ -165,7 +170,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
                 recipe=recipe,
                 seed=arguments.seed,
                 init=init,
-                condition=condition,
+                conditions=given,
                 trace_every=arguments.trace_every,
                 progress=console.shows_progress,
             )
@@ -182,7 +187,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
                         inversion,
                         images,
                         noise=arguments.noise,
-                        condition=condition,
+                        conditions=given,
                         progress=console.shows_progress,
                     )
                 except Exception as error:  # still write the inversion

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
+from pyinv.array_files import read_array
 from pyinv.batching import DEFAULT_BATCH_SIZE
-from pyinv.bundle import RUNTIMES
+from pyinv.bundle import RUNTIMES, Manifest
+from pyinv.errors import InputError
+from pyinv.tables import TABLE_SUFFIXES, read_column
 
-__all__ = ["add_machine_options", "add_threads", "machine_options", "real", "whole"]
+__all__ = [
+    "add_conditions",
+    "add_machine_options",
+    "add_threads",
+    "conditions",
+    "machine_options",
+    "real",
+    "whole",
+]
 
 # What takes arguments: a parser, or a group of its arguments.
 Arguments = argparse._ActionsContainer
@@ -53,6 +66,46 @@ def add_machine_options(parser: argparse.ArgumentParser, *, batch_size: bool = F
             metavar="N",
             help='targets that run in parallel, or "auto" [%(default)s]',
         )
+
+
+def add_conditions(arguments: Arguments) -> None:
+    """Add ``--condition``."""
+    arguments.add_argument(
+        "--condition",
+        metavar="NAME=VALUE",
+        action="append",
+        help="what the generator takes beside the latent; `pyinv info` lists it. A number for all "
+        "targets, or a .npy, .npz or .parquet file with a row for each; repeat for several; NAME= "
+        "may be left out if there is one",
+    )
+
+
+def conditions(arguments: argparse.Namespace, manifest: Manifest) -> dict[str, Any] | None:
+    """Return the conditions of ``--condition``, or None; raise InputError if they are no such."""
+    found: dict[str, Any] = {}
+    for text in arguments.condition or ():
+        name, equals, value = text.partition("=")
+        if not equals or (name not in manifest.conditions and Path(text).exists()):
+            if not manifest.conditions:
+                raise InputError("--condition: this bundle takes no conditions; leave it out")
+            if len(manifest.conditions) > 1:
+                raise InputError(
+                    f"--condition must be NAME=VALUE, got {text!r}; the bundle takes "
+                    f"{', '.join(manifest.conditions)}"
+                )
+            name, value = next(iter(manifest.conditions)), text
+        if name in found:
+            raise InputError(f"--condition gives {name!r} twice; give it once")
+        found[name] = _number_or_array(value, name)
+    return found or None
+
+
+def _number_or_array(text: str, name: str) -> Any:
+    with suppress(ValueError):
+        return float(text)
+    if Path(text).suffix.lower() in TABLE_SUFFIXES:
+        return read_column(Path(text), name)
+    return read_array(text, name)
 
 
 def machine_options(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -306,7 +306,7 @@ class _Experiment(Experiment):
                 planned,
                 inverter=residual.inverter,
                 init=np.zeros((count, size), np.float32),
-                condition=self.encoded[targets.key, "d"].reshape(count, -1),
+                conditions=self.encoded[targets.key, "d"].reshape(count, -1),
             )
         start = self.best_encoder if method in OURS else STARTS.get(method)
         return planned if start is None else replace(planned, init=self.encoded[targets.key, start])

@@ -22,7 +22,6 @@ from pyinv.papers.folder import open_folder
 from pyinv.papers.request import Request
 from pyinv.priors import Normal, Uniform
 from pyinv.training.folder import BUNDLES
-from pyinv.validation import shape_text
 
 __all__ = [
     "Generator",
@@ -310,10 +309,10 @@ def _check(
             f"{bundle}: expected images of 1 or 3 channels, which figures can show, but this "
             f"generator makes {manifest.image_shape[0]}; give another generator"
         )
-    if manifest.condition_shape is not None:
+    if manifest.conditions:
         raise InputError(
-            f"{bundle}: expected a generator without a condition, but this one takes "
-            f"[{shape_text(manifest.condition_shape)}]; give another generator"
+            f"{bundle}: expected a generator of the latent alone, but this one also takes "
+            f"{', '.join(manifest.conditions)}; give another generator"
         )
     missing = [loss for loss in losses if loss not in manifest.losses]
     if missing:

@@ -28,7 +28,7 @@ class Planned:
         recipe: the recipe.
         true_latents: float32 [N, *latent_shape], the latents of the targets; None if unknown.
         init: float32 [N, *latent_shape], where first attempts start; None uses the recipe's start.
-        condition: float32 [N, k], for bundles with a condition.
+        conditions: float32 [N, k], for bundles with a condition.
     """
 
     id: str
@@ -38,7 +38,7 @@ class Planned:
     recipe: Recipe
     true_latents: FloatArray | None = None
     init: FloatArray | None = None
-    condition: FloatArray | None = None
+    conditions: FloatArray | None = None
 
     @property
     def work(self) -> int:

@@ -130,7 +130,7 @@ class RunCache:
         }
         rows_of: dict[str, Any] = {
             name: as_numpy(given, name, "numbers")
-            for name in ("true_latents", "init", "condition")
+            for name in ("true_latents", "init", "conditions")
             if (given := getattr(planned, name)) is not None
         }
         settings |= {name: _hash(given) for name, given in rows_of.items()}
@@ -191,8 +191,8 @@ class RunCache:
                 if stopped is not None:
                     raise stopped
         latents = inversion.latents
-        of = rows_of.get("condition")
-        return replace(inversion, _images=lambda: inverter.generate(latents, condition=of))
+        of = rows_of.get("conditions")
+        return replace(inversion, _images=lambda: inverter.generate(latents, conditions=of))
 
 
 def _unfinished(inversion: Inversion) -> NDArray[np.bool_]:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from pyinv.bundle import Bundle, FileRecord, Manifest
+from pyinv.conditions import Condition
 from pyinv.errors import BundleError
 from pyinv.priors import Normal, Uniform
 from support.tiny_bundle import write_tiny_bundle
@@ -26,7 +27,7 @@ def test_manifest_comes_back_from_disk(tmp_path):
     assert manifest == Manifest.from_description(manifest.describe())
     assert manifest.prior == Normal(1, 2)
     assert manifest.losses == ("l1", "mse")
-    assert manifest.condition_shape == (3,)
+    assert manifest.conditions == {"condition": Condition(3)}
     assert manifest.image_shape == (3, 8, 8)
     assert bundle.file(manifest.objective("l1")) == tmp_path / "b" / "objective_l1.onnx"
     assert bundle.file(manifest.forward()).is_file()

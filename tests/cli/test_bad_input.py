@@ -100,7 +100,7 @@ BAD_CALLS: list[tuple[Callable[[Inverter], Any], type[PyinvError], str]] = [
     (lambda i: i.invert(GOOD, seed=0.5), InputError, "seed must be a whole number"),
     (lambda i: i.invert(GOOD, trace_every=-1), InputError, "trace_every must be"),
     (lambda i: i.invert(GOOD, progress="bar"), InputError, "progress must be None, True or a"),
-    (lambda i: i.invert(GOOD, condition=np.zeros((2, 1))), InputError, "takes no condition"),
+    (lambda i: i.invert(GOOD, conditions=np.zeros((2, 1))), InputError, "takes no conditions"),
     (lambda i: i.invert(GOOD, init=np.zeros((1, 6))), InputError, "init must be float32 [2, 6]"),
     (lambda i: i.invert(GOOD, init=np.zeros((2, 5))), InputError, "got [2, 5]; reshape it"),
     (lambda i: i.invert(GOOD, init=np.full((2, 6), np.nan)), InputError, "init must be finite"),
@@ -244,22 +244,22 @@ def test_arguments_of_normal_equations_are_checked_like_others(tmp_path):
             call(np.full((2, LATENT), np.nan), GOOD)
         with pytest.raises(InputError, match="batch_size must be a whole number >= 1"):
             call(latents, GOOD, batch_size=0)
-        with pytest.raises(InputError, match="takes no condition"):
-            call(latents, GOOD, condition=latents)
+        with pytest.raises(InputError, match="takes no conditions"):
+            call(latents, GOOD, conditions=latents)
 
 
 @pytest.mark.parametrize(
     ("condition", "message"),
     [
-        (None, "needs a condition for every target, got none; give condition=float32 [2, 3]"),
-        (np.zeros((2, 4)), "condition must be float32 [2, 3], got [2, 4]"),
+        (None, "this bundle needs conditions, got none; give condition (float32 [B, 3])"),
+        (np.zeros((2, 4)), "condition 'condition' must be float32 [2, 3], got [2, 4]"),
         (np.zeros((1, 3)), "got 1 rows; give one row per target"),
     ],
 )
 def test_bad_condition_is_refused(tmp_path, condition, message):
     write_tiny_bundle(tmp_path / "b", condition_size=3)
     with pytest.raises(InputError) as error:
-        Inverter(tmp_path / "b").invert(GOOD, condition=condition)
+        Inverter(tmp_path / "b").invert(GOOD, conditions=condition)
     assert message in str(error.value)
 
 
@@ -580,7 +580,7 @@ def test_onnxruntime_that_cannot_be_used_is_one_line(
     [
         (["--latents", "nowhere.npy"], "nowhere.npy: no such file"),
         (["-n", "0"], "n must be a whole number >= 1, got 0"),
-        (["--condition", "nowhere.npy"], "nowhere.npy: no such file"),
+        (["--condition", "nowhere.npy"], "this bundle takes no conditions; leave it out"),
     ],
 )
 def test_bad_latents_are_refused(capsys, bundle_path, tmp_path, options, message):

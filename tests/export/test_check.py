@@ -27,7 +27,7 @@ class Normalised(nn.Module):
 
 
 REFERENCE = Reference(
-    Normalised(), Shapes((6,), (6,), None), prior=Normal(), value_range=(-1.0, 1.0)
+    Normalised(), Shapes((6,), (6,)), prior=Normal(), value_range=(-1.0, 1.0)
 )
 
 

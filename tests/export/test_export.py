@@ -588,11 +588,15 @@ REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
     "wrong latent_shape": (Small, {"latent_shape": 11}, "does not take a latent of shape [B, 11]"),
     "latent_shape of words": (Small, {"latent_shape": "big"}, "latent_shape must be a number"),
     "latent_shape 0": (Small, {"latent_shape": (12, 0)}, "latent_shape must be a number"),
-    "missing condition": (ConditionalGenerator, {"latent_shape": 10}, "check latent_shape and"),
-    "2-D condition": (
+    "missing condition": (
         ConditionalGenerator,
-        {"latent_shape": 10, "condition_shape": (2, 2)},
-        "condition_shape must be one number",
+        {"latent_shape": 10},
+        "its latent is latent: say what condition is, such as inputs={'condition': Label(classes)}",
+    ),
+    "condition_shape of words": (
+        ConditionalGenerator,
+        {"latent_shape": 10, "condition_shape": "big"},
+        "condition_shape must be a number",
     ),
     "one number": (
         lambda: Small(lambda x: x.flatten(1).mean(1)),

@@ -300,7 +300,7 @@ def test_residuals_are_added_between_layers(layers: Layers, tmp_path: Path) -> N
     )
     for runtime in ("onnx", "torchscript"):
         inverter = Inverter(path, runtime=runtime)
-        found = inverter.generate(latent.numpy(), condition=z_0.numpy())
+        found = inverter.generate(latent.numpy(), conditions=z_0.numpy())
         assert np.allclose(found, expected.numpy(), atol=1e-5)
 
 
@@ -344,7 +344,7 @@ def test_the_prior_penalty_is_that_of_equation_12(layers: Layers, tmp_path: Path
     for penalties in ((), (PriorPenalty(1.0),)):
         stage = Stage(GradientDescent(1.0), penalties=penalties, max_steps=1)
         inversion = inverter.invert(
-            images, recipe=Recipe("one step", (stage,), keep="last"), init=start, condition=z_0
+            images, recipe=Recipe("one step", (stage,), keep="last"), init=start, conditions=z_0
         )
         ends.append(inversion.latents)
     assert np.allclose(ends[0] - ends[1], gradient.numpy(), atol=1e-6)
@@ -364,12 +364,12 @@ def test_residuals_find_an_image_that_the_generator_cannot_make(
     start = np.zeros((2, size), np.float32)
     with torch.no_grad():
         assert np.allclose(
-            inverter.generate(start, condition=z_0.numpy()), whole(z_0).numpy(), atol=1e-5
+            inverter.generate(start, conditions=z_0.numpy()), whole(z_0).numpy(), atol=1e-5
         )
-    first = inverter.evaluate(start, images, condition=z_0.numpy())[0]
+    first = inverter.evaluate(start, images, conditions=z_0.numpy())[0]
     stage = Stage(Adam(0.05), penalties=(PriorPenalty(1e-4),), max_steps=100)
     inversion = inverter.invert(
-        images, recipe=Recipe("adam", (stage,)), init=start, condition=z_0.numpy()
+        images, recipe=Recipe("adam", (stage,)), init=start, conditions=z_0.numpy()
     )
     assert (inversion.loss < first / 2).all()
 
@@ -475,7 +475,7 @@ def test_the_command_exports_parts(tmp_path: Path, capsys: pytest.CaptureFixture
     assert Inverter(tmp_path / "tail").manifest.latent_shape == (16,)
     assert main([*shared, "-o", str(tmp_path / "residuals"), "--residuals", "1,3"]) == 0
     manifest = Inverter(tmp_path / "residuals").manifest
-    assert (manifest.latent_shape, manifest.condition_shape) == ((8,), (4,))
+    assert (manifest.latent_shape, manifest.condition_size) == ((8,), 4)
     capsys.readouterr()
     assert main([*shared, "-o", str(tmp_path / "no"), "--tail-after", "layer4"]) != 0
     assert "no layer 'layer4': it has 0, 1, 2, 3, 4, 5, 6" in capsys.readouterr().err

@@ -184,13 +184,13 @@ def test_conditions_reach_the_encoder(tmp_path):
     )
     inverter = pyinv.Inverter(path, threads=1)
     condition = np.random.default_rng(0).random((3, 2), dtype=np.float32)
-    images = inverter.generate(inverter.sample(3), condition=condition)
+    images = inverter.generate(inverter.sample(3), conditions=condition)
     wanted = expected(encoder, images, torch.from_numpy(condition))
-    np.testing.assert_allclose(inverter.encode(images, condition=condition), wanted, atol=1e-5)
+    np.testing.assert_allclose(inverter.encode(images, conditions=condition), wanted, atol=1e-5)
     recipe = recipes.lipton(manifest()).replace(max_steps=2)
-    found = inverter.invert(images, recipe=recipe, condition=condition, init="encoder")
+    found = inverter.invert(images, recipe=recipe, conditions=condition, init="encoder")
     assert np.isfinite(found.loss).all()
-    with pytest.raises(InputError, match="needs a condition for every target"):
+    with pytest.raises(InputError, match="needs conditions"):
         inverter.encode(images)
 
 

@@ -353,11 +353,11 @@ def test_condition_reaches_the_generator(tmp_path):
     generator = write_tiny_bundle(tmp_path / "b", condition_size=2)
     inverter = Inverter(tmp_path / "b", threads=1)
     latents, condition = inverter.sample(4), np.eye(4, 2, dtype=np.float32)
-    images = inverter.generate(latents, condition=condition)
+    images = inverter.generate(latents, conditions=condition)
     np.testing.assert_allclose(images, generator(latents, condition), atol=1e-5)
-    assert inverter.evaluate(latents, images, condition=condition)[0].max() < 1e-9
-    assert inverter.evaluate(latents, images, condition=condition[::-1])[0].max() > 1e-3
-    found = inverter.invert(images, recipe=QUICK, condition=condition, init=latents)
+    assert inverter.evaluate(latents, images, conditions=condition)[0].max() < 1e-9
+    assert inverter.evaluate(latents, images, conditions=condition[::-1])[0].max() > 1e-3
+    found = inverter.invert(images, recipe=QUICK, conditions=condition, init=latents)
     np.testing.assert_allclose(found.images, images, atol=1e-5)
 
 

@@ -491,13 +491,13 @@ def test_condition_reaches_the_normal_equations(tmp_path):
     latents = draw(NORMAL, 3).astype(np.float32)
     condition = np.eye(3, 2, dtype=np.float32)
     images = generator(latents, condition).astype(np.float32)
-    known = inverter.uncertainty(latents, images, condition=condition, batch_size=2)
+    known = inverter.uncertainty(latents, images, conditions=condition, batch_size=2)
     assert known.noise.max() < 1e-5
-    loss, _, _ = inverter.normal_equations(latents, images, condition=condition, batch_size=2)
+    loss, _, _ = inverter.normal_equations(latents, images, conditions=condition, batch_size=2)
     assert loss.max() < 1e-10
-    assert inverter.uncertainty(latents, images, condition=condition[::-1]).noise.max() > 1e-2
-    found = inverter.invert(images, recipe=QUICK, init=latents, condition=condition)
-    assert inverter.uncertainty(found, images, condition=condition).noise.max() < 1e-5
+    assert inverter.uncertainty(latents, images, conditions=condition[::-1]).noise.max() > 1e-2
+    found = inverter.invert(images, recipe=QUICK, init=latents, conditions=condition)
+    assert inverter.uncertainty(found, images, conditions=condition).noise.max() < 1e-5
 
 
 def test_uncertainty_comes_back_from_disk_and_is_indexed(inversion, known, tmp_path):

@@ -218,6 +218,60 @@ def test_it_begins_where_the_encoder_says(embed: Path, tmp_path: Path) -> None:
     assert "--init must be encoder" in error_of(embed, bundle, file, "--init", "zero")
 
 
+def test_labels_and_other_conditions(embed: Path, demo, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from pyinv.export import Condition, Label, export
+    from support.generators import LabelledGenerator, seeded
+
+    bundle, file = tmp_path / "b.bundle", tmp_path / "images.f32"
+    runtimes_of = ("onnx", "torchscript") if HAS_TORCHSCRIPT else ("onnx",)
+    inputs = {"label": Label(5), "scale": Condition(1, 0.5, 2)}
+    export(
+        seeded(LabelledGenerator()),
+        bundle,
+        latent_shape=6,
+        prior=Normal(),
+        inputs=inputs,
+        runtimes=runtimes_of,
+    )
+    inverter = pyinv.Inverter(bundle, threads=1)
+    truth = inverter.sample(5)
+    given = np.stack([np.arange(5), np.linspace(0.5, 2, 5)], 1).astype(np.float32)
+    images = inverter.generate(truth, conditions={"label": np.arange(5), "scale": given[:, 1]})
+    images.tofile(file)
+    recipe, floats = tmp_path / "recipe.json", tmp_path / "conditions.f32"
+    recipe.write_text(json.dumps(pyinv.recipes.precise(inverter.manifest).describe()))
+    given.tofile(floats)
+    latents, made = tmp_path / "latents.f32", tmp_path / "made.f32"
+    for runtime in runtimes_of:
+        options = ("--runtime", runtime, "--recipe", recipe, "--latents", latents, "--images", made)
+        done = run(embed, bundle, file, "--threads", 1, *options, "--conditions", floats)
+        assert statuses_in(done.stdout) == ["converged"] * 5
+        found = np.fromfile(latents, np.float32).reshape(truth.shape)
+        np.testing.assert_allclose(found, truth, atol=1e-3)
+        np.testing.assert_allclose(np.fromfile(made, np.float32), images.ravel(), atol=1e-4)
+
+    message = error_of(embed, bundle, file)
+    assert "--conditions: expected 10 numbers for label scale, found 0" in message
+    assert "expected 0 numbers, found 10" in error_of(embed, DEMO, demo[2], "--conditions", floats)
+    for row, column, value, wanted in (
+        (
+            1,
+            0,
+            5,
+            'condition "label" must be a whole number from 0 to 4, got 5.000000 for target 1',
+        ),
+        (0, 0, -1, "got -1.000000 for target 0"),
+        (2, 0, 1.5, "got 1.500000 for target 2"),
+        (4, 0, np.nan, "got nan for target 4"),
+        (3, 1, np.inf, 'condition "scale" must be finite, got inf for target 3'),
+    ):
+        wrong = given.copy()
+        wrong[row, column] = value
+        wrong.tofile(floats)
+        assert wanted in error_of(embed, bundle, file, "--conditions", floats)
+
+
 def test_no_python_is_in_the_process(embed: Path) -> None:
     libraries = run("ldd", embed).stdout
     assert "not found" not in libraries
@@ -249,7 +303,7 @@ def test_bad_arguments(embed: Path, demo, tmp_path: Path) -> None:
     assert "cannot be read" in error_of(embed, DEMO, tmp_path / "missing.f32")
     short = tmp_path / "short.f32"
     short.write_bytes(images.tobytes()[:-4])
-    assert "expected images of 1024 bytes each, found 12284" in error_of(embed, DEMO, short)
+    assert "expected images of 256 numbers each, found 3071" in error_of(embed, DEMO, short)
     (2 * images).tofile(short)
     assert "expected values from -1.000000 to 1.000000" in error_of(embed, DEMO, short)
     library = tmp_path / "libonnxruntime.so"
@@ -313,6 +367,22 @@ BROKEN_BUNDLES = {
         'manifest.json.prior.kind must be one of uniform, normal, got "cauchy"',
     ),
     "shape": (lambda m: change(m, latent_shape=[0]), "latent_shape[0] must be a whole number >= 1"),
+    "condition of another kind": (
+        lambda m: change(m, conditions=[{"name": "a", "kind": "labels", "classes": 2}]),
+        'conditions[0].kind must be label, one_hot or condition, got "labels"',
+    ),
+    "condition without classes": (
+        lambda m: change(m, conditions=[{"name": "a", "kind": "label"}]),
+        'conditions[0] has no "classes"',
+    ),
+    "condition of no class": (
+        lambda m: change(m, conditions=[{"name": "a", "kind": "one_hot", "classes": 0}]),
+        "conditions[0].classes must be a whole number >= 1, got 0",
+    ),
+    "too many conditions": (
+        lambda m: change(m, conditions=2 * [{"name": "a", "kind": "condition", "shape": [2**30]}]),
+        "conditions must hold at most 2147483647 values",
+    ),
     "too large": (
         lambda m: change(m, latent_shape=[2**16, 2**15]),
         "latent_shape must hold at most 2147483647 values",

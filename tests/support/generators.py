@@ -182,6 +182,24 @@ class BatchNormGenerator(nn.Module):
         return self.layers(latent)
 
 
+class LabelledGenerator(nn.Module):
+    """A generator of (latent, label, scale): a class label of 5 and a number [B, 1]; 1x4x4."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(5, 6)
+        self.layers = nn.Sequential(
+            nn.Linear(12, 24),
+            nn.LeakyReLU(),
+            nn.Linear(24, 16),
+            nn.Unflatten(1, (1, 4, 4)),
+            nn.Tanh(),
+        )
+
+    def forward(self, latent: Tensor, label: Tensor, scale: Tensor) -> Tensor:
+        return self.layers(torch.cat([latent * scale, self.table(label)], dim=1))
+
+
 class ConditionalGenerator(nn.Module):
     """A generator of (latent, condition) that joins the outputs of two dense layers; 1x8x8."""
 

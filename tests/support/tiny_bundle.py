@@ -20,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import set_external_data
 
 from pyinv.bundle import FileRecord, Function, Manifest
+from pyinv.conditions import Condition
 from pyinv.priors import Prior, Uniform
 from support.onnx_operators import operators_of
 
@@ -134,7 +135,7 @@ def write_tiny_bundle(
         functions=tuple(functions),
         files={file: FileRecord.of(path / file) for file in files},
         batch_norm=batch_norm,
-        condition_shape=(condition_size,) if condition_size else None,
+        conditions={"condition": Condition(condition_size)} if condition_size else {},
         name="tiny",
         exporter={"pyinv": "0.1.0"},
     ).write(path)

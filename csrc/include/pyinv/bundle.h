@@ -38,14 +38,25 @@ struct BundleFunction {
   OnnxOperators operators;  // for objectives and normal equations in ONNX files
 };
 
+// What the generator takes beside the latent. Its columns follow one another in a target's
+// `condition`.
+struct PYINV_API BundleCondition {
+  std::string name;
+  std::string kind;            // "label", "one_hot" or "condition" (floats)
+  int64_t classes = 0;         // of the first two: labels are whole numbers from 0 to below it
+  std::vector<int64_t> shape;  // of floats; empty: one number
+
+  int64_t columns() const;  // 1 for a label, one-hot or not
+};
+
 struct PYINV_API Bundle {
   std::filesystem::path path;
   std::string name;
-  std::vector<int64_t> latent_shape;     // one target's, without the batch axis
-  std::vector<int64_t> image_shape;      // one target's: C, H, W for images, or of any rank
-  std::vector<int64_t> condition_shape;  // empty: takes none
-  double lowest = -1.0, highest = 1.0;   // values of a target
-  bool bounded = true;                   // whether the generator's own outputs lie between them
+  std::vector<int64_t> latent_shape;  // one target's, without the batch axis
+  std::vector<int64_t> image_shape;   // one target's: C, H, W for images, or of any rank
+  std::vector<BundleCondition> conditions;
+  double lowest = -1.0, highest = 1.0;  // values of a target
+  bool bounded = true;                  // whether the generator's own outputs lie between them
   Prior prior;
   BatchNorm batch_norm = BatchNorm::eval;  // batch: RunOptions::coupled must be true
   std::vector<BundleFunction> functions;
@@ -56,7 +67,11 @@ struct PYINV_API Bundle {
 
   int64_t latent_size() const;
   int64_t image_size() const;
-  int64_t condition_size() const;  // 0: takes none
+  int64_t condition_size() const;  // the sum of the conditions' columns; 0: takes none
+
+  // Throws std::invalid_argument if a number in `condition`, [count, condition_size()], is not
+  // finite, or a label not in range. The engine and the runtimes take them as they are.
+  void check_conditions(const float* condition, int64_t count) const;
 
   std::vector<std::string> runtimes() const;  // distinct, in the manifest's order
   std::vector<std::string> losses() const;    // likewise

@@ -115,7 +115,10 @@ class Reference:
         self.value_range = value_range
 
     def draw(self, count: int, *, seed: int) -> dict[str, Tensor]:
-        """Draw inputs: latents from the prior, images in the value range, conditions in [0, 1]."""
+        """Draw inputs: latents from the prior, images in the value range, the others in [0, 1].
+
+        About a quarter of the weights are 0.
+        """
         random = torch.Generator().manual_seed(seed)
         low, high = self.value_range
         drawn = {
@@ -124,6 +127,9 @@ class Reference:
         }
         if self.shapes.condition is not None:
             drawn["condition"] = torch.rand(count, *self.shapes.condition, generator=random)
+        if self.shapes.weighted:
+            drawn["weights"] = torch.rand(drawn["image"].shape, generator=random)
+            drawn["weights"] *= torch.rand(drawn["image"].shape, generator=random) > 0.25
         return drawn
 
     def image(self, inputs: dict[str, Tensor]) -> Tensor:
@@ -150,6 +156,7 @@ class Reference:
             value = value_before(last.argument.reshape(image.shape), inputs["image"])
         else:
             value = loss.value(image, inputs["image"])
+        value = loss.mean(value, inputs.get("weights"))
         (gradient,) = torch.autograd.grad(value.sum(), latent)
         return {"loss": value.detach(), "gradient": gradient}
 
@@ -162,6 +169,7 @@ class Reference:
 
         A product is 2 / P J^T (J v). In a random direction v, it depends on all of the gram.
         """
+        weights = inputs.get("weights")
         image, last = self._image_and_activation(inputs)
         before = loss.residual_before_activation.get(last.name)
         if before is not None and not last.gave(image, self.value_range):
@@ -170,21 +178,23 @@ class Reference:
         def residual(latent: Tensor) -> Tensor:
             image, last = self._image_and_activation({**inputs, "latent": latent})
             if before is not None:
-                return before(last.argument.reshape(image.shape), inputs["image"])[0]
-            assert loss.residual is not None
-            return loss.residual(image, inputs["image"])[0]
+                found = before(last.argument.reshape(image.shape), inputs["image"])[0]
+            else:
+                assert loss.residual is not None
+                found = loss.residual(image, inputs["image"])[0]
+            return found if weights is None else found * weights.sqrt()
 
         latent = inputs["latent"].detach().clone().requires_grad_(True)
         value = residual(latent)
         # J v is the derivative of (J^T u) . v with respect to u.
         u = torch.zeros_like(value).requires_grad_(True)
         (pulled,) = torch.autograd.grad(value, latent, u, create_graph=True)
-        scale = 2.0 / value[0].numel()
+        scale = 2.0 / value[0].numel() if weights is None else 2.0 / weights.flatten(1).sum(1)
         products = []
         for direction in directions(latent).unbind(1):
             (pushed,) = torch.autograd.grad(pulled, u, direction, retain_graph=True)
             (product,) = torch.autograd.grad(value, latent, pushed, retain_graph=True)
-            products.append(product * scale)
+            products.append((product.T * scale).T)
         return {**self.objective(loss, inputs), "gram": torch.stack(products, dim=1)}
 
     def double(self) -> Reference:
@@ -327,7 +337,8 @@ def torchscript_function(path: Path, method: str) -> Run:
 
     def run(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         if method == "forward":
-            return {"image": call({key: x for key, x in inputs.items() if key != "image"})}
+            taken = ("latent", "condition")
+            return {"image": call({key: x for key, x in inputs.items() if key in taken})}
         if method == "encode":
             return {"latent": call(inputs)}
         results = call(inputs)

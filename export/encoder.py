@@ -197,6 +197,7 @@ def write_encoder(
     shapes = encoder.shapes
     say("tracing the encoder")
     graph = trace_encoder(encoder.module, shapes)
+    shapes = replace(shapes, weighted=False)
     inputs = {"image": shapes.image, **shapes.inputs}  # the image comes first
     signature = Signature(tuple(name for name in inputs if name != "latent"), {0: "latent"})
     reference = EncoderReference(encoder.module, shapes, encoder.value_range)

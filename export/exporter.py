@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ def export(
     noise: str | None = None,
     noise_seed: int = 0,
     encoder: nn.Module | None = None,
+    weights: bool = False,
     runtimes: str | Iterable[str] = ("onnx",),
     name: str | None = None,
     origin: Mapping[str, Any] | None = None,
@@ -114,6 +116,10 @@ def export(
         encoder: maps images [B, *image_shape] in ``value_range`` (and a condition [B, k]) to
             latents, [B, *latent_shape] or [B, d]. The bundle then has the function ``encode``,
             which ``Inverter.encode`` and ``invert(init="encoder")`` use.
+        weights: let each target have weights per pixel, for ``invert(weights=...)``: for masks,
+            inpainting, and pixels of different noise. The objectives and normal equations then also
+            take weights [B, *image_shape], and losses are weighted means, sum(w l) / sum(w). The
+            losses must be means over pixels: mse, l1, bce, whitened.
         runtimes: the runtimes to export for, one or both of "onnx" and "torchscript". The first is
             the default when the bundle is opened.
         name: the bundle's name; the generator's class name by default.
@@ -152,7 +158,13 @@ def export(
         raise ExportError(f"noise must be 'freeze' or 'latent', got {noise!r}")
     if not isinstance(prior, Uniform | Normal):
         raise ExportError(f"prior must be pyinv.Uniform or pyinv.Normal, got {prior!r}")
-    resolved = resolve_losses("mse" if losses is None else losses, value_range=(low, high))
+    if not isinstance(weights, bool):
+        raise ExportError(
+            f"weights must be True or False, got {type(weights).__name__}: the weights themselves "
+            "are given to Inverter.invert"
+        )
+    resolve = partial(resolve_losses, value_range=(low, high), weighted=weights)
+    resolved = resolve("mse" if losses is None else losses)
     solve = _wants_normal_equations(normal_equations, resolved, latent_sizes, batch_norm)
     chosen = _runtimes(runtimes)
     origin = checked_origin(origin)
@@ -170,7 +182,7 @@ def export(
         prepared, latent_sizes, condition_sizes, prior, (low, high), resolved
     )
     try_losses(resolved, image_shape, (low, high))
-    shapes = Shapes(latent_sizes, image_shape, condition_sizes)
+    shapes = Shapes(latent_sizes, image_shape, condition_sizes, weights)
     encodes = None if encoder is None else check_encoder(encoder, shapes, (low, high))
     reference = Reference(prepared, shapes, prior=prior, value_range=(low, high))
     if isinstance(generator, torch.jit.ScriptModule) and batch_norm == "eval":
@@ -183,7 +195,7 @@ def export(
     if batch_norm == "eval":
         check_independence(reference)
     if losses is None and traced.output_activation.fits((low, high)):
-        resolved += resolve_losses("whitened", value_range=(low, high))
+        resolved += resolve("whitened")
     _check_output_activation(traced.output_activation, (low, high), resolved)
     _warn(traced, (low, high))
     solved = [loss for loss in resolved if loss.is_least_squares] if solve else []
@@ -304,6 +316,7 @@ def _manifest(
             files={file: FileRecord.of(folder / file) for file in files},
             batch_norm=batch_norm,
             condition_shape=shapes.condition,
+            weights=shapes.weighted,
             exporter=exporter,
         )
     except BundleError as error:

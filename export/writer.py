@@ -81,7 +81,7 @@ def _plan(
 ) -> list[_Planned]:
     """List the functions, with the positions of their outputs in the graph."""
     names = list(shapes.inputs)
-    forward = Signature(tuple(name for name in names if name != "image"), {0: "image"})
+    forward = Signature(shapes.generator_inputs, {0: "image"})
     planned = [_Planned("forward", None, forward)]
     places = {}
     for i, loss in enumerate(losses):

@@ -109,6 +109,7 @@ class Manifest:
         batch_norm: "eval" folds running statistics into the weights; "batch" uses the statistics
             of the images in a batch.
         condition_shape: shape of one target's condition (k,), or None.
+        weights: whether targets may have weights, per pixel.
         bounded: whether generated images lie in ``value_range``. A generator without a final
             activation may exceed it; its images are then accepted as targets unchanged.
         name: name of the generator.
@@ -127,6 +128,7 @@ class Manifest:
     files: Mapping[str, FileRecord]
     batch_norm: str = "eval"
     condition_shape: tuple[int, ...] | None = None
+    weights: bool = False
     bounded: bool = True
     name: str = ""
     exporter: Mapping[str, Any] = field(default_factory=dict)
@@ -144,8 +146,9 @@ class Manifest:
             )
         if self.batch_norm not in BATCH_NORM_MODES:
             raise BundleError(f'batch_norm must be "eval" or "batch", got {self.batch_norm!r}')
-        if not isinstance(self.bounded, bool):
-            raise BundleError(f"bounded must be true or false, got {self.bounded!r}")
+        for name in ("weights", "bounded"):
+            if not isinstance(getattr(self, name), bool):
+                raise BundleError(f"{name} must be true or false, got {getattr(self, name)!r}")
         for function in self.functions:
             if function.runtime not in RUNTIMES:
                 raise BundleError(
@@ -365,6 +368,7 @@ class Manifest:
             "latent_shape": list(self.latent_shape),
             "image_shape": list(self.image_shape),
             "value_range": list(self.value_range),
+            **({"weights": True} if self.weights else {}),
             **({} if self.bounded else {"bounded": False}),
             "condition_shape": None if self.condition_shape is None else list(self.condition_shape),
             "prior": self.prior.describe(),
@@ -419,6 +423,7 @@ class Manifest:
                 },
                 batch_norm=described["batch_norm"],
                 condition_shape=None if condition_shape is None else tuple(condition_shape),
+                weights=described.get("weights", False),
                 bounded=described.get("bounded", True),
                 name=str(described.get("name", "")),
                 exporter=dict(described.get("exporter", {})),

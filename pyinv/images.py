@@ -10,7 +10,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import IO, TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ __all__ = [
     "check_images",
     "load_images",
     "load_named_images",
+    "load_weights",
     "not_pictures",
     "save_grid",
     "save_images",
@@ -197,6 +198,27 @@ def load_named_images(
             convert(source, rows, manifest, fit)
             names.extend(f"{source.path}[{row}]" for row in range(source.count))
     return images, names
+
+
+def load_weights(path: PathLike, manifest: Manifest, *, fit: str = "crop") -> NDArray[Any]:
+    """Read weights for ``Inverter.invert`` from a file.
+
+    Args:
+        path: a .npy or .npz file (of several arrays, the one named "weights"), which is returned
+            unchanged; or for pictures an image file, with black for 0 and white for 1, which is
+            resized as the images are.
+        manifest: the bundle's manifest.
+        fit: as for ``load_images``.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    if not manifest.is_picture or Path(path).suffix.lower() not in IMAGE_SUFFIXES:
+        return read_array(str(path), "weights")
+    mask = replace(
+        manifest, image_shape=(1, *manifest.image_shape[1:]), value_range=(0.0, 1.0), bounded=True
+    )
+    return load_images(path, mask, fit=fit)
 
 
 def not_pictures(manifest: Manifest) -> str:

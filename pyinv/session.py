@@ -112,6 +112,11 @@ class Session:
                     f"{path}: its latent, image and condition hold {sizes} "
                     f"numbers, but the manifest says {expected}; export the bundle again"
                 )
+            if objective.takes_weights != manifest.weights:
+                raise BundleError(
+                    f"{path}: takes {'' if objective.takes_weights else 'no '}weights, unlike the "
+                    "manifest says; export the bundle again"
+                )
             if objective.has_gram != second_order:
                 raise BundleError(
                     f"{path}: has {'no' if second_order else 'a'} gram matrix, but the manifest "
@@ -169,15 +174,25 @@ class Session:
         latents: FloatArray,
         images: FloatArray,
         condition: FloatArray | None,
+        weights: FloatArray | None = None,
     ) -> dict[str, FloatArray]:
         """Evaluate an objective or normal equations on these rows.
+
+        Args:
+            weights: [n, pixels] or [1, pixels]; None for weights of 1.
 
         Raises:
             OutOfMemoryError: the rows do not fit in the device's memory.
             BundleError: the file does not match the manifest.
             RunError: the runtime failed.
         """
-        return self._call(function, rows, latent=latents, image=images, condition=condition)
+        full = None
+        if self.manifest.weights:
+            given = np.ones(images[:1].shape, dtype=np.float32) if weights is None else weights
+            full = np.broadcast_to(given.reshape(-1, *images.shape[1:]), images.shape)
+        return self._call(
+            function, rows, latent=latents, image=images, condition=condition, weights=full
+        )
 
     # Runs -----------------------------------------------------------------------------------------
 

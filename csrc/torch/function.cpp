@@ -50,7 +50,7 @@ TorchFunction::TorchFunction(const std::filesystem::path& file, const std::strin
       method_->sizes().row(argument.name());
     } catch (const std::out_of_range&) {
       method_->refuse(method + " takes '" + argument.name() +
-                      "', but only latent, image and condition can be given");
+                      "', but only latent, image, condition and weights can be given");
     }
   }
 }

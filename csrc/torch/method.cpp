@@ -7,6 +7,7 @@
 #include <torch/csrc/jit/serialization/import.h>
 #include <torch/version.h>
 
+#include <algorithm>
 #include <stdexcept>
 
 namespace pyinv::torchscript {
@@ -42,7 +43,7 @@ int64_t Sizes::pixels() const {
 
 std::vector<int64_t> Sizes::row(const std::string& argument) const {
   if (argument == "latent") return {latent};
-  if (argument == "image") return image;
+  if (argument == "image" || argument == "weights") return image;
   if (argument == "condition" && condition > 0) return {condition};
   throw std::out_of_range(argument);
 }
@@ -102,6 +103,11 @@ Sizes Method::read_sizes() const {
     refuse("latent_size and the numbers of image_shape should be at least 1");
   }
   return sizes;
+}
+
+bool Method::takes(std::string_view argument) const {
+  return std::any_of(arguments_.begin(), arguments_.end(),
+                     [&](const c10::Argument& taken) { return taken.name() == argument; });
 }
 
 at::Tensor Method::view(float* data, const std::vector<int64_t>& shape) const {

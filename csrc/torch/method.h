@@ -11,6 +11,7 @@
 #include <exception>
 #include <filesystem>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "pyinv/objective.h"
@@ -41,6 +42,7 @@ class Method {
   const Sizes& sizes() const { return sizes_; }
   // Without self.
   const std::vector<c10::Argument>& arguments() const { return arguments_; }
+  bool takes(std::string_view argument) const;
 
   // Runs `work` in the scope of a call, and converts torch's exceptions to pyinv's.
   template <class Work>

@@ -76,11 +76,15 @@ _LARGEST_MADE_CONSTANT = 1 << 16
 
 @dataclass(frozen=True)
 class Shapes:
-    """Shapes of one target's latent, image and condition, without the batch axis."""
+    """Shapes of one target's latent, image and condition, without the batch axis.
+
+    weighted: whether objectives take weights, of the image's shape.
+    """
 
     latent: tuple[int, ...]
     image: tuple[int, ...]
     condition: tuple[int, ...] | None = None
+    weighted: bool = False
 
     @property
     def latent_size(self) -> int:
@@ -90,8 +94,17 @@ class Shapes:
     @property
     def inputs(self) -> dict[str, tuple[int, ...]]:
         """The shapes of a bundle's inputs by name; the latent is flattened."""
-        condition = {} if self.condition is None else {"condition": self.condition}
-        return {"latent": (self.latent_size,), "image": self.image, **condition}
+        shapes = {"latent": (self.latent_size,), "image": self.image}
+        if self.condition is not None:
+            shapes["condition"] = self.condition
+        if self.weighted:
+            shapes["weights"] = self.image
+        return shapes
+
+    @property
+    def generator_inputs(self) -> tuple[str, ...]:
+        """The names of the inputs that the generator takes."""
+        return tuple(name for name in self.inputs if name not in ("image", "weights"))
 
 
 @dataclass(frozen=True)
@@ -395,7 +408,7 @@ def _at(line: str) -> str:
 
 def trace_generator(generator: nn.Module, shapes: Shapes, *, batch_norm: str) -> TracedGenerator:
     """Trace a prepared generator to a graph: latent [B, d] (and condition) -> image."""
-    inputs = [shape for name, shape in shapes.inputs.items() if name != "image"]
+    inputs = [shapes.inputs[name] for name in shapes.generator_inputs]
 
     def forward(latent: Tensor, *condition: Tensor) -> Tensor:
         if len(shapes.latent) != 1:

@@ -132,6 +132,11 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         metavar="ENCODER",
         help="an encoder, images -> latents, given like GENERATOR; adds the function encode",
     )
+    parser.add_argument(
+        "--weights",
+        action="store_true",
+        help="let targets have weights per pixel, such as masks: `pyinv invert --weights`",
+    )
     parts = parser.add_mutually_exclusive_group()
     parts.add_argument(
         "--tail-after",
@@ -177,6 +182,8 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
             "--tail-after and --residuals take a generator of the latent alone, in eval mode: "
             "leave out --condition-shape, --noise and --batch-norm"
         )
+    if arguments.residuals and arguments.weights:
+        raise InputError("--residuals has no weights of pixels: leave out --weights")
     layers = split(generator, part.split(",")) if part else None
     console.message("tracing, writing and checking; this takes a moment")
     if layers is None:
@@ -187,10 +194,13 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
             batch_norm=arguments.batch_norm,
             condition_shape=arguments.condition_shape,
             noise=arguments.noise,
+            weights=arguments.weights,
             **options,
         )
     elif arguments.tail_after:
-        layers.export_tail(arguments.output, prior=arguments.prior, **options)
+        layers.export_tail(
+            arguments.output, prior=arguments.prior, weights=arguments.weights, **options
+        )
     else:
         layers.export_residual(arguments.output, **options)
     bundle = Bundle.open(arguments.output)

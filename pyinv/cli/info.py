@@ -108,6 +108,7 @@ def _bundle_rows(bundle: Bundle) -> dict[str, Any]:
         "latent": f"{list(manifest.latent_shape)}, {manifest.prior}",
         "image": f"{list(manifest.image_shape)}, values in [{low:g}, {high:g}]"
         + ("" if manifest.is_picture else ", not a picture"),
+        **({"weights": "per pixel, for invert(weights=...)"} if manifest.weights else {}),
         "condition": "-" if manifest.condition_shape is None else list(manifest.condition_shape),
         "losses": ", ".join(manifest.losses),
         "normal_equations": ", ".join(_solved(manifest)) or "-",

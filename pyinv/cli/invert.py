@@ -19,7 +19,7 @@ from pyinv.cli.exit_codes import DONE, INTERRUPTED, NON_FINITE
 from pyinv.cli.options import add_machine_options, machine_options, real, whole
 from pyinv.constraints import CONSTRAINTS, parse_constraint
 from pyinv.errors import InputError, OutputError, RunError
-from pyinv.images import FITS, load_named_images, not_pictures, save_images
+from pyinv.images import FITS, load_named_images, load_weights, not_pictures, save_images
 from pyinv.recipes import Recipe
 from pyinv.result import Status
 from pyinv.uncertainty import Uncertainty
@@ -45,6 +45,7 @@ examples:
   pyinv invert faces.bundle images.npy -o latents.npz --recipe lipton --constraint clip
   pyinv invert vae.bundle images.npy -o latents.npz --recipe egan --constraint hard_cutoff:c=3
   pyinv invert sounds.bundle recordings/ -o latents.npz
+  pyinv invert faces.bundle torn/ -o latents.npz --recipe reconstruct --weights mask.png
 """
 
 
@@ -105,6 +106,13 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         help='.npy or .npz with initial latents, or "encoder" for a bundle that has one',
     )
     method.add_argument("--condition", metavar="FILE", help=".npy [N, k], if the bundle needs one")
+    method.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="how much each pixel counts, such as a mask, for a bundle exported with --weights: "
+        ".npy or .npz of numbers >= 0 that broadcast to the images, or for pictures an image file, "
+        "one for all targets, with black for 0",
+    )
     whole(method, "--trace-every", "record the loss every N steps", default=0)
 
     known = parser.add_argument_group(
@@ -156,6 +164,9 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         condition = None
         if arguments.condition is not None:
             condition = read_array(arguments.condition, "condition")
+        weights = None
+        if arguments.weights is not None:
+            weights = load_weights(arguments.weights, bundle.manifest, fit=arguments.fit)
         console.message(f"inverting {len(images)} images with recipe {recipe.name}")
         start = time.perf_counter()
         failure: Exception | None = None
@@ -166,6 +177,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
                 seed=arguments.seed,
                 init=init,
                 condition=condition,
+                weights=weights,
                 trace_every=arguments.trace_every,
                 progress=console.shows_progress,
             )
@@ -183,6 +195,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
                         images,
                         noise=arguments.noise,
                         condition=condition,
+                        weights=weights,
                         progress=console.shows_progress,
                     )
                 except Exception as error:  # still write the inversion

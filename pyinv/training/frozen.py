@@ -442,10 +442,14 @@ def _frozen(module: nn.Module, device: torch.device) -> nn.Module:
 
 def _values(losses: Any, value_range: tuple[float, float]) -> dict[str, LossFunction]:
     """Return the losses that PyTorch can compute between two images, by name."""
-    from pyinv.export.derivatives.losses import resolve_losses
+    from pyinv.export.derivatives.losses import Loss, resolve_losses
 
     resolved = resolve_losses(losses, value_range=value_range)
-    return {loss.name: loss.value for loss in resolved if not loss.needs_activation}
+
+    def function(loss: Loss) -> LossFunction:
+        return lambda image, target: loss.mean(loss.value(image, target))
+
+    return {loss.name: function(loss) for loss in resolved if not loss.needs_activation}
 
 
 def _digest_of_bundle(bundle: Bundle) -> str:

@@ -117,6 +117,11 @@ void read_manifest(const Node& manifest, Bundle& bundle) {
   if (const auto name = manifest.find("name")) bundle.name = name->text();
   bundle.latent_shape = read_shape(manifest["latent_shape"]);
   bundle.image_shape = read_shape(manifest["image_shape"]);
+  bundle.target_shape = bundle.image_shape;
+  if (const auto shape = manifest.find("observation_shape")) {
+    bundle.target_shape = read_shape(*shape);
+  }
+  if (const auto weights = manifest.find("weights")) bundle.weights = weights->flag();
   if (const auto shape = manifest.find("condition_shape")) {
     bundle.condition_shape = read_shape(*shape, 1);
   }
@@ -297,6 +302,8 @@ Bundle Bundle::open(const fs::path& folder) {
 
 int64_t Bundle::latent_size() const { return product(latent_shape); }
 int64_t Bundle::image_size() const { return product(image_shape); }
+int64_t Bundle::target_size() const { return product(target_shape); }
+bool Bundle::observes() const { return find(*this, "observe", {}, {}) != nullptr; }
 int64_t Bundle::condition_size() const {
   return condition_shape.empty() ? 0 : product(condition_shape);
 }

@@ -52,6 +52,10 @@ MAX_TARGET_IDS = 2**47
 class Inverter:
     """Inverts images, or targets of any other shape, with one exported generator.
 
+    Targets are images, or observations of images if the bundle was exported with ``observe``: then
+    every argument ``images`` is [N, *target_shape], in any range, except where a method says
+    otherwise.
+
     Images are [N, C, H, W], or in general [N, *image_shape] with the ``image_shape`` of the
     bundle's manifest: vectors [N, n], audio [N, C, T], volumes [N, C, D, H, W] and so on. Of these,
     "pixels" are the values.
@@ -351,6 +355,29 @@ class Inverter:
         conditions = self._condition(condition, len(flat))
         return self._session.generate(flat, conditions, self._most(batch_size))
 
+    def observe(self, images: Any, *, batch_size: int | None = None) -> FloatArray:
+        """Observe images with the bundle's operator, y = A(x).
+
+        Those of latents are ``observe(generate(latents))``.
+
+        Args:
+            images: [N, *image_shape], N >= 1.
+            batch_size: the maximum batch size, at least 1; None uses the Inverter's.
+
+        Returns:
+            the targets, float32 [N, *target_shape].
+
+        Raises:
+            InputError: an argument of the wrong shape or type, or not finite.
+            BundleError: the bundle's targets are its images.
+        """
+        manifest = self.manifest
+        manifest.observe(self.runtime)
+        flat = check_rows(images, "images", manifest.image_shape, None)
+        return self._session.observe(
+            flat.reshape(-1, *manifest.image_shape), self._most(batch_size)
+        )
+
     def encode(
         self, images: Any, *, condition: Any = None, batch_size: int | None = None
     ) -> FloatArray:
@@ -569,7 +596,7 @@ class Inverter:
         manifest = self.manifest
         for function in (manifest.objective, manifest.normal_equations):
             self._session.objective(function("mse", self.runtime))
-        weighting, values = check_weights(weights, manifest), manifest.image_size
+        weighting, values = check_weights(weights, manifest), manifest.target_size
         if weighting is not None:
             values = int(effective_values(weighting, known_noise=False).min())
         if noise is None and values <= manifest.latent_size:

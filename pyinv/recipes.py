@@ -531,7 +531,7 @@ def reconstruct(
     Source: ours; the maximum a posteriori estimate is textbook material.
     """
     noise = noise_level(noise)
-    share = 2 * manifest.latent_size / (manifest.image_size if n_values is None else n_values)
+    share = 2 * manifest.latent_size / (manifest.target_size if n_values is None else n_values)
     final = PriorPenalty(share, relative=True) if noise is None else PriorPenalty(share * noise**2)
     settle = Stage(
         LevenbergMarquardt(),

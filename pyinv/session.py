@@ -106,7 +106,7 @@ class Session:
             path = self.bundle.file(function)
             sizes = (objective.latent_size, objective.image_size, objective.condition_size)
             manifest = self.manifest
-            expected = (manifest.latent_size, manifest.image_size, manifest.condition_size)
+            expected = (manifest.latent_size, manifest.target_size, manifest.condition_size)
             if sizes != expected:
                 raise BundleError(
                     f"{path}: its latent, image and condition hold {sizes} "
@@ -151,6 +151,21 @@ class Session:
                 )
             images[rows] = found
         return images
+
+    def observe(self, images: FloatArray, size: int) -> FloatArray:
+        """Return the targets [n, *target_shape] of images, in batches of at most ``size``."""
+        targets = np.empty((len(images), *self.manifest.target_shape), dtype=np.float32)
+        function = self.manifest.observe(self.runtime)
+        for rows in groups(len(images), size):
+            found = self._call(function, rows, image=images).get("target")
+            if found is None or found.shape != targets[rows].shape:
+                got = "nothing" if found is None else str(list(found.shape))
+                raise BundleError(
+                    f"{self.bundle.file(function)}: should give targets "
+                    f"{list(targets[rows].shape)}, gave {got}; export the bundle again"
+                )
+            targets[rows] = found
+        return targets
 
     def encode(self, images: FloatArray, condition: FloatArray | None, size: int) -> FloatArray:
         """Return the encoder's latents [n, d] of images, in batches of at most ``size``."""

@@ -37,7 +37,7 @@ def check_weights(weights: Any, manifest: Manifest) -> FloatArray | None:
             "this bundle takes no weights, got some; leave them out, or export it again with "
             "weights=True or `pyinv export --weights`"
         )
-    shape = manifest.image_shape
+    shape = manifest.target_shape
     expected = f"numbers >= 0 that broadcast to [N, {shape_text(shape)}]"
     array = as_numpy(weights, "weights", expected)
     rows = array[None] if array.ndim <= len(shape) else array
@@ -48,7 +48,7 @@ def check_weights(weights: Any, manifest: Manifest) -> FloatArray | None:
             f"weights must be {expected}, got [{shape_text(array.shape)}]; give one for each value "
             "of a target, or axes of size 1"
         ) from None
-    flat = np.ascontiguousarray(full, dtype=np.float32).reshape(len(rows), manifest.image_size)
+    flat = np.ascontiguousarray(full, dtype=np.float32).reshape(len(rows), manifest.target_size)
     if len(flat) == 0:
         raise InputError(f"weights must be {expected}, got no row; give one per target")
     bad = first_bad_row(flat)

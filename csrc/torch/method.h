@@ -24,8 +24,11 @@ struct Sizes {
   int64_t latent = 0;
   std::vector<int64_t> image;  // one target's, without the batch axis
   int64_t condition = 0;       // 0: none
+  // What forward() generates: images, also where `image`, the target, is an observation of one.
+  std::vector<int64_t> generated;
 
   int64_t pixels() const;
+  int64_t generated_size() const;
   // The shape of an argument's row, by name; throws std::out_of_range for an unknown name.
   std::vector<int64_t> row(const std::string& argument) const;
 };

@@ -9,6 +9,7 @@
 #endif
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -30,10 +31,12 @@ namespace {
 constexpr std::string_view kUsage =
     "usage: embed BUNDLE IMAGES.f32 [options]\n"
     "  BUNDLE            the folder that pyinv.export wrote\n"
-    "  IMAGES.f32        float32 [N, *image_shape] in the bundle's value range, nothing else\n"
+    "  IMAGES.f32        float32 [N, *image_shape] in the bundle's value range, nothing else; if\n"
+    "                    the bundle observes images, observations [N, *target_shape]\n"
     "  --runtime NAME    onnx or torchscript; the bundle's first by default\n"
     "  --onnxruntime LIB ONNX Runtime's shared library; $PYINV_ONNXRUNTIME by default\n"
     "  --recipe FILE     a recipe as JSON; pyinv's default recipe by default\n"
+    "  --weights FILE    how much each value counts, float32 [N, *target_shape], or one for all\n"
     "  --init encoder    start from the bundle's encoder's latent of each image\n"
     "  --device NAME     cpu (the default), cuda or cuda:1\n"
     "  --lanes N         targets that are inverted at once; 64 by default\n"
@@ -51,7 +54,7 @@ struct UsageError : std::runtime_error {
 
 struct Arguments {
   std::filesystem::path bundle, images;
-  std::string runtime, onnxruntime, recipe, device = "cpu", latents_out, images_out;
+  std::string runtime, onnxruntime, recipe, weights, device = "cpu", latents_out, images_out;
   bool encode = false;
   uint64_t lanes = 64, threads = std::max(1u, std::thread::hardware_concurrency()), seed = 0;
 };
@@ -83,6 +86,8 @@ Arguments parse(int argc, char** argv) {
       arguments.onnxruntime = value;
     } else if (name == "--recipe") {
       arguments.recipe = value;
+    } else if (name == "--weights") {
+      arguments.weights = value;
     } else if (name == "--init") {
       if (value != "encoder") throw UsageError("--init must be encoder, got '" + value + "'");
       arguments.encode = true;
@@ -121,26 +126,64 @@ void write_floats(const std::string& path, const std::vector<float>& values) {
   if (!file.flush()) throw std::runtime_error(path + ": cannot be written");
 }
 
-std::vector<float> read_images(const std::filesystem::path& path, const pyinv::Bundle& bundle) {
+// Reads rows of one target each.
+std::vector<float> read_floats(const std::filesystem::path& path, const pyinv::Bundle& bundle) {
   const std::string bytes = read_file(path);
-  const size_t image_bytes = static_cast<size_t>(bundle.image_size()) * sizeof(float);
-  if (bytes.empty() || bytes.size() % image_bytes) {
-    throw std::runtime_error(path.string() + ": expected images of " + std::to_string(image_bytes) +
+  const size_t row_bytes = static_cast<size_t>(bundle.target_size()) * sizeof(float);
+  if (bytes.empty() || bytes.size() % row_bytes) {
+    throw std::runtime_error(path.string() + ": expected targets of " + std::to_string(row_bytes) +
                              " bytes each, found " + std::to_string(bytes.size()) + " bytes");
   }
-  std::vector<float> images(bytes.size() / sizeof(float));
-  std::copy(bytes.begin(), bytes.end(), reinterpret_cast<char*>(images.data()));
+  std::vector<float> values(bytes.size() / sizeof(float));
+  std::copy(bytes.begin(), bytes.end(), reinterpret_cast<char*>(values.data()));
+  return values;
+}
+
+std::vector<float> read_images(const std::filesystem::path& path, const pyinv::Bundle& bundle) {
+  const std::vector<float> images = read_floats(path, bundle);
   // A tolerance for rounding, or for a generator whose own images leave the range.
   const double slack = (bundle.bounded ? 1e-3 : 4.0) * (bundle.highest - bundle.lowest);
   const auto inside = [&](float value) {
+    if (bundle.observes()) return std::isfinite(value);
     return value >= bundle.lowest - slack && value <= bundle.highest + slack;
   };
   if (!std::all_of(images.begin(), images.end(), inside)) {
-    throw std::runtime_error(path.string() + ": expected values from " +
-                             std::to_string(bundle.lowest) + " to " +
-                             std::to_string(bundle.highest) + ", found others");
+    throw std::runtime_error(path.string() + ": expected " +
+                             (bundle.observes() ? "finite values"
+                                                : "values from " + std::to_string(bundle.lowest) +
+                                                      " to " + std::to_string(bundle.highest)) +
+                             ", found others");
   }
   return images;
+}
+
+// Reads a row for each of `count` targets, or one for all.
+std::vector<float> read_weights(const std::filesystem::path& path, const pyinv::Bundle& bundle,
+                                int64_t count) {
+  if (!bundle.weights) {
+    throw std::runtime_error(bundle.path.string() +
+                             ": takes no weights; export it again with weights=True");
+  }
+  const std::vector<float> weights = read_floats(path, bundle);
+  const int64_t size = bundle.target_size();
+  const int64_t rows = static_cast<int64_t>(weights.size()) / size;
+  if (rows != 1 && rows != count) {
+    throw std::runtime_error(path.string() + ": expected weights for 1 or " +
+                             std::to_string(count) + " targets, found " + std::to_string(rows));
+  }
+  for (int64_t row = 0; row < rows; ++row) {
+    float total = 0.0f;
+    for (int64_t i = 0; i < size; ++i) {
+      const float weight = weights[row * size + i];
+      if (!(weight >= 0.0f)) throw std::runtime_error(path.string() + ": a weight is below 0");
+      total += weight;
+    }
+    if (!(total > 0.0f && std::isfinite(total))) {
+      throw std::runtime_error(path.string() + ": the weights of target " + std::to_string(row) +
+                               " should have a positive sum, have " + std::to_string(total));
+    }
+  }
+  return weights;
 }
 
 std::shared_ptr<pyinv::Device> open_device(const std::string& name) {
@@ -245,7 +288,7 @@ void invert(const Arguments& arguments) {
                              ": this program does not support conditions");
   }
   const std::vector<float> images = read_images(arguments.images, bundle);
-  const int64_t count = static_cast<int64_t>(images.size()) / bundle.image_size();
+  const int64_t count = static_cast<int64_t>(images.size()) / bundle.target_size();
   const int64_t size = bundle.latent_size();
 
   pyinv::ParsedRecipe method{"default", pyinv::default_recipe(bundle.prior), {"mse"}, {}};
@@ -283,6 +326,12 @@ void invert(const Arguments& arguments) {
   targets.count = count;
   targets.image = images.data();
   targets.id = ids.data();
+  std::vector<float> weights;
+  if (!arguments.weights.empty()) {
+    weights = read_weights(arguments.weights, bundle, count);
+    targets.weights = weights.data();
+    targets.shared_weights = static_cast<int64_t>(weights.size()) < count * bundle.target_size();
+  }
   pyinv::Results results;
   results.latent = latents.data();
   results.loss = losses.data();
@@ -305,7 +354,7 @@ void invert(const Arguments& arguments) {
   }
   if (!arguments.latents_out.empty()) write_floats(arguments.latents_out, latents);
   if (!arguments.images_out.empty()) {
-    std::vector<float> made(images.size());
+    std::vector<float> made(static_cast<size_t>(count * bundle.image_size()));
     runtime.generator()->generate(count, latents.data(), nullptr, made.data());
     write_floats(arguments.images_out, made);
   }

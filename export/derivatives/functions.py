@@ -45,7 +45,7 @@ def trace_functions(
         most_bytes_per_target: the approximate limit on the memory of one target's tangents. To
             stay within it, the latent's directions are split into up to 16 chunks.
     """
-    losses = [loss.for_images(shapes.image) for loss in losses]
+    losses = [loss.for_images(shapes.target) for loss in losses]
     tracing = "the generator"
     generator = traced.module
     activation = (
@@ -68,12 +68,12 @@ def trace_functions(
             condition, weights = others[:-1], others[-1]
         latent = latent.detach().requires_grad_(True)
         with torch.enable_grad():
-            image, *before = generator(latent, *condition)
-            ends = {activation: before[0]} if activation else {}
-            outputs = [image.detach()]
+            seen, *others = generator(latent, *condition)
+            ends = {activation: others[0]} if activation else {}
+            outputs = [(seen if shapes.observed is None else others[-1]).detach()]
             for loss in losses:
                 tracing = f"the objective with loss {loss.name!r}"
-                outputs += _value_and_gradient(loss, image, target, weights, latent, ends)
+                outputs += _value_and_gradient(loss, seen, target, weights, latent, ends)
         if basic is not None:
             tracing = "the generator's tangents"
             tangents = Tangents(basic, (latent.detach(), *condition))
@@ -89,7 +89,7 @@ def trace_functions(
 def _chunks(basic: fx.GraphModule, shapes: Shapes, most_bytes: int) -> list[tuple[int, int]]:
     """Return each chunk's first direction and its number of directions."""
     size = shapes.latent_size
-    jacobian = 4 * size * math.prod(shapes.image)
+    jacobian = 4 * size * math.prod(shapes.target)
     # Tangents in one direction take as much memory as the generator's activations.
     count = max(1, (most_bytes - jacobian) // max(1, bytes_per_target(basic)))
     count = max(count, -(-size // _MOST_CHUNKS))

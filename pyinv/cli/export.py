@@ -22,6 +22,7 @@ examples:
   pyinv export my_models.py:make_decoder -o vae.bundle --latent-shape 4,8,8 --prior normal \\
       --output-item sample
   pyinv export decoder.onnx -o vae.bundle --latent-shape 64 --prior normal
+  pyinv export generator.pt -o small.bundle --latent-shape 100 --observe my_models.py:make_blur
   pyinv export my_models.py:make_progan -o tail.bundle --latent-shape 128 --prior normal \\
       --tail-after layer4
 """
@@ -133,6 +134,12 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         help="an encoder, images -> latents, given like GENERATOR; adds the function encode",
     )
     parser.add_argument(
+        "--observe",
+        metavar="OPERATOR",
+        help="a fixed operator A, if targets are observations A(x) of images x: a blur, "
+        "downsampling, a measurement matrix; given like GENERATOR",
+    )
+    parser.add_argument(
         "--weights",
         action="store_true",
         help="let targets have weights per pixel, such as masks: `pyinv invert --weights`",
@@ -165,6 +172,9 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
 
     generator = load_generator(arguments.generator)
     encoder = None if arguments.encoder is None else load_generator(arguments.encoder)
+    observe = None
+    if arguments.observe is not None:
+        observe = load_generator(arguments.observe, what="operator")
     options = {
         "latent_shape": arguments.latent_shape,
         "losses": _losses(arguments),
@@ -172,6 +182,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         "value_range": tuple(arguments.value_range),
         "output": arguments.output_item,
         "encoder": encoder,
+        "observe": observe,
         "runtimes": tuple(arguments.runtime or ("onnx",)),
         "name": arguments.name,
         "overwrite": arguments.overwrite,
@@ -208,7 +219,9 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     solved = [loss for loss in manifest.losses if manifest.has_normal_equations(loss)]
     console.message(
         f"wrote {bundle.path}: latent {list(manifest.latent_shape)}, "
-        f"image {list(manifest.image_shape)}, losses {', '.join(manifest.losses)}, "
+        f"image {list(manifest.image_shape)}, "
+        + (f"observed as {list(manifest.target_shape)}, " if manifest.observes else "")
+        + f"losses {', '.join(manifest.losses)}, "
         f"normal equations of {', '.join(solved) or 'none'}, for {' and '.join(manifest.runtimes)}"
     )
     console.result({"path": str(bundle.path), **bundle.manifest.describe()})

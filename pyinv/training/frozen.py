@@ -356,6 +356,11 @@ def _open_bundle(bundle: Bundle, device: torch.device, threads: int | None) -> F
             f"{bundle.path}: {not_pictures(manifest)}, and encoders are trained for images "
             "[C, H, W]; add an encoder of your own with pyinv.export.add_encoder"
         )
+    if manifest.observes:
+        raise InputError(
+            f"{bundle.path}: its targets are observations of images, and encoders are trained for "
+            "images; add an encoder of your own with pyinv.export.add_encoder"
+        )
     if manifest.condition_shape is not None:
         raise InputError(
             f"{bundle.path}: its generator takes a condition, and an encoder's training has none "

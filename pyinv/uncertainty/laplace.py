@@ -38,7 +38,7 @@ def laplace_uncertainty(
     gram: NDArray[Any],
     *,
     prior: Prior,
-    value_range: tuple[float, float],
+    value_range: tuple[float, float] | None,
     noise: float | NDArray[Any] | None = None,
     weights: NDArray[Any] | None = None,
     about: NDArray[Any] | None = None,
@@ -66,7 +66,7 @@ def laplace_uncertainty(
         gradient: [N, d], 2/P Jᵀr.
         gram: [N, d, d], 2/P JᵀJ.
         prior: the prior of the latents.
-        value_range: the value range of the images.
+        value_range: the range that images are clipped to; None: they are not.
         noise: standard deviation of the pixel noise, above 0, one for all or [N]; None estimates it
             for each image from its residual and the remaining degrees of freedom, which requires
             P > d.
@@ -98,7 +98,8 @@ def laplace_uncertainty(
     eigenvalues = np.where(eigenvalues > lost, eigenvalues, 0.0)
 
     squared = np.full(count, np.nan if noise is None else np.square(noise, dtype=np.float64))
-    floor = (rounding * max(map(abs, value_range))) ** 2
+    largest = np.abs(images).max() if value_range is None else max(map(abs, value_range))
+    floor = (rounding * float(largest)) ** 2
     if noise is None:
         assert generated is not None
         squared = _mean_square(images, generated, weights, value_range)
@@ -143,7 +144,7 @@ def _mean_square(
     images: NDArray[Any],
     generated: NDArray[Any],
     weights: NDArray[Any],
-    value_range: tuple[float, float],
+    value_range: tuple[float, float] | None,
 ) -> DoubleArray:
     """Return each image's mean of weight times squared residual, [n], corrected for clipping.
 
@@ -151,7 +152,7 @@ def _mean_square(
     with pixels at an end of the range, only residuals that point to its middle are used, because
     clipping (at the near end) does not change them.
     """
-    low, high = value_range
+    low, high = (-np.inf, np.inf) if value_range is None else value_range
     pixels = images.reshape(len(images), -1).astype(np.float64)
     noiseless = generated.reshape(len(images), -1).astype(np.float64)
     residual = pixels - noiseless

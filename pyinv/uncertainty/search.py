@@ -40,7 +40,7 @@ class Targets:
 
     Args:
         latents: float32 [N, d].
-        images: float32 [N, *image_shape].
+        images: float32 [N, *target_shape], the targets.
         condition: float32 [N, k], or None.
         weights: float32 [N, pixels], or [1, pixels] for all targets, or None.
         ids: uint64 [N], target ids, which seed the random draws.
@@ -127,7 +127,7 @@ class Search:
         plan = self._session.plan(recipe)
         total = n_hops * len(rows)
         lanes = min(self._lanes, total)
-        most = max(1, min(16 * lanes, HOP_BYTES // (4 * manifest.image_size)) // n_hops)
+        most = max(1, min(16 * lanes, HOP_BYTES // (4 * manifest.target_size)) // n_hops)
         done = 0
 
         def hop(some: NDArray[np.intp], report: Progress | None) -> Uncertainty:
@@ -163,7 +163,7 @@ class Search:
                 others.latents.reshape(*shape, -1),
                 other_losses.reshape(shape),
                 there.standard_error.reshape(*shape, -1),
-                pixels=manifest.image_size
+                pixels=manifest.target_size
                 if weights is None
                 else effective_values(weights, known_noise=True),
                 prior=manifest.prior,
@@ -218,6 +218,8 @@ class Search:
                 generated = None
                 if noise is None:
                     generated = session.generate(some.latents, some.condition, most)
+                    if manifest.observes:
+                        generated = session.observe(generated, most)
             except DeviceError:
                 if batch_size is not None or most == 1:
                     raise
@@ -230,7 +232,7 @@ class Search:
                 equations["gradient"],
                 equations["gram"],
                 prior=manifest.prior,
-                value_range=manifest.value_range,
+                value_range=None if manifest.observes else manifest.value_range,
                 noise=noise[rows] if isinstance(noise, np.ndarray) else noise,
                 weights=some.weights,
                 about=None if about is None else about[rows],

@@ -28,6 +28,12 @@ class CapturedGraph {
   virtual void launch() const = 0;
 };
 
+// A target's weights; null if the objectives take none.
+inline const float* weights_of(const Targets& targets, const LaneArrays& lanes, int64_t row) {
+  if (!lanes.weights_size) return nullptr;
+  return targets.weights + (targets.shared_weights ? 0 : row * lanes.weights_size);
+}
+
 // Loads targets into lanes. Rows must be requested in increasing order, each once.
 class TargetLoader {
  public:

@@ -30,6 +30,7 @@ class CpuTargetLoader : public TargetLoader {
            .image = targets_.image + row * lanes_.image_size,
            .condition =
                lanes_.condition_size ? targets_.condition + row * lanes_.condition_size : nullptr,
+           .weights = weights_of(targets_, lanes_, row),
            .initial = targets_.initial ? targets_.initial + row * lanes_.latent_size : nullptr,
            .truth = lanes_.truth_size ? targets_.true_latent + row * lanes_.truth_size : nullptr});
     }

@@ -302,7 +302,8 @@ class CudaTargetLoader : public TargetLoader {
         lanes_(lanes),
         targets_(targets),
         initial_size_(targets.initial ? lanes.latent_size : 0),
-        row_size_(lanes.image_size + lanes.condition_size + initial_size_ + lanes.truth_size),
+        row_size_(lanes.image_size + lanes.condition_size + lanes.weights_size + initial_size_ +
+                  lanes.truth_size),
         slots_(ring_size(row_size_, lanes.lanes, targets.count)),
         pinned_(device.allocate_shared(bytes(slots_))),
         staged_(device.allocate(bytes(slots_))),
@@ -350,11 +351,13 @@ class CudaTargetLoader : public TargetLoader {
   RefillRows staged_row(const Refill& refill) const {
     const float* row = static_cast<const float*>(staged_.get()) + refill.row % slots_ * row_size_;
     const float* condition = row + lanes_.image_size;
-    const float* initial = condition + lanes_.condition_size;
+    const float* weights = condition + lanes_.condition_size;
+    const float* initial = weights + lanes_.weights_size;
     return {.refill = refill,
             .id = targets_.id[refill.row],
             .image = row,
             .condition = lanes_.condition_size ? condition : nullptr,
+            .weights = lanes_.weights_size ? weights : nullptr,
             .initial = initial_size_ ? initial : nullptr,
             .truth = lanes_.truth_size ? initial + initial_size_ : nullptr};
   }
@@ -370,6 +373,9 @@ class CudaTargetLoader : public TargetLoader {
       if (lanes_.condition_size) {
         end = std::copy_n(targets_.condition + row * lanes_.condition_size, lanes_.condition_size,
                           end);
+      }
+      if (lanes_.weights_size) {
+        end = std::copy_n(weights_of(targets_, lanes_, row), lanes_.weights_size, end);
       }
       if (initial_size_) {
         end = std::copy_n(targets_.initial + row * initial_size_, initial_size_, end);

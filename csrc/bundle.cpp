@@ -143,6 +143,13 @@ void read_manifest(const Node& manifest, Bundle& bundle) {
       conditions->fail("must hold at most " + std::to_string(kMaxValues) + " values");
     }
   }
+  bundle.target_shape = bundle.image_shape;
+  if (const auto shape = manifest.find("observation_shape")) {
+    bundle.target_shape = read_shape(*shape);
+  }
+  if (const auto weights = manifest.find("weights")) {
+    bundle.weights = weights->flag();
+  }
   const Node range = manifest["value_range"];
   const std::vector<Node> bounds = range.items();
   if (bounds.size() != 2 || bounds[0].number() >= bounds[1].number()) {
@@ -320,6 +327,8 @@ Bundle Bundle::open(const fs::path& folder) {
 
 int64_t Bundle::latent_size() const { return product(latent_shape); }
 int64_t Bundle::image_size() const { return product(image_shape); }
+int64_t Bundle::target_size() const { return product(target_shape); }
+bool Bundle::observes() const { return find(*this, "observe", {}, {}) != nullptr; }
 
 int64_t BundleCondition::columns() const { return classes ? 1 : product(shape); }
 

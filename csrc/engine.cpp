@@ -167,6 +167,7 @@ class Run {
     arrays_.latent_size = latent_size_;
     arrays_.image_size = objectives.front()->image_size();
     arrays_.condition_size = targets.condition ? objectives.front()->condition_size() : 0;
+    arrays_.weights_size = objectives.front()->takes_weights() ? arrays_.image_size : 0;
     arrays_.truth_size = results.min_latent_error ? latent_size_ : 0;
     arrays_.trace_length = rule.trace_length;
     for (const Objective* objective : objectives) {
@@ -194,6 +195,7 @@ class Run {
     arrays_.loss = allocate<float>(lanes_);
     arrays_.image = allocate<float>(lanes_ * arrays_.image_size);
     arrays_.condition = allocate<float>(lanes_ * arrays_.condition_size);
+    arrays_.weights = allocate<float>(lanes_ * arrays_.weights_size);
     arrays_.truth = allocate<float>(lanes_ * arrays_.truth_size);
     arrays_.batch_moments = allocate<Moments>(1);
     arrays_.best_latent = allocate_shared<float>(components);
@@ -206,12 +208,19 @@ class Run {
     for (const Objective* objective : objectives) {
       evaluators_.push_back(objective->bind(
           {arrays_.latent, arrays_.image, arrays_.condition_size ? arrays_.condition : nullptr,
-           arrays_.loss, arrays_.gradient, arrays_.gram_size ? arrays_.gram : nullptr, lanes_}));
+           arrays_.weights_size ? arrays_.weights : nullptr, arrays_.loss, arrays_.gradient,
+           arrays_.gram_size ? arrays_.gram : nullptr, lanes_}));
     }
     first_objective_ = first_objective(stages.front());
     progress_.targets = targets.count;
     progress_.mean_loss = kNaN;
-    loader_ = device_->make_loader(arrays_, targets);
+    Targets given = targets;
+    if (arrays_.weights_size && !targets.weights) {
+      ones_.assign(arrays_.image_size, 1.0f);
+      given.weights = ones_.data();
+      given.shared_weights = true;
+    }
+    loader_ = device_->make_loader(arrays_, given);
   }
 
   // The device must have finished with the run's memory before it is freed.
@@ -581,6 +590,7 @@ class Run {
   LaneArrays arrays_{};
   std::vector<std::unique_ptr<Evaluator>> evaluators_;  // one per objective
   std::vector<bool> has_gram_;                          // one per objective
+  std::vector<float> ones_;                             // the weights of targets that have none
   std::unique_ptr<TargetLoader> loader_;
   int32_t first_objective_ = 0;
 
@@ -616,15 +626,17 @@ void check(const std::vector<const Objective*>& objectives, const Recipe& recipe
            const Targets& targets, const RunOptions& options, const Results& results) {
   expect(!objectives.empty(), "expected at least one objective, got none");
   const auto sizes = [](const Objective& of) {
-    return std::tuple(of.latent_size(), of.image_size(), of.condition_size());
+    return std::tuple(of.latent_size(), of.image_size(), of.condition_size(), of.takes_weights());
   };
   for (const Objective* objective : objectives) {
     expect(objective != nullptr, "an objective is null");
     expect(sizes(*objective) == sizes(*objectives.front()),
-           "the objectives' latents, images or conditions differ in size");
+           "the objectives' latents, images, conditions or weights differ in size");
   }
   expect(objectives.front()->condition_size() == 0 || targets.condition,
          "the objective takes a condition, and the targets have none");
+  expect(!targets.weights || objectives.front()->takes_weights(),
+         "the targets have weights, and the objective takes none");
   expect(!recipe.stages.empty(), "expected a recipe with at least one stage, got none");
   const auto count = static_cast<int64_t>(objectives.size());
   const auto expect_number = [&](int64_t number, const char* what) {

@@ -138,6 +138,7 @@ struct LaneArrays {
   float* gram;                     // [lanes, gram_size], at the accepted latent
   float* loss;                     // [lanes]
   float *image, *condition;        // [lanes, image_size], [lanes, condition_size]
+  float* weights;                  // [lanes, weights_size]
   float* truth;                    // [lanes, truth_size]
   Moments* batch_moments;          // [1]
   float* best_latent;              // [lanes, latent_size], of the finished attempts
@@ -148,9 +149,10 @@ struct LaneArrays {
   double* doubles;          // [lanes, storage.doubles]
   double* scratch;          // for the teams of the propose kernel
   int64_t lanes, latent_size, image_size, condition_size, trace_length;
-  int64_t truth_size;  // latent_size, or 0: `nearest` is not computed
-  int64_t gram_size;   // latent_size^2, or 0: no stage solves normal equations
-  Storage storage;     // the most that any solver needs
+  int64_t weights_size;  // image_size, or 0: the objectives take no weights
+  int64_t truth_size;    // latent_size, or 0: `nearest` is not computed
+  int64_t gram_size;     // latent_size^2, or 0: no stage solves normal equations
+  Storage storage;       // the most that any solver needs
 };
 
 PYINV_HOST_DEVICE inline float* solver_vector(const LaneArrays& lanes, int64_t number,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from .diagnostics import first_line, quiet
 __all__ = [
     "BATCHES",
     "EncoderReference",
+    "NetworkReference",
     "Reference",
     "check_file",
     "check_function",
@@ -104,7 +106,10 @@ class _LastActivation(TorchFunctionMode):
 
 
 class Reference:
-    """Compute a prepared generator's images, losses and gradients in plain PyTorch."""
+    """Compute a prepared generator's images, losses and gradients in plain PyTorch.
+
+    If targets are observations of images, ``observe`` makes them.
+    """
 
     def __init__(
         self,
@@ -113,27 +118,44 @@ class Reference:
         *,
         prior: Prior,
         value_range: tuple[float, float],
+        observe: nn.Module | None = None,
     ) -> None:
         self.generator = generator
+        self.observe = observe
         self.shapes = shapes
         self.prior = prior
         self.value_range = value_range
 
     def draw(self, count: int, *, seed: int) -> dict[str, Tensor]:
-        """Draw inputs: latents from the prior, images in the value range, and conditions."""
+        """Draw inputs: latents from the prior, targets in the value range, conditions and weights.
+
+        About a quarter of the weights are 0.
+        """
         random = torch.Generator().manual_seed(seed)
         low, high = self.value_range
         drawn = {
             "latent": draw_latents(self.prior, count, self.shapes.latent_size, random=random),
-            "image": low + (high - low) * torch.rand(count, *self.shapes.image, generator=random),
+            "image": low + (high - low) * torch.rand(count, *self.shapes.target, generator=random),
         }
         if self.shapes.conditions:
             drawn["condition"] = draw_conditions(self.shapes.conditions, count, random=random)
+        if self.shapes.weighted:
+            drawn["weights"] = torch.rand(drawn["image"].shape, generator=random)
+            drawn["weights"] *= torch.rand(drawn["image"].shape, generator=random) > 0.25
         return drawn
 
     def image(self, inputs: dict[str, Tensor]) -> Tensor:
         with portable():
             result: Tensor = self.generator(*self.arguments(inputs))
+        return result
+
+    def seen(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Return what is compared with the targets: images, or their observations."""
+        image = self.image(inputs)
+        if self.observe is None:
+            return image
+        with portable():
+            result: Tensor = self.observe(image)
         return result
 
     def arguments(self, inputs: dict[str, Tensor]) -> list[Tensor]:
@@ -149,87 +171,114 @@ class Reference:
     def objective(self, loss: Loss, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the losses [B] and the gradient [B, d] of their sum."""
         latent = inputs["latent"].detach().clone().requires_grad_(True)
-        image, last = self._image_and_activation({**inputs, "latent": latent})
+        image, last = self._seen_and_activation({**inputs, "latent": latent})
         value_before = loss.value_before_activation.get(last.name)
         if value_before is not None and last.gave(image, self.value_range):
             value = value_before(last.argument.reshape(image.shape), inputs["image"])
         else:
             value = loss.value(image, inputs["image"])
+        value = loss.mean(value, inputs.get("weights"))
         (gradient,) = torch.autograd.grad(value.sum(), latent)
         return {"loss": value.detach(), "gradient": gradient}
 
-    def _image_and_activation(self, inputs: dict[str, Tensor]) -> tuple[Tensor, _LastActivation]:
+    def _seen_and_activation(self, inputs: dict[str, Tensor]) -> tuple[Tensor, _LastActivation]:
         with _LastActivation() as last:
-            return self.image(inputs), last
+            return self.seen(inputs), last
 
     def normal_equations(self, loss: Loss, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the objective's outputs and the gram's products with ``directions``, [B, n, d].
 
         A product is 2 / P J^T (J v). In a random direction v, it depends on all of the gram.
         """
-        image, last = self._image_and_activation(inputs)
+        weights = inputs.get("weights")
+        image, last = self._seen_and_activation(inputs)
         before = loss.residual_before_activation.get(last.name)
         if before is not None and not last.gave(image, self.value_range):
             before = None
 
         def residual(latent: Tensor) -> Tensor:
-            image, last = self._image_and_activation({**inputs, "latent": latent})
+            image, last = self._seen_and_activation({**inputs, "latent": latent})
             if before is not None:
-                return before(last.argument.reshape(image.shape), inputs["image"])[0]
-            assert loss.residual is not None
-            return loss.residual(image, inputs["image"])[0]
+                found = before(last.argument.reshape(image.shape), inputs["image"])[0]
+            else:
+                assert loss.residual is not None
+                found = loss.residual(image, inputs["image"])[0]
+            return found if weights is None else found * weights.sqrt()
 
         latent = inputs["latent"].detach().clone().requires_grad_(True)
         value = residual(latent)
         # J v is the derivative of (J^T u) . v with respect to u.
         u = torch.zeros_like(value).requires_grad_(True)
         (pulled,) = torch.autograd.grad(value, latent, u, create_graph=True)
-        scale = 2.0 / value[0].numel()
+        scale = 2.0 / value[0].numel() if weights is None else 2.0 / weights.flatten(1).sum(1)
         products = []
         for direction in directions(latent).unbind(1):
             (pushed,) = torch.autograd.grad(pulled, u, direction, retain_graph=True)
             (product,) = torch.autograd.grad(value, latent, pushed, retain_graph=True)
-            products.append(product * scale)
+            products.append((product.T * scale).T)
         return {**self.objective(loss, inputs), "gram": torch.stack(products, dim=1)}
 
     def double(self) -> Reference:
         """The same in float64."""
-        generator = copy.deepcopy(self.generator).double()
-        return Reference(generator, self.shapes, prior=self.prior, value_range=self.value_range)
+        generator, observe = copy.deepcopy((self.generator, self.observe))
+        return Reference(
+            generator.double(),
+            self.shapes,
+            prior=self.prior,
+            value_range=self.value_range,
+            observe=None if observe is None else observe.double(),
+        )
 
 
-class EncoderReference:
-    """Compute a prepared encoder's latents in plain PyTorch."""
+class NetworkReference(ABC):
+    """Compute what an encoder or an observation makes of images, in plain PyTorch."""
 
     def __init__(
-        self, encoder: nn.Module, shapes: Shapes, value_range: tuple[float, float]
+        self, network: nn.Module, shapes: Shapes, value_range: tuple[float, float]
     ) -> None:
-        self.encoder = encoder
+        self.network = network
         self.shapes = shapes
         self.value_range = value_range
 
+    @abstractmethod
     def draw(self, count: int, *, seed: int) -> dict[str, Tensor]:
-        """Draw rough and smooth images in the value range, and conditions."""
-        random = torch.Generator().manual_seed(seed)
+        """Draw inputs."""
+
+    @abstractmethod
+    def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the network's output, by name."""
+
+    def images(self, shape: tuple[int, ...], count: int, random: torch.Generator) -> Tensor:
+        """Draw rough and smooth images in the value range."""
         low, high = self.value_range
-        rough = torch.rand(count, *self.shapes.image, generator=random)
+        rough = torch.rand(count, *shape, generator=random)
         # An encoder averages noise out, so noise alone would hide errors that uniform images show.
-        each = (count, *(1 for _ in self.shapes.image))
+        each = (count, *(1 for _ in shape))
         smooth = torch.rand(each, generator=random)
         share = torch.rand(each, generator=random)
-        drawn = {"image": low + (high - low) * (share * rough + (1 - share) * smooth)}
+        return low + (high - low) * (share * rough + (1 - share) * smooth)
+
+    def double(self) -> NetworkReference:
+        """The same in float64."""
+        network = copy.deepcopy(self.network).double()
+        return type(self)(network, self.shapes, self.value_range)
+
+
+class EncoderReference(NetworkReference):
+    """Compute a prepared encoder's latents in plain PyTorch."""
+
+    def draw(self, count: int, *, seed: int) -> dict[str, Tensor]:
+        """Draw rough and smooth targets in the value range, and conditions."""
+        random = torch.Generator().manual_seed(seed)
+        drawn = {"image": self.images(self.shapes.target, count, random)}
         if self.shapes.conditions:
             drawn["condition"] = draw_conditions(self.shapes.conditions, count, random=random)
         return drawn
 
     def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the latents [B, d] of images [B, *image_shape]."""
+        """Return the latents [B, d] of targets [B, *target_shape]."""
         with torch.no_grad(), portable():
-            return {"latent": self.encoder(*inputs.values()).flatten(1)}
-
-    def double(self) -> EncoderReference:
-        """The same in float64."""
-        return EncoderReference(copy.deepcopy(self.encoder).double(), self.shapes, self.value_range)
+            return {"latent": self.network(*inputs.values()).flatten(1)}
 
 
 def onnx_function(path: Path) -> Run:
@@ -332,9 +381,10 @@ def torchscript_function(path: Path, method: str) -> Run:
 
     def run(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         if method == "forward":
-            return {"image": call({key: x for key, x in inputs.items() if key != "image"})}
-        if method == "encode":
-            return {"latent": call(inputs)}
+            taken = ("latent", "condition")
+            return {"image": call({key: x for key, x in inputs.items() if key in taken})}
+        if method in ("encode", "observe"):
+            return {"latent" if method == "encode" else "target": call(inputs)}
         results = call(inputs)
         out = tuple(torch.full_like(result, math.nan) for result in results)
         call(inputs, out)
@@ -348,7 +398,7 @@ def torchscript_function(path: Path, method: str) -> Run:
 def check_function(
     name: str,
     run: Run,
-    reference: Reference | EncoderReference,
+    reference: Reference | NetworkReference,
     function: str,
     loss: Loss | None,
 ) -> float:
@@ -357,9 +407,9 @@ def check_function(
     Args:
         name: what to call the function in errors.
         run: runs the function; from onnx_function or torchscript_function.
-        reference: the generator, or the encoder, in PyTorch.
-        function: "forward", "objective", "normal_equations" or "encode".
-        loss: the function's loss; None for forward and encode.
+        reference: the generator, encoder or observation, in PyTorch.
+        function: "forward", "objective", "normal_equations", "encode" or "observe".
+        loss: the function's loss; None for the functions that have none.
 
     Raises:
         ExportError: the function cannot be run, or its results differ; the message names the
@@ -409,7 +459,7 @@ def _check_far_from_the_prior(name: str, reference: Reference, run: Run) -> None
 def _agreement(
     name: str,
     batch: int,
-    reference: Reference | EncoderReference,
+    reference: Reference | NetworkReference,
     expected: Callable[[Any, dict[str, Tensor]], dict[str, Tensor]],
     actual: Callable[[dict[str, Tensor]], dict[str, Tensor]],
 ) -> float:

@@ -18,24 +18,14 @@ from pyinv.errors import ExportError
 from .capture.inputs import NamedInputs
 from .capture.onnx_file import OnnxModule
 from .capture.trace import Shapes, prepare, trace_encoder
-from .check import (
-    EncoderReference,
-    check_file,
-    check_function,
-    onnx_function,
-    torchscript_function,
-)
+from .check import EncoderReference, check_file
 from .diagnostics import first_line
 from .origin import checked_origin
-from .passes.graph import Signature
-from .runtimes.onnx import WeightsFile, to_onnx, write_onnx
-from .runtimes.torchscript_writer import write_torchscript
 from .staging import check_target, staged
+from .writer import network_files, write_network
 
 __all__ = ["CheckedEncoder", "add_encoder", "check_encoder", "write_encoder"]
 
-_FILES = {"onnx": "encode.onnx", "torchscript": "encode.pt"}
-_WEIGHTS_FILE = "encode_weights.bin"
 _TRIED = 2
 
 
@@ -68,8 +58,9 @@ def add_encoder(
     Args:
         bundle: the bundle, or its folder. It is not changed, unless ``path`` is its folder and
             ``overwrite`` is given.
-        encoder: maps images [B, *image_shape] in the bundle's value range (and the bundle's
-            conditions, in the manifest's order) to latents, [B, *latent_shape] or [B, d].
+        encoder: maps targets [B, *target_shape], which are images in the bundle's value range
+            unless the bundle observes them (and the bundle's conditions, in the manifest's order),
+            to latents, [B, *latent_shape] or [B, d].
         path: the new bundle's folder. Must be missing or empty unless ``overwrite``.
         name: the new bundle's name; None keeps the bundle's.
         origin: JSON values for the manifest that replace the bundle's; None keeps them.
@@ -92,11 +83,11 @@ def add_encoder(
     target = Path(path)
     check_target(target, overwrite=overwrite)
     origin = manifest.origin if origin is None else checked_origin(origin)
-    shapes = Shapes(manifest.latent_shape, manifest.image_shape, manifest.conditions)
+    shapes = Shapes(manifest.latent_shape, manifest.target_shape, manifest.conditions)
     encodes = check_encoder(encoder, shapes, manifest.value_range)
     with staged(target) as folder:
         others = [function for function in manifest.functions if function.name != "encode"]
-        owned = {*_FILES.values(), _WEIGHTS_FILE}
+        owned = network_files("encode")
         for file in manifest.files:
             if file not in owned:
                 shutil.copy2(opened.path / file, folder / file)
@@ -197,25 +188,10 @@ def write_encoder(
     Raises:
         ExportError: the encoder cannot be exported, or the written function differs from PyTorch.
     """
-    shapes = encoder.shapes
+    shapes = replace(encoder.shapes, weighted=False)
     say("tracing the encoder")
     graph = trace_encoder(encoder.module, shapes)
-    inputs = {"image": shapes.image, **shapes.inputs}  # the image comes first
-    signature = Signature(tuple(name for name in inputs if name != "latent"), {0: "latent"})
+    inputs = {"image": shapes.target, **shapes.inputs}  # the image comes first
+    taken = tuple(name for name in inputs if name != "latent")
     reference = EncoderReference(encoder.module, shapes, encoder.value_range)
-    functions = []
-    for runtime in runtimes:
-        file = _FILES[runtime]
-        if runtime == "onnx":
-            (model,) = to_onnx(graph, [signature], inputs=inputs)
-            with open(folder / _WEIGHTS_FILE, "wb") as stream:
-                write_onnx(model, folder / file, WeightsFile(stream, _WEIGHTS_FILE))
-            run = onnx_function(folder / file)
-        else:
-            write_torchscript(graph, {"encode": signature}, folder / file, inputs=list(inputs))
-            run = torchscript_function(folder / file, "encode")
-        worst = check_function(file, run, reference, "encode", None)
-        say(f"{file} agrees with PyTorch to {worst:.1e}")
-        method = "encode" if runtime == "torchscript" else None
-        functions.append(Function("encode", runtime, file, method=method))
-    return functions
+    return write_network(folder, "encode", graph, inputs, taken, "latent", reference, runtimes, say)

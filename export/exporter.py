@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from .derivatives.losses import GivenLosses, Loss, resolve_losses, try_losses
 from .diagnostics import warn_caller
 from .encoder import check_encoder, write_encoder
 from .generator import TRIED, check_generator, check_independence, check_reading
+from .observation import Observed, check_observation, prepare_observation, write_observation
 from .origin import checked_origin
 from .passes.output_activation import OutputActivation
 from .runtimes.onnx import OPSET
@@ -55,6 +57,8 @@ def export(
     noise: str | None = None,
     noise_seed: int = 0,
     encoder: nn.Module | None = None,
+    observe: Callable[[Any], Any] | None = None,
+    weights: bool = False,
     runtimes: str | Iterable[str] = ("onnx",),
     name: str | None = None,
     origin: Mapping[str, Any] | None = None,
@@ -119,9 +123,20 @@ def export(
         noise_seed: the seed of frozen noise.
         output: which tensor is the image, for a generator that returns several: a key or index of
             the dictionary, tuple or list that it returns, or an attribute of the object.
-        encoder: maps images [B, *image_shape] in ``value_range`` (and the conditions) to
+        encoder: maps targets [B, *image_shape] in ``value_range`` (and the conditions) to
             latents, [B, *latent_shape] or [B, d]. The bundle then has the function ``encode``,
             which ``Inverter.encode`` and ``invert(init="encoder")`` use.
+        observe: a fixed, differentiable A, if targets are y = A(x), observations of images x: a
+            blur, downsampling, a projection, a measurement matrix. A module or function that maps
+            images [B, *image_shape] to targets [B, ...] of any shape; of a physics operator of
+            deepinv, its method ``A`` is used, which adds no noise. Losses and normal equations are
+            then those of A(G(z)), latents are still turned into images, and the bundle also has the
+            function ``observe``: image [B, *image_shape] -> target [B, *target_shape]. Targets may
+            have any finite values, because A's need not lie in ``value_range``.
+        weights: let each target have weights per pixel, for ``invert(weights=...)``: for masks,
+            inpainting, and pixels of different noise. The objectives and normal equations then also
+            take weights of the target's shape, and losses are weighted means, sum(w l) / sum(w).
+            The losses must be means over pixels: mse, l1, bce, whitened.
         runtimes: the runtimes to export for, one or both of "onnx" and "torchscript". The first is
             the default when the bundle is opened.
         name: the bundle's name; the generator's class name by default.
@@ -160,7 +175,13 @@ def export(
         raise ExportError(f"noise must be 'freeze' or 'latent', got {noise!r}")
     if not isinstance(prior, Uniform | Normal):
         raise ExportError(f"prior must be pyinv.Uniform or pyinv.Normal, got {prior!r}")
-    resolved = resolve_losses("mse" if losses is None else losses, value_range=(low, high))
+    if not isinstance(weights, bool):
+        raise ExportError(
+            f"weights must be True or False, got {type(weights).__name__}: the weights themselves "
+            "are given to Inverter.invert"
+        )
+    resolve = partial(resolve_losses, value_range=(low, high), weighted=weights)
+    resolved = resolve("mse" if losses is None else losses)
     solve = _wants_normal_equations(normal_equations, resolved, latent_sizes, batch_norm)
     chosen = _runtimes(runtimes)
     origin = checked_origin(origin)
@@ -169,6 +190,7 @@ def export(
 
     module = prepare(generator, batch_norm=batch_norm)
     named = with_inputs(module, inputs, second, latent_sizes)
+    observes = None if observe is None else prepare_observation(observe)
     prepared: nn.Module = OneOutput(named, output)
     if noise is not None:
         prepared, latent_sizes = with_noise(
@@ -176,12 +198,24 @@ def export(
         )
         solve = _wants_normal_equations(normal_equations, resolved, latent_sizes, batch_norm)
     image_shape, bounded = check_generator(
-        prepared, latent_sizes, named.conditions, prior, (low, high), resolved, noise
+        prepared,
+        latent_sizes,
+        named.conditions,
+        prior,
+        (low, high),
+        () if observes else resolved,
+        noise,
     )
-    try_losses(resolved, image_shape, (low, high))
-    shapes = Shapes(latent_sizes, image_shape, named.conditions)
+    shapes = Shapes(latent_sizes, image_shape, named.conditions, weights)
+    if observes is not None:
+        reference = Reference(prepared, shapes, prior=prior, value_range=(low, high))
+        with torch.no_grad():
+            images = reference.image(reference.draw(TRIED, seed=3))
+        observed = check_observation(observes, images, (low, high), resolved)
+        shapes = replace(shapes, observed=observed)
+    try_losses(resolved, shapes.target, (low, high))
     encodes = None if encoder is None else check_encoder(encoder, shapes, (low, high))
-    reference = Reference(prepared, shapes, prior=prior, value_range=(low, high))
+    reference = Reference(prepared, shapes, prior=prior, value_range=(low, high), observe=observes)
     if isinstance(generator, torch.jit.ScriptModule) and batch_norm == "eval":
         check_reading(generator, named, output, reference)
     if isinstance(module, OnnxModule) and noise is None and batch_norm == "eval":
@@ -189,13 +223,14 @@ def export(
         check_file(module, named.arguments(*drawn)[0])
 
     say("tracing the generator")
-    traced = trace_generator(prepared, shapes, batch_norm=batch_norm)
+    whole = prepared if observes is None else Observed(prepared, observes)
+    traced = trace_generator(whole, shapes, batch_norm=batch_norm)
     if batch_norm == "eval":
         check_independence(reference)
     if losses is None and traced.output_activation.fits((low, high)):
-        resolved += resolve_losses("whitened", value_range=(low, high))
+        resolved += resolve("whitened")
     _check_output_activation(traced.output_activation, (low, high), resolved)
-    _warn(traced, (low, high))
+    _warn(traced, (low, high), observes=observe is not None)
     solved = [loss for loss in resolved if loss.is_least_squares] if solve else []
 
     with staged(target) as staging:
@@ -209,6 +244,8 @@ def export(
                 file.unlink()
             functions = write_functions(staging, traced, reference, resolved, (), chosen, say)
             warn_caller(f"the bundle gets no normal equations: {error}")
+        if observes is not None:
+            functions += write_observation(staging, observes, shapes, (low, high), chosen, say)
         if encodes is not None:
             functions += write_encoder(staging, encodes, chosen, say)
         manifest = _manifest(staging, functions, reference, batch_norm)
@@ -217,11 +254,11 @@ def export(
     return target
 
 
-def _warn(traced: TracedGenerator, value_range: tuple[float, float]) -> None:
+def _warn(traced: TracedGenerator, value_range: tuple[float, float], *, observes: bool) -> None:
     """Warn about a generator that probably means something else than it says."""
     activation = traced.output_activation
     low, high = value_range
-    own = activation.value_range
+    own = None if observes else activation.value_range
     if own is not None and low <= own[0] < own[1] <= high and not activation.fits(value_range):
         warn_caller(
             f"the generator ends in {activation.describe()}, and value_range is ({low:g}, {high:g})"
@@ -308,12 +345,14 @@ def _manifest(
         return Manifest(
             latent_shape=shapes.latent,
             image_shape=shapes.image,
+            observation_shape=shapes.observed,
             value_range=reference.value_range,
             prior=reference.prior,
             functions=tuple(functions),
             files={file: FileRecord.of(folder / file) for file in files},
             batch_norm=batch_norm,
             conditions=shapes.conditions,
+            weights=shapes.weighted,
             exporter=exporter,
         )
     except BundleError as error:

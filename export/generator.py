@@ -99,9 +99,9 @@ def check_independence(reference: Reference) -> None:
     inputs = reference.draw(TRIED, seed=2)
     few = {name: rows[:_ALONE] for name, rows in inputs.items()}
     with quiet(), torch.random.fork_rng(devices=[]), torch.no_grad():
-        images = reference.image(inputs)[:_ALONE]
+        images = reference.seen(inputs)[:_ALONE]
         try:
-            alone = reference.image(few)
+            alone = reference.seen(few)
         except Exception as error:
             raise ExportError(
                 f"the generator fails in PyTorch at batch {_ALONE}: {first_line(error)}"

@@ -11,7 +11,13 @@ from torch import fx
 from pyinv.bundle import Function
 
 from .capture.trace import Shapes, TracedGenerator
-from .check import Reference, check_function, onnx_function, torchscript_function
+from .check import (
+    NetworkReference,
+    Reference,
+    check_function,
+    onnx_function,
+    torchscript_function,
+)
 from .derivatives.functions import trace_functions
 from .derivatives.losses import Loss
 from .passes.graph import Signature
@@ -20,7 +26,7 @@ from .runtimes.onnx import WEIGHTS_FILE, WeightsFile, to_onnx, write_onnx
 from .runtimes.onnx_operators import operators_in
 from .runtimes.torchscript_writer import FUNCTIONS_FILE, method_names, write_torchscript
 
-__all__ = ["write_functions"]
+__all__ = ["network_files", "write_functions", "write_network"]
 
 _RUNTIME_NAMES = {"onnx": "ONNX", "torchscript": "TorchScript"}
 # The memory of normal equations for one target above which their directions are split into chunks.
@@ -81,7 +87,7 @@ def _plan(
 ) -> list[_Planned]:
     """List the functions, with the positions of their outputs in the graph."""
     names = list(shapes.inputs)
-    forward = Signature(tuple(name for name in names if name != "image"), {0: "image"})
+    forward = Signature(shapes.generator_inputs, {0: "image"})
     planned = [_Planned("forward", None, forward)]
     places = {}
     for i, loss in enumerate(losses):
@@ -179,3 +185,54 @@ def _function(plan: _Planned, runtime: str, file: str, method: str | None = None
         method=method,
         bytes_per_target=plan.bytes_per_target,
     )
+
+
+def network_files(name: str) -> set[str]:
+    """Return the names of the files that ``write_network`` may write."""
+    return {f"{name}.onnx", f"{name}.pt", f"{name}_weights.bin"}
+
+
+def write_network(
+    folder: Path,
+    name: str,
+    graph: fx.GraphModule,
+    inputs: Mapping[str, tuple[int, ...]],
+    taken: tuple[str, ...],
+    output: str,
+    reference: NetworkReference,
+    runtimes: Sequence[str],
+    say: Callable[[str], None],
+) -> list[Function]:
+    """Write one more function, in files of its own, for each runtime, and check it.
+
+    Args:
+        folder: the bundle's folder.
+        name: the function's name.
+        graph: its graph, with one output.
+        inputs: the shapes of the graph's inputs by name; "image" comes first.
+        taken: the names of the inputs that the function has.
+        output: its output's name.
+        reference: the network in PyTorch.
+        runtimes: the runtimes to write for.
+        say: called with a line about each step.
+
+    Raises:
+        ExportError: the function cannot be written, or differs from PyTorch.
+    """
+    signature = Signature(taken, {0: output})
+    functions = []
+    for runtime in runtimes:
+        file = f"{name}.onnx" if runtime == "onnx" else f"{name}.pt"
+        if runtime == "onnx":
+            (model,) = to_onnx(graph, [signature], inputs=inputs)
+            weights_file = f"{name}_weights.bin"
+            with open(folder / weights_file, "wb") as stream:
+                write_onnx(model, folder / file, WeightsFile(stream, weights_file))
+            run = onnx_function(folder / file)
+        else:
+            write_torchscript(graph, {name: signature}, folder / file, inputs=list(inputs))
+            run = torchscript_function(folder / file, name)
+        worst = check_function(file, run, reference, name, None)
+        say(f"{file} agrees with PyTorch to {worst:.1e}")
+        functions.append(Function(name, runtime, file, method=name if runtime != "onnx" else None))
+    return functions

@@ -40,6 +40,8 @@ class Objective:
     @property
     def condition_size(self) -> int: ...
     @property
+    def takes_weights(self) -> bool: ...
+    @property
     def has_gram(self) -> bool: ...
     @property
     def device(self) -> Device: ...
@@ -72,6 +74,7 @@ def invert(
     images: npt.NDArray[np.float32],
     initial: npt.NDArray[np.float32] | None = None,
     condition: npt.NDArray[np.float32] | None = None,
+    weights: npt.NDArray[np.float32] | None = None,
     true_latents: npt.NDArray[np.float32] | None = None,
     target_ids: npt.NDArray[np.uint64],
     seed: int,

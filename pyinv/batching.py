@@ -98,7 +98,7 @@ def _time(session: Session, recipe: Recipe, batch_size: int) -> float | None:
     try:
         found = session.run(
             session.plan(recipe),
-            images=np.full((batch_size, manifest.image_size), middle),
+            images=np.full((batch_size, manifest.target_size), middle),
             condition=condition,
             target_ids=np.arange(batch_size, dtype=np.uint64),
             seed=0,

@@ -55,7 +55,7 @@ class Function:
     """One graph of a bundle.
 
     Args:
-        name: "forward", "objective", "normal_equations" or "encode".
+        name: "forward", "objective", "normal_equations", "encode" or "observe".
         runtime: "onnx" or "torchscript".
         file: the graph's file name in the bundle.
         loss: the loss of an objective or of normal equations; None for forward and encode.
@@ -99,17 +99,21 @@ class Manifest:
 
     Args:
         latent_shape: shape of one latent, without the batch axis.
-        image_shape: shape of one target, without the batch axis: (C, H, W) for images, or any other
-            shape that the generator returns, such as (n,) or (C, T).
-        value_range: the (lowest, highest) value of a target; for images, black and white.
+        image_shape: shape of one image, without the batch axis: (C, H, W), or any other shape that
+            the generator returns, such as (n,) or (C, T).
+        value_range: the (lowest, highest) value of an image: black and white.
         prior: distribution of the components of a latent.
         functions: the graphs. Each runtime has one "forward" and at least one "objective", with one
             objective per loss and the same losses for all runtimes. A loss may also have
-            "normal_equations", and the bundle one "encode", either for all runtimes or for none.
+            "normal_equations", and the bundle one "encode" and one "observe", each either for all
+            runtimes or for none.
         files: every file of the bundle except the manifest, with its size and SHA-256.
         batch_norm: "eval" folds running statistics into the weights; "batch" uses the statistics
             of the images in a batch.
         conditions: what the generator takes beside the latent, by name.
+        weights: whether targets may have weights, per pixel.
+        observation_shape: shape of one target if targets are observations of images, which may
+            have any values: if the bundle has the function "observe". Otherwise None.
         bounded: whether generated images lie in ``value_range``. A generator without a final
             activation may exceed it; its images are then accepted as targets unchanged.
         name: name of the generator.
@@ -128,6 +132,8 @@ class Manifest:
     files: Mapping[str, FileRecord]
     batch_norm: str = "eval"
     conditions: Mapping[str, Input] = field(default_factory=dict)
+    weights: bool = False
+    observation_shape: tuple[int, ...] | None = None
     bounded: bool = True
     name: str = ""
     exporter: Mapping[str, Any] = field(default_factory=dict)
@@ -138,6 +144,12 @@ class Manifest:
         _check_shape("image_shape", self.image_shape)
         if self.condition_size > _MOST_VALUES:
             raise BundleError(f"conditions must hold at most {_MOST_VALUES} values")
+        if self.observation_shape is not None:
+            _check_shape("observation_shape", self.observation_shape)
+        if self.observes != (self.observation_shape is not None):
+            raise BundleError(
+                'the function "observe" and observation_shape belong together, and one is missing'
+            )
         low, high = self.value_range
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise BundleError(
@@ -145,8 +157,9 @@ class Manifest:
             )
         if self.batch_norm not in BATCH_NORM_MODES:
             raise BundleError(f'batch_norm must be "eval" or "batch", got {self.batch_norm!r}')
-        if not isinstance(self.bounded, bool):
-            raise BundleError(f"bounded must be true or false, got {self.bounded!r}")
+        for name in ("weights", "bounded"):
+            if not isinstance(getattr(self, name), bool):
+                raise BundleError(f"{name} must be true or false, got {getattr(self, name)!r}")
         for function in self.functions:
             if function.runtime not in RUNTIMES:
                 raise BundleError(
@@ -180,12 +193,13 @@ class Manifest:
                 f"{', '.join(missing)}"
             )
         self._check_normal_equations(runtime, held)
-        encoders = sum(function.name == "encode" for function in held)
-        if encoders != self.has_encoder:
-            raise BundleError(
-                'functions must hold "encode" once for each runtime, or for none; '
-                f"{runtime} has {encoders}"
-            )
+        for name, expected in (("encode", self.has_encoder), ("observe", self.observes)):
+            count = sum(function.name == name for function in held)
+            if count != expected:
+                raise BundleError(
+                    f'functions must hold "{name}" once for each runtime, or for none; '
+                    f"{runtime} has {count}"
+                )
 
     def _check_normal_equations(self, runtime: str, held: list[Function]) -> None:
         losses = [function.loss for function in held if function.name == "normal_equations"]
@@ -217,13 +231,33 @@ class Manifest:
 
     @property
     def image_size(self) -> int:
-        """The number of values of a target, the product of ``image_shape``."""
+        """The number of values of an image, the product of ``image_shape``."""
         return math.prod(self.image_shape)
 
     @property
+    def target_shape(self) -> tuple[int, ...]:
+        """The shape of one target: the ``observation_shape`` if there is one, or an image's."""
+        return self.image_shape if self.observation_shape is None else self.observation_shape
+
+    @property
+    def target_size(self) -> int:
+        """The number of values of a target, the product of ``target_shape``."""
+        return math.prod(self.target_shape)
+
+    @property
+    def observes(self) -> bool:
+        """Whether targets are observations A(x) of images x, rather than images."""
+        return any(function.name == "observe" for function in self.functions)
+
+    @property
     def is_picture(self) -> bool:
-        """Whether a target is a picture: [C, H, W] with 1, 3 or 4 channels (gray, RGB, RGBA)."""
-        return len(self.image_shape) == 3 and self.image_shape[0] in PICTURE_CHANNELS
+        """Whether an image is a picture: [C, H, W] with 1, 3 or 4 channels (gray, RGB, RGBA)."""
+        return _is_picture(self.image_shape)
+
+    @property
+    def targets_are_pictures(self) -> bool:
+        """Whether a target has the shape of a picture."""
+        return _is_picture(self.target_shape)
 
     @property
     def condition_size(self) -> int:
@@ -261,6 +295,23 @@ class Manifest:
         raise BundleError(
             "this bundle has no encoder; train one with `pyinv train encoder BUNDLE`, add your own "
             "with pyinv.export.add_encoder, or start from the prior"
+        )
+
+    def observe(self, runtime: str | None = None) -> Function:
+        """Return the function that turns images into targets.
+
+        Args:
+            runtime: "onnx" or "torchscript"; the bundle's first by default.
+
+        Raises:
+            BundleError: the bundle's targets are images.
+        """
+        for function in self._functions_for(runtime):
+            if function.name == "observe":
+                return function
+        raise BundleError(
+            "this bundle's targets are its images; export it again with observe=..., or "
+            "`pyinv export --observe`"
         )
 
     def forward(self, runtime: str | None = None) -> Function:
@@ -367,6 +418,8 @@ class Manifest:
             "latent_shape": list(self.latent_shape),
             "image_shape": list(self.image_shape),
             "value_range": list(self.value_range),
+            **({"observation_shape": list(self.target_shape)} if self.observes else {}),
+            **({"weights": True} if self.weights else {}),
             **({} if self.bounded else {"bounded": False}),
             **({"conditions": conditions} if conditions else {}),
             "prior": self.prior.describe(),
@@ -396,6 +449,7 @@ class Manifest:
                 "upgrade with `pip install --upgrade pyinv`"
             )
         try:
+            observation = described.get("observation_shape")
             return cls(
                 latent_shape=tuple(described["latent_shape"]),
                 image_shape=tuple(described["image_shape"]),
@@ -420,6 +474,8 @@ class Manifest:
                 },
                 batch_norm=described["batch_norm"],
                 conditions=_conditions(described.get("conditions", [])),
+                weights=described.get("weights", False),
+                observation_shape=None if observation is None else tuple(observation),
                 bounded=described.get("bounded", True),
                 name=str(described.get("name", "")),
                 exporter=dict(described.get("exporter", {})),
@@ -528,6 +584,10 @@ class Bundle:
                 raise BundleError(f"{path}: missing from the bundle; {fix}") from None
             except OSError as error:
                 raise BundleError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _is_picture(shape: tuple[int, ...]) -> bool:
+    return len(shape) == 3 and shape[0] in PICTURE_CHANNELS
 
 
 def _check_method(function: Function) -> None:

@@ -32,6 +32,7 @@ __all__ = [
     "check_images",
     "load_images",
     "load_named_images",
+    "load_weights",
     "not_pictures",
     "save_grid",
     "save_images",
@@ -68,9 +69,11 @@ def check_images(images: Any, manifest: Manifest) -> FloatArray:
     Raises:
         InputError: wrong shape, type or range, NaN, or no image.
     """
-    expected = f"float32 [N, {shape_text(manifest.image_shape)}]"
+    expected = f"float32 [N, {shape_text(manifest.target_shape)}]"
     array = as_numpy(images, "images", expected)
     low, high = manifest.value_range
+    if array.dtype.kind in "iub" and manifest.observes:
+        raise InputError(f"images must be {expected}, got {array.dtype}; convert them to floats")
     if array.dtype.kind in "iub":
         raise InputError(
             f"images must be {expected} in [{low:g}, {high:g}], got {array.dtype}; "
@@ -80,10 +83,10 @@ def check_images(images: Any, manifest: Manifest) -> FloatArray:
                 else "convert them to floats in that range"
             )
         )
-    if array.shape[1:] != manifest.image_shape:
+    if array.shape[1:] != manifest.target_shape:
         raise InputError(
             f"images must be {expected}, got [{shape_text(array.shape)}]; "
-            f"{_remedy_for_shape(array.shape, manifest.image_shape)}"
+            f"{_remedy_for_shape(array.shape, manifest.target_shape)}"
         )
     if len(array) == 0:
         raise InputError(f"images must be {expected} with N >= 1, got no image")
@@ -95,7 +98,7 @@ def check_images(images: Any, manifest: Manifest) -> FloatArray:
             f"images must be finite, but image {first_bad_row(array)} holds NaN or infinity; "
             "remove it"
         )
-    slack = (RANGE_SLACK if manifest.bounded else UNBOUNDED_SLACK) * (high - low)
+    slack = _slack(manifest)
     if lowest < low - slack or highest > high + slack:
         fix = f"rescale them to [{low:g}, {high:g}]"
         if highest > 2 * max(abs(low), abs(high)) and lowest >= 0 and highest <= 255:
@@ -106,6 +109,14 @@ def check_images(images: Any, manifest: Manifest) -> FloatArray:
             f"images must be in [{low:g}, {high:g}], got [{lowest:.4g}, {highest:.4g}]; {fix}"
         )
     return array
+
+
+def _slack(manifest: Manifest) -> float:
+    """Return by how much targets may leave the value range."""
+    if manifest.observes:
+        return float(np.finfo(np.float32).max)
+    low, high = manifest.value_range
+    return (RANGE_SLACK if manifest.bounded else UNBOUNDED_SLACK) * (high - low)
 
 
 def _remedy_for_shape(got: tuple[int, ...], wanted: tuple[int, ...]) -> str:
@@ -184,24 +195,46 @@ def load_named_images(
     count = sum(source.count for source in sources)
     if count == 0:
         raise InputError("no images given; name image files, folders, .npy or .npz files")
-    images = np.empty((count, *manifest.image_shape), dtype=np.float32)
+    images = np.empty((count, *manifest.target_shape), dtype=np.float32)
     names: list[str] = []
     for source in sources:
         rows = images[len(names) : len(names) + source.count]
         if source.array is None:
-            read = _read_image if manifest.is_picture else _read_audio
+            read = _read_image if manifest.targets_are_pictures else _read_audio
             rows[0] = read(source.path, manifest, fit)
             names.append(str(source.path))
         else:
-            convert = _convert_array if len(manifest.image_shape) == 3 else _copy_array
+            convert = _convert_array if len(manifest.target_shape) == 3 else _copy_array
             convert(source, rows, manifest, fit)
             names.extend(f"{source.path}[{row}]" for row in range(source.count))
     return images, names
 
 
+def load_weights(path: PathLike, manifest: Manifest, *, fit: str = "crop") -> NDArray[Any]:
+    """Read weights for ``Inverter.invert`` from a file.
+
+    Args:
+        path: a .npy or .npz file (of several arrays, the one named "weights"), which is returned
+            unchanged; or for pictures an image file, with black for 0 and white for 1, which is
+            resized as the images are.
+        manifest: the bundle's manifest.
+        fit: as for ``load_images``.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    if not manifest.targets_are_pictures or Path(path).suffix.lower() not in IMAGE_SUFFIXES:
+        return read_array(path, "weights")
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file; give an image, or .npy or .npz")
+    unit = read_pixels(Path(path), str(path), 1)
+    _, height, width = manifest.target_shape
+    return resize_pixels(unit, height, width, fit).transpose(2, 0, 1)
+
+
 def not_pictures(manifest: Manifest) -> str:
     """Say that a bundle's targets are not pictures, with their shape."""
-    return f"this bundle's targets are not pictures (shape [{shape_text(manifest.image_shape)}])"
+    return f"this bundle's targets are not pictures (shape [{shape_text(manifest.target_shape)}])"
 
 
 def to_uint8(images: FloatArray, value_range: tuple[float, float]) -> NDArray[np.uint8]:
@@ -418,10 +451,10 @@ class _Source:
 
 
 def _sources(path: Path, manifest: Manifest) -> list[_Source]:
-    suffixes = IMAGE_SUFFIXES if manifest.is_picture else _audio_suffixes(manifest)
+    suffixes = IMAGE_SUFFIXES if manifest.targets_are_pictures else _audio_suffixes(manifest)
     if path.is_dir():
         found = [name for name in image_names(path, suffixes=suffixes) if (path / name).is_file()]
-        if not found and manifest.is_picture:
+        if not found and manifest.targets_are_pictures:
             raise InputError(
                 f"{path}: no image files in this folder; "
                 f"expected some of {', '.join(IMAGE_SUFFIXES)}"
@@ -432,26 +465,26 @@ def _sources(path: Path, manifest: Manifest) -> list[_Source]:
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     if path.suffix.lower() in ARRAY_SUFFIXES:
-        shaped = _channels_last if len(manifest.image_shape) == 3 else _batched
+        shaped = _channels_last if len(manifest.target_shape) == 3 else _batched
         array = shaped(read_array(path, "images"), path, manifest)
         return [_Source(path, len(array), array)]
-    if path.suffix.lower() in TABLE_SUFFIXES and len(manifest.image_shape) == 1:
-        array = _batched(read_table(path, manifest.image_size), path, manifest)
+    if path.suffix.lower() in TABLE_SUFFIXES and len(manifest.target_shape) == 1:
+        array = _batched(read_table(path, manifest.target_size), path, manifest)
         return [_Source(path, len(array), array)]
-    if not (manifest.is_picture or path.suffix.lower() in suffixes):
+    if not (manifest.targets_are_pictures or path.suffix.lower() in suffixes):
         raise InputError(f"{path}: {not_pictures(manifest)}; {_instead(manifest)}")
     return [_Source(path, 1)]
 
 
 def _audio_suffixes(manifest: Manifest) -> tuple[str, ...]:
     """Return the suffixes of audio files, if targets can be audio: [C, T], or mono [T]."""
-    return WAV_SUFFIXES if len(manifest.image_shape) <= 2 else ()
+    return WAV_SUFFIXES if len(manifest.target_shape) <= 2 else ()
 
 
 def _instead(manifest: Manifest) -> str:
     """Say which files hold targets that are not pictures."""
-    array = f"give a .npy or .npz file of floats [N, {shape_text(manifest.image_shape)}]"
-    if len(manifest.image_shape) == 1:
+    array = f"give a .npy or .npz file of floats [N, {shape_text(manifest.target_shape)}]"
+    if len(manifest.target_shape) == 1:
         return f"{array}, a .parquet file or .wav files"
     return f"{array}, or .wav files" if _audio_suffixes(manifest) else array
 
@@ -471,7 +504,7 @@ def _natural(path: PurePath) -> tuple[list[list[tuple[bool, int, str]]], str]:
 
 def _channels_last(array: NDArray[Any], path: Path, manifest: Manifest) -> NDArray[Any]:
     """Return the array as [N, H, W, C], or raise if its layout is wrong or ambiguous."""
-    channels, height, width = manifest.image_shape
+    channels, height, width = manifest.target_shape
     candidates: list[NDArray[Any]] = []
     if array.ndim == 4:
         if array.shape[1] == channels:
@@ -490,12 +523,12 @@ def _channels_last(array: NDArray[Any], path: Path, manifest: Manifest) -> NDArr
                 candidates.append(array[None])
     elif array.ndim == 2 and channels == 1:
         candidates.append(array[None, ..., None])
-    if manifest.image_size == 1:
+    if manifest.target_size == 1:
         candidates = candidates[:1]  # all layouts are equivalent
     if len(candidates) > 1:
         exact = [one for one in candidates if one.shape[1:3] == (height, width)]
         candidates = exact if len(exact) == 1 else candidates
-    expected = f"[N, {shape_text(manifest.image_shape)}] or [N, {height}, {width}, {channels}]"
+    expected = f"[N, {shape_text(manifest.target_shape)}] or [N, {height}, {width}, {channels}]"
     got = f"{path}: expected images {expected}, got [{shape_text(array.shape)}]"
     if not candidates:
         raise InputError(f"{got}; give it the bundle's {channels} channel(s)")
@@ -512,7 +545,7 @@ def _channels_last(array: NDArray[Any], path: Path, manifest: Manifest) -> NDArr
 
 def _batched(array: NDArray[Any], path: Path, manifest: Manifest) -> NDArray[Any]:
     """Return the array as [N, *image_shape], or raise if it has another shape or type."""
-    shape = manifest.image_shape
+    shape = manifest.target_shape
     expected = f"{path}: expected floats [N, {shape_text(shape)}]"
     if array.dtype.kind != "f":
         raise InputError(f"{expected}, got {array.dtype}; convert it")
@@ -535,7 +568,7 @@ def _copy_array(source: _Source, rows: FloatArray, manifest: Manifest, fit: str)
 def _read_audio(path: Path, manifest: Manifest, fit: str) -> FloatArray:
     """Return one file's audio in the bundle's shape, [C, T] or [T]."""
     samples = read_wav(path)
-    shape = manifest.image_shape
+    shape = manifest.target_shape
     wanted = shape if len(shape) == 2 else (1, *shape)
     if samples.shape != wanted:
         channels, frames = samples.shape
@@ -550,7 +583,7 @@ def _read_audio(path: Path, manifest: Manifest, fit: str) -> FloatArray:
 
 def _check_values(path: Path, rows: FloatArray, manifest: Manifest) -> None:
     low, high = manifest.value_range
-    slack = (RANGE_SLACK if manifest.bounded else UNBOUNDED_SLACK) * (high - low)
+    slack = _slack(manifest)
     lowest, highest = float(rows.min()), float(rows.max())
     if not (lowest >= low - slack and highest <= high + slack):
         raise InputError(
@@ -562,7 +595,7 @@ def _check_values(path: Path, rows: FloatArray, manifest: Manifest) -> None:
 def _convert_array(source: _Source, rows: FloatArray, manifest: Manifest, fit: str) -> None:
     """Write a source's images into ``rows`` [N, C, H, W], one at a time to bound memory."""
     assert source.array is not None
-    _, height, width = manifest.image_shape
+    _, height, width = manifest.target_shape
     low, high = manifest.value_range
     span = high - low
     for index, image in enumerate(source.array):
@@ -577,7 +610,7 @@ def _convert_array(source: _Source, rows: FloatArray, manifest: Manifest, fit: s
                     f"[{float(image.min()):.4g}, {float(image.max()):.4g}]; rescale the array, "
                     "or save it as uint8"
                 )
-            if image.shape[:2] == manifest.image_shape[1:]:
+            if image.shape[:2] == manifest.target_shape[1:]:
                 rows[index] = image.transpose(2, 0, 1)  # unscaled, hence exact
                 continue
         rows[index] = _to_range(resize_pixels(unit, height, width, fit), manifest)
@@ -585,7 +618,7 @@ def _convert_array(source: _Source, rows: FloatArray, manifest: Manifest, fit: s
 
 def _read_image(path: Path, manifest: Manifest, fit: str) -> FloatArray:
     """Return one file's image as [C, H, W] in the bundle's value range."""
-    channels, height, width = manifest.image_shape
+    channels, height, width = manifest.target_shape
     unit = read_pixels(path, str(path), channels)
     return _to_range(resize_pixels(unit, height, width, fit), manifest)
 

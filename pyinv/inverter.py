@@ -39,6 +39,7 @@ from pyinv.session import Session
 from pyinv.uncertainty import Uncertainty
 from pyinv.uncertainty.search import DEFAULT_HOPS, Search, Targets
 from pyinv.validation import as_numpy, check_rows, noise_level, whole_number
+from pyinv.weights import check_rows_of_weights, check_weights, effective_values
 
 __all__ = ["Inverter"]
 
@@ -51,6 +52,10 @@ MAX_TARGET_IDS = 2**47
 
 class Inverter:
     """Inverts images, or targets of any other shape, with one exported generator.
+
+    Targets are images, or observations of images if the bundle was exported with ``observe``: then
+    every argument ``images`` is [N, *target_shape], in any range, except where a method says
+    otherwise.
 
     Images are [N, C, H, W], or in general [N, *image_shape] with the ``image_shape`` of the
     bundle's manifest: vectors [N, n], audio [N, C, T], volumes [N, C, D, H, W] and so on. Of these,
@@ -176,6 +181,7 @@ class Inverter:
         seed: int = 0,
         init: Any = None,
         conditions: Any = None,
+        weights: Any = None,
         target_ids: Any = None,
         trace_every: int = 0,
         true_latents: Any = None,
@@ -201,6 +207,13 @@ class Inverter:
                 ``{"label": [3, 1, ...], "psi": 0.7}``; ``manifest.conditions`` lists it. A label is
                 one whole number for each target, any other condition is [N, *shape]. One number
                 stands for all targets. A bundle with one condition also takes its values alone.
+            weights: for bundles exported with ``weights=True``: how much each pixel counts, numbers
+                or booleans >= 0 that broadcast to [N, *image_shape], such as a mask [H, W] for all
+                images or [N, 1, H, W]. Losses are weighted means, sum(w l) / sum(w), so each
+                target needs a weight above 0. Pixels of weight 0 may hold any finite value in the
+                value range. None weights all pixels alike. With "reconstruct", the noise of a pixel
+                has the variance noise^2 / w, and the weight of the prior is that for the mean
+                number of pixels per target.
             target_ids: N whole numbers below 2^47 that seed each target's random draws; 0 to N - 1
                 by default. To split a job over several calls or machines, pass each part the row
                 numbers of its targets.
@@ -233,6 +246,7 @@ class Inverter:
         """
         manifest, session = self.manifest, self._session
         noise = noise_level(noise)
+        weighting = check_weights(weights, manifest)
         if noise is not None and recipe != "reconstruct":
             raise InputError(
                 'noise is for recipe="reconstruct"; leave it out, or ask for that recipe. A Recipe '
@@ -243,7 +257,7 @@ class Inverter:
             if init != "encoder":
                 raise InputError(f'init must be latents or "encoder", got {init!r}')
             init, start = None, init
-        recipe = self._resolve(recipe, restarts, noise, start)
+        recipe = self._resolve(recipe, restarts, noise, start, weighting)
         coupled = recipe.is_coupled(manifest)
         encodes = recipe.start == "encoder" and init is None
         plan = session.plan(recipe)
@@ -252,6 +266,7 @@ class Inverter:
         targets = check_images(images, manifest)
         count = len(targets)
         conditions = condition_rows(manifest.conditions, conditions, count)
+        check_rows_of_weights(weighting, count)
         initial = None if init is None else check_rows(init, "init", manifest.latent_shape, count)
         known = None
         if true_latents is not None:
@@ -294,6 +309,7 @@ class Inverter:
                     images=targets.reshape(count, -1),
                     initial=initial,
                     condition=conditions,
+                    weights=weighting,
                     true_latents=known,
                     target_ids=ids,
                     seed=seed,
@@ -343,6 +359,29 @@ class Inverter:
         conditions = condition_rows(self.manifest.conditions, conditions, len(flat))
         return self._session.generate(flat, conditions, self._most(batch_size))
 
+    def observe(self, images: Any, *, batch_size: int | None = None) -> FloatArray:
+        """Observe images with the bundle's operator, y = A(x).
+
+        Those of latents are ``observe(generate(latents))``.
+
+        Args:
+            images: [N, *image_shape], N >= 1.
+            batch_size: the maximum batch size, at least 1; None uses the Inverter's.
+
+        Returns:
+            the targets, float32 [N, *target_shape].
+
+        Raises:
+            InputError: an argument of the wrong shape or type, or not finite.
+            BundleError: the bundle's targets are its images.
+        """
+        manifest = self.manifest
+        manifest.observe(self.runtime)
+        flat = check_rows(images, "images", manifest.image_shape, None)
+        return self._session.observe(
+            flat.reshape(-1, *manifest.image_shape), self._most(batch_size)
+        )
+
     def encode(
         self, images: Any, *, conditions: Any = None, batch_size: int | None = None
     ) -> FloatArray:
@@ -375,6 +414,7 @@ class Inverter:
         *,
         loss: str = "mse",
         conditions: Any = None,
+        weights: Any = None,
         batch_size: int | None = None,
     ) -> tuple[FloatArray, FloatArray]:
         """Return the loss between G(latents) and images, and its gradient.
@@ -384,6 +424,7 @@ class Inverter:
             images: [N, *image_shape], as for ``invert``.
             loss: one of the bundle's losses, a mean over pixels.
             conditions: as for ``invert``.
+            weights: as for ``invert``.
             batch_size: the maximum batch size, at least 1; see ``generate``.
 
         Returns:
@@ -395,7 +436,7 @@ class Inverter:
             BundleError: the bundle has no such loss.
         """
         function = self.manifest.objective(loss, self.runtime)
-        found = self._evaluate(function, latents, images, conditions, batch_size)
+        found = self._evaluate(function, latents, images, conditions, weights, batch_size)
         return found["loss"], found["gradient"]
 
     def normal_equations(
@@ -405,19 +446,22 @@ class Inverter:
         *,
         loss: str = "mse",
         conditions: Any = None,
+        weights: Any = None,
         batch_size: int | None = None,
     ) -> tuple[FloatArray, FloatArray, FloatArray]:
         r"""Return the loss between G(latents) and images, its gradient, and its gram matrix.
 
         With the residual r over P pixels and its Jacobian J at the latent, the loss is
         $\frac{1}{P} \lVert r \rVert^2$, the gradient $\frac{2}{P} J^T r$, and the gram
-        matrix $\frac{2}{P} J^T J$. A Gauss-Newton step solves gram · step = -gradient.
+        matrix $\frac{2}{P} J^T J$. A Gauss-Newton step solves gram · step = -gradient. Weights
+        multiply each pixel's square, and P is then their sum.
 
         Args:
             latents: [N, *latent_shape] or [N, d], N >= 1.
             images: [N, *image_shape], as for ``invert``.
             loss: one of the bundle's losses with normal equations: "mse" or "whitened".
             conditions: as for ``invert``.
+            weights: as for ``invert``.
             batch_size: the maximum batch size, at least 1. None uses the Inverter's, reduced if
                 necessary so that the Jacobians fit in 128 MiB (8 GiB on a GPU).
 
@@ -430,7 +474,7 @@ class Inverter:
             DeviceError: the batch does not fit in the GPU's memory.
         """
         function = self.manifest.normal_equations(loss, self.runtime)
-        found = self._evaluate(function, latents, images, conditions, batch_size)
+        found = self._evaluate(function, latents, images, conditions, weights, batch_size)
         return found["loss"], found["gradient"], found["gram"]
 
     def uncertainty(
@@ -443,6 +487,7 @@ class Inverter:
         seed: int | None = None,
         target_ids: Any = None,
         conditions: Any = None,
+        weights: Any = None,
         batch_size: int | None = None,
         progress: bool | Progress | None = None,
     ) -> Uncertainty:
@@ -467,6 +512,8 @@ class Inverter:
             seed: 0 to 2^64 - 1, for the hops; None uses the Inversion's, or 0.
             target_ids: as for ``invert``, for the hops.
             conditions: as for ``invert``.
+            weights: as for ``invert``; give those that the images were inverted with. The noise of
+                a pixel has the variance noise^2 / weight.
             batch_size: the maximum batch size, at least 1. None uses the Inverter's, reduced if
                 necessary so that the Jacobians fit in 128 MiB (8 GiB on a GPU). Hops always use the
                 Inverter's.
@@ -489,9 +536,11 @@ class Inverter:
         if seed is None:
             seed = 0 if inversion is None else inversion.seed
         seed = whole_number("seed", seed, at_least=0, at_most=2**64 - 1)
-        self.check_uncertainty(noise=noise)
+        weighting = check_weights(weights, self.manifest)
+        self.check_uncertainty(noise=noise, weights=weights)
         targets = check_images(images, self.manifest)
         count, shape = len(targets), self.manifest.latent_shape
+        check_rows_of_weights(weighting, count)
         if inversion is None:
             flat = check_rows(latents, "latents", shape, count)
             status = np.full(count, Status.STEP_LIMIT)
@@ -501,8 +550,13 @@ class Inverter:
         found = Uncertainty.unknown(count, shape)
         done = np.flatnonzero(status != Status.CANCELLED)
         part = found[done]
-        given = condition_rows(self.manifest.conditions, conditions, count)
-        queries = Targets(flat, targets, given, _check_target_ids(target_ids, count))[done]
+        queries = Targets(
+            flat,
+            targets,
+            condition_rows(self.manifest.conditions, conditions, count),
+            weighting,
+            _check_target_ids(target_ids, count),
+        )[done]
         search = Search(
             self._session,
             noise=noise,
@@ -532,11 +586,11 @@ class Inverter:
             raise
         return known()
 
-    def check_uncertainty(self, *, noise: float | None = None) -> None:
+    def check_uncertainty(self, *, noise: float | None = None, weights: Any = None) -> None:
         """Raise now whatever would make ``uncertainty`` fail, for example before a long ``invert``.
 
         Args:
-            noise: as for ``uncertainty``.
+            noise, weights: as for ``uncertainty``.
 
         Raises:
             InputError: the noise is out of range, or cannot be estimated and must be given.
@@ -546,9 +600,12 @@ class Inverter:
         manifest = self.manifest
         for function in (manifest.objective, manifest.normal_equations):
             self._session.objective(function("mse", self.runtime))
-        if noise is None and manifest.image_size <= manifest.latent_size:
+        weighting, values = check_weights(weights, manifest), manifest.target_size
+        if weighting is not None:
+            values = int(effective_values(weighting, known_noise=False).min())
+        if noise is None and values <= manifest.latent_size:
             raise InputError(
-                f"noise must be given: {manifest.image_size} values are too few to estimate it "
+                f"noise must be given: {values} values are too few to estimate it "
                 f"beside {manifest.latent_size} latent components"
             )
 
@@ -573,10 +630,14 @@ class Inverter:
         restarts: int | None,
         noise: float | None,
         start: str | None = None,
+        weights: FloatArray | None = None,
     ) -> Recipe:
         manifest = self.manifest
         if recipe == "reconstruct":
-            recipe = recipes.reconstruct(manifest, noise, start=start or "mean")
+            values = None
+            if weights is not None:
+                values = effective_values(weights, known_noise=noise is not None).mean()
+            recipe = recipes.reconstruct(manifest, noise, start=start or "mean", n_values=values)
         elif isinstance(recipe, str):
             recipe = recipes.get(recipe, manifest, start=start)
         elif not isinstance(recipe, Recipe):
@@ -590,19 +651,27 @@ class Inverter:
         return recipe if restarts is None else recipe.replace(restarts=restarts)
 
     def _evaluate(
-        self, function: Function, latents: Any, images: Any, conditions: Any, batch_size: int | None
+        self,
+        function: Function,
+        latents: Any,
+        images: Any,
+        conditions: Any,
+        weights: Any,
+        batch_size: int | None,
     ) -> dict[str, FloatArray]:
         """Return the results of an objective or normal equations, by name."""
         shape = self.manifest.latent_shape
         targets = check_images(images, self.manifest)
         flat = check_rows(latents, "latents", shape, len(targets))
         given = condition_rows(self.manifest.conditions, conditions, len(flat))
+        weighting = check_weights(weights, self.manifest)
+        check_rows_of_weights(weighting, len(flat))
         most = self._most(batch_size)
         if batch_size is None and function.name == "normal_equations":
             most = min(most, self._session.most_at_once(function))
         found: dict[str, FloatArray] = {}
         for rows in groups(len(flat), most):
-            part = self._session.evaluate(function, rows, flat, targets, given)
+            part = self._session.evaluate(function, rows, flat, targets, given, weighting)
             for name, values in part.items():
                 if name not in found:
                     found[name] = np.empty((len(flat), *values.shape[1:]), dtype=np.float32)

@@ -479,7 +479,13 @@ def precise(manifest: Manifest, *, start: str = "mean") -> Recipe:
     return Recipe("precise", (seek, check), restarts=10, start=start)
 
 
-def reconstruct(manifest: Manifest, noise: float | None = None, *, start: str = "mean") -> Recipe:
+def reconstruct(
+    manifest: Manifest,
+    noise: float | None = None,
+    *,
+    start: str = "mean",
+    n_values: float | None = None,
+) -> Recipe:
     r"""Find the most probable latent given the pixels, for photographs and noisy images.
 
     Args:
@@ -490,6 +496,9 @@ def reconstruct(manifest: Manifest, noise: float | None = None, *, start: str = 
         start: where the first attempt starts, see ``Recipe``. With "encoder" the solver is
             ``LBFGS``, which needs only the objective: near an optimum, its many cheap steps get
             further than the few expensive ones of ``LevenbergMarquardt``.
+        n_values: P, the number of values of a target, above 0, if not all of them count: for
+            targets with weights, the sum of the weights if the noise is known, and otherwise the
+            number of weights above 0. None means all.
 
     Under a normal prior the result is the maximum a posteriori latent. With
     $y = (z - \text{mean}) / \text{std}$ and Gaussian noise,
@@ -522,7 +531,7 @@ def reconstruct(manifest: Manifest, noise: float | None = None, *, start: str = 
     Source: ours; the maximum a posteriori estimate is textbook material.
     """
     noise = noise_level(noise)
-    share = 2 * manifest.latent_size / manifest.image_size
+    share = 2 * manifest.latent_size / (manifest.target_size if n_values is None else n_values)
     final = PriorPenalty(share, relative=True) if noise is None else PriorPenalty(share * noise**2)
     settle = Stage(
         LevenbergMarquardt(),

@@ -106,11 +106,16 @@ class Session:
             path = self.bundle.file(function)
             sizes = (objective.latent_size, objective.image_size, objective.condition_size)
             manifest = self.manifest
-            expected = (manifest.latent_size, manifest.image_size, manifest.condition_size)
+            expected = (manifest.latent_size, manifest.target_size, manifest.condition_size)
             if sizes != expected:
                 raise BundleError(
                     f"{path}: its latent, image and condition hold {sizes} "
                     f"numbers, but the manifest says {expected}; export the bundle again"
+                )
+            if objective.takes_weights != manifest.weights:
+                raise BundleError(
+                    f"{path}: takes {'' if objective.takes_weights else 'no '}weights, unlike the "
+                    "manifest says; export the bundle again"
                 )
             if objective.has_gram != second_order:
                 raise BundleError(
@@ -147,6 +152,21 @@ class Session:
             images[rows] = found
         return images
 
+    def observe(self, images: FloatArray, size: int) -> FloatArray:
+        """Return the targets [n, *target_shape] of images, in batches of at most ``size``."""
+        targets = np.empty((len(images), *self.manifest.target_shape), dtype=np.float32)
+        function = self.manifest.observe(self.runtime)
+        for rows in groups(len(images), size):
+            found = self._call(function, rows, image=images).get("target")
+            if found is None or found.shape != targets[rows].shape:
+                got = "nothing" if found is None else str(list(found.shape))
+                raise BundleError(
+                    f"{self.bundle.file(function)}: should give targets "
+                    f"{list(targets[rows].shape)}, gave {got}; export the bundle again"
+                )
+            targets[rows] = found
+        return targets
+
     def encode(self, images: FloatArray, condition: FloatArray | None, size: int) -> FloatArray:
         """Return the encoder's latents [n, d] of images, in batches of at most ``size``."""
         latents = np.empty((len(images), self.manifest.latent_size), dtype=np.float32)
@@ -169,15 +189,25 @@ class Session:
         latents: FloatArray,
         images: FloatArray,
         condition: FloatArray | None,
+        weights: FloatArray | None = None,
     ) -> dict[str, FloatArray]:
         """Evaluate an objective or normal equations on these rows.
+
+        Args:
+            weights: [n, pixels] or [1, pixels]; None for weights of 1.
 
         Raises:
             OutOfMemoryError: the rows do not fit in the device's memory.
             BundleError: the file does not match the manifest.
             RunError: the runtime failed.
         """
-        return self._call(function, rows, latent=latents, image=images, condition=condition)
+        full = None
+        if self.manifest.weights:
+            given = np.ones(images[:1].shape, dtype=np.float32) if weights is None else weights
+            full = np.broadcast_to(given.reshape(-1, *images.shape[1:]), images.shape)
+        return self._call(
+            function, rows, latent=latents, image=images, condition=condition, weights=full
+        )
 
     # Runs -----------------------------------------------------------------------------------------
 

@@ -108,6 +108,7 @@ py::dict invert(const std::vector<const Objective*>& objectives, const std::stri
                 const std::string& prior_rule, const Array<float>& images,
                 const std::optional<Array<float>>& initial,
                 const std::optional<Array<float>>& condition,
+                const std::optional<Array<float>>& weights,
                 const std::optional<Array<float>>& true_latents, const Array<uint64_t>& target_ids,
                 uint64_t seed, int64_t lanes, bool coupled, int64_t trace_every, int64_t poll_every,
                 const py::object& progress) {
@@ -119,6 +120,10 @@ py::dict invert(const std::vector<const Objective*>& objectives, const std::stri
   expect_shape(images, "images", count, objectives[0]->image_size());
   if (initial) expect_shape(*initial, "initial", count, latent_size);
   if (condition) expect_shape(*condition, "condition", count, objectives[0]->condition_size());
+  const bool shared_weights = weights && weights->ndim() == 2 && weights->shape(0) == 1;
+  if (weights) {
+    expect_shape(*weights, "weights", shared_weights ? 1 : count, objectives[0]->image_size());
+  }
   if (true_latents) expect_shape(*true_latents, "true_latents", count, latent_size);
 
   Array<float> latents({count, latent_size}), loss(count);
@@ -135,6 +140,8 @@ py::dict invert(const std::vector<const Objective*>& objectives, const std::stri
                         .image = images.data(),
                         .initial = initial ? initial->data() : nullptr,
                         .condition = condition ? condition->data() : nullptr,
+                        .weights = weights ? weights->data() : nullptr,
+                        .shared_weights = shared_weights,
                         .true_latent = true_latents ? true_latents->data() : nullptr,
                         .id = target_ids.data()};
   const Results results{
@@ -307,6 +314,7 @@ PYBIND11_MODULE(_core, module) {
       .def_property_readonly("latent_size", &Objective::latent_size)
       .def_property_readonly("image_size", &Objective::image_size)
       .def_property_readonly("condition_size", &Objective::condition_size)
+      .def_property_readonly("takes_weights", &Objective::takes_weights)
       .def_property_readonly("has_gram", &Objective::has_gram)
       .def_property_readonly("device", &Objective::device);
 
@@ -328,9 +336,10 @@ PYBIND11_MODULE(_core, module) {
       .def("run", &run_function, "inputs"_a);
 
   module.def("invert", &invert, py::kw_only(), "objectives"_a, "recipe"_a, "prior"_a, "images"_a,
-             "initial"_a = py::none(), "condition"_a = py::none(), "true_latents"_a = py::none(),
-             "target_ids"_a, "seed"_a, "lanes"_a, "coupled"_a = false, "trace_every"_a = 0,
-             "poll_every"_a = 0, "progress"_a = py::none());
+             "initial"_a = py::none(), "condition"_a = py::none(), "weights"_a = py::none(),
+             "true_latents"_a = py::none(), "target_ids"_a, "seed"_a, "lanes"_a,
+             "coupled"_a = false, "trace_every"_a = 0, "poll_every"_a = 0,
+             "progress"_a = py::none());
 
   module.def(
       "draw_initial",

@@ -22,6 +22,7 @@ struct RefillRows {
   uint64_t id;
   const float* image;
   const float* condition;  // null: there is none
+  const float* weights;    // null: there are none
   const float* initial;    // null: drawn from the prior
   const float* truth;      // null: there is none
 };

@@ -16,6 +16,9 @@ void refill_cpu(const LaneArrays& lanes, std::span<const RefillRows> rows) {
       std::copy_n(row.condition, lanes.condition_size,
                   lanes.condition + lane * lanes.condition_size);
     }
+    if (row.weights) {
+      std::copy_n(row.weights, lanes.weights_size, lanes.weights + lane * lanes.weights_size);
+    }
     if (row.truth) std::copy_n(row.truth, lanes.truth_size, lanes.truth + lane * lanes.truth_size);
     float* latent = lanes.latent + lane * d;
     for (int64_t i = 0; i < d; ++i) {

@@ -32,6 +32,11 @@ __global__ void __launch_bounds__(kThreads)
       lanes.condition[lane * lanes.condition_size + i] = row.condition[i];
     }
   }
+  if (row.weights) {
+    for (int64_t i = start; i < lanes.weights_size; i += stride) {
+      lanes.weights[lane * lanes.weights_size + i] = row.weights[i];
+    }
+  }
   if (row.truth) {
     for (int64_t i = start; i < lanes.truth_size; i += stride) {
       lanes.truth[lane * lanes.truth_size + i] = row.truth[i];

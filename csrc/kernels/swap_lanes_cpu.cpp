@@ -22,6 +22,7 @@ void swap_lanes_cpu(const LaneArrays& lanes, std::span<const LanePair> pairs) {
     swap_rows(lanes.doubles, lanes.storage.doubles);
     swap_rows(lanes.image, lanes.image_size);
     swap_rows(lanes.condition, lanes.condition_size);
+    swap_rows(lanes.weights, lanes.weights_size);
     swap_rows(lanes.truth, lanes.truth_size);
     swap_rows(lanes.trace, lanes.trace_length);
   }

@@ -52,6 +52,7 @@ __global__ void __launch_bounds__(kThreads)
   swap_rows(lanes.doubles, lanes.storage.doubles, pair);
   swap_rows(lanes.image, lanes.image_size, pair);
   swap_rows(lanes.condition, lanes.condition_size, pair);
+  swap_rows(lanes.weights, lanes.weights_size, pair);
   swap_rows(lanes.truth, lanes.truth_size, pair);
   swap_rows(lanes.trace, lanes.trace_length, pair);
 }

@@ -32,7 +32,8 @@ struct Expected {
 
 constexpr Expected kInputs[] = {{"latent", "[any, d]", 2, true},
                                 {"image", "[any, ...]", kAnyRank, true},
-                                {"condition", "[any, k]", 2, false}};
+                                {"condition", "[any, k]", 2, false},
+                                {"weights", "[any, ...]", kAnyRank, false}};
 constexpr Expected kOutputs[] = {{"loss", "[any]", 1, true},
                                  {"gradient", "[any, d]", 2, true},
                                  {"gram", "[any, d, d]", 3, false}};
@@ -103,7 +104,7 @@ int64_t row_size(const std::string& file, const TensorInfo& info) {
 
 // The shape of one lane's part of each tensor.
 struct Rows {
-  std::vector<int64_t> latent, image, condition;  // condition: empty if the graph does not take one
+  std::vector<int64_t> latent, image, condition, weights;  // the last two: empty if not taken
 };
 
 // On a GPU, a run returns once its work is in the stream, without waiting for it.
@@ -175,6 +176,7 @@ ort::IoBinding OnnxEvaluator::make_binding(int64_t first, int64_t count) const {
   bind_input("latent", buffers_.latent, rows_.latent);
   bind_input("image", buffers_.image, rows_.image);
   if (!rows_.condition.empty()) bind_input("condition", buffers_.condition, rows_.condition);
+  if (!rows_.weights.empty()) bind_input("weights", buffers_.weights, rows_.weights);
   bind_output("loss", buffers_.loss, {});
   bind_output("gradient", buffers_.gradient, rows_.latent);
   if (buffers_.gram) {
@@ -216,6 +218,14 @@ OnnxObjective::OnnxObjective(const std::filesystem::path& file, const OnnxOperat
   if (const TensorInfo* condition = find(model_.inputs(), "condition")) {
     condition_size_ = row_size(model_.file(), *condition);
   }
+  if (const TensorInfo* weights = find(model_.inputs(), "weights")) {
+    takes_weights_ = true;
+    if (!std::equal(image.shape.begin() + 1, image.shape.end(), weights->shape.begin() + 1,
+                    weights->shape.end())) {
+      refuse(model_.file(), "input 'weights' should have the shape of 'image', is " +
+                                ort::describe(weights->type, weights->shape));
+    }
+  }
   if (options.device->kind() == DeviceKind::cuda) {
     check_inputs_stay_on_gpu(model_.file(), operators);
     recordable_ = ort::recordable(operators.all);
@@ -244,6 +254,9 @@ std::unique_ptr<Evaluator> OnnxObjective::bind(const LaneBuffers& buffers) const
                                 std::to_string(condition_size_) +
                                 " values for each target; none was given");
   }
+  if (takes_weights_ && !buffers.weights) {
+    throw std::invalid_argument(model_.file() + ": this objective takes weights; none were given");
+  }
   if (has_gram_ && !buffers.gram) {
     throw std::invalid_argument(model_.file() +
                                 ": these are normal equations, and there is no gram "
@@ -251,8 +264,9 @@ std::unique_ptr<Evaluator> OnnxObjective::bind(const LaneBuffers& buffers) const
   }
   LaneBuffers used = buffers;
   if (!has_gram_) used.gram = nullptr;
-  Rows rows{.latent = {latent_size_}, .image = image_shape_, .condition = {}};
+  Rows rows{.latent = {latent_size_}, .image = image_shape_, .condition = {}, .weights = {}};
   if (condition_size_) rows.condition = {condition_size_};
+  if (takes_weights_) rows.weights = image_shape_;
   return std::make_unique<OnnxEvaluator>(model_, used, std::move(rows), most_at_once_, recordable_);
 }
 

@@ -50,7 +50,7 @@ TorchFunction::TorchFunction(const std::filesystem::path& file, const std::strin
       method_->sizes().row(argument.name());
     } catch (const std::out_of_range&) {
       method_->refuse(method + " takes '" + argument.name() +
-                      "', but only latent, image and condition can be given");
+                      "', but only latent, image, condition and weights can be given");
     }
   }
 }
@@ -59,6 +59,7 @@ TorchFunction::~TorchFunction() = default;
 
 int64_t TorchFunction::latent_size() const { return method_->sizes().latent; }
 int64_t TorchFunction::image_size() const { return method_->sizes().pixels(); }
+int64_t TorchFunction::generated_size() const { return method_->sizes().generated_size(); }
 int64_t TorchFunction::condition_size() const { return method_->sizes().condition; }
 
 std::vector<int64_t> TorchFunction::shape(const std::string& argument, int64_t rows) const {
@@ -100,14 +101,15 @@ std::map<std::string, HostArray> TorchFunction::run(
     if (returned.isTensor()) {
       const auto is_image = [](const auto& input) { return input.first == "image"; };
       const bool encodes = std::any_of(given.begin(), given.end(), is_image);
-      results.emplace_back(encodes ? "latent" : "image", returned.toTensor());
+      const char* made = method_->name() == "observe" ? "target" : encodes ? "latent" : "image";
+      results.emplace_back(made, returned.toTensor());
     } else {
       constexpr const char* kNames[] = {"loss", "gradient", "gram"};
       const size_t count = returned.isTuple() ? returned.toTupleRef().size() : 0;
       if (count != 2 && count != 3) {
-        method_->refuse(
-            method_->name() +
-            " should return an image, a latent, or a loss, a gradient and perhaps a gram");
+        method_->refuse(method_->name() +
+                        " should return an image, a latent, a target, or a loss, a gradient and "
+                        "perhaps a gram");
       }
       for (size_t i = 0; i < count; ++i) {
         results.emplace_back(kNames[i], returned.toTupleRef().elements()[i].toTensor());

@@ -35,6 +35,7 @@ class PYINV_API TorchFunction {
   int64_t latent_size() const;
   int64_t image_size() const;
   int64_t condition_size() const;
+  int64_t generated_size() const;
   // The shape of an argument's array with `rows` rows.
   std::vector<int64_t> shape(const std::string& argument, int64_t rows) const;
 

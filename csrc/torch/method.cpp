@@ -7,6 +7,9 @@
 #include <torch/csrc/jit/serialization/import.h>
 #include <torch/version.h>
 
+#include <algorithm>
+#include <functional>
+#include <numeric>
 #include <stdexcept>
 
 namespace pyinv::torchscript {
@@ -32,17 +35,18 @@ bool out_of_memory(const std::exception& error, const std::string& text) {
          text.find("can't allocate memory") != std::string::npos;
 }
 
+int64_t product(const std::vector<int64_t>& sizes) {
+  return std::accumulate(sizes.begin(), sizes.end(), int64_t{1}, std::multiplies<>());
+}
+
 }  // namespace
 
-int64_t Sizes::pixels() const {
-  int64_t count = 1;
-  for (int64_t size : image) count *= size;
-  return count;
-}
+int64_t Sizes::pixels() const { return product(image); }
+int64_t Sizes::generated_size() const { return product(generated); }
 
 std::vector<int64_t> Sizes::row(const std::string& argument) const {
   if (argument == "latent") return {latent};
-  if (argument == "image") return image;
+  if (argument == "image" || argument == "weights") return image;
   if (argument == "condition" && condition > 0) return {condition};
   throw std::out_of_range(argument);
 }
@@ -96,12 +100,22 @@ Sizes Method::read_sizes() const {
   if (!latent.isInt() || !image.isIntList() || !condition.isInt()) {
     refuse("latent_size and condition_size should be whole numbers, image_shape a list of them");
   }
-  Sizes sizes{
-      .latent = latent.toInt(), .image = image.toIntVector(), .condition = condition.toInt()};
+  Sizes sizes{.latent = latent.toInt(),
+              .image = image.toIntVector(),
+              .condition = condition.toInt(),
+              .generated = image.toIntVector()};
+  if (module_.hasattr("generated_shape")) {  // absent from files without forward
+    sizes.generated = attribute("generated_shape").toIntVector();
+  }
   if (sizes.latent < 1 || sizes.image.empty() || sizes.pixels() < 1 || sizes.condition < 0) {
     refuse("latent_size and the numbers of image_shape should be at least 1");
   }
   return sizes;
+}
+
+bool Method::takes(std::string_view argument) const {
+  return std::any_of(arguments_.begin(), arguments_.end(),
+                     [&](const c10::Argument& taken) { return taken.name() == argument; });
 }
 
 at::Tensor Method::view(float* data, const std::vector<int64_t>& shape) const {

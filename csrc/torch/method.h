@@ -11,6 +11,7 @@
 #include <exception>
 #include <filesystem>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "pyinv/objective.h"
@@ -23,8 +24,11 @@ struct Sizes {
   int64_t latent = 0;
   std::vector<int64_t> image;  // one target's, without the batch axis
   int64_t condition = 0;       // 0: none
+  // What forward() generates: images, also where `image`, the target, is an observation of one.
+  std::vector<int64_t> generated;
 
   int64_t pixels() const;
+  int64_t generated_size() const;
   // The shape of an argument's row, by name; throws std::out_of_range for an unknown name.
   std::vector<int64_t> row(const std::string& argument) const;
 };
@@ -41,6 +45,7 @@ class Method {
   const Sizes& sizes() const { return sizes_; }
   // Without self.
   const std::vector<c10::Argument>& arguments() const { return arguments_; }
+  bool takes(std::string_view argument) const;
 
   // Runs `work` in the scope of a call, and converts torch's exceptions to pyinv's.
   template <class Work>

@@ -16,7 +16,9 @@ class Network : public Generator, public Encoder {
       : function_(file, method, options), file_(file.string()), input_(input), output_(output) {}
 
   int64_t latent_size() const override { return function_.latent_size(); }
-  int64_t image_size() const override { return function_.image_size(); }
+  int64_t image_size() const override {
+    return input_ == "image" ? function_.image_size() : function_.generated_size();
+  }
   int64_t condition_size() const override { return function_.condition_size(); }
 
   void generate(int64_t count, const float* latent, const float* condition,

@@ -72,6 +72,7 @@ class TorchEvaluator : public Evaluator {
     std::vector<c10::IValue> values{lanes(buffers_.latent, {sizes.latent}),
                                     lanes(buffers_.image, sizes.image)};
     if (sizes.condition) values.emplace_back(lanes(buffers_.condition, {sizes.condition}));
+    if (buffers_.weights) values.emplace_back(lanes(buffers_.weights, sizes.image));
     const at::Tensor loss = lanes(buffers_.loss, {});
     const at::Tensor gradient = lanes(buffers_.gradient, {sizes.latent});
     if (buffers_.gram) {
@@ -103,11 +104,13 @@ TorchObjective::~TorchObjective() = default;
 int64_t TorchObjective::latent_size() const { return method_->sizes().latent; }
 int64_t TorchObjective::image_size() const { return method_->sizes().pixels(); }
 int64_t TorchObjective::condition_size() const { return method_->sizes().condition; }
+bool TorchObjective::takes_weights() const { return method_->takes("weights"); }
 std::shared_ptr<Device> TorchObjective::device() const { return method_->options().device; }
 
 void TorchObjective::check_signature() {
   std::string inputs = "latent: Tensor, image: Tensor, ";
   if (condition_size()) inputs += "condition: Tensor, ";
+  if (takes_weights()) inputs += "weights: Tensor, ";
   const std::string expected = inputs + "out: Optional[Tuple[Tensor, Tensor]]";
   std::string found;
   for (const c10::Argument& argument : method_->arguments()) {
@@ -134,6 +137,7 @@ void TorchObjective::check_results() const {
     };
     std::vector<c10::IValue> arguments{zeros({sizes.latent}), zeros(sizes.image)};
     if (sizes.condition) arguments.emplace_back(zeros({sizes.condition}));
+    if (takes_weights()) arguments.emplace_back(zeros(sizes.image));
     struct Result {
       const char* name;
       std::vector<int64_t> row;
@@ -176,11 +180,16 @@ std::unique_ptr<Evaluator> TorchObjective::bind(const LaneBuffers& buffers) cons
                                 std::to_string(condition_size()) +
                                 " values for each target; none was given");
   }
+  if (takes_weights() && !buffers.weights) {
+    throw std::invalid_argument(method_->file() +
+                                ": this objective takes weights; none were given");
+  }
   if (has_gram_ && !buffers.gram) {
     throw std::invalid_argument(method_->file() + ": " + method_->name() +
                                 " are normal equations, and there is no gram to write");
   }
   LaneBuffers used = buffers;
+  if (!takes_weights()) used.weights = nullptr;
   if (!has_gram_) used.gram = nullptr;
   return std::make_unique<TorchEvaluator>(*method_, used);
 }

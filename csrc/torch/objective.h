@@ -1,5 +1,6 @@
 // The objective computed by a method of a TorchScript module:
-//   (latent [B, d], image [B, ...], [condition [B, k]], out) -> (loss [B], gradient [B, d]),
+//   (latent [B, d], image [B, ...], [condition [B, k]], [weights [B, ...]], out) -> (loss [B],
+//   gradient [B, d]),
 // and for normal equations also gram [B, d, d], all float32. It writes its results into the
 // tensors `out` and returns them.
 #pragma once
@@ -29,6 +30,7 @@ class PYINV_API TorchObjective : public Objective {
   int64_t latent_size() const override;
   int64_t image_size() const override;
   int64_t condition_size() const override;
+  bool takes_weights() const override;
   bool has_gram() const override { return has_gram_; }
   std::shared_ptr<Device> device() const override;
 

@@ -9,6 +9,7 @@
 #endif
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -30,10 +31,12 @@ namespace {
 constexpr std::string_view kUsage =
     "usage: embed BUNDLE IMAGES.f32 [options]\n"
     "  BUNDLE            the folder that pyinv.export wrote\n"
-    "  IMAGES.f32        float32 [N, *image_shape] in the bundle's value range, nothing else\n"
+    "  IMAGES.f32        float32 [N, *image_shape] in the bundle's value range, nothing else; if\n"
+    "                    the bundle observes images, observations [N, *target_shape]\n"
     "  --runtime NAME    onnx or torchscript; the bundle's first by default\n"
     "  --onnxruntime LIB ONNX Runtime's shared library; $PYINV_ONNXRUNTIME by default\n"
     "  --recipe FILE     a recipe as JSON; pyinv's default recipe by default\n"
+    "  --weights FILE    how much each value counts, float32 [N, *target_shape], or one for all\n"
     "  --init encoder    start from the bundle's encoder's latent of each image\n"
     "  --conditions FILE float32 [N, n], if the bundle takes conditions; a label is one number\n"
     "  --device NAME     cpu (the default), cuda or cuda:1\n"
@@ -52,7 +55,8 @@ struct UsageError : std::runtime_error {
 
 struct Arguments {
   std::filesystem::path bundle, images;
-  std::string runtime, onnxruntime, recipe, conditions, device = "cpu", latents_out, images_out;
+  std::string runtime, onnxruntime, recipe, conditions, weights, device = "cpu", latents_out,
+      images_out;
   bool encode = false;
   uint64_t lanes = 64, threads = std::max(1u, std::thread::hardware_concurrency()), seed = 0;
 };
@@ -84,6 +88,8 @@ Arguments parse(int argc, char** argv) {
       arguments.onnxruntime = value;
     } else if (name == "--recipe") {
       arguments.recipe = value;
+    } else if (name == "--weights") {
+      arguments.weights = value;
     } else if (name == "--init") {
       if (value != "encoder") throw UsageError("--init must be encoder, got '" + value + "'");
       arguments.encode = true;
@@ -135,22 +141,31 @@ std::vector<float> read_floats(const std::filesystem::path& path) {
   return values;
 }
 
-std::vector<float> read_images(const std::filesystem::path& path, const pyinv::Bundle& bundle) {
-  std::vector<float> images = read_floats(path);
-  const size_t size = static_cast<size_t>(bundle.image_size());
-  if (images.empty() || images.size() % size) {
-    throw std::runtime_error(path.string() + ": expected images of " + std::to_string(size) +
-                             " numbers each, found " + std::to_string(images.size()) + " numbers");
+// Reads rows of one target each.
+std::vector<float> read_targets(const std::filesystem::path& path, const pyinv::Bundle& bundle) {
+  std::vector<float> values = read_floats(path);
+  const size_t size = static_cast<size_t>(bundle.target_size());
+  if (values.empty() || values.size() % size) {
+    throw std::runtime_error(path.string() + ": expected targets of " + std::to_string(size) +
+                             " numbers each, found " + std::to_string(values.size()) + " numbers");
   }
+  return values;
+}
+
+std::vector<float> read_images(const std::filesystem::path& path, const pyinv::Bundle& bundle) {
+  const std::vector<float> images = read_targets(path, bundle);
   // A tolerance for rounding, or for a generator whose own images leave the range.
   const double slack = (bundle.bounded ? 1e-3 : 4.0) * (bundle.highest - bundle.lowest);
   const auto inside = [&](float value) {
+    if (bundle.observes()) return std::isfinite(value);
     return value >= bundle.lowest - slack && value <= bundle.highest + slack;
   };
   if (!std::all_of(images.begin(), images.end(), inside)) {
-    throw std::runtime_error(path.string() + ": expected values from " +
-                             std::to_string(bundle.lowest) + " to " +
-                             std::to_string(bundle.highest) + ", found others");
+    throw std::runtime_error(path.string() + ": expected " +
+                             (bundle.observes() ? "finite values"
+                                                : "values from " + std::to_string(bundle.lowest) +
+                                                      " to " + std::to_string(bundle.highest)) +
+                             ", found others");
   }
   return images;
 }
@@ -168,6 +183,35 @@ std::vector<float> read_conditions(const std::string& path, const pyinv::Bundle&
   }
   bundle.check_conditions(conditions.data(), count);
   return conditions;
+}
+
+// Reads a row for each of `count` targets, or one for all.
+std::vector<float> read_weights(const std::filesystem::path& path, const pyinv::Bundle& bundle,
+                                int64_t count) {
+  if (!bundle.weights) {
+    throw std::runtime_error(bundle.path.string() +
+                             ": takes no weights; export it again with weights=True");
+  }
+  const std::vector<float> weights = read_targets(path, bundle);
+  const int64_t size = bundle.target_size();
+  const int64_t rows = static_cast<int64_t>(weights.size()) / size;
+  if (rows != 1 && rows != count) {
+    throw std::runtime_error(path.string() + ": expected weights for 1 or " +
+                             std::to_string(count) + " targets, found " + std::to_string(rows));
+  }
+  for (int64_t row = 0; row < rows; ++row) {
+    float total = 0.0f;
+    for (int64_t i = 0; i < size; ++i) {
+      const float weight = weights[row * size + i];
+      if (!(weight >= 0.0f)) throw std::runtime_error(path.string() + ": a weight is below 0");
+      total += weight;
+    }
+    if (!(total > 0.0f && std::isfinite(total))) {
+      throw std::runtime_error(path.string() + ": the weights of target " + std::to_string(row) +
+                               " should have a positive sum, have " + std::to_string(total));
+    }
+  }
+  return weights;
 }
 
 std::shared_ptr<pyinv::Device> open_device(const std::string& name) {
@@ -268,7 +312,7 @@ const char* name_of(pyinv::Status status) {
 void invert(const Arguments& arguments) {
   const pyinv::Bundle bundle = pyinv::Bundle::open(arguments.bundle);
   const std::vector<float> images = read_images(arguments.images, bundle);
-  const int64_t count = static_cast<int64_t>(images.size()) / bundle.image_size();
+  const int64_t count = static_cast<int64_t>(images.size()) / bundle.target_size();
   const int64_t size = bundle.latent_size();
   const std::vector<float> conditions = read_conditions(arguments.conditions, bundle, count);
   const float* condition = conditions.empty() ? nullptr : conditions.data();
@@ -309,6 +353,12 @@ void invert(const Arguments& arguments) {
   targets.image = images.data();
   targets.condition = condition;
   targets.id = ids.data();
+  std::vector<float> weights;
+  if (!arguments.weights.empty()) {
+    weights = read_weights(arguments.weights, bundle, count);
+    targets.weights = weights.data();
+    targets.shared_weights = static_cast<int64_t>(weights.size()) < count * bundle.target_size();
+  }
   pyinv::Results results;
   results.latent = latents.data();
   results.loss = losses.data();
@@ -331,7 +381,7 @@ void invert(const Arguments& arguments) {
   }
   if (!arguments.latents_out.empty()) write_floats(arguments.latents_out, latents);
   if (!arguments.images_out.empty()) {
-    std::vector<float> made(images.size());
+    std::vector<float> made(static_cast<size_t>(count * bundle.image_size()));
     runtime.generator()->generate(count, latents.data(), condition, made.data());
     write_floats(arguments.images_out, made);
   }

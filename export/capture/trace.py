@@ -62,6 +62,7 @@ __all__ = [
     "trace_encoder",
     "trace_features",
     "trace_generator",
+    "trace_observation",
     "uncompiled",
 ]
 
@@ -77,11 +78,22 @@ _LARGEST_MADE_CONSTANT = 1 << 16
 
 @dataclass(frozen=True)
 class Shapes:
-    """Shapes of one target's latent and image, without the batch axis, and its conditions."""
+    """Shapes of one target's latent and image, without the batch axis, and its conditions.
+
+    weighted: whether objectives take weights, of the target's shape.
+    observed: the shape of the target if it is an observation of the image; None if it is the image.
+    """
 
     latent: tuple[int, ...]
     image: tuple[int, ...]
     conditions: Mapping[str, Input] = field(default_factory=dict)
+    weighted: bool = False
+    observed: tuple[int, ...] | None = None
+
+    @property
+    def target(self) -> tuple[int, ...]:
+        """The shape of a target."""
+        return self.image if self.observed is None else self.observed
 
     @property
     def latent_size(self) -> int:
@@ -90,15 +102,29 @@ class Shapes:
 
     @property
     def inputs(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of a bundle's inputs by name; the latent is flattened."""
+        """The shapes of an objective's inputs by name; the latent is flattened.
+
+        What is called ``image`` there is the target.
+        """
+        shapes = {"latent": (self.latent_size,), "image": self.target}
         columns = sum(condition.columns for condition in self.conditions.values())
-        condition = {"condition": (columns,)} if columns else {}
-        return {"latent": (self.latent_size,), "image": self.image, **condition}
+        if columns:
+            shapes["condition"] = (columns,)
+        if self.weighted:
+            shapes["weights"] = self.target
+        return shapes
+
+    @property
+    def generator_inputs(self) -> tuple[str, ...]:
+        """The names of the inputs that the generator takes."""
+        return tuple(name for name in self.inputs if name not in ("image", "weights"))
 
 
 @dataclass(frozen=True)
 class TracedGenerator:
     """A generator's graph, which returns the image and the input of the last activation.
+
+    If targets are observations, these two are the observation's, and it returns the image last.
 
     lines: for each operator's name, the line of the user's code that calls it first.
     functions: the names of the torch.autograd.Functions in it.
@@ -403,14 +429,16 @@ def _at(line: str) -> str:
 
 
 def trace_generator(generator: nn.Module, shapes: Shapes, *, batch_norm: str) -> TracedGenerator:
-    """Trace a prepared generator to a graph: latent [B, d] (and condition) -> image."""
-    inputs = [shape for name, shape in shapes.inputs.items() if name != "image"]
+    """Trace a prepared generator to a graph: latent [B, d] (and condition) -> image.
 
-    def forward(latent: Tensor, *condition: Tensor) -> Tensor:
+    An ``Observed`` generator returns its observation, and then the image.
+    """
+    inputs = [shapes.inputs[name] for name in shapes.generator_inputs]
+
+    def forward(latent: Tensor, *condition: Tensor) -> Any:
         if len(shapes.latent) != 1:
             latent = latent.view(latent.shape[0], *shapes.latent)
-        image: Tensor = generator(latent, *condition)
-        return image
+        return generator(latent, *condition)
 
     module = _trace_network(forward, inputs, batch_norm=batch_norm, what="the generator")
     found = {key: module.meta[key] for key in ("lines", "functions", "reduced")}
@@ -437,6 +465,21 @@ def trace_encoder(encoder: nn.Module, shapes: Shapes) -> fx.GraphModule:
     image, *condition = inputs
     described = [image, latent, *condition]
     return trace_decomposed(function, described, describe=lambda: "the encoder")
+
+
+def trace_observation(observe: nn.Module, shapes: Shapes) -> fx.GraphModule:
+    """Trace a prepared operator on images, using only operators that ONNX has.
+
+    The inputs are the image and an unused latent. The output is the observation.
+    """
+    traced = _trace_network(observe, [shapes.image], batch_norm="eval", what="observe")
+
+    def function(image: Tensor, latent: Tensor) -> list[Tensor]:
+        return [traced(image)]
+
+    return trace_decomposed(
+        function, [shapes.image, (shapes.latent_size,)], describe=lambda: "observe"
+    )
 
 
 def trace_features(features: nn.Module, image: tuple[int, ...]) -> fx.GraphModule:

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from ..capture.trace import Shapes, TracedGenerator, refuse_randomness, trace_decomposed
 from ..passes.peak_memory import bytes_per_target
 from .jvp import Tangents
-from .losses import Loss, check_loss
+from .losses import Loss, check_loss, inverse_total, mean_over_pixels
 from .normal_equations import normal_equations
 
 __all__ = ["trace_functions"]
@@ -31,7 +31,8 @@ def trace_functions(
 ) -> fx.GraphModule:
     """Trace the bundle's functions as one graph, using only operators that ONNX has.
 
-    The graph's inputs are latent, image and, if the generator takes one, condition. Its outputs are
+    The graph's inputs are latent, image and, where ``shapes`` has them, condition and weights. Its
+    outputs are
     the generated image, then loss [B] and d loss / d latent [B, d] for each loss, then gradient
     [B, d] and gram [B, d, d] for each loss in ``solved``.
 
@@ -44,7 +45,7 @@ def trace_functions(
         most_bytes_per_target: the approximate limit on the memory of one target's tangents. To
             stay within it, the latent's directions are split into up to 16 chunks.
     """
-    losses = [loss.for_images(shapes.image) for loss in losses]
+    losses = [loss.for_images(shapes.target) for loss in losses]
     tracing = "the generator"
     generator = traced.module
     activation = (
@@ -55,26 +56,29 @@ def trace_functions(
     if solved:
         basic = trace_decomposed(
             generator,
-            [inputs[0], *inputs[2:]],
+            [shapes.inputs[name] for name in shapes.generator_inputs],
             describe=lambda: "the generator",
             keep_detach=True,
         )
 
-    def functions(latent: Tensor, target: Tensor, *condition: Tensor) -> list[Tensor]:
+    def functions(latent: Tensor, target: Tensor, *others: Tensor) -> list[Tensor]:
         nonlocal tracing
+        condition, weights = others, None
+        if shapes.weighted:
+            condition, weights = others[:-1], others[-1]
         latent = latent.detach().requires_grad_(True)
         with torch.enable_grad():
-            image, *before = generator(latent, *condition)
-            ends = {activation: before[0]} if activation else {}
-            outputs = [image.detach()]
+            seen, *others = generator(latent, *condition)
+            ends = {activation: others[0]} if activation else {}
+            outputs = [(seen if shapes.observed is None else others[-1]).detach()]
             for loss in losses:
                 tracing = f"the objective with loss {loss.name!r}"
-                outputs += _value_and_gradient(loss, image, target, latent, ends)
+                outputs += _value_and_gradient(loss, seen, target, weights, latent, ends)
         if basic is not None:
             tracing = "the generator's tangents"
             tangents = Tangents(basic, (latent.detach(), *condition))
             chunks = _chunks(basic, shapes, most_bytes_per_target)
-            outputs += normal_equations(solved, tangents, target, activation, chunks)
+            outputs += normal_equations(solved, tangents, target, weights, activation, chunks)
         return outputs
 
     module = trace_decomposed(functions, inputs, describe=lambda: tracing)
@@ -85,7 +89,7 @@ def trace_functions(
 def _chunks(basic: fx.GraphModule, shapes: Shapes, most_bytes: int) -> list[tuple[int, int]]:
     """Return each chunk's first direction and its number of directions."""
     size = shapes.latent_size
-    jacobian = 4 * size * math.prod(shapes.image)
+    jacobian = 4 * size * math.prod(shapes.target)
     # Tangents in one direction take as much memory as the generator's activations.
     count = max(1, (most_bytes - jacobian) // max(1, bytes_per_target(basic)))
     count = max(count, -(-size // _MOST_CHUNKS))
@@ -93,21 +97,30 @@ def _chunks(basic: fx.GraphModule, shapes: Shapes, most_bytes: int) -> list[tupl
 
 
 def _value_and_gradient(
-    loss: Loss, image: Tensor, target: Tensor, latent: Tensor, before: dict[str, Tensor]
+    loss: Loss,
+    image: Tensor,
+    target: Tensor,
+    weights: Tensor | None,
+    latent: Tensor,
+    before: dict[str, Tensor],
 ) -> tuple[Tensor, Tensor]:
-    for activation, from_input in loss.before_activation.items():
-        if activation in before:
-            end = before[activation]
-            with torch.no_grad():
-                value, direction, factor = from_input(end, image, target)
-            (gradient,) = torch.autograd.grad(end, latent, direction, retain_graph=True)
-            return value, gradient * factor
-    if loss.cotangent is None:
+    if not loss.per_pixel:
         value = loss.value(image, target)
         check_loss(value, latent.shape[0], loss.name)
         (gradient,) = torch.autograd.grad(value.sum(), latent, retain_graph=True)
         return value.detach(), gradient
+    activation = next((name for name in loss.before_activation if name in before), None)
     with torch.no_grad():
-        value, direction, factor = loss.cotangent(image, target)
-    (gradient,) = torch.autograd.grad(image, latent, direction, retain_graph=True)
-    return value, gradient * factor
+        if activation is not None:
+            end = before[activation]
+            losses, direction, factor = loss.before_activation[activation](end, image, target)
+        else:
+            assert loss.cotangent is not None
+            end = image
+            losses, direction, factor = loss.cotangent(image, target)
+        value = mean_over_pixels(losses, weights)
+        scale = inverse_total(weights, losses) * factor
+        if weights is not None:
+            direction, scale = direction * weights, scale.unsqueeze(1)
+    (gradient,) = torch.autograd.grad(end, latent, direction, retain_graph=True)
+    return value, gradient * scale

@@ -1,8 +1,9 @@
 """Losses: per-target means over values, written so that their exported gradient takes few passes.
 
-A built-in loss returns its value and its derivative with respect to the image in closed form. The
-constant factors of the derivative (2/P for a mean of P squares) are returned separately: the
-exporter multiplies the [B, d] gradient by them at the end, rather than every pixel at the start.
+A built-in loss gives each pixel's loss and its derivative with respect to the pixel in closed form;
+``mean_over_pixels`` makes the mean of them, weighted if the target has weights. Constant factors of
+the derivative are given separately: the exporter multiplies the [B, d] gradient by them, and by
+1/P for a mean over P pixels, at the end, rather than every pixel at the start.
 
 Images and pixels here are a generator's outputs of any shape [B, ...] and their values.
 """
@@ -28,6 +29,8 @@ __all__ = [
     "Specialised",
     "Whitened",
     "check_loss",
+    "inverse_total",
+    "mean_over_pixels",
     "resolve_losses",
     "try_losses",
     "whitened",
@@ -49,9 +52,11 @@ _TRIED = 2
 class Loss:
     """A named loss from (image, target), both [B, ...], to one value per image, [B].
 
-    value: the loss as a differentiable function.
-    cotangent: None, or (image, target) -> (loss [B], direction [B, ...], factor) with
-        d loss_b / d image_b = factor * direction_b.
+    value: the loss as a differentiable function, of each pixel [B, ...] if ``per_pixel``.
+    per_pixel: whether the loss is a mean over pixels of a loss of each pixel, and so may be
+        weighted.
+    cotangent: None, or (image, target) -> (losses [B, ...], directions [B, ...], factor), of each
+        pixel, with d loss / d image = factor * direction.
     before_activation: like cotangent, for generators that end in the given activation ("tanh",
         "sigmoid"): a function of (the activation's input, image, target) that returns the
         derivative with respect to that input.
@@ -66,6 +71,7 @@ class Loss:
 
     name: str
     value: LossFunction
+    per_pixel: bool = False
     cotangent: Callable[[Tensor, Tensor], Cotangent] | None = None
     before_activation: Mapping[str, Callable[[Tensor, Tensor, Tensor], Cotangent]] = field(
         default_factory=dict
@@ -82,6 +88,10 @@ class Loss:
     def is_least_squares(self) -> bool:
         """Whether the loss is the mean of a squared residual and therefore has normal equations."""
         return self.residual is not None or bool(self.residual_before_activation)
+
+    def mean(self, value: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Return the loss [B] from what ``value`` or ``value_before_activation`` returned."""
+        return mean_over_pixels(value, weights) if self.per_pixel else value
 
     def for_images(self, shape: tuple[int, ...]) -> Loss:
         """Return the loss in the form it is traced in, for images of this shape."""
@@ -150,37 +160,47 @@ def whitened(exponent: float = 0.25, saturation: float = 1e-4) -> Whitened:
     return Whitened(exponent, saturation)
 
 
-def _pixels(image: Tensor) -> int:
-    return math.prod(int(size) for size in image.shape[1:])
+def mean_over_pixels(values: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Return the mean [B] of values [B, ...], weighted by weights [B, ...] if given."""
+    axes = tuple(range(1, values.ndim))
+    if weights is None:
+        return values.mean(axes)
+    return (values * weights).sum(axes) / weights.sum(axes)
 
 
-def _pixel_mean(values: Tensor) -> Tensor:
-    return values.mean(tuple(range(1, values.ndim)))
+def inverse_total(weights: Tensor | None, values: Tensor) -> Any:
+    """Return what the sum over pixels of weights times values is multiplied by for the mean.
+
+    It is 1/P, or [B] with weights.
+    """
+    if weights is None:
+        return 1.0 / math.prod(int(size) for size in values.shape[1:])
+    return weights.sum(tuple(range(1, weights.ndim))).reciprocal()
 
 
 def _mse() -> Loss:
     def value(image: Tensor, target: Tensor) -> Tensor:
-        return _pixel_mean((image - target) ** 2)
+        return (image - target) ** 2
 
     def cotangent(image: Tensor, target: Tensor) -> Cotangent:
         residual = image - target
-        return _pixel_mean(residual * residual), residual, 2.0 / _pixels(image)
+        return residual * residual, residual, 2.0
 
     def residual(image: Tensor, target: Tensor) -> Residual:
         return image - target, None, 1.0
 
-    return Loss("mse", value, cotangent, residual=residual)
+    return Loss("mse", value, True, cotangent, residual=residual)
 
 
 def _l1() -> Loss:
     def value(image: Tensor, target: Tensor) -> Tensor:
-        return _pixel_mean((image - target).abs())
+        return (image - target).abs()
 
     def cotangent(image: Tensor, target: Tensor) -> Cotangent:
         residual = image - target
-        return _pixel_mean(residual.abs()), residual.sign(), 1.0 / _pixels(image)
+        return residual.abs(), residual.sign(), 1.0
 
-    return Loss("l1", value, cotangent)
+    return Loss("l1", value, True, cotangent)
 
 
 def _bce(value_range: tuple[float, float]) -> Loss:
@@ -193,9 +213,7 @@ def _bce(value_range: tuple[float, float]) -> Loss:
         return shifted if scale == 1 else shifted * scale
 
     def value(image: Tensor, target: Tensor) -> Tensor:
-        return _pixel_mean(
-            torch.nn.functional.binary_cross_entropy(unit(image), unit(target), reduction="none")
-        )
+        return torch.nn.functional.binary_cross_entropy(unit(image), unit(target), reduction="none")
 
     def cotangent(image: Tensor, target: Tensor) -> Cotangent:
         p, t = unit(image), unit(target)
@@ -203,28 +221,24 @@ def _bce(value_range: tuple[float, float]) -> Loss:
         log_p = p.log().clamp(min=_LOWEST_LOG)
         log_q = q.log().clamp(min=_LOWEST_LOG)
         # -(t log p + (1 - t) log q) with one product fewer.
-        loss = _pixel_mean(t * (log_q - log_p) - log_q)
         direction = (p - t) / (p * q).clamp(min=_SMALLEST_VARIANCE)
-        return loss, direction, scale / _pixels(image)
+        return t * (log_q - log_p) - log_q, direction, scale
 
     # Computed from the last activation's input, bce needs neither logarithms of values near 0 nor
     # the division by p (1 - p), in which one bit of a saturated pixel outweighs all the others:
     # with p = sigmoid(v), -(t log p + (1 - t) log(1 - p)) = softplus(v) - v t, d/dv = p - t. This
     # is torch.nn.functional.binary_cross_entropy_with_logits.
     def before_sigmoid(logit: Tensor, image: Tensor, target: Tensor) -> Cotangent:
-        loss = _pixel_mean(torch.nn.functional.softplus(logit) - logit * target)
-        return loss, image - target, 1.0 / _pixels(image)
+        loss = torch.nn.functional.softplus(logit) - logit * target
+        return loss, image - target, 1.0
 
     def before_tanh(half_logit: Tensor, image: Tensor, target: Tensor) -> Cotangent:
         # tanh(u) maps to p = sigmoid(2 u), and d/du = 2 (p - t) is image - target again.
         softplus = torch.nn.functional.softplus(half_logit + half_logit)
-        loss = _pixel_mean(softplus - half_logit * (target + 1.0))
-        return loss, image - target, 1.0 / _pixels(image)
+        return softplus - half_logit * (target + 1.0), image - target, 1.0
 
     def with_logits(logit: Tensor, target: Tensor) -> Tensor:
-        return _pixel_mean(
-            torch.nn.functional.binary_cross_entropy_with_logits(logit, target, reduction="none")
-        )
+        return torch.nn.functional.binary_cross_entropy_with_logits(logit, target, reduction="none")
 
     def with_half_logits(half_logit: Tensor, target: Tensor) -> Tensor:
         return with_logits(2.0 * half_logit, (target + 1.0) / 2.0)
@@ -234,9 +248,17 @@ def _bce(value_range: tuple[float, float]) -> Loss:
         (0.0, 1.0): ("sigmoid", before_sigmoid, with_logits),
     }
     if value_range not in ends:
-        return Loss("bce", value, cotangent, bounded=True)
+        return Loss("bce", value, True, cotangent, bounded=True)
     activation, before, value_before = ends[value_range]
-    return Loss("bce", value, cotangent, {activation: before}, {activation: value_before}, True)
+    return Loss(
+        "bce",
+        value,
+        True,
+        cotangent,
+        {activation: before},
+        {activation: value_before},
+        bounded=True,
+    )
 
 
 def _whitened(parameters: Whitened, value_range: tuple[float, float]) -> Loss:
@@ -271,12 +293,12 @@ def _whitened(parameters: Whitened, value_range: tuple[float, float]) -> Loss:
         def cotangent(end: Tensor, image: Tensor, target: Tensor) -> Cotangent:
             r, slope, factor = residual(end, target)
             assert slope is not None
-            return _pixel_mean(r * r), r * slope, 2.0 * factor / _pixels(image)
+            return r * r, r * slope, 2.0 * factor
 
         return cotangent
 
     def value_from(residual: Callable[[Tensor, Tensor], Residual]) -> LossFunction:
-        return lambda end, target: _pixel_mean(residual(end, target)[0] ** 2)
+        return lambda end, target: residual(end, target)[0] ** 2
 
     def value(image: Tensor, target: Tensor) -> Tensor:
         raise ExportError("the whitened loss needs the input of the generator's last activation")
@@ -285,6 +307,7 @@ def _whitened(parameters: Whitened, value_range: tuple[float, float]) -> Loss:
     return Loss(
         "whitened",
         value,
+        per_pixel=True,
         before_activation={name: cotangent_from(r) for name, r in residuals.items()},
         value_before_activation={name: value_from(r) for name, r in residuals.items()},
         residual_before_activation=residuals,
@@ -296,6 +319,7 @@ def resolve_losses(
     losses: GivenLosses,
     *,
     value_range: tuple[float, float],
+    weighted: bool = False,
 ) -> tuple[Loss, ...]:
     """Resolve the user's ``losses`` argument into Loss objects with distinct names.
 
@@ -304,9 +328,10 @@ def resolve_losses(
             callables (image, target) -> [B]. A mapping names them; otherwise a callable is named
             by its ``__name__``.
         value_range: the range of image values; bce maps it to [0, 1].
+        weighted: whether the losses are to be weighted means over pixels.
 
     Raises:
-        ExportError: a loss is unknown, unnamed or repeated, or there is none.
+        ExportError: a loss is unknown, unnamed or repeated, cannot be weighted, or there is none.
     """
     built_in: dict[str, Callable[[], Loss]] = {
         "mse": _mse,
@@ -351,6 +376,11 @@ def resolve_losses(
             raise ExportError(
                 f"loss name {made.name!r} must be letters, digits, '_', '-' or '.': "
                 "name it yourself with losses={'my_loss': ...}"
+            )
+        if weighted and not made.per_pixel:
+            raise ExportError(
+                f"loss {made.name!r} is not a mean over pixels that weights=True could weight: use "
+                f"any of {', '.join(built_in)}, or export it without weights"
             )
         if made.name in resolved:
             raise ExportError(f"two losses are named {made.name!r}: name them with a mapping")

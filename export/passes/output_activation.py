@@ -51,11 +51,13 @@ def expose_output_activation(traced: fx.GraphModule) -> OutputActivation:
 
     The graph returns its image and, if the last activation is a tanh or sigmoid, that activation's
     input in the image's shape. The activation may be followed by reshapes, and by additions of and
-    multiplications by numbers.
+    multiplications by numbers. Further outputs of the graph stay behind these.
     """
     graph = traced.graph
     output = next(node for node in graph.nodes if node.op == "output")
-    image = node = output.args[0]
+    returned = output.args[0]
+    image, *others = returned if isinstance(returned, list | tuple) else [returned]
+    node = image
     reshapes: list[fx.Node] = []
     scale, shift = 1.0, 0.0
     while True:
@@ -70,7 +72,7 @@ def expose_output_activation(traced: fx.GraphModule) -> OutputActivation:
     called = isinstance(node.target, torch._ops.OpOverload)
     name = str(node.target._schema.name.partition("::")[2]) if called else str(node.op)
     if name not in _OWN_RANGES or scale <= 0:
-        output.args = ([image],)
+        output.args = ([image, *others],)
         traced.recompile()
         return OutputActivation(name)
     before = node.args[0]
@@ -79,7 +81,7 @@ def expose_output_activation(traced: fx.GraphModule) -> OutputActivation:
             before = insert(graph, reshape.target, before, *reshape.args[1:])
         if reshapes and (scale, shift) == (1.0, 0.0):
             image = insert(graph, node.target, before)
-    output.args = ([image, before],)
+    output.args = ([image, before, *others],)
     graph.eliminate_dead_code()
     traced.recompile()
     low, high = _OWN_RANGES[name]

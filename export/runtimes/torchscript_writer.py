@@ -98,7 +98,7 @@ def write_torchscript(
     raw = path.with_name(path.name + ".raw")
     try:
         with quiet():
-            scripted = _module(weights.tensors, _sizes(module, inputs))
+            scripted = _module(weights.tensors, _sizes(module, inputs, methods))
             scripted.define("\n".join(sources))
             torch.jit.save(scripted, str(raw))
         _write_plain(raw, path)
@@ -110,15 +110,25 @@ def write_torchscript(
         raw.unlink(missing_ok=True)
 
 
-def _sizes(module: fx.GraphModule, inputs: Sequence[str]) -> dict[str, int | list[int]]:
-    """The inputs' sizes, which the file records because methods do not declare them."""
+def _sizes(
+    module: fx.GraphModule, inputs: Sequence[str], methods: Mapping[str, Signature]
+) -> dict[str, int | list[int]]:
+    """The inputs' sizes, which the file records because methods do not declare them.
+
+    Also the size of what forward generates, which is not that of targets that are observations.
+    """
     placeholders = (node for node in module.graph.nodes if node.op == "placeholder")
     rows = {given: shape(node)[1:] for node, given in zip(placeholders, inputs, strict=True)}  # type: ignore[index]
-    return {
+    sizes: dict[str, int | list[int]] = {
         "latent_size": rows["latent"][0],
         "image_shape": list(rows["image"]),
         "condition_size": rows.get("condition", (0,))[0],
     }
+    if "forward" in methods:
+        (position,) = methods["forward"].outputs
+        results = next(node for node in module.graph.nodes if node.op == "output").args[0]
+        sizes["generated_shape"] = list(shape(results[position])[1:])  # type: ignore[index]
+    return sizes
 
 
 def _module(

@@ -24,6 +24,7 @@ examples:
   pyinv export my_models.py:make_decoder -o vae.bundle --latent-shape 4,8,8 --prior normal \\
       --output-item sample
   pyinv export decoder.onnx -o vae.bundle --latent-shape 64 --prior normal
+  pyinv export generator.pt -o small.bundle --latent-shape 100 --observe my_models.py:make_blur
   pyinv export my_models.py:make_progan -o tail.bundle --latent-shape 128 --prior normal \\
       --tail-after layer4
   pyinv export my_models.py:make_biggan -o biggan.bundle --latent-shape 128 --prior normal \\
@@ -145,6 +146,17 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         metavar="ENCODER",
         help="an encoder, images -> latents, given like GENERATOR; adds the function encode",
     )
+    parser.add_argument(
+        "--observe",
+        metavar="OPERATOR",
+        help="a fixed operator A, if targets are observations A(x) of images x: a blur, "
+        "downsampling, a measurement matrix; given like GENERATOR",
+    )
+    parser.add_argument(
+        "--weights",
+        action="store_true",
+        help="let targets have weights per pixel, such as masks: `pyinv invert --weights`",
+    )
     parts = parser.add_mutually_exclusive_group()
     parts.add_argument(
         "--tail-after",
@@ -173,6 +185,9 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
 
     generator = load_generator(arguments.generator)
     encoder = None if arguments.encoder is None else load_generator(arguments.encoder)
+    observe = None
+    if arguments.observe is not None:
+        observe = load_generator(arguments.observe, what="operator")
     options = {
         "latent_shape": arguments.latent_shape,
         "losses": _losses(arguments),
@@ -180,6 +195,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         "value_range": tuple(arguments.value_range),
         "output": arguments.output_item,
         "encoder": encoder,
+        "observe": observe,
         "runtimes": tuple(arguments.runtime or ("onnx",)),
         "name": arguments.name,
         "overwrite": arguments.overwrite,
@@ -192,6 +208,8 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
             "--tail-after and --residuals take a generator of the latent alone, in eval mode: "
             "leave out --input, --condition-shape, --noise and --batch-norm"
         )
+    if arguments.residuals and arguments.weights:
+        raise InputError("--residuals has no weights of pixels: leave out --weights")
     layers = split(generator, part.split(",")) if part else None
     console.message("tracing, writing and checking; this takes a moment")
     if layers is None:
@@ -203,10 +221,13 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
             inputs=inputs,
             condition_shape=arguments.condition_shape,
             noise=arguments.noise,
+            weights=arguments.weights,
             **options,
         )
     elif arguments.tail_after:
-        layers.export_tail(arguments.output, prior=arguments.prior, **options)
+        layers.export_tail(
+            arguments.output, prior=arguments.prior, weights=arguments.weights, **options
+        )
     else:
         layers.export_residual(arguments.output, **options)
     bundle = Bundle.open(arguments.output)
@@ -214,7 +235,9 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     solved = [loss for loss in manifest.losses if manifest.has_normal_equations(loss)]
     console.message(
         f"wrote {bundle.path}: latent {list(manifest.latent_shape)}, "
-        f"image {list(manifest.image_shape)}, losses {', '.join(manifest.losses)}, "
+        f"image {list(manifest.image_shape)}, "
+        + (f"observed as {list(manifest.target_shape)}, " if manifest.observes else "")
+        + f"losses {', '.join(manifest.losses)}, "
         f"normal equations of {', '.join(solved) or 'none'}, for {' and '.join(manifest.runtimes)}"
     )
     console.result({"path": str(bundle.path), **bundle.manifest.describe()})

@@ -97,6 +97,10 @@ def _solved(manifest: Manifest) -> list[str]:
     return [loss for loss in manifest.losses if manifest.has_normal_equations(loss)]
 
 
+def _target(manifest: Manifest) -> str:
+    return f"{list(manifest.target_shape)}, observations of images, any finite values"
+
+
 def _bundle_rows(bundle: Bundle) -> dict[str, Any]:
     manifest = bundle.manifest
     low, high = manifest.value_range
@@ -108,6 +112,8 @@ def _bundle_rows(bundle: Bundle) -> dict[str, Any]:
         "latent": f"{list(manifest.latent_shape)}, {manifest.prior}",
         "image": f"{list(manifest.image_shape)}, values in [{low:g}, {high:g}]"
         + ("" if manifest.is_picture else ", not a picture"),
+        **({"target": _target(manifest)} if manifest.observes else {}),
+        **({"weights": "per pixel, for invert(weights=...)"} if manifest.weights else {}),
         "conditions": ", ".join(f"{name}: {one}" for name, one in manifest.conditions.items())
         or "-",
         "losses": ", ".join(manifest.losses),

@@ -26,7 +26,7 @@ from pyinv.cli.options import (
 )
 from pyinv.constraints import CONSTRAINTS, parse_constraint
 from pyinv.errors import InputError, OutputError, RunError
-from pyinv.images import FITS, load_named_images, not_pictures, save_images
+from pyinv.images import FITS, load_named_images, load_weights, not_pictures, save_images
 from pyinv.recipes import Recipe
 from pyinv.result import Status
 from pyinv.uncertainty import Uncertainty
@@ -52,6 +52,7 @@ examples:
   pyinv invert faces.bundle images.npy -o latents.npz --recipe lipton --constraint clip
   pyinv invert vae.bundle images.npy -o latents.npz --recipe egan --constraint hard_cutoff:c=3
   pyinv invert sounds.bundle recordings/ -o latents.npz
+  pyinv invert faces.bundle torn/ -o latents.npz --recipe reconstruct --weights mask.png
 """
 
 
@@ -112,6 +113,13 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         help='.npy or .npz with initial latents, or "encoder" for a bundle that has one',
     )
     add_conditions(method)
+    method.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="how much each pixel counts, such as a mask, for a bundle exported with --weights: "
+        ".npy or .npz of numbers >= 0 that broadcast to the images, or for pictures an image file, "
+        "one for all targets, with black for 0",
+    )
     whole(method, "--trace-every", "record the loss every N steps", default=0)
 
     known = parser.add_argument_group(
@@ -161,6 +169,9 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
             bundle.manifest.encode(inverter.runtime)  # before the images are read
         images, sources = load_named_images(arguments.images, bundle.manifest, fit=arguments.fit)
         given = conditions(arguments, bundle.manifest)
+        weights = None
+        if arguments.weights is not None:
+            weights = load_weights(arguments.weights, bundle.manifest, fit=arguments.fit)
         console.message(f"inverting {len(images)} images with recipe {recipe.name}")
         start = time.perf_counter()
         failure: Exception | None = None
@@ -171,6 +182,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
                 seed=arguments.seed,
                 init=init,
                 conditions=given,
+                weights=weights,
                 trace_every=arguments.trace_every,
                 progress=console.shows_progress,
             )
@@ -188,6 +200,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
                         images,
                         noise=arguments.noise,
                         conditions=given,
+                        weights=weights,
                         progress=console.shows_progress,
                     )
                 except Exception as error:  # still write the inversion

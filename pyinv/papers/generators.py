@@ -292,6 +292,11 @@ def _check(
             f"{bundle}: {not_pictures(manifest)}, and {paper} is about images; give a generator of "
             "images"
         )
+    if manifest.observes:
+        raise InputError(
+            f"{bundle}: its targets are observations of images, and {paper} is about images; "
+            "export the generator again without observe"
+        )
     if not isinstance(manifest.prior, tuple(priors)):
         kinds = " or ".join(prior.kind() for prior in priors)
         raise InputError(

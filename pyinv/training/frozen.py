@@ -356,6 +356,11 @@ def _open_bundle(bundle: Bundle, device: torch.device, threads: int | None) -> F
             f"{bundle.path}: {not_pictures(manifest)}, and encoders are trained for images "
             "[C, H, W]; add an encoder of your own with pyinv.export.add_encoder"
         )
+    if manifest.observes:
+        raise InputError(
+            f"{bundle.path}: its targets are observations of images, and encoders are trained for "
+            "images; add an encoder of your own with pyinv.export.add_encoder"
+        )
     if manifest.conditions:
         raise InputError(
             f"{bundle.path}: its generator takes a condition, and an encoder's training has none "
@@ -442,10 +447,14 @@ def _frozen(module: nn.Module, device: torch.device) -> nn.Module:
 
 def _values(losses: Any, value_range: tuple[float, float]) -> dict[str, LossFunction]:
     """Return the losses that PyTorch can compute between two images, by name."""
-    from pyinv.export.derivatives.losses import resolve_losses
+    from pyinv.export.derivatives.losses import Loss, resolve_losses
 
     resolved = resolve_losses(losses, value_range=value_range)
-    return {loss.name: loss.value for loss in resolved if not loss.needs_activation}
+
+    def function(loss: Loss) -> LossFunction:
+        return lambda image, target: loss.mean(loss.value(image, target))
+
+    return {loss.name: function(loss) for loss in resolved if not loss.needs_activation}
 
 
 def _digest_of_bundle(bundle: Bundle) -> str:

@@ -38,8 +38,9 @@ def laplace_uncertainty(
     gram: NDArray[Any],
     *,
     prior: Prior,
-    value_range: tuple[float, float],
+    value_range: tuple[float, float] | None,
     noise: float | NDArray[Any] | None = None,
+    weights: NDArray[Any] | None = None,
     about: NDArray[Any] | None = None,
     rounding: float = FLOAT32_ROUNDING,
 ) -> Uncertainty:
@@ -65,10 +66,12 @@ def laplace_uncertainty(
         gradient: [N, d], 2/P Jᵀr.
         gram: [N, d, d], 2/P JᵀJ.
         prior: the prior of the latents.
-        value_range: the value range of the images.
+        value_range: the range that images are clipped to; None: they are not.
         noise: standard deviation of the pixel noise, above 0, one for all or [N]; None estimates it
             for each image from its residual and the remaining degrees of freedom, which requires
             P > d.
+        weights: [N, P] or [1, P], the pixels' weights in gradient and gram, in which P is then
+            their sum. The noise variance of a pixel is s^2 / weight. None: all 1.
         about: [N, d], the latents that standard errors are about; None uses ``latents``.
         rounding: the relative rounding error of the computation of gram and images.
 
@@ -80,10 +83,11 @@ def laplace_uncertainty(
     normal, are ours; docs/uncertainty.md evaluates them.
     """
     count, size = latents.shape
-    pixels = images[0].size
+    weights = np.ones((1, images[0].size)) if weights is None else weights
+    total = weights.sum(axis=1, dtype=np.float64)
     z = latents.astype(np.float64)
-    slope = gradient.astype(np.float64) * (pixels / 2)  # Jᵀr
-    curvature = gram.astype(np.float64) * (pixels / 2)  # JᵀJ
+    slope = gradient.astype(np.float64) * (total / 2)[:, None]  # Jᵀr
+    curvature = gram.astype(np.float64) * (total / 2)[:, None, None]  # JᵀJ
     known = np.isfinite(z).all(1) & np.isfinite(slope).all(1) & np.isfinite(curvature).all((1, 2))
     z[~known], slope[~known], curvature[~known] = 0, 0, 0
 
@@ -94,11 +98,13 @@ def laplace_uncertainty(
     eigenvalues = np.where(eigenvalues > lost, eigenvalues, 0.0)
 
     squared = np.full(count, np.nan if noise is None else np.square(noise, dtype=np.float64))
-    floor = (rounding * max(map(abs, value_range))) ** 2
+    largest = np.abs(images).max() if value_range is None else max(map(abs, value_range))
+    floor = (rounding * float(largest)) ** 2
     if noise is None:
         assert generated is not None
-        squared = _mean_square(images, generated, value_range)
+        squared = _mean_square(images, generated, weights, value_range)
         known &= np.isfinite(squared)
+        pixels = np.count_nonzero(weights, axis=1)
         squared = _noise_variance(np.where(known, squared, 0.0), eigenvalues, prior, pixels, floor)
     squared = np.maximum(squared, floor)
 
@@ -135,27 +141,36 @@ def _variances(eigenvalues: DoubleArray, squared: DoubleArray, prior: Prior) -> 
 
 
 def _mean_square(
-    images: NDArray[Any], generated: NDArray[Any], value_range: tuple[float, float]
+    images: NDArray[Any],
+    generated: NDArray[Any],
+    weights: NDArray[Any],
+    value_range: tuple[float, float] | None,
 ) -> DoubleArray:
-    """Return each image's mean squared residual, [n], corrected for clipping.
+    """Return each image's mean of weight times squared residual, [n], corrected for clipping.
 
     Clipping noisy pixels to the value range removes noise that points out of the range. In an image
     with pixels at an end of the range, only residuals that point to its middle are used, because
     clipping (at the near end) does not change them.
     """
-    low, high = value_range
+    low, high = (-np.inf, np.inf) if value_range is None else value_range
     pixels = images.reshape(len(images), -1).astype(np.float64)
     noiseless = generated.reshape(len(images), -1).astype(np.float64)
     residual = pixels - noiseless
     inward = residual * ((low + high) / 2 - noiseless) > 0
-    clipped = ((pixels <= low) | (pixels >= high)).any(axis=1, keepdims=True)
-    used = np.where(clipped, inward, True)
-    squares: DoubleArray = np.sum(residual**2, axis=1, where=used) / np.maximum(used.sum(axis=1), 1)
+    known = weights > 0
+    clipped = (known & ((pixels <= low) | (pixels >= high))).any(axis=1, keepdims=True)
+    used = known & np.where(clipped, inward, True)
+    squares: DoubleArray = np.sum(weights * residual**2, axis=1, where=used)
+    squares /= np.maximum(used.sum(axis=1), 1)
     return squares
 
 
 def _noise_variance(
-    mean_square: DoubleArray, eigenvalues: DoubleArray, prior: Prior, pixels: int, floor: float
+    mean_square: DoubleArray,
+    eigenvalues: DoubleArray,
+    prior: Prior,
+    pixels: NDArray[np.intp],
+    floor: float,
 ) -> DoubleArray:
     """Return the unbiased estimate of each image's noise variance, [n].
 

@@ -23,7 +23,7 @@ def widened(
     other_losses: NDArray[Any],
     other_errors: NDArray[Any],
     *,
-    pixels: int,
+    pixels: int | NDArray[Any],
     prior: Prior,
 ) -> Uncertainty:
     r"""Return the uncertainty with other optima of the posterior taken into account.
@@ -49,7 +49,7 @@ def widened(
         other_losses: [N, H], their mean squared errors.
         other_errors: [N, H, d], standard errors about the latent, not the optimum, from the Laplace
             approximation at each optimum. An optimum with non-finite errors never agrees.
-        pixels: P.
+        pixels: P, or [N], the sums of the weights of targets that have weights.
         prior: the prior of the latents. A uniform prior is treated as the normal prior with the
             same mean and standard deviation.
 
@@ -65,7 +65,8 @@ def widened(
     misfit = other_losses.astype(np.float64) - losses[:, None]
     squared = found.noise.astype(np.float64)[:, None] ** 2
     with np.errstate(invalid="ignore"):
-        agree = pixels * misfit / squared + improbable <= _chi_squared_95(latents.shape[1])
+        scaled = np.reshape(pixels, (-1, 1)) * misfit / squared
+        agree = scaled + improbable <= _chi_squared_95(latents.shape[1])
     agree &= np.isfinite(other_errors).all(axis=2)
     share = (agree / np.maximum(agree.sum(axis=1, keepdims=True), 1))[..., None]
     errors = np.where(share > 0, other_errors.astype(np.float64), 0.0)

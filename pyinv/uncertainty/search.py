@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from pyinv.session import Session
 from pyinv.uncertainty.laplace import FLOAT32_ROUNDING, TF32_ROUNDING, laplace_uncertainty
 from pyinv.uncertainty.mixture import widened
 from pyinv.uncertainty.result import Uncertainty
+from pyinv.weights import effective_values
 
 __all__ = ["DEFAULT_HOPS", "Search", "Targets"]
 
@@ -39,14 +40,16 @@ class Targets:
 
     Args:
         latents: float32 [N, d].
-        images: float32 [N, *image_shape].
+        images: float32 [N, *target_shape], the targets.
         condition: float32 [N, k], or None.
+        weights: float32 [N, pixels], or [1, pixels] for all targets, or None.
         ids: uint64 [N], target ids, which seed the random draws.
     """
 
     latents: FloatArray
     images: FloatArray
     condition: FloatArray | None
+    weights: FloatArray | None
     ids: NDArray[np.uint64]
 
     def __len__(self) -> int:
@@ -54,7 +57,10 @@ class Targets:
 
     def __getitem__(self, rows: Any) -> Targets:
         condition = None if self.condition is None else self.condition[rows]
-        return Targets(self.latents[rows], self.images[rows], condition, self.ids[rows])
+        weights = self.weights
+        if weights is not None and len(weights) > 1:
+            weights = weights[rows]
+        return Targets(self.latents[rows], self.images[rows], condition, weights, self.ids[rows])
 
 
 class Search:
@@ -112,12 +118,16 @@ class Search:
         if not n_hops or not len(rows):
             return
         manifest = self._session.manifest
-        stage = recipes.reconstruct(manifest, self._noise).stages[-1]
+        values = None
+        if targets.weights is not None:
+            known_noise = self._noise is not None
+            values = effective_values(targets.weights, known_noise=known_noise).mean()
+        stage = recipes.reconstruct(manifest, self._noise, n_values=values).stages[-1]
         recipe = Recipe("hops", (stage,), keep="last").fit(manifest.prior)
         plan = self._session.plan(recipe)
         total = n_hops * len(rows)
         lanes = min(self._lanes, total)
-        most = max(1, min(16 * lanes, HOP_BYTES // (4 * manifest.image_size)) // n_hops)
+        most = max(1, min(16 * lanes, HOP_BYTES // (4 * manifest.target_size)) // n_hops)
         done = 0
 
         def hop(some: NDArray[np.intp], report: Progress | None) -> Uncertainty:
@@ -132,6 +142,7 @@ class Search:
                 images=repeated.images.reshape(len(repeated), -1),
                 initial=self._starts(targets[some], n_hops, seed),
                 condition=repeated.condition,
+                weights=repeated.weights,
                 target_ids=repeated.ids,
                 seed=seed,
                 lanes=lanes,
@@ -139,9 +150,10 @@ class Search:
             )
             if ended["cancelled"]:
                 raise KeyboardInterrupt
-            others = Targets(ended["latents"], repeated.images, repeated.condition, repeated.ids)
+            others = replace(repeated, latents=ended["latents"])
             there = Uncertainty.unknown(len(others), manifest.latent_shape)
             known = np.repeat(found.noise[some], n_hops)
+            weights = targets[some].weights
             other_losses = self._measure(others, there, known, None, about=repeated.latents)
             shape = len(some), n_hops
             return widened(
@@ -151,7 +163,9 @@ class Search:
                 others.latents.reshape(*shape, -1),
                 other_losses.reshape(shape),
                 there.standard_error.reshape(*shape, -1),
-                pixels=manifest.image_size,
+                pixels=manifest.target_size
+                if weights is None
+                else effective_values(weights, known_noise=True),
                 prior=manifest.prior,
             )
 
@@ -194,11 +208,18 @@ class Search:
             some = targets[rows]
             try:
                 equations = session.evaluate(
-                    function, rows, targets.latents, targets.images, targets.condition
+                    function,
+                    rows,
+                    targets.latents,
+                    targets.images,
+                    targets.condition,
+                    targets.weights,
                 )
                 generated = None
                 if noise is None:
                     generated = session.generate(some.latents, some.condition, most)
+                    if manifest.observes:
+                        generated = session.observe(generated, most)
             except DeviceError:
                 if batch_size is not None or most == 1:
                     raise
@@ -211,8 +232,9 @@ class Search:
                 equations["gradient"],
                 equations["gram"],
                 prior=manifest.prior,
-                value_range=manifest.value_range,
+                value_range=None if manifest.observes else manifest.value_range,
                 noise=noise[rows] if isinstance(noise, np.ndarray) else noise,
+                weights=some.weights,
                 about=None if about is None else about[rows],
                 rounding=TF32_ROUNDING if session.tf32 else FLOAT32_ROUNDING,
             )

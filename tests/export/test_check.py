@@ -26,9 +26,7 @@ class Normalised(nn.Module):
         return latent * (latent.square().mean(1, keepdim=True) + self.epsilon).rsqrt()
 
 
-REFERENCE = Reference(
-    Normalised(), Shapes((6,), (6,)), prior=Normal(), value_range=(-1.0, 1.0)
-)
+REFERENCE = Reference(Normalised(), Shapes((6,), (6,)), prior=Normal(), value_range=(-1.0, 1.0))
 
 
 def checked(function: Callable[[Tensor], Tensor]) -> float:

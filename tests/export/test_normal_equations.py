@@ -284,7 +284,7 @@ def test_the_whitened_loss_of_a_saturated_pixel() -> None:
     limit = math.atanh(0.9)
     short = torch.tensor([0.0, 0.0, 1.4 - limit, -limit, 0.0, limit - 1.0])
     found = [
-        loss.value_before_activation["tanh"](*(x.view(1, 1, 1, 1) for x in pair))
+        loss.mean(loss.value_before_activation["tanh"](*(x.view(1, 1, 1, 1) for x in pair)))
         for pair in zip(end, image, strict=True)
     ]
     torch.testing.assert_close(torch.cat(found), (1 - 0.81) * short**2)
@@ -297,8 +297,8 @@ def test_the_whitened_loss_of_a_sigmoid_is_that_of_its_tanh() -> None:
     u, image = torch.randn(4, 3, 5, 5), torch.rand(4, 3, 5, 5)
     (as_sigmoid,) = resolve_losses("whitened", value_range=(0.0, 1.0))
     (as_tanh,) = resolve_losses("whitened", value_range=(-1.0, 1.0))
-    one = as_sigmoid.value_before_activation["sigmoid"](u, image)
-    other = as_tanh.value_before_activation["tanh"](u / 2, 2 * image - 1)
+    one = as_sigmoid.mean(as_sigmoid.value_before_activation["sigmoid"](u, image))
+    other = as_tanh.mean(as_tanh.value_before_activation["tanh"](u / 2, 2 * image - 1))
     torch.testing.assert_close(one, other, rtol=1e-4, atol=0)
 
 

@@ -303,7 +303,7 @@ def test_bad_arguments(embed: Path, demo, tmp_path: Path) -> None:
     assert "cannot be read" in error_of(embed, DEMO, tmp_path / "missing.f32")
     short = tmp_path / "short.f32"
     short.write_bytes(images.tobytes()[:-4])
-    assert "expected images of 256 numbers each, found 3071" in error_of(embed, DEMO, short)
+    assert "expected targets of 256 numbers each, found 3071" in error_of(embed, DEMO, short)
     (2 * images).tofile(short)
     assert "expected values from -1.000000 to 1.000000" in error_of(embed, DEMO, short)
     library = tmp_path / "libonnxruntime.so"

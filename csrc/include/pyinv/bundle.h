@@ -28,7 +28,7 @@ struct OnnxOperators {
 };
 
 struct BundleFunction {
-  std::string name;     // "forward", "objective", "normal_equations" or "encode"
+  std::string name;     // "forward", "objective", "normal_equations", "encode" or "observe"
   std::string loss;     // for objectives and normal equations, else empty
   std::string runtime;  // "onnx" or "torchscript"
   std::string file;     // file name in the bundle's folder
@@ -53,9 +53,11 @@ struct PYINV_API Bundle {
   std::filesystem::path path;
   std::string name;
   std::vector<int64_t> latent_shape;  // one target's, without the batch axis
-  std::vector<int64_t> image_shape;   // one target's: C, H, W for images, or of any rank
+  std::vector<int64_t> image_shape;   // what the generator makes: C, H, W, or of any rank
+  std::vector<int64_t> target_shape;  // one target's; not image_shape if it is an observation
   std::vector<BundleCondition> conditions;
-  double lowest = -1.0, highest = 1.0;  // values of a target
+  bool weights = false;                 // whether objectives take Targets::weights
+  double lowest = -1.0, highest = 1.0;  // values of an image
   bool bounded = true;                  // whether the generator's own outputs lie between them
   Prior prior;
   BatchNorm batch_norm = BatchNorm::eval;  // batch: RunOptions::coupled must be true
@@ -67,6 +69,9 @@ struct PYINV_API Bundle {
 
   int64_t latent_size() const;
   int64_t image_size() const;
+  int64_t target_size() const;
+  // Whether targets are observations of images, which may have any values, rather than images.
+  bool observes() const;
   int64_t condition_size() const;  // the sum of the conditions' columns; 0: takes none
 
   // Throws std::invalid_argument if a number in `condition`, [count, condition_size()], is not

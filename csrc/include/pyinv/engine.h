@@ -19,6 +19,10 @@ struct Targets {
   const float* image = nullptr;      // [count, image_size]
   const float* initial = nullptr;    // [count, latent_size]; null: drawn from the prior
   const float* condition = nullptr;  // [count, condition_size], or null
+  // [count, image_size], for objectives that take weights: each at least 0, and each target's sum
+  // above 0. Null: all 1.
+  const float* weights = nullptr;
+  bool shared_weights = false;  // `weights` is [image_size], the same for all targets
   // [count, latent_size], or null: the latents that generated the images, if they are known
   const float* true_latent = nullptr;
   const uint64_t* id = nullptr;  // [count], each below 2^48; seeds the target's draws

@@ -16,6 +16,7 @@ struct LaneBuffers {
   const float* latent;     // [lanes, latent_size]
   const float* image;      // [lanes, image_size], the targets
   const float* condition;  // [lanes, condition_size], or null
+  const float* weights;    // [lanes, image_size], or null
   float* loss;             // [lanes]
   float* gradient;         // [lanes, latent_size], d loss / d latent
   float* gram;             // [lanes, latent_size, latent_size], both triangles; or null
@@ -44,6 +45,8 @@ class PYINV_API Objective {
   virtual int64_t latent_size() const = 0;
   virtual int64_t image_size() const = 0;
   virtual int64_t condition_size() const = 0;  // 0: no condition
+  // Whether the loss is a weighted mean over the target's values, with weights per target.
+  virtual bool takes_weights() const { return false; }
   // Whether these are normal equations, 2/P J^T J delta = -gradient, which also compute the matrix
   // on the left, the gram.
   virtual bool has_gram() const { return false; }

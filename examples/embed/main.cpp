@@ -56,7 +56,7 @@ struct UsageError : std::runtime_error {
 struct Arguments {
   std::filesystem::path bundle, images;
   std::string runtime, onnxruntime, recipe, conditions, weights, device = "cpu", latents_out,
-      images_out;
+                                                                 images_out;
   bool encode = false;
   uint64_t lanes = 64, threads = std::max(1u, std::thread::hardware_concurrency()), seed = 0;
 };

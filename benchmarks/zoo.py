@@ -13,6 +13,7 @@ at batch 1.
 from __future__ import annotations
 
 import argparse
+import importlib.abc
 import importlib.machinery
 import json
 import statistics
@@ -127,13 +128,13 @@ def unet_2d() -> Made:
     from diffusers import UNet2DModel
 
     module = UNet2DModel(
-        sample_size=16,
+        sample_size=8,
         block_out_channels=(32, 64),
         down_block_types=("DownBlock2D", "AttnDownBlock2D"),
         up_block_types=("AttnUpBlock2D", "UpBlock2D"),
         layers_per_block=1,
     )
-    return Calls(module, lambda m, z: m(z, 10)), (3, 16, 16), {"output": "sample"}
+    return Calls(module, lambda m, z: m(z, 10)), (3, 8, 8), {"output": "sample"}
 
 
 def dit() -> Made:
@@ -285,16 +286,16 @@ def vit() -> Made:
     from vit_pytorch import ViT
 
     module = ViT(
-        image_size=16, patch_size=4, num_classes=3 * 256, dim=32, depth=2, heads=2, mlp_dim=64
+        image_size=8, patch_size=2, num_classes=3 * 256, dim=32, depth=2, heads=2, mlp_dim=64
     )
-    return Calls(module, lambda m, z: m(z).view(-1, 3, 16, 16)), (3, 16, 16), {}
+    return Calls(module, lambda m, z: m(z).view(-1, 3, 16, 16)), (3, 8, 8), {}
 
 
 def mixer() -> Made:
     from mlp_mixer_pytorch import MLPMixer
 
-    module = MLPMixer(image_size=16, channels=3, patch_size=4, dim=32, depth=2, num_classes=3 * 256)
-    return Calls(module, lambda m, z: m(z).view(-1, 3, 16, 16)), (3, 16, 16), {}
+    module = MLPMixer(image_size=8, channels=3, patch_size=2, dim=32, depth=2, num_classes=3 * 256)
+    return Calls(module, lambda m, z: m(z).view(-1, 3, 16, 16)), (3, 8, 8), {}
 
 
 def x_transformers() -> Made:
@@ -304,6 +305,274 @@ def x_transformers() -> Made:
         dim_in=16, dim_out=48, max_seq_len=16, attn_layers=Encoder(dim=32, depth=2, heads=2)
     )
     return Calls(module, lambda m, z: m(z).reshape(-1, 3, 16, 16)), (16, 16), {}
+
+
+def biggan() -> Made:
+    from pytorch_pretrained_biggan.config import BigGANConfig
+    from pytorch_pretrained_biggan.model import Generator
+
+    config = BigGANConfig(
+        output_dim=32,
+        z_dim=16,
+        channel_width=8,
+        layers=[(True, 16, 8), (True, 8, 4), (True, 4, 2), (False, 2, 1)],
+        attention_layer_position=2,
+        n_stats=3,
+    )
+    # The latent is z and the class's embedding.
+    return Calls(Generator(config), lambda m, z: m(z, 0.5)), (32,), {}
+
+
+def torchgan_infogan() -> Made:
+    from torchgan.models import InfoGANGenerator
+
+    module = InfoGANGenerator(10, 6, encoding_dims=48, step_channels=16)
+    return Calls(module, lambda m, z: m(z[:, :48], z[:, 48:54], z[:, 54:])), (64,), {}
+
+
+def torchgan_conditional() -> Made:
+    from torchgan.models import ConditionalGANGenerator
+
+    module = ConditionalGANGenerator(10, encoding_dims=54, step_channels=16)
+    return Calls(module, lambda m, z: m(z, torch.full((z.shape[0],), 3))), (54,), {}
+
+
+def torchgan_autoencoding() -> Made:
+    from torchgan.models import AutoEncodingGenerator
+
+    return AutoEncodingGenerator(encoding_dims=64, step_channels=8), (64,), {}
+
+
+def mimicry_sngan() -> Made:
+    from torch_mimicry.nets.sngan.sngan_32 import SNGANGenerator32
+
+    return SNGANGenerator32(nz=64, ngf=32), (64,), {}
+
+
+def mimicry_sagan() -> Made:
+    from torch_mimicry.nets.sagan.sagan_32 import SAGANGenerator32
+
+    module = SAGANGenerator32(num_classes=10, nz=64, ngf=32)
+    return Calls(module, lambda m, z: m(z, torch.full((z.shape[0],), 3))), (64,), {}
+
+
+def mimicry_wgan_gp() -> Made:
+    from torch_mimicry.nets.wgan_gp.wgan_gp_32 import WGANGPGenerator32
+
+    return WGANGPGenerator32(nz=64, ngf=32), (64,), {}
+
+
+def gigagan() -> Made:
+    from gigagan_pytorch.gigagan_pytorch import Generator
+
+    module = Generator(
+        image_size=32,
+        dim_capacity=4,
+        dim_max=32,
+        style_network={"dim": 32, "depth": 2},
+        self_attn_resolutions=(16,),
+        self_attn_dim_head=16,
+        self_attn_heads=2,
+        unconditional=True,
+    )
+    return Calls(module, lambda m, z: m(m.style_network(z))), (32,), {"noise": "freeze"}
+
+
+def pi_gan() -> Made:
+    from pi_gan_pytorch.pi_gan_pytorch import Generator
+
+    return Generator(image_size=8, dim=32, dim_hidden=32, siren_num_layers=2), (32,), {}
+
+
+def siren() -> Made:
+    from siren_pytorch import SirenNet, SirenWrapper
+
+    net = SirenNet(dim_in=2, dim_hidden=32, dim_out=3, num_layers=3)
+    return Calls(SirenWrapper(net, image_width=16, image_height=16), _painted), (32,), {}
+
+
+def _painted(wrapper: Any, latent: Tensor) -> Tensor:
+    """Modulate a coordinate network's layers by latents."""
+    x = torch.stack(
+        torch.meshgrid(torch.linspace(-1, 1, 16), torch.linspace(-1, 1, 16), indexing="ij"), -1
+    ).reshape(1, 256, 2)
+    for layer in wrapper.net.layers:
+        x = layer(x) * latent[:, None]
+    return wrapper.net.last_layer(x).transpose(1, 2).reshape(-1, 3, 16, 16)
+
+
+def hifi_gan() -> Made:
+    from hifi_gan.models import Generator
+
+    return Generator(_vocoder()), (80, 4), {}
+
+
+def bigvgan() -> Made:
+    from bigvgan.bigvgan import BigVGAN
+
+    settings = _vocoder()
+    settings.update(activation="snakebeta", snake_logscale=True, use_tanh_at_final=True)
+    return BigVGAN(settings), (8, 8), {}
+
+
+class _Settings(dict[str, Any]):
+    __getattr__ = dict.__getitem__
+
+
+def _vocoder() -> _Settings:
+    return _Settings(
+        num_mels=8,
+        resblock="1",
+        resblock_kernel_sizes=[3],
+        resblock_dilation_sizes=[[1, 3, 5]],
+        upsample_rates=[4, 2],
+        upsample_kernel_sizes=[8, 4],
+        upsample_initial_channel=32,
+    )
+
+
+def vocos() -> Made:
+    from vocos.heads import ISTFTHead
+    from vocos.models import VocosBackbone
+
+    backbone = VocosBackbone(input_channels=16, dim=32, intermediate_dim=64, num_layers=2)
+    return nn.Sequential(backbone, ISTFTHead(32, n_fft=64, hop_length=16)), (16, 8), {}
+
+
+def descript_audio_codec() -> Made:
+    from dac.model.dac import Decoder
+
+    return Decoder(input_channel=16, channels=32, rates=[4, 2]), (16, 8), {}
+
+
+def nflows() -> Made:
+    from nflows.flows.realnvp import SimpleRealNVP
+
+    module = SimpleRealNVP(16, 32, num_layers=3, num_blocks_per_layer=1)
+    return Calls(module, lambda m, z: m._transform.inverse(z)[0]), (16,), {}
+
+
+def nflows_spline() -> Made:
+    from nflows.transforms import CompositeTransform, PiecewiseRationalQuadraticCouplingTransform
+    from nflows.transforms.permutations import ReversePermutation
+
+    layers: list[nn.Module] = []
+    for _ in range(2):
+        layers.append(
+            PiecewiseRationalQuadraticCouplingTransform(
+                torch.arange(16) % 2, _residual_net, num_bins=4, tails="linear", tail_bound=3.0
+            )
+        )
+        layers.append(ReversePermutation(16))
+    return Calls(CompositeTransform(layers), lambda m, z: m.inverse(z)[0]), (16,), {}
+
+
+def _residual_net(inputs: int, outputs: int) -> nn.Module:
+    from nflows.nn.nets import ResidualNet
+
+    return ResidualNet(inputs, outputs, 32, num_blocks=1)
+
+
+def normflows() -> Made:
+    import normflows as nf
+
+    flows: list[nn.Module] = []
+    for _ in range(3):
+        net = nf.nets.MLP([8, 32, 16], init_zeros=False)
+        flows += [nf.flows.AffineCouplingBlock(net), nf.flows.LULinearPermute(16)]
+    module = nf.NormalizingFlow(nf.distributions.DiagGaussian(16), flows)
+    return Calls(module, lambda m, z: m.forward(z)), (16,), {}
+
+
+def zuko_spline() -> Made:
+    import zuko
+
+    flow = zuko.flows.NSF(8, transforms=1, hidden_features=(32,), passes=2)
+    return Calls(flow, lambda m, z: m().transform.inv(z)), (8,), {}
+
+
+def fourier_neural_operator() -> Made:
+    from neuralop.models import FNO
+
+    module = FNO(n_modes=(4, 4), in_channels=2, out_channels=1, hidden_channels=16, n_layers=2)
+    return module, (2, 12, 12), {}
+
+
+def compressai() -> Made:
+    from compressai.models import FactorizedPrior
+
+    return FactorizedPrior(16, 16).g_s, (16, 2, 2), {}
+
+
+def unet() -> Made:
+    from unet import UNet2D
+
+    module = UNet2D(
+        in_channels=2,
+        out_classes=3,
+        num_encoding_blocks=3,
+        out_channels_first_layer=8,
+        padding=1,
+        normalization="batch",
+        upsampling_type="linear",
+    )
+    return module, (2, 12, 12), {}
+
+
+def ddpm_unet() -> Made:
+    from denoising_diffusion_pytorch import Unet
+
+    module = Unet(dim=16, dim_mults=(1, 2), attn_dim_head=16, attn_heads=2)
+    return Calls(module, lambda m, z: m(z, torch.full((z.shape[0],), 10))), (3, 8, 8), {}
+
+
+def perceiver_io() -> Made:
+    from perceiver_pytorch import PerceiverIO
+
+    module = PerceiverIO(
+        dim=16, depth=2, queries_dim=16, logits_dim=48, num_latents=8, latent_dim=16,
+        cross_dim_head=16, latent_heads=2, latent_dim_head=16,
+    )  # fmt: skip
+    queries = torch.randn(16, 16)
+    call = lambda m, z: m(z, queries=queries).reshape(-1, 3, 16, 16)  # noqa: E731
+    return Calls(module, call), (8, 16), {}
+
+
+def pythae_conv() -> Made:
+    from pythae.models import VAEConfig
+    from pythae.models.nn.benchmarks.mnist import Decoder_Conv_AE_MNIST
+
+    module = Decoder_Conv_AE_MNIST(VAEConfig(input_dim=(1, 28, 28), latent_dim=16))
+    return module, (16,), {"output": "reconstruction", "value_range": (0.0, 1.0)}
+
+
+def monai_unet_3d() -> Made:
+    from monai.networks.nets import UNet
+
+    module = UNet(
+        spatial_dims=3, in_channels=1, out_channels=1, channels=(8, 16), strides=(2,), norm="batch"
+    )
+    return module, (1, 8, 8, 8), {}
+
+
+def deepinv_swinir() -> Made:
+    from deepinv.models import SwinIR
+
+    module = SwinIR(
+        img_size=8, window_size=4, depths=[2], embed_dim=16, num_heads=[2], mlp_ratio=2,
+        upscale=2, upsampler="pixelshuffle", pretrained=None,
+    )  # fmt: skip
+    return module, (3, 8, 8), {}
+
+
+def deepinv_restormer() -> Made:
+    from deepinv.models import Restormer
+
+    module = Restormer(
+        dim=8, num_blocks=[1, 1, 1, 1], num_refinement_blocks=1, heads=[1, 1, 2, 2],
+        pretrained=None,
+    )  # fmt: skip
+    return module, (3, 8, 8), {}
 
 
 ZOO: dict[str, Callable[[], Made]] = {
@@ -331,28 +600,86 @@ ZOO: dict[str, Callable[[], Made]] = {
         vit,
         mixer,
         x_transformers,
+        biggan,
+        torchgan_infogan,
+        torchgan_conditional,
+        torchgan_autoencoding,
+        mimicry_sngan,
+        mimicry_sagan,
+        mimicry_wgan_gp,
+        gigagan,
+        pi_gan,
+        siren,
+        hifi_gan,
+        bigvgan,
+        vocos,
+        descript_audio_codec,
+        nflows,
+        nflows_spline,
+        normflows,
+        zuko_spline,
+        fourier_neural_operator,
+        compressai,
+        unet,
+        ddpm_unet,
+        perceiver_io,
+        pythae_conv,
+        monai_unet_3d,
+        deepinv_swinir,
+        deepinv_restormer,
     )
 }
 
 
-class _Absent(types.ModuleType):
-    """Stands in for torchvision, which these packages import and their generators do not use."""
+# Packages import these, and their generators do not use them.
+_UNUSED = (
+    "adabelief_pytorch", "argbind", "audiotools", "boto3", "botocore", "fire", "h5py", "librosa",
+    "numerize", "open_clip", "pandas", "pytorch_fid", "pytorch_msssim", "rdt", "skimage",
+    "tensorboard", "tensorflow", "torch_geometric", "torchaudio", "torchvision", "wandb",
+)  # fmt: skip
 
-    def __getattr__(self, name: str) -> type:
+
+class _Absent(types.ModuleType):
+    """Stands in for a module, with submodules, and classes of empty lists."""
+
+    __version__ = "99"
+
+    def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return type(name, (), {})
+        if name.islower():
+            return importlib.import_module(f"{self.__name__}.{name}")
+        return _AbsentClass(name, (), {})
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        """As a decorator, leave the function as it is."""
+        return arguments[0] if arguments and callable(arguments[0]) else self
 
 
-def replace_torchvision() -> None:
-    try:
-        import torchvision  # noqa: F401
-    except Exception:
-        for name in ("", ".transforms", ".transforms.functional", ".utils", ".models", ".ops"):
-            module: Any = _Absent(f"torchvision{name}")
-            module.__path__ = []
-            module.__spec__ = importlib.machinery.ModuleSpec(module.__name__, None)
-            sys.modules[module.__name__] = module
+class _AbsentClass(type):
+    def __getattr__(cls, name: str) -> list[str]:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return []
+
+
+class _AbsentFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds the modules of absent packages."""
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
+        if name.partition(".")[0] in _UNUSED:
+            return importlib.machinery.ModuleSpec(name, self, is_package=True)
+        return None
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
+        return _Absent(spec.name)
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        pass
+
+
+def replace_absent() -> None:
+    sys.meta_path.append(_AbsentFinder())
     if not torch.cuda.is_available():
         torch.cuda.is_available = lambda: True  # two packages refuse to be imported otherwise
 
@@ -360,7 +687,7 @@ def replace_torchvision() -> None:
 def measure(name: str) -> dict[str, object]:
     """Export one generator, and measure it."""
     warnings.simplefilter("ignore")
-    replace_torchvision()
+    replace_absent()
     torch.manual_seed(0)
     generator, shape, options = ZOO[name]()
     torch.cuda.is_available = lambda: False

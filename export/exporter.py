@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -273,9 +274,11 @@ def _warn(traced: TracedGenerator, value_range: tuple[float, float], *, observes
 def _with_cause(error: ExportError, traced: TracedGenerator) -> ExportError:
     """Add to an error what is known of the generator's code."""
     text = str(error)
-    for name, line in traced.lines.items():
-        if f"uses {name}," in text:
-            return ExportError(text.replace(f"uses {name},", f"uses {name} (at {line}),"))
+    used = re.search(r"uses (\w+::\w+),", text)
+    # The gradient of a network's operator is named for that operator.
+    line = traced.lines.get(used[1].removesuffix("_backward"), "") if used else ""
+    if used and line:
+        return ExportError(text.replace(used[0], f"uses {used[1]} (at {line}),"))
     if traced.functions and "gradient is off" in text:
         names = ", ".join(traced.functions)
         return ExportError(

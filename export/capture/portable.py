@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ __all__ = ["Portable", "portable"]
 _REDUCED = (torch.float16, torch.bfloat16)
 _TO_REDUCED = (Tensor.half, Tensor.bfloat16)
 _TO_DEVICE = (Tensor.cuda, Tensor.cpu)
+_LSTM = (torch.lstm, torch.ops.aten.lstm.input)
 
 
 class Portable(TorchFunctionMode):
@@ -51,11 +52,15 @@ class Portable(TorchFunctionMode):
                 name: self._portable(value, is_to or name == "device")
                 for name, value in (kwargs or {}).items()
             }
+        basic: Any = nullcontext()
         if torch.is_autocast_enabled("cpu"):
             self.reduced = True
-            with torch.autocast("cpu", enabled=False):
-                return self.call(func, args, kwargs)
-        return self.call(func, args, kwargs)
+            basic = torch.autocast("cpu", enabled=False)
+        elif func in _LSTM:
+            # Its fused kernel has no ONNX operator and no second derivative.
+            basic = _without_fused_kernels()
+        with basic:
+            return self.call(func, args, kwargs)
 
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a torch function whose arguments are portable."""
@@ -79,6 +84,17 @@ class Portable(TorchFunctionMode):
             return given
 
         return tree_map(portable, arguments)
+
+
+@contextmanager
+def _without_fused_kernels() -> Iterator[None]:
+    # torch.backends.mkldnn.flags warns of GPUs that are not there.
+    enabled = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(enabled)
 
 
 @contextmanager

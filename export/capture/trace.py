@@ -44,9 +44,11 @@ from ..passes.canonicalize import (
     one_pixel_convolution_as_dense,
     unit_stride_transposed_as_convolution,
 )
+from ..passes.complex_numbers import RealParts, is_complex
 from ..passes.decompose import decomposition_table, write_decompositions
 from ..passes.graph import add_constant, constant_named, is_op
 from ..passes.modulation import rewrite_convolutions_per_target
+from ..passes.network_operators import network_decompositions
 from ..passes.output_activation import OutputActivation, expose_output_activation
 from ..passes.simplify import simplify
 from .onnx_file import OnnxModule
@@ -369,7 +371,12 @@ def _interpolate(
         "bilinear": torch.ops.aten.upsample_bilinear2d.default,
         "bicubic": torch.ops.aten.upsample_bicubic2d.default,
     }
-    if x.ndim != 4 or mode not in operators or antialias:
+    if antialias:
+        operators = {
+            "bilinear": torch.ops.aten._upsample_bilinear2d_aa.default,
+            "bicubic": torch.ops.aten._upsample_bicubic2d_aa.default,
+        }
+    if x.ndim != 4 or mode not in operators:
         return None
     if (size is None) == (scale_factor is None):
         return None
@@ -500,7 +507,11 @@ def _trace_network(
             torch.enable_grad(),
             portable(watch),
         ):
-            module = make_fx(forward, record_stack_traces=True)(*fakes)
+            module = make_fx(
+                forward,
+                decomposition_table=network_decompositions(),
+                record_stack_traces=True,
+            )(*fakes)
         refuse_randomness(module.graph, what)
         _refuse_fixed_batch(module.graph, what)
         _refuse_decisions_by_batch(mode, what)
@@ -511,6 +522,8 @@ def _trace_network(
             "reduced": watch.reduced,
         }
         module = _without_writes(module, mode, fakes)
+        if is_complex(module):
+            module = _without_complex(module, what, mode, fakes)
         instance_norm_as_group_norm(module)
         coupled = has_batch_statistics(module)
         if coupled and batch_norm == "eval":
@@ -573,6 +586,22 @@ def _without_writes(
     pure.meta.update(module.meta)
     pure.recompile()
     return pure
+
+
+def _without_complex(
+    module: fx.GraphModule, what: str, mode: FakeTensorMode, inputs: Sequence[Tensor]
+) -> fx.GraphModule:
+    """Replace complex tensors by their real and imaginary parts."""
+
+    def describe(node: fx.Node) -> str:
+        name = node.target._schema.name  # type: ignore[union-attr]
+        return f"{what} uses {name}{_at(_line(node))}"
+
+    module.graph.eliminate_dead_code()
+    with mode, enable_python_dispatcher(), torch.no_grad():
+        real = make_fx(RealParts(module, describe).run)(*inputs)
+    real.meta.update(module.meta)
+    return real
 
 
 def _writes(node: fx.Node) -> bool:
@@ -666,6 +695,8 @@ def trace_decomposed(
             portable(_Watch()),
         ):
             module = make_fx(function, decomposition_table=decompositions)(*fakes)
+        # Some of PyTorch's gradients write to what they compute.
+        module = _without_writes(module, mode, fakes)
         simplify(module, keep_detach=keep_detach)
     return module
 

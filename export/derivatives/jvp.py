@@ -33,10 +33,11 @@ aten = torch.ops.aten
 
 # Operators that are linear in their first argument if the others do not depend on the target.
 _LINEAR = (
-    "_adaptive_avg_pool2d", "_upsample_nearest_exact2d", "avg_pool2d", "constant_pad_nd",
-    "convolution", "expand", "flip", "mean", "mm", "reflection_pad2d", "repeat",
-    "replication_pad2d", "roll", "select", "slice", "split_with_sizes", "sum", "unbind",
-    "upsample_bicubic2d", "upsample_bilinear2d", "upsample_nearest2d",
+    "_upsample_nearest_exact2d", "avg_pool2d", "avg_pool3d", "constant_pad_nd", "convolution",
+    "expand", "flip", "mean", "mm", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d",
+    "repeat", "replication_pad2d", "replication_pad3d", "roll", "select", "slice",
+    "split_with_sizes", "sum", "unbind", "upsample_bicubic2d", "upsample_bilinear2d",
+    "upsample_nearest2d",
 )  # fmt: skip
 # Linear operators that only move values, so factors can be moved along with the rows.
 _MOVES = (

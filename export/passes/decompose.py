@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._decomp import core_aten_decompositions
-from torch.utils._python_dispatch import _disable_current_modes
+
+from .separable import along_axes, matrices_of, only, per_axis, pooled_axis
 
 __all__ = ["decomposition_table", "write_decompositions"]
 
@@ -28,7 +29,13 @@ _KEPT = (
     "pixel_unshuffle",
     "softplus",
 )
-_PADDINGS = ("reflection_pad2d", "replication_pad2d")
+_PADDINGS = (
+    "reflection_pad1d",
+    "reflection_pad2d",
+    "reflection_pad3d",
+    "replication_pad2d",
+    "replication_pad3d",
+)
 _UPSAMPLINGS = (
     "upsample_nearest2d",
     "_upsample_nearest_exact2d",
@@ -56,7 +63,8 @@ def decomposition_table() -> dict[Any, Callable[..., Any]]:
         aten.native_group_norm_backward.default: _group_norm_backward,
         aten.native_layer_norm.default: _layer_norm,
         aten.native_layer_norm_backward.default: _layer_norm_backward,
-        aten.avg_pool2d_backward.default: _avg_pool2d_backward,
+        aten.avg_pool2d_backward.default: _avg_pool_backward(aten.avg_pool2d.default, 2),
+        aten.avg_pool3d_backward.default: _avg_pool_backward(aten.avg_pool3d.default, 3),
         aten.max_pool2d_with_indices_backward.default: _max_pool2d_backward,
         aten.slice_backward.default: _slice_backward,
         aten.select_backward.default: _select_backward,
@@ -332,62 +340,48 @@ def _upsample_backward(forward: Any) -> Callable[..., Any]:
             window = [out_height // height, out_width // width]
             pooled: Tensor = aten.avg_pool2d(gradient, window, window)
             return pooled * float(math.prod(window))
-        mode = settings[:modes]
-        scale_h, scale_w = settings[modes:] or (None, None)
-        return _separable_backward(
-            gradient,
-            (height, width),
-            lambda rows: forward(rows, [out_height, 1], *mode, scale_h, None),
-            lambda columns: forward(columns, [1, out_width], *mode, None, scale_w),
-        )
+        mode, scales = settings[:modes], settings[modes:] or (None, None)
+
+        def on_axis(units: Tensor, axis: int) -> Tensor:
+            size = only(axis, (out_height, out_width), 1)
+            result: Tensor = forward(units, size, *mode, *only(axis, scales, None))
+            return result
+
+        return _separable_backward(gradient, on_axis, input_size[2:])
 
     return backward
 
 
 def _pad_backward(forward: Any) -> Callable[..., Any]:
     def backward(gradient: Tensor, x: Tensor, padding: Sequence[int]) -> Any:
-        if x.ndim != 4:
+        rank = len(padding) // 2
+        if x.ndim != 2 + rank:
             return NotImplemented
-        left, right, top, bottom = padding
-        return _separable_backward(
-            gradient,
-            (int(x.shape[2]), int(x.shape[3])),
-            lambda rows: forward(rows, [0, 0, top, bottom]),
-            lambda columns: forward(columns, [left, right, 0, 0]),
-        )
+
+        def on_axis(units: Tensor, axis: int) -> Tensor:
+            # Paddings are given from the last axis to the first.
+            result: Tensor = forward(units, only(rank - 1 - axis, padding, 0, each=2))
+            return result
+
+        return _separable_backward(gradient, on_axis, x.shape[2:])
 
     return backward
 
 
 def _separable_backward(
-    gradient: Tensor,
-    size: tuple[int, int],
-    on_rows: Callable[[Tensor], Tensor],
-    on_columns: Callable[[Tensor], Tensor],
+    gradient: Tensor, on_axis: Callable[[Tensor, int], Tensor], sizes: Sequence[int]
 ) -> Tensor:
-    """The gradient of a linear map of images that acts on rows and columns separately.
-
-    Each of the two is a small matrix, found by applying the map to unit vectors.
-    """
-    height, width = size
-    with _disable_current_modes():
-        rows = on_rows(torch.eye(height).view(height, 1, height, 1)).reshape(height, -1)
-        columns = on_columns(torch.eye(width).view(width, 1, 1, width)).reshape(width, -1)
-        from_rows, from_columns = rows.t().contiguous(), columns.t().contiguous()
-    channels = gradient.shape[1]
-    by_column = (gradient.reshape(-1, columns.shape[1]) @ from_columns).view(
-        -1, channels, rows.shape[1], width
-    )
-    swapped = by_column.transpose(2, 3).reshape(-1, rows.shape[1])
-    return (swapped @ from_rows).view(-1, channels, width, height).transpose(2, 3)
+    """The gradient of a linear map of images that acts on each spatial axis separately."""
+    matrices = matrices_of(on_axis, [int(size) for size in sizes])
+    return along_axes(gradient, [matrix.t().contiguous() for matrix in matrices])
 
 
 def _tiles(
     x: Tensor, kernel_size: Sequence[int], stride: Sequence[int], padding: Sequence[int]
 ) -> list[int] | None:
     """The window of a pooling whose windows tile the image; else None."""
-    window = list(kernel_size) * (2 // len(kernel_size))
-    steps = list(stride) * (2 // len(stride)) if stride else window
+    window = per_axis(kernel_size, 2)
+    steps = per_axis(stride, 2) if stride else window
     whole = all(size % edge == 0 for size, edge in zip(x.shape[2:], window, strict=True))
     return window if steps == window and not any(padding) and whole and x.ndim == 4 else None
 
@@ -397,31 +391,28 @@ def _enlarge(x: Tensor, size: Sequence[int]) -> Tensor:
     return enlarged
 
 
-def _avg_pool2d_backward(
-    gradient: Tensor,
-    x: Tensor,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    ceil_mode: bool,
-    count_include_pad: bool,
-    divisor_override: int | None,
-) -> Any:
-    window = _tiles(x, kernel_size, stride, padding)
-    if window is not None:
-        return _enlarge(gradient * (1.0 / (divisor_override or math.prod(window))), x.shape[2:])
-    if x.ndim != 4 or ceil_mode or divisor_override is not None:
-        return NotImplemented
-    tall, wide = list(kernel_size) * (2 // len(kernel_size))
-    down, right = list(stride) * (2 // len(stride)) if stride else (tall, wide)
-    top, left = list(padding) * (2 // len(padding))
-    pool = aten.avg_pool2d
-    return _separable_backward(
-        gradient,
-        (int(x.shape[2]), int(x.shape[3])),
-        lambda rows: pool(rows, [tall, 1], [down, 1], [top, 0], False, count_include_pad),
-        lambda columns: pool(columns, [1, wide], [1, right], [0, left], False, count_include_pad),
-    )
+def _avg_pool_backward(forward: Any, rank: int) -> Callable[..., Any]:
+    def backward(
+        gradient: Tensor,
+        x: Tensor,
+        kernel_size: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int],
+        ceil_mode: bool,
+        count_include_pad: bool,
+        divisor_override: int | None,
+    ) -> Any:
+        if x.ndim != 2 + rank:
+            return NotImplemented
+        window = _tiles(x, kernel_size, stride, padding) if rank == 2 else None
+        if window is not None:
+            return _enlarge(gradient * (1.0 / (divisor_override or math.prod(window))), x.shape[2:])
+        on_axis = pooled_axis(
+            forward, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
+        )
+        return _separable_backward(gradient, on_axis, x.shape[2:]) * (1.0 / (divisor_override or 1))
+
+    return backward
 
 
 def _max_pool2d_backward(

@@ -83,7 +83,8 @@ def to_onnx(
         if operator is not None:
             raise ExportError(
                 f"the generator or a loss, or its gradient, uses {operator}, which cannot be "
-                "exported to ONNX: write that layer with other operators"
+                "exported to ONNX: write that layer with other operators, or export with "
+                "runtimes='torchscript'"
             ) from error
         raise ExportError(f"the graph cannot be written as ONNX: {first_line(error)}") from error
     _tidy(model)

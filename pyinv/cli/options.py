@@ -101,8 +101,9 @@ def conditions(arguments: argparse.Namespace, manifest: Manifest) -> dict[str, A
 
 
 def _number_or_array(text: str, name: str) -> Any:
-    with suppress(ValueError):
-        return float(text)
+    for number in (int, float):
+        with suppress(ValueError):
+            return number(text)
     if Path(text).suffix.lower() in TABLE_SUFFIXES:
         return read_column(Path(text), name)
     return read_array(text, name)

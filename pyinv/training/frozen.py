@@ -364,7 +364,7 @@ def _open_bundle(bundle: Bundle, device: torch.device, threads: int | None) -> F
     if manifest.conditions:
         raise InputError(
             f"{bundle.path}: its generator takes a condition, and an encoder's training has none "
-            "to give; export it with the condition built in"
+            "to give; export it with a fixed value of it in inputs"
         )
     if manifest.batch_norm == "batch":
         raise InputError(

@@ -720,7 +720,7 @@ def test_the_command_line_takes_inputs_and_conditions(
 
     capsys.readouterr()
     for given, message in (
-        (["class_label=7", "truncation=1"], "from 0 to 4, got 7.0 for target 0"),
+        (["class_label=7", "truncation=1"], "from 0 to 4, got 7 for target 0"),
         (["3"], "--condition must be NAME=VALUE, got '3'; the bundle takes class_label, trunc"),
         (["class_label=1", "class_label=2"], "--condition gives 'class_label' twice"),
         (["label=1"], "this bundle has no condition 'label'; it has class_label (one-hot"),

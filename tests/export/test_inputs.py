@@ -647,6 +647,34 @@ def test_noise_and_encoders_go_with_labels(tmp_path: Path) -> None:
         np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
+def test_labels_go_with_observations_and_weights(tmp_path: Path) -> None:
+    path = export(
+        ByLabel(),
+        tmp_path / "b",
+        inputs={"label": Label(CLASSES)},
+        observe=lambda image: image.flatten(1)[:, :12],
+        weights=True,
+        **{**QUICK, "normal_equations": True, "runtimes": ("onnx", "torchscript")},
+    )
+    step = pyinv.Stage(pyinv.LevenbergMarquardt(), loss="mse", max_steps=40)
+    recipe = pyinv.Recipe("solve", (step,))
+    for runtime in ("onnx", "torchscript"):
+        inverter = pyinv.Inverter(path, runtime=runtime)
+        z, label = inverter.sample(5), np.arange(5)
+        targets = inverter.observe(inverter.generate(z, conditions=label))
+        weights = np.ones_like(targets)
+        targets[:, 0], weights[:, 0] = 0.3, 0
+        given = {"conditions": label, "weights": weights}
+        found = inverter.invert(targets, init=z - 0.05, recipe=recipe, **given)
+        np.testing.assert_allclose(found.latents, z, atol=1e-3)
+        known = inverter.uncertainty(found, targets, n_hops=0, **given)
+        assert known.identifiable.all()
+        wrong = inverter.invert(
+            targets, init=z, recipe=recipe, weights=weights, conditions=(label + 1) % CLASSES
+        )
+        assert wrong.loss.min() > 1e-6
+
+
 # -- Manifest ---------------------------------------------------------------------------------
 
 

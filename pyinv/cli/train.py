@@ -7,6 +7,7 @@ from typing import Any
 
 from pyinv.cli.console import Console
 from pyinv.cli.options import real, whole
+from pyinv.cli.train_autoencoder import add_autoencoder
 from pyinv.cli.train_encoder import add_encoder
 from pyinv.cli.training import add_machine, add_output, add_overwrite, run_training
 from pyinv.datasets import DATASET_FORMATS, load_dataset
@@ -24,11 +25,12 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
     parser = commands.add_parser(
         "train",
-        help="train a generator, or an encoder (needs torch)",
-        description="Train a generator or an encoder. See `pyinv train gan --help`.",
+        help="train a generator, an autoencoder or an encoder (needs torch)",
+        description="Train a generator, autoencoder or encoder. See `pyinv train gan --help`.",
     )
     kinds = parser.add_subparsers(metavar="KIND", dest="kind", required=True, title="kinds")
     _add_gan(kinds, shared)
+    add_autoencoder(kinds, shared)
     add_encoder(kinds, shared)
 
 

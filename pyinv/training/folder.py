@@ -74,6 +74,7 @@ class TrainingFolder:
     kind = "a GAN"
     # Fields that a resumed training may change: its length, and how it is named and exported.
     free: tuple[str, ...] = ("iterations", "source", "name", "losses", "batch_norm")
+    loss_names: tuple[str, ...] = ("discriminator", "generator")
 
     def __init__(
         self,
@@ -144,7 +145,7 @@ class TrainingFolder:
         """Write losses.csv, one line per iteration; may raise OutputError."""
         # Nine digits distinguish all float32 values.
         lines = [f"{row},{pair[0]:.9g},{pair[1]:.9g}\n" for row, pair in enumerate(losses, 1)]
-        header = "iteration,discriminator,generator\n"
+        header = ",".join(("iteration", *self.loss_names)) + "\n"
         write_whole(self._losses, "".join([header, *lines]).encode())
 
     def write_samples(
@@ -260,7 +261,7 @@ class TrainingFolder:
 
     def _empty(self) -> None:
         """Delete the files of a training, and no others."""
-        names = ("generator.pt", "encoder.pt", *BUNDLES.values())
+        names = ("generator.pt", "encoder.pt", "autoencoder.pt", *BUNDLES.values())
         written = [self.path / name for name in names]
         for path in (self.checkpoint, self._losses, self._samples, *written):
             if path.is_dir():

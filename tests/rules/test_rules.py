@@ -374,6 +374,15 @@ def test_reconstruct_from_an_encoder_needs_gradients_alone():
     assert drawn == recipes.reconstruct(manifest()).replace(start="prior")
 
 
+def test_decoder_starts_at_the_encoder_and_needs_gradients_alone():
+    for prior, constraint in ((Uniform(), Clip()), (Normal(), NoConstraint())):
+        recipe = recipes.get("decoder", manifest(prior, solved=(), latent_shape=(4, 64, 64)))
+        (stage,) = recipe.stages
+        assert (recipe.start, recipe.restarts, recipe.keep) == ("encoder", 0, "best")
+        assert (stage.solver, stage.constraint, stage.loss) == (LBFGS(), constraint, "mse")
+        assert stage.penalties == ()
+
+
 @pytest.mark.parametrize("name", recipes.RECIPES)
 def test_every_recipe_is_made_for_a_manifest(name):
     recipe = recipes.get(name, manifest(Normal()))

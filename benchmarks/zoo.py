@@ -7,7 +7,7 @@
 Needs an environment of its own, with the packages of benchmarks/zoo.txt. Each generator runs in a
 process of its own. Prints whether it exports, the largest difference from PyTorch of the gradient,
 whether it has normal equations, the export's time, and a step's speed over PyTorch's eager mode
-at batch 1.
+at batch 1, both on one thread.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from __future__ import annotations
 import argparse
 import importlib.abc
 import importlib.machinery
-import json
+import multiprocessing
+import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -319,8 +319,14 @@ def biggan() -> Made:
         attention_layer_position=2,
         n_stats=3,
     )
+    module = Generator(config)
+    with torch.no_grad():
+        for _ in range(20):  # the spectral norms of the weights
+            module(torch.randn(2, 32), 0.5)
+        nn.init.ones_(module.bn.weight)  # which the package leaves unset
+        nn.init.zeros_(module.bn.bias)
     # The latent is z and the class's embedding.
-    return Calls(Generator(config), lambda m, z: m(z, 0.5)), (32,), {}
+    return Calls(module, lambda m, z: m(z, 0.5)), (32,), {}
 
 
 def torchgan_infogan() -> Made:
@@ -633,9 +639,10 @@ ZOO: dict[str, Callable[[], Made]] = {
 
 # Packages import these, and their generators do not use them.
 _UNUSED = (
-    "adabelief_pytorch", "argbind", "audiotools", "boto3", "botocore", "fire", "h5py", "librosa",
-    "numerize", "open_clip", "pandas", "pytorch_fid", "pytorch_msssim", "rdt", "skimage",
-    "tensorboard", "tensorflow", "torch_geometric", "torchaudio", "torchvision", "wandb",
+    "adabelief_pytorch", "aim", "argbind", "audiotools", "boto3", "botocore", "fire", "h5py",
+    "librosa", "loguru", "numerize", "open_clip", "pandas", "pytorch_fid", "pytorch_msssim", "rdt",
+    "skimage", "tensorboard", "tensorflow", "torch._six", "torch_geometric", "torchaudio",
+    "torchvision", "wandb",
 )  # fmt: skip
 
 
@@ -667,7 +674,7 @@ class _AbsentFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds the modules of absent packages."""
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
-        if name.partition(".")[0] in _UNUSED:
+        if name in _UNUSED or name.partition(".")[0] in _UNUSED:
             return importlib.machinery.ModuleSpec(name, self, is_package=True)
         return None
 
@@ -684,7 +691,7 @@ def replace_absent() -> None:
         torch.cuda.is_available = lambda: True  # two packages refuse to be imported otherwise
 
 
-def measure(name: str) -> dict[str, object]:
+def measure(name: str, *, speeds: bool) -> dict[str, object]:
     """Export one generator, and measure it."""
     warnings.simplefilter("ignore")
     replace_absent()
@@ -698,15 +705,15 @@ def measure(name: str) -> dict[str, object]:
         started = time.perf_counter()
         export(generator, f"{folder}/b", progress=lines.append, **{**given, **options})
         seconds = time.perf_counter() - started
-        inverter = pyinv.Inverter(f"{folder}/b", batch_size=1)
+        inverter = pyinv.Inverter(f"{folder}/b", batch_size=1, threads=1)
         found: dict[str, object] = {
-            "normal equations": inverter.manifest.has_normal_equations("mse"),
+            "normal equations": "yes" if inverter.manifest.has_normal_equations("mse") else "no",
             "export, seconds": round(seconds, 1),
             "gradient error": next(
                 line.split()[-1] for line in lines if line.startswith("objective")
             ),
         }
-        if "noise" not in options:
+        if speeds and "noise" not in options:
             found["times as fast as eager"] = speed(generator, inverter, shape, options)
     return found
 
@@ -741,32 +748,56 @@ def speed(
     return round(statistics.median(ratios), 1)
 
 
+def answer(name: str, speeds: bool, answers: Any) -> None:
+    """Measure one generator in a child process."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(1, 2)
+    try:
+        answers.send(measure(name, speeds=speeds))
+    except BaseException as error:
+        answers.send(f"{type(error).__name__}: {error}"[:400])
+
+
+def measured(name: str, *, speeds: bool) -> dict[str, object] | str:
+    """Measure one generator in a process of its own; a text if that fails."""
+    # Forked, so that the imports, which take longer than most exports, are done once.
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=answer, args=(name, speeds, sender))
+    child.start()
+    sender.close()
+    found: dict[str, object] | str = f"no end after {SECONDS} s"
+    if receiver.poll(SECONDS):
+        try:
+            found = receiver.recv()
+        except EOFError:
+            found = "the process died"
+    child.kill()
+    child.join()
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(ZOO))
-    parser.add_argument("--measure", metavar="NAME", help=argparse.SUPPRESS)
+    parser.add_argument("--no-speed", action="store_true", help="do not compare the speed")
     arguments = parser.parse_args()
-    if arguments.measure:
-        print(json.dumps(measure(arguments.measure)))
-        return
     if unknown := set(arguments.names) - set(ZOO):
         parser.error(f"no such generator: {', '.join(sorted(unknown))}")
+    torch.set_num_threads(1)
+    importlib.import_module("onnxscript.optimizer")
+    importlib.import_module("torch.onnx._internal.exporter._core")
     columns = ("normal equations", "gradient error", "times as fast as eager", "export, seconds")
     print(f"| generator | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
     for name in arguments.names or ZOO:
-        command = [sys.executable, __file__, "--measure", name]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
-        except subprocess.TimeoutExpired:
-            print(f"| {name} | no end after {SECONDS} s |", flush=True)
-            continue
-        if done.returncode:
-            print(f"| {name} | {done.stderr.strip().splitlines()[-1][:300]} |", flush=True)
-            continue
-        found = json.loads(done.stdout.splitlines()[-1])
-        print(f"| {name} | {' | '.join(str(found.get(c, '')) for c in columns)} |", flush=True)
+        found = measured(name, speeds=not arguments.no_speed)
+        if isinstance(found, str):
+            print(f"| `{name}` | {found} |", flush=True)
+        else:
+            row = " | ".join(str(found.get(column, "–")) for column in columns)
+            print(f"| `{name}` | {row} |", flush=True)
 
 
 if __name__ == "__main__":

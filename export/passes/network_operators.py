@@ -39,6 +39,8 @@ def network_decompositions() -> dict[Any, Callable[..., Any]]:
         aten.affine_grid_generator.default: _affine_grid,
         aten.grid_sampler_2d.default: _grid_sample,
         aten.grid_sampler_3d.default: _grid_sample,
+        aten.searchsorted.Tensor: _searchsorted,
+        aten.bucketize.Tensor: lambda x, ends, **options: _searchsorted(ends, x, **options),
         aten.unfold.default: _unfold,
         aten.unfold_backward.default: _overlap_add,
     }
@@ -231,6 +233,14 @@ def _taps(at: Tensor, mode: int) -> list[tuple[Tensor, Tensor]]:
 
     weights = (far(t + 1), near(t), near(1 - t), far(2 - t))
     return [(lower + (i - 1), weight) for i, weight in enumerate(weights)]
+
+
+def _searchsorted(
+    ends: Tensor, x: Tensor, *, right: bool = False, side: str | None = None, **_: Any
+) -> Tensor:
+    """The number of ends below each value: splines' bins."""
+    ends, x = ends.unsqueeze(-2), x.unsqueeze(-1)
+    return (ends <= x if right or side == "right" else ends < x).sum(-1)
 
 
 def _unfold(x: Tensor, axis: int, size: int, step: int) -> Tensor:

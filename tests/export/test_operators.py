@@ -150,6 +150,14 @@ def frames(x: Tensor) -> Tensor:
     return all_of(wave, back.abs())
 
 
+def spline(x: Tensor) -> Tensor:
+    """Values between a monotonic spline's knots, as flows compute them."""
+    ends = x.softmax(-1).cumsum(-1)
+    at = torch.sigmoid(x[..., :2])
+    bins = torch.searchsorted(ends.contiguous(), at).clamp(max=5)
+    return at * x.gather(-1, bins) + torch.bucketize(at, torch.tensor([0.2, 0.5]))
+
+
 OPERATORS: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
     "average pools": lambda: average_pools,
     "maximum pools": lambda: maximum_pools,
@@ -163,6 +171,7 @@ OPERATORS: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
     "a filter in frequency": lambda: filtered,
     "long Fourier transforms": lambda: long_transforms,
     "short-time Fourier transforms": lambda: frames,
+    "bins": lambda: spline,
     "LSTM": lambda: Recurrent(nn.LSTM(16, 5, batch_first=True, bidirectional=True)),
     "GRU": lambda: Recurrent(nn.GRU(16, 5, batch_first=True)),
     "extremes": lambda: lambda x: torch.maximum(x, x.flip(-1)) + x.clamp(-0.3, 0.4),

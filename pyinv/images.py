@@ -225,7 +225,9 @@ def load_weights(path: PathLike, manifest: Manifest, *, fit: str = "crop") -> ND
     """
     if not manifest.targets_are_pictures or Path(path).suffix.lower() not in IMAGE_SUFFIXES:
         return read_array(path, "weights")
-    unit = read_pixels(Path(path), str(path), 1)
+    if not Path(path).exists():
+        raise InputError(f"{path}: no such file")
+    unit = read_pixels(path, str(path), 1)
     _, height, width = manifest.target_shape
     return resize_pixels(unit, height, width, fit).transpose(2, 0, 1)
 

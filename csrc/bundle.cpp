@@ -201,7 +201,7 @@ void check_functions(const Bundle& bundle) {
   std::vector<std::string> losses;
   std::vector<std::string> all_solved;  // the losses with normal equations
   for (const std::string& runtime : bundle.runtimes()) {
-    int64_t forwards = 0, encoders = 0;
+    int64_t forwards = 0, encoders = 0, observers = 0;
     std::vector<std::string> found, solved;
     for (const BundleFunction& function : bundle.functions) {
       if (function.name == "normal_equations") add_once(all_solved, function.loss);
@@ -209,13 +209,18 @@ void check_functions(const Bundle& bundle) {
       if (function.name == "normal_equations") solved.push_back(function.loss);
       forwards += function.name == "forward";
       encoders += function.name == "encode";
+      observers += function.name == "observe";
       if (function.name == "objective") found.push_back(function.loss);
     }
     if (forwards != 1) throw BundleError("functions must hold one \"forward\" for " + runtime);
-    if (encoders != bundle.has_encoder()) {
-      throw BundleError("functions must hold \"encode\" once for each runtime, or for none; " +
-                        runtime + " has " + std::to_string(encoders));
-    }
+    const auto expect_count = [&](const char* name, int64_t count, bool expected) {
+      if (count == static_cast<int64_t>(expected)) return;
+      throw BundleError("functions must hold \"" + std::string(name) +
+                        "\" once for each runtime, or for none; " + runtime + " has " +
+                        std::to_string(count));
+    };
+    expect_count("encode", encoders, bundle.has_encoder());
+    expect_count("observe", observers, bundle.observes());
     std::sort(found.begin(), found.end());
     if (found.empty() || std::adjacent_find(found.begin(), found.end()) != found.end()) {
       throw BundleError("functions must hold one \"objective\" or more for " + runtime +
@@ -224,6 +229,9 @@ void check_functions(const Bundle& bundle) {
     if (losses.empty()) losses = found;
     if (losses != found) throw BundleError("functions must hold the same losses for each runtime");
     check_normal_equations(bundle, runtime, losses, std::move(solved), all_solved);
+  }
+  if (bundle.target_shape != bundle.image_shape && !bundle.observes()) {
+    throw BundleError("has an observation_shape, and functions hold no \"observe\"");
   }
   if (losses.empty()) throw BundleError("functions must hold a \"forward\" and an \"objective\"");
 }

@@ -39,7 +39,7 @@ from pyinv.session import Session
 from pyinv.uncertainty import Uncertainty
 from pyinv.uncertainty.search import DEFAULT_HOPS, Search, Targets
 from pyinv.validation import as_numpy, check_rows, noise_level, whole_number
-from pyinv.weights import check_rows_of_weights, check_weights, effective_values
+from pyinv.weights import check_rows_of_weights, check_weights, effective_values, mean_values
 
 __all__ = ["Inverter"]
 
@@ -634,9 +634,7 @@ class Inverter:
     ) -> Recipe:
         manifest = self.manifest
         if recipe == "reconstruct":
-            values = None
-            if weights is not None:
-                values = effective_values(weights, known_noise=noise is not None).mean()
+            values = mean_values(weights, known_noise=noise is not None)
             recipe = recipes.reconstruct(manifest, noise, start=start or "mean", n_values=values)
         elif isinstance(recipe, str):
             recipe = recipes.get(recipe, manifest, start=start)

@@ -11,7 +11,7 @@ from pyinv.bundle import Manifest
 from pyinv.errors import InputError
 from pyinv.validation import as_numpy, first_bad_row, shape_text
 
-__all__ = ["check_rows_of_weights", "check_weights", "effective_values"]
+__all__ = ["check_rows_of_weights", "check_weights", "effective_values", "mean_values"]
 
 FloatArray = NDArray[np.float32]
 
@@ -75,6 +75,13 @@ def check_rows_of_weights(weights: FloatArray | None, count: int) -> None:
     """
     if weights is not None and len(weights) not in (1, count):
         raise InputError(f"weights must have 1 or {count} rows, one per target, got {len(weights)}")
+
+
+def mean_values(weights: FloatArray | None, *, known_noise: bool) -> float | None:
+    """Return the mean of ``effective_values`` over targets, or None without weights."""
+    if weights is None:
+        return None
+    return float(effective_values(weights, known_noise=known_noise).mean())
 
 
 def effective_values(weights: FloatArray, *, known_noise: bool) -> NDArray[np.float64]:

@@ -30,6 +30,7 @@ from pyinv.images import FITS, load_named_images, load_weights, not_pictures, sa
 from pyinv.recipes import Recipe
 from pyinv.result import Status
 from pyinv.uncertainty import Uncertainty
+from pyinv.weights import check_weights, mean_values
 
 if TYPE_CHECKING:
     from pyinv.result import Inversion
@@ -161,17 +162,17 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
                 f"`pyinv generate {arguments.bundle} --latents {arguments.output} -o OUT.npy`"
             )
         init = _init(arguments.init)
-        recipe = _recipe(arguments, bundle.manifest)
+        weights = None
+        if arguments.weights is not None:
+            weights = load_weights(arguments.weights, bundle.manifest, fit=arguments.fit)
+        recipe = _recipe(arguments, bundle.manifest, weights)
         inverter = Inverter(bundle, **machine_options(arguments))
         if arguments.uncertainty:
-            inverter.check_uncertainty(noise=arguments.noise)
+            inverter.check_uncertainty(noise=arguments.noise, weights=weights)
         if isinstance(init, str):
             bundle.manifest.encode(inverter.runtime)  # before the images are read
         images, sources = load_named_images(arguments.images, bundle.manifest, fit=arguments.fit)
         given = conditions(arguments, bundle.manifest)
-        weights = None
-        if arguments.weights is not None:
-            weights = load_weights(arguments.weights, bundle.manifest, fit=arguments.fit)
         console.message(f"inverting {len(images)} images with recipe {recipe.name}")
         start = time.perf_counter()
         failure: Exception | None = None
@@ -231,7 +232,7 @@ def _init(given: str | None) -> Any:
     return given if given in (None, "encoder") else read_array(given, "latents")
 
 
-def _recipe(arguments: argparse.Namespace, manifest: Manifest) -> Recipe:
+def _recipe(arguments: argparse.Namespace, manifest: Manifest, weights: Any) -> Recipe:
     """Return the named recipe with the command line's changes."""
     changes = {
         "max_steps": arguments.max_steps,
@@ -245,7 +246,11 @@ def _recipe(arguments: argparse.Namespace, manifest: Manifest) -> Recipe:
     }
     start = "encoder" if arguments.init == "encoder" else None
     if arguments.recipe == "reconstruct":
-        recipe = recipes.reconstruct(manifest, arguments.noise, start=start or "mean")
+        known_noise = arguments.noise is not None
+        values = mean_values(check_weights(weights, manifest), known_noise=known_noise)
+        recipe = recipes.reconstruct(
+            manifest, arguments.noise, start=start or "mean", n_values=values
+        )
     elif arguments.noise is not None and not arguments.uncertainty:
         raise InputError(
             "--noise is for --uncertainty and --recipe reconstruct; leave it out, or ask for one "

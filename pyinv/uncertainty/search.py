@@ -17,7 +17,7 @@ from pyinv.session import Session
 from pyinv.uncertainty.laplace import FLOAT32_ROUNDING, TF32_ROUNDING, laplace_uncertainty
 from pyinv.uncertainty.mixture import widened
 from pyinv.uncertainty.result import Uncertainty
-from pyinv.weights import effective_values
+from pyinv.weights import effective_values, mean_values
 
 __all__ = ["DEFAULT_HOPS", "Search", "Targets"]
 
@@ -118,10 +118,7 @@ class Search:
         if not n_hops or not len(rows):
             return
         manifest = self._session.manifest
-        values = None
-        if targets.weights is not None:
-            known_noise = self._noise is not None
-            values = effective_values(targets.weights, known_noise=known_noise).mean()
+        values = mean_values(targets.weights, known_noise=self._noise is not None)
         stage = recipes.reconstruct(manifest, self._noise, n_values=values).stages[-1]
         recipe = Recipe("hops", (stage,), keep="last").fit(manifest.prior)
         plan = self._session.plan(recipe)

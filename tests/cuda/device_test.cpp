@@ -50,12 +50,15 @@ void check(bool holds, const std::string& what) {
 // of differences that all depend on all components. `broken` is curved, with grams that are none.
 enum class Loss { quadratic, quartic, fragile, tied, curved, broken };
 
+// Objectives with a condition also take weights.
 struct Sizes {
   int64_t latent, image, condition;
 };
 
-PYINV_HOST_DEVICE inline float weight_of(int64_t i) {
-  return 0.5f + 0.25f * static_cast<float>(i % 5);
+// `given`: the target's weights, or null.
+PYINV_HOST_DEVICE inline float weight_of(const float* given, const Sizes& sizes, int64_t i) {
+  const float weight = 0.5f + 0.25f * static_cast<float>(i % 5);
+  return given ? weight * given[i % sizes.image] : weight;
 }
 
 // What of a curved loss all its differences share, s / (1 + s^2), and how s depends on a component.
@@ -77,18 +80,21 @@ PYINV_HOST_DEVICE inline Bend bend_of(const float* latent, int64_t d) {
 
 // The gram, 2/d J^T J.
 PYINV_HOST_DEVICE inline void write_gram(Loss kind, const float* latent, const float* difference,
-                                         float image, int64_t d, float* gram) {
+                                         float image, const float* given, const Sizes& sizes,
+                                         float* gram) {
+  const int64_t d = sizes.latent;
   const float share = 2.0f / static_cast<float>(d);
   const Bend bend = bend_of(latent, d);
   float weights = 0.0f;
-  for (int64_t i = 0; i < d; ++i) weights += weight_of(i);
+  for (int64_t i = 0; i < d; ++i) weights += weight_of(given, sizes, i);
   for (int64_t i = 0; i < d; ++i) {
     for (int64_t j = 0; j < d; ++j) {
-      float value = i == j ? weight_of(i) : 0.0f;
+      const float weight = weight_of(given, sizes, i);
+      float value = i == j ? weight : 0.0f;
       if (kind == Loss::quartic) value *= 4.0f * (difference[i] * difference[i]);
       if (kind == Loss::curved || kind == Loss::broken) {
         const float a = bend.slope * share_of(i), b = bend.slope * share_of(j);
-        value += (weight_of(i) * b + a * weight_of(j)) + weights * (a * b);
+        value += (weight * b + a * weight_of(given, sizes, j)) + weights * (a * b);
       }
       gram[i * d + j] = share * value;
     }
@@ -111,13 +117,14 @@ PYINV_HOST_DEVICE inline void evaluate_lane(Loss kind, bool with_gram, const Siz
   const float* latent = lanes.latent + lane * d;
   const float* image = lanes.image + lane * sizes.image;
   const float* condition = lanes.condition ? lanes.condition + lane * sizes.condition : nullptr;
+  const float* given = lanes.weights ? lanes.weights + lane * sizes.image : nullptr;
   float* gradient = lanes.gradient + lane * d;
   const float share = 1.0f / static_cast<float>(d);
   const bool curved = kind == Loss::curved || kind == Loss::broken;
   const Bend bend = curved ? bend_of(latent, d) : Bend();
   float loss = 0.0f, pull = 0.0f;
   for (int64_t i = 0; i < d; ++i) {
-    const float weight = weight_of(i);
+    const float weight = weight_of(given, sizes, i);
     const float shift = condition ? 0.25f * condition[i % sizes.condition] : 0.0f;
     const float r = latent[i] - (image[i % sizes.image] + shift) + bend.value;
     const float power = kind == Loss::quartic ? r * r : 1.0f;
@@ -126,10 +133,10 @@ PYINV_HOST_DEVICE inline void evaluate_lane(Loss kind, bool with_gram, const Siz
     gradient[i] = r;
   }
   if (with_gram) {
-    write_gram(kind, latent, gradient, image[0], d, lanes.gram + lane * d * d);
+    write_gram(kind, latent, gradient, image[0], given, sizes, lanes.gram + lane * d * d);
   }
   for (int64_t i = 0; i < d; ++i) {
-    const float weight = weight_of(i), r = gradient[i];
+    const float weight = weight_of(given, sizes, i), r = gradient[i];
     const float power = kind == Loss::quartic ? r * r : 1.0f;
     gradient[i] = weight * (power * r) * share * (kind == Loss::quartic ? 4.0f : 2.0f);
     if (curved) gradient[i] += 2.0f * share * (bend.slope * share_of(i)) * pull;
@@ -217,6 +224,7 @@ class TestObjective : public Objective {
   int64_t latent_size() const override { return sizes_.latent; }
   int64_t image_size() const override { return sizes_.image; }
   int64_t condition_size() const override { return sizes_.condition; }
+  bool takes_weights() const override { return sizes_.condition > 0; }
   bool has_gram() const override { return with_gram_; }
   std::shared_ptr<Device> device() const override { return device_; }
   std::unique_ptr<Evaluator> bind(const LaneBuffers& lanes) const override {
@@ -255,7 +263,7 @@ struct Outcome {
 };
 
 struct Data {
-  std::vector<float> image, initial, condition, truth;
+  std::vector<float> image, initial, condition, weights, truth;
   std::vector<uint64_t> id;
 
   explicit Data(const Case& c) {
@@ -269,7 +277,16 @@ struct Data {
     fill(condition, c.count * c.sizes.condition);
     if (c.initial) fill(initial, c.count * c.sizes.latent);
     if (c.truth) fill(truth, c.count * c.sizes.latent);
+    if (c.sizes.condition) fill(weights, c.count * c.sizes.image);
+    for (float& weight : weights) weight = 1.0f + 0.5f * weight;
     for (int64_t i = 0; i < c.count; ++i) id.push_back(static_cast<uint64_t>(i * i + 3));
+  }
+
+  static bool shares_weights(const Case& c) { return c.count % 3 == 0; }
+
+  const float* weights_of(const Case& c, int64_t row) const {
+    if (!c.sizes.condition || c.initial) return nullptr;
+    return weights.data() + (shares_weights(c) ? 0 : row * c.sizes.image);
   }
 
   Targets targets(const Case& c) const {
@@ -277,6 +294,9 @@ struct Data {
             .image = image.data(),
             .initial = c.initial ? initial.data() : nullptr,
             .condition = c.sizes.condition ? condition.data() : nullptr,
+            // With initial latents all weights are 1.
+            .weights = c.sizes.condition && !c.initial ? weights.data() : nullptr,
+            .shared_weights = shares_weights(c),
             .true_latent = c.truth ? truth.data() : nullptr,
             .id = id.data()};
   }
@@ -823,6 +843,7 @@ void test_cancel(const std::shared_ptr<Device>& gpu) {
                         {.latent = latent,
                          .image = data.image.data() + row * c.sizes.image,
                          .condition = data.condition.data() + row * c.sizes.condition,
+                         .weights = data.weights_of(c, row),
                          .loss = &loss,
                          .gradient = gradient,
                          .lanes = 1},

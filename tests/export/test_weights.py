@@ -280,6 +280,10 @@ def test_the_command_line(
     for file in ("mask.npy", "mask.png"):
         assert main([*command, "--weights", str(tmp_path / file)]) == 0
         assert json.loads(capsys.readouterr().out)["counts"]["converged"] == 3
+    options = ["--recipe", "reconstruct", "--weights", str(tmp_path / "mask.npy")]
+    assert main([*command, *options, "--uncertainty", "--max-steps", "3"]) == 0
+    penalty = json.loads(capsys.readouterr().out)["recipe"]["stages"][-1]["penalties"][0]
+    assert penalty["weight"] == pytest.approx(2 * LATENT / (3 * mask.sum()))
     assert main(command) == 0
     assert json.loads(capsys.readouterr().out)["counts"]["converged"] == 0
     for options, message in (

@@ -190,6 +190,64 @@ def test_targets_that_are_no_pictures(embed: Path, tmp_path: Path, name: str) ->
         )
 
 
+def test_weights_and_observations(embed: Path, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from pyinv.export import export
+    from support.generators import Mlp, seeded
+
+    bundle, file, mask = (tmp_path / name for name in ("b.bundle", "images.f32", "mask.f32"))
+    runtimes_of = ("onnx", "torchscript") if HAS_TORCHSCRIPT else ("onnx",)
+    export(
+        seeded(Mlp(latent=8, width=24)),
+        bundle,
+        latent_shape=(8,),
+        prior=Normal(),
+        value_range=(0, 1),
+        runtimes=runtimes_of,
+        observe=lambda image: 10 * torch.nn.functional.pad(image, (0, 2)) - 3,
+        weights=True,
+    )
+    inverter = pyinv.Inverter(bundle, threads=1)
+    truth = inverter.sample(4)
+    images = inverter.generate(truth)
+    targets = inverter.observe(images)
+    assert targets.shape != images.shape
+    (tmp_path / "recipe.json").write_text(
+        json.dumps(pyinv.recipes.precise(inverter.manifest).describe())
+    )
+    random = np.random.default_rng(0)
+    known = (random.random(targets.shape) < 0.6).astype(np.float32)
+    np.where(known > 0, targets, 50).astype(np.float32).tofile(file)
+    known.tofile(mask)
+    options = ("--threads", 1, "--lanes", 3, "--recipe", tmp_path / "recipe.json")
+    for runtime in runtimes_of:
+        latents, made = tmp_path / f"{runtime}.f32", tmp_path / f"{runtime}-images.f32"
+        outputs = ("--runtime", runtime, "--latents", latents, "--images", made)
+        done = run(embed, bundle, file, *options, *outputs, "--weights", mask)
+        assert statuses_in(done.stdout) == ["converged"] * 4
+        found = np.fromfile(latents, np.float32).reshape(truth.shape)
+        np.testing.assert_allclose(found, truth, atol=2e-3)
+        found = np.fromfile(made, np.float32).reshape(images.shape)
+        np.testing.assert_allclose(found, images, atol=1e-3)
+    # One row of weights is for all targets; without any, nothing is left out.
+    np.where(known[:1] > 0, targets, 50).astype(np.float32).tofile(file)
+    known[:1].tofile(mask)
+    done = run(embed, bundle, file, *options, "--weights", mask)
+    assert statuses_in(done.stdout) == ["converged"] * 4
+    assert "converged" not in statuses_in(run(embed, bundle, file, *options).stdout)
+    for weights, message in (
+        (known[:3], "expected weights for 1 or 4 targets, found 3"),
+        (-known, "a weight is below 0"),
+        (0 * known, "should have a positive sum, have 0"),
+    ):
+        weights.tofile(mask)
+        done = run(embed, bundle, file, *options, "--weights", mask, check=False)
+        assert done.returncode == 1
+        assert message in done.stderr
+    done = run(embed, DEMO, file, "--weights", mask, check=False)
+    assert done.returncode == 1
+
+
 def test_it_begins_where_the_encoder_says(embed: Path, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     from pyinv.export import add_encoder
@@ -455,6 +513,10 @@ BROKEN_BUNDLES = {
     "encode for one runtime": (
         with_an_encoder_for_onnx_alone,
         'functions must hold "encode" once for each runtime, or for none; torchscript has 0',
+    ),
+    "an observation without observe": (
+        lambda m: change(m, observation_shape=[3]),
+        'has an observation_shape, and functions hold no "observe"',
     ),
     "unlisted": (
         lambda m: with_functions(m, 0, 1, file="other.onnx"),

@@ -359,6 +359,9 @@ def mimicry_sagan() -> Made:
     from torch_mimicry.nets.sagan.sagan_32 import SAGANGenerator32
 
     module = SAGANGenerator32(num_classes=10, nz=64, ngf=32)
+    with torch.no_grad():
+        for _ in range(20):  # the spectral norms of the weights
+            module(torch.randn(8, 64), torch.full((8,), 3))
     return Calls(module, lambda m, z: m(z, torch.full((z.shape[0],), 3))), (64,), {}
 
 
@@ -387,7 +390,9 @@ def gigagan() -> Made:
 def pi_gan() -> Made:
     from pi_gan_pytorch.pi_gan_pytorch import Generator
 
-    return Generator(image_size=8, dim=32, dim_hidden=32, siren_num_layers=2), (32,), {}
+    module = Generator(image_size=8, dim=32, dim_hidden=32, siren_num_layers=2)
+    nn.init.ones_(module.nerf_model.to_alpha.bias)  # opaque
+    return module, (32,), {"noise": "freeze"}
 
 
 def siren() -> Made:
@@ -422,7 +427,10 @@ def bigvgan() -> Made:
 
 
 class _Settings(dict[str, Any]):
-    __getattr__ = dict.__getitem__
+    def __getattr__(self, name: str) -> Any:
+        if name not in self:
+            raise AttributeError(name)
+        return self[name]
 
 
 def _vocoder() -> _Settings:

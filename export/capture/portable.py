@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch._dynamo
@@ -97,13 +98,25 @@ def _without_fused_kernels() -> Iterator[None]:
         torch._C._set_mkldnn_enabled(enabled)
 
 
+_call_scripted = torch.jit.ScriptFunction.__call__
+
+
+def _call_unscripted(function: Any, *args: Any, **kwargs: Any) -> Any:
+    # torch.jit.script keeps the function for torch.compile, which inlines it.
+    python = getattr(function, "_torchdynamo_inline", None)
+    if python is None:
+        return _call_scripted(function, *args, **kwargs)
+    return python(*args, **kwargs)
+
+
 @contextmanager
 def portable(mode: Portable | None = None) -> Iterator[None]:
     """Run user code as it is exported.
 
-    Functions under ``torch.compile`` are not compiled. Attention is computed with basic operators:
-    its fused kernels have no ONNX operator and no second derivative. Distributions do not check
-    their arguments: that would be a decision by values.
+    Functions under ``torch.compile`` are not compiled, and those under ``torch.jit.script`` run as
+    Python: scripts mistake a symbolic size for a number. Attention is computed with basic
+    operators: its fused kernels have no ONNX operator and no second derivative.
+    Distributions do not check their arguments: that would be a decision by values.
     """
     fast_path = torch.backends.mha.get_fastpath_enabled()
     validates = Distribution._validate_args
@@ -114,6 +127,7 @@ def portable(mode: Portable | None = None) -> Iterator[None]:
             torch.compiler.set_stance("force_eager"),
             torch._dynamo.config.patch(error_on_nested_fx_trace=False),
             sdpa_kernel(SDPBackend.MATH),
+            patch.object(torch.jit.ScriptFunction, "__call__", _call_unscripted),
             mode or Portable(),
         ):
             yield

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from .separable import along_axes, matrices_of, pooled_axis
@@ -39,6 +40,7 @@ def network_decompositions() -> dict[Any, Callable[..., Any]]:
         aten.affine_grid_generator.default: _affine_grid,
         aten.grid_sampler_2d.default: _grid_sample,
         aten.grid_sampler_3d.default: _grid_sample,
+        aten.linalg_solve_triangular.default: _solve_triangular,
         aten.searchsorted.Tensor: _searchsorted,
         aten.bucketize.Tensor: lambda x, ends, **options: _searchsorted(ends, x, **options),
         aten.unfold.default: _unfold,
@@ -233,6 +235,20 @@ def _taps(at: Tensor, mode: int) -> list[tuple[Tensor, Tensor]]:
 
     weights = (far(t + 1), near(t), near(1 - t), far(2 - t))
     return [(lower + (i - 1), weight) for i, weight in enumerate(weights)]
+
+
+def _solve_triangular(
+    matrix: Tensor, x: Tensor, *, upper: bool, left: bool = True, unitriangular: bool = False
+) -> Any:
+    """The inverse of a matrix of weights times x, as in the linear layers of flows."""
+    if isinstance(matrix, FakeTensor):
+        return NotImplemented
+    with _disable_current_modes():
+        identity = torch.eye(matrix.shape[-1], dtype=torch.float64).expand(matrix.shape)
+        inverse = torch.linalg.solve_triangular(
+            matrix.detach().double(), identity, upper=upper, unitriangular=unitriangular
+        ).to(matrix.dtype)
+    return torch.matmul(inverse, x) if left else torch.matmul(x, inverse)
 
 
 def _searchsorted(

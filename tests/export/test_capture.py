@@ -151,6 +151,18 @@ class CallsBoundFunction(Body):
         return x + apply_leaky(x)
 
 
+@torch.jit.script
+def snake(x: Tensor) -> Tensor:
+    shape = x.shape
+    x = x.reshape(shape[0], shape[1], -1)
+    return (x + torch.sin(x).pow(2)).reshape(shape)
+
+
+class CallsScriptedFunction(Body):
+    def body(self, x: Tensor) -> Tensor:
+        return snake(x)
+
+
 class WritesToClone(Body):
     def body(self, x: Tensor) -> Tensor:
         y = self.start.clone()
@@ -271,6 +283,7 @@ CASES: dict[str, Callable[[], nn.Module]] = {
         PartWithoutGradient,
         CallsFunction,
         CallsBoundFunction,
+        CallsScriptedFunction,
         WritesToClone,
         CompiledPart,
         NormsByGroups,

@@ -158,6 +158,17 @@ def spline(x: Tensor) -> Tensor:
     return at * x.gather(-1, bins) + torch.bucketize(at, torch.tensor([0.2, 0.5]))
 
 
+WEIGHT = torch.eye(6) + torch.arange(36.0).view(6, 6) / 40
+
+
+def triangular(x: Tensor) -> Tensor:
+    solve = torch.linalg.solve_triangular
+    return all_of(
+        solve(WEIGHT, x.transpose(2, 3), upper=True),
+        solve(WEIGHT, x, upper=False, left=False, unitriangular=True),
+    )
+
+
 OPERATORS: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
     "average pools": lambda: average_pools,
     "maximum pools": lambda: maximum_pools,
@@ -172,6 +183,7 @@ OPERATORS: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
     "long Fourier transforms": lambda: long_transforms,
     "short-time Fourier transforms": lambda: frames,
     "bins": lambda: spline,
+    "triangular systems": lambda: triangular,
     "LSTM": lambda: Recurrent(nn.LSTM(16, 5, batch_first=True, bidirectional=True)),
     "GRU": lambda: Recurrent(nn.GRU(16, 5, batch_first=True)),
     "extremes": lambda: lambda x: torch.maximum(x, x.flip(-1)) + x.clamp(-0.3, 0.4),

@@ -392,7 +392,7 @@ def pi_gan() -> Made:
 
     module = Generator(image_size=8, dim=32, dim_hidden=32, siren_num_layers=2)
     nn.init.ones_(module.nerf_model.to_alpha.bias)  # opaque
-    return module, (32,), {}
+    return module, (32,), {"noise": "freeze"}
 
 
 def siren() -> Made:

@@ -83,12 +83,12 @@ def main() -> int:
         measured = inverter.observe(images)
         sensed = inverter.invert(measured, recipe="precise")
         report(f"compressed sensing, {measured.shape[1]} of {values} values", sensed, latents)
-    # What the measurements say of an image without a generator: the nearest image to A^T y.
-    matrix = operator[1].weight.detach().numpy()
-    linear = np.linalg.lstsq(matrix, measured.T, rcond=None)[0].T.reshape(images.shape)
-    rows = (images, torn, filled.images, images, linear.clip(-1, 1), sensed.images)
-    shown = np.concatenate([row[:SHOWN] for row in rows])
-    save_grid(shown, arguments.output, (-1.0, 1.0), columns=min(SHOWN, len(images)))
+        # What the measurements say of an image without a generator: the nearest image to A^T y.
+        matrix = operator[1].weight.detach().numpy()
+        linear = np.linalg.lstsq(matrix, measured.T, rcond=None)[0].T.reshape(images.shape)
+        rows = (images, torn, filled.images, images, linear.clip(-1, 1), sensed.images)
+        shown = np.concatenate([row[:SHOWN] for row in rows])
+        save_grid(shown, arguments.output, (-1.0, 1.0), columns=min(SHOWN, len(images)))
     return 0
 
 

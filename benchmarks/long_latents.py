@@ -219,7 +219,8 @@ def lbfgs(
 def fixed_point(problem: Problem, z: Tensor, budget: float, *, rate: float, memory: int) -> Tensor:
     """z <- z - rate (E(D(z)) - E(x)), with Anderson acceleration over ``memory`` differences.
 
-    Source: Hong et al. 2024, algorithm 1, without their momentum; Walker & Ni 2011.
+    Source: the forward step of Hong et al. 2024 (arXiv:2409.18442), whose other variants use
+    momentum and Adam; Walker & Ni 2011 for the acceleration.
     """
     latents: list[Tensor] = []
     residuals: list[Tensor] = []

@@ -567,7 +567,7 @@ def decoder(manifest: Manifest) -> Recipe:
     pixels. On 8-bit files every target stalls.
 
     Source: ours. docs/recovery.md compares it with 100 steps of Adam, the fixed-point iteration of
-    Hong et al. 2024, Gauss-Newton and Levenberg-Marquardt.
+    Hong et al. 2024 (arXiv:2409.18442), Gauss-Newton and Levenberg-Marquardt.
     """
     stage = Stage(
         LBFGS(),

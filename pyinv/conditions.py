@@ -107,8 +107,9 @@ class Condition(Rule):
 
     Args:
         shape: the shape for one target: 10, (4, 8), or () for one number each, [B].
-        low, high: typical values, finite. The exported functions are checked with values drawn
-            between them; others are accepted.
+        low: the lowest typical value, finite. The exported functions are checked with values
+            between low and high; others are accepted.
+        high: the highest typical value.
     """
 
     shape: int | tuple[int, ...]

@@ -590,7 +590,8 @@ class Inverter:
         """Raise now whatever would make ``uncertainty`` fail, for example before a long ``invert``.
 
         Args:
-            noise, weights: as for ``uncertainty``.
+            noise: as for ``uncertainty``.
+            weights: as for ``uncertainty``.
 
         Raises:
             InputError: the noise is out of range, or cannot be estimated and must be given.

@@ -904,9 +904,12 @@ void test_bad_arguments(const std::shared_ptr<Device>& gpu) {
     const TestObjective long_ones(Loss::quadratic, false, {513, 1, 0}, c.manner, gpu);
     const TestObjective long_equations(Loss::quadratic, true, {513, 1, 0}, c.manner, gpu);
     std::vector<const Objective*> objectives = {&objective, &objective, &equations};
-    if (c.sizes.latent == 513) objectives = {&long_ones, &long_ones, &long_equations};
     Targets targets = data.targets(c);
     targets.true_latent = nullptr;
+    if (c.sizes.latent == 513) {
+      objectives = {&long_ones, &long_ones, &long_equations};
+      targets.weights = nullptr;
+    }
     float nearest[3];
     std::string what;
     try {

@@ -35,7 +35,9 @@ def along_axes(x: Tensor, matrices: Sequence[Tensor]) -> Tensor:
     axis = x.ndim - len(matrices)
     for matrix in reversed(matrices):
         # The last axis becomes the first spatial one, so that after all of them the order is back.
-        x = torch.matmul(x, matrix).movedim(-1, axis)
+        # matmul would copy the matrix for each target.
+        rows = x.reshape(-1, matrix.shape[0]).mm(matrix)
+        x = rows.reshape(*x.shape[:-1], matrix.shape[1]).movedim(-1, axis)
     return x
 
 

@@ -19,6 +19,9 @@ from .derivatives.losses import Loss
 from .diagnostics import first_line, quiet
 from .writer import write_network
 
+# The number of images that are also observed without the others.
+_ALONE = 3
+
 __all__ = ["Observed", "check_observation", "prepare_observation", "write_observation"]
 
 
@@ -91,7 +94,7 @@ def check_observation(
     except Exception as error:
         raise ExportError(
             f"observe does not take the generator's {given}: {first_line(error)}"
-        ) from (error)
+        ) from error
     if not isinstance(seen, Tensor):
         raise ExportError(
             f"observe must return one tensor, it returned {type(seen).__name__}: wrap it in a "
@@ -103,16 +106,21 @@ def check_observation(
             f"{list(seen.shape)} for {len(image)} images"
         )
     if not seen.is_floating_point():
-        raise ExportError(
-            f"observe must return floats, it returned {seen.dtype}: return real and imaginary "
-            "parts, for example"
-        )
+        way = "return real and imaginary parts" if seen.is_complex() else "convert them"
+        raise ExportError(f"observe must return floats, it returned {seen.dtype}: {way}")
     if not bool(torch.isfinite(seen).all()):
         raise ExportError("observe returned NaN or infinity for images of the generator")
     if not torch.allclose(seen, again, rtol=1e-5, atol=1e-6):
         raise ExportError(
             "observe returned different values for the same images: it draws noise; give the "
             "operator without noise, such as physics.A"
+        )
+    with quiet(), torch.no_grad(), portable():
+        alone = observe(image[:_ALONE])
+    if not torch.allclose(alone, seen[:_ALONE], rtol=1e-4, atol=1e-5):
+        raise ExportError(
+            "observe returned another observation for an image in a smaller batch: let it observe "
+            "each image alone; a module with batch norm that a function calls must be in eval mode"
         )
     (gradient,) = (
         torch.autograd.grad(seen, image, torch.randn_like(seen), allow_unused=True)

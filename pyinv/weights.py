@@ -57,12 +57,19 @@ def check_weights(weights: Any, manifest: Manifest) -> FloatArray | None:
     if flat.min() < 0:
         row = int(np.argmin(flat.min(axis=1)))
         raise InputError(f"weights must be {expected}, but row {row} has {flat[row].min():g}")
-    totals = flat.sum(axis=1)
-    if not np.all((totals > np.finfo(np.float32).tiny) & np.isfinite(totals)):
-        row = int(np.argmin(totals)) if totals.min() == 0 else int(np.argmax(totals))
+    totals = flat.sum(axis=1, dtype=np.float64)
+    limits = np.finfo(np.float32)
+    if not np.all(totals > limits.tiny):
+        row = int(np.argmin(totals))
         raise InputError(
             f"weights must have a positive sum for each target, but row {row} adds up to "
             f"{totals[row]:g}; a target of which nothing is known cannot be inverted"
+        )
+    if not np.all(totals < limits.max):
+        row = int(np.argmax(totals))
+        raise InputError(
+            f"weights are too large: row {row} adds up to {totals[row]:g}; only their ratios "
+            "matter, so divide them"
         )
     return flat
 
@@ -74,7 +81,9 @@ def check_rows_of_weights(weights: FloatArray | None, count: int) -> None:
         InputError: there is not.
     """
     if weights is not None and len(weights) not in (1, count):
-        raise InputError(f"weights must have 1 or {count} rows, one per target, got {len(weights)}")
+        raise InputError(
+            f"weights must have one row per target ({count}) or one for all, got {len(weights)}"
+        )
 
 
 def mean_values(weights: FloatArray | None, *, known_noise: bool) -> float | None:

@@ -143,26 +143,23 @@ class _Rewriting:
 
     def convolution(self) -> None:
         node = self.node
-        x, weight, bias, stride, padding, dilation, transposed, output_padding, _ = node.args
+        x, weight, bias, stride, padding, dilation, transposed, output_padding, count = node.args
         sizes, weights = shape(x), shape(weight)
         if sizes is None or weights is None or len(sizes) != 4 or sizes[0] != 1:
             return
         # [B, O, I, k, k], or [B, I, O, k, k] of a transposed convolution.
         by_target: Any = weight.args[0] if is_op(weight, *RESHAPES) else None
-        channels = _per_target(sizes[1])
-        rows = _per_target(weights[0])
-        if channels is None or rows is None:
+        found_sizes = [_per_target(size) for size in (count.meta["val"], sizes[1], weights[0])]
+        if None in found_sizes:
             return
-        if transposed:
-            if rows != channels:  # several groups per target
-                return
-        elif weights[1] != channels:
-            return
+        groups, channels, rows = (size or 1 for size in found_sizes)
+        # With several groups per target, each counts as a target.
+        channels, rows = channels // groups, rows // groups
         wanted = (rows, *weights[1:])
         if by_target is None or (shape(by_target) or ())[1:] != wanted:
             by_target = self.add(aten.reshape.default, weight, [-1, *wanted])
         images = self.add(aten.reshape.default, x, [-1, channels, *sizes[2:]])
-        found = self.separated(by_target)
+        found = self.separated(by_target) if groups == 1 else None
         if found is None:
             result = self.general(images, by_target, wanted)
         else:

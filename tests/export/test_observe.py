@@ -294,7 +294,7 @@ BAD: list[tuple[Any, str]] = [
     ),
     (Rounded(), "observe has no gradient with respect to the images"),
     (lambda image: image.detach(), "observe has no gradient with respect to the images"),
-    (lambda image: image - image.mean(0), "the generator returned another image for a latent in a"),
+    (lambda image: image - image.mean(0), "observe returned another observation for an image in"),
 ]
 
 

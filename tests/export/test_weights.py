@@ -187,7 +187,7 @@ GOOD = np.zeros((2, *SHAPE), np.float32)
 BAD = [
     (np.ones((4, 5)), "must be numbers >= 0 that broadcast to [N, 3, 4, 4], got [4, 5]; give one"),
     (np.ones((2, 1, 3, 4, 4)), "got [2, 1, 3, 4, 4]"),
-    (np.ones((3, 1, 4, 4)), "must have 1 or 2 rows, one per target, got 3"),
+    (np.ones((3, 1, 4, 4)), r"must have one row per target \(2\) or one for all, got 3"),
     (np.ones((0, 1, 4, 4)), "got no row; give one per target"),
     (np.full((4, 4), np.nan), "must be finite, but row 0 is not"),
     (np.full((4, 4), -1.0), "but row 0 has -1"),

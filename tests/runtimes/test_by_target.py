@@ -220,6 +220,44 @@ class MixedKernels(nn.Module):
         return torch.tanh(self.last(x))
 
 
+class GroupsPerTarget(nn.Module):
+    """Two groups per target, plain and transposed, and one per channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(6, 100)
+        self.plain = nn.Parameter(torch.randn(6, 2, 3, 3))
+        self.transposed = nn.Parameter(torch.randn(6, 2, 3, 3))
+        self.scales = nn.Linear(6, 6 + 36)
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        batch = z.shape[0]
+        scales = 1 + self.scales(z)
+        x = self.embed(z).view(1, -1, 5, 5)
+        weight = (self.plain * scales[:, :6].view(-1, 6, 1, 1, 1)).flatten(0, 1)
+        x = functional.conv2d(x, weight, padding=1, groups=2 * batch)
+        weight = (self.transposed * scales[:, :6].view(-1, 6, 1, 1, 1)).flatten(0, 1)
+        x = functional.conv_transpose2d(x, weight, stride=2, groups=2 * batch)
+        x = functional.conv2d(x, scales[:, 6:].reshape(-1, 1, 3, 3), groups=4 * batch)
+        return torch.tanh(x.view(batch, 4, *x.shape[2:]))
+
+
+@pytest.mark.parametrize("runtime", ["onnx", "torchscript"])
+def test_several_groups_per_target(tmp_path: Path, runtime: str) -> None:
+    torch.manual_seed(0)
+    generator = GroupsPerTarget().eval()
+    options = {"latent_shape": 6, "prior": pyinv.Normal(), "normal_equations": False}
+    path = export(generator, tmp_path / "bundle", runtimes=runtime, **options)
+    inverter = pyinv.Inverter(path, threads=1)
+    latents = torch.from_numpy(inverter.sample(5)).requires_grad_(True)
+    images = generator(latents)
+    targets = torch.rand(images.shape) * 2 - 1
+    (images - targets).square().mean((1, 2, 3)).sum().backward()
+    _, gradient = inverter.evaluate(latents.detach().numpy(), targets.numpy())
+    largest = latents.grad.abs().max()
+    np.testing.assert_allclose(gradient, latents.grad, atol=float(2e-5 * largest))
+
+
 def test_a_generators_convolutions_become_operators(tmp_path: Path) -> None:
     torch.manual_seed(0)
     path = export(

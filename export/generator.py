@@ -80,7 +80,8 @@ def check_generator(
             "the generator returned different images for the same latents: it draws noise or drops "
             "out in eval mode; "
             + (
-                "noise='freeze' fixes noise, noise='latent' makes it part of the latent"
+                "noise='freeze' fixes noise, noise='latent' makes it part of the latent "
+                "(--noise on the command line)"
                 if noise is None
                 else "noise fixes draws by torch.randn, rand, normal and the like: use one of these"
             )

@@ -68,8 +68,8 @@ def check_weights(weights: Any, manifest: Manifest) -> FloatArray | None:
     if not np.all(totals < limits.max):
         row = int(np.argmax(totals))
         raise InputError(
-            f"weights are too large: row {row} adds up to {totals[row]:g}; only their ratios "
-            "matter, so divide them"
+            f"weights must have a sum below {limits.max:.3g}, but row {row} adds up to "
+            f"{totals[row]:.3g}; only their ratios matter, so divide them"
         )
     return flat
 

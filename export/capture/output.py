@@ -91,7 +91,7 @@ def _choices(returned: Any) -> str:
     choices = [repr(name) for name in _names(returned)]
     if _is_sequence(returned):
         choices += [str(index) for index in range(len(returned))]
-    return f": give output={' or '.join(choices)}" if choices else ""
+    return f": give output={' or '.join(choices)} (--output-item)" if choices else ""
 
 
 def _names(returned: Any) -> list[Any]:

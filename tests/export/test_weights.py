@@ -187,17 +187,16 @@ GOOD = np.zeros((2, *SHAPE), np.float32)
 BAD = [
     (np.ones((4, 5)), "must be numbers >= 0 that broadcast to [N, 3, 4, 4], got [4, 5]; give one"),
     (np.ones((2, 1, 3, 4, 4)), "got [2, 1, 3, 4, 4]"),
-    (np.ones((3, 1, 4, 4)), r"must have one row per target \(2\) or one for all, got 3"),
+    (np.ones((3, 1, 4, 4)), "must have one row per target (2) or one for all, got 3"),
     (np.ones((0, 1, 4, 4)), "got no row; give one per target"),
     (np.full((4, 4), np.nan), "must be finite, but row 0 is not"),
     (np.full((4, 4), -1.0), "but row 0 has -1"),
     (np.stack([np.ones(SHAPE), np.zeros(SHAPE)]), "row 1 adds up to 0; a target of which nothing"),
-    (np.full((4, 4), 3e38), "row 0 adds up to inf"),
+    (np.full((4, 4), 3e38), "row 0 adds up to 1.44e+40; only their ratios matter"),
     ("mask", "must be numbers >= 0 that broadcast to [N, 3, 4, 4], got str"),
 ]
 
 
-@pytest.mark.filterwarnings("ignore:overflow")
 @pytest.mark.parametrize(("weights", "message"), BAD, ids=[message for _, message in BAD])
 def test_bad_weights_are_refused(path: Path, weights: Any, message: str) -> None:
     inverter = pyinv.Inverter(path, threads=1)

@@ -165,9 +165,10 @@ def prepare(generator: nn.Module, *, batch_norm: str, what: str = "generator") -
             )
         if tensor.is_meta:
             raise ExportError(f"{what} is on the meta device and has no weights: load them first")
-        if tensor.is_quantized or tensor.is_complex():
+        if tensor.is_quantized or (tensor.is_complex() and tensor.dtype != torch.complex64):
+            wanted = torch.complex64 if tensor.is_complex() else torch.float32
             raise ExportError(
-                f"{what} has {tensor.dtype} weights: convert them to float32 before export"
+                f"{what} has {tensor.dtype} weights: convert them to {wanted} before export"
             )
     # deepcopy refuses non-leaf tensors, such as the weight of an old-style weight norm.
     memo: dict[int, Any] = {}
@@ -414,6 +415,12 @@ def _explained(tracing: Callable[[], str]) -> Iterator[None]:
         if operator is None:
             raise ExportError(
                 f"{what} cannot be traced: {type(error).__name__}: {first_line(error)}"
+            ) from error
+        if operator == "aten::_local_scalar_dense":
+            raise ExportError(
+                f"{what} needs a number (aten::_local_scalar_dense) from a tensor that depends on "
+                "the latent or on how many there are, for an if, float(), .item() or .tolist(): "
+                "compute with tensors instead, and with x.shape[i] instead of tensors of sizes"
             ) from error
         raise ExportError(
             f"{what} uses {operator}, which cannot be exported: {first_line(error)}"

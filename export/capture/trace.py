@@ -165,9 +165,10 @@ def prepare(generator: nn.Module, *, batch_norm: str, what: str = "generator") -
             )
         if tensor.is_meta:
             raise ExportError(f"{what} is on the meta device and has no weights: load them first")
-        if tensor.is_quantized or tensor.is_complex():
+        if tensor.is_quantized or (tensor.is_complex() and tensor.dtype != torch.complex64):
+            wanted = torch.complex64 if tensor.is_complex() else torch.float32
             raise ExportError(
-                f"{what} has {tensor.dtype} weights: convert them to float32 before export"
+                f"{what} has {tensor.dtype} weights: convert them to {wanted} before export"
             )
     # deepcopy refuses non-leaf tensors, such as the weight of an old-style weight norm.
     memo: dict[int, Any] = {}
@@ -194,12 +195,14 @@ def prepare(generator: nn.Module, *, batch_norm: str, what: str = "generator") -
     return copied
 
 
-def _fakes(shapes: Sequence[Sequence[int]]) -> tuple[FakeTensorMode, list[Tensor]]:
+def _fakes(
+    shapes: Sequence[Sequence[int]], batch: int = _EXAMPLE_BATCH
+) -> tuple[FakeTensorMode, list[Tensor]]:
     """Return inputs [B, *shape] of a symbolic batch size, without memory, and their mode."""
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
     context: Any = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DUCK])
     rows = mode.from_tensor(
-        torch.empty(_EXAMPLE_BATCH), symbolic_context=context, source=ConstantSource("batch")
+        torch.empty(batch), symbolic_context=context, source=ConstantSource("batch")
     )
     with mode:
         return mode, [torch.empty(rows.shape[0], *sizes) for sizes in shapes]
@@ -415,6 +418,12 @@ def _explained(tracing: Callable[[], str]) -> Iterator[None]:
             raise ExportError(
                 f"{what} cannot be traced: {type(error).__name__}: {first_line(error)}"
             ) from error
+        if operator == "aten::_local_scalar_dense":
+            raise ExportError(
+                f"{what} needs a number (aten::_local_scalar_dense) from a tensor that depends on "
+                "the latent or on how many there are, for an if, float(), .item() or .tolist(): "
+                "compute with tensors instead, and with x.shape[i] instead of tensors of sizes"
+            ) from error
         raise ExportError(
             f"{what} uses {operator}, which cannot be exported: {first_line(error)}"
         ) from error
@@ -499,22 +508,23 @@ def _trace_network(
 ) -> fx.GraphModule:
     """Trace a network that draws no random numbers, and fold its batch norm."""
     watch = _NetworkWatch(what)
-    with _explained(watch.describe):
-        mode, fakes = _fakes(inputs)
-        with (
-            mode,
-            enable_python_dispatcher(),
-            torch.enable_grad(),
-            portable(watch),
-        ):
-            module = make_fx(
+
+    def traced(mode: FakeTensorMode, fakes: Sequence[Tensor]) -> fx.GraphModule:
+        with mode, enable_python_dispatcher(), torch.enable_grad(), portable(watch):
+            return make_fx(
                 forward,
                 decomposition_table=network_decompositions(),
                 record_stack_traces=True,
             )(*fakes)
+
+    with _explained(watch.describe):
+        mode, fakes = _fakes(inputs)
+        module = traced(mode, fakes)
         refuse_randomness(module.graph, what)
         _refuse_fixed_batch(module.graph, what)
-        _refuse_decisions_by_batch(mode, what)
+        _refuse_decisions_by_batch(
+            mode, what, lambda batch: traced(*_fakes(inputs, batch)).code == module.code
+        )
         _refuse_writes_to_detached(module.graph, what)
         module.meta |= {
             "lines": _lines(module.graph),
@@ -622,15 +632,21 @@ def _refuse_fixed_batch(graph: fx.Graph, what: str) -> None:
                 )
 
 
-def _refuse_decisions_by_batch(mode: FakeTensorMode, what: str) -> None:
-    """Raise an error if user code took a decision that another batch size would not take."""
+def _refuse_decisions_by_batch(
+    mode: FakeTensorMode, what: str, same: Callable[[int], bool]
+) -> None:
+    """Raise an error if user code took a decision that another batch size would not take.
+
+    ``same`` says whether the graph is the same for a batch size.
+    """
     assert mode.shape_env is not None
     for guard in mode.shape_env.guards:
         place = guard.sloc.framework_loc
         if not isinstance(place, traceback.FrameSummary) or not _is_user_file(place.filename):
             continue
         sizes = guard.expr.free_symbols
-        if not all(guard.expr.subs(dict.fromkeys(sizes, size)) for size in _BATCHES_TRIED):
+        others = [n for n in _BATCHES_TRIED if not guard.expr.subs(dict.fromkeys(sizes, n))]
+        if others and not same(others[-1]):
             raise ExportError(
                 f"{what} decides by the number of latents"
                 f"{_at(f'{Path(place.filename).name}:{place.lineno}')}, and an exported function "

@@ -422,6 +422,11 @@ class DecidesByBatch(Body):
         return x * 2 if x.shape[0] > 32 else x
 
 
+class DecidesHowToStore(Body):
+    def body(self, x: Tensor) -> Tensor:
+        return x.contiguous() if x.shape[0] >= 64 else x
+
+
 class WritesToData(Body):
     def body(self, x: Tensor) -> Tensor:
         x.data[:, 0] = 0
@@ -616,3 +621,7 @@ def test_noise_as_a_part_of_the_latent(tmp_path: Path, runtime: str, kind: type)
 def test_noise_that_cannot_be_handled(tmp_path: Path, make, options, message: str) -> None:
     with pytest.raises(ExportError, match=message):
         exported(seeded(make), tmp_path / "bundle", **options)
+
+
+def test_a_decision_by_the_batch_that_changes_nothing_is_kept(tmp_path: Path) -> None:
+    exported(seeded(DecidesHowToStore), tmp_path / "bundle", normal_equations=False)

@@ -581,9 +581,9 @@ REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
     ),
     "no weights": (lambda: Small().to("meta"), {}, "meta device and has no weights"),
     "complex weights": (
-        lambda: nn.Sequential(nn.Linear(12, 4, dtype=torch.complex64)),
+        lambda: nn.Sequential(nn.Linear(12, 4, dtype=torch.complex128)),
         {},
-        "torch.complex64 weights",
+        "torch.complex128 weights: convert them to torch.complex64",
     ),
     "wrong latent_shape": (Small, {"latent_shape": 11}, "does not take a latent of shape [B, 11]"),
     "latent_shape of words": (Small, {"latent_shape": "big"}, "latent_shape must be a number"),
@@ -640,7 +640,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
     "operator with data-dependent result": (
         lambda: Small(number_from),
         {},
-        "aten::_local_scalar_dense",
+        "float(), .item() or .tolist(): compute with tensors instead",
     ),
     "unknown loss": (Small, {"losses": "ssim"}, "unknown loss 'ssim': use one of mse, l1, bce"),
     "no losses": (Small, {"losses": ()}, "losses is empty"),

@@ -44,6 +44,21 @@ class Recurrent(nn.Module):
         return y
 
 
+class Filter(nn.Module):
+    """A layer of a Fourier neural operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        weight = torch.sin(torch.arange(48.0)).view(2, 2, 3, 2, 2)
+        self.weight = nn.Parameter(torch.view_as_complex(weight))
+
+    def forward(self, x: Tensor) -> Tensor:
+        spectrum = torch.fft.rfft2(x, norm="ortho")
+        kept = torch.zeros(x.shape[0], 2, 8, 4, dtype=torch.complex64)
+        kept[:, :, :3, :2] = torch.einsum("bixy,ioxy->boxy", spectrum[:, :, :3, :2], self.weight)
+        return torch.fft.irfft2(kept, s=(8, 6), norm="ortho")
+
+
 def all_of(*outputs: Tensor) -> Tensor:
     return torch.cat([y.flatten(1) for y in outputs], 1)
 
@@ -126,15 +141,6 @@ def spectrum(x: Tensor) -> Tensor:
     )
 
 
-def filtered(x: Tensor) -> Tensor:
-    """A layer of a Fourier neural operator."""
-    spectrum = torch.fft.rfft2(x, norm="ortho")
-    weight = torch.view_as_complex(torch.sin(torch.arange(48.0)).view(2, 2, 3, 2, 2))
-    kept = torch.zeros(x.shape[0], 2, 8, 4, dtype=torch.complex64)
-    kept[:, :, :3, :2] = torch.einsum("bixy,ioxy->boxy", spectrum[:, :, :3, :2], weight)
-    return torch.fft.irfft2(kept, s=(8, 6), norm="ortho")
-
-
 def long_transforms(x: Tensor) -> Tensor:
     wave = functional.pad(x.flatten(1), (0, 24))  # 120 = 10 * 12 values
     spectrum = torch.fft.rfft(wave) / (1 + torch.arange(61.0))
@@ -179,7 +185,7 @@ OPERATORS: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
     "bicubic samples": lambda: sampled("bicubic", "reflection"),
     "samples of a volume": lambda: sampled_volume,
     "complex spectra": lambda: spectrum,
-    "a filter in frequency": lambda: filtered,
+    "a filter in frequency": Filter,
     "long Fourier transforms": lambda: long_transforms,
     "short-time Fourier transforms": lambda: frames,
     "bins": lambda: spline,

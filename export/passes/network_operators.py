@@ -1,4 +1,4 @@
-"""Write a network's operators that ONNX lacks, or whose gradients it lacks, with basic ones.
+"""Write operators that ONNX has no form of, or no gradient of, with basic ones.
 
 Used while a network is traced. Its derivatives are taken from the resulting graph, so they consist
 of basic operators too. No decomposition computes with the batch size.

@@ -1,4 +1,4 @@
-"""Operators that ONNX lacks, or whose gradients it lacks."""
+"""Operators that ONNX has no form of, or no gradient of."""
 
 from __future__ import annotations
 

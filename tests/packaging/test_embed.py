@@ -542,7 +542,9 @@ def test_broken_bundles(embed: Path, changed_bundle: Path, break_it, problem: st
     assert str(changed_bundle) in message
 
 
-def test_what_a_bundle_lacks(embed: Path, demo, changed_bundle: Path, tmp_path: Path) -> None:
+def test_what_is_missing_in_a_bundle(
+    embed: Path, demo, changed_bundle: Path, tmp_path: Path
+) -> None:
     _, _, file = demo
     message = error_of(embed, DEMO, file, "--runtime", "tflite")
     assert "has no functions for tflite, only for onnx" in message

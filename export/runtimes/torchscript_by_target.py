@@ -76,21 +76,10 @@ def convolution_by_target(module: fx.GraphModule, node: fx.Node) -> fx.Node | No
     if picked is None or sizes is None:
         return None
     graph = module.graph
-    batch = insert(graph, aten.sym_size.int, rows, 0)
     images = insert(graph, aten.reshape.default, picked.planes, [1, -1, *picked.before])
     weights = insert(graph, aten.reshape.default, rows, [-1, picked.channels, *picked.kernel])
-    result = insert(
-        graph,
-        aten.convolution.default,
-        images,
-        weights,
-        None,
-        *picked.settings,
-        False,
-        [0, 0],
-        batch,
-    )
-    return insert(graph, aten.reshape.default, result, [-1, *_static(node, 3)])  # type: ignore[misc]
+    ends = [*picked.settings, False, [0, 0]]
+    return _convolution(graph, rows, images, weights, ends, [-1, *_static(node, 3)])  # type: ignore[misc]
 
 
 def weight_gradient_by_target(module: fx.GraphModule, node: fx.Node) -> fx.Node | None:
@@ -162,20 +151,21 @@ def transposed_by_target(module: fx.GraphModule, node: fx.Node) -> fx.Node | Non
     if taps is None or sizes is None or columns is None:
         return None
     graph, outputs = module.graph, sizes[1] // taps
-    batch = insert(graph, aten.sym_size.int, pixels, 0)
     images = insert(graph, aten.reshape.default, pixels, [1, -1, *before[1:]])
     weights = insert(graph, aten.reshape.default, rows, [-1, outputs, *values.shape[2:]])
-    result = insert(
-        graph,
-        aten.convolution.default,
-        images,
-        weights,
-        None,
-        stride,
-        padding,
-        dilation,
-        True,
-        output_padding,
-        batch,
-    )
-    return insert(graph, aten.reshape.default, result, [-1, *after])
+    ends = [stride, padding, dilation, True, output_padding]
+    return _convolution(graph, pixels, images, weights, ends, [-1, *after])
+
+
+def _convolution(
+    graph: fx.Graph,
+    by_target: fx.Node,
+    images: fx.Node,
+    weights: fx.Node,
+    settings: list[Any],
+    sizes: list[int],
+) -> fx.Node:
+    """Add a convolution with a group for each row of ``by_target``, and reshape its result."""
+    groups = insert(graph, aten.sym_size.int, by_target, 0)
+    result = insert(graph, aten.convolution.default, images, weights, None, *settings, groups)
+    return insert(graph, aten.reshape.default, result, sizes)

@@ -280,12 +280,12 @@ def parse_input(text: str) -> tuple[str, Any]:
     kind, colon, numbers = what.partition(":")
     try:
         if colon and kind in ("label", "one_hot"):
+            if not numbers.isdecimal():
+                raise ValueError(f"{kind}: takes a number of classes, as in {kind}:10")
             return name, (Label if kind == "label" else OneHot)(int(numbers))
         if colon and kind == "condition":
-            shape, *bounds = numbers.split(":")
-            low_high = [float(bound) for bound in bounds[0].split(",")] if bounds else []
-            return name, Condition(parse_shape(shape), *low_high)
-    except (ValueError, TypeError) as error:  # RuleErrors are ValueErrors
+            return name, _parse_condition(numbers)
+    except (ValueError, argparse.ArgumentTypeError) as error:  # RuleErrors are ValueErrors
         raise argparse.ArgumentTypeError(f"{error}, got {text!r}") from None
     if colon and kind.isidentifier():
         raise argparse.ArgumentTypeError(
@@ -295,6 +295,17 @@ def parse_input(text: str) -> tuple[str, Any]:
         return name, ast.literal_eval(what)
     except (ValueError, SyntaxError):
         return name, what
+
+
+def _parse_condition(text: str) -> Condition:
+    shape, colon, bounds = text.partition(":")
+    if not colon:
+        return Condition(parse_shape(shape))
+    try:
+        low, high = map(float, bounds.split(","))
+    except ValueError:
+        raise ValueError("a range is LOW,HIGH, as in condition:1:0,1") from None
+    return Condition(parse_shape(shape), low, high)
 
 
 def _inputs(given: list[tuple[str, Any]] | None) -> dict[str, Any] | None:

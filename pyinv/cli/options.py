@@ -23,6 +23,8 @@ __all__ = [
     "whole",
 ]
 
+_VALUE = "a number or a .npy, .npz or .parquet file"
+
 # What takes arguments: a parser, or a group of its arguments.
 Arguments = argparse._ActionsContainer
 
@@ -96,6 +98,8 @@ def conditions(arguments: argparse.Namespace, manifest: Manifest) -> dict[str, A
             name, value = next(iter(manifest.conditions)), text
         if name in found:
             raise InputError(f"--condition gives {name!r} twice; give it once")
+        if not value:
+            raise InputError(f"--condition {name}= needs {_VALUE}")
         found[name] = _number_or_array(value, name)
     return found or None
 
@@ -104,6 +108,8 @@ def _number_or_array(text: str, name: str) -> Any:
     for number in (int, float):
         with suppress(ValueError):
             return number(text)
+    if not Path(text).is_file():
+        raise InputError(f"--condition {name} must be {_VALUE}, and there is no file {text}")
     if Path(text).suffix.lower() in TABLE_SUFFIXES:
         return read_column(Path(text), name)
     return read_array(text, name)

@@ -189,6 +189,14 @@ BAD = [
     (np.ones((2, 1, 3, 4, 4)), "got [2, 1, 3, 4, 4]"),
     (np.ones((3, 1, 4, 4)), "must have one row per target (2) or one for all, got 3"),
     (np.ones((0, 1, 4, 4)), "got no row; give one per target"),
+    (
+        np.ones(2),
+        "got [2]; for one number per target give [N, 1, 1, 1], for a row of",
+    ),
+    (
+        np.ones(4),
+        "got [4]; for one number per target give [N, 1, 1, 1], for a row of",
+    ),
     (np.full((4, 4), np.nan), "must be finite, but row 0 is not"),
     (np.full((4, 4), -1.0), "but row 0 has -1"),
     (np.stack([np.ones(SHAPE), np.zeros(SHAPE)]), "row 1 adds up to 0; a target of which nothing"),

@@ -66,6 +66,14 @@ class Projection(nn.Module):
         return torch.stack([image.sum(2), image.sum(3)], dim=1)
 
 
+def striped(image: Tensor) -> Tensor:
+    """Every other row of the first channel is missing: written into a copy, through a view."""
+    copy = image.clone()
+    copy[:, 0][:, ::2] = 0
+    copy[:, 1:, 2:4] = 0
+    return copy
+
+
 KEPT = torch.arange(64).reshape(8, 8) % 3 == 0
 OPERATORS: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
     "blur": (Blur, SHAPE),
@@ -74,6 +82,7 @@ OPERATORS: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
     "method": (lambda: Physics().A, (40,)),
     "projected": (Projection, (2, 3, 8)),
     "gray": (lambda: lambda image: image.mean(1, keepdim=True) * 10 + 4, (1, 8, 8)),
+    "written": (lambda: striped, SHAPE),
     "selected": (
         lambda: lambda image: image.flatten(2)[:, :, KEPT.flatten().nonzero()[:, 0]],
         (3, 22),

@@ -37,6 +37,7 @@ def network_decompositions() -> dict[Any, Callable[..., Any]]:
         aten.max_pool3d_with_indices.default: _max_pool3d,
         aten._upsample_bilinear2d_aa.default: _antialiased(aten._upsample_bilinear2d_aa.default),
         aten._upsample_bicubic2d_aa.default: _antialiased(aten._upsample_bicubic2d_aa.default),
+        aten._upsample_nearest_exact2d.default: _nearest_exact,
         aten.affine_grid_generator.default: _affine_grid,
         aten.grid_sampler_2d.default: _grid_sample,
         aten.grid_sampler_3d.default: _grid_sample,
@@ -151,6 +152,17 @@ def _antialiased(forward: Any) -> Callable[..., Tensor]:
         return along_axes(x, matrices).contiguous()
 
     return interpolated
+
+
+def _nearest_exact(x: Tensor, output_size: Sequence[int], *scales: float | None) -> Tensor:
+    def on_axis(units: Tensor, axis: int) -> Tensor:
+        rows = units.reshape(len(units), 1, -1)
+        scale = (scales or (None, None))[axis]
+        result: Tensor = aten._upsample_nearest_exact1d(rows, [int(output_size[axis])], scale)
+        return result
+
+    matrices = matrices_of(on_axis, [int(size) for size in x.shape[2:]])
+    return along_axes(x, matrices).contiguous()
 
 
 def _affine_grid(theta: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:

@@ -44,6 +44,8 @@ def network_decompositions() -> dict[Any, Callable[..., Any]]:
         aten.linalg_solve_triangular.default: _solve_triangular,
         aten.searchsorted.Tensor: _searchsorted,
         aten.bucketize.Tensor: lambda x, ends, **options: _searchsorted(ends, x, **options),
+        aten.cumprod.default: _cumulative_product,
+        aten.prod.dim_int: _product,
         aten.unfold.default: _unfold,
         aten.unfold_backward.default: _overlap_add,
     }
@@ -269,6 +271,27 @@ def _searchsorted(
     """The number of ends below each value: splines' bins."""
     ends, x = ends.unsqueeze(-2), x.unsqueeze(-1)
     return (ends <= x if right or side == "right" else ends < x).sum(-1)
+
+
+def _cumulative_product(x: Tensor, axis: int, *, dtype: torch.dtype | None = None) -> Tensor:
+    """The product of the values up to each one, by doubling how many are multiplied."""
+    size = int(x.shape[axis])
+    x, reach = x if dtype is None else x.to(dtype), 1
+    while reach < size:
+        before = x.narrow(axis, 0, size - reach)
+        x = torch.cat(
+            [x.narrow(axis, 0, reach), x.narrow(axis, reach, size - reach) * before], axis
+        )
+        reach *= 2
+    return x
+
+
+def _product(
+    x: Tensor, axis: int, keepdim: bool = False, *, dtype: torch.dtype | None = None
+) -> Tensor:
+    size = int(x.shape[axis])
+    found = _cumulative_product(x, axis, dtype=dtype).narrow(axis, size - 1, 1)
+    return found if keepdim else found.squeeze(axis)
 
 
 def _unfold(x: Tensor, axis: int, size: int, step: int) -> Tensor:

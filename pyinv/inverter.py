@@ -224,8 +224,9 @@ class Inverter:
                 each target to its true latent at any step.
             noise: for the recipe "reconstruct": the standard deviation of the pixel noise, if
                 known, the same for all images. A Recipe object has its own.
-            progress: True for a progress bar on standard error, or a function that is called with a
-                dict at most ten times per second. "finished" and "targets" count targets, and
+            progress: True for a progress bar on standard error, or a line every ten seconds if that
+                is not a terminal; or a function that is called with a dict at most ten times per
+                second. "finished" and "targets" count targets, and
                 "active" counts those in progress. "evaluations" counts evaluations of the objective
                 (one per target and step) and of normal equations. "mean_loss" is the mean over
                 active targets.

@@ -44,7 +44,7 @@ class Request:
         seed: seed of all random draws, 0 to 2^63 - 1.
         machine: arguments of ``Inverter``: runtime, device, batch_size, threads, tf32.
         say: called with each message for the user.
-        progress: show progress bars on standard error.
+        progress: show progress on standard error.
 
     Raises:
         InputError: a value out of its range.

@@ -48,6 +48,8 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".g
 ARRAY_SUFFIXES = (".npy", ".npz")
 FITS = ("crop", "stretch")
 FILE_CHANNELS = PICTURE_CHANNELS
+GRID_TILE = 128  # pixels of an enlarged image in a grid, at most
+GRID_WIDTH = 2048
 RANGE_SLACK = 1e-4  # of the range's span: tolerance for rounding in a generator's last layer
 # The tolerance for generators whose images may leave the range. It still rejects 0-255 for [-1, 1].
 UNBOUNDED_SLACK = 4.0
@@ -286,7 +288,10 @@ def save_grid(
     *,
     columns: int | None = None,
 ) -> None:
-    """Write all images into one PNG, side by side with a white pixel between them.
+    """Write all images into one PNG, side by side with a white line between them.
+
+    Small images are enlarged by a whole factor, so that each pixel becomes a square: up to 128
+    pixels per image, as long as the grid stays about 2048 pixels wide.
 
     Args:
         images: [N, C, H, W] in ``value_range``, C of 1, 3 or 4.
@@ -304,7 +309,9 @@ def save_grid(
     for index, image in enumerate(pixels):
         top, left = index // columns * (height + 1), index % columns * (width + 1)
         sheet[top : top + height, left : left + width] = image
-    to_pillow(sheet).save(path, format="PNG")
+    size = max(height, width)
+    zoom = max(1, min(GRID_TILE // size, GRID_WIDTH // (columns * size)))
+    to_pillow(sheet.repeat(zoom, axis=0).repeat(zoom, axis=1)).save(path, format="PNG")
 
 
 def check_fit(fit: str) -> None:

@@ -203,12 +203,28 @@ def test_saved_images_load_as_they_were(tmp_path, colour):
 
 
 def test_grid_holds_every_image(tmp_path):
-    images = np.full((5, 1, 8, 8), -1, dtype=np.float32)
+    images = np.full((5, 1, 100, 80), -1, dtype=np.float32)
     save_grid(images, tmp_path / "grid.png", (-1, 1), columns=3)
     with Image.open(tmp_path / "grid.png") as picture:
         sheet = np.asarray(picture)
-    assert sheet.shape == (17, 26)
-    assert np.sum(sheet == 0) == 5 * 64
+    assert sheet.shape == (201, 242)
+    assert np.sum(sheet == 0) == 5 * 8000
+
+
+@pytest.mark.parametrize(
+    ("shape", "zoom"), [((4, 1, 16, 16), 8), ((4, 3, 28, 40), 3), ((1600, 1, 16, 16), 3)]
+)
+def test_a_grid_enlarges_small_images_by_a_whole_factor(tmp_path, shape, zoom):
+    images = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
+    save_grid(images, tmp_path / "grid.png", (-1, 1))
+    with Image.open(tmp_path / "grid.png") as picture:
+        sheet = np.asarray(picture).reshape(picture.height, picture.width, shape[1])
+    assert sheet.shape[1] <= 2048 + 64 * zoom
+    first = to_uint8(images[:1], (-1, 1))[0]
+    height, width = shape[2] * zoom, shape[3] * zoom
+    np.testing.assert_array_equal(sheet[:height:zoom, :width:zoom], first)
+    np.testing.assert_array_equal(sheet[zoom - 1 : height : zoom, zoom - 1 : width : zoom], first)
+    assert (sheet[:, width : width + zoom] == 255).all()
 
 
 def test_pixels_are_rounded_and_clipped():

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pyinv import _core, progress, recipes, session
+from pyinv import _core, demo, progress, recipes, session
 from pyinv.bundle import Bundle
 from pyinv.constraints import Clip, StochasticClip
 from pyinv.errors import BundleError, DeviceError, InputError
@@ -379,6 +379,30 @@ def test_torch_tensors_are_taken(inverter, images):
     found = inverter.invert(torch.from_numpy(images).requires_grad_(), recipe=QUICK, seed=1)
     again = inverter.invert(images, recipe=QUICK, seed=1)
     np.testing.assert_array_equal(found.latents, again.latents)
+
+
+def test_a_loss_of_the_bundle_replaces_that_of_every_stage():
+    inverter = Inverter(demo.BUNDLE, batch_size=4)
+    images = inverter.generate(inverter.sample(3))
+    recipe = QUICK.replace(stages=QUICK.stages * 2)
+    found = inverter.invert(images, recipe=recipe, loss="l1")
+    assert [stage["loss"] for stage in found.recipe["stages"]] == ["l1", "l1"]
+    absolute = np.abs(found.images - images).mean(axis=(1, 2, 3))
+    np.testing.assert_allclose(found.loss, absolute, rtol=1e-4)
+    of_recipe = inverter.invert(images, recipe=recipe.replace(loss="l1"))
+    np.testing.assert_array_equal(found.latents, of_recipe.latents)
+
+
+def test_a_loss_without_normal_equations_is_refused_where_they_are_needed():
+    inverter = Inverter(demo.BUNDLE)
+    images = inverter.generate(inverter.sample(1))
+    with pytest.raises(BundleError) as error:
+        inverter.invert(images, recipe="precise", loss="l1")
+    assert str(error.value) == (
+        "recipe precise needs normal equations, which this bundle does not have of the loss 'l1', "
+        "only of mse, whitened; use a recipe that needs gradients only, such as "
+        'recipe="default"'
+    )
 
 
 def test_progress_goes_to_a_function(inverter, images):

@@ -151,7 +151,7 @@ def test_missing_normal_equations_are_named_with_the_export_option(tmp_path):
     assert str(error.value) == (
         "this bundle has no normal equations of the loss 'l1', only of mse; " + mend
     )
-    with pytest.raises(BundleError, match="no loss 'whitened', only mse, l1; export"):
+    with pytest.raises(BundleError, match="no loss 'whitened', only mse, l1; choose"):
         manifest.normal_equations("whitened")
     with pytest.raises(BundleError, match="not for torchscript; export it again with"):
         manifest.normal_equations("mse", "torchscript")

@@ -104,7 +104,8 @@ def _lines(targets: int, unit: str, worked: Callable[[dict[str, Any]], float]) -
         parts = [f"{now['finished']:,} of {targets:,} {unit} done", f"{rate:.3g} {unit}/s"]
         if 0 < worked(now) < targets:
             parts.append(f"{duration((targets - worked(now)) / rate)} left")
-        parts.append(f"mean loss {now['mean_loss']:.3g}")
+        if now["active"]:
+            parts.append(f"mean loss {now['mean_loss']:.3g}")
         print(", ".join(parts), file=sys.stderr, flush=True)
 
     return report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import sys
 import wave
@@ -200,6 +201,19 @@ def test_saved_images_load_as_they_were(tmp_path, colour):
     paths = save_images(images, tmp_path, (-1, 1), names=["a", "b", "c"])
     assert [path.name for path in paths] == ["a.png", "b.png", "c.png"]
     np.testing.assert_allclose(load_images(paths, colour), images, atol=1 / 255 + 1e-6)
+
+
+def test_open_files_are_read_like_their_paths(tmp_path, colour):
+    images = np.random.default_rng(1).uniform(-1, 1, (2, 3, 9, 12)).astype(np.float32)
+    paths = save_images(images, tmp_path, (-1, 1))
+    expected = load_images(paths, colour)
+    np.testing.assert_array_equal(
+        load_images(io.BytesIO(paths[0].read_bytes()), colour), expected[:1]
+    )
+    with paths[1].open("rb") as file:
+        np.testing.assert_array_equal(load_images([paths[0], file], colour), expected)
+    with pytest.raises(InputError, match="the image: not a readable image"):
+        load_images(io.BytesIO(b"no image"), colour)
 
 
 def test_grid_holds_every_image(tmp_path):

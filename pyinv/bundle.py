@@ -23,6 +23,7 @@ FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 RUNTIMES = ("onnx", "torchscript")
 BATCH_NORM_MODES = ("eval", "batch")
+BUILT_IN_LOSSES = ("mse", "l1", "bce", "whitened")
 PICTURE_CHANNELS = (1, 3, 4)  # gray, RGB, RGBA: what image files can store
 
 MAX_SOLVED = _core.max_solved
@@ -338,9 +339,18 @@ class Manifest:
         for function in self._functions_for(runtime):
             if function.name == "objective" and function.loss == loss:
                 return function
+        if loss in BUILT_IN_LOSSES:
+            how = f'losses=(..., "{loss}") or `pyinv export --loss {loss}`'
+        elif loss == "perceptual":
+            how = "losses=(..., pyinv.export.perceptual(network)) or `pyinv export --features`"
+        else:
+            how = (
+                f'losses={{..., "{loss}": function}}, where function is one of torch, '
+                "(image, target) -> [B]"
+            )
         raise BundleError(
-            f"this bundle has no loss {loss!r}, only {', '.join(self.losses)}; export it again "
-            f'with losses=(..., "{loss}") or `pyinv export --loss {loss}`, or choose another loss'
+            f"this bundle has no loss {loss!r}, only {', '.join(self.losses)}; choose one of them, "
+            f"or export it again with {how}"
         )
 
     def normal_equations(self, loss: str, runtime: str | None = None) -> Function:

@@ -1,4 +1,4 @@
-"""The demo: recover latents of pyinv's bundled generator of handwritten digits.
+"""The demo: invert real and generated digits with pyinv's bundled generator.
 
 ``pyinv demo`` runs it. The generator was trained on scikit-learn's digits by
 ``examples/train_digits.py``; the demo needs neither training nor PyTorch.
@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,12 +39,10 @@ GENERATED = 128
 THRESHOLDS = (1e-4, 1e-3, 1e-2, 1e-1)
 """Latent errors that count as recovered: those of Lipton & Tripathi 2017, Table 1."""
 
-MAX_STEPS = 800
-TRACE_EVERY = 10
 # Plain gradient descent for the three clippings, as in the paper, which does not give the learning
 # rate. Of 5, 8 and 12, each decaying to almost 0, 5 recovered most on this generator. A better
 # solver hides the difference between the clippings (momentum 0.5 recovered 98 % with all three).
-# The last row of the table is pyinv's default.
+MAX_STEPS = 800
 LEARNING_RATE = 5.0
 LOSS_TOLERANCE = 1e-8
 BATCH_SIZE = 64
@@ -59,7 +56,7 @@ class _Method:
 
     def recipe(self, manifest: Manifest) -> Recipe:
         if self.constraint is None:
-            return default(manifest).replace(max_steps=MAX_STEPS, loss_tolerance=LOSS_TOLERANCE)
+            return default(manifest)
         stage = Stage(
             GradientDescent(LEARNING_RATE, schedule=Cosine(final=0.01)),
             constraint=self.constraint,
@@ -69,11 +66,12 @@ class _Method:
         return Recipe(self.name, (stage,))
 
 
+DEFAULT = _Method("pyinv's default", None)
 METHODS = (
     _Method("no clipping", NoConstraint()),
     _Method("standard clipping", Clip()),
     _Method("stochastic clipping", StochasticClip()),
-    _Method("pyinv's default", None),
+    DEFAULT,
 )
 
 
@@ -105,6 +103,9 @@ class _Outcome:
             "mean_latent_error": None,
             "mean_image_error": float(np.mean(inversion.loss)),
             "rms_grey_levels": float(np.mean(_grey_levels(inversion.loss))),
+            "rms_grey_levels_range": [
+                float(end(_grey_levels(inversion.loss))) for end in (np.min, np.max)
+            ],
             "mean_steps": float(np.mean(inversion.steps)),
             "seconds": self.seconds,
             "images_per_second": len(self.targets) / self.seconds,
@@ -126,71 +127,68 @@ def run(
     quiet: bool = False,
     json: bool = False,
 ) -> dict[str, Any]:
-    """Recover the latents of generated digits, invert real digits, and show both.
+    """Invert real digits, then recover the latents of generated ones, and draw both.
 
     Args:
-        output: folder for the pictures; it must exist.
+        output: folder for the picture; it must exist.
         seed: seed of all random draws.
         threads: CPU threads; None uses every core this process may use.
         quiet: print nothing.
         json: print nothing, because the caller prints the result.
 
     Returns:
-        the table and the paths of the pictures, as JSON values: "generated" (one entry per method),
-        "real", "pictures", "messages" and the settings.
+        the results as JSON values: "real", "generated" (one entry per method), "picture" (its path)
+        and the settings.
 
     Raises:
         BundleError: the demo's bundle is damaged.
         KeyboardInterrupt: Ctrl-C.
     """
-    quiet = quiet or json
     started = time.perf_counter()
-    output = Path(output)
+    say: Callable[[str], None] = (
+        (lambda text: None) if quiet or json else partial(print, flush=True)
+    )
     inverter = Inverter(BUNDLE, batch_size=BATCH_SIZE, threads=threads)
-    to_stderr = partial(print, file=sys.stderr, flush=True)
-    say: Callable[[str], None] = (lambda text: None) if quiet else to_stderr
-
-    latents = inverter.sample(GENERATED, seed=seed)
-    images = inverter.generate(latents)
     with np.load(DIGITS) as file:
         digits = np.ascontiguousarray(file["images"], dtype=np.float32)
-    # Warm up, so that loading the graph does not count in the first method's time.
-    first = METHODS[0].recipe(inverter.manifest)
-    inverter.invert(images[:BATCH_SIZE], recipe=first.replace(max_steps=1), seed=seed)
-
-    outcomes = []
-    for method in METHODS:
-        say(f"recovering {GENERATED} generated images: {method.name} ...")
-        outcomes.append(_invert(inverter, method, images, seed=seed, latents=latents))
-    say(f"inverting {len(digits)} real digits: {METHODS[-1].name} ...")
-    real = _invert(inverter, METHODS[-1], digits, seed=seed)
-
-    pictures: dict[str, str | None] = {"reconstructions": None, "loss_curves": None}
-    messages = []
-    path = output / "reconstructions.png"
-    _draw_reconstructions(outcomes[-1], real, path)
-    pictures["reconstructions"] = str(path)
-    path = output / "loss_curves.png"
-    try:
-        _draw_loss_curves(outcomes, real, path)
-        pictures["loss_curves"] = str(path)
-    except ImportError:
-        messages.append("no loss curves: they need matplotlib, pip install 'pyinv[demo]'")
-    report = {
+    latents = inverter.sample(GENERATED, seed=seed)
+    images = inverter.generate(latents)
+    report: dict[str, Any] = {
         "seed": seed,
         "threads": inverter.threads,
         "latent_size": int(np.prod(inverter.manifest.latent_shape)),
         "image_shape": list(inverter.manifest.image_shape),
         "max_steps": MAX_STEPS,
         "loss_tolerance": LOSS_TOLERANCE,
-        "generated": [outcome.describe() for outcome in outcomes],
-        "real": real.describe(),
-        "pictures": pictures,
-        "messages": messages,
-        "seconds": time.perf_counter() - started,
     }
-    if not quiet:
-        print(_table(report))
+    say(_introduction(report, len(digits)))
+    # Warm up, so that loading the graph does not count in the first method's time.
+    first = METHODS[0].recipe(inverter.manifest)
+    inverter.invert(images[:BATCH_SIZE], recipe=first.replace(max_steps=1), seed=seed)
+
+    real = _invert(inverter, DEFAULT, digits, seed=seed)
+    report["real"] = real.describe()
+    say(_real_digits(report["real"]))
+
+    say(_about_generated())
+    outcomes = []
+    report["generated"] = []
+    for method in METHODS:
+        outcomes.append(_invert(inverter, method, images, seed=seed, latents=latents))
+        report["generated"].append(outcomes[-1].describe())
+        say(_row(report["generated"][-1]))
+    say(_legend())
+
+    path = Path(output) / "reconstructions.png"
+    drawing = time.perf_counter()
+    _draw_reconstructions(outcomes[-1], real, path)
+    report["picture"] = str(path)
+    report["seconds"] = time.perf_counter() - started
+    say(
+        "3. Digits, reconstructions and differences, drawn in "
+        f"{time.perf_counter() - drawing:.1f} s: {path}\n\n"
+        f"{report['seconds']:.0f} s in all, on {inverter.threads} threads."
+    )
     return report
 
 
@@ -204,7 +202,7 @@ def _invert(
 ) -> _Outcome:
     started = time.perf_counter()
     recipe = method.recipe(inverter.manifest)
-    inversion = inverter.invert(targets, recipe=recipe, seed=seed, trace_every=TRACE_EVERY)
+    inversion = inverter.invert(targets, recipe=recipe, seed=seed)
     seconds = time.perf_counter() - started
     if inversion.cancelled:
         raise KeyboardInterrupt
@@ -217,53 +215,61 @@ def _grey_levels(loss: FloatArray) -> FloatArray:
     return levels
 
 
-def _table(report: dict[str, Any]) -> str:
+def _introduction(report: dict[str, Any], digits: int) -> str:
+    _, height, width = report["image_shape"]
+    return (
+        "pyinv comes with a small generator of handwritten digits. It turns "
+        f"{report['latent_size']} numbers, the latent z,\ninto a picture of {height}x{width} "
+        "pixels. pyinv goes the other way: from a picture to the z behind it.\n\n"
+        f"1. {digits} real digits, which the generator has never seen: the closest that it can make"
+    )
+
+
+def _real_digits(row: dict[str, Any]) -> str:
+    low, high = row["rms_grey_levels_range"]
+    psnr = 20 * np.log10(255 / row["rms_grey_levels"])
+    return (
+        f"   {_seconds(row)}. A pixel is off by {row['rms_grey_levels']:.1f} of 255 grey levels "
+        f"(PSNR {psnr:.0f} dB), between {low:.1f} and\n   {high:.1f} by digit. No z gives "
+        "these digits exactly, so this is how well the generator fits them.\n"
+    )
+
+
+def _about_generated() -> str:
     limits = "".join(f"{threshold:>8g}" for threshold in THRESHOLDS)
-    lines = [
-        "",
-        f"A generator G turns {report['latent_size']} numbers, the latent z, into a picture of a "
-        "handwritten digit.",
-        f"pyinv saw only the pictures of {GENERATED} random latents and recovered the latents "
-        "from them.",
-        "",
-        f"{'':<25}{'recovered, latent error below':^32}  {'image':>7} {'steps':>8} {'images':>8}",
-        f"{'method':<25}{limits}  {'error':>7} {'per image':>8} {'/second':>8}",
-        "-" * 85,
-    ]
-    for row in [*report["generated"], report["real"]]:
-        if row["recovered"] is None:
-            name = f"{row['images']} real digits"
-            shares = f"{'(true latents unknown)':^32}"
-        else:
-            name = row["method"]
-            shares = "".join(f"{100 * share:>6.0f} %" for share in row["recovered"].values())
-        lines.append(
-            f"{name:<25}{shares}  {row['rms_grey_levels']:>7.2f} {row['mean_steps']:>8.0f} "
-            f"{row['images_per_second']:>8.1f}"
-        )
-    lines += [
-        "",
-        "recovered    share of latents whose mean squared error is below the number above; two",
-        "             random latents differ by 0.67 on average",
-        "image error  mean over images of the root mean square pixel difference, in grey levels",
-        "             (0 to 255)",
-        f"steps        mean number of steps; an attempt ends after {report['max_steps']} steps, or "
-        "when the mean",
-        f"             squared error of the image falls below {report['loss_tolerance']:g}",
-        "",
-        "The true latents lie in [-1, 1]. Clipping moves a number outside this range to its edge",
-        "(standard) or to a random point inside it (stochastic). The first three rows are plain",
-        "gradient descent; the default is Adam with standard clipping. All methods start from the",
-        "same latents. The real digits are inverted with the default.",
-        "",
-    ]
-    pictures = report["pictures"]
-    lines.append(f"targets and reconstructions: {pictures['reconstructions']}")
-    if pictures["loss_curves"]:
-        lines.append(f"loss over the steps:         {pictures['loss_curves']}")
-    lines += report["messages"]
-    lines.append(f"{report['seconds']:.0f} seconds on {report['threads']} threads")
-    return "\n".join(lines)
+    return (
+        f"2. {GENERATED} pictures made by the generator, from random latents: their latents are "
+        "found again\n\n"
+        f"   {'':<22}{'recovered, latent error below':^32}  {'image':>6}\n"
+        f"   {'method':<22}{limits}  {'error':>6} {'steps':>7} {'time':>8}\n"
+        f"   {'-' * 80}"
+    )
+
+
+def _row(row: dict[str, Any]) -> str:
+    shares = "".join(f"{100 * share:>6.0f} %" for share in row["recovered"].values())
+    return (
+        f"   {row['method']:<22}{shares}  {row['rms_grey_levels']:>6.2f} {row['mean_steps']:>7.0f} "
+        f"{_seconds(row):>8}"
+    )
+
+
+def _legend() -> str:
+    return (
+        "\n"
+        "   recovered    share of latents whose mean squared error is below the number above; two\n"
+        "                random latents differ by 0.67 on average\n"
+        "   image error  root mean square pixel difference in grey levels (0 to 255), mean over "
+        "images\n"
+        "   steps        mean per image\n\n"
+        "   The first three are plain gradient descent, as in Lipton & Tripathi 2017. The latents\n"
+        "   lie in [-1, 1]; clipping moves a number outside to the edge (standard) or to a random\n"
+        "   place inside (stochastic).\n"
+    )
+
+
+def _seconds(row: dict[str, Any]) -> str:
+    return f"{row['seconds']:.1f} s"
 
 
 # The picture of targets and reconstructions. Sizes in pixels.
@@ -301,6 +307,13 @@ def _draw_reconstructions(generated: _Outcome, real: _Outcome, path: Path) -> No
                 sheet.paste(tile.resize((size, size), Image.Resampling.NEAREST), place)
 
     top = 18
+    heading = "Real digits, not seen in training: the closest that the generator can make"
+    draw.text((20, top), heading, INK, title)
+    top += 58
+    for row in range(rows_of_real):
+        draw_band(real, range(row * COLUMNS, (row + 1) * COLUMNS), top)
+        top += band + 2 * GAP
+    top += 18
     draw.text((20, top), "Generated images: the hidden latent is recovered", INK, title)
     top += 58
     every = len(generated.targets) // COLUMNS
@@ -313,13 +326,7 @@ def _draw_reconstructions(generated: _Outcome, real: _Outcome, path: Path) -> No
     for column, index in enumerate(chosen):
         centre = LABEL_WIDTH + column * (size + GAP) + size // 2
         draw.text((centre, top), f"{errors[index]:.0e}", FAINT, small, anchor="ma")
-    top += 38
-    heading = "Real digits, not seen in training: the closest that the generator can make"
-    draw.text((20, top), heading, INK, title)
-    top += 58
-    for row in range(rows_of_real):
-        draw_band(real, range(row * COLUMNS, (row + 1) * COLUMNS), top)
-        top += band + 2 * GAP
+    top += 26
     draw.text(
         (LABEL_WIDTH, top + 4),
         "difference: red is too bright, blue too dark, white exact; full colour at a quarter of "
@@ -340,36 +347,3 @@ def _difference(difference: FloatArray) -> Image.Image:
     red, blue = np.array([178, 24, 43]), np.array([33, 102, 172])
     colour = 247 + np.maximum(share, 0) * (red - 247) + np.maximum(-share, 0) * (blue - 247)
     return Image.fromarray(np.uint8(colour.round()))
-
-
-def _draw_loss_curves(outcomes: list[_Outcome], real: _Outcome, path: Path) -> None:
-    """Draw the median and quartiles of the loss over the steps, one curve per method."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 5.4), layout="constrained")
-    axes = figure.add_subplot()
-    colours = ("#7f7f7f", "#1f77b4", "#d62728", "#9467bd", "#2ca02c")
-    for outcome, colour in zip([*outcomes, real], colours, strict=True):
-        trace = outcome.inversion.trace
-        assert trace is not None
-        low, middle, high = np.quantile(_carry_forward(trace), (0.25, 0.5, 0.75), axis=0)
-        steps = np.arange(trace.shape[1]) * TRACE_EVERY
-        name = "real digits, " if outcome is real else ""
-        axes.plot(steps, middle, color=colour, label=name + outcome.method.name)
-        axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
-    axes.axhline(LOSS_TOLERANCE, color="black", linewidth=0.8, linestyle=":")
-    axes.text(0, LOSS_TOLERANCE, " converged", va="bottom", fontsize=9)
-    axes.set_yscale("log")
-    axes.set_xlabel("steps")
-    axes.set_ylabel("mean squared error of the image")
-    axes.set_title("How the loss falls: median and middle half of the images")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=130)
-
-
-def _carry_forward(trace: FloatArray) -> FloatArray:
-    """Replace the NaN after a converged target's last step by the tolerance that it reached."""
-    filled = np.where(np.isnan(trace), np.float32(LOSS_TOLERANCE), trace)
-    return filled

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,7 @@ __all__ = [
 
 FloatArray = NDArray[np.float32]
 PathLike = str | os.PathLike[str]
+ImageSource = str | os.PathLike[str] | IO[bytes]
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 """Suffixes of the image files that a folder is searched for."""
@@ -48,6 +49,8 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".g
 ARRAY_SUFFIXES = (".npy", ".npz")
 FITS = ("crop", "stretch")
 FILE_CHANNELS = PICTURE_CHANNELS
+GRID_TILE = 128  # pixels of an enlarged image in a grid, at most
+GRID_WIDTH = 2048
 RANGE_SLACK = 1e-4  # of the range's span: tolerance for rounding in a generator's last layer
 # The tolerance for generators whose images may leave the range. It still rejects 0-255 for [-1, 1].
 UNBOUNDED_SLACK = 4.0
@@ -142,17 +145,17 @@ def _remedy_for_shape(got: tuple[int, ...], wanted: tuple[int, ...]) -> str:
 
 
 def load_images(
-    paths: PathLike | Iterable[PathLike], manifest: Manifest, *, fit: str = "crop"
+    paths: ImageSource | Iterable[ImageSource], manifest: Manifest, *, fit: str = "crop"
 ) -> FloatArray:
     """Read images from files and folders, shaped and scaled for a bundle.
 
     Args:
-        paths: one path or several, each of
+        paths: one path or open file or several, each of
 
             - an image file that Pillow can read. It is rotated according to its EXIF data,
               composited on white if it is transparent, and converted from colour to gray (Rec. 601)
               or from gray to colour as the bundle requires. Of an animation, the first frame is
-              used;
+              used. An open binary file will do, such as ``io.BytesIO(bytes)``;
             - a folder, searched recursively for image files (``IMAGE_SUFFIXES``) in natural order
               (2.png before 10.png), without hidden files;
             - a .npy or .npz file (of several arrays, the one named "images"): uint8, scaled from
@@ -180,7 +183,7 @@ def load_images(
 
 
 def load_named_images(
-    paths: PathLike | Iterable[PathLike], manifest: Manifest, *, fit: str = "crop"
+    paths: ImageSource | Iterable[ImageSource], manifest: Manifest, *, fit: str = "crop"
 ) -> tuple[FloatArray, list[str]]:
     """Like ``load_images``, but also return the name of each image.
 
@@ -189,9 +192,9 @@ def load_named_images(
         array).
     """
     check_fit(fit)
-    if isinstance(paths, (str, os.PathLike)):
-        paths = [paths]
-    sources = [source for path in paths for source in _sources(Path(path), manifest)]
+    if isinstance(paths, (str, os.PathLike)) or hasattr(paths, "read"):
+        paths = [cast("ImageSource", paths)]
+    sources = [source for path in paths for source in _sources(path, manifest)]
     count = sum(source.count for source in sources)
     if count == 0:
         raise InputError("no images given; name image files, folders, .npy or .npz files")
@@ -201,7 +204,7 @@ def load_named_images(
         rows = images[len(names) : len(names) + source.count]
         if source.array is None:
             read = _read_image if manifest.targets_are_pictures else _read_audio
-            rows[0] = read(source.path, manifest, fit)
+            rows[0] = read(source, manifest, fit)
             names.append(str(source.path))
         else:
             convert = _convert_array if len(manifest.target_shape) == 3 else _copy_array
@@ -286,7 +289,10 @@ def save_grid(
     *,
     columns: int | None = None,
 ) -> None:
-    """Write all images into one PNG, side by side with a white pixel between them.
+    """Write all images into one PNG, side by side with a white line between them.
+
+    Small images are enlarged by a whole factor, so that each pixel becomes a square: up to 128
+    pixels per image, as long as the grid stays about 2048 pixels wide.
 
     Args:
         images: [N, C, H, W] in ``value_range``, C of 1, 3 or 4.
@@ -304,7 +310,9 @@ def save_grid(
     for index, image in enumerate(pixels):
         top, left = index // columns * (height + 1), index % columns * (width + 1)
         sheet[top : top + height, left : left + width] = image
-    to_pillow(sheet).save(path, format="PNG")
+    size = max(height, width)
+    zoom = max(1, min(GRID_TILE // size, GRID_WIDTH // (columns * size)))
+    to_pillow(sheet.repeat(zoom, axis=0).repeat(zoom, axis=1)).save(path, format="PNG")
 
 
 def check_fit(fit: str) -> None:
@@ -444,13 +452,20 @@ def _resize_rows(planes: FloatArray, size: int, margin: float) -> FloatArray:
 
 @dataclass(frozen=True)
 class _Source:
-    path: Path
+    path: Path  # of an open file, its name
     count: int
     # [count, H, W, C], of any size; or [count, *image_shape], if targets do not have three axes
     array: NDArray[Any] | None = None
+    file: IO[bytes] | None = None
 
 
-def _sources(path: Path, manifest: Manifest) -> list[_Source]:
+def _sources(given: ImageSource, manifest: Manifest) -> list[_Source]:
+    if not isinstance(given, (str, os.PathLike)):
+        if not manifest.targets_are_pictures:
+            raise InputError(f"open files must be of images, and {not_pictures(manifest)}")
+        name = getattr(given, "name", None)
+        return [_Source(Path(name if isinstance(name, str) else "the image"), 1, file=given)]
+    path = Path(given)
     suffixes = IMAGE_SUFFIXES if manifest.targets_are_pictures else _audio_suffixes(manifest)
     if path.is_dir():
         found = [name for name in image_names(path, suffixes=suffixes) if (path / name).is_file()]
@@ -565,8 +580,9 @@ def _copy_array(source: _Source, rows: FloatArray, manifest: Manifest, fit: str)
     _check_values(source.path, rows, manifest)
 
 
-def _read_audio(path: Path, manifest: Manifest, fit: str) -> FloatArray:
+def _read_audio(source: _Source, manifest: Manifest, fit: str) -> FloatArray:
     """Return one file's audio in the bundle's shape, [C, T] or [T]."""
+    path = source.path
     samples = read_wav(path)
     shape = manifest.target_shape
     wanted = shape if len(shape) == 2 else (1, *shape)
@@ -616,10 +632,10 @@ def _convert_array(source: _Source, rows: FloatArray, manifest: Manifest, fit: s
         rows[index] = _to_range(resize_pixels(unit, height, width, fit), manifest)
 
 
-def _read_image(path: Path, manifest: Manifest, fit: str) -> FloatArray:
+def _read_image(source: _Source, manifest: Manifest, fit: str) -> FloatArray:
     """Return one file's image as [C, H, W] in the bundle's value range."""
     channels, height, width = manifest.target_shape
-    unit = read_pixels(path, str(path), channels)
+    unit = read_pixels(source.file or source.path, str(source.path), channels)
     return _to_range(resize_pixels(unit, height, width, fit), manifest)
 
 

@@ -177,6 +177,7 @@ class Inverter:
         images: Any,
         *,
         recipe: str | Recipe = "default",
+        loss: str | None = None,
         restarts: int | None = None,
         seed: int = 0,
         init: Any = None,
@@ -196,6 +197,11 @@ class Inverter:
             recipe: a name in ``pyinv.recipes.RECIPES`` or a ``Recipe``. "precise" and
                 "reconstruct" need a bundle with normal equations, except for "reconstruct" with an
                 encoder.
+            loss: one of the bundle's losses, ``manifest.losses``, which every stage of the recipe
+                then minimises; None uses the recipe's own. Any loss will do for recipes that need
+                gradients only, and a loss with normal equations for the others. Your own, such as
+                a perceptual loss, is exported with the generator:
+                ``export(..., losses={"mse": "mse", "mine": function})``.
             restarts: number of further attempts for targets that have not converged; None uses the
                 recipe's. Without a loss tolerance in the recipe no target converges, so every
                 target runs every restart.
@@ -224,8 +230,9 @@ class Inverter:
                 each target to its true latent at any step.
             noise: for the recipe "reconstruct": the standard deviation of the pixel noise, if
                 known, the same for all images. A Recipe object has its own.
-            progress: True for a progress bar on standard error, or a function that is called with a
-                dict at most ten times per second. "finished" and "targets" count targets, and
+            progress: True for a progress bar on standard error, or a line every ten seconds if that
+                is not a terminal; or a function that is called with a dict at most ten times per
+                second. "finished" and "targets" count targets, and
                 "active" counts those in progress. "evaluations" counts evaluations of the objective
                 (one per target and step) and of normal equations. "mean_loss" is the mean over
                 active targets.
@@ -258,6 +265,8 @@ class Inverter:
                 raise InputError(f'init must be latents or "encoder", got {init!r}')
             init, start = None, init
         recipe = self._resolve(recipe, restarts, noise, start, weighting)
+        if loss is not None:
+            recipe = recipes.with_loss(recipe, loss, manifest)
         coupled = recipe.is_coupled(manifest)
         encodes = recipe.start == "encoder" and init is None
         plan = session.plan(recipe)

@@ -51,6 +51,7 @@ __all__ = [
     "lipton",
     "precise",
     "reconstruct",
+    "with_loss",
 ]
 
 MAX_RESTARTS = _core.max_restarts
@@ -618,6 +619,36 @@ def get(name: str, manifest: Manifest, *, start: str | None = None) -> Recipe:
     if name == "reconstruct":
         return reconstruct(manifest, start=start)
     return RECIPES[name](manifest).replace(start=start)
+
+
+def with_loss(recipe: Recipe, loss: str, manifest: Manifest) -> Recipe:
+    """Return the recipe with another loss of the bundle in every stage.
+
+    Args:
+        recipe: the recipe. Its tolerances and penalties stay as they are.
+        loss: one of ``manifest.losses``.
+        manifest: the bundle's manifest.
+
+    Raises:
+        RuleError: ``loss`` is not a name.
+        BundleError: the bundle does not have this loss, or the recipe needs its normal equations
+            and there are none; the message says which losses will do, and how to export others.
+    """
+    if callable(loss):
+        raise RuleError(
+            "loss must be the name of one of the bundle's losses, got a function; its gradient is "
+            'made at export: export(..., losses={..., "mine": function}), then loss="mine"'
+        )
+    changed = recipe.replace(loss=loss)
+    manifest.objective(loss)
+    if recipe.needs_normal_equations and not manifest.has_normal_equations(loss):
+        solved = [name for name in manifest.losses if manifest.has_normal_equations(name)]
+        raise BundleError(
+            f"recipe {recipe.name} needs normal equations, which this bundle does not have of the "
+            f"loss {loss!r}{', only of ' + ', '.join(solved) if solved else ''}; use a recipe "
+            'that needs gradients only, such as recipe="default"'
+        )
+    return changed
 
 
 def _names(cls: type[Rule]) -> list[str]:

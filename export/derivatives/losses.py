@@ -18,10 +18,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyinv.errors import ExportError
 
+from ..capture.trace import prepare
 from ..diagnostics import first_line
 
 __all__ = [
@@ -365,7 +366,8 @@ def resolve_losses(
         elif isinstance(loss, Whitened):
             made = _whitened(loss, value_range)
         elif callable(loss):
-            made = Loss(str(getattr(loss, "__name__", type(loss).__name__)), loss)
+            name = str(getattr(loss, "__name__", type(loss).__name__))
+            made = Loss(name, _of_each_image(loss, given_name or name))
         else:
             raise ExportError(
                 f"a loss must be a name or a callable (image, target), got {type(loss).__name__}"
@@ -388,6 +390,22 @@ def resolve_losses(
     if not resolved:
         raise ExportError("losses is empty: give at least one, for example losses=('mse',)")
     return tuple(resolved.values())
+
+
+def _of_each_image(loss: LossFunction, name: str) -> LossFunction:
+    """Return a user's loss as it is traced: a module is copied, and [B, 1, 1, 1] becomes [B]."""
+    if isinstance(loss, Specialised):
+        return loss
+    if isinstance(loss, nn.Module):
+        loss = prepare(loss, batch_norm="eval", what=f"loss {name!r}")
+
+    def value(image: Tensor, target: Tensor) -> Tensor:
+        values = loss(image, target)
+        if isinstance(values, Tensor) and set(values.shape[1:]) == {1}:
+            return values.flatten()
+        return values
+
+    return value
 
 
 def try_losses(

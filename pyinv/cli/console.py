@@ -26,6 +26,11 @@ class Console:
 
     @property
     def shows_progress(self) -> bool:
+        """Whether to show progress on standard error."""
+        return not self.quiet
+
+    @property
+    def shows_bar(self) -> bool:
         """Whether to show a progress bar: standard error is a terminal."""
         return not self.quiet and sys.stderr.isatty()
 

@@ -19,8 +19,8 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         parents=[shared],
         help="run a demo with the bundle included in pyinv",
         description=(
-            "Recover the latents of 128 generated digits with three kinds of clipping, and invert "
-            "64 real ones. Prints a table and writes two pictures. Takes about a minute."
+            "Invert 64 real digits, and recover the latents of 128 generated ones, also with three "
+            "kinds of clipping. Writes a picture. Takes about half a minute."
         ),
     )
     parser.add_argument(
@@ -28,7 +28,7 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         "--output",
         metavar="DIR",
         default="pyinv-demo",
-        help="folder for the pictures [%(default)s]",
+        help="folder for the picture [%(default)s]",
     )
     parser.add_argument("--seed", type=int, default=0, help="random seed [%(default)s]")
     add_threads(parser)

@@ -238,7 +238,6 @@ def _recipe(arguments: argparse.Namespace, manifest: Manifest, weights: Any) -> 
         "max_steps": arguments.max_steps,
         "restarts": arguments.restarts,
         "learning_rate": arguments.learning_rate,
-        "loss": arguments.loss,
         "loss_tolerance": arguments.loss_tolerance,
         "constraint": None
         if arguments.constraint is None
@@ -258,7 +257,8 @@ def _recipe(arguments: argparse.Namespace, manifest: Manifest, weights: Any) -> 
         )
     else:
         recipe = recipes.get(arguments.recipe, manifest, start=start)
-    return recipe.replace(**{name: value for name, value in changes.items() if value is not None})
+    recipe = recipe.replace(**{name: value for name, value in changes.items() if value is not None})
+    return recipe if arguments.loss is None else recipes.with_loss(recipe, arguments.loss, manifest)
 
 
 def _report(

@@ -55,7 +55,7 @@ def run_training(
             arguments.output,
             device=arguments.device,
             threads=arguments.threads,
-            progress=console.shows_progress,
+            progress=console.shows_bar,
             say=console.message,
             overwrite=arguments.overwrite,
             **options,

@@ -580,8 +580,8 @@ class _Experiment(Experiment):
         self.draw_rows(
             f"{targets.key}-pictures",
             f"Figure 2, {targets.title.lower()}: Reconstructions",
-            f"The first of {literal(targets.description)}, and their reconstructions by each "
-            "method.",
+            f"The first {self.shown} of {literal(targets.description)}, and their reconstructions "
+            "by each method.",
             rows,
             alt="Rows of images: targets, and their reconstructions by each method",
         )
@@ -592,9 +592,9 @@ class _Experiment(Experiment):
         self.add_figure(
             f"{targets.key}-pairs",
             f"Figure 1, {targets.title.lower()}: Images beside their inversions by (f)",
-            "x on the left, G_F(E_F(x)) on the right, as in the "
-            f"{row} row of the paper's figure. The mean absolute error of a pixel over all targets "
-            "is {error:.3g}.",
+            f"The first {min(PAIRS, len(targets.images))} of {literal(targets.description)}: x on "
+            f"the left, G_F(E_F(x)) on the right, as in the {row} row of the paper's figure. The "
+            "mean absolute error of a pixel over all targets is {error:.3g}.",
             partial(
                 figures.pairs,
                 targets.images[:PAIRS],

@@ -267,8 +267,9 @@ class _Experiment(Experiment):
             self.report.add_figure(
                 f"pairs-{id}",
                 f"Figure {number}: {title}" if number else f"Reconstructions, {title}",
-                f"Reconstructions of the first {shown} targets. Unlike in the paper, the original "
-                "is on the left and its reconstruction on the right.",
+                f"Reconstructions of the first {shown} of {len(self.targets):,} targets. "
+                "Unlike in the paper, the original is on the left and its reconstruction on the "
+                "right.",
                 partial(
                     figures.pairs,
                     self.targets[:shown],

@@ -1,4 +1,7 @@
-"""A report's figures: image grids and curves, as PNG files on white.
+"""A report's figures: image grids and curves, as PNG files for light and dark pages.
+
+Each function writes two files, a.png on white and a-dark.png on the ground of dark pages, and
+returns the path of the first.
 
 All have 192 dots per inch and are shown at half their size in pixels, so that they are sharp on
 high-density screens. Images are enlarged by integer factors, so that their pixels stay square.
@@ -9,6 +12,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,32 +29,64 @@ from pyinv.papers.folder import open_folder
 from pyinv.validation import shape_text
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Line", "curves", "image_grid", "image_rows", "pairs"]
+__all__ = ["Line", "curves", "dark_variant", "image_grid", "image_rows", "pairs"]
 
 PathLike = str | os.PathLike[str]
 
 DOTS_PER_INCH = 192
-PAPER = (255, 255, 255)
-INK = (32, 35, 40)
-FAINT = (98, 104, 114)
-FRAME = (222, 225, 230)
+Colour = tuple[int, int, int]
 
-# Sizes in dots, two per CSS pixel. The page's text column is 800 CSS pixels wide.
+# Sizes in dots, two per CSS pixel. The text column of the page is 800 CSS pixels wide. On a phone a
+# picture shrinks, see page.LEAST_SHRUNK, and its text has to be readable there.
 WIDEST = 1600
 TILE = 160  # eight fit beside a label
 GAP = 6
-TEXT = 25
+TEXT = 28
 MARGIN = 8
 
-# Okabe & Ito's colour-blind-safe palette ("Color Universal Design", 2008) without the yellow,
-# which is too faint on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D5561")
+PLOT_INCHES = (5.0, 3.6)  # page.NARROW is this width
+LABEL_POINTS = 12.5
+NUMBER_POINTS = 11.5
+# The most characters of an axis label in a line.
+X_CHARACTERS = 44
+Y_CHARACTERS = 30
+
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", "--", ":")  # of lines that share a colour
 MOST_MARKED = 16  # longer lines are drawn without markers
-MOST_INSIDE = 6  # longer legends are placed outside the axes
+MOST_INSIDE = 4  # longer legends are placed below the axes
+LEGEND_LINE = 0.24  # inches
+
+
+@dataclass(frozen=True)
+class _Theme:
+    """The colours of a light or dark page; ``paper`` is the ground that page.css puts there."""
+
+    paper: Colour
+    ink: Colour
+    faint: Colour
+    frame: Colour
+    lines: tuple[str, ...]
+
+
+# Okabe & Ito's colour-blind-safe palette ("Color Universal Design", 2008) without the yellow,
+# which is too faint on white. On dark ground its darker colours are lightened.
+LIGHT = _Theme(
+    (255, 255, 255),
+    (32, 35, 40),
+    (98, 104, 114),
+    (222, 225, 230),
+    ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D5561"),
+)
+DARK = _Theme(
+    (29, 33, 38),
+    (231, 234, 238),
+    (160, 169, 180),
+    (62, 70, 80),
+    ("#4FA8E0", "#F07F3C", "#2EBE8E", "#DE97BE", "#E69F00", "#A6D9F7", "#A0A9B4"),
+)
 
 
 @dataclass(frozen=True)
@@ -186,22 +222,22 @@ def curves(
         DependencyError: matplotlib is missing.
         OutputError: the file cannot be written.
     """
-    figure, axes = _plot(x_label, y_label, x_log, y_log)
-    for index, line in enumerate(lines):
-        x = np.asarray(line.x, dtype=np.float64)
-        colour = COLOURS[index % len(COLOURS)]
-        few = len(x) <= MOST_MARKED
-        axes.plot(
-            x,
-            np.asarray(line.y, dtype=np.float64),
-            color=colour,
-            label=line.label,
-            marker=MARKERS[index % len(MARKERS)] if few else None,
-            markersize=5,
-            linewidth=1.6,
-        )
-    _add_legend(axes)
-    return _save_plot(figure, path)
+    for theme, file in _themed(path):
+        figure = _plot(theme, lines, x_label, y_label, x_log, y_log)
+        content = io.BytesIO()
+        figure.savefig(content, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+        _write(file, content)
+    return Path(path)
+
+
+def dark_variant(path: PathLike) -> Path:
+    """Return the path of a figure's file for dark pages."""
+    path = Path(path)
+    return path.with_name(f"{path.stem}-dark{path.suffix}")
+
+
+def _themed(path: PathLike) -> tuple[tuple[_Theme, Path], ...]:
+    return (LIGHT, Path(path)), (DARK, dark_variant(path))
 
 
 # -- images
@@ -228,7 +264,7 @@ def _draw_rows(
 ) -> Path:
     """Draw rows of tiles, with a gap after every ``together`` adjacent tiles."""
     font = _font()
-    measure = ImageDraw.Draw(Image.new("RGB", (1, 1), PAPER))
+    measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     label_width = math.ceil(max(measure.textlength(label, font) for label, _ in rows))
     left = MARGIN + (label_width + 2 * GAP if label_width else 0)
     columns = max(len(tiles) for _, tiles in rows)
@@ -241,31 +277,31 @@ def _draw_rows(
     height, width = height * zoom, width * zoom
 
     top = MARGIN + (TEXT + 2 * GAP if titles else 0)
-    sheet = Image.new(
-        "RGB",
-        (
-            left + columns * width + gaps + MARGIN,
-            top + len(rows) * (height + GAP) - GAP + MARGIN,
-        ),
-        PAPER,
+    size = (
+        left + columns * width + gaps + MARGIN,
+        top + len(rows) * (height + GAP) - GAP + MARGIN,
     )
-    draw = ImageDraw.Draw(sheet)
-    for row, (label, tiles) in enumerate(rows):
-        above = top + row * (height + GAP)
-        draw.text((left - 2 * GAP, above + height // 2), label, INK, font, anchor="rm")
-        for column, tile in enumerate(tiles):
-            place = (left + column * (width + 1) + column // together * (gap - 1), above)
-            picture = Image.fromarray(np.ascontiguousarray(tile))
-            sheet.paste(picture.resize((width, height), Image.Resampling.NEAREST), place)
-            # Without a frame around the tile, a white image has no visible edge.
-            corner = (place[0] + width, place[1] + height)
-            draw.rectangle((place[0] - 1, place[1] - 1, *corner), outline=FRAME)
-            if row == 0 and column < len(titles):
-                middle = place[0] + width // 2
-                draw.text((middle, above - GAP), titles[column], FAINT, font, anchor="md")
-    content = io.BytesIO()
-    sheet.save(content, format="PNG", dpi=(DOTS_PER_INCH, DOTS_PER_INCH), optimize=True)
-    return _write(path, content)
+    for theme, file in _themed(path):
+        sheet = Image.new("RGB", size, theme.paper)
+        draw = ImageDraw.Draw(sheet)
+        for row, (label, tiles) in enumerate(rows):
+            above = top + row * (height + GAP)
+            middle = (left - 2 * GAP, above + height // 2)
+            draw.text(middle, label, theme.ink, font, anchor="rm")
+            for column, tile in enumerate(tiles):
+                place = (left + column * (width + 1) + column // together * (gap - 1), above)
+                picture = Image.fromarray(np.ascontiguousarray(tile))
+                sheet.paste(picture.resize((width, height), Image.Resampling.NEAREST), place)
+                # Without a frame around the tile, one in the colour of the paper has no edge.
+                corner = (place[0] + width, place[1] + height)
+                draw.rectangle((place[0] - 1, place[1] - 1, *corner), outline=theme.frame)
+                if row == 0 and column < len(titles):
+                    centre = (place[0] + width // 2, above - GAP)
+                    draw.text(centre, titles[column], theme.faint, font, anchor="md")
+        content = io.BytesIO()
+        sheet.save(content, format="PNG", dpi=(DOTS_PER_INCH, DOTS_PER_INCH), optimize=True)
+        _write(file, content)
+    return Path(path)
 
 
 def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
@@ -274,53 +310,60 @@ def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
         import matplotlib
     except ImportError:
         return ImageFont.load_default(TEXT)
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")), 22)
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")), 25)
 
 
 # -- plots
 
 
-def _plot(x_label: str, y_label: str, x_log: bool, y_log: bool) -> tuple[Figure, Axes]:
+def _plot(
+    theme: _Theme, lines: Sequence[Line], x_label: str, y_label: str, x_log: bool, y_log: bool
+) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise DependencyError(
             "the plots of a report need matplotlib: pip install 'pyinv[demo]'"
         ) from None
-    figure = Figure(figsize=(6.8, 4), dpi=DOTS_PER_INCH, layout="constrained", facecolor="white")
-    axes = figure.add_subplot()
+    ink, faint = _hex(theme.ink), _hex(theme.faint)
+    labels = [line.label for line in lines if line.label]
+    below = labels if len(labels) > MOST_INSIDE else []
+    legend_columns = 2 if max(map(len, below), default=0) < X_CHARACTERS // 2 else 1
+    width, height = PLOT_INCHES
+    height += LEGEND_LINE * math.ceil(len(below) / legend_columns)
+    paper = _hex(theme.paper)
+    figure = Figure((width, height), dpi=DOTS_PER_INCH, facecolor=paper, layout="constrained")
+    axes = figure.add_subplot(facecolor=paper)
     axes.set_xscale("log" if x_log else "linear")
     axes.set_yscale("log" if y_log else "linear")
-    ink, faint = _hex(INK), _hex(FAINT)
-    axes.set_xlabel(x_label, color=ink, fontsize=10.5)
-    axes.set_ylabel(y_label, color=ink, fontsize=10.5)
-    axes.tick_params(which="both", colors=faint, labelsize=9.5)
-    axes.grid(color=_hex(FRAME), linewidth=0.7)
+    axes.set_xlabel(textwrap.fill(x_label, X_CHARACTERS), color=ink, fontsize=LABEL_POINTS)
+    axes.set_ylabel(textwrap.fill(y_label, Y_CHARACTERS), color=ink, fontsize=LABEL_POINTS)
+    axes.tick_params(which="both", colors=faint, labelsize=NUMBER_POINTS)
+    axes.grid(color=_hex(theme.frame), linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(_hex(FAINT))
-    return figure, axes
-
-
-def _add_legend(axes: Axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    named = [label for label in labels if label]
-    if len(named) > 1:
-        outside = len(named) > MOST_INSIDE
-        axes.legend(
-            handles,
-            labels,
-            frameon=False,
-            fontsize=9.5,
-            labelcolor=_hex(INK),
-            **({"loc": "upper left", "bbox_to_anchor": (1, 1)} if outside else {"loc": "best"}),
+    axes.spines[["left", "bottom"]].set_color(faint)
+    for index, line in enumerate(lines):
+        x = np.asarray(line.x, dtype=np.float64)
+        few = len(x) <= MOST_MARKED
+        cycle, colour = divmod(index, len(theme.lines))
+        axes.plot(
+            x,
+            np.asarray(line.y, dtype=np.float64),
+            color=theme.lines[colour],
+            linestyle=DASHES[cycle % len(DASHES)],
+            label=line.label,
+            marker=MARKERS[index % len(MARKERS)] if few else None,
+            markersize=6,
+            linewidth=1.8,
         )
-
-
-def _save_plot(figure: Figure, path: PathLike) -> Path:
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
-    return _write(path, content)
+    if len(labels) > 1:
+        style: dict[str, Any] = {"frameon": False, "fontsize": NUMBER_POINTS, "labelcolor": ink}
+        if below:
+            figure.legend(loc="outside lower left", ncols=legend_columns, **style)
+        else:
+            axes.legend(loc="best", **style)
+    return figure
 
 
 def _write(path: PathLike, content: io.BytesIO) -> Path:
@@ -330,5 +373,5 @@ def _write(path: PathLike, content: io.BytesIO) -> Path:
     return path
 
 
-def _hex(colour: tuple[int, int, int]) -> str:
+def _hex(colour: Colour) -> str:
     return "#{:02x}{:02x}{:02x}".format(*colour)

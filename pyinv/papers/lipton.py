@@ -440,8 +440,9 @@ class _Experiment(RecoveryExperiment):
         self.draw_rows(
             "figure-1",
             "Figure 1: Reconstructions during a run",
-            "Generated targets and their reconstructions with stochastic clipping. The paper shows "
-            "them after initialisation, after 100 steps and after 20,000 steps.",
+            f"The first {self.shown} of {len(self.images):,} generated targets, and their "
+            "reconstructions with stochastic clipping. The paper shows them after initialisation, "
+            "after 100 steps and after 20,000 steps.",
             {
                 "target": self.images[: self.shown],
                 "after initialisation": self.inverter.generate(first),
@@ -466,10 +467,10 @@ class _Experiment(RecoveryExperiment):
         self.add_figure(
             "figure-2",
             "Figure 2: Latent error under noise",
-            f"Gaussian noise is added to {self.noisy} of the targets, which are then clipped to "
-            "the generator's value range, as in the authors' code. The paper has a plot without "
-            "numbers, in which the error grows in proportion to the noise and is lowest with "
-            "stochastic clipping.",
+            f"Gaussian noise is added to {self.noisy:,} of the {len(self.images):,} targets, which "
+            "are then clipped to the generator's value range, as in the authors' code. The paper "
+            "has a plot without numbers, in which the error grows in proportion to the noise and "
+            "is lowest with stochastic clipping.",
             partial(
                 figures.curves,
                 lines,

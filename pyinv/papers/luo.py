@@ -519,7 +519,8 @@ class _Experiment(Experiment):
         self.draw_rows(
             "figure-2",
             "Figure 2: Reconstructions",
-            f"Generated images and their reconstructions by each method{below}.",
+            f"The first {self.shown} of {self.request.targets:,} generated images, and their "
+            f"reconstructions by each method{below}.",
             rows,
             alt="Rows of images: generated images, and their reconstructions by each method",
             value_range=PIXEL_RANGE,
@@ -569,8 +570,8 @@ class _Experiment(Experiment):
         self.draw_rows(
             "figure-4",
             "Figure 4: Similar images",
-            f"Some of {literal(self.collection.bases_description)}, and the first image that each "
-            f"search finds among {literal(self.collection.description)}.",
+            f"The first {len(bases)} of {literal(self.collection.bases_description)}, and the "
+            f"first image that each search finds among {literal(self.collection.description)}.",
             {"query": bases, **self._first_found(("aegan", "dhash"), bases)},
             alt="Rows of images: queries, and the images found by AEGAN's latents and by dHash",
             value_range=PIXEL_RANGE,
@@ -590,8 +591,9 @@ class _Experiment(Experiment):
             self.draw_rows(
                 f"figure-3-{kind}",
                 f"Figure 3, {DEGRADATIONS[kind]}: Search results",
-                f"Some of {literal(self.collection.description)}, the degraded images that are the "
-                "queries, and the first image that each search finds.",
+                f"The first {len(some)} of {len(queries):,} queries, which are degraded images of "
+                f"{literal(self.collection.description)}, with their originals and the first image "
+                "that each search finds.",
                 {
                     "original": originals,
                     DEGRADATIONS[kind]: some,
@@ -638,8 +640,8 @@ class _Experiment(Experiment):
         self.draw_rows(
             "figure-5",
             "Figure 5: Reconstructions of blurred images",
-            "Generated images, the same images under a Gaussian blur, and the reconstructions "
-            "from the blurred images.",
+            f"The first {self.shown} of {self.request.targets:,} generated images, the same images "
+            "under a Gaussian blur, and the reconstructions from the blurred images.",
             {names[name]: pixels[: self.shown] for name, pixels in self._deblurred.items()},
             alt="Rows of images: generated, blurred, and reconstructed from the blurred images",
             value_range=PIXEL_RANGE,

@@ -38,8 +38,11 @@ LONG_FACT = 60  # characters
 CSS_DOTS_PER_INCH = 96
 # A picture without a resolution is enlarged by an integer factor, to at most about this width.
 ENLARGED_WIDTH = 480
-# On a narrow screen, a picture shrinks to this share of its size, then scrolls.
-LEAST_SHRUNK = 0.5
+# On a narrow screen, a picture shrinks to this share of its size, where its text is still readable,
+# then scrolls. The text of plots is larger, and they are as wide as NARROW.
+LEAST_SHRUNK = 0.8
+LEAST_SHRUNK_IF_NARROW = 2 / 3
+NARROW = 480
 
 
 def render(numbers: Mapping[str, Any], folder: Path) -> str:
@@ -57,11 +60,11 @@ def render(numbers: Mapping[str, Any], folder: Path) -> str:
     sections = [
         ("what-was-run", ("", "What was run"), _facts({**numbers["settings"], **numbers["made"]}))
     ]
+    for entry, label in zip(content, _labels(content), strict=True):
+        sections.append((entry["id"], label, _body(entry, label, folder)))
     if numbers["differences"]:
         label = ("", "What differs from the paper")
         sections.append(("differences", label, _differences(numbers["differences"])))
-    for entry, label in zip(content, _labels(content), strict=True):
-        sections.append((entry["id"], label, _body(entry, label, folder)))
     if numbers["runs"]:
         sections.append(("runs", ("", "Runs"), _runs(numbers["runs"])))
     kinds = {entry["id"]: entry["kind"] for entry in content if entry["kind"] != "text"}
@@ -118,7 +121,9 @@ def _header(paper: Mapping[str, Any]) -> str:
 
 
 def _facts(facts: Mapping[str, Any]) -> str:
-    texts = [(_name(name), _text(value)) for name, value in facts.items() if value is not None]
+    texts = [
+        (_name(name), _text(value)) for name, value in facts.items() if value not in (None, [])
+    ]
     items = "".join(
         f"<div{' class=wide' if len(text) > LONG_FACT else ''}><dt>{escape(name)}</dt>"
         f"<dd>{escape(text)}</dd></div>"
@@ -316,11 +321,19 @@ def _argument(value: Any) -> str:
 
 def _figure(entry: Mapping[str, Any], folder: Path) -> str:
     data, width, height, enlarged = _picture(folder / entry["path"])
+    least = width * (LEAST_SHRUNK_IF_NARROW if width <= NARROW else LEAST_SHRUNK)
+    card, dark = "card light", ""
+    if entry["dark"] is not None:
+        card = "card"
+        dark = (
+            '<source media="screen and (prefers-color-scheme: dark)" '
+            f'srcset="data:image/png;base64,{_picture(folder / entry["dark"])[0]}">'
+        )
     return (
-        f'<figure><div class="card"><img{_class("pixels" if enlarged else "")} '
+        f'<figure><div class="{card}"><picture>{dark}<img{_class("pixels" if enlarged else "")} '
         f'src="data:image/png;base64,{data}" width="{width}" height="{height}" '
-        f'style="min-width:{width * LEAST_SHRUNK:.0f}px" alt="{escape(entry["alt"])}"></div>'
-        f"<figcaption>{_fill(entry['caption'], entry['cells'])}</figcaption></figure>"
+        f'style="min-width:{least:.0f}px" alt="{escape(entry["alt"])}"></picture>'
+        f"</div><figcaption>{_fill(entry['caption'], entry['cells'])}</figcaption></figure>"
     )
 
 

@@ -10,6 +10,7 @@ from pyinv.inverter import Inverter
 from pyinv.papers.pixels import FloatArray
 from pyinv.papers.request import Request
 from pyinv.papers.run_cache import RunCache
+from pyinv.progress import duration
 from pyinv.recipes import Recipe
 from pyinv.result import Inversion
 
@@ -57,7 +58,7 @@ def run_plan(
         plan: the runs, with unique ids.
         runs: the cache of finished runs.
         request: gives the seed of all random draws (the same row draws the same numbers in every
-            run), the receiver of messages, and whether to show a progress bar.
+            run), the receiver of messages, and whether to show progress.
 
     Returns:
         the inversions by run id, in the plan's order.
@@ -84,12 +85,3 @@ def run_plan(
             request.say(f"  {duration(elapsed / planned.work * ahead)} remaining, at this speed")
             estimated = True
     return done
-
-
-def duration(seconds: float) -> str:
-    """Return a duration as text, such as "about 5 minutes"."""
-    if seconds < 90:
-        return f"about {max(round(seconds), 1)} s"
-    if seconds < 90 * 60:
-        return f"about {round(seconds / 60)} minutes"
-    return f"about {seconds / 3600:.1f} hours"

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from pyinv.atomic_files import write_whole
 from pyinv.errors import InputError
+from pyinv.papers.figures import dark_variant
 from pyinv.papers.folder import open_folder
 from pyinv.papers.page import PAGE_IDS, render
 
@@ -340,9 +341,9 @@ class Report:
                 for a part of one; other figures are numbered by letter.
             caption: the caption; ``{name}`` and ``{name:.3f}`` are replaced by ``cells``.
             draw: called with the path figures/<id>.png in the report's folder. It writes a PNG file
-                inside that folder and returns its path. The file's resolution sets its size on the
-                page: a file with 192 dots per inch, as ``pyinv.papers.figures`` writes, is shown
-                at half its size in pixels.
+                inside that folder and returns its path. Dark pages show <id>-dark.png, if there is
+                one. The file's resolution sets its size on the page: a file with 192 dots per inch,
+                as ``pyinv.papers.figures`` writes, is shown at half its size in pixels.
             alt: the alternative text.
             cells: the numbers in the caption.
 
@@ -350,13 +351,16 @@ class Report:
             InputError: an id that is taken, a file that is not a PNG inside the folder, or a
                 caption with a placeholder that is not in ``cells``.
         """
+        path = self._picture(draw(self.folder / "figures" / f"{id}.png"))
+        dark = dark_variant(path)
         self._add(
             "figure",
             id,
             title,
             caption,
             cells,
-            path=self._picture(draw(self.folder / "figures" / f"{id}.png")),
+            path=path,
+            dark=dark.as_posix() if (self.folder / dark).is_file() else None,
             alt=alt,
         )
 

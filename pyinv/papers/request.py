@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -44,7 +45,7 @@ class Request:
         seed: seed of all random draws, 0 to 2^63 - 1.
         machine: arguments of ``Inverter``: runtime, device, batch_size, threads, tf32.
         say: called with each message for the user.
-        progress: show progress bars on standard error.
+        progress: show progress on standard error.
 
     Raises:
         InputError: a value out of its range.
@@ -92,7 +93,8 @@ class Request:
         return {
             "device": self.machine.get("device", "cpu"),
             "threads": self.machine.get("threads"),
-            "progress": self.progress,
+            # In a log, the lines of `say` do; a bar is for terminals.
+            "progress": self.progress and sys.stderr.isatty(),
             "say": self.say,
         }
 

@@ -151,7 +151,7 @@ def test_missing_normal_equations_are_named_with_the_export_option(tmp_path):
     assert str(error.value) == (
         "this bundle has no normal equations of the loss 'l1', only of mse; " + mend
     )
-    with pytest.raises(BundleError, match="no loss 'whitened', only mse, l1; export"):
+    with pytest.raises(BundleError, match="no loss 'whitened', only mse, l1; choose"):
         manifest.normal_equations("whitened")
     with pytest.raises(BundleError, match="not for torchscript; export it again with"):
         manifest.normal_equations("mse", "torchscript")
@@ -176,12 +176,20 @@ def test_latent_of_several_axes_is_flattened(tmp_path):
     assert Bundle.open(tmp_path / "b").manifest.latent_size == 6
 
 
-def test_missing_loss_is_named_with_the_export_option(bundle):
+@pytest.mark.parametrize(
+    ("loss", "how"),
+    [
+        ("whitened", 'losses=(..., "whitened") or `pyinv export --loss whitened`'),
+        ("perceptual", "losses=(..., pyinv.export.perceptual(network)) or `pyinv export"),
+        ("lpips", 'losses={..., "lpips": function}, where function is one of torch, (image, targ'),
+    ],
+)
+def test_a_missing_loss_is_named_with_what_exports_it(bundle, loss, how):
     with pytest.raises(BundleError) as error:
-        bundle.manifest.objective("lpips")
-    assert str(error.value) == (
-        "this bundle has no loss 'lpips', only mse, l1, bce; export it again with "
-        'losses=(..., "lpips") or `pyinv export --loss lpips`, or choose another loss'
+        bundle.manifest.objective(loss)
+    assert str(error.value).startswith(
+        f"this bundle has no loss '{loss}', only mse, l1, bce; choose one of them, or export it "
+        f"again with {how}"
     )
 
 

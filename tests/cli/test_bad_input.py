@@ -91,8 +91,15 @@ BAD_CALLS: list[tuple[Callable[[Inverter], Any], type[PyinvError], str]] = [
     (
         lambda i: i.invert(GOOD, recipe=Recipe("x", Stage(Adam(0.1), loss="lpips"))),
         BundleError,
-        "this bundle has no loss 'lpips', only mse, l1, bce; export it again with losses=",
+        "this bundle has no loss 'lpips', only mse, l1, bce; choose one of them, or export it",
     ),
+    (
+        lambda i: i.invert(GOOD, loss="lpips"),
+        BundleError,
+        "this bundle has no loss 'lpips', only mse, l1, bce; choose one of them, or export it",
+    ),
+    (lambda i: i.invert(GOOD, loss=np.mean), RuleError, "got a function; its gradient is made at"),
+    (lambda i: i.invert(GOOD, loss=3), RuleError, "loss must be a loss's name such as"),
     (lambda i: i.evaluate(np.zeros((2, 6)), GOOD, loss="ssim"), BundleError, "no loss 'ssim'"),
     (lambda i: i.invert(GOOD, restarts=-1), RuleError, "restarts must be a whole number >= 0"),
     (lambda i: i.invert(GOOD, seed=-1), InputError, "seed must be a whole number >= 0"),

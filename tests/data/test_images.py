@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import sys
 import wave
@@ -202,13 +203,42 @@ def test_saved_images_load_as_they_were(tmp_path, colour):
     np.testing.assert_allclose(load_images(paths, colour), images, atol=1 / 255 + 1e-6)
 
 
+def test_open_files_are_read_like_their_paths(tmp_path, colour):
+    images = np.random.default_rng(1).uniform(-1, 1, (2, 3, 9, 12)).astype(np.float32)
+    paths = save_images(images, tmp_path, (-1, 1))
+    expected = load_images(paths, colour)
+    np.testing.assert_array_equal(
+        load_images(io.BytesIO(paths[0].read_bytes()), colour), expected[:1]
+    )
+    with paths[1].open("rb") as file:
+        np.testing.assert_array_equal(load_images([paths[0], file], colour), expected)
+    with pytest.raises(InputError, match="the image: not a readable image"):
+        load_images(io.BytesIO(b"no image"), colour)
+
+
 def test_grid_holds_every_image(tmp_path):
-    images = np.full((5, 1, 8, 8), -1, dtype=np.float32)
+    images = np.full((5, 1, 100, 80), -1, dtype=np.float32)
     save_grid(images, tmp_path / "grid.png", (-1, 1), columns=3)
     with Image.open(tmp_path / "grid.png") as picture:
         sheet = np.asarray(picture)
-    assert sheet.shape == (17, 26)
-    assert np.sum(sheet == 0) == 5 * 64
+    assert sheet.shape == (201, 242)
+    assert np.sum(sheet == 0) == 5 * 8000
+
+
+@pytest.mark.parametrize(
+    ("shape", "zoom"), [((4, 1, 16, 16), 8), ((4, 3, 28, 40), 3), ((1600, 1, 16, 16), 3)]
+)
+def test_a_grid_enlarges_small_images_by_a_whole_factor(tmp_path, shape, zoom):
+    images = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
+    save_grid(images, tmp_path / "grid.png", (-1, 1))
+    with Image.open(tmp_path / "grid.png") as picture:
+        sheet = np.asarray(picture).reshape(picture.height, picture.width, shape[1])
+    assert sheet.shape[1] <= 2048 + 64 * zoom
+    first = to_uint8(images[:1], (-1, 1))[0]
+    height, width = shape[2] * zoom, shape[3] * zoom
+    np.testing.assert_array_equal(sheet[:height:zoom, :width:zoom], first)
+    np.testing.assert_array_equal(sheet[zoom - 1 : height : zoom, zoom - 1 : width : zoom], first)
+    assert (sheet[:, width : width + zoom] == 255).all()
 
 
 def test_pixels_are_rounded_and_clipped():

@@ -269,6 +269,40 @@ def test_losses_of_your_own(tmp_path: Path) -> None:
     assert Bundle.open(path).manifest.losses == ("charbonnier", "lpips")
 
 
+class Lpips(nn.Module):
+    """Shaped like the package lpips: dropout before the weights, and values [B, 1, 1, 1]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(inplace=True))
+        self.weights = nn.Sequential(nn.Dropout(), nn.Conv2d(6, 1, 1, bias=False))
+
+    def forward(self, image: Tensor, target: Tensor, normalize: bool = False) -> Tensor:
+        one, other = (functional.normalize(self.features(x), eps=1e-5) for x in (image, target))
+        return self.weights((one - other).square()).mean((2, 3), keepdim=True)
+
+
+def test_a_module_is_a_loss_and_is_chosen_by_name(tmp_path: Path) -> None:
+    lpips = seeded(Lpips()).train()
+    with torch.no_grad():
+        lpips.weights[1].weight.abs_()
+    path = export_small(Small(), tmp_path / "b", losses={"mse": "mse", "lpips": lpips})
+    assert lpips.training
+    assert all(parameter.requires_grad for parameter in lpips.parameters())
+
+    inverter = Inverter(path, batch_size=4)
+    images = inverter.generate(inverter.sample(3))
+    found = inverter.invert(images, loss="lpips", recipe="default", seed=5)
+    assert {stage["loss"] for stage in found.recipe["stages"]} == {"lpips"}
+    with torch.no_grad():
+        right = lpips.eval()(torch.tensor(found.images), torch.tensor(images)).flatten()
+        start = lpips(
+            torch.tensor(inverter.generate(inverter.sample(3, seed=5))), torch.tensor(images)
+        )
+    np.testing.assert_allclose(found.loss, right.numpy(), rtol=1e-3, atol=1e-6)
+    assert float(right.max()) < 0.2 * float(start.min())
+
+
 def test_a_loss_is_known_by_its_own_name(tmp_path: Path) -> None:
     def huber(image: Tensor, target: Tensor) -> Tensor:
         return functional.huber_loss(image, target, reduction="none").mean((1, 2, 3))

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import pickle
+import re
 import signal
+import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from pyinv import _core, recipes, session
+from pyinv import _core, demo, progress, recipes, session
 from pyinv.bundle import Bundle
 from pyinv.constraints import Clip, StochasticClip
 from pyinv.errors import BundleError, DeviceError, InputError
@@ -377,6 +381,30 @@ def test_torch_tensors_are_taken(inverter, images):
     np.testing.assert_array_equal(found.latents, again.latents)
 
 
+def test_a_loss_of_the_bundle_replaces_that_of_every_stage():
+    inverter = Inverter(demo.BUNDLE, batch_size=4)
+    images = inverter.generate(inverter.sample(3))
+    recipe = QUICK.replace(stages=QUICK.stages * 2)
+    found = inverter.invert(images, recipe=recipe, loss="l1")
+    assert [stage["loss"] for stage in found.recipe["stages"]] == ["l1", "l1"]
+    absolute = np.abs(found.images - images).mean(axis=(1, 2, 3))
+    np.testing.assert_allclose(found.loss, absolute, rtol=1e-4)
+    of_recipe = inverter.invert(images, recipe=recipe.replace(loss="l1"))
+    np.testing.assert_array_equal(found.latents, of_recipe.latents)
+
+
+def test_a_loss_without_normal_equations_is_refused_where_they_are_needed():
+    inverter = Inverter(demo.BUNDLE)
+    images = inverter.generate(inverter.sample(1))
+    with pytest.raises(BundleError) as error:
+        inverter.invert(images, recipe="precise", loss="l1")
+    assert str(error.value) == (
+        "recipe precise needs normal equations, which this bundle does not have of the loss 'l1', "
+        "only of mse, whitened; use a recipe that needs gradients only, such as "
+        'recipe="default"'
+    )
+
+
 def test_progress_goes_to_a_function(inverter, images):
     seen = []
     inverter.invert(images, recipe=QUICK.replace(max_steps=300), progress=seen.append)
@@ -395,11 +423,42 @@ def test_progress_counts_targets_of_second_order_runs(second_order):
     assert all(now["finished"] + now["active"] <= 300 for now in seen)
 
 
-def test_progress_bar_goes_to_standard_error(inverter, images, capsys):
+def test_on_a_terminal_a_progress_bar_goes_to_standard_error(inverter, images, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     inverter.invert(images, recipe=QUICK, progress=True)
     out, err = capsys.readouterr()
     assert out == ""
-    assert "5 images" in err
+    assert "/5 images [" in err
+
+
+def test_elsewhere_progress_is_plain_lines(inverter, images, capsys, monkeypatch):
+    recipe = QUICK.replace(max_steps=2000)
+    inverter.invert(images, recipe=recipe, progress=True)
+    assert capsys.readouterr() == ("", "")  # over before a line is due
+    monkeypatch.setattr(progress, "LINE_EVERY", 0.0)
+    inverter.invert(images, recipe=recipe, progress=True)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "\r" not in err
+    pattern = (
+        r"\d of 5 images done, [\d.e+-]+ images/s(, about \d+ s left)?(, mean loss [\d.e+-]+)?"
+    )
+    lines = err.splitlines()
+    assert lines
+    assert [line for line in lines if not re.fullmatch(pattern, line)] == []
+
+
+def test_a_long_run_prints_fewer_lines(capsys, monkeypatch):
+    clock = itertools.count()
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    now = {"finished": 0, "active": 8, "mean_loss": 0.25}
+    with progress.progress_reporter(True, 40, 100) as report:
+        for second in range(1, 3601):
+            report({**now, "finished": second // 100, "evaluations": second})
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "0 of 40 images done, 0.01 images/s, about 66 minutes left, mean loss 0.25"
+    assert lines[19].startswith("2 of 40 images done, 0.01 images/s, about 63 minutes left")
+    assert 60 < len(lines) < 90
 
 
 @pytest.mark.usefixtures("all_cores")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -616,7 +617,8 @@ def test_failure_during_hops_keeps_what_is_known(normal, targets, inversion, mon
     np.testing.assert_array_equal(np.isfinite(error.value.uncertainty.noise), known)
 
 
-def test_the_bar_counts_hops(normal, targets, capsys):
+def test_the_bar_counts_hops(normal, targets, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     normal[0].uncertainty(draw(NORMAL, 5), targets, n_hops=6, progress=True)
     assert "/30 hops [" in capsys.readouterr().err
 

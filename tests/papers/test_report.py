@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html.parser
 import json
 import os
@@ -19,7 +20,7 @@ from pyinv import Adam, Inverter, Normal, Recipe, Stage, evaluation, recipes
 from pyinv.errors import DependencyError, InputError, OutputError, RunError
 from pyinv.images import to_uint8
 from pyinv.papers import figures
-from pyinv.papers.page import render
+from pyinv.papers.page import LEAST_SHRUNK_IF_NARROW, NARROW, STYLE, render
 from pyinv.papers.plan import Planned
 from pyinv.papers.report import Column, Paper, Ref, Report, Row, check, literal, recompute
 from pyinv.papers.run_cache import RunCache
@@ -311,7 +312,7 @@ def test_bad_input_is_told_in_one_line(report, call, message):
 class Checker(html.parser.HTMLParser):
     """Collects what a page that works offline may not have, and whether its tags are balanced."""
 
-    VOID = ("meta", "img", "br")
+    VOID = ("meta", "img", "br", "source")
 
     def __init__(self, page):
         super().__init__()
@@ -328,7 +329,7 @@ class Checker(html.parser.HTMLParser):
                 self.ids.append(value)
             elif name == "href":
                 self.links.append(value)
-            elif name == "src":
+            elif name in ("src", "srcset"):
                 self.sources.append(value)
 
     def handle_endtag(self, tag):
@@ -349,6 +350,36 @@ def test_the_page_is_whole_and_needs_nothing_else(report, picture):
     assert all(source.startswith("data:image/png;base64,") for source in checker.sources)
     assert "url(" not in page
     assert "@import" not in page
+
+
+def test_results_come_before_the_differences(report, picture):
+    report.difference("Targets", "1,000", "5")
+    everywhere(report, picture)
+    page = (report.folder / "report.html").read_text("utf-8")
+    sections = re.findall(r'<section id="([^"]+)"', page)
+    assert sections == ["what-was-run", "table", "text", "figure", "mean", "differences", "runs"]
+
+
+def test_settings_without_a_value_are_left_out(tmp_path):
+    settings = {"data": [], "generators": ["faces"], "configuration": None, "seed": 0}
+    _, page = written(Report(tmp_path, PAPER, settings=settings))
+    assert re.findall("<dt>(.*?)</dt>", page) == ["Generators", "Seed"]
+
+
+def test_dark_pages_show_dark_figures(report, picture):
+    other = report.folder / "other.png"
+    Image.new("RGB", (8, 8)).save(other)
+    report.add_figure("both", "F", "", lambda _: picture, alt="")
+    report.add_figure("light", "F", "", lambda _: other, alt="")
+    _, page = written(report)
+    both, light = re.findall(r'<div class="card.*?</div>', page)
+    encoded = base64.b64encode((report.folder / "grid-dark.png").read_bytes()).decode()
+    source = (
+        f'media="screen and (prefers-color-scheme: dark)" srcset="data:image/png;base64,{encoded}"'
+    )
+    assert f"<picture><source {source}>" in both
+    assert "<source" not in light
+    assert light.startswith('<div class="card light">')
 
 
 def test_the_page_is_a_function_of_the_numbers_and_the_pictures(report, picture):
@@ -602,9 +633,20 @@ def shown_in(path, zoom=20):
     return [index for _, _, index in sorted(found)]
 
 
-def test_a_grid_shows_every_image(tmp_path):
+def test_a_grid_shows_every_image_on_light_and_on_dark(tmp_path):
     path = figures.image_grid(IMAGES, tmp_path / "new" / "a.png", value_range=(-1, 1))
-    assert shown_in(path) == [0, 1, 2, 3, 4, 5]
+    dark = figures.dark_variant(path)
+    assert shown_in(path) == shown_in(dark) == [0, 1, 2, 3, 4, 5]
+    with Image.open(path) as light_picture, Image.open(dark) as dark_picture:
+        assert light_picture.getpixel((0, 0)) == (255, 255, 255)
+        assert sum(dark_picture.getpixel((0, 0))) < 128
+        assert light_picture.size == dark_picture.size
+
+
+def test_dark_figures_have_the_ground_of_the_page():
+    ground = "#{:02x}{:02x}{:02x}".format(*figures.DARK.paper)
+    dark = STYLE.read_text("utf-8").partition("@media (prefers-color-scheme: dark)")[2]
+    assert f"--card: {ground};" in dark.partition("}")[0]
 
 
 def test_pairs_alternate(tmp_path):
@@ -656,13 +698,29 @@ def test_plots_draw_in_their_colours(tmp_path):
     ]
     labels = {"x_label": "x", "y_label": "y"}
     path = figures.curves(lines, tmp_path / "c.png", x_log=True, y_log=True, **labels)
-    with Image.open(path) as picture:
-        assert picture.info["dpi"] == pytest.approx((192, 192), abs=0.01)
-        pixels = np.asarray(picture.convert("RGB"), dtype=int)
-    for colour in figures.COLOURS[:2]:
-        wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
-        near = np.abs(pixels - wanted).max(axis=2) < 45
-        assert near.sum() > 100
+    for theme, file in ((figures.LIGHT, path), (figures.DARK, figures.dark_variant(path))):
+        with Image.open(file) as picture:
+            assert picture.info["dpi"] == pytest.approx((192, 192), abs=0.01)
+            pixels = np.asarray(picture.convert("RGB"), dtype=int)
+        assert (pixels[0, 0] == theme.paper).all()
+        for colour in theme.lines[:2]:
+            wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+            near = np.abs(pixels - wanted).max(axis=2) < 45
+            assert near.sum() > 100
+
+
+def test_a_plot_is_readable_on_a_phone(tmp_path):
+    """Its text keeps 10 CSS pixels, and a long legend takes no width from it."""
+    pytest.importorskip("matplotlib")
+    labels = {"x_label": "x", "y_label": "the probability of resampling during the whole run"}
+    lines = [figures.Line(f"line {number}", [0, 1], [0, number]) for number in range(9)]
+    with Image.open(figures.curves(lines[:2], tmp_path / "a.png", **labels)) as few:
+        assert few.width / 2 <= NARROW
+        assert figures.NUMBER_POINTS * 96 / 72 * LEAST_SHRUNK_IF_NARROW > 10
+        size = few.size
+    with Image.open(figures.curves(lines, tmp_path / "b.png", **labels)) as many:
+        assert many.width == size[0]
+        assert many.height > size[1]
 
 
 def test_matplotlib_is_needed_for_plots_alone(tmp_path, monkeypatch):

@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pyinv.bundle import Manifest
 from pyinv.constraints import Clip, Constraint, NoConstraint, StochasticClip
+from pyinv.extras import install_command
 from pyinv.inverter import Inverter
 from pyinv.recipes import Recipe, Stage, default
 from pyinv.result import Inversion
@@ -175,7 +176,7 @@ def run(
         _draw_loss_curves(outcomes, real, path)
         pictures["loss_curves"] = str(path)
     except ImportError:
-        messages.append("no loss curves: they need matplotlib, pip install 'pyinv[demo]'")
+        messages.append(f"no loss curves: they need matplotlib: {install_command('demo')}")
     report = {
         "seed": seed,
         "threads": inverter.threads,

@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pyinv.atomic_files import write_whole
 from pyinv.errors import DependencyError, InputError
+from pyinv.extras import install_command
 from pyinv.images import to_uint8
 from pyinv.papers.folder import open_folder
 from pyinv.validation import shape_text
@@ -285,7 +286,7 @@ def _plot(x_label: str, y_label: str, x_log: bool, y_log: bool) -> tuple[Figure,
         from matplotlib.figure import Figure
     except ImportError:
         raise DependencyError(
-            "the plots of a report need matplotlib: pip install 'pyinv[demo]'"
+            f"the plots of a report need matplotlib: {install_command('demo')}"
         ) from None
     figure = Figure(figsize=(6.8, 4), dpi=DOTS_PER_INCH, layout="constrained", facecolor="white")
     axes = figure.add_subplot()

@@ -13,6 +13,7 @@ from PIL import Image
 
 import pyinv
 from pyinv import demo
+from pyinv.extras import install_command
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +108,7 @@ def test_without_matplotlib_one_line_says_what_to_install(tmp_path, monkeypatch,
     monkeypatch.setattr(demo, "MAX_STEPS", 2)
     report = demo.run(tmp_path)
     lines = capsys.readouterr().out.splitlines()
-    assert [line for line in lines if "pyinv[demo]" in line] == report["messages"]
+    assert [line for line in lines if install_command("demo") in line] == report["messages"]
     assert len(report["messages"]) == 1
     assert report["pictures"]["loss_curves"] is None
     assert Path(report["pictures"]["reconstructions"]).exists()

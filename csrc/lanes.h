@@ -97,6 +97,7 @@ struct LaneState {
   int32_t objective;  // the lane's current objective; it waits while its stage needs another
   float previous_loss;
   float attempt_loss;   // loss of the latent that the attempt would return now
+  float earlier_loss;   // attempt_loss before the last tenth of the stage's steps; NaN: none yet
   float best_loss;      // of the best attempt so far
   int32_t attempts;     // finished attempts
   uint8_t best_status;  // a Status

@@ -233,7 +233,7 @@ class LevenbergMarquardt(_Solver):
 
     Every step, accepted or rejected, counts and takes one evaluation of the loss. The normal
     equations (g and H) are evaluated at the start of a stage and after each accepted step. The
-    stopping criteria consider only accepted steps. A stage also stalls if $\lambda$ is above
+    stopping criteria consider only accepted steps. A stage also ends if $\lambda$ is above
     1e5 after a rejected step, or if no $\lambda$ makes the matrix positive definite. A step
     to a latent with a non-finite loss is rejected.
 
@@ -296,7 +296,7 @@ class LBFGS(_Solver):
     latent as after any step.
 
     Every step, accepted or rejected, counts and takes one evaluation of loss and gradient. The
-    stopping criteria consider only accepted steps. A stage also stalls after 12 rejected steps
+    stopping criteria consider only accepted steps. A stage also ends after 12 rejected steps
     without any pairs, or if there is no descent direction.
 
     The memory is 2 ``history`` numbers per component of each latent in the batch. Targets must not

@@ -16,6 +16,7 @@ from pyinv.tables import TABLE_SUFFIXES, read_column
 __all__ = [
     "add_conditions",
     "add_machine_options",
+    "add_strict",
     "add_threads",
     "conditions",
     "machine_options",
@@ -42,6 +43,13 @@ def real(arguments: Arguments, name: str, help: str) -> None:
 def add_threads(arguments: Arguments) -> None:
     """Add ``--threads``."""
     whole(arguments, "--threads", "CPU threads [all cores]")
+
+
+def add_strict(arguments: Arguments) -> None:
+    """Add ``--strict``."""
+    arguments.add_argument(
+        "--strict", action="store_true", help="make warnings of likely mistakes errors"
+    )
 
 
 def add_machine_options(parser: argparse.ArgumentParser, *, batch_size: bool = False) -> None:

@@ -258,7 +258,7 @@ def test_latents_are_recovered_and_their_uncertainty_known(
     images = generate(torch.from_numpy(z)).detach().numpy()
     conditions = given or None
     found = inverter.invert(images, recipe="precise", conditions=conditions)
-    assert found.counts()["converged"] == COUNT
+    assert found.counts()["converged_tolerance"] == COUNT
     np.testing.assert_allclose(found.latents, z, atol=1e-3)
     known = inverter.uncertainty(found, images, conditions=conditions)
     assert known.identifiable.all()

@@ -139,7 +139,7 @@ def test_latents_are_found_from_observations(
         np.testing.assert_allclose(images, made, atol=1e-5)
         np.testing.assert_allclose(targets, observed(name, made), rtol=1e-4, atol=1e-5)
     inversion = inverter.invert(targets, recipe="precise")
-    assert inversion.counts()["converged"] == COUNT
+    assert inversion.counts()["converged_tolerance"] == COUNT
     np.testing.assert_allclose(inversion.latents, truth, atol=5e-3)
     np.testing.assert_allclose(inversion.images, images, atol=5e-3)
 
@@ -362,7 +362,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     command += ["--recipe", "precise", "--threads", "1", "--json"]
     command += ["--save-images", str(tmp_path / "seen")]
     assert main(command) == 0
-    assert json.loads(capsys.readouterr().out)["counts"]["converged"] == 3
+    assert json.loads(capsys.readouterr().out)["counts"]["converged_tolerance"] == 3
     pictures = pyinv.load_images(tmp_path / "seen", replaced(inverter.manifest))
     np.testing.assert_allclose(pictures, images, atol=0.01)
     np.save(tmp_path / "y.npy", images)

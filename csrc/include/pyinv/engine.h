@@ -11,7 +11,15 @@
 
 namespace pyinv {
 
-enum class Status : uint8_t { converged, stalled, step_limit, non_finite, cancelled };
+// How a target ended.
+enum class Status : uint8_t {
+  converged_tolerance,   // the loss reached the stage's loss_tolerance
+  converged_plateau,     // the loss stopped changing: no further progress
+  step_limit,            // all steps used; over the last tenth the loss fell by 1 % or less
+  step_limit_improving,  // all steps used; over the last tenth the loss fell by more than 1 %
+  non_finite,            // the loss or gradient became NaN or infinite
+  cancelled,             // the run ended before this target did
+};
 
 // The caller owns every array; they must outlive the run.
 struct Targets {

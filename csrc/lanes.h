@@ -144,6 +144,8 @@ struct LaneArrays {
   Moments* batch_moments;          // [1]
   float* best_latent;              // [lanes, latent_size], of the finished attempts
   float* trace;                    // [lanes, trace_length]
+  // [latent_size, latent_size], of all lanes; null: the identity. Only L-BFGS uses it.
+  const float* preconditioner;
   // The solvers' storage, reused from stage to stage.
   float* vectors;           // [storage.vectors, lanes, latent_size]
   uint32_t* count_vectors;  // [storage.count_vectors, lanes, latent_size]

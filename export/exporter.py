@@ -40,6 +40,7 @@ from .generator import (
 from .observation import Observed, check_observation, prepare_observation, write_observation
 from .origin import checked_origin
 from .passes.output_activation import OutputActivation
+from .preconditioner import write_preconditioner
 from .runtimes.onnx import OPSET
 from .staging import check_target, staged
 from .writer import write_functions
@@ -290,7 +291,12 @@ def export(
             functions += write_observation(staging, observes, shapes, (low, high), chosen, say)
         if encodes is not None:
             functions += write_encoder(staging, encodes, chosen, say)
+        preconditioner = None
+        if batch_norm == "eval":
+            say("averaging the generator's curvature")
+            preconditioner = write_preconditioner(staging, reference)
         manifest = _manifest(staging, functions, reference, batch_norm)
+        manifest = replace(manifest, preconditioner=preconditioner)
         manifest = replace(manifest, bounded=bounded, name=name or _name(generator), origin=origin)
         manifest.write(staging)
     return target

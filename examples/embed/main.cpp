@@ -319,7 +319,7 @@ void invert(const Arguments& arguments) {
   const std::vector<float> conditions = read_conditions(arguments.conditions, bundle, count);
   const float* condition = conditions.empty() ? nullptr : conditions.data();
 
-  pyinv::ParsedRecipe method{"default", pyinv::default_recipe(bundle.prior), {"mse"}, {}};
+  pyinv::ParsedRecipe method{"default", pyinv::default_recipe(bundle), {"mse"}, {}};
   if (!arguments.recipe.empty()) {
     method = pyinv::parse_recipe(read_file(arguments.recipe), bundle.prior);
   }
@@ -371,6 +371,8 @@ void invert(const Arguments& arguments) {
   options.seed = arguments.seed;
   options.lanes = static_cast<int64_t>(arguments.lanes);
   options.coupled = bundle.batch_norm == pyinv::BatchNorm::batch;
+  const std::vector<float> preconditioner = bundle.preconditioner();
+  options.preconditioner = preconditioner.empty() ? nullptr : preconditioner.data();
   pyinv::run(objectives, bundle.prior, method.recipe, targets, options, results);
 
   for (int64_t row = 0; row < count; ++row) {

@@ -434,8 +434,8 @@ def engine(problem: Problem, bundle: Path, rounds: int, threads: int) -> list[di
     inverter = pyinv.Inverter(bundle, batch_size=len(problem.targets), threads=threads)
     images = problem.targets.numpy()
     manifest = inverter.manifest
-    default = recipes.default(manifest).replace(start="encoder", loss_tolerance=0.0)
-    settings = {"default, 100 steps": default.replace(max_steps=100)}
+    adam = recipes.adam(manifest).replace(start="encoder", loss_tolerance=0.0)
+    settings = {"adam, 100 steps": adam.replace(max_steps=100)}
     for steps in (25, 50, 100):
         settings[f"decoder, {steps} steps"] = recipes.decoder(manifest).replace(max_steps=steps)
     settings["decoder"] = recipes.decoder(manifest)

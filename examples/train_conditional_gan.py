@@ -3,7 +3,7 @@
     pip install '.[export,cpu]'
     python examples/train_conditional_gan.py --data mnist/ -o digits.bundle   # minutes on one core
 
-Model: latent N(0, 1)^64 and a class label, which the generator embeds and concatenates to the latent.
+Model: latent N(0, 1)^64 and a class label, which the generator embeds and appends to the latent.
 The discriminator takes the label as a projection (Miyato & Koyama 2018) and has spectral norm. The
 bundle's condition "label" is the class: ``inverter.invert(images, conditions={"label": labels})``.
 """
@@ -106,7 +106,7 @@ def train(
         if (iteration + 1) % max(1, iterations // 10) == 0:
             print(
                 f"iteration {iteration + 1}/{iterations}  discriminator "
-                f"{real_loss.item() + fake_loss.item():.2f}  generator {generator_loss.item():.2f}  "
+                f"{(real_loss + fake_loss).item():.2f}  generator {generator_loss.item():.2f}  "
                 f"{time.perf_counter() - started:.0f} s",
                 flush=True,
             )

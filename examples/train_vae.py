@@ -3,9 +3,9 @@
     pip install '.[export,cpu]'
     python examples/train_vae.py --data mnist/ -o vae.bundle      # a few minutes on one core
 
-Model: latent N(0, 1)^32, decoder of two transposed convolutions that ends in a sigmoid, so the value
-range is (0, 1). Trained on the evidence lower bound with a Bernoulli likelihood (Kingma & Welling
-2014). Only the decoder is exported.
+Model: latent N(0, 1)^32, decoder of two transposed convolutions that ends in a sigmoid, so the
+value range is (0, 1). Trained on the evidence lower bound with a Bernoulli likelihood (Kingma &
+Welling 2014). Only the decoder is exported.
 """
 
 from __future__ import annotations
@@ -65,9 +65,7 @@ def train(images: Tensor, *, epochs: int, seed: int = 0, batch_size: int = 128) 
         for batch in torch.randperm(len(images)).split(batch_size)[:batches]:
             mean, log_variance = encoder(images[batch]).chunk(2, dim=1)
             latent = mean + (log_variance / 2).exp() * torch.randn_like(mean)
-            error = functional.binary_cross_entropy(
-                decoder(latent), images[batch], reduction="sum"
-            )
+            error = functional.binary_cross_entropy(decoder(latent), images[batch], reduction="sum")
             divergence = (mean.square() + log_variance.exp() - 1 - log_variance).sum() / 2
             loss = (error + divergence) / len(batch)
             solver.zero_grad()
@@ -76,7 +74,8 @@ def train(images: Tensor, *, epochs: int, seed: int = 0, batch_size: int = 128) 
             schedule.step()
             total += loss.item()
         seconds = time.perf_counter() - started
-        print(f"epoch {epoch + 1}/{epochs}  loss {total / batches:.2f}  {seconds:.0f} s", flush=True)
+        mean_loss = total / batches
+        print(f"epoch {epoch + 1}/{epochs}  loss {mean_loss:.2f}  {seconds:.0f} s", flush=True)
     return decoder.eval()
 
 

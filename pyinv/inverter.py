@@ -195,6 +195,7 @@ class Inverter:
         target_ids: Any = None,
         trace_every: int = 0,
         true_latents: Any = None,
+        effort: str | None = None,
         noise: float | None = None,
         strict: bool = False,
         progress: bool | Progress | None = None,
@@ -238,6 +239,7 @@ class Inverter:
             true_latents: the latents that generated the images, [N, *latent_shape] or [N, d], if
                 known. Used only for the Inversion's ``min_latent_error``, the smallest distance of
                 each target to its true latent at any step.
+            effort: for the recipe "default": "fast", "default" or "best".
             noise: for the recipe "reconstruct": the standard deviation of the pixel noise, if
                 known, the same for all images. A Recipe object has its own.
             strict: raise an error instead of a ``PyinvWarning`` about a likely mistake: images that
@@ -278,7 +280,7 @@ class Inverter:
             if init != "encoder":
                 raise InputError(f'init must be latents or "encoder", got {init!r}')
             init, start = None, init
-        recipe = self._resolve(recipe, restarts, noise, start, weighting)
+        recipe = self._resolve(recipe, restarts, noise, start, effort, weighting)
         if loss is not None:
             recipe = recipes.with_loss(recipe, loss, manifest)
         coupled = recipe.is_coupled(manifest)
@@ -682,14 +684,20 @@ class Inverter:
         restarts: int | None,
         noise: float | None,
         start: str | None = None,
+        effort: str | None = None,
         weights: FloatArray | None = None,
     ) -> Recipe:
         manifest = self.manifest
+        if effort is not None and recipe != "default":
+            raise InputError(
+                'effort is for recipe="default"; leave it out, or ask for that recipe. A Recipe '
+                "has its own: pyinv.recipes.default(manifest, effort=...)"
+            )
         if recipe == "reconstruct":
             values = mean_values(weights, known_noise=noise is not None)
             recipe = recipes.reconstruct(manifest, noise, start=start or "mean", n_values=values)
         elif isinstance(recipe, str):
-            recipe = recipes.get(recipe, manifest, start=start)
+            recipe = recipes.get(recipe, manifest, start=start, effort=effort)
         elif not isinstance(recipe, Recipe):
             raise InputError(
                 "recipe must be a name or a pyinv.Recipe, got "

@@ -1,9 +1,9 @@
 """Recipes: complete inversion methods as data. A recipe is a sequence of stages.
 
-``default`` is for any images, ``precise`` recovers the latents of generated images, ``decoder`` those
-of an autoencoder's decoder, ``reconstruct`` finds the most probable latents, and ``adam`` runs where
-targets affect one another. The others are published methods with the settings of their papers. Every recipe function takes the bundle's
-manifest, ``inverter.manifest``. Any field can be changed:
+``default`` is for any images. ``precise`` recovers the latents of generated images, ``decoder``
+those of an autoencoder's decoder, and ``reconstruct`` finds the most probable latents. ``adam`` is
+of first order. The others are published methods with the settings of their papers. Every recipe
+function takes the bundle's manifest, ``inverter.manifest``. Any field can be changed:
 ``recipes.lipton(manifest).replace(max_steps=5000, learning_rate=0.5)``.
 """
 
@@ -686,25 +686,31 @@ RECIPES: dict[str, Callable[[Manifest], Recipe]] = {
 """Every named recipe, as a function of the bundle's manifest."""
 
 
-def get(name: str, manifest: Manifest, *, start: str | None = None) -> Recipe:
+def get(
+    name: str, manifest: Manifest, *, start: str | None = None, effort: str | None = None
+) -> Recipe:
     """Return the named recipe for a bundle.
 
     Args:
         name: one of ``RECIPES``.
         manifest: the bundle's manifest.
         start: where first attempts start, see ``Recipe``; None uses the recipe's default. With
-            "encoder", "precise" and "reconstruct" may also use another solver and other settings.
+            "encoder", recipes may also use another solver and other settings.
+        effort: for "default", one of ``EFFORTS``.
 
     Raises:
-        RuleError: no recipe has this name; the message lists the names.
+        RuleError: no recipe has this name; the message lists the names. Or the effort is unknown,
+            or given for another recipe than "default".
         BundleError: the bundle has no function that the recipe needs.
     """
     if name not in RECIPES:
         raise RuleError(f"unknown recipe {name!r}; there are {', '.join(RECIPES)}")
+    if name == "default":
+        return default(manifest, effort=effort or "default", start=start or "mean")
+    if effort is not None:
+        raise RuleError(f'effort is for the recipe "default", not for {name!r}; leave it out')
     if start is None:
         return RECIPES[name](manifest)
-    if name == "default":
-        return default(manifest, start=start)
     if name == "precise":
         return precise(manifest, start=start)
     if name == "reconstruct":

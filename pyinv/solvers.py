@@ -280,7 +280,8 @@ class LBFGS(_Solver):
     H approximates the inverse Hessian from the last ``history`` pairs of a step s and the resulting
     change y of g, starting from $\frac{s \cdot y}{y \cdot P y} P$ of the newest pair. P is the
     bundle's preconditioner, or the identity. Without any pairs, the step is along -P g and
-    ``first_step`` standard deviations of the prior long. t starts at 1. The step is accepted if the gradient at z' is finite and
+    ``first_step`` standard deviations of the prior long. t starts at 1. The step is accepted if the
+    gradient at z' is finite and
 
     $$
     \varphi(z') \le \varphi(z) + 10^{-4}\, g \cdot (z' - z), \qquad

@@ -210,8 +210,8 @@ struct Lbfgs : TrialSolver {
   PYINV_DEVICE static void start(const Team& team, const Preconditioner& preconditioner,
                                  const Accepted& at, double scale, double* direction) {
     const double* product = direction;
-    hold(team, at, direction);
     if (preconditioner.matrix) {
+      hold(team, at, direction);
       team.multiply(preconditioner.matrix, at.size, direction, preconditioner.product);
       product = preconditioner.product;
     }

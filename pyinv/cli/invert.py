@@ -95,8 +95,12 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         "--recipe",
         default="default",
         metavar="NAME",
-        help=f"one of {', '.join(recipes.RECIPES)} [%(default)s]; use precise for generated images "
-        "and reconstruct for others",
+        help=f"one of {', '.join(recipes.RECIPES)} [%(default)s]; use precise for generated images",
+    )
+    method.add_argument(
+        "--effort",
+        choices=recipes.EFFORTS,
+        help="how much the recipe default may spend on an image [default]",
     )
     whole(method, "--max-steps", "maximum steps per stage")
     whole(method, "--restarts", "further attempts for targets not converged")
@@ -249,6 +253,10 @@ def _recipe(arguments: argparse.Namespace, manifest: Manifest, weights: Any) -> 
         else parse_constraint(arguments.constraint),
     }
     start = "encoder" if arguments.init == "encoder" else None
+    if arguments.effort is not None and arguments.recipe != "default":
+        raise InputError(
+            f"--effort is for --recipe default, not for {arguments.recipe}; leave one of them out"
+        )
     if arguments.recipe == "reconstruct":
         known_noise = arguments.noise is not None
         values = mean_values(check_weights(weights, manifest), known_noise=known_noise)
@@ -261,7 +269,7 @@ def _recipe(arguments: argparse.Namespace, manifest: Manifest, weights: Any) -> 
             "of them"
         )
     else:
-        recipe = recipes.get(arguments.recipe, manifest, start=start)
+        recipe = recipes.get(arguments.recipe, manifest, start=start, effort=arguments.effort)
     recipe = recipe.replace(**{name: value for name, value in changes.items() if value is not None})
     return recipe if arguments.loss is None else recipes.with_loss(recipe, arguments.loss, manifest)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from pyinv.constraints import Clip, StochasticClip
+from pyinv.constraints import Clip, NoConstraint, StochasticClip
 from pyinv.errors import RuleError
 from pyinv.penalties import MomentPenalty, PriorPenalty
 from pyinv.priors import Normal, Uniform
@@ -93,6 +94,49 @@ def test_settings(engine, solver):
     if solver != LBFGS(1000):
         usual = twin([BROAD], recipe(replace(stage, solver=LBFGS())), Normal(), images)
         assert np.abs(expected.latents - usual.latents).max() > 1e-3
+
+
+def some_preconditioner(size: int) -> Any:
+    rows = np.random.default_rng(4).normal(size=(size, size))
+    return (rows @ rows.T / size + 0.1 * np.eye(size)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("prior", "constraint", "penalties"),
+    [
+        (Normal(), NoConstraint(), ()),
+        (Uniform(), Clip(-0.6, 0.8), ()),
+        (Uniform(), Clip(), (PriorPenalty(0.3, relative=True),)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("used", [True, False])
+def test_a_preconditioner(engine, prior, constraint, penalties, used):
+    stage = Stage(LBFGS(preconditioned=used), constraint, penalties, max_steps=7)
+    images = images_of(BROAD, 6, reach=2.5, noise=0.1, seed=1)
+    matrix = some_preconditioner(BROAD.size)
+    options = {"trace_every": 1, "preconditioner": matrix}
+    _, expected = both(engine, [BROAD], recipe(stage), prior, images, **options)
+    without = twin([BROAD], recipe(stage), prior, images, trace_every=1)
+    difference = np.abs(expected.latents - without.latents).max()
+    assert difference > 1e-2 if used else difference == 0
+    if isinstance(constraint, Clip):
+        bounds = constraint.fit(prior, max_steps=1)
+        on_bound = np.isin(expected.latents, np.float32([bounds.low, bounds.high]))
+        assert on_bound.any(axis=1).sum() > 2
+
+
+def test_the_inverse_hessian_solves_a_quadratic_in_two_steps(engine):
+    """As the identity does for a round bowl."""
+    size = 40
+    objective = Quadratic(size, curvature=np.geomspace(1, 1000, size))
+    images = objective.images(some_latents(3, size))
+    stage = Stage(LBFGS(), max_steps=30, loss_tolerance=1e-6)
+    inverse = np.diag(1 / np.geomspace(1, 1000, size)).astype(np.float32)
+    with_it, _ = both(engine, [objective], recipe(stage), Normal(), images, preconditioner=inverse)
+    without, _ = both(engine, [objective], recipe(stage), Normal(), images)
+    assert (with_it["status"] == CONVERGED).all()
+    assert with_it["steps"].max() <= 4 < without["steps"].min()
 
 
 def test_a_random_problem_over_thirty_updates(engine):

@@ -414,14 +414,26 @@ def damped_step(
 Pair = tuple[NDArray[np.float64], NDArray[np.float64]]  # step s and difference of gradients y
 
 
-def inverse_hessian_product(pairs: list[Pair], q: NDArray[np.float64]) -> NDArray[np.float64]:
-    """H q by the two-loop recursion; the oldest pair comes first."""
+def inverse_hessian_product(
+    pairs: list[Pair],
+    q: NDArray[np.float64],
+    preconditioner: Array | None,
+    fixed: NDArray[np.bool_],
+) -> NDArray[np.float64]:
+    """H q by the two-loop recursion; the oldest pair comes first.
+
+    H starts from a multiple of the preconditioner [d, d], applied to the components not ``fixed``.
+    """
     q, weights = q.copy(), []
     for s, y in reversed(pairs):
         weights.append(s @ q / (s @ y))
         q -= weights[-1] * y
     s, y = pairs[-1]
-    q *= (s @ y) / (y @ y)
+    if preconditioner is None:
+        q *= (s @ y) / (y @ y)
+    else:
+        matrix = preconditioner.astype(np.float64)
+        q = (s @ y) / (y @ matrix @ y) * (matrix @ np.where(fixed, 0, q))
     for (s, y), weight in zip(pairs, reversed(weights), strict=True):
         q += (weight - y @ q / (s @ y)) * s
     return q
@@ -445,6 +457,7 @@ class Attempt:
     seed: int
     restart: int
     trace_every: int
+    preconditioner: Array | None
 
     def __post_init__(self) -> None:
         count, stages = len(self.latents), self.recipe["stages"]
@@ -607,10 +620,14 @@ class Attempt:
             fixed = outward(stage["constraint"], self.prior, z, -slope)
             free = np.where(fixed, 0, slope)
             direction = -free
+            matrix = self.preconditioner if solver["preconditioned"] else None
             if pairs:
-                direction = np.where(fixed, 0, -inverse_hessian_product(pairs, free))
+                product = inverse_hessian_product(pairs, free, matrix, fixed)
+                direction = np.where(fixed, 0, -product)
             elif free.any():
-                direction = -free * (solver["first_step"] * std / np.sqrt(free @ free))
+                if matrix is not None:
+                    direction = np.where(fixed, 0, matrix.astype(np.float64) @ direction)
+                direction *= solver["first_step"] * std / np.sqrt(direction @ direction)
             stepped = f32(z + length * direction)
             if not (-np.inf < direction @ slope < 0 and np.isfinite(stepped).all()):
                 if not pairs:
@@ -680,6 +697,7 @@ def invert(
     lanes: int = 64,
     coupled: bool = False,
     trace_every: int = 0,
+    preconditioner: Array | None = None,
 ) -> Inversion:
     """Invert images [N, P]. ``size`` is d; ``lanes`` only affects the groups of a coupled batch.
 
@@ -729,6 +747,7 @@ def invert(
                     seed,
                     restart,
                     trace_every,
+                    preconditioner,
                 )
             # min returns the first of equals, which is the earliest attempt.
             outcomes = [outcome for outcome in attempt.outcomes if outcome is not None]

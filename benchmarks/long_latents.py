@@ -53,9 +53,9 @@ CHUNK = 64  # tangents per pass
 CURVATURE = 1e-3  # about the mean of the gram's diagonal
 IMAGES = ("float", "8 bits")
 # The training of AutoencoderKL.
-ITERATIONS = 2000
+ITERATIONS = 400
 BATCH = 8
-RATE = 1e-3
+RATE = 2e-3
 DIVERGENCE_WEIGHT = 1e-6  # Rombach et al. 2022, appendix G
 
 

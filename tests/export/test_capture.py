@@ -512,7 +512,7 @@ REFUSED = {
     ),
     "a loop over latents": (
         LoopsOverLatents,
-        r"loops over the latents of a batch \(at test_capture\.py:\d+\): .*torch\.vmap",
+        r"loops over the latents of a batch \(at test_capture\.py:\d+\): .*\[B, ",
     ),
     "a loop by number": (LoopsByNumber, r"loops over the latents of a batch"),
     "a write to .data": (WritesToData, r"detached tensor \(at test_capture\.py:\d+\): write y ="),

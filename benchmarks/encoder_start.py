@@ -45,7 +45,7 @@ def variants(
             for start in ("mean", "prior"):
                 drawn = recipes.reconstruct(manifest, start=start)
                 yield "reconstruct", start, drawn.replace(restarts=hops)
-    named = {"default": recipes.default(manifest)}
+    named = {"adam": recipes.adam(manifest)}
     if isinstance(manifest.prior, pyinv.Uniform):
         named["lipton"] = recipes.lipton(manifest)
     else:

@@ -5,6 +5,8 @@
     python benchmarks/long_latents.py decoder --data cifar10.zip             # latents 4x8x8
     python benchmarks/long_latents.py decoder --data cifar10.zip --tiles 2   # latents 4x16x16
     python benchmarks/long_latents.py decoder --data cifar10.zip --engine    # pyinv itself
+    python benchmarks/long_latents.py kl --data cifar10.zip --diffusers --tiles 4   # 4x16x16
+    python benchmarks/long_latents.py kl --data cifar10.zip --diffusers --tiles 16  # 4x64x64
 
 The targets are what the decoder makes of the encoder's latents z* of test images, as floats and
 rounded to 8 bits. With --tiles N an image is N x N test images side by side, which the decoder,
@@ -13,6 +15,11 @@ figures are medians over targets of 10 log10(|z - z*|^2 / |z*|^2), in dB: at equ
 equivalents, and at the CPU time that 100 steps of Adam take. A forward pass or an encoder's pass is
 1 forward equivalent, a loss with its gradient 2, a product with J^T J 3, and J^T J itself 1 + d.
 With --engine, pyinv's recipes run on the same targets, in turn with 100 steps of Adam in PyTorch.
+
+With --diffusers, the autoencoder is diffusers' AutoencoderKL with the levels of Stable Diffusion
+(f = 8), an eighth of its channels and one block per level instead of two. It is trained on mosaics
+of 2 x 2 images on first use, and kept in the folder. The environment of benchmarks/zoo.txt has
+diffusers.
 """
 
 from __future__ import annotations
@@ -30,7 +37,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import jvp, vjp
 
 import pyinv
@@ -45,6 +52,11 @@ SHARES = (0.25, 0.5, 1.0, 2.0)
 CHUNK = 64  # tangents per pass
 CURVATURE = 1e-3  # about the mean of the gram's diagonal
 IMAGES = ("float", "8 bits")
+# The training of AutoencoderKL.
+ITERATIONS = 2000
+BATCH = 8
+RATE = 1e-3
+DIVERGENCE_WEIGHT = 1e-6  # Rombach et al. 2022, appendix G
 
 
 @dataclass
@@ -422,8 +434,8 @@ def engine(problem: Problem, bundle: Path, rounds: int, threads: int) -> list[di
     inverter = pyinv.Inverter(bundle, batch_size=len(problem.targets), threads=threads)
     images = problem.targets.numpy()
     manifest = inverter.manifest
-    default = recipes.default(manifest).replace(start="encoder", loss_tolerance=0.0)
-    settings = {"default, 100 steps": default.replace(max_steps=100)}
+    adam = recipes.adam(manifest).replace(start="encoder", loss_tolerance=0.0)
+    settings = {"adam, 100 steps": adam.replace(max_steps=100)}
     for steps in (25, 50, 100):
         settings[f"decoder, {steps} steps"] = recipes.decoder(manifest).replace(max_steps=steps)
     settings["decoder"] = recipes.decoder(manifest)
@@ -460,8 +472,9 @@ def engine(problem: Problem, bundle: Path, rounds: int, threads: int) -> list[di
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="of pyinv train autoencoder")
+    parser.add_argument("folder", type=Path, help="of pyinv train autoencoder, or of --diffusers")
     parser.add_argument("--data", required=True)
+    parser.add_argument("--diffusers", action="store_true", help="diffusers' AutoencoderKL")
     parser.add_argument("--tiles", type=int, default=1, help="test images per side [%(default)s]")
     parser.add_argument("--targets", type=int, default=16)
     parser.add_argument("--budget", type=float, default=400, help="forward equivalents")
@@ -480,7 +493,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the rows here as well")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    decoder, encoder = open_autoencoder(arguments.folder)
+    decoder, encoder = opened(arguments)
     with torch.no_grad():
         photos = tiled(arguments.data, "test", arguments.targets, arguments.tiles)
         latents = encoder(photos)
@@ -513,31 +526,90 @@ def main() -> None:
 
 
 def bundle_of(arguments: argparse.Namespace) -> Path:
-    """Return the trained bundle, or for tiles one of larger latents, exported on first use."""
-    if arguments.tiles == 1:
+    """Return the trained bundle, or for other sizes one that is exported on first use."""
+    if arguments.tiles == 1 and not arguments.diffusers:
         return arguments.folder / "generator.bundle"
     path = arguments.folder / f"tiles{arguments.tiles}.bundle"
     if not path.exists():
-        decoder, encoder = open_autoencoder(arguments.folder)
+        decoder, encoder = opened(arguments)
         with torch.no_grad():
             shape = encoder(torch.zeros(1, 3, *[32 * arguments.tiles] * 2)).shape[1:]
         export(decoder, path, latent_shape=tuple(shape), prior=pyinv.Normal(), encoder=encoder)
     return path
 
 
-def open_autoencoder(folder: Path) -> tuple[LatentDecoder, LatentEncoder]:
-    """Return the decoder and encoder of a training's folder."""
-    described = json.loads((folder / "configuration.json").read_text(encoding="utf-8"))
-    configuration = AutoencoderConfiguration.from_description(described["configuration"])
-    network = Autoencoder(
-        configuration.image_shape[0],
-        configuration.latent_channels,
-        configuration.factor,
-        configuration.width,
-    )
-    network.load_state_dict(torch.load(folder / "autoencoder.pt", weights_only=True))
+def opened(arguments: argparse.Namespace) -> tuple[LatentDecoder, LatentEncoder]:
+    """Return the decoder and encoder that the arguments ask for."""
+    network: Any
+    if arguments.diffusers:
+        network = KlAutoencoder()
+        path = arguments.folder / "kl.pt"
+        if not path.exists():
+            train(network, tiled(arguments.data, "train", 4000, 2))
+            arguments.folder.mkdir(parents=True, exist_ok=True)
+            torch.save(network.state_dict(), path)
+    else:
+        path = arguments.folder / "autoencoder.pt"
+        described = json.loads((arguments.folder / "configuration.json").read_text("utf-8"))
+        settings = AutoencoderConfiguration.from_description(described["configuration"])
+        network = Autoencoder(
+            settings.image_shape[0], settings.latent_channels, settings.factor, settings.width
+        )
+    network.load_state_dict(torch.load(path, weights_only=True))
     network.eval().requires_grad_(False)
     return LatentDecoder(network), LatentEncoder(network)
+
+
+class KlAutoencoder(nn.Module):
+    """AutoencoderKL of diffusers, with the methods of ``pyinv.models.autoencoder.Autoencoder``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from diffusers import AutoencoderKL
+
+        torch.manual_seed(0)
+        self.network = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(16, 32, 64, 64),
+            layers_per_block=1,
+            latent_channels=4,
+            norm_num_groups=8,
+        )
+        self.register_buffer("mean", torch.zeros(4))
+        self.register_buffer("std", torch.ones(4))
+
+    def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        found = self.network.encode(image).latent_dist
+        return found.mean, found.logvar
+
+    def decode(self, latent: Tensor) -> Tensor:
+        image: Tensor = self.network.decode(latent).sample
+        return image
+
+
+def train(network: KlAutoencoder, images: Tensor) -> None:
+    """Train like ``pyinv.training.train_autoencoder``, without its average of weights."""
+    random = torch.Generator().manual_seed(0)
+    solver = torch.optim.Adam(network.parameters(), lr=RATE)
+    rates = torch.optim.lr_scheduler.CosineAnnealingLR(solver, ITERATIONS)
+    for number in range(ITERATIONS):
+        batch = images[torch.randint(len(images), (BATCH,), generator=random)]
+        mean, log_variance = network.encode(batch)
+        noise = torch.randn(mean.shape, generator=random)
+        made = network.decode(mean + torch.exp(log_variance / 2) * noise)
+        loss = (made - batch).abs().mean()
+        divergence = (mean.square() + log_variance.exp() - 1 - log_variance).sum() / 2
+        solver.zero_grad()
+        (loss + DIVERGENCE_WEIGHT * divergence / batch.numel()).backward()
+        solver.step()
+        rates.step()
+        if number % 100 == 99:
+            print(f"{number + 1} of {ITERATIONS} iterations: L1 {float(loss):.4f}", flush=True)
+    with torch.no_grad():
+        latents = torch.cat([network.encode(part)[0] for part in images[:256].split(32)])
+        network.mean.copy_(latents.mean((0, 2, 3)))
+        network.std.copy_(latents.std((0, 2, 3)))
 
 
 def tiled(data: str, split: str, count: int, tiles: int) -> Tensor:

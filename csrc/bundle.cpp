@@ -158,6 +158,12 @@ void read_manifest(const Node& manifest, Bundle& bundle) {
   bundle.lowest = bounds[0].number();
   bundle.highest = bounds[1].number();
   if (const auto bounded = manifest.find("bounded")) bundle.bounded = bounded->flag();
+  if (const auto file = manifest.find("preconditioner")) {
+    bundle.preconditioner_file = file->text();
+    if (!manifest["files"].find(bundle.preconditioner_file)) {
+      file->fail("names a file that is not in files: " + bundle.preconditioner_file);
+    }
+  }
   bundle.prior = read_prior(manifest["prior"]);
   const std::string& batch_norm = manifest["batch_norm"].text();
   if (batch_norm != "eval" && batch_norm != "batch") {
@@ -364,6 +370,23 @@ void Bundle::check_conditions(const float* condition, int64_t count) const {
       }
     }
   }
+}
+
+std::vector<float> Bundle::preconditioner() const {
+  if (preconditioner_file.empty()) return {};
+  const fs::path file = path / preconditioner_file;
+  const int64_t size = latent_size();
+  std::vector<float> matrix(static_cast<size_t>(size * size));
+  std::ifstream stream(file, std::ios::binary);
+  const auto bytes = static_cast<std::streamsize>(matrix.size() * sizeof(float));
+  if (!stream.read(reinterpret_cast<char*>(matrix.data()), bytes) ||
+      stream.peek() != std::char_traits<char>::eof() ||
+      !std::all_of(matrix.begin(), matrix.end(),
+                   [](float value) { return std::isfinite(value); })) {
+    throw BundleError(file.string() + ": should hold " + std::to_string(size) + " x " +
+                      std::to_string(size) + " numbers" + kFix);
+  }
+  return matrix;
 }
 
 std::vector<std::string> Bundle::runtimes() const {

@@ -192,6 +192,9 @@ class Run {
       scratch = std::max(scratch, device_->propose_scratch(kind, latent_size_, lanes_));
     }
     arrays_.scratch = allocate<double>(scratch);
+    if (options.preconditioner && proposing_.contains(SolverKind::lbfgs)) {
+      arrays_.preconditioner = upload(options.preconditioner, latent_size_ * latent_size_);
+    }
     arrays_.loss = allocate<float>(lanes_);
     arrays_.image = allocate<float>(lanes_ * arrays_.image_size);
     arrays_.condition = allocate<float>(lanes_ * arrays_.condition_size);

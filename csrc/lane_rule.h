@@ -10,8 +10,8 @@ namespace pyinv {
 
 // Whether a result is better: converged comes first, then the lower rank; NaN is the worst.
 PYINV_HOST_DEVICE inline bool better(uint8_t status, double rank, uint8_t than, double than_rank) {
-  const bool converged = status == static_cast<uint8_t>(Status::converged);
-  if (converged != (than == static_cast<uint8_t>(Status::converged))) return converged;
+  const bool converged = status == static_cast<uint8_t>(Status::converged_tolerance);
+  if (converged != (than == static_cast<uint8_t>(Status::converged_tolerance))) return converged;
   return than_rank != than_rank ? rank == rank : rank < than_rank;
 }
 
@@ -85,7 +85,7 @@ PYINV_HOST_DEVICE inline void begin_stage(LaneState& lane, int32_t stage) {
   lane.stage = stage;
   lane.stage_steps = 0;
   lane.unchanged = 0;
-  lane.previous_loss = lane.attempt_loss = NAN;
+  lane.previous_loss = lane.attempt_loss = lane.earlier_loss = NAN;
   lane.attempt_rank = NAN;
   lane.met = kNoStop;
   lane.trial.pending = false;
@@ -120,12 +120,12 @@ PYINV_HOST_DEVICE inline LaneState begin_target(uint64_t id, int64_t row, int32_
 
 PYINV_HOST_DEVICE inline bool ends_attempt(const RunRule& rule, const LaneState& lane,
                                            uint8_t stop) {
-  return stop == static_cast<uint8_t>(Status::converged) ||
+  return stop == static_cast<uint8_t>(Status::converged_tolerance) ||
          stop == static_cast<uint8_t>(Status::non_finite) || lane.stage + 1 == rule.stages;
 }
 
 PYINV_HOST_DEVICE inline bool restarts(const RunRule& rule, const LaneState& lane) {
-  return lane.best_status != static_cast<uint8_t>(Status::converged) &&
+  return lane.best_status != static_cast<uint8_t>(Status::converged_tolerance) &&
          lane.attempt < rule.restarts;
 }
 
@@ -155,6 +155,16 @@ PYINV_HOST_DEVICE inline void trace_loss(const RunRule& rule, float loss, float*
   }
 }
 
+// Ends the stage after its last step, with a status that says whether the loss was still falling.
+PYINV_HOST_DEVICE inline void limit_steps(const StageRule& stage, LaneState& lane) {
+  const int64_t tenth = (stage.max_steps + 9) / 10;
+  if (lane.stage_steps == stage.max_steps - tenth) lane.earlier_loss = lane.attempt_loss;
+  if (lane.stage_steps < stage.max_steps) return;
+  const double before = lane.earlier_loss, fall = before - lane.attempt_loss;
+  lane.stop = static_cast<uint8_t>(fall > 0.01 * fabs(before) ? Status::step_limit_improving
+                                                              : Status::step_limit);
+}
+
 // Records an evaluation and sets the stop rule that it meets. The lane's moments must be set where
 // needs_moments() is true. `trace` is the lane's, or null.
 PYINV_HOST_DEVICE inline void update_status(const RunRule& rule, const StageRule& stage, float loss,
@@ -174,7 +184,7 @@ PYINV_HOST_DEVICE inline void update_status(const RunRule& rule, const StageRule
     lane.action = kRecord;
   }
   if (stage.loss_tolerance > 0 && loss <= stage.loss_tolerance) {
-    lane.stop = static_cast<uint8_t>(Status::converged);
+    lane.stop = static_cast<uint8_t>(Status::converged_tolerance);
     return;
   }
   if (lane.stage_steps > 0) {
@@ -185,12 +195,12 @@ PYINV_HOST_DEVICE inline void update_status(const RunRule& rule, const StageRule
                             change <= stage.relative_change_tolerance * fabs(previous));
     lane.unchanged = unchanged ? lane.unchanged + 1 : 0;
     if (unchanged && lane.unchanged >= stage.patience) {
-      lane.stop = static_cast<uint8_t>(Status::stalled);
+      lane.stop = static_cast<uint8_t>(Status::converged_plateau);
       return;
     }
   }
   lane.previous_loss = loss;
-  if (lane.stage_steps == stage.max_steps) lane.stop = static_cast<uint8_t>(Status::step_limit);
+  limit_steps(stage, lane);
 }
 
 // The factor of the prior penalty at a latent with this loss.
@@ -247,7 +257,7 @@ struct GroupVotes {
 
 PYINV_HOST_DEVICE inline GroupVotes vote(const RunRule& rule, LaneState& lane) {
   // If a lane has met several rules, convergence takes precedence.
-  if (lane.stop == static_cast<uint8_t>(Status::converged) || lane.met == kNoStop) {
+  if (lane.stop == static_cast<uint8_t>(Status::converged_tolerance) || lane.met == kNoStop) {
     lane.met = lane.stop;
   }
   if (lane.met == kNoStop) return {false, false, false};

@@ -97,6 +97,7 @@ struct LaneState {
   int32_t objective;  // the lane's current objective; it waits while its stage needs another
   float previous_loss;
   float attempt_loss;   // loss of the latent that the attempt would return now
+  float earlier_loss;   // attempt_loss before the last tenth of the stage's steps; NaN: none yet
   float best_loss;      // of the best attempt so far
   int32_t attempts;     // finished attempts
   uint8_t best_status;  // a Status
@@ -143,6 +144,8 @@ struct LaneArrays {
   Moments* batch_moments;          // [1]
   float* best_latent;              // [lanes, latent_size], of the finished attempts
   float* trace;                    // [lanes, trace_length]
+  // [latent_size, latent_size], of all lanes; null: the identity. Only L-BFGS uses it.
+  const float* preconditioner;
   // The solvers' storage, reused from stage to stage.
   float* vectors;           // [storage.vectors, lanes, latent_size]
   uint32_t* count_vectors;  // [storage.count_vectors, lanes, latent_size]

@@ -220,10 +220,11 @@ Solver read_solver(const Node& rule) {
     solver.damping_down = number(rule, "down", kFall, solver.damping_down);
     return solver;
   } else if (kind == "lbfgs") {
-    only(rule, {"history", "first_step"});
+    only(rule, {"history", "first_step", "preconditioned"});
     solver.kind = SolverKind::lbfgs;
     solver.history = whole(rule, "history", 1, Lbfgs::kMaxPairs, solver.history);
     solver.first_step = number<float>(rule, "first_step", kPositive, solver.first_step);
+    if (const auto given = rule.find("preconditioned")) solver.preconditioned = given->flag();
     return solver;
   } else {
     unknown_kind(rule, "gradient_descent, adam, levenberg_marquardt, lbfgs, rmsprop");
@@ -396,7 +397,10 @@ ParsedRecipe parse_recipe(std::string_view json, const Prior& prior) {
   return parse_rule(json, "recipe", [&](const Node& rule) { return read_recipe(rule, prior); });
 }
 
-Recipe default_recipe(const Prior& prior) {
+namespace {
+
+// Python's recipes.adam.
+Recipe adam_recipe(const Prior& prior) {
   Stage stage;
   stage.solver.learning_rate = 0.1;
   stage.solver.beta2 = 0.99;
@@ -410,6 +414,28 @@ Recipe default_recipe(const Prior& prior) {
     stage.penalties.anneal_prior = true;
   }
   return {.stages = {stage}};
+}
+
+}  // namespace
+
+Recipe default_recipe(const Bundle& bundle) {
+  const Prior& prior = bundle.prior;
+  if (bundle.batch_norm == BatchNorm::batch) return adam_recipe(prior);
+  Stage settle;
+  settle.solver.kind = SolverKind::lbfgs;
+  if (prior.kind == PriorKind::uniform) {
+    settle.constraint = {.kind = ConstraintKind::clip, .low = prior.low, .high = prior.high};
+  }
+  settle.penalties.relative_prior = true;
+  settle.penalties.prior_weight = 0.01f;
+  settle.max_steps = 300;
+  settle.loss_tolerance = 1e-8;
+  settle.relative_change_tolerance = 1e-4;
+  settle.patience = 3;
+  Stage seek = settle;
+  seek.penalties.prior_weight = 1.0f;
+  seek.max_steps = 100;
+  return {.stages = {seek, settle}, .restarts = 1, .start = Start::mean, .hop_size = 0.6};
 }
 
 }  // namespace pyinv

@@ -13,12 +13,13 @@ if __name__ != "pyinv.export":
 
 from pyinv.conditions import Condition, Label, OneHot
 from pyinv.errors import DependencyError, ExportError
+from pyinv.extras import install_command
 
 _missing = [
     name for name in ("torch", "onnx", "onnxscript") if importlib.util.find_spec(name) is None
 ]
 if _missing:
-    raise DependencyError(f"export needs {', '.join(_missing)}: run `pip install 'pyinv[export]'`")
+    raise DependencyError(f"export needs {', '.join(_missing)}: {install_command('export')}")
 
 from .capture.factory import load_factory, load_generator  # noqa: E402
 from .capture.onnx_file import load_onnx  # noqa: E402

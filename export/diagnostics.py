@@ -6,12 +6,10 @@ import contextlib
 import io
 import logging
 import re
-import sys
 import warnings
 from collections.abc import Iterator
-from types import FrameType
 
-__all__ = ["first_line", "named_operator", "quiet", "warn_caller"]
+__all__ = ["first_line", "named_operator", "quiet"]
 
 
 def first_line(error: BaseException) -> str:
@@ -51,19 +49,6 @@ def _operator_text(message: str) -> str:
         return match[1]
     match = re.search(r"\b((?:torch\.ops\.)?(aten|prims|torchvision)(?:::|\.)\w+)", message)
     return match[1].removeprefix("torch.ops.") if match else ""
-
-
-def warn_caller(message: str) -> None:
-    """Warn at the line that called this package."""
-    frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and _is_ours(frame):
-        frame, level = frame.f_back, level + 1
-    warnings.warn(message, stacklevel=level)
-
-
-def _is_ours(frame: FrameType) -> bool:
-    """Whether a frame belongs to this package, or to torch's decorators around its functions."""
-    return str(frame.f_globals.get("__name__")).startswith(("pyinv.export", "torch."))
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from torch import nn
 
 import pyinv
 from pyinv.bundle import BATCH_NORM_MODES, MAX_SOLVED, RUNTIMES, FileRecord, Function, Manifest
+from pyinv.caution import has_strict, warn
 from pyinv.conditions import Condition
 from pyinv.errors import BundleError, DependencyError, ExportError
 from pyinv.priors import Normal, Prior, Uniform
@@ -27,12 +28,19 @@ from .capture.output import OneOutput, check_output
 from .capture.trace import Shapes, TracedGenerator, prepare, trace_generator, uncompiled
 from .check import Reference, check_file
 from .derivatives.losses import GivenLosses, Loss, resolve_losses, try_losses
-from .diagnostics import warn_caller
 from .encoder import check_encoder, write_encoder
-from .generator import TRIED, check_generator, check_independence, check_reading
+from .generator import (
+    TRIED,
+    check_bounds,
+    check_generator,
+    check_independence,
+    check_reading,
+    check_value_range,
+)
 from .observation import Observed, check_observation, prepare_observation, write_observation
 from .origin import checked_origin
 from .passes.output_activation import OutputActivation
+from .preconditioner import write_preconditioner
 from .runtimes.onnx import OPSET
 from .staging import check_target, staged
 from .writer import write_functions
@@ -40,6 +48,7 @@ from .writer import write_functions
 __all__ = ["check_shape", "export"]
 
 
+@has_strict(ExportError)
 @torch.inference_mode(False)
 @torch.enable_grad()
 def export(
@@ -50,7 +59,7 @@ def export(
     prior: Prior,
     losses: GivenLosses | None = None,
     normal_equations: bool | None = None,
-    value_range: tuple[float, float] = (-1.0, 1.0),
+    value_range: tuple[float, float] | None = None,
     batch_norm: str = "eval",
     inputs: Mapping[str, Any] | None = None,
     condition_shape: int | Sequence[int] | None = None,
@@ -64,6 +73,7 @@ def export(
     name: str | None = None,
     origin: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    strict: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Path:
     """Export a generator to a bundle, with one objective and its gradient per loss.
@@ -105,9 +115,12 @@ def export(
             Levenberg-Marquardt needs. None writes them where they exist, which is for
             batch_norm="eval" and at most 512 latent components. True raises an error where they do
             not.
-        value_range: lowest and highest value of an image. Some generators overshoot, so an output
-            outside only causes a warning, and the manifest's ``bounded`` is then False. With bce
-            it is an error, because bce has no value there.
+        value_range: the values of black and white, or in general the lowest and highest value of
+            the images that the generator was trained on: (-1, 1), (0, 1), ... None takes it from a
+            final tanh (-1, 1) or sigmoid (0, 1), including any scaling that follows, and for other
+            generators from 64 images, with a warning. A generator without a last activation may
+            overshoot: an output outside the range given only causes a warning, and the manifest's
+            ``bounded`` is then False. With bce it is an error, because bce has no value there.
         batch_norm: "eval" folds running statistics into the weights; "batch" uses the statistics
             of each batch, and the gradient is then that of the summed loss.
         inputs: what the generator takes beside the latent, by the names of forward's arguments;
@@ -144,6 +157,8 @@ def export(
         origin: where the generator comes from, for people and reports: JSON values, such as
             {"data": "mnist", "iterations": 2000}. Stored in the manifest.
         overwrite: replace an existing bundle.
+        strict: raise an ExportError instead of a ``PyinvWarning`` about a likely mistake, such as a
+            value range that the generator's last activation contradicts.
         progress: called with a line about each step.
 
     Returns:
@@ -169,7 +184,7 @@ def export(
     if condition_shape is not None:
         second = Condition(check_shape("condition_shape", condition_shape))
     output = check_output(output)
-    low, high = _range(value_range)
+    given = None if value_range is None else _range(value_range)
     if batch_norm not in BATCH_NORM_MODES:
         raise ExportError(f"batch_norm must be 'eval' or 'batch', got {batch_norm!r}")
     if noise is not None and noise not in NOISE_MODES:
@@ -181,8 +196,8 @@ def export(
             f"weights must be True or False, got {type(weights).__name__}: the weights themselves "
             "are given to Inverter.invert"
         )
-    resolve = partial(resolve_losses, value_range=(low, high), weighted=weights)
-    resolved = resolve("mse" if losses is None else losses)
+    resolve = partial(resolve_losses, "mse" if losses is None else losses, weighted=weights)
+    resolved = resolve(value_range=given or (-1.0, 1.0))
     solve = _wants_normal_equations(normal_equations, resolved, latent_sizes, batch_norm)
     chosen = _runtimes(runtimes)
     origin = checked_origin(origin)
@@ -198,16 +213,26 @@ def export(
             prepared, latent_sizes, named.conditions, prior, noise, seed=noise_seed
         )
         solve = _wants_normal_equations(normal_equations, resolved, latent_sizes, batch_norm)
-    image_shape, bounded = check_generator(
-        prepared,
-        latent_sizes,
-        named.conditions,
-        prior,
-        (low, high),
-        () if observes else resolved,
-        noise,
-    )
+    image_shape, found = check_generator(prepared, latent_sizes, named.conditions, prior, noise)
     shapes = Shapes(latent_sizes, image_shape, named.conditions, weights)
+    traced = None
+    if given is None:
+        say("tracing the generator")
+        traced = trace_generator(prepared, shapes, batch_norm=batch_norm)
+        own = traced.output_activation.value_range
+        low, high = own or found
+        if not low < high or (own is None and any(loss.bounded for loss in resolved)):
+            ending = traced.output_activation.operator
+            raise ExportError(
+                f"value_range must be given: the generator ends in {ending}, which has no fixed "
+                "range; give that of the training images, such as (-1, 1)"
+            )
+        check_value_range(None, (low, high), found, traced.output_activation)
+        resolved = resolve(value_range=(low, high))
+        bounded = own is not None
+    else:
+        low, high = given
+        bounded = check_bounds(found, given, () if observes else resolved)
     if observes is not None:
         reference = Reference(prepared, shapes, prior=prior, value_range=(low, high))
         with torch.no_grad():
@@ -223,15 +248,32 @@ def export(
         drawn = reference.arguments(reference.draw(TRIED, seed=1))
         check_file(module, named.arguments(*drawn)[0])
 
-    say("tracing the generator")
-    whole = prepared if observes is None else Observed(prepared, observes)
-    traced = trace_generator(whole, shapes, batch_norm=batch_norm)
+    if observes is not None:
+        say("tracing the generator and its observation")
+        traced = trace_generator(Observed(prepared, observes), shapes, batch_norm=batch_norm)
+    elif traced is None:
+        say("tracing the generator")
+        traced = trace_generator(prepared, shapes, batch_norm=batch_norm)
     if batch_norm == "eval":
         check_independence(reference)
     if losses is None and traced.output_activation.fits((low, high)):
-        resolved += resolve("whitened")
+        resolved += resolve_losses("whitened", value_range=(low, high), weighted=weights)
     _check_output_activation(traced.output_activation, (low, high), resolved)
-    _warn(traced, (low, high), observes=observe is not None)
+    if given is not None:
+        # With observe, the last activation is the observation's.
+        activation = None if observes is not None else traced.output_activation
+        check_value_range(given, given, found, activation)
+    if traced.reduced:
+        warn(
+            "the generator asks for float16 or bfloat16; the bundle computes in float32 throughout"
+        )
+    for loss in resolved:
+        expected = getattr(loss.value, "value_range", None)
+        if expected not in (None, (low, high)):
+            warn(
+                f"the loss {loss.name} expects images in ({expected[0]:g}, {expected[1]:g}), and "
+                f"value_range is ({low:g}, {high:g}): give both the same"
+            )
     solved = [loss for loss in resolved if loss.is_least_squares] if solve else []
 
     with staged(target) as staging:
@@ -244,31 +286,20 @@ def export(
             for file in staging.iterdir():
                 file.unlink()
             functions = write_functions(staging, traced, reference, resolved, (), chosen, say)
-            warn_caller(f"the bundle gets no normal equations: {error}")
+            warn(f"the bundle gets no normal equations: {error}")
         if observes is not None:
             functions += write_observation(staging, observes, shapes, (low, high), chosen, say)
         if encodes is not None:
             functions += write_encoder(staging, encodes, chosen, say)
+        preconditioner = None
+        if batch_norm == "eval":
+            say("averaging the generator's curvature")
+            preconditioner = write_preconditioner(staging, reference)
         manifest = _manifest(staging, functions, reference, batch_norm)
+        manifest = replace(manifest, preconditioner=preconditioner)
         manifest = replace(manifest, bounded=bounded, name=name or _name(generator), origin=origin)
         manifest.write(staging)
     return target
-
-
-def _warn(traced: TracedGenerator, value_range: tuple[float, float], *, observes: bool) -> None:
-    """Warn about a generator that probably means something else than it says."""
-    activation = traced.output_activation
-    low, high = value_range
-    own = None if observes else activation.value_range
-    if own is not None and low <= own[0] < own[1] <= high and not activation.fits(value_range):
-        warn_caller(
-            f"the generator ends in {activation.describe()}, and value_range is ({low:g}, {high:g})"
-            ": is that the right range?"
-        )
-    if traced.reduced:
-        warn_caller(
-            "the generator asks for float16 or bfloat16; the bundle computes in float32 throughout"
-        )
 
 
 def _with_cause(error: ExportError, traced: TracedGenerator) -> ExportError:
@@ -300,7 +331,7 @@ def _wants_normal_equations(
     elif size > MAX_SOLVED:
         unmet = (
             f"a latent of at most {MAX_SOLVED} components, and this one has {size}: leave "
-            "them out, and use a recipe of first order, such as pyinv.recipes.default"
+            "them out, and use a recipe of first order, such as pyinv.recipes.adam"
         )
     elif not any(loss.is_least_squares for loss in losses):
         unmet = "a loss that is a mean of squares: add 'mse' or 'whitened' to losses"

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from pyinv.caution import warn
 from pyinv.conditions import Input
 from pyinv.errors import ExportError
 from pyinv.priors import Prior
@@ -17,9 +18,17 @@ from .capture.output import OneOutput
 from .capture.trace import Shapes
 from .check import Reference
 from .derivatives.losses import Loss
-from .diagnostics import first_line, quiet, warn_caller
+from .diagnostics import first_line, quiet
+from .passes.output_activation import OutputActivation
 
-__all__ = ["TRIED", "check_generator", "check_independence", "check_reading"]
+__all__ = [
+    "TRIED",
+    "check_bounds",
+    "check_generator",
+    "check_independence",
+    "check_reading",
+    "check_value_range",
+]
 
 # The number of latents that a generator is checked on.
 TRIED = 64
@@ -33,21 +42,19 @@ def check_generator(
     latent_shape: tuple[int, ...],
     conditions: Mapping[str, Input],
     prior: Prior,
-    value_range: tuple[float, float],
-    losses: Sequence[Loss],
     noise: str | None = None,
-) -> tuple[tuple[int, ...], bool]:
+) -> tuple[tuple[int, ...], tuple[float, float]]:
     """Check a prepared generator by running it on a few latents, before any work starts.
 
     Returns:
-        the shape of one of its outputs, and whether they lie in the value range.
+        the shape of one of its outputs, and the lowest and highest of their values.
 
     Raises:
         ExportError: the generator does not take such latents, or does not return one tensor per
             latent.
     """
     shapes = Shapes(latent_shape, (1,), conditions)
-    reference = Reference(generator, shapes, prior=prior, value_range=value_range)
+    reference = Reference(generator, shapes, prior=prior, value_range=(-1.0, 1.0))  # not used here
     inputs = reference.draw(TRIED, seed=0)
     given = f"a latent of shape {['B', *latent_shape]}".replace("'", "")
     given += "".join(f" and {name} ({condition})" for name, condition in conditions.items())
@@ -87,8 +94,7 @@ def check_generator(
             )
         )
     _check_gradient(reference, inputs)
-    bounded = _check_range(image, value_range, losses)
-    return tuple(image.shape[1:]), bounded
+    return tuple(image.shape[1:]), (float(image.min()), float(image.max()))
 
 
 def check_independence(reference: Reference) -> None:
@@ -130,7 +136,7 @@ def _check_gradient(reference: Reference, inputs: dict[str, Tensor]) -> None:
             "under torch.no_grad or torch.inference_mode, or detaches the latent; remove that"
         )
     if not gradient.any():
-        warn_caller(
+        warn(
             f"the gradient of the generator's images is 0 at all of {TRIED} latents: does it round "
             "them, or are all pixels saturated? Nothing can be recovered where the gradient is 0"
         )
@@ -160,16 +166,72 @@ def check_reading(
         )
 
 
-def _check_range(image: Tensor, value_range: tuple[float, float], losses: Sequence[Loss]) -> bool:
-    """Return whether images lie in the value range; warn or raise if they do not."""
+def check_bounds(
+    found: tuple[float, float], value_range: tuple[float, float], losses: Sequence[Loss]
+) -> bool:
+    """Return whether images with these lowest and highest values lie in the value range.
+
+    Raises:
+        ExportError: they do not, and a loss is not defined there.
+    """
     low, high = value_range
     slack = _RANGE_SLACK * (high - low)
-    least, most = float(image.min()), float(image.max())
-    if least >= low - slack and most <= high + slack:
-        return True
-    found = f"the generator's values lie in [{least:.3g}, {most:.3g}], outside value_range"
+    inside = found[0] >= low - slack and found[1] <= high + slack
     bounded = [loss.name for loss in losses if loss.bounded]
-    if bounded:
-        raise ExportError(f"{found} ({low:g}, {high:g}), where {bounded[0]} has no value")
-    warn_caller(f"{found} ({low:g}, {high:g}): is that the right range?")
-    return False
+    if bounded and not inside:
+        raise ExportError(
+            f"the generator's values lie in {_interval(found)}, outside value_range "
+            f"({low:g}, {high:g}), where {bounded[0]} has no value"
+        )
+    return inside
+
+
+def check_value_range(
+    given: tuple[float, float] | None,
+    value_range: tuple[float, float],
+    found: tuple[float, float],
+    activation: OutputActivation | None,
+) -> None:
+    """Warn about a value range that is probably not the generator's.
+
+    Args:
+        given: the range that the caller gave, if any.
+        value_range: the range of the bundle.
+        found: the lowest and highest value of some images.
+        activation: the generator's last activation; None if it is not known.
+    """
+    low, high = value_range
+    own = None if activation is None else activation.value_range
+    ends = "" if activation is None else f"the generator ends in {activation.describe()}"
+    if given is None and own is None:
+        warn(
+            f"value_range is not given, and {ends}, which has no fixed range: using that of "
+            f"{TRIED} images, {_interval(found)}; give the range of the training images, such as "
+            "(-1, 1) or (0, 1)"
+        )
+    elif given is None:
+        if own != (-1.0, 1.0):
+            warn(
+                f"value_range is not given, and {ends}: using ({low:g}, {high:g}); give it if it "
+                "is right"
+            )
+    elif activation is not None and own is not None:
+        if not activation.fits(value_range):
+            warn(
+                f"{ends}, and value_range is ({low:g}, {high:g}): give value_range="
+                f"({own[0]:g}, {own[1]:g}), if that is the range of the training images"
+            )
+    elif not check_bounds(found, value_range, ()):
+        warn(
+            f"the generator's values lie in {_interval(found)}, outside value_range "
+            f"({low:g}, {high:g}): is that the right range?"
+        )
+    elif found[0] >= (low + high) / 2 or found[1] <= (low + high) / 2:
+        warn(
+            f"the generator's values lie in {_interval(found)}, in one half of value_range "
+            f"({low:g}, {high:g}): is that the right range?"
+        )
+
+
+def _interval(found: tuple[float, float]) -> str:
+    return f"[{found[0]:.3g}, {found[1]:.3g}]"

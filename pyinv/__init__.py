@@ -33,6 +33,7 @@ from pyinv.errors import (
     OutOfMemoryError,
     OutputError,
     PyinvError,
+    PyinvWarning,
     RuleError,
     RunError,
 )
@@ -82,6 +83,7 @@ __all__ = [
     "OutputError",
     "PriorPenalty",
     "PyinvError",
+    "PyinvWarning",
     "RMSprop",
     "Recipe",
     "RuleError",

@@ -76,6 +76,7 @@ def invert(
     condition: npt.NDArray[np.float32] | None = None,
     weights: npt.NDArray[np.float32] | None = None,
     true_latents: npt.NDArray[np.float32] | None = None,
+    preconditioner: npt.NDArray[np.float32] | None = None,
     target_ids: npt.NDArray[np.uint64],
     seed: int,
     lanes: int,

@@ -11,6 +11,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pyinv import _core
 from pyinv.conditions import Input, input_from_description
 from pyinv.errors import BundleError, RuleError
@@ -27,6 +30,8 @@ BUILT_IN_LOSSES = ("mse", "l1", "bce", "whitened")
 PICTURE_CHANNELS = (1, 3, 4)  # gray, RGB, RGBA: what image files can store
 
 MAX_SOLVED = _core.max_solved
+MAX_PRECONDITIONED = 1024
+"""The most components of a latent for which a bundle has a preconditioner."""
 """The largest latent size for which normal equations are exported and solved."""
 
 _MOST_VALUES = 2**31 - 1  # of one target's latent, image or condition
@@ -115,6 +120,10 @@ class Manifest:
         weights: whether targets may have weights, per pixel.
         observation_shape: shape of one target if targets are observations of images, which may
             have any values: if the bundle has the function "observe". Otherwise None.
+        preconditioner: the file with the matrix P that ``LBFGS`` starts from, float32 [d, d],
+            little-endian; None if there is none. P is the inverse of the average of J^T J over the
+            prior, J being the Jacobian of the targets, after adding 0.3 of the mean of its diagonal
+            to the diagonal. Its scale has no meaning.
         bounded: whether generated images lie in ``value_range``. A generator without a final
             activation may exceed it; its images are then accepted as targets unchanged.
         name: name of the generator.
@@ -135,6 +144,7 @@ class Manifest:
     conditions: Mapping[str, Input] = field(default_factory=dict)
     weights: bool = False
     observation_shape: tuple[int, ...] | None = None
+    preconditioner: str | None = None
     bounded: bool = True
     name: str = ""
     exporter: Mapping[str, Any] = field(default_factory=dict)
@@ -177,6 +187,7 @@ class Manifest:
                 raise BundleError(f"files must hold plain file names, got {name!r}")
         for runtime in self.runtimes or RUNTIMES[:1]:
             self._check_functions(runtime)
+        self._check_preconditioner()
 
     def _check_functions(self, runtime: str) -> None:
         held = [function for function in self.functions if function.runtime == runtime]
@@ -201,6 +212,18 @@ class Manifest:
                     f'functions must hold "{name}" once for each runtime, or for none; '
                     f"{runtime} has {count}"
                 )
+
+    def _check_preconditioner(self) -> None:
+        if self.preconditioner is None:
+            return
+        if self.preconditioner not in self.files:
+            raise BundleError(f"preconditioner names {self.preconditioner!r}, not in files")
+        size, found = self.latent_size, self.files[self.preconditioner].bytes
+        if size > MAX_PRECONDITIONED or found != 4 * size**2:
+            raise BundleError(
+                f"preconditioner must hold {size} x {size} float32 numbers, for latents of at most "
+                f"{MAX_PRECONDITIONED} components; it has {found} bytes"
+            )
 
     def _check_normal_equations(self, runtime: str, held: list[Function]) -> None:
         losses = [function.loss for function in held if function.name == "normal_equations"]
@@ -430,6 +453,7 @@ class Manifest:
             "value_range": list(self.value_range),
             **({"observation_shape": list(self.target_shape)} if self.observes else {}),
             **({"weights": True} if self.weights else {}),
+            **({"preconditioner": self.preconditioner} if self.preconditioner else {}),
             **({} if self.bounded else {"bounded": False}),
             **({"conditions": conditions} if conditions else {}),
             "prior": self.prior.describe(),
@@ -486,6 +510,7 @@ class Manifest:
                 conditions=_conditions(described.get("conditions", [])),
                 weights=described.get("weights", False),
                 observation_shape=None if observation is None else tuple(observation),
+                preconditioner=described.get("preconditioner"),
                 bounded=described.get("bounded", True),
                 name=str(described.get("name", "")),
                 exporter=dict(described.get("exporter", {})),
@@ -572,6 +597,24 @@ class Bundle:
     def file(self, function: Function) -> Path:
         """Return the path of a function's graph."""
         return self.path / function.file
+
+    def preconditioner(self) -> NDArray[np.float32] | None:
+        """Return the matrix that ``LBFGS`` starts from, [d, d]; None if the bundle has none.
+
+        Raises:
+            BundleError: the file cannot be read, or holds numbers that are not finite.
+        """
+        if self.manifest.preconditioner is None:
+            return None
+        path = self.path / self.manifest.preconditioner
+        try:
+            values = np.fromfile(path, dtype="<f4")
+        except OSError as error:
+            raise BundleError(f"{path}: cannot be read ({error.strerror})") from None
+        size = self.manifest.latent_size
+        if values.size != size**2 or not np.isfinite(values).all():
+            raise BundleError(f"{path}: damaged; export or copy the bundle again")
+        return values.reshape(size, size).astype(np.float32, copy=False)
 
     def _check_files(self, *, contents: bool) -> None:
         fix = "export or copy the bundle again"

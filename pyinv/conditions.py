@@ -57,6 +57,8 @@ class Label(Rule):
         if labels.ndim == 0:
             labels = np.broadcast_to(labels, (count,))
         labels = self._labels(labels, name)
+        if labels.dtype.kind == "b":
+            raise InputError(f"{name} must be {allowed}, got booleans; convert them to integers")
         if labels.shape not in ((count,), (count, 1)):
             raise InputError(f"{name} must be {expected}, got [{shape_text(labels.shape)}]")
         flat = labels.reshape(-1)
@@ -78,8 +80,8 @@ class Label(Rule):
 class OneHot(Label):
     """A class label: the generator gets one-hot vectors [B, classes], float32.
 
-    Targets are given integer labels, or one-hot vectors. For mixtures of classes use
-    ``Condition(classes)``.
+    Targets are given integer labels [N], or one-hot vectors [N, classes]. An array with one axis
+    has labels. For mixtures of classes use ``Condition(classes)``.
 
     Args:
         classes: the number of classes, at least 1. Labels are 0 to classes - 1.

@@ -1,4 +1,7 @@
-"""Exceptions. Each message is one line: what was expected, what was found and how to fix it."""
+"""Exceptions and the warning.
+
+Each message is one line: what was expected, what was found and how to fix it.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ __all__ = [
     "OutOfMemoryError",
     "OutputError",
     "PyinvError",
+    "PyinvWarning",
     "RuleError",
     "RunError",
     "one_line",
@@ -25,6 +29,10 @@ __all__ = [
 
 class PyinvError(Exception):
     """The base of all pyinv exceptions: ``except pyinv.PyinvError`` catches all of them."""
+
+
+class PyinvWarning(UserWarning):
+    """A likely mistake that would give a wrong result; ``strict=True`` makes it an error."""
 
 
 class BundleError(PyinvError):

@@ -52,8 +52,9 @@ FILE_CHANNELS = PICTURE_CHANNELS
 GRID_TILE = 128  # pixels of an enlarged image in a grid, at most
 GRID_WIDTH = 2048
 RANGE_SLACK = 1e-4  # of the range's span: tolerance for rounding in a generator's last layer
-# The tolerance for generators whose images may leave the range. It still rejects 0-255 for [-1, 1].
-UNBOUNDED_SLACK = 4.0
+# Where a generator's images may leave the range, so may targets. Those outside by more than this
+# are compared with the generator's own.
+UNBOUNDED_SLACK = 1.0
 
 
 def check_images(images: Any, manifest: Manifest) -> FloatArray:
@@ -116,10 +117,10 @@ def check_images(images: Any, manifest: Manifest) -> FloatArray:
 
 def _slack(manifest: Manifest) -> float:
     """Return by how much targets may leave the value range."""
-    if manifest.observes:
+    if manifest.observes or not manifest.bounded:
         return float(np.finfo(np.float32).max)
     low, high = manifest.value_range
-    return (RANGE_SLACK if manifest.bounded else UNBOUNDED_SLACK) * (high - low)
+    return RANGE_SLACK * (high - low)
 
 
 def _remedy_for_shape(got: tuple[int, ...], wanted: tuple[int, ...]) -> str:
@@ -619,14 +620,15 @@ def _convert_array(source: _Source, rows: FloatArray, manifest: Manifest, fit: s
             unit = image.astype(np.float32) / np.float32(255)
         else:
             unit = ((image.astype(np.float64) - low) / span).astype(np.float32)
-            lowest, highest = float(unit.min()), float(unit.max())
-            if not (lowest >= -RANGE_SLACK and highest <= 1 + RANGE_SLACK):
+            fits = image.shape[:2] == manifest.target_shape[1:]
+            slack = _slack(manifest) if fits else RANGE_SLACK * span
+            lowest, highest = float(image.min()), float(image.max())
+            if not (lowest >= low - slack and highest <= high + slack):
                 raise InputError(
                     f"{source.path}: image {index} must be finite and in [{low:g}, {high:g}], got "
-                    f"[{float(image.min()):.4g}, {float(image.max()):.4g}]; rescale the array, "
-                    "or save it as uint8"
+                    f"[{lowest:.4g}, {highest:.4g}]; rescale the array, or save it as uint8"
                 )
-            if image.shape[:2] == manifest.target_shape[1:]:
+            if fits:
                 rows[index] = image.transpose(2, 0, 1)  # unscaled, hence exact
                 continue
         rows[index] = _to_range(resize_pixels(unit, height, width, fit), manifest)

@@ -10,6 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyinv import recipes
+from pyinv.advice import (
+    are_eight_bit,
+    check_range,
+    next_step,
+    not_exact,
+    peak_ratio,
+    wants_exact,
+)
 from pyinv.batching import (
     AUTO_BATCH_SIZES,
     DEFAULT_BATCH_SIZE,
@@ -19,6 +27,7 @@ from pyinv.batching import (
     too_large,
 )
 from pyinv.bundle import RUNTIMES, Bundle, Function, Manifest
+from pyinv.caution import strict_mode, warn
 from pyinv.conditions import condition_rows
 from pyinv.cores import usable_cores
 from pyinv.devices import resolve_device
@@ -186,7 +195,9 @@ class Inverter:
         target_ids: Any = None,
         trace_every: int = 0,
         true_latents: Any = None,
+        effort: str | None = None,
         noise: float | None = None,
+        strict: bool = False,
         progress: bool | Progress | None = None,
     ) -> Inversion:
         """Find the latents of images.
@@ -228,8 +239,11 @@ class Inverter:
             true_latents: the latents that generated the images, [N, *latent_shape] or [N, d], if
                 known. Used only for the Inversion's ``min_latent_error``, the smallest distance of
                 each target to its true latent at any step.
+            effort: for the recipe "default": "fast", "default" or "best".
             noise: for the recipe "reconstruct": the standard deviation of the pixel noise, if
                 known, the same for all images. A Recipe object has its own.
+            strict: raise an error instead of a ``PyinvWarning`` about a likely mistake: images that
+                seem to be scaled for another value range, or that "precise" is not meant for.
             progress: True for a progress bar on standard error, or a line every ten seconds if that
                 is not a terminal; or a function that is called with a dict at most ten times per
                 second. "finished" and "targets" count targets, and
@@ -242,14 +256,16 @@ class Inverter:
             ``cancelled=True``.
 
         Raises:
-            InputError: an argument of the wrong shape, type or range.
+            InputError: an argument of the wrong shape, type or range; or, if ``strict``, a likely
+                mistake.
             RuleError: an unknown recipe, or rules that do not fit the bundle's prior.
             BundleError: the bundle has no objective for one of the recipe's losses, no normal
                 equations where the recipe needs them, or no encoder to start from.
             DeviceError: the batch does not fit in the GPU's memory; the message says how many
                 targets fit.
-            RunError: the runtime failed during the run; the error's attribute ``inversion`` holds
-                the results so far. An exception from a progress function gets it as well.
+            RunError: the runtime failed during the run, or if ``strict``, the recipe "precise"
+                turned out not to fit the images; the error's attribute ``inversion`` holds the
+                results so far. An exception from a progress function gets it as well.
         """
         manifest, session = self.manifest, self._session
         noise = noise_level(noise)
@@ -264,7 +280,7 @@ class Inverter:
             if init != "encoder":
                 raise InputError(f'init must be latents or "encoder", got {init!r}')
             init, start = None, init
-        recipe = self._resolve(recipe, restarts, noise, start, weighting)
+        recipe = self._resolve(recipe, restarts, noise, start, effort, weighting)
         if loss is not None:
             recipe = recipes.with_loss(recipe, loss, manifest)
         coupled = recipe.is_coupled(manifest)
@@ -283,6 +299,16 @@ class Inverter:
         ids = _check_target_ids(target_ids, count)
         seed = whole_number("seed", seed, at_least=0, at_most=2**64 - 1)
         trace_every = whole_number("trace_every", trace_every, at_least=0)
+        if not isinstance(strict, bool):
+            raise InputError(f"strict must be True or False, got {strict!r}")
+        eight_bit = are_eight_bit(targets, manifest)
+        with strict_mode(strict, InputError):
+            self._check_range(targets, conditions)
+            if wants_exact(recipe) and eight_bit:
+                warn(
+                    "the images have 8-bit values, so the recipe precise cannot reproduce them "
+                    "exactly: use the recipe reconstruct"
+                )
 
         batch_size = self._batch_size_for(recipe, count, coupled)
         if manifest.batch_norm == "batch" and min(group_sizes(count, batch_size)) < 2:
@@ -294,8 +320,16 @@ class Inverter:
         if encodes:
             initial = session.encode(targets, conditions, batch_size)
 
-        def inversion_of(found: dict[str, Any]) -> Inversion:
+        def inversion_of(found: dict[str, Any], *, whole: bool) -> Inversion:
             latents = found["latents"]
+            psnr, hint = None, ""
+            if not manifest.observes:
+                mse = self._mean_square(
+                    found, recipe, targets, conditions, weighting, batch_size if whole else None
+                )
+                psnr = peak_ratio(mse, manifest.value_range)
+            if whole:
+                hint = next_step(found["status"], psnr, recipe, manifest, eight_bit=eight_bit)
             return Inversion(
                 latents=latents.reshape(count, *manifest.latent_shape),
                 loss=found["loss"],
@@ -308,6 +342,8 @@ class Inverter:
                 cancelled=found["cancelled"],
                 trace=found["trace"],
                 min_latent_error=found["min_latent_error"],
+                psnr=psnr,
+                hint=hint,
                 _images=lambda: session.generate(latents, conditions, batch_size),
             )
 
@@ -331,7 +367,7 @@ class Inverter:
                 partial = getattr(error, "partial", None)
                 if partial is None:
                     raise
-                inversion = inversion_of(partial)
+                inversion = inversion_of(partial, whole=False)
                 if not isinstance(error, (OutOfMemoryError, RunError)):  # by the progress function
                     error.inversion = inversion  # type: ignore[attr-defined]
                     raise
@@ -344,7 +380,14 @@ class Inverter:
                 raise RunError(
                     f"{one_line(failure)}; {done} of {count} targets were done before", inversion
                 ) from None
-        return inversion_of(found)
+        inversion = inversion_of(found, whole=not found["cancelled"])
+        if wants_exact(recipe) and not eight_bit and not inversion.cancelled:
+            problem = not_exact(inversion.status)
+            if problem and strict:
+                raise RunError(problem, inversion)
+            if problem:
+                warn(problem)
+        return inversion
 
     def generate(
         self, latents: Any, *, conditions: Any = None, batch_size: int | None = None
@@ -413,6 +456,7 @@ class Inverter:
         manifest.encode(self.runtime)
         targets = check_images(images, manifest)
         conditions = condition_rows(self.manifest.conditions, conditions, len(targets))
+        self._check_range(targets, conditions)
         flat = self._session.encode(targets, conditions, self._most(batch_size))
         return flat.reshape(len(flat), *manifest.latent_shape)
 
@@ -508,8 +552,8 @@ class Inverter:
 
         Args:
             latents: an Inversion, or latents [N, *latent_shape] or [N, d], N >= 1. In an Inversion,
-                converged targets reproduce their images exactly, so they are not searched for other
-                optima. Cancelled targets stay unknown.
+                targets that converged to the loss tolerance reproduce their images exactly, so they
+                are not searched for other optima. Cancelled targets stay unknown.
             images: [N, *image_shape], the images that were inverted.
             noise: the standard deviation of the pixel noise, in the bundle's value range, above 0.
                 None estimates it for each image from the residual, which needs more pixels than the
@@ -579,7 +623,7 @@ class Inverter:
 
         try:
             losses = search.measure(queries, part)
-            rows = np.flatnonzero(status[done] != Status.CONVERGED)
+            rows = np.flatnonzero(status[done] != Status.CONVERGED_TOLERANCE)
             search.widen(queries, part, losses, rows, n_hops=n_hops, seed=seed, progress=progress)
         except KeyboardInterrupt:
             return replace(known(), cancelled=True)
@@ -640,14 +684,20 @@ class Inverter:
         restarts: int | None,
         noise: float | None,
         start: str | None = None,
+        effort: str | None = None,
         weights: FloatArray | None = None,
     ) -> Recipe:
         manifest = self.manifest
+        if effort is not None and recipe != "default":
+            raise InputError(
+                'effort is for recipe="default"; leave it out, or ask for that recipe. A Recipe '
+                "has its own: pyinv.recipes.default(manifest, effort=...)"
+            )
         if recipe == "reconstruct":
             values = mean_values(weights, known_noise=noise is not None)
             recipe = recipes.reconstruct(manifest, noise, start=start or "mean", n_values=values)
         elif isinstance(recipe, str):
-            recipe = recipes.get(recipe, manifest, start=start)
+            recipe = recipes.get(recipe, manifest, start=start, effort=effort)
         elif not isinstance(recipe, Recipe):
             raise InputError(
                 "recipe must be a name or a pyinv.Recipe, got "
@@ -657,6 +707,49 @@ class Inverter:
         if start is not None:
             recipe = recipe.replace(start=start)
         return recipe if restarts is None else recipe.replace(restarts=restarts)
+
+    def _check_range(self, images: FloatArray, conditions: FloatArray | None) -> None:
+        """Warn about images that are probably scaled for another value range."""
+
+        def own_images() -> FloatArray:
+            ids = np.arange(16, dtype=np.uint64) + np.uint64(MAX_TARGET_IDS)
+            given = None if conditions is None else conditions[np.arange(16) % len(conditions)]
+            return self._session.generate(self._session.draw(0, ids, 0), given, 16)
+
+        check_range(images, self.manifest, own_images)
+
+    def _mean_square(
+        self,
+        found: dict[str, Any],
+        recipe: Recipe,
+        targets: FloatArray,
+        conditions: FloatArray | None,
+        weights: FloatArray | None,
+        batch_size: int | None,
+    ) -> FloatArray:
+        """Return the (weighted) mean squared pixel error of the latents found, [N]; NaN: unknown.
+
+        ``batch_size`` None: what the run has not computed stays unknown.
+        """
+        loss: FloatArray = found["loss"]
+        if all(stage.loss == "mse" for stage in recipe.stages):
+            return loss
+        squares = np.full(len(loss), np.nan, dtype=np.float32)
+        if batch_size is None:
+            return squares
+        for rows in groups(len(loss), batch_size):
+            given = None if conditions is None else conditions[rows]
+            try:
+                images = self._session.generate(found["latents"][rows], given, batch_size)
+            except (PyinvError, KeyboardInterrupt):  # the results of the run come first
+                break
+            error = (images - targets[rows]).reshape(len(images), -1) ** 2
+            part = None
+            if weights is not None:
+                part = np.broadcast_to(weights, (len(loss), error.shape[1]))[rows]
+            squares[rows] = np.average(error, axis=1, weights=part)
+        squares[~np.isfinite(loss)] = np.nan
+        return squares
 
     def _evaluate(
         self,

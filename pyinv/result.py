@@ -25,18 +25,38 @@ FloatArray = NDArray[np.float32]
 
 
 class Status(enum.IntEnum):
-    """Why a target stopped, with the engine's codes."""
+    """How a target ended, with the engine's codes. ``text`` is the status in words."""
 
-    CONVERGED = 0
-    """The loss reached the loss tolerance."""
-    STALLED = 1
-    """The loss stopped changing. More restarts may help; more steps will not."""
+    CONVERGED_TOLERANCE = 0
+    """Converged: the loss reached the recipe's loss tolerance."""
+    CONVERGED_PLATEAU = 1
+    """Converged: the loss stopped changing, so more steps would make no further progress. Without a
+    loss tolerance this is the normal end. The optimum may be local: restarts can find a better one.
+    """
     STEP_LIMIT = 2
-    """The target used all its steps. Without a loss tolerance this is the normal outcome."""
-    NON_FINITE = 3
+    """All steps were used, and over the last tenth of them the loss fell by 1 % or less."""
+    STEP_LIMIT_IMPROVING = 3
+    """All steps were used, and the loss was still falling, by more than 1 % over the last tenth of
+    them: more steps help."""
+    NON_FINITE = 4
     """The loss or gradient became NaN or infinite. A lower learning rate helps."""
-    CANCELLED = 4
+    CANCELLED = 5
     """The run was cancelled before this target finished."""
+
+    @property
+    def text(self) -> str:
+        """The status in words."""
+        return _TEXTS[self]
+
+
+_TEXTS = {
+    Status.CONVERGED_TOLERANCE: "converged to the tolerance",
+    Status.CONVERGED_PLATEAU: "converged (no further progress)",
+    Status.STEP_LIMIT: "at the step limit (hardly improving)",
+    Status.STEP_LIMIT_IMPROVING: "at the step limit (still improving)",
+    Status.NON_FINITE: "not finite",
+    Status.CANCELLED: "cancelled",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +79,11 @@ class Inversion:
         cancelled: whether Ctrl-C ended the run early.
         trace: float32 [N, T] or None: the loss at every ``trace_every``-th step of a target's
             last attempt, NaN for steps after its end.
+        psnr: float32 [N] or None: the peak signal-to-noise ratio in decibels between each target
+            and the image of its latent, 10 log10(span² / mse), where the span is that of the
+            bundle's value range and weights count as in the loss. Infinite if the image is exact,
+            NaN if unknown. None if targets are observations, which have no value range.
+        hint: what to try next, one sentence, or "" if there is nothing to advise.
         min_latent_error: float32 [N] or None: the lowest mean squared error ||z - true||²/d between
             a target's true latent, as passed to ``invert``, and all latents z that were evaluated
             for it: the initial latent of each attempt, and one per step. It is at most the error of
@@ -78,6 +103,8 @@ class Inversion:
     cancelled: bool = False
     trace: FloatArray | None = None
     min_latent_error: FloatArray | None = None
+    psnr: FloatArray | None = None
+    hint: str = ""
     _images: Callable[[], FloatArray] | FloatArray | None = field(default=None, repr=False)
 
     @property
@@ -95,6 +122,11 @@ class Inversion:
                 "inverter.generate(inversion.latents)"
             )
         return self._images
+
+    @property
+    def converged(self) -> NDArray[np.bool_]:
+        """Whether each target converged, to the tolerance or to a plateau, bool [N]."""
+        return self.status <= Status.CONVERGED_PLATEAU
 
     def counts(self) -> dict[str, int]:
         """Return the number of targets per status, keyed by its name in lower case."""
@@ -120,19 +152,22 @@ class Inversion:
     def __repr__(self) -> str:
         shape = ", ".join(map(str, self.latents.shape))
         ended = ", ".join(
-            f"{count} {name.replace('_', ' ')}" for name, count in self.counts().items() if count
+            f"{count} {one.text}" for one in Status if (count := int(np.sum(self.status == one)))
         )
         losses = self.loss[np.isfinite(self.loss)]
         quantiles = "none finite"
         if len(losses):
             low, middle, high = np.quantile(losses, [0, 0.5, 1])
             quantiles = f"min {low:.3g}, median {middle:.3g}, max {high:.3g}"
+        quality = ""
+        if self.psnr is not None and not np.isnan(self.psnr).all():
+            quality = f"PSNR median {np.nanmedian(self.psnr):.1f} dB; "
         steps = f"{self.steps.mean():.0f} per target" if len(self) else "0"
         restarted = int(np.sum(self.attempts > 1))
         return (
             f"<Inversion of {len(self)} target{'' if len(self) == 1 else 's'}"
             f"{', cancelled' if self.cancelled else ''}: latents [{shape}]; {ended or 'none'}; "
-            f"loss {quantiles}; steps {steps}"
+            f"loss {quantiles}; {quality}steps {steps}"
             f"{f'; {restarted} restarted' if restarted else ''}; "
             f"recipe {self.recipe.get('name')}, seed {self.seed}>"
         )
@@ -171,7 +206,7 @@ class Inversion:
             arrays["sources"] = np.asarray(sources, dtype=np.str_)
         if uncertainty is not None:
             arrays |= uncertainty.arrays()
-        run = {"seed": self.seed, "recipe": self.recipe, "cancelled": self.cancelled}
+        run = {name: getattr(self, name) for name in ("seed", "recipe", "cancelled", "hint")}
         np.savez(path, run=np.asarray(json.dumps(run)), **arrays)
 
     @classmethod
@@ -192,6 +227,7 @@ class Inversion:
                 seed=int(run["seed"]),
                 recipe=dict(run["recipe"]),
                 cancelled=bool(run["cancelled"]),
+                hint=str(run["hint"]),
             )
         except (ValueError, KeyError, TypeError):
             if not Path(path).exists():
@@ -203,8 +239,8 @@ class Inversion:
 
 
 _ARRAYS = ("latents", "loss", "status", "steps", "attempts", "normal_equations")
-_OPTIONAL = ("trace", "min_latent_error")  # arrays or None
-_FIELDS = (*_ARRAYS, "seed", "recipe", "cancelled", *_OPTIONAL)
+_OPTIONAL = ("trace", "min_latent_error", "psnr")  # arrays or None
+_FIELDS = (*_ARRAYS, "seed", "recipe", "cancelled", "hint", *_OPTIONAL)
 
 
 def _restore(values: dict[str, Any], images: FloatArray | None) -> Inversion:

@@ -72,6 +72,7 @@ class Session:
         self.tf32 = tf32 and self.device != "cpu"
         # All functions share one device, and so one stream: they run in order.
         self._options = {"threads": threads, "device": open_device(self.device), "tf32": tf32}
+        self.preconditioner = self.bundle.preconditioner()
         self._objectives: dict[Function, _core.Objective] = {}
         self._functions: dict[Function, Any] = {}
 
@@ -251,6 +252,7 @@ class Session:
                 objectives=objectives,
                 recipe=recipe,
                 prior=json.dumps(self.manifest.prior.describe()),
+                preconditioner=self.preconditioner,
                 **arguments,
             )
 

@@ -233,7 +233,7 @@ class LevenbergMarquardt(_Solver):
 
     Every step, accepted or rejected, counts and takes one evaluation of the loss. The normal
     equations (g and H) are evaluated at the start of a stage and after each accepted step. The
-    stopping criteria consider only accepted steps. A stage also stalls if $\lambda$ is above
+    stopping criteria consider only accepted steps. A stage also ends if $\lambda$ is above
     1e5 after a rejected step, or if no $\lambda$ makes the matrix positive definite. A step
     to a latent with a non-finite loss is rejected.
 
@@ -278,9 +278,10 @@ class LBFGS(_Solver):
     $$
 
     H approximates the inverse Hessian from the last ``history`` pairs of a step s and the resulting
-    change y of g, starting from $\frac{s \cdot y}{y \cdot y} I$ of the newest pair. Without
-    any pairs, the step is along -g and ``first_step`` standard deviations of the prior long. t
-    starts at 1. The step is accepted if the gradient at z' is finite and
+    change y of g, starting from $\frac{s \cdot y}{y \cdot P y} P$ of the newest pair. P is the
+    bundle's preconditioner, or the identity. Without any pairs, the step is along -P g and
+    ``first_step`` standard deviations of the prior long. t starts at 1. The step is accepted if the
+    gradient at z' is finite and
 
     $$
     \varphi(z') \le \varphi(z) + 10^{-4}\, g \cdot (z' - z), \qquad
@@ -296,7 +297,7 @@ class LBFGS(_Solver):
     latent as after any step.
 
     Every step, accepted or rejected, counts and takes one evaluation of loss and gradient. The
-    stopping criteria consider only accepted steps. A stage also stalls after 12 rejected steps
+    stopping criteria consider only accepted steps. A stage also ends after 12 rejected steps
     without any pairs, or if there is no descent direction.
 
     The memory is 2 ``history`` numbers per component of each latent in the batch. Targets must not
@@ -306,6 +307,7 @@ class LBFGS(_Solver):
     Args:
         history: maximum number of pairs, 1 to 1000.
         first_step: length of the first step in standard deviations of the prior, above 0.
+        preconditioned: start H from the bundle's preconditioner, if it has one, instead of I.
 
     Source: Nocedal 1980; Liu & Nocedal 1989; the product H g is algorithm 7.4 of Nocedal & Wright
     2006, the sufficient decrease their algorithm 3.1. Components at bounds: Bertsekas 1982. The
@@ -316,8 +318,10 @@ class LBFGS(_Solver):
 
     history: int = 20
     first_step: float = 0.3
+    preconditioned: bool = True
 
     def __post_init__(self) -> None:
+        self._flag("preconditioned")
         self._count("history", at_least=1, at_most=1000)
         self._number("first_step", above=0.0)
 

@@ -20,7 +20,8 @@ def check_weights(weights: Any, manifest: Manifest) -> FloatArray | None:
     """Check weights and return them in the engine's format.
 
     Args:
-        weights: numbers or booleans that broadcast to [N, *target_shape], or None.
+        weights: numbers or booleans that broadcast to [N, *target_shape], or None. Pictures and
+            volumes need two axes or more.
         manifest: the bundle's manifest.
 
     Returns:
@@ -40,6 +41,12 @@ def check_weights(weights: Any, manifest: Manifest) -> FloatArray | None:
     shape = manifest.target_shape
     expected = f"numbers >= 0 that broadcast to [N, {shape_text(shape)}]"
     array = as_numpy(weights, "weights", expected)
+    if array.ndim == 1 and len(shape) > 2:
+        # Broadcasting would take weights [N] for those of columns if N is the width.
+        raise InputError(
+            f"weights must be {expected}, got [{len(array)}]; for one number per target give "
+            f"[N, {shape_text((1,) * len(shape))}], for a row of pixels [1, {len(array)}]"
+        )
     rows = array[None] if array.ndim <= len(shape) else array
     try:
         full = np.broadcast_to(rows, (len(rows), *shape))

@@ -102,7 +102,7 @@ def _penalties(own: pyinv.Inverter, single: Recipe) -> Iterator[Variant]:
 
 def _with_adam(recipe: Recipe, steps: int) -> Recipe:
     """Return first-order steps on the same loss, with the same penalty and constraint."""
-    # The learning rates of pyinv's default recipe.
+    # The learning rates of pyinv's recipe adam.
     solver = Adam(0.1, beta2=0.99, schedule=Cosine(final=0.1))
     stage = replace(recipe.stages[0], solver=solver, max_steps=steps, relative_change_tolerance=0.0)
     return recipe.replace(stages=(stage,))

@@ -49,7 +49,7 @@ def run(bench: Bench, subjects: Sequence[Subject], *, complete: bool) -> list[di
         if complete:
             paper = "lipton-stochastic" if isinstance(subject.prior, Uniform) else "lipton-none"
             papers = first_order(inverter.manifest, bench.steps)
-            chosen = [(name, papers[name]) for name in (paper, "default")]
+            chosen = [(name, papers[name]) for name in (paper, "adam")]
             wanted |= bench.requested(chosen)
         for name, recipe in wanted.items():
             found = bench.cache.run(

@@ -18,7 +18,7 @@ RECONSTRUCT = "reconstruct"
 METHODS = (
     PRECISE,
     RECONSTRUCT,
-    "default",
+    "adam",
     "lipton-none",
     "lipton-standard",
     "lipton-stochastic",
@@ -60,4 +60,4 @@ def first_order(manifest: Manifest, steps: int) -> dict[str, Recipe]:
                 for name, criterion in criteria.items()
             },
         }
-    return {**papers, "default": recipes.default(manifest).replace(max_steps=steps)}
+    return {**papers, "adam": recipes.adam(manifest).replace(max_steps=steps)}

@@ -109,9 +109,10 @@ py::dict invert(const std::vector<const Objective*>& objectives, const std::stri
                 const std::optional<Array<float>>& initial,
                 const std::optional<Array<float>>& condition,
                 const std::optional<Array<float>>& weights,
-                const std::optional<Array<float>>& true_latents, const Array<uint64_t>& target_ids,
-                uint64_t seed, int64_t lanes, bool coupled, int64_t trace_every, int64_t poll_every,
-                const py::object& progress) {
+                const std::optional<Array<float>>& true_latents,
+                const std::optional<Array<float>>& preconditioner,
+                const Array<uint64_t>& target_ids, uint64_t seed, int64_t lanes, bool coupled,
+                int64_t trace_every, int64_t poll_every, const py::object& progress) {
   const Prior prior = parse_prior(prior_rule);
   const Recipe recipe = parse_recipe(recipe_rule, prior).recipe;
   if (objectives.empty()) throw py::value_error("a run needs an objective");
@@ -125,6 +126,7 @@ py::dict invert(const std::vector<const Objective*>& objectives, const std::stri
     expect_shape(*weights, "weights", shared_weights ? 1 : count, objectives[0]->image_size());
   }
   if (true_latents) expect_shape(*true_latents, "true_latents", count, latent_size);
+  if (preconditioner) expect_shape(*preconditioner, "preconditioner", latent_size, latent_size);
 
   Array<float> latents({count, latent_size}), loss(count);
   Array<uint8_t> status(count);
@@ -165,6 +167,7 @@ py::dict invert(const std::vector<const Objective*>& objectives, const std::stri
                      .coupled = coupled,
                      .trace_every = trace_every,
                      .poll_every = poll_every,
+                     .preconditioner = preconditioner ? preconditioner->data() : nullptr,
                      .keep_going = std::ref(ticker)},
                     results);
     } catch (...) {
@@ -337,8 +340,8 @@ PYBIND11_MODULE(_core, module) {
 
   module.def("invert", &invert, py::kw_only(), "objectives"_a, "recipe"_a, "prior"_a, "images"_a,
              "initial"_a = py::none(), "condition"_a = py::none(), "weights"_a = py::none(),
-             "true_latents"_a = py::none(), "target_ids"_a, "seed"_a, "lanes"_a,
-             "coupled"_a = false, "trace_every"_a = 0, "poll_every"_a = 0,
+             "true_latents"_a = py::none(), "preconditioner"_a = py::none(), "target_ids"_a,
+             "seed"_a, "lanes"_a, "coupled"_a = false, "trace_every"_a = 0, "poll_every"_a = 0,
              "progress"_a = py::none());
 
   module.def(

@@ -33,6 +33,18 @@ class BlockTeam {
     barrier();  // before `memory` is reused
     return total;
   }
+
+  template <class Value>
+  __device__ void multiply(const float* matrix, int64_t size, const Value* vector,
+                           double* product) const {
+    barrier();  // the vector is visible to all threads
+    for_each(size, [&](int64_t i) {
+      double sum = 0.0;
+      for (int64_t k = 0; k < size; ++k) sum += matrix[k * size + i] * double{vector[k]};
+      product[i] = sum;
+    });
+    barrier();
+  }
 };
 
 }  // namespace pyinv

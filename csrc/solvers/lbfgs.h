@@ -2,7 +2,7 @@
 // penalty, H the approximation of the inverse Hessian from the last pairs (Nocedal 1980; Liu &
 // Nocedal 1989; the recursion is algorithm 7.4 of Nocedal & Wright 2006). At a bound, components
 // that point outwards are removed from g and from the direction (Bertsekas 1982). Pairs are in
-// float, all sums in double.
+// float, all sums in double. H starts from a multiple of the run's preconditioner.
 #pragma once
 
 #include "solvers/trial.h"
@@ -48,8 +48,8 @@ struct Lbfgs : TrialSolver {
 
   static int64_t workers(int64_t d) { return d; }
 
-  // The direction may be too long for near memory.
-  static Scratch scratch(int64_t d, size_t) { return {.near = kMaxWorkers, .far = d}; }
+  // The direction and its product with the preconditioner may be too long for near memory.
+  static Scratch scratch(int64_t d, size_t) { return {.near = kMaxWorkers, .far = 2 * d}; }
 
   PYINV_HOST_DEVICE static void take_in(const RunRule& rule, const StageRule& stage, float loss,
                                         bool finite, float* trace, LaneState& lane) {
@@ -82,17 +82,23 @@ struct Lbfgs : TrialSolver {
     const StageRule& stage = lanes.stages[state.stage];
     const Accepted accepted = accepted_of(lanes, lane);
     const Pairs pairs = pairs_of(lanes, lane);
+    const Preconditioner preconditioner{
+        .matrix = stage.solver.preconditioned ? lanes.preconditioner : nullptr,
+        .product = direction + d};
     float* latent = lanes.latent + lane * d;
     State search = state.solver.as<State>();  // each worker has a copy with the same values
     if (state.action & kAccept) {
-      if (state.trial.pending) add_pair(team, lanes, lane, accepted, pairs, near, search);
+      if (state.trial.pending) {
+        add_pair(team, lanes, lane, accepted, pairs, preconditioner, near, search);
+      }
       accept(team, lanes, lane, accepted);
       team.barrier();  // the pair's product is visible to all workers
     }
 
     bool found = false;
     for (;;) {
-      found = find_direction(team, rule, stage, accepted, pairs, search, direction, near) &&
+      found = find_direction(team, rule, stage, accepted, pairs, preconditioner, search, direction,
+                             near) &&
               try_step(team, stage, state.step, accepted, search.length, direction, latent);
       if (found || search.pairs == 0) break;
       search.forget_pairs();
@@ -139,6 +145,12 @@ struct Lbfgs : TrialSolver {
             .history = history};
   }
 
+  // The matrix that H starts from, up to its scale; null: the identity.
+  struct Preconditioner {
+    const float* matrix;  // [d, d]
+    double* product;      // [d], scratch
+  };
+
   // A component of the pair of a newly accepted latent. Both gradients are those of the loss with
   // the penalty that the trial step used.
   struct PairComponent {
@@ -155,7 +167,8 @@ struct Lbfgs : TrialSolver {
   // would not stay positive definite.
   template <class Team>
   PYINV_DEVICE static void add_pair(const Team& team, const LaneArrays& lanes, int64_t lane,
-                                    const Accepted& before, const Pairs& pairs, double* near,
+                                    const Accepted& before, const Pairs& pairs,
+                                    const Preconditioner& preconditioner, double* near,
                                     State& search) {
     const int64_t d = lanes.latent_size, first = lane * d;
     const float *latent = lanes.latent + first, *gradient = lanes.gradient + first;
@@ -168,7 +181,6 @@ struct Lbfgs : TrialSolver {
     if (!(is_positive(sy) && is_positive(yy) && sy > 1e-10 * yy)) return;
     ++search.made;
     if (search.pairs < pairs.history) ++search.pairs;
-    search.curvature = sy / yy;
     const int64_t place = pairs.place(search.made, 0);
     if (team.is_leader()) pairs.products[place] = sy;
     float *s = pairs.s(place), *y = pairs.y(place);
@@ -177,17 +189,46 @@ struct Lbfgs : TrialSolver {
       s[i] = now.s;
       y[i] = now.y;
     });
+    if (!preconditioner.matrix) {
+      search.curvature = sy / yy;
+      return;
+    }
+    team.multiply(preconditioner.matrix, d, y, preconditioner.product);
+    const double* product = preconditioner.product;
+    search.curvature = sy / team.sum(d, near, [=](int64_t i) { return y[i] * product[i]; });
+  }
+
+  template <class Team>
+  PYINV_DEVICE static void hold(const Team& team, const Accepted& at, double* direction) {
+    team.for_each(at.size, [=](int64_t i) {
+      if (at.held(i)) direction[i] = 0.0;
+    });
+  }
+
+  // Multiplies the direction by `scale` times the preconditioner.
+  template <class Team>
+  PYINV_DEVICE static void start(const Team& team, const Preconditioner& preconditioner,
+                                 const Accepted& at, double scale, double* direction) {
+    const double* product = direction;
+    if (preconditioner.matrix) {
+      hold(team, at, direction);
+      team.multiply(preconditioner.matrix, at.size, direction, preconditioner.product);
+      product = preconditioner.product;
+    }
+    team.for_each(at.size, [=](int64_t i) { direction[i] = scale * product[i]; });
   }
 
   // Computes -H g; false if it is not a descent direction.
   template <class Team>
   PYINV_DEVICE static bool find_direction(const Team& team, const RunRule& rule,
                                           const StageRule& stage, const Accepted& at,
-                                          const Pairs& pairs, const State& search,
-                                          double* direction, double* near) {
+                                          const Pairs& pairs, const Preconditioner& preconditioner,
+                                          const State& search, double* direction, double* near) {
     const int64_t d = at.size;
     team.for_each(d, [=](int64_t i) { direction[i] = at.held(i) ? 0.0 : at.right_side(i); });
     if (search.pairs == 0) {
+      start(team, preconditioner, at, 1.0, direction);
+      hold(team, at, direction);
       const double norm =
           sqrt(team.sum(d, near, [=](int64_t i) { return direction[i] * direction[i]; }));
       const double scale = stage.solver.first_step * rule.prior_moments.std / norm;
@@ -203,8 +244,7 @@ struct Lbfgs : TrialSolver {
       if (team.is_leader()) pairs.weights[place] = weight;
       team.for_each(d, [=](int64_t i) { direction[i] -= weight * y[i]; });
     }
-    const double curvature = search.curvature;
-    team.for_each(d, [=](int64_t i) { direction[i] *= curvature; });
+    start(team, preconditioner, at, search.curvature, direction);
     for (int64_t age = search.pairs - 1; age >= 0; --age) {
       const int64_t place = pairs.place(search.made, age);
       const float *s = pairs.s(place), *y = pairs.y(place);
@@ -213,9 +253,7 @@ struct Lbfgs : TrialSolver {
       const double back = pairs.weights[place] - weight;
       team.for_each(d, [=](int64_t i) { direction[i] += back * s[i]; });
     }
-    team.for_each(d, [=](int64_t i) {
-      if (at.held(i)) direction[i] = 0.0;
-    });
+    hold(team, at, direction);
     return is_positive(
         team.sum(d, near, [=](int64_t i) { return direction[i] * at.right_side(i); }));
   }

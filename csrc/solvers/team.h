@@ -9,6 +9,8 @@
 //                                   device
 //   ordered_sum(count, memory, term)
 //                                   the sum for every worker, in the order of i on every device
+//   multiply(matrix, size, vector, product)
+//                                   the product of a symmetric matrix [size, size]; two barriers
 //
 // `memory` is the team's near memory: kMaxWorkers doubles for sum(), `count` for ordered_sum().
 // Sums are barriers. A sum in a fixed order is sequential: that is fine for the few hundred
@@ -58,6 +60,16 @@ class SoloTeam {
     double total = 0.0;
     for (int64_t i = 0; i < count; ++i) total += term(i);
     return total;
+  }
+
+  template <class Value>
+  void multiply(const float* matrix, int64_t size, const Value* vector, double* product) const {
+    for (int64_t i = 0; i < size; ++i) product[i] = 0.0;
+    for (int64_t k = 0; k < size; ++k) {
+      const float* row = matrix + k * size;
+      const double value = vector[k];
+      for (int64_t i = 0; i < size; ++i) product[i] += row[i] * value;
+    }
   }
 };
 

@@ -97,9 +97,9 @@ PYINV_HOST_DEVICE inline void reject(const RunRule& rule, const StageRule& stage
   lane.finite = true;
   trace_loss(rule, lane.previous_loss, trace, lane);
   if (hopeless) {
-    lane.stop = static_cast<uint8_t>(Status::stalled);
-  } else if (lane.stage_steps == stage.max_steps) {
-    lane.stop = static_cast<uint8_t>(Status::step_limit);
+    lane.stop = static_cast<uint8_t>(Status::converged_plateau);
+  } else {
+    limit_steps(stage, lane);
   }
   lane.action = lane.stop == kNoStop ? kPropose : kReturn;
 }
@@ -158,7 +158,7 @@ PYINV_HOST_DEVICE inline void end_trial(const RunRule& rule, bool found, double 
     lane.trial.pending = true;
     count_step(lane);
   } else {
-    lane.stop = static_cast<uint8_t>(Status::stalled);
+    lane.stop = static_cast<uint8_t>(Status::converged_plateau);
     follow_stop(rule, lane);
   }
 }

@@ -154,17 +154,17 @@ std::vector<float> read_targets(const std::filesystem::path& path, const pyinv::
 
 std::vector<float> read_images(const std::filesystem::path& path, const pyinv::Bundle& bundle) {
   const std::vector<float> images = read_targets(path, bundle);
-  // A tolerance for rounding, or for a generator whose own images leave the range.
-  const double slack = (bundle.bounded ? 1e-3 : 4.0) * (bundle.highest - bundle.lowest);
+  const double slack = 1e-3 * (bundle.highest - bundle.lowest);  // for rounding
+  const bool any = bundle.observes() || !bundle.bounded;
   const auto inside = [&](float value) {
-    if (bundle.observes()) return std::isfinite(value);
+    if (any) return std::isfinite(value);
     return value >= bundle.lowest - slack && value <= bundle.highest + slack;
   };
   if (!std::all_of(images.begin(), images.end(), inside)) {
     throw std::runtime_error(path.string() + ": expected " +
-                             (bundle.observes() ? "finite values"
-                                                : "values from " + std::to_string(bundle.lowest) +
-                                                      " to " + std::to_string(bundle.highest)) +
+                             (any ? "finite values"
+                                  : "values from " + std::to_string(bundle.lowest) + " to " +
+                                        std::to_string(bundle.highest)) +
                              ", found others");
   }
   return images;
@@ -295,12 +295,14 @@ class Runtime {
 
 const char* name_of(pyinv::Status status) {
   switch (status) {
-    case pyinv::Status::converged:
-      return "converged";
-    case pyinv::Status::stalled:
-      return "stalled";
+    case pyinv::Status::converged_tolerance:
+      return "converged_tolerance";
+    case pyinv::Status::converged_plateau:
+      return "converged_plateau";
     case pyinv::Status::step_limit:
       return "step_limit";
+    case pyinv::Status::step_limit_improving:
+      return "step_limit_improving";
     case pyinv::Status::non_finite:
       return "non_finite";
     case pyinv::Status::cancelled:
@@ -317,7 +319,7 @@ void invert(const Arguments& arguments) {
   const std::vector<float> conditions = read_conditions(arguments.conditions, bundle, count);
   const float* condition = conditions.empty() ? nullptr : conditions.data();
 
-  pyinv::ParsedRecipe method{"default", pyinv::default_recipe(bundle.prior), {"mse"}, {}};
+  pyinv::ParsedRecipe method{"default", pyinv::default_recipe(bundle), {"mse"}, {}};
   if (!arguments.recipe.empty()) {
     method = pyinv::parse_recipe(read_file(arguments.recipe), bundle.prior);
   }
@@ -369,6 +371,8 @@ void invert(const Arguments& arguments) {
   options.seed = arguments.seed;
   options.lanes = static_cast<int64_t>(arguments.lanes);
   options.coupled = bundle.batch_norm == pyinv::BatchNorm::batch;
+  const std::vector<float> preconditioner = bundle.preconditioner();
+  options.preconditioner = preconditioner.empty() ? nullptr : preconditioner.data();
   pyinv::run(objectives, bundle.prior, method.recipe, targets, options, results);
 
   for (int64_t row = 0; row < count; ++row) {

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from pyinv.caution import warn
 from pyinv.conditions import Condition, Input, Label, OneHot
 from pyinv.errors import ExportError
 
-from ..diagnostics import quiet, warn_caller
+from ..diagnostics import quiet
 from .onnx_file import OnnxModule
 from .portable import portable
 from .torchscript_reader import Scripted
@@ -315,11 +316,11 @@ def _with_labels(bound: NamedInputs, latent_shape: Sequence[int], *, infer: bool
             use = f"the generator uses {name!r} as an index of {classes} classes"
             if not infer:
                 raise ExportError(f"{use}: give {label}")
-            warn_caller(f"{use}: it becomes a label; give {label} instead of condition_shape")
+            warn(f"{use}: it becomes a label; give {label} instead of condition_shape")
             return bound.of(bound.network, {name: Label(classes)})
         low, high = floats[name].low, floats[name].high
         if runs and column in watch.cast and low >= -1 and high <= 1:
-            warn_caller(
+            warn(
                 f"the generator casts {name!r} to integers, and the checks draw it between {low:g} "
                 f"and {high:g}: give {label}, or Condition(shape, low, high) with its range"
             )

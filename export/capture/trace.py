@@ -17,9 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, fx, nn
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch._dispatch.python import enable_python_dispatcher, no_python_dispatcher
 from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -51,6 +53,7 @@ from ..passes.modulation import rewrite_convolutions_per_target
 from ..passes.network_operators import network_decompositions
 from ..passes.output_activation import OutputActivation, expose_output_activation
 from ..passes.simplify import simplify
+from .loops import refuse_loops
 from .onnx_file import OnnxModule
 from .portable import Portable, portable
 from .torchscript_reader import Scripted
@@ -208,6 +211,8 @@ def _fakes(shapes: Sequence[Sequence[int]]) -> tuple[FakeTensorMode, list[Tensor
 
 # Sizes for which decisions that depend on the batch size are tried.
 _BATCHES_TRIED = tuple(range(2, 66))
+# Calls a module.
+_CALL = nn.Module.__call__
 # The code of torch.autograd.Function.apply.
 _APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
 # Functions whose results are made to be written to.
@@ -291,7 +296,7 @@ class _NetworkWatch(_Watch):
             constant = self._computed(func, args, kwargs, tensors)
             if constant is not None:
                 return constant
-        if traced and args and isinstance(args[0], Tensor) and not isinstance(args[0], FakeTensor):
+        if traced and args and isinstance(args[0], Tensor) and not _is_traced(args[0]):
             self._refuse_write(func)
         if func is torch.nn.functional.pad:
             padded = _padded(*args, **kwargs)
@@ -329,14 +334,16 @@ class _NetworkWatch(_Watch):
 
 def _is_traced(value: Any) -> bool:
     if isinstance(value, Tensor):
+        while is_functorch_wrapped_tensor(value):  # inside of torch.vmap
+            value = get_unwrapped(value)
         # Fake tensors are computed from tensors on the meta device.
         return isinstance(value, FakeTensor) or value.is_meta
     return isinstance(value, torch.SymInt)
 
 
 def _detached(result: Any) -> Any:
-    is_traced = isinstance(result, FakeTensor) and result.is_floating_point()
-    return result.detach() if is_traced else result
+    differentiable = isinstance(result, Tensor) and result.is_floating_point()
+    return result.detach() if differentiable and _is_traced(result) else result
 
 
 def _padded(
@@ -506,11 +513,18 @@ def _trace_network(
 ) -> fx.GraphModule:
     """Trace a network that draws no random numbers, and fold its batch norm."""
     watch = _NetworkWatch(what)
+    refuse_loops(lambda size: forward(*_drawn(inputs, size)), _is_user_file, what)
+
+    def called(*given: Tensor) -> Any:
+        # torch.fx wraps calls of modules in a function whose own argument is called mod.
+        with patch.object(nn.Module, "__call__", _CALL):
+            return forward(*given)
+
     with _explained(watch.describe):
         mode, fakes = _fakes(inputs)
         with mode, enable_python_dispatcher(), torch.enable_grad(), portable(watch):
             module = make_fx(
-                forward,
+                called,
                 decomposition_table=network_decompositions(),
                 record_stack_traces=True,
             )(*fakes)
@@ -653,10 +667,7 @@ def _same(
     size: int,
 ) -> bool:
     """Whether a graph gives the network's results for a batch of this size."""
-    random = torch.Generator().manual_seed(0)
-    first, *rest = inputs
-    drawn = [torch.randn(size, *first, generator=random)]
-    drawn += [torch.zeros(size, *sizes) for sizes in rest]  # 0 is a class of every label
+    drawn = _drawn(inputs, size)
     with torch.no_grad(), portable():
         expected = tree_leaves(forward(*drawn))
         found = tree_leaves(module(*drawn))
@@ -664,6 +675,16 @@ def _same(
         torch.allclose(one, other, rtol=1e-4, atol=1e-5)
         for one, other in zip(found, expected, strict=True)
     )
+
+
+def _drawn(inputs: Sequence[tuple[int, ...]], size: int) -> list[Tensor]:
+    random = torch.Generator().manual_seed(0)
+    first, *rest = inputs
+    # 0 is a class of every label.
+    return [
+        torch.randn(size, *first, generator=random),
+        *(torch.zeros(size, *sizes) for sizes in rest),
+    ]
 
 
 def _refuse_writes_to_detached(graph: fx.Graph, what: str) -> None:

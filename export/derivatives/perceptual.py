@@ -89,6 +89,7 @@ def perceptual(
     return Perceptual(
         _FeatureNetwork(prepare(features, batch_norm="eval", what=_WHAT), names, scale, shift),
         weight,
+        None if scale is None else (float(value_range[0]), float(value_range[1])),
     )
 
 
@@ -97,8 +98,14 @@ class Perceptual(Specialised):
 
     __name__ = "perceptual"  # its name among a bundle's losses
 
-    def __init__(self, network: _FeatureNetwork, weight: float) -> None:
+    def __init__(
+        self,
+        network: _FeatureNetwork,
+        weight: float,
+        value_range: tuple[float, float] | None = None,
+    ) -> None:
         self.weight = weight
+        self.value_range = value_range  # of the images; None: any
         self._network = network
         self._copies: dict[tuple[torch.device, torch.dtype], _FeatureNetwork] = {}
         self._checked: set[tuple[int, ...]] = set()

@@ -37,12 +37,15 @@ def network_decompositions() -> dict[Any, Callable[..., Any]]:
         aten.max_pool3d_with_indices.default: _max_pool3d,
         aten._upsample_bilinear2d_aa.default: _antialiased(aten._upsample_bilinear2d_aa.default),
         aten._upsample_bicubic2d_aa.default: _antialiased(aten._upsample_bicubic2d_aa.default),
+        aten._upsample_nearest_exact2d.default: _nearest_exact,
         aten.affine_grid_generator.default: _affine_grid,
         aten.grid_sampler_2d.default: _grid_sample,
         aten.grid_sampler_3d.default: _grid_sample,
         aten.linalg_solve_triangular.default: _solve_triangular,
         aten.searchsorted.Tensor: _searchsorted,
         aten.bucketize.Tensor: lambda x, ends, **options: _searchsorted(ends, x, **options),
+        aten.cumprod.default: _cumulative_product,
+        aten.prod.dim_int: _product,
         aten.unfold.default: _unfold,
         aten.unfold_backward.default: _overlap_add,
     }
@@ -153,6 +156,17 @@ def _antialiased(forward: Any) -> Callable[..., Tensor]:
     return interpolated
 
 
+def _nearest_exact(x: Tensor, output_size: Sequence[int], *scales: float | None) -> Tensor:
+    def on_axis(units: Tensor, axis: int) -> Tensor:
+        rows = units.reshape(len(units), 1, -1)
+        scale = (scales or (None, None))[axis]
+        result: Tensor = aten._upsample_nearest_exact1d(rows, [int(output_size[axis])], scale)
+        return result
+
+    matrices = matrices_of(on_axis, [int(size) for size in x.shape[2:]])
+    return along_axes(x, matrices).contiguous()
+
+
 def _affine_grid(theta: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
     """The points theta [B, axes, axes + 1] times (..., y, x, 1) of a grid, [B, ..., axes]."""
     spatial = [int(edge) for edge in size[2:]]
@@ -257,6 +271,27 @@ def _searchsorted(
     """The number of ends below each value: splines' bins."""
     ends, x = ends.unsqueeze(-2), x.unsqueeze(-1)
     return (ends <= x if right or side == "right" else ends < x).sum(-1)
+
+
+def _cumulative_product(x: Tensor, axis: int, *, dtype: torch.dtype | None = None) -> Tensor:
+    """The product of the values up to each one, by doubling how many are multiplied."""
+    size = int(x.shape[axis])
+    x, reach = x if dtype is None else x.to(dtype), 1
+    while reach < size:
+        before = x.narrow(axis, 0, size - reach)
+        x = torch.cat(
+            [x.narrow(axis, 0, reach), x.narrow(axis, reach, size - reach) * before], axis
+        )
+        reach *= 2
+    return x
+
+
+def _product(
+    x: Tensor, axis: int, keepdim: bool = False, *, dtype: torch.dtype | None = None
+) -> Tensor:
+    size = int(x.shape[axis])
+    found = _cumulative_product(x, axis, dtype=dtype).narrow(axis, size - 1, 1)
+    return found if keepdim else found.squeeze(axis)
 
 
 def _unfold(x: Tensor, axis: int, size: int, step: int) -> Tensor:

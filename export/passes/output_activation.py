@@ -84,8 +84,9 @@ def expose_output_activation(traced: fx.GraphModule) -> OutputActivation:
     output.args = ([image, before, *others],)
     graph.eliminate_dead_code()
     traced.recompile()
-    low, high = _OWN_RANGES[name]
-    return OutputActivation(name, (scale * low + shift, scale * high + shift))
+    # Rounded, because 1 / 3 * 3 may not be 1.
+    low, high = (round(scale * end + shift, 9) for end in _OWN_RANGES[name])
+    return OutputActivation(name, (low, high))
 
 
 def _affine(node: Any) -> tuple[float | None, float]:

@@ -69,6 +69,11 @@ def to_onnx(
         raise ExportError(
             f"the generator or a loss cannot be exported for any batch size: {first_line(error)}"
         ) from error
+    # torch.export reads the batch size from any input, also from one that a function lacks.
+    shared = next(
+        place for place, name in enumerate(inputs) if all(name in one.inputs for one in functions)
+    )
+    _read_batch_from(program, shared)
     try:
         with quiet():
             model = _translated(program)
@@ -103,6 +108,15 @@ def to_onnx(
             "from its input's shape, but not numbers from tensors"
         ) from error
     return models
+
+
+def _read_batch_from(program: torch.export.ExportedProgram, place: int) -> None:
+    """Let a graph read the batch size from one of its inputs."""
+    taken = program.graph_signature.user_inputs
+    for node in program.graph.nodes:
+        if is_op(node, "sym_size") and node.args[0].name in taken and node.args[1] == 0:
+            source = next(other for other in program.graph.nodes if other.name == taken[place])
+            node.args = (source, 0)
 
 
 def _translated(program: torch.export.ExportedProgram) -> Any:

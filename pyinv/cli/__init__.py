@@ -27,7 +27,7 @@ that bundle, without PyTorch.
 _EPILOG = f"""\
 first steps:
   pyinv demo                                          a demo with the bundle included in pyinv
-  pyinv export my_models.py:make_generator -o faces.bundle --latent-shape 100
+  pyinv export my_models.py:make_generator -o faces.bundle --latent-shape 100 --prior normal
   pyinv info faces.bundle
   pyinv generate faces.bundle -n 16 -o samples.png
   pyinv invert faces.bundle photos/ -o latents.npz --save-images reconstructions
@@ -98,7 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USAGE
     console = Console(json=arguments.json, quiet=arguments.quiet)
     try:
-        code: int | None = arguments.run(arguments, console)
+        with console.shows_warnings():
+            code: int | None = arguments.run(arguments, console)
         sys.stdout.flush()
         return DONE if code is None else code
     except BrokenPipeError:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
+
+from pyinv.errors import PyinvWarning
 
 __all__ = ["Console"]
 
@@ -19,10 +23,12 @@ class Console:
     Args:
         json: print results as one JSON object instead of text.
         quiet: print no messages and no progress.
+        warned: the warnings so far.
     """
 
     json: bool = False
     quiet: bool = False
+    warned: list[str] = field(default_factory=list)
 
     @property
     def shows_progress(self) -> bool:
@@ -43,9 +49,27 @@ class Console:
         """Print an error message."""
         print(f"pyinv: error: {text}", file=sys.stderr, flush=True)
 
+    @contextmanager
+    def shows_warnings(self) -> Iterator[None]:
+        """Print pyinv's warnings as messages, one line each."""
+        with warnings.catch_warnings():
+            usual = warnings.showwarning
+
+            def show(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
+                if not issubclass(category, PyinvWarning):
+                    usual(message, category, *place, **more)
+                elif str(message) not in self.warned:
+                    self.warned.append(str(message))
+                    self.message(f"pyinv: warning: {message}")
+
+            warnings.showwarning = show
+            yield
+
     def result(self, values: Mapping[str, Any]) -> None:
-        """Print the result as JSON, if requested. NaN and infinity become null."""
+        """Print the result and the warnings as JSON, if requested. NaN and infinity become null."""
         if self.json:
+            if self.warned:
+                values = {**values, "warnings": self.warned}
             print(json.dumps(_finite(values), allow_nan=False), flush=True)
 
 

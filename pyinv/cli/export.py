@@ -8,23 +8,26 @@ from typing import Any
 
 from pyinv.bundle import RUNTIMES, Bundle
 from pyinv.cli.console import Console
+from pyinv.cli.options import add_strict
 from pyinv.conditions import Condition, Label, OneHot
 from pyinv.errors import DependencyError, InputError
+from pyinv.extras import install_command
 from pyinv.priors import Normal, Prior, Uniform
 
 __all__ = ["add_parser", "parse_input", "parse_output_item", "parse_prior", "parse_shape", "run"]
 
 _EPILOG = """\
 examples:
-  pyinv export my_models.py:make_generator -o faces.bundle --latent-shape 100
+  pyinv export my_models.py:make_generator -o faces.bundle --latent-shape 100 --prior normal
   pyinv export my.package:Decoder -o vae.bundle --latent-shape 64 --prior normal \\
       --value-range 0 1 --loss mse --loss bce
-  pyinv export generator.pt -o faces.bundle --latent-shape 100 \\
+  pyinv export generator.pt -o faces.bundle --latent-shape 100 --prior uniform \\
       --runtime onnx --runtime torchscript
   pyinv export my_models.py:make_decoder -o vae.bundle --latent-shape 4,8,8 --prior normal \\
       --output-item sample
   pyinv export decoder.onnx -o vae.bundle --latent-shape 64 --prior normal
-  pyinv export generator.pt -o small.bundle --latent-shape 100 --observe my_models.py:make_blur
+  pyinv export generator.pt -o small.bundle --latent-shape 100 --prior normal \\
+      --observe my_models.py:make_blur
   pyinv export my_models.py:make_progan -o tail.bundle --latent-shape 128 --prior normal \\
       --tail-after layer4
   pyinv export my_models.py:make_biggan -o biggan.bundle --latent-shape 128 --prior normal \\
@@ -40,7 +43,7 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         help="turn a PyTorch or ONNX generator into a bundle (needs torch)",
         description=(
             "Turn a PyTorch or ONNX generator into a bundle, and check what the bundle computes.\n"
-            'Needs PyTorch: pip install "pyinv[export]"'
+            f"Needs PyTorch: {install_command('export')}"
         ),
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -66,8 +69,8 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         "--prior",
         metavar="KIND[:A,B]",
         type=parse_prior,
-        default=Uniform(),
-        help="uniform[:low,high] or normal[:mean,std] [uniform:-1,1]",
+        help="what the latents of the generator's training were drawn from: normal[:mean,std] "
+        "[mean 0, std 1] or uniform[:low,high] [-1 to 1]; required, except with --residuals",
     )
     parser.add_argument(
         "--loss",
@@ -105,8 +108,8 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         metavar=("LOW", "HIGH"),
         nargs=2,
         type=float,
-        default=(-1.0, 1.0),
-        help="range of the generator's values [-1 1]",
+        help="range of the images that the generator was trained on, such as -1 1 or 0 1 [-1 1 for "
+        "a generator that ends in a tanh, 0 1 for one that ends in a sigmoid]",
     )
     parser.add_argument(
         "--batch-norm",
@@ -172,6 +175,7 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--name", help="name of the generator [its class]")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
+    add_strict(parser)
     parser.set_defaults(run=run)
 
 
@@ -180,7 +184,12 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     try:
         import torch  # noqa: F401
     except ImportError:
-        raise DependencyError('exporting needs PyTorch: pip install "pyinv[export]"') from None
+        raise DependencyError(f"exporting needs PyTorch: {install_command('export')}") from None
+    if arguments.prior is None and not arguments.residuals:
+        raise InputError(
+            "--prior is required, what the latents of the generator's training were drawn from: "
+            "give --prior normal or --prior uniform"
+        )
     from pyinv.export import export, load_generator, split
 
     generator = load_generator(arguments.generator)
@@ -192,13 +201,14 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         "latent_shape": arguments.latent_shape,
         "losses": _losses(arguments),
         "normal_equations": arguments.normal_equations,
-        "value_range": tuple(arguments.value_range),
+        "value_range": arguments.value_range,
         "output": arguments.output_item,
         "encoder": encoder,
         "observe": observe,
         "runtimes": tuple(arguments.runtime or ("onnx",)),
         "name": arguments.name,
         "overwrite": arguments.overwrite,
+        "strict": arguments.strict,
     }
     part = arguments.tail_after or arguments.residuals
     inputs = _inputs(arguments.input)
@@ -280,12 +290,12 @@ def parse_input(text: str) -> tuple[str, Any]:
     kind, colon, numbers = what.partition(":")
     try:
         if colon and kind in ("label", "one_hot"):
+            if not numbers.isdecimal():
+                raise ValueError(f"{kind}: takes a number of classes, as in {kind}:10")
             return name, (Label if kind == "label" else OneHot)(int(numbers))
         if colon and kind == "condition":
-            shape, *bounds = numbers.split(":")
-            low_high = [float(bound) for bound in bounds[0].split(",")] if bounds else []
-            return name, Condition(parse_shape(shape), *low_high)
-    except (ValueError, TypeError) as error:  # RuleErrors are ValueErrors
+            return name, _parse_condition(numbers)
+    except (ValueError, argparse.ArgumentTypeError) as error:  # RuleErrors are ValueErrors
         raise argparse.ArgumentTypeError(f"{error}, got {text!r}") from None
     if colon and kind.isidentifier():
         raise argparse.ArgumentTypeError(
@@ -295,6 +305,17 @@ def parse_input(text: str) -> tuple[str, Any]:
         return name, ast.literal_eval(what)
     except (ValueError, SyntaxError):
         return name, what
+
+
+def _parse_condition(text: str) -> Condition:
+    shape, colon, bounds = text.partition(":")
+    if not colon:
+        return Condition(parse_shape(shape))
+    try:
+        low, high = map(float, bounds.split(","))
+    except ValueError:
+        raise ValueError("a range is LOW,HIGH, as in condition:1:0,1") from None
+    return Condition(parse_shape(shape), low, high)
 
 
 def _inputs(given: list[tuple[str, Any]] | None) -> dict[str, Any] | None:

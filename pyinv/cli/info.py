@@ -15,6 +15,7 @@ from pyinv.cli.console import Console
 from pyinv.cores import usable_cores
 from pyinv.devices import available_devices
 from pyinv.errors import PyinvError
+from pyinv.extras import install_command
 
 __all__ = ["add_parser", "run"]
 
@@ -65,7 +66,7 @@ def _installation() -> dict[str, Any]:
         "cuda": _cuda(),
         "devices": _devices(),
         "cores": usable_cores(),
-        "export": "torch found" if util.find_spec("torch") else 'pip install "pyinv[export]"',
+        "export": "torch found" if util.find_spec("torch") else install_command("export"),
         "recipes": ", ".join(RECIPES),
     }
 

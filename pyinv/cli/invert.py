@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pyinv import recipes
 from pyinv.array_files import read_array
@@ -19,6 +20,7 @@ from pyinv.cli.exit_codes import DONE, INTERRUPTED, NON_FINITE
 from pyinv.cli.options import (
     add_conditions,
     add_machine_options,
+    add_strict,
     conditions,
     machine_options,
     real,
@@ -39,7 +41,8 @@ __all__ = ["add_parser", "run"]
 
 _EPILOG = """\
 OUT.npz contains one row per target, in the order given (folders in natural order):
-  latents, loss, status (0 converged, 1 stalled, 2 step limit, 3 non-finite, 4 cancelled), steps,
+  latents, loss, psnr (dB), status (0 converged to the tolerance, 1 converged: no further progress,
+  2 all steps used, 3 all steps used and still improving, 4 not finite, 5 cancelled), steps,
   attempts, normal_equations, sources (the file of each image), and trace with --trace-every;
   with --uncertainty also standard_error (per latent component), condition_number, identifiable
   (1 if the image determines the latent) and noise (per pixel, in the bundle's value range).
@@ -92,8 +95,12 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         "--recipe",
         default="default",
         metavar="NAME",
-        help=f"one of {', '.join(recipes.RECIPES)} [%(default)s]; use precise for generated images "
-        "and reconstruct for others",
+        help=f"one of {', '.join(recipes.RECIPES)} [%(default)s]; use precise for generated images",
+    )
+    method.add_argument(
+        "--effort",
+        choices=recipes.EFFORTS,
+        help="how much the recipe default may spend on an image [default]",
     )
     whole(method, "--max-steps", "maximum steps per stage")
     whole(method, "--restarts", "further attempts for targets not converged")
@@ -113,6 +120,7 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help='.npy or .npz with initial latents, or "encoder" for a bundle that has one',
     )
+    add_strict(method)
     add_conditions(method)
     method.add_argument(
         "--weights",
@@ -185,6 +193,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
                 conditions=given,
                 weights=weights,
                 trace_every=arguments.trace_every,
+                strict=arguments.strict,
                 progress=console.shows_progress,
             )
         except RunError as error:
@@ -244,6 +253,10 @@ def _recipe(arguments: argparse.Namespace, manifest: Manifest, weights: Any) -> 
         else parse_constraint(arguments.constraint),
     }
     start = "encoder" if arguments.init == "encoder" else None
+    if arguments.effort is not None and arguments.recipe != "default":
+        raise InputError(
+            f"--effort is for --recipe default, not for {arguments.recipe}; leave one of them out"
+        )
     if arguments.recipe == "reconstruct":
         known_noise = arguments.noise is not None
         values = mean_values(check_weights(weights, manifest), known_noise=known_noise)
@@ -256,7 +269,7 @@ def _recipe(arguments: argparse.Namespace, manifest: Manifest, weights: Any) -> 
             "of them"
         )
     else:
-        recipe = recipes.get(arguments.recipe, manifest, start=start)
+        recipe = recipes.get(arguments.recipe, manifest, start=start, effort=arguments.effort)
     recipe = recipe.replace(**{name: value for name, value in changes.items() if value is not None})
     return recipe if arguments.loss is None else recipes.with_loss(recipe, arguments.loss, manifest)
 
@@ -279,11 +292,8 @@ def _report(
             known = int(np.isfinite(uncertainty.noise).sum())
             console.message(f"ended early; the uncertainty of {known} targets is known")
         console.message(repr(uncertainty).strip("<>"))
-    if arguments.recipe == "precise" and counts["converged"] < finished:
-        console.message(
-            f"{finished - counts['converged']} of {finished} images are not exactly this "
-            "generator's, as 8-bit files never are; use --recipe reconstruct for them"
-        )
+    if inversion.hint and inversion.hint not in console.warned:
+        console.message(inversion.hint)
     console.message(
         f"{seconds:.1f} s, {finished / max(seconds, 1e-9):.3g} images/s; wrote {arguments.output}"
     )
@@ -298,11 +308,19 @@ def _report(
             "output": arguments.output,
             "save_images": arguments.save_images,
             "counts": counts,
+            "psnr": _median(inversion.psnr),
+            "hint": inversion.hint,
             "targets": [
                 _target(inversion, uncertainty, row, source) for row, source in enumerate(sources)
             ],
         }
     )
+
+
+def _median(values: NDArray[np.float32] | None) -> float | None:
+    if values is None or np.isnan(values).all():
+        return None
+    return float(np.nanmedian(values))
 
 
 def _target(
@@ -313,6 +331,7 @@ def _target(
         "source": source,
         "status": Status(int(inversion.status[row])).name.lower(),
         "loss": float(inversion.loss[row]),
+        "psnr": None if inversion.psnr is None else float(inversion.psnr[row]),
         "steps": int(inversion.steps[row]),
         "attempts": int(inversion.attempts[row]),
         "normal_equations": int(inversion.normal_equations[row]),

@@ -16,12 +16,15 @@ from pyinv.tables import TABLE_SUFFIXES, read_column
 __all__ = [
     "add_conditions",
     "add_machine_options",
+    "add_strict",
     "add_threads",
     "conditions",
     "machine_options",
     "real",
     "whole",
 ]
+
+_VALUE = "a number or a .npy, .npz or .parquet file"
 
 # What takes arguments: a parser, or a group of its arguments.
 Arguments = argparse._ActionsContainer
@@ -40,6 +43,13 @@ def real(arguments: Arguments, name: str, help: str) -> None:
 def add_threads(arguments: Arguments) -> None:
     """Add ``--threads``."""
     whole(arguments, "--threads", "CPU threads [all cores]")
+
+
+def add_strict(arguments: Arguments) -> None:
+    """Add ``--strict``."""
+    arguments.add_argument(
+        "--strict", action="store_true", help="make warnings of likely mistakes errors"
+    )
 
 
 def add_machine_options(parser: argparse.ArgumentParser, *, batch_size: bool = False) -> None:
@@ -96,6 +106,8 @@ def conditions(arguments: argparse.Namespace, manifest: Manifest) -> dict[str, A
             name, value = next(iter(manifest.conditions)), text
         if name in found:
             raise InputError(f"--condition gives {name!r} twice; give it once")
+        if not value:
+            raise InputError(f"--condition {name}= needs {_VALUE}")
         found[name] = _number_or_array(value, name)
     return found or None
 
@@ -104,6 +116,8 @@ def _number_or_array(text: str, name: str) -> Any:
     for number in (int, float):
         with suppress(ValueError):
             return number(text)
+    if not Path(text).is_file():
+        raise InputError(f"--condition {name} must be {_VALUE}, and there is no file {text}")
     if Path(text).suffix.lower() in TABLE_SUFFIXES:
         return read_column(Path(text), name)
     return read_array(text, name)

@@ -11,6 +11,7 @@ from pyinv.cli.train_autoencoder import add_autoencoder
 from pyinv.cli.train_encoder import add_encoder
 from pyinv.cli.training import add_machine, add_output, add_overwrite, run_training
 from pyinv.datasets import DATASET_FORMATS, load_dataset
+from pyinv.extras import install_command
 from pyinv.models import MODELS, get_model
 from pyinv.priors import Normal, Uniform
 from pyinv.training import CONFIGURATIONS, GanConfiguration, get_configuration
@@ -42,7 +43,7 @@ def _add_gan(kinds: Any, shared: argparse.ArgumentParser) -> None:
         description=(
             "Train a generator on your images, and write a bundle for pyinv invert and pyinv\n"
             "generate. Configurations have the papers' settings; options override them.\n"
-            'Needs PyTorch: pip install "pyinv[export]"'
+            f"Needs PyTorch: {install_command('export')}"
         ),
         epilog=_epilog(),
         formatter_class=argparse.RawDescriptionHelpFormatter,

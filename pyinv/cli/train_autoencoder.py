@@ -9,6 +9,7 @@ from pyinv.cli.console import Console
 from pyinv.cli.options import real, whole
 from pyinv.cli.training import add_machine, add_output, add_overwrite, run_training
 from pyinv.datasets import DATASET_FORMATS, load_dataset
+from pyinv.extras import install_command
 from pyinv.training import (
     AUTOENCODER_CONFIGURATIONS,
     AutoencoderConfiguration,
@@ -29,7 +30,7 @@ def add_autoencoder(kinds: Any, shared: argparse.ArgumentParser) -> None:
         description=(
             "Train a KL-regularized autoencoder on your images, and write its decoder and encoder\n"
             "as one bundle for pyinv invert, encode and generate.\n"
-            'Needs PyTorch: pip install "pyinv[export]"'
+            f"Needs PyTorch: {install_command('export')}"
         ),
         epilog=_epilog(),
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -10,6 +10,7 @@ from pyinv.cli.export import parse_prior, parse_shape
 from pyinv.cli.options import real, whole
 from pyinv.cli.training import add_machine, add_output, add_overwrite, run_training
 from pyinv.datasets import DATASET_FORMATS, load_dataset
+from pyinv.extras import install_command
 from pyinv.training import (
     ENCODER_CONFIGURATIONS,
     EncoderConfiguration,
@@ -35,7 +36,7 @@ def add_encoder(kinds: Any, shared: argparse.ArgumentParser) -> None:
             "for pyinv encode and pyinv invert --init encoder. Only bigan changes the\n"
             "generator. A bundle is enough: its gradients replace back-propagation through\n"
             "the generator.\n"
-            'Needs PyTorch: pip install "pyinv[export]"'
+            f"Needs PyTorch: {install_command('export')}"
         ),
         epilog=_epilog(),
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pyinv.errors import DependencyError, InputError
 from pyinv.evaluation._checks import check_inside, check_number, check_rows
+from pyinv.extras import install_command
 from pyinv.images import check_value_range
 from pyinv.validation import shape_text
 
@@ -45,7 +46,7 @@ def gaussian_blur(images: Any, sigma: float) -> FloatImages:
     try:
         from scipy.ndimage import gaussian_filter
     except ImportError:
-        raise DependencyError("a Gaussian blur needs SciPy: pip install 'pyinv[papers]'") from None
+        raise DependencyError(f"a Gaussian blur needs SciPy: {install_command('papers')}") from None
     blurred: FloatImages = gaussian_filter(array, sigma=(0, 0, width, width), mode="nearest")
     return blurred
 

@@ -1,6 +1,6 @@
 """Image similarity by perceptual hashes and colour histograms, as in Luo et al. 2017.
 
-The hashes need the imagehash library, which ``pip install 'pyinv[papers]'`` installs.
+The hashes need the imagehash library, which the extra "papers" installs.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pyinv.errors import DependencyError, InputError
 from pyinv.evaluation._checks import FloatArray, check_inside, check_pair, check_rows
+from pyinv.extras import install_command
 from pyinv.images import check_value_range, to_pillow, to_uint8
 from pyinv.validation import shape_text, whole_number
 
@@ -203,6 +204,6 @@ def _imagehash() -> Any:
         import imagehash
     except ImportError:
         raise DependencyError(
-            "image hashes need the imagehash library: pip install 'pyinv[papers]'"
+            f"image hashes need the imagehash library: {install_command('papers')}"
         ) from None
     return imagehash

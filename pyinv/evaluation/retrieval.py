@@ -1,6 +1,6 @@
 """Search for the images of a collection that are most similar to queries, and its metrics.
 
-The search needs scikit-learn, which ``pip install 'pyinv[papers]'`` installs.
+The search needs scikit-learn, which the extra "papers" installs.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pyinv.errors import DependencyError, InputError
 from pyinv.evaluation._checks import FloatArray, check_rows, check_values
+from pyinv.extras import install_command
 from pyinv.validation import as_numpy, shape_text, whole_number
 
 __all__ = ["METRICS", "Neighbours", "hit_rate", "label_similarity", "rank_of", "search"]
@@ -206,7 +207,9 @@ def _neighbours(
     try:
         from sklearn.neighbors import NearestNeighbors
     except ImportError:
-        raise DependencyError("searching needs scikit-learn: pip install 'pyinv[papers]'") from None
+        raise DependencyError(
+            f"searching needs scikit-learn: {install_command('papers')}"
+        ) from None
     # In 100 dimensions, brute force is as fast as a tree and does not order ties by the tree.
     index = NearestNeighbors(n_neighbors=k, metric=METRICS[metric], algorithm="brute").fit(rows)
     scale = 0.5 if metric == "intersection" else 1.0

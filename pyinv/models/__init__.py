@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pyinv.errors import DependencyError, InputError
+from pyinv.extras import install_command
 
 if TYPE_CHECKING:
     from torch import nn
@@ -94,7 +95,7 @@ class GanModel:
         except ModuleNotFoundError as error:
             if error.name is None or error.name.partition(".")[0] != "torch":
                 raise
-            raise DependencyError("the models need PyTorch: pip install 'pyinv[export]'") from None
+            raise DependencyError(f"the models need PyTorch: {install_command('export')}") from None
         if len(self.image_shapes) > 1:  # otherwise the networks know it
             sizes |= {"channels": shape[0], "image_size": shape[1]}
         made: nn.Module = getattr(module, network)(**sizes, **{**dict(self.options), **options})

@@ -20,6 +20,7 @@ import numpy as np
 from pyinv import evaluation, recipes
 from pyinv.datasets import to_range
 from pyinv.errors import BundleError, DependencyError
+from pyinv.extras import install_command
 from pyinv.papers import figures
 from pyinv.papers.differences import add_shared_differences, joined
 from pyinv.papers.encoders import match_encoders, open_encoders
@@ -141,7 +142,7 @@ def reproduce(request: Request) -> Path:
     the number of steps and the penalty.
     """
     if find_spec("torch") is None:
-        raise DependencyError("the encoders of Bau et al. need torch: pip install 'pyinv[export]'")
+        raise DependencyError(f"the encoders of Bau et al. need torch: {install_command('export')}")
     given = open_encoders(request, ENCODERS.values())
     opened = obtain_generators(
         request,

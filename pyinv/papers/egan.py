@@ -31,8 +31,8 @@ from pyinv.papers.experiment import RecoveryExperiment, run_experiments
 from pyinv.papers.generators import obtain_generators
 from pyinv.papers.plan import Planned
 from pyinv.papers.precise import (
+    ADAM,
     COST_COLUMNS,
-    DEFAULT,
     NOT_IN_PAPER,
     PRECISE,
     describe_costs,
@@ -219,7 +219,7 @@ class _Experiment(RecoveryExperiment):
     @property
     def _ours(self) -> dict[str, tuple[str, Recipe]]:
         """The rows of Table 1 with pyinv's own recipes, as far as they run."""
-        names = {"default": DEFAULT, "precise": PRECISE}
+        names = {"adam": ADAM, "precise": PRECISE}
         return {names[key]: (key, recipe) for key, recipe in self.ours.items()}
 
     def _recipe(self, criterion: Criterion) -> Recipe:
@@ -381,7 +381,7 @@ class _Experiment(RecoveryExperiment):
         best, published_best = " = ".join(ours[0]), " = ".join(theirs[0])
         cells = {"best": final[ours[0][0]], "disabled": final[DISABLED]}
         cells["published_best"] = final[theirs[0][0]]
-        cells["default"] = rows["latent_error"][DEFAULT][-1]
+        cells["adam"] = rows["latent_error"][ADAM][-1]
         if len(ours) == 1:
             first = "All criteria have the same average error, {best:.3f}. "
         else:
@@ -391,7 +391,7 @@ class _Experiment(RecoveryExperiment):
         paragraphs = [
             f"{first}In the paper, {'it' if agrees else published_best} has the lowest"
             f"{' too' if agrees else ''}. Here, {published_best} has {{published_best:.3f}}, "
-            f"disabled {{disabled:.3f}}, and {DEFAULT} {{default:.3f}}.",
+            f"disabled {{disabled:.3f}}, and {ADAM} {{adam:.3f}}.",
             f"From lowest to highest, here: {_ranking_text(ours)}.",
             f"In the paper: {_ranking_text(theirs)}.",
         ]

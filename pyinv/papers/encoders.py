@@ -13,6 +13,7 @@ import numpy as np
 from pyinv.bundle import Bundle, Manifest
 from pyinv.datasets import to_range
 from pyinv.errors import BundleError, DependencyError, InputError
+from pyinv.extras import install_command
 from pyinv.images import to_uint8
 from pyinv.inverter import Inverter
 from pyinv.models import get_model
@@ -186,7 +187,7 @@ def train_encoders(
     if find_spec("torch") is None:
         raise DependencyError(
             f"no encoder of the method {missing[0][1]} was given, and training one needs torch: "
-            "pip install 'pyinv[papers]', or give a bundle (--encoder)"
+            f"{install_command('papers')}; or give a bundle (--encoder)"
         )
     from pyinv.training.encoder import train_encoder
     from pyinv.training.frozen import open_generator

@@ -173,7 +173,7 @@ class RecoveryExperiment(Experiment):
     Attributes:
         latents: float32 [N, *latent_shape], the true latents of the targets.
         images: float32 [N, C, H, W], the targets.
-        default: pyinv's default recipe, with at most the requested number of steps.
+        adam: pyinv's recipe of first order, with at most the requested number of steps.
         precise: pyinv's precise recipe; None if the bundle does not support it.
         ours: both by name, as far as they are supported.
         but_precise: a restriction to insert after "all methods".
@@ -183,10 +183,10 @@ class RecoveryExperiment(Experiment):
         super().__init__(generator, request)
         self.latents = self.inverter.sample(request.targets, seed=request.seed)
         self.images = self.inverter.generate(self.latents)
-        default = recipes.default(self.manifest)
-        self.default = default.replace(max_steps=min(default.max_steps, request.max_steps))
+        adam = recipes.adam(self.manifest)
+        self.adam = adam.replace(max_steps=min(adam.max_steps, request.max_steps))
         self.precise = precise_recipe(self.manifest)
-        self.ours = {"default": self.default}
+        self.ours = {"adam": self.adam}
         if self.precise is not None:
             self.ours["precise"] = self.precise
         self.but_precise = "" if self.precise is None else f" but {PRECISE}"

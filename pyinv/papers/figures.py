@@ -24,6 +24,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pyinv.atomic_files import write_whole
 from pyinv.errors import DependencyError, InputError
+from pyinv.extras import install_command
 from pyinv.images import to_uint8
 from pyinv.papers.folder import open_folder
 from pyinv.validation import shape_text
@@ -323,7 +324,7 @@ def _plot(
         from matplotlib.figure import Figure
     except ImportError:
         raise DependencyError(
-            "the plots of a report need matplotlib: pip install 'pyinv[demo]'"
+            f"the plots of a report need matplotlib: {install_command('demo')}"
         ) from None
     ink, faint = _hex(theme.ink), _hex(theme.faint)
     labels = [line.label for line in lines if line.label]

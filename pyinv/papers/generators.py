@@ -16,6 +16,7 @@ from pyinv.bundle import MANIFEST_NAME, Bundle, Manifest
 from pyinv.datasets import Dataset, load_dataset
 from pyinv.demo import BUNDLE as DIGITS_BUNDLE
 from pyinv.errors import BundleError, DependencyError, InputError
+from pyinv.extras import install_command
 from pyinv.images import RANGE_SLACK, not_pictures
 from pyinv.inverter import Inverter
 from pyinv.papers.folder import open_folder
@@ -362,7 +363,7 @@ def _train(
     if find_spec("torch") is None:
         raise DependencyError(
             "no generator was given, and training one needs torch: "
-            "pip install 'pyinv[export]', or give a bundle (--generator)"
+            f"{install_command('export')}; or give a bundle (--generator)"
         )
     from pyinv.training import GanConfiguration, get_configuration, train_gan
 

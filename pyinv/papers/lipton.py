@@ -26,8 +26,8 @@ from pyinv.papers.generators import Generator, GivenData, choose, obtain_generat
 from pyinv.papers.pixels import FloatArray
 from pyinv.papers.plan import Planned
 from pyinv.papers.precise import (
+    ADAM,
     COST_COLUMNS,
-    DEFAULT,
     NOT_IN_PAPER,
     PRECISE,
     describe_costs,
@@ -56,7 +56,7 @@ CLIPPINGS = {
     "stochastic": "Stochastic clipping",
 }
 RECONSTRUCT = "pyinv's reconstruct recipe"
-NAMES = {**CLIPPINGS, "default": DEFAULT, "precise": PRECISE, "reconstruct": RECONSTRUCT}
+NAMES = {**CLIPPINGS, "adam": ADAM, "precise": PRECISE, "reconstruct": RECONSTRUCT}
 
 THRESHOLDS = (1e-4, 1e-3, 1e-2, 1e-1)
 TABLE_1 = {
@@ -296,14 +296,14 @@ class _Experiment(RecoveryExperiment):
         strictest = THRESHOLDS[0]
         cells = {
             method: self._recovered(method, strictest, "min_latent_error")
-            for method in (*CLIPPINGS, "default")
+            for method in (*CLIPPINGS, "adam")
         }
-        cells["default_end"] = self._recovered("default", strictest, "latent_error")
+        cells["adam_end"] = self._recovered("adam", strictest, "latent_error")
         paragraphs = [
             f"Share of {self.request.targets} latents whose mean squared error fell below "
             f"{strictest:g} at some step: {{none:.1%}} without clipping, {{standard:.1%}} with "
             "standard clipping and {stochastic:.1%} with stochastic clipping. "
-            f"{DEFAULT}: {{default:.1%}} at some step, {{default_end:.1%}} at the end."
+            f"{ADAM}: {{adam:.1%}} at some step, {{adam_end:.1%}} at the end."
         ]
         if self.precise is not None:
             paragraphs.append(self.describe_precise(self.precise, strictest))
@@ -345,8 +345,8 @@ class _Experiment(RecoveryExperiment):
             "table-1",
             "Table 1: Latents recovered",
             f"{self.request.targets} generated images, {self.request.max_steps:,} steps. The "
-            f"latent error is the mean squared error per component. {DEFAULT} takes at most "
-            f"{self.default.max_steps:,} steps. All methods{self.but_precise} start from the same "
+            f"latent error is the mean squared error per component. {ADAM} takes at most "
+            f"{self.adam.max_steps:,} steps. All methods{self.but_precise} start from the same "
             "latents.",
             columns=columns,
             rows=rows,

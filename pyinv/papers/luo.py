@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pyinv import evaluation
 from pyinv.datasets import to_range
 from pyinv.errors import DependencyError, InputError
+from pyinv.extras import install_command
 from pyinv.inverter import Inverter
 from pyinv.papers.collection import Collection, obtain_collection
 from pyinv.papers.differences import add_shared_differences, joined
@@ -191,7 +192,7 @@ def _check_libraries() -> None:
     modules = {"imagehash": "imagehash", "sklearn": "scikit-learn", "scipy": "SciPy"}
     for module, name in modules.items():
         if find_spec(module) is None:
-            raise DependencyError(f"this report needs {name}: pip install 'pyinv[papers]'")
+            raise DependencyError(f"this report needs {name}: {install_command('papers')}")
 
 
 def _configuration(generator: Generator) -> str:

@@ -23,8 +23,8 @@ from pyinv.result import Inversion
 from pyinv.solvers import LevenbergMarquardt
 
 __all__ = [
+    "ADAM",
     "COST_COLUMNS",
-    "DEFAULT",
     "NOT_IN_PAPER",
     "OBJECTIVE_FORWARDS",
     "PRECISE",
@@ -35,7 +35,7 @@ __all__ = [
     "why_not_run",
 ]
 
-DEFAULT = "pyinv's default recipe"
+ADAM = "pyinv's recipe adam"
 PRECISE = "pyinv's precise recipe"
 NOT_IN_PAPER = "not in the paper"
 

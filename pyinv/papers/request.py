@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pyinv.errors import DependencyError, InputError
+from pyinv.extras import install_command
 from pyinv.validation import whole_number
 
 __all__ = ["Request", "check_plots"]
@@ -22,7 +23,9 @@ Paths = Sequence[str | os.PathLike[str]]
 def check_plots() -> None:
     """Raise DependencyError if matplotlib, which draws the report's plots, is missing."""
     if find_spec("matplotlib") is None:
-        raise DependencyError("the plots of this report need matplotlib: pip install 'pyinv[demo]'")
+        raise DependencyError(
+            f"the plots of this report need matplotlib: {install_command('demo')}"
+        )
 
 
 @dataclass(frozen=True)

@@ -206,7 +206,7 @@ def _joined(before: Inversion | None, found: Inversion) -> Inversion:
     if before is None:
         return replace(found, cancelled=bool(_unfinished(found).any()))
     joined = {}
-    for name in (*_ROWS, "min_latent_error"):
+    for name in (*_ROWS, "min_latent_error", "psnr"):
         if getattr(before, name) is not None:
             joined[name] = getattr(before, name).copy()
             joined[name][_unfinished(before)] = getattr(found, name)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyinv.errors import DependencyError
+from pyinv.extras import install_command
 from pyinv.priors import Normal
 from pyinv.progress import Progress, check_progress
 from pyinv.training.autoencoder_configurations import AutoencoderConfiguration
@@ -22,7 +23,7 @@ from pyinv.training.autoencoder_configurations import AutoencoderConfiguration
 try:
     import torch
 except ImportError:
-    raise DependencyError("training needs PyTorch: pip install 'pyinv[export]'") from None
+    raise DependencyError(f"training needs PyTorch: {install_command('export')}") from None
 
 from torch import Tensor
 from torch.nn import functional

@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyinv.errors import DependencyError, InputError, RunError
+from pyinv.extras import install_command
 from pyinv.images import check_value_range
 from pyinv.validation import as_numpy, shape_text, whole_number
 
 try:
     import torch
 except ImportError:
-    raise DependencyError("training needs PyTorch: pip install 'pyinv[export]'") from None
+    raise DependencyError(f"training needs PyTorch: {install_command('export')}") from None
 
 from torch import Tensor
 from torch.nn import functional

@@ -14,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyinv.errors import DependencyError, InputError
+from pyinv.extras import install_command
 from pyinv.progress import Progress, check_progress
 from pyinv.training.encoder_configurations import EncoderConfiguration
 
 try:
     import torch
 except ImportError:
-    raise DependencyError("training needs PyTorch: pip install 'pyinv[export]'") from None
+    raise DependencyError(f"training needs PyTorch: {install_command('export')}") from None
 
 from torch import nn
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from pyinv.cores import usable_cores
 from pyinv.errors import DependencyError, DeviceError, InputError
+from pyinv.extras import install_command
 from pyinv.progress import Progress, check_progress
 from pyinv.training.configurations import GanConfiguration
 from pyinv.validation import as_numpy, shape_text, whole_number
@@ -22,7 +23,7 @@ from pyinv.validation import as_numpy, shape_text, whole_number
 try:
     import torch
 except ImportError:
-    raise DependencyError("training needs PyTorch: pip install 'pyinv[export]'") from None
+    raise DependencyError(f"training needs PyTorch: {install_command('export')}") from None
 
 from pyinv.training.adversaries import Adversaries
 from pyinv.training.checkpoint import write_weights

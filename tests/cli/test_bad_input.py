@@ -618,7 +618,7 @@ def test_unexpected_failure_is_one_line_and_a_traceback_on_request(
 def test_bad_factory_is_refused(capsys, tmp_path, arguments, message):
     pytest.importorskip("torch")
     pytest.importorskip("pyinv.export")
-    assert_refused(capsys, message, "export", *arguments, "-o", tmp_path / "b")
+    assert_refused(capsys, message, "export", *arguments, "-o", tmp_path / "b", "--prior", "normal")
 
 
 @pytest.mark.parametrize(
@@ -635,3 +635,10 @@ def test_bad_factory_is_refused(capsys, tmp_path, arguments, message):
 def test_bad_export_usage_exits_with_2(capsys, tmp_path, options):
     assert main(["export", "m:f", "-o", str(tmp_path / "b"), *options]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_export_asks_for_the_prior(capsys, tmp_path):
+    pytest.importorskip("torch")
+    arguments = ["export", "json:dumps", "--latent-shape", "4", "-o", tmp_path / "b"]
+    assert_refused(capsys, "--prior is required", *arguments)
+    assert not (tmp_path / "b").exists()

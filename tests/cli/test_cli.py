@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 import wave
 from pathlib import Path
 
@@ -127,7 +128,8 @@ def test_invert_writes_an_inversion(capsys, bundle_path, pictures, tmp_path):
         capsys, "invert", bundle_path, pictures, "-o", out_path, "--max-steps", 20, "--seed", 4
     )
     assert (code, out) == (0, "")
-    assert "3 step limit" in err
+    assert "3 at the step limit (still improving)" in err
+    assert "3 of 3 targets were still improving: try more max_steps than 20" in err
     inversion = Inversion.load(out_path)
     assert inversion.latents.shape == (3, 6)
     assert inversion.seed == 4
@@ -144,7 +146,13 @@ def test_invert_prints_json_on_standard_output_alone(capsys, bundle_path, pictur
     )
     assert (code, err) == (0, "")
     found = json.loads(out)
-    assert found["counts"]["step_limit"] == 3
+    assert found["counts"]["step_limit_improving"] == 3
+    assert "still improving" in found["hint"]
+    psnr = [target["psnr"] for target in found["targets"]]
+    assert found["psnr"] == pytest.approx(np.median(psnr))
+    losses = np.array([target["loss"] for target in found["targets"]])
+    np.testing.assert_allclose(psnr, 10 * np.log10(4 / losses), rtol=1e-5)
+    assert "warnings" not in found
     assert [target["steps"] for target in found["targets"]] == [5, 5, 5]
     assert found["targets"][0]["source"] == str(pictures / "0.png")
 
@@ -286,15 +294,19 @@ def test_invert_without_uncertainty_does_not_mention_it(capsys, bundle_path, pic
 
 @pytest.mark.parametrize("name", ["precise", "reconstruct"])
 def test_second_order_recipes_run_by_name(capsys, second_order_path, pictures, tmp_path, name):
-    code, out, err = run(
-        capsys,
-        *("invert", second_order_path, pictures, "-o", tmp_path / "a.npz"),
-        *("--recipe", name, "--max-steps", 30, "--restarts", 1, "--json"),
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        code, out, err = run(
+            capsys,
+            *("invert", second_order_path, pictures, "-o", tmp_path / "a.npz"),
+            *("--recipe", name, "--max-steps", 30, "--restarts", 1, "--json"),
+        )
     assert code == 0
     # These pictures are files of 8 bits.
-    hint = "3 of 3 images are not exactly this generator's, as 8-bit files never are"
-    assert (hint in err) == (name == "precise")
+    warned = "pyinv: warning: the images have 8-bit values"
+    assert (warned in err) == (name == "precise") == ("warnings" in json.loads(out))
+    hint = "the recipe precise did not reproduce 3 of 3 images exactly"
+    assert (hint in err) == (name == "precise") == (hint in json.loads(out)["hint"])
     recipe = json.loads(out)["recipe"]
     assert (recipe["name"], recipe["restarts"]) == (name, 1)
     assert {stage["max_steps"] for stage in recipe["stages"]} == {30}

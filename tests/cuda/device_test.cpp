@@ -631,7 +631,8 @@ void test_solving(const std::shared_ptr<Device>& gpu) {
     }
   }
   for (const Status status :
-       {Status::converged, Status::stalled, Status::step_limit, Status::non_finite}) {
+       {Status::converged_tolerance, Status::converged_plateau, Status::step_limit,
+        Status::step_limit_improving, Status::non_finite}) {
     check(seen[static_cast<size_t>(status)] > 10,
           std::to_string(seen[static_cast<size_t>(status)]) + " targets end in way " +
               std::to_string(static_cast<int>(status)));
@@ -719,7 +720,8 @@ void test_searching(const std::shared_ptr<Device>& gpu) {
     for (const Status status : cpu.status) ++seen[static_cast<size_t>(status)];
   }
   for (const Status status :
-       {Status::converged, Status::stalled, Status::step_limit, Status::non_finite}) {
+       {Status::converged_tolerance, Status::converged_plateau, Status::step_limit,
+        Status::step_limit_improving, Status::non_finite}) {
     check(seen[static_cast<size_t>(status)] > 10,
           std::to_string(seen[static_cast<size_t>(status)]) + " searches end in way " +
               std::to_string(static_cast<int>(status)));

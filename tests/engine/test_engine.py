@@ -33,7 +33,7 @@ from support import reference
 from support.compare_reference import assert_agree, both, recipe, some_latents, twin
 from support.objectives import Flat, NotANumberBeyond, Perceptron, Quadratic
 from support.paths import REPOSITORY
-from support.reference import CANCELLED, CONVERGED, NON_FINITE, STALLED, STEP_LIMIT
+from support.reference import CANCELLED, CONVERGED, IMPROVING, NON_FINITE, PLATEAU, STEP_LIMIT
 from support.tolerances import assert_close
 
 PERCEPTRON = Perceptron(5)
@@ -233,31 +233,31 @@ def test_a_relative_penalty_minimises_the_logarithm_of_the_loss(engine):
 HALVING = Stage(GradientDescent(0.25), max_steps=10)
 
 STOPS = {
-    "step limit": ({}, STEP_LIMIT, 10),
+    "step limit": ({}, IMPROVING, 10),
     "converged, at the tolerance itself": ({"loss_tolerance": 4.0**-3}, CONVERGED, 3),
     "converged, at the start": ({"loss_tolerance": 1.0}, CONVERGED, 0),
     "converged, at the last step": ({"loss_tolerance": 4.0**-10}, CONVERGED, 10),
-    "converged one step too late": ({"loss_tolerance": 4.0**-11}, STEP_LIMIT, 10),
-    "stalled": ({"change_tolerance": 3 * 4.0**-4}, STALLED, 4),
-    "stalled, with patience": ({"change_tolerance": 3 * 4.0**-4, "patience": 3}, STALLED, 6),
-    "stalled, relative": ({"relative_change_tolerance": 0.75}, STALLED, 1),
-    "stalled, relative, patience": (
+    "converged one step too late": ({"loss_tolerance": 4.0**-11}, IMPROVING, 10),
+    "plateau": ({"change_tolerance": 3 * 4.0**-4}, PLATEAU, 4),
+    "plateau, with patience": ({"change_tolerance": 3 * 4.0**-4, "patience": 3}, PLATEAU, 6),
+    "plateau, relative": ({"relative_change_tolerance": 0.75}, PLATEAU, 1),
+    "plateau, relative, patience": (
         {"relative_change_tolerance": 0.75, "patience": 5},
-        STALLED,
+        PLATEAU,
         5,
     ),
-    "not stalled, relative": ({"relative_change_tolerance": 0.74}, STEP_LIMIT, 10),
+    "no plateau, relative": ({"relative_change_tolerance": 0.74}, IMPROVING, 10),
     "either change will do": (
         {"relative_change_tolerance": 0.1, "change_tolerance": 3 * 4.0**-4},
-        STALLED,
+        PLATEAU,
         4,
     ),
-    "stalled before the step limit": (
+    "plateau before the step limit": (
         {"change_tolerance": 3 * 4.0**-10},
-        STALLED,
+        PLATEAU,
         10,
     ),
-    "converged before stalled": (
+    "converged before the plateau": (
         {"loss_tolerance": 4.0**-4, "change_tolerance": 3 * 4.0**-4},
         CONVERGED,
         4,
@@ -277,12 +277,37 @@ def test_stop_rules(engine, changes, status, steps, keep):
     assert result["loss"][0] == 4.0**-steps
 
 
+# The loss falls by (1 - 2 r)^2 at every update, and a tenth of the steps, rounded up, counts.
+LIMITS = {
+    "0.4 % a step": (0.001, 10, 0, STEP_LIMIT),
+    "0.4 % a step, ten steps": (0.001, 100, 0, IMPROVING),
+    "0.4 % a step, three steps": (0.001, 21, 0, IMPROVING),
+    "0.4 % a step, two steps": (0.001, 20, 0, STEP_LIMIT),
+    "one step": (0.25, 1, 0, IMPROVING),
+    "a rise": (1.01, 1, 0, STEP_LIMIT),
+    "of a negative loss": (0.25, 1, -10, IMPROVING),
+    "of a negative loss, 0.4 %": (0.01, 1, -10, STEP_LIMIT),
+}
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+@pytest.mark.parametrize(("rate", "max_steps", "floor", "status"), LIMITS.values(), ids=LIMITS)
+def test_whether_the_loss_still_falls_at_the_step_limit(
+    engine, rate, max_steps, floor, status, keep
+):
+    quadratic = Quadratic(1)
+    images, initial = quadratic.images([[0.0]], floor=floor), np.ones((1, 1), dtype=np.float32)
+    method = recipe(Stage(GradientDescent(rate), max_steps=max_steps), keep=keep)
+    result, _ = both(engine, [quadratic], method, Uniform(), images, initial=initial)
+    assert result["status"][0] == status
+
+
 @pytest.mark.parametrize("patience", [1, 2, 5])
 def test_patience_starts_again_when_the_loss_moves(engine, patience):
     # Adam overshoots and comes back, so that single still steps lie between moving ones.
     stage = Stage(Adam(0.3), max_steps=200, relative_change_tolerance=0.05, patience=patience)
     _, expected = both(engine, [PERCEPTRON], recipe(stage), Normal(), distant_images(8))
-    assert (expected.status == STALLED).any()
+    assert (expected.status == PLATEAU).any()
 
 
 def test_patience_reaches_further_than_the_first_still_step():
@@ -320,7 +345,7 @@ def test_non_finite_ends_the_attempt_with_what_was_finite(engine, where, keep):
     initial = np.array([[0.0, 0.0], [0.0, 0.0], [0.9, 0.1]], dtype=np.float32)
     result, _ = both(engine, [trap], method, Normal(), images, initial=initial)
 
-    np.testing.assert_array_equal(result["status"], [NON_FINITE, STEP_LIMIT, NON_FINITE])
+    np.testing.assert_array_equal(result["status"], [NON_FINITE, IMPROVING, NON_FINITE])
     # 1 - 0.9^k passes 0.5 at k = 7; the latent before that is the last finite one.
     np.testing.assert_array_equal(result["steps"], [7, 100, 0])
     np.testing.assert_allclose(result["latents"][0, 0], 1 - 0.9**6, rtol=1e-5)
@@ -991,7 +1016,7 @@ def test_cancelling_between_looks_keeps_what_was_found(engine):
     options["true_latents"] = reference.draw_initial(Uniform().describe(), 8, range(9), 0, 2)
     result = engine([quadratic], recipe(stage), Uniform(), images, **options)
     assert result["cancelled"]
-    done = result["status"] == STEP_LIMIT
+    done = result["status"] == IMPROVING
     assert 0 < done.sum() < len(images)
     np.testing.assert_array_equal(result["status"][~done], CANCELLED)
     np.testing.assert_array_equal(result["steps"][done], 12)

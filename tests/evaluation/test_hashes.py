@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 
 import numpy as np
@@ -19,6 +20,7 @@ from pyinv.evaluation import (
     image_hash,
     occlude,
 )
+from pyinv.extras import install_command
 
 imagehash = pytest.importorskip("imagehash")
 
@@ -241,5 +243,5 @@ def test_a_wrong_argument_is_said_in_one_line(problem):
 )
 def test_a_missing_library_is_named_with_its_command(monkeypatch, module, call):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(DependencyError, match=r"pip install 'pyinv\[papers\]'"):
+    with pytest.raises(DependencyError, match=re.escape(install_command("papers"))):
         call()

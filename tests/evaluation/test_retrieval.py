@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import numpy as np
@@ -16,6 +17,7 @@ from pyinv.evaluation import (
     rank_of,
     search,
 )
+from pyinv.extras import install_command
 
 pytest.importorskip("sklearn")
 
@@ -143,5 +145,5 @@ def test_a_wrong_argument_is_said_in_one_line(problem):
 
 def test_without_scikit_learn_the_command_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.neighbors", None)
-    with pytest.raises(DependencyError, match=r"pip install 'pyinv\[papers\]'"):
+    with pytest.raises(DependencyError, match=re.escape(install_command("papers"))):
         search(LATENTS, QUERIES)

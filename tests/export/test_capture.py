@@ -267,6 +267,44 @@ class MixedUpsampling(MixedKernels):
     up = True
 
 
+class OneByOne(Body):
+    """torch.vmap of a function of one latent, which computes transmittances like a NeRF."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = nn.Parameter(torch.rand(16))
+
+    def of_one(self, x: Tensor) -> Tensor:
+        passed = torch.cumprod(torch.sigmoid(self.places[:, None] * x.flatten()), dim=-1)
+        passed = passed.roll(1, -1)
+        passed[..., 0] = 1.0
+        return (passed * x.flatten()).sum(0).view(x.shape)
+
+    def body(self, x: Tensor) -> Tensor:
+        return torch.vmap(self.of_one)(x)
+
+
+class Products(Body):
+    def body(self, x: Tensor) -> Tensor:
+        zero = x * torch.tensor([0.0, 1.0, 1.0, 1.0])
+        return x * x.prod(-1, keepdim=True) + zero.cumprod(2) + x.prod(1)[:, None]
+
+
+class NamesAnArgumentMod(Body):
+    """torch.fx calls modules through a function that has such an argument."""
+
+    class Scaled(nn.Module):
+        def forward(self, x: Tensor, mod: Tensor) -> Tensor:
+            return x * mod
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scaled = self.Scaled()
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.scaled(x, mod=x.mean((2, 3), keepdim=True))
+
+
 CASES: dict[str, Callable[[], nn.Module]] = {
     kind.__name__: kind
     for kind in (
@@ -292,6 +330,9 @@ CASES: dict[str, Callable[[], nn.Module]] = {
         ModulatedWithBias,
         MixedKernels,
         MixedUpsampling,
+        OneByOne,
+        Products,
+        NamesAnArgumentMod,
     )
 }
 
@@ -427,6 +468,16 @@ class DecidesHowToStore(Body):
         return x.contiguous() if x.shape[0] >= 64 else x
 
 
+class LoopsOverLatents(Body):
+    def body(self, x: Tensor) -> Tensor:
+        return torch.stack([one * self.one for one in x])
+
+
+class LoopsByNumber(Body):
+    def body(self, x: Tensor) -> Tensor:
+        return torch.cat([x[i : i + 1].square() for i in range(x.shape[0])])
+
+
 class WritesToData(Body):
     def body(self, x: Tensor) -> Tensor:
         x.data[:, 0] = 0
@@ -459,6 +510,11 @@ REFUSED = {
         DecidesByBatch,
         r"decides by the number of latents \(at test_capture\.py:\d+\)",
     ),
+    "a loop over latents": (
+        LoopsOverLatents,
+        r"loops over the latents of a batch \(at test_capture\.py:\d+\): .*torch\.vmap",
+    ),
+    "a loop by number": (LoopsByNumber, r"loops over the latents of a batch"),
     "a write to .data": (WritesToData, r"detached tensor \(at test_capture\.py:\d+\): write y ="),
     "a sparse result": (
         ReturnsSparse,

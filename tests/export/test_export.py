@@ -796,7 +796,7 @@ def test_without_torch_the_message_says_what_to_install(monkeypatch: pytest.Monk
     for name in [name for name in sys.modules if name.startswith("pyinv.export")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(DependencyError, match=r"needs onnxscript: run `pip install 'pyinv\[export"):
+    with pytest.raises(DependencyError, match=r"needs onnxscript: pip install .*onnxscript"):
         import pyinv.export  # noqa: F401
 
 

@@ -258,7 +258,7 @@ def test_latents_are_recovered_and_their_uncertainty_known(
     images = generate(torch.from_numpy(z)).detach().numpy()
     conditions = given or None
     found = inverter.invert(images, recipe="precise", conditions=conditions)
-    assert found.counts()["converged"] == COUNT
+    assert found.counts()["converged_tolerance"] == COUNT
     np.testing.assert_allclose(found.latents, z, atol=1e-3)
     known = inverter.uncertainty(found, images, conditions=conditions)
     assert known.identifiable.all()
@@ -327,6 +327,10 @@ BAD_CONDITIONS = {
     "too few": (
         {"class_label": [1], "truncation": 1},
         "one for each target [2] or one for all, got [1]",
+    ),
+    "booleans": (
+        {"class_label": [True, False], "truncation": 1},
+        "whole numbers from 0 to 4, got booleans; convert them to integers",
     ),
     "soft": (
         {"class_label": np.full((2, 5), 0.2), "truncation": 1},
@@ -752,7 +756,12 @@ def test_the_command_line_takes_inputs_and_conditions(
         (["3"], "--condition must be NAME=VALUE, got '3'; the bundle takes class_label, trunc"),
         (["class_label=1", "class_label=2"], "--condition gives 'class_label' twice"),
         (["label=1"], "this bundle has no condition 'label'; it has class_label (one-hot"),
-        (["class_label=nowhere.npy"], "nowhere.npy: no such file"),
+        (
+            ["class_label=nowhere.npy"],
+            "--condition class_label must be a number or a .npy, .npz or .parquet file, and there "
+            "is no file nowhere.npy",
+        ),
+        (["class_label=1", "truncation="], "--condition truncation= needs a number or a .npy, "),
     ):
         options = [part for text in given for part in ("--condition", text)]
         assert main(["generate", bundle, "-o", images, *latents, *options]) == 1
@@ -779,9 +788,12 @@ def test_a_condition_may_be_a_column_of_a_table(tmp_path: Path) -> None:
     [
         ("label", "expected NAME=WHAT such as label=label:10 or psi=0.7, got 'label'"),
         ("label=label:0", "Label: classes must be a whole number >= 1"),
-        ("label=label:ten", "invalid literal for int"),
+        ("label=label:", "label: takes a number of classes, as in label:10, got 'label=label:'"),
+        ("label=one_hot:ten", "one_hot: takes a number of classes, as in one_hot:10"),
         ("label=lable:10", "expected label:, one_hot: or condition:, or a quoted text"),
         ("c=condition:0", "expected a shape such as 100 or 100,1,1, got '0'"),
+        ("c=condition:1:1", "a range is LOW,HIGH, as in condition:1:0,1, got 'c=condition:1:1'"),
+        ("c=condition:1:0,1,2", "a range is LOW,HIGH"),
         ("c=condition:2:1,0", "Condition: low must be below high"),
     ],
 )

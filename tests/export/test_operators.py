@@ -97,6 +97,8 @@ def resizes(x: Tensor) -> Tensor:
         resize(x.flatten(2), scale_factor=0.5, mode="area"),
         resize(x, size=(5, 4), mode="bilinear", antialias=True),
         resize(x, scale_factor=0.6, mode="bicubic", antialias=True),
+        resize(x, size=(5, 9), mode="nearest-exact"),
+        resize(x, scale_factor=(1.7, 0.6), mode="nearest-exact"),
         resize(x, scale_factor=1.5, mode="bicubic", antialias=True, align_corners=True),
     )
 

@@ -71,7 +71,7 @@ def test_a_generators_outputs_are_inverted_exactly(
         expected = shaped(name)(torch.from_numpy(truth)).numpy()
     np.testing.assert_allclose(targets, expected, atol=1e-5)
     inversion = inverter.invert(targets, recipe="precise")
-    assert inversion.counts()["converged"] == COUNT
+    assert inversion.counts()["converged_tolerance"] == COUNT
     np.testing.assert_allclose(inversion.latents, truth, atol=2e-3)
     assert inversion.images.shape == targets.shape
 

@@ -144,7 +144,7 @@ def test_missing_pixels_are_filled_in(path: Path, backend: Backend) -> None:
     images = inverter.generate(truth)
     torn = np.where(masks(), images, np.float32(0.123))
     found = inverter.invert(torn, weights=masks(), recipe="precise")
-    assert found.counts()["converged"] == COUNT
+    assert found.counts()["converged_tolerance"] == COUNT
     np.testing.assert_allclose(found.latents, truth, atol=1e-3)
     np.testing.assert_allclose(found.images, images, atol=1e-3)
     assert (inverter.invert(torn, recipe="precise", restarts=0).status != 0).all()
@@ -189,6 +189,14 @@ BAD = [
     (np.ones((2, 1, 3, 4, 4)), "got [2, 1, 3, 4, 4]"),
     (np.ones((3, 1, 4, 4)), "must have one row per target (2) or one for all, got 3"),
     (np.ones((0, 1, 4, 4)), "got no row; give one per target"),
+    (
+        np.ones(2),
+        "got [2]; for one number per target give [N, 1, 1, 1], for a row of",
+    ),
+    (
+        np.ones(4),
+        "got [4]; for one number per target give [N, 1, 1, 1], for a row of",
+    ),
     (np.full((4, 4), np.nan), "must be finite, but row 0 is not"),
     (np.full((4, 4), -1.0), "but row 0 has -1"),
     (np.stack([np.ones(SHAPE), np.zeros(SHAPE)]), "row 1 adds up to 0; a target of which nothing"),
@@ -278,13 +286,13 @@ def test_the_command_line(
     command += ["--recipe", "precise", "--threads", "1", "--json"]
     for file in ("mask.npy", "mask.png"):
         assert main([*command, "--weights", str(tmp_path / file)]) == 0
-        assert json.loads(capsys.readouterr().out)["counts"]["converged"] == 3
+        assert json.loads(capsys.readouterr().out)["counts"]["converged_tolerance"] == 3
     options = ["--recipe", "reconstruct", "--weights", str(tmp_path / "mask.npy")]
     assert main([*command, *options, "--uncertainty", "--max-steps", "3"]) == 0
     penalty = json.loads(capsys.readouterr().out)["recipe"]["stages"][-1]["penalties"][0]
     assert penalty["weight"] == pytest.approx(2 * LATENT / (3 * mask.sum()))
     assert main(command) == 0
-    assert json.loads(capsys.readouterr().out)["counts"]["converged"] == 0
+    assert json.loads(capsys.readouterr().out)["counts"]["converged_tolerance"] == 0
     for options, message in (
         (["--weights", str(tmp_path / "nowhere.png")], "nowhere.png: no such file"),
         (["--weights", str(tmp_path / "images.npy")], "weights must be numbers >= 0"),

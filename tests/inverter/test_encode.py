@@ -157,7 +157,7 @@ def test_restarts_are_drawn_as_before(inverter, images):
 
 def test_precise_and_reconstruct_take_the_encoders_start(inverter, images):
     found = inverter.invert(images, recipe="precise", init="encoder")
-    assert found.counts()["converged"] == 5
+    assert found.counts()["converged_tolerance"] == 5
     found = inverter.invert(images, recipe="reconstruct", init="encoder")
     assert found.loss.max() < 1e-2
 

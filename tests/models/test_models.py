@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from pyinv.errors import InputError
+from pyinv.extras import install_command
 from pyinv.models import MODELS, get_model
 
 torch = pytest.importorskip("torch")
@@ -151,4 +152,4 @@ except DependencyError as error:
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == 3
-    assert all("pip install 'pyinv[export]'" in line for line in lines)
+    assert all(install_command("export") in line for line in lines)

@@ -376,7 +376,7 @@ def test_an_encoder_of_another_generator_is_refused_before_data_is_read(with_dat
 
 def test_a_missing_library_is_told_before_any_work(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "imagehash", None)
-    with pytest.raises(pyinv.DependencyError, match=r"imagehash: pip install 'pyinv\[papers\]'"):
+    with pytest.raises(pyinv.DependencyError, match=r"imagehash: pip install .*imagehash"):
         luo.reproduce(request(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 

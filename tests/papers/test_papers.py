@@ -759,7 +759,7 @@ def test_a_folder_that_is_a_file_is_told_at_once(capsys, command, tmp_path):
 @pytest.mark.parametrize("paper", ["lipton", "egan"])
 def test_without_matplotlib_no_run_is_made(bundles, tmp_path, monkeypatch, paper):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(pyinv.DependencyError, match=r"pyinv\[demo\]"):
+    with pytest.raises(pyinv.DependencyError, match=r"pip install .*matplotlib"):
         PAPERS[paper](Request(tmp_path / "out", generators=[bundles["uniform"]]))
     assert not (tmp_path / "out").exists()
 

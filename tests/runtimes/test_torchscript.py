@@ -445,7 +445,7 @@ def test_too_many_lanes_for_the_memory(hungry, batch_size, asked):
     fitting = {48: 3, 8: 4}[asked]
     assert one_line(error) == f"cpu has no memory for batch_size={asked}; batch_size={fitting} fits"
     inversion = Inverter(hungry, batch_size=fitting, threads=1).invert(images)
-    assert inversion.counts()["converged"] == 48
+    assert inversion.counts()["converged_tolerance"] == 48
 
 
 def test_too_large_a_batch_for_the_memory(hungry):

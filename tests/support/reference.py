@@ -24,7 +24,7 @@ Bits = NDArray[np.uint32]
 Objective = Callable[[Array, Array, "Array | None"], tuple[Array, ...]]
 Description = dict[str, Any]
 
-CONVERGED, STALLED, STEP_LIMIT, NON_FINITE, CANCELLED = range(5)
+CONVERGED, PLATEAU, STEP_LIMIT, IMPROVING, NON_FINITE, CANCELLED = range(6)
 
 INITIAL, RESAMPLING = 0, 1
 
@@ -276,8 +276,10 @@ class Progress:
     status: int | None = None
     previous: np.float32 | None = None
     patience: int = 0
+    keep: str = "best"
     best: tuple[np.float32, Array] | None = None
     last: tuple[np.float32, Array] | None = None
+    earlier: float = np.nan
 
     def observe(self, stage: Description, step: int, loss: np.float32, g: Array, z: Array) -> None:
         """Apply the stop rules, in order, to the loss and gradient evaluated at z."""
@@ -301,19 +303,32 @@ class Progress:
         self.patience = self.patience + 1 if still else 0
         self.previous = loss
         if self.patience >= stage["patience"]:
-            self.stop(STALLED)
-        if step == stage["max_steps"]:
-            self.stop(STEP_LIMIT)
+            self.stop(PLATEAU)
+        self.limit_steps(stage, step)
+
+    def kept(self) -> tuple[np.float32, Array] | None:
+        return self.best if self.keep == "best" else self.last
+
+    def limit_steps(self, stage: Description, step: int) -> None:
+        """End the stage after its last step; tell whether its last tenth improved the loss."""
+        kept = self.kept()
+        assert kept is not None
+        loss, most = float(kept[0]), stage["max_steps"]
+        if step == most - -(-most // 10):
+            self.earlier = loss
+        if step == most:
+            improved = self.earlier - loss > 0.01 * abs(self.earlier)
+            self.stop(IMPROVING if improved else STEP_LIMIT)
 
     def stop(self, status: int) -> None:
         """Set the status to the first rule met; a member of a group may still converge later."""
         if self.status is None or status == CONVERGED:
             self.status = status
 
-    def outcome(self, keep: str, start: Array) -> Outcome:
+    def outcome(self, start: Array) -> Outcome:
         """Return the outcome; ``start`` is the latent that the stage started from."""
         assert self.status is not None
-        kept = self.best if keep == "best" else self.last
+        kept = self.kept()
         if kept is None:
             return Outcome(self.status, f32(np.nan), start)
         return Outcome(self.status, *kept)
@@ -399,14 +414,26 @@ def damped_step(
 Pair = tuple[NDArray[np.float64], NDArray[np.float64]]  # step s and difference of gradients y
 
 
-def inverse_hessian_product(pairs: list[Pair], q: NDArray[np.float64]) -> NDArray[np.float64]:
-    """H q by the two-loop recursion; the oldest pair comes first."""
+def inverse_hessian_product(
+    pairs: list[Pair],
+    q: NDArray[np.float64],
+    preconditioner: Array | None,
+    fixed: NDArray[np.bool_],
+) -> NDArray[np.float64]:
+    """H q by the two-loop recursion; the oldest pair comes first.
+
+    H starts from a multiple of the preconditioner [d, d], applied to the components not ``fixed``.
+    """
     q, weights = q.copy(), []
     for s, y in reversed(pairs):
         weights.append(s @ q / (s @ y))
         q -= weights[-1] * y
     s, y = pairs[-1]
-    q *= (s @ y) / (y @ y)
+    if preconditioner is None:
+        q *= (s @ y) / (y @ y)
+    else:
+        matrix = preconditioner.astype(np.float64)
+        q = (s @ y) / (y @ matrix @ y) * (matrix @ np.where(fixed, 0, q))
     for (s, y), weight in zip(pairs, reversed(weights), strict=True):
         q += (weight - y @ q / (s @ y)) * s
     return q
@@ -430,6 +457,7 @@ class Attempt:
     seed: int
     restart: int
     trace_every: int
+    preconditioner: Array | None
 
     def __post_init__(self) -> None:
         count, stages = len(self.latents), self.recipe["stages"]
@@ -451,7 +479,7 @@ class Attempt:
             for row, member in enumerate(members):
                 ends = index == len(stages) - 1 or member.status in (CONVERGED, NON_FINITE)
                 if self.outcomes[row] is None and ends:
-                    self.outcomes[row] = member.outcome(self.recipe["keep"], start[row])
+                    self.outcomes[row] = member.outcome(start[row])
             if all(outcome is not None for outcome in self.outcomes):
                 break
 
@@ -485,7 +513,7 @@ class Attempt:
         """A stage of first-order steps."""
         z, max_steps = self.latents, stage["max_steps"]
         m, v, ages = np.zeros_like(z), np.zeros_like(z), np.zeros(z.shape)
-        members = [Progress() for _ in z]
+        members = [Progress(keep=self.recipe["keep"]) for _ in z]
         for step in range(max_steps + 1):
             loss, g = self.evaluate(stage, "objective", z)
             self.traced(loss)
@@ -516,10 +544,10 @@ class Attempt:
     def run_damped_stage(self, stage: Description) -> list[Progress]:
         """A stage of Levenberg-Marquardt steps for one target."""
         (z,) = self.latents
-        solver, max_steps, size = stage["solver"], stage["max_steps"], len(z)
+        solver, size = stage["solver"], len(z)
         mean = prior_moments(self.prior)[0]
         damping = solver["damping"]
-        progress = Progress()
+        progress = Progress(keep=self.recipe["keep"])
         step = 0
 
         def solved() -> list[Any]:
@@ -536,7 +564,7 @@ class Attempt:
             fixed = outward(stage["constraint"], self.prior, z, -slope)
             stepped, damping = damped_step(gram, slope, c, fixed, z, damping, solver["up"])
             if stepped is None:
-                progress.stop(STALLED)
+                progress.stop(PLATEAU)
                 break
             step += 1
             self.update += 1
@@ -566,9 +594,9 @@ class Attempt:
             else:
                 damping = min(max(damping * solver["up"], 1e-8), 1e8)
                 if damping > 1e5:
-                    progress.stop(STALLED)
-                elif step == max_steps:
-                    progress.stop(STEP_LIMIT)
+                    progress.stop(PLATEAU)
+                else:
+                    progress.limit_steps(stage, step)
             self.traced(loss)
         self.latents = z[None]
         return [progress]
@@ -576,9 +604,9 @@ class Attempt:
     def run_lbfgs_stage(self, stage: Description) -> list[Progress]:
         """A stage of quasi-Newton steps for one target."""
         (z,) = self.latents
-        solver, max_steps = stage["solver"], stage["max_steps"]
+        solver = stage["solver"]
         mean, std = prior_moments(self.prior)
-        progress = Progress()
+        progress = Progress(keep=self.recipe["keep"])
         pairs: list[Pair] = []
         step, rejected, length = 0, 0, 1.0
 
@@ -592,14 +620,18 @@ class Attempt:
             fixed = outward(stage["constraint"], self.prior, z, -slope)
             free = np.where(fixed, 0, slope)
             direction = -free
+            matrix = self.preconditioner if solver["preconditioned"] else None
             if pairs:
-                direction = np.where(fixed, 0, -inverse_hessian_product(pairs, free))
+                product = inverse_hessian_product(pairs, free, matrix, fixed)
+                direction = np.where(fixed, 0, -product)
             elif free.any():
-                direction = -free * (solver["first_step"] * std / np.sqrt(free @ free))
+                if matrix is not None:
+                    direction = np.where(fixed, 0, matrix.astype(np.float64) @ direction)
+                direction *= solver["first_step"] * std / np.sqrt(direction @ direction)
             stepped = f32(z + length * direction)
             if not (-np.inf < direction @ slope < 0 and np.isfinite(stepped).all()):
                 if not pairs:
-                    progress.stop(STALLED)
+                    progress.stop(PLATEAU)
                     break
                 pairs, rejected, length = [], 0, 1.0
                 continue
@@ -625,9 +657,9 @@ class Attempt:
             else:
                 rejected, length = rejected + 1, length * 0.3
                 if rejected == 12 and not pairs:
-                    progress.stop(STALLED)
-                elif step == max_steps:
-                    progress.stop(STEP_LIMIT)
+                    progress.stop(PLATEAU)
+                else:
+                    progress.limit_steps(stage, step)
                 if rejected == 12:
                     pairs, rejected, length = [], 0, 1.0
             self.traced(loss)
@@ -665,6 +697,7 @@ def invert(
     lanes: int = 64,
     coupled: bool = False,
     trace_every: int = 0,
+    preconditioner: Array | None = None,
 ) -> Inversion:
     """Invert images [N, P]. ``size`` is d; ``lanes`` only affects the groups of a coupled batch.
 
@@ -714,6 +747,7 @@ def invert(
                     seed,
                     restart,
                     trace_every,
+                    preconditioner,
                 )
             # min returns the first of equals, which is the earliest attempt.
             outcomes = [outcome for outcome in attempt.outcomes if outcome is not None]

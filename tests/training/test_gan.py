@@ -22,6 +22,7 @@ from pyinv.cli import main
 from pyinv.cores import usable_cores
 from pyinv.demo import DIGITS
 from pyinv.errors import DeviceError, InputError, OutputError, RunError
+from pyinv.extras import install_command
 from pyinv.inverter import Inverter
 from pyinv.models import get_model
 from pyinv.priors import Normal, Uniform
@@ -930,7 +931,7 @@ sys.exit(main(sys.argv[1:]))
     words = [sys.executable, "-c", program, *command(data, tmp_path / "run")]
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].endswith("pip install 'pyinv[export]'")
+    assert done.stderr.splitlines()[-1].endswith(install_command("export"))
     assert "Traceback" not in done.stderr
     for name in CONFIGURATIONS:
         assert name in done.stdout

@@ -60,6 +60,7 @@ struct PYINV_API Bundle {
   double lowest = -1.0, highest = 1.0;  // values of an image
   bool bounded = true;                  // whether the generator's own outputs lie between them
   Prior prior;
+  std::string preconditioner_file;         // [d, d] float32; empty: none
   BatchNorm batch_norm = BatchNorm::eval;  // batch: RunOptions::coupled must be true
   std::vector<BundleFunction> functions;
 
@@ -77,6 +78,10 @@ struct PYINV_API Bundle {
   // Throws std::invalid_argument if a number in `condition`, [count, condition_size()], is not
   // finite, or a label not in range. The engine and the runtimes take them as they are.
   void check_conditions(const float* condition, int64_t count) const;
+
+  // The matrix [d, d] for RunOptions::preconditioner; empty if the bundle has none. Throws
+  // BundleError.
+  std::vector<float> preconditioner() const;
 
   std::vector<std::string> runtimes() const;  // distinct, in the manifest's order
   std::vector<std::string> losses() const;    // likewise

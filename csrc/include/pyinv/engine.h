@@ -11,7 +11,15 @@
 
 namespace pyinv {
 
-enum class Status : uint8_t { converged, stalled, step_limit, non_finite, cancelled };
+// How a target ended.
+enum class Status : uint8_t {
+  converged_tolerance,   // the loss reached the stage's loss_tolerance
+  converged_plateau,     // the loss stopped changing: no further progress
+  step_limit,            // all steps used; over the last tenth the loss fell by 1 % or less
+  step_limit_improving,  // all steps used; over the last tenth the loss fell by more than 1 %
+  non_finite,            // the loss or gradient became NaN or infinite
+  cancelled,             // the run ended before this target did
+};
 
 // The caller owns every array; they must outlive the run.
 struct Targets {
@@ -57,6 +65,9 @@ struct RunOptions {
   // CPU, about every 10 ms on a GPU. A run that solves normal equations always polls after every
   // step.
   int64_t poll_every = 0;
+  // [latent_size, latent_size], symmetric and positive definite, of any scale: for L-BFGS. Null: the
+  // identity. Bundle::preconditioner() has a generator's.
+  const float* preconditioner = nullptr;
   std::function<bool(const Progress&)> keep_going;  // called at every poll; false cancels
 };
 

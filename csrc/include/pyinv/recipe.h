@@ -51,6 +51,8 @@ struct Solver {
   double damping = 1e-3, damping_up = 4.0, damping_down = 0.25;  // levenberg_marquardt
   int64_t history = 20;     // lbfgs: pairs of steps and gradient differences
   double first_step = 0.3;  // lbfgs: step length in standard deviations of the prior
+  // lbfgs: the approximation of the inverse Hessian starts from RunOptions::preconditioner
+  bool preconditioned = true;
   Schedule schedule;
 };
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "pyinv/api.h"
+#include "pyinv/bundle.h"
 #include "pyinv/recipe.h"
 
 namespace pyinv {
@@ -36,8 +37,8 @@ PYINV_API Prior parse_prior(std::string_view json);
 // Throws RuleError.
 PYINV_API ParsedRecipe parse_recipe(std::string_view json, const Prior& prior);
 
-// The same recipe as Python's recipes.default(prior): Adam with a decaying learning rate, and a
-// clip for a uniform prior or an annealed penalty for a normal one. It minimises the loss "mse".
-PYINV_API Recipe default_recipe(const Prior& prior);
+// The same recipe as Python's recipes.default(manifest): L-BFGS from the prior's mean, or Adam for
+// a bundle with batch statistics. It minimises the loss "mse".
+PYINV_API Recipe default_recipe(const Bundle& bundle);
 
 }  // namespace pyinv

@@ -1,0 +1,154 @@
+"""What a run's images and results tell: likely mistakes, quality, and what to try next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyinv.bundle import Manifest
+from pyinv.caution import warn
+from pyinv.images import UNBOUNDED_SLACK
+from pyinv.recipes import Recipe
+from pyinv.result import Status
+
+__all__ = ["are_eight_bit", "check_range", "next_step", "not_exact", "peak_ratio", "wants_exact"]
+
+FloatArray = NDArray[np.float32]
+
+_LOOKED_AT = 64  # images
+_VALUES = 4096  # of an image
+# The fewest values between the ends of the range by which 8-bit rounding is recognised.
+_FEWEST = 16
+# The PSNR below which images and generator hardly have anything in common, and that of a good
+# reconstruction, in dB.
+_POOR, _GOOD = 15.0, 35.0
+
+
+def check_range(
+    images: FloatArray, manifest: Manifest, own_images: Callable[[], FloatArray]
+) -> None:
+    """Warn about images that are probably scaled for another value range.
+
+    Args:
+        images: checked targets, [N, *target_shape].
+        manifest: the bundle's manifest.
+        own_images: generates a few images to compare with; called only on suspicion.
+    """
+    if manifest.observes:
+        return
+    low, high = manifest.value_range
+    least, most = float(images.min()), float(images.max())
+    if not manifest.bounded:
+        slack = UNBOUNDED_SLACK * (high - low)
+        if least < low - slack or most > high + slack:
+            own = own_images()
+            least_own, most_own = float(own.min()), float(own.max())
+            if least < 2 * least_own - most_own or most > 2 * most_own - least_own:
+                warn(
+                    f"the images' values lie in [{least:.4g}, {most:.4g}], far outside value_range "
+                    f"[{low:g}, {high:g}]; if they are 0 to 255, use "
+                    f"{_scaled('images / 255', low, high)}"
+                )
+                return
+    if not manifest.targets_are_pictures or (low >= 0 and high <= 1):
+        return
+    if least >= 0 and most <= 1 and most - least > 0.25:
+        own = own_images()
+        if np.mean((own < 0) | (own > 1)) > 0.05:
+            warn(
+                f"all values of the images lie in [0, 1], and value_range is [{low:g}, {high:g}]: "
+                "if they are 0 to 1, as from torchvision's ToTensor, use "
+                f"{_scaled('images', low, high)}"
+            )
+
+
+def _scaled(unit: str, low: float, high: float) -> str:
+    """Return the expression that maps ``unit``, from 0 to 1, to a value range."""
+    shift = "" if low == 0 else f" {'-' if low < 0 else '+'} {abs(low):g}"
+    return f"{unit} * {high - low:g}{shift}"
+
+
+def are_eight_bit(images: FloatArray, manifest: Manifest) -> bool:
+    """Whether most images are pictures with 8-bit values, judged by up to 64 of them."""
+    if not manifest.targets_are_pictures:
+        return False
+    low, high = manifest.value_range
+    some = images[:: -(-len(images) // _LOOKED_AT)].reshape(-1, manifest.target_size)
+    some = some[:, :: -(-manifest.target_size // _VALUES)]
+    levels = (some.astype(np.float64) - low) * (255 / (high - low))
+    inside = (levels > 0.5) & (levels < 254.5)
+    rounded = ~inside | (np.abs(levels - np.rint(levels)) < 1e-3)
+    found = rounded.all(axis=1) & (inside.sum(axis=1) >= _FEWEST)
+    return bool(2 * found.sum() > len(some))
+
+
+def wants_exact(recipe: Recipe) -> bool:
+    """Whether the recipe is ``precise`` with its tolerance for exact images."""
+    return recipe.name == "precise" and recipe.stages[-1].loss_tolerance <= 1e-8
+
+
+def not_exact(status: NDArray[Any]) -> str:
+    """Say that the recipe ``precise`` found no exact latents for most targets, or ""."""
+    finished = int(np.sum(status != Status.CANCELLED))
+    missed = finished - int(np.sum(status == Status.CONVERGED_TOLERANCE))
+    if 2 * missed <= finished:
+        return ""
+    return (
+        f"the recipe precise did not reproduce {missed} of {finished} images exactly: for images "
+        "that this generator did not make, and for 8-bit files, use the recipe reconstruct; for "
+        "its own images, try more restarts"
+    )
+
+
+def peak_ratio(mse: Any, value_range: tuple[float, float]) -> FloatArray:
+    """Return the peak signal-to-noise ratio of mean squared errors, in decibels."""
+    low, high = value_range
+    with np.errstate(divide="ignore"):
+        decibels = 20 * np.log10(high - low) - 10 * np.log10(np.asarray(mse, dtype=np.float64))
+    return np.asarray(decibels, dtype=np.float32)
+
+
+def next_step(
+    status: NDArray[Any],
+    psnr: FloatArray | None,
+    recipe: Recipe,
+    manifest: Manifest,
+    *,
+    eight_bit: bool,
+) -> str:
+    """Return one sentence about what to try next, or "" if there is nothing to advise."""
+    done = status != Status.CANCELLED
+    finished = int(done.sum())
+    if not finished:
+        return ""
+    broken = int(np.sum(status == Status.NON_FINITE))
+    if broken:
+        return (
+            f"{broken} of {finished} targets met values that are not finite: try a lower "
+            "learning_rate, or check that the generator is finite where the latents were"
+        )
+    if wants_exact(recipe):
+        return not_exact(status)
+    level = float(np.nanmedian(psnr[done])) if psnr is not None and (psnr == psnr).any() else None
+    if level is not None and level < _POOR:
+        checks = [
+            "that the images are scaled to value_range",
+            "that they look like the generator's",
+        ]
+        if manifest.conditions:
+            checks.insert(1, f"the conditions ({', '.join(manifest.conditions)})")
+        return f"the images hardly resemble their targets: check {', and '.join(checks)}"
+    improving = int(np.sum(status == Status.STEP_LIMIT_IMPROVING))
+    if 2 * improving > finished:
+        return (
+            f"{improving} of {finished} targets were still improving: try more max_steps than "
+            f"{recipe.stages[-1].max_steps}"
+        )
+    exact = np.mean(status[done] == Status.CONVERGED_TOLERANCE)
+    solvable = any(manifest.has_normal_equations(loss) for loss in ("whitened", "mse"))
+    if level is not None and level >= _GOOD and exact < 0.5 and not eight_bit and solvable:
+        return "if the generator made these images, the recipe precise finds their exact latents"
+    return ""

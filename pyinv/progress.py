@@ -100,12 +100,13 @@ def _lines(targets: int, unit: str, worked: Callable[[dict[str, Any]], float]) -
         if moment - printed < max(LINE_EVERY, LINE_EVERY_SHARE * elapsed):
             return
         printed = moment
-        rate = worked(now) / elapsed
+        done = worked(now)
+        rate = done / elapsed
         parts = [f"{now['finished']:,} of {targets:,} {unit} done", f"{rate:.3g} {unit}/s"]
-        if 0 < worked(now) < targets:
-            parts.append(f"{duration((targets - worked(now)) / rate)} left")
+        if 0 < done < targets:
+            parts.append(f"{duration((targets - done) / rate)} left")
         if now["active"]:
             parts.append(f"mean loss {now['mean_loss']:.3g}")
-        print(", ".join(parts), file=sys.stderr, flush=True)
+        print(f"{done / targets:4.0%}  {', '.join(parts)}", file=sys.stderr, flush=True)
 
     return report

@@ -31,7 +31,8 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         "--output",
         metavar="OUT",
         required=True,
-        help=".npz: latents and images; .npy: images; .png: one grid of all images; "
+        help=".npz: latents and images; .npy: images; .png: one grid of all images, "
+        "in which small ones are enlarged; "
         "otherwise a folder with one PNG per image; only arrays if the bundle's targets are not "
         "pictures",
     )

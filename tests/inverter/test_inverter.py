@@ -442,7 +442,8 @@ def test_elsewhere_progress_is_plain_lines(inverter, images, capsys, monkeypatch
     assert out == ""
     assert "\r" not in err
     pattern = (
-        r"\d of 5 images done, [\d.e+-]+ images/s(, about \d+ s left)?(, mean loss [\d.e+-]+)?"
+        r" *\d+%  \d of 5 images done, [\d.e+-]+ images/s"
+        r"(, about \d+ s left)?(, mean loss [\d.e+-]+)?"
     )
     lines = err.splitlines()
     assert lines
@@ -457,8 +458,10 @@ def test_a_long_run_prints_fewer_lines(capsys, monkeypatch):
         for second in range(1, 3601):
             report({**now, "finished": second // 100, "evaluations": second})
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "0 of 40 images done, 0.01 images/s, about 66 minutes left, mean loss 0.25"
-    assert lines[19].startswith("2 of 40 images done, 0.01 images/s, about 63 minutes left")
+    assert lines[0] == (
+        "  0%  0 of 40 images done, 0.01 images/s, about 66 minutes left, mean loss 0.25"
+    )
+    assert lines[19].startswith("  5%  2 of 40 images done, 0.01 images/s, about 63 minutes left")
     assert 60 < len(lines) < 90
 
 

@@ -534,7 +534,14 @@ def bundle_of(arguments: argparse.Namespace) -> Path:
         decoder, encoder = opened(arguments)
         with torch.no_grad():
             shape = encoder(torch.zeros(1, 3, *[32 * arguments.tiles] * 2)).shape[1:]
-        export(decoder, path, latent_shape=tuple(shape), prior=pyinv.Normal(), encoder=encoder)
+        export(
+            decoder,
+            path,
+            latent_shape=tuple(shape),
+            prior=pyinv.Normal(),
+            value_range=(-1, 1),
+            encoder=encoder,
+        )
     return path
 
 

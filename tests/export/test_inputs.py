@@ -195,6 +195,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
                     path,
                     latent_shape=LATENT,
                     prior=pyinv.Normal(),
+                    value_range=(-1, 1),
                     inputs=case.inputs,
                     runtimes=("onnx", "torchscript"),
                 )
@@ -370,6 +371,7 @@ def test_fixed_inputs_need_no_conditions(bundles: Callable[[str], Path]) -> None
 # -- Export -----------------------------------------------------------------------------------
 
 QUICK = {
+    "value_range": (-1, 1),
     "latent_shape": LATENT,
     "prior": pyinv.Normal(),
     "losses": "mse",

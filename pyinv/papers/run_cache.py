@@ -8,6 +8,7 @@ import io
 import json
 import re
 import time
+import warnings
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ import pyinv
 from pyinv import runtimes
 from pyinv.array_files import read_npz
 from pyinv.atomic_files import OutputFile
-from pyinv.errors import InputError, OutputError
+from pyinv.errors import InputError, OutputError, PyinvWarning
 from pyinv.inverter import Inverter
 from pyinv.papers.folder import open_folder
 from pyinv.progress import Progress
@@ -161,7 +162,9 @@ class RunCache:
                 return facts
 
             # Open the output before the work, so that an unwritable folder fails at once.
-            with OutputFile(path) as output:
+            with OutputFile(path) as output, warnings.catch_warnings():
+                # Methods are compared on images that some of them are not for.
+                warnings.simplefilter("ignore", PyinvWarning)
                 started = time.perf_counter()
                 stopped: BaseException | None = None
                 try:

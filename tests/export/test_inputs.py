@@ -273,7 +273,9 @@ def test_another_label_explains_the_images_worse(bundles: Callable[[str], Path])
     z = inverter.sample(COUNT)
     images = generate(torch.from_numpy(z)).detach().numpy()
     others = {"label": (given["label"] + 1) % CLASSES}
-    assert inverter.invert(images, recipe="precise", conditions=others).loss.min() > 1e-6
+    with pytest.warns(pyinv.PyinvWarning, match="did not reproduce"):
+        found = inverter.invert(images, recipe="precise", conditions=others)
+    assert found.loss.min() > 1e-6
     known = inverter.uncertainty(z, images, conditions=given, n_hops=0)
     mistaken = inverter.uncertainty(z, images, conditions=others, n_hops=0)
     assert known.noise.max() < 1e-4 < mistaken.noise.min()

@@ -82,8 +82,8 @@ class RunCache:
 
         Returns:
             bundle, targets, seed, batch_size, runtime, device, threads, seconds, status (the number
-            of targets that ended with each), mean_steps, and pyinv (the version), as of the time of
-            the run.
+            of targets that ended with each), mean_steps, median_psnr (a text), and pyinv (the
+            version), as of the time of the run.
 
         Raises:
             InputError: no such run.
@@ -224,9 +224,12 @@ def _hash(array: NDArray[Any]) -> str:
 
 def _facts(inverter: Inverter, inversion: Inversion, seconds: float) -> dict[str, Any]:
     equations = inversion.normal_equations
-    means = {"mean_steps": float(np.mean(inversion.steps))}
+    means: dict[str, Any] = {"mean_steps": float(np.mean(inversion.steps))}
     if equations.any():
         means["mean_normal_equations"] = float(np.mean(equations))
+    if inversion.psnr is not None and not np.isnan(inversion.psnr).all():
+        psnr = float(np.nanmedian(inversion.psnr))
+        means["median_psnr"] = f"{psnr:.1f} dB" if np.isfinite(psnr) else "infinite"
     return {
         "bundle": inverter.manifest.name or inverter.bundle.path.name,
         "batch_norm": inverter.manifest.batch_norm,

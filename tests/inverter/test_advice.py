@@ -274,6 +274,17 @@ def test_precise_on_foreign_images(precise, foreign):
     np.testing.assert_array_equal(error.value.inversion.latents, found.latents)
 
 
+def test_the_command_line_still_writes_what_strict_refuses_in_the_end(
+    precise, foreign, tmp_path, capsys
+):
+    np.save(tmp_path / "foreign.npy", foreign)
+    words = ["invert", str(precise.bundle.path), str(tmp_path / "foreign.npy"), "--strict"]
+    words += ["-o", str(tmp_path / "out.npz"), "--recipe", "precise", "--restarts", "0"]
+    assert main([*words, "--threads", "1"]) == 1
+    assert "pyinv: error: the recipe precise did not reproduce 4" in capsys.readouterr().err
+    assert len(Inversion.load(tmp_path / "out.npz")) == 4
+
+
 def test_precise_on_own_images_says_nothing(precise, own):
     found = precise.invert(own, recipe="precise", strict=True)
     assert found.hint == ""

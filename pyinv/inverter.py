@@ -716,9 +716,9 @@ class Inverter:
         """Warn about images that are probably scaled for another value range."""
 
         def own_images() -> FloatArray:
-            ids = np.arange(16, dtype=np.uint64) + np.uint64(MAX_TARGET_IDS)
             given = None if conditions is None else conditions[np.arange(16) % len(conditions)]
-            return self._session.generate(self._session.draw(0, ids, 0), given, 16)
+            latents = self.sample(16).reshape(16, -1)
+            return self._session.generate(latents, given, 16)
 
         check_range(images, self.manifest, own_images)
 

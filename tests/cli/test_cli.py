@@ -130,7 +130,7 @@ def test_invert_writes_an_inversion(capsys, bundle_path, pictures, tmp_path):
         *("--recipe", "adam", "--max-steps", 20),
     )
     assert (code, out) == (0, "")
-    assert "3 at the step limit (still improving)" in err
+    assert "3 used all steps (still improving)" in err
     assert "3 of 3 targets were still improving: try more max_steps than 20" in err
     inversion = Inversion.load(out_path)
     assert inversion.latents.shape == (3, 6)

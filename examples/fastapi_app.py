@@ -13,6 +13,7 @@ import io
 import os
 from typing import Any
 
+import numpy as np
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.concurrency import run_in_threadpool
 
@@ -41,8 +42,15 @@ def find_latent(body: bytes, recipe: str, seed: int) -> dict[str, Any]:
     """Return the latent of an image file as JSON values."""
     image = pyinv.load_images(io.BytesIO(body), inverter.manifest)
     inversion = inverter.invert(image, recipe=recipe, seed=seed)
+    psnr = inversion.psnr if inversion.psnr is not None else np.array([np.nan])
     return {
         "latent": inversion.latents[0].tolist(),
-        "loss": float(inversion.loss[0]),
+        "loss": finite(inversion.loss[0]),
+        "psnr": finite(psnr[0]),
         "status": pyinv.Status(int(inversion.status[0])).name.lower(),
     }
+
+
+def finite(value: np.floating[Any]) -> float | None:
+    """Return the value, or None in place of NaN and infinity, which JSON does not have."""
+    return float(value) if np.isfinite(value) else None

@@ -42,11 +42,10 @@ def find_latent(body: bytes, recipe: str, seed: int) -> dict[str, Any]:
     """Return the latent of an image file as JSON values."""
     image = pyinv.load_images(io.BytesIO(body), inverter.manifest)
     inversion = inverter.invert(image, recipe=recipe, seed=seed)
-    psnr = inversion.psnr if inversion.psnr is not None else np.array([np.nan])
     return {
         "latent": inversion.latents[0].tolist(),
         "loss": finite(inversion.loss[0]),
-        "psnr": finite(psnr[0]),
+        "psnr": None if inversion.psnr is None else finite(inversion.psnr[0]),
         "status": pyinv.Status(int(inversion.status[0])).name.lower(),
     }
 

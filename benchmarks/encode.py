@@ -5,7 +5,7 @@
 
 The encoder is Luo et al.'s inverse generator for 64x64x3 images (Table 5), batch norm in eval mode.
 PyTorch runs it unchanged, with folded batch norm, and folded in channels-last memory. Each repeat
-times all of them in turn. Needs `pip install "pyinv[export,cpu]"`.
+times all of them in turn. Needs `pip install '.[export,cpu]'`.
 """
 
 from __future__ import annotations

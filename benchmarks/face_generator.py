@@ -5,7 +5,7 @@
 
 The state dict is the one that examples/face_generator.py exports. Both sides recover the latents of
 the same images, from the same first latents, with Adam and stochastic clipping; the random draws of
-clipping differ. Needs `pip install "pyinv[export,cpu]"`; the full run takes minutes.
+clipping differ. Needs `pip install '.[export,cpu]'`; the full run takes minutes.
 """
 
 from __future__ import annotations

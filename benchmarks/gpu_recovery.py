@@ -5,7 +5,7 @@
 
 The state dict is the one that examples/face_generator.py exports. The program prints one JSON
 object per number of lanes, each on its own line, so that results remain if it is stopped. Needs
-`pip install "pyinv[export,cpu]"`.
+`pip install '.[export,cpu]'`.
 """
 
 from __future__ import annotations

@@ -53,9 +53,9 @@ CHUNK = 64  # tangents per pass
 CURVATURE = 1e-3  # about the mean of the gram's diagonal
 IMAGES = ("float", "8 bits")
 # The training of AutoencoderKL.
-ITERATIONS = 2000
+ITERATIONS = 400
 BATCH = 8
-RATE = 1e-3
+RATE = 2e-3
 DIVERGENCE_WEIGHT = 1e-6  # Rombach et al. 2022, appendix G
 
 
@@ -534,7 +534,14 @@ def bundle_of(arguments: argparse.Namespace) -> Path:
         decoder, encoder = opened(arguments)
         with torch.no_grad():
             shape = encoder(torch.zeros(1, 3, *[32 * arguments.tiles] * 2)).shape[1:]
-        export(decoder, path, latent_shape=tuple(shape), prior=pyinv.Normal(), encoder=encoder)
+        export(
+            decoder,
+            path,
+            latent_shape=tuple(shape),
+            prior=pyinv.Normal(),
+            value_range=(-1, 1),
+            encoder=encoder,
+        )
     return path
 
 

@@ -6,7 +6,7 @@
     python benchmarks/loop.py --device cuda [--runtime torchscript]
 
 A 64x64 DCGAN, `batch` targets, Adam, clipping, mean squared error, no stopping rule. benchmarks/
-README.md explains what is compared and why it is fair. Needs `pip install "pyinv[export,cpu]"`.
+README.md explains what is compared and why it is fair. Needs `pip install '.[export,cpu]'`.
 """
 
 from __future__ import annotations

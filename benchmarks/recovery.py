@@ -5,7 +5,7 @@
     python benchmarks/recovery.py --generator faces --recipe precise --targets 50 --section recovery
 
 benchmarks/README.md describes the measurements. Results are cached in build/recovery, so that an
-interrupted benchmark resumes where it stopped. Needs `pip install "pyinv[export,cpu]"`.
+interrupted benchmark resumes where it stopped. Needs `pip install '.[export,cpu]'`.
 """
 
 from recovery.command import main

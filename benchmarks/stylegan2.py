@@ -6,7 +6,7 @@
 
 The generator has a mapping network, modulated and demodulated convolutions, noise buffers and skip
 connections, as Karras et al. 2020, "Analyzing and Improving the Image Quality of StyleGAN". Its
-weights are random. Needs `pip install "pyinv[export,cpu]"`.
+weights are random. Needs `pip install '.[export,cpu]'`.
 """
 
 from __future__ import annotations
@@ -170,7 +170,14 @@ def main() -> None:
     report: dict[str, object] = {"latents": arguments.latents, "latent_shape": shape}
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder) / "stylegan2.bundle"
-        export(generator, bundle, latent_shape=shape, prior=pyinv.Normal(), progress=print)
+        export(
+            generator,
+            bundle,
+            latent_shape=shape,
+            prior=pyinv.Normal(),
+            value_range=(-1, 1),
+            progress=print,
+        )
         for batch in arguments.batches:
             report[f"times as fast as eager, batch {batch}"] = speed(
                 generator, bundle, shape, batch, arguments

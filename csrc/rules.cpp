@@ -427,8 +427,8 @@ Recipe default_recipe(const Bundle& bundle) {
     settle.constraint = {.kind = ConstraintKind::clip, .low = prior.low, .high = prior.high};
   }
   settle.penalties.relative_prior = true;
-  settle.penalties.prior_weight = 0.01f;
-  settle.max_steps = 300;
+  settle.penalties.prior_weight = 0.001f;
+  settle.max_steps = 200;
   settle.loss_tolerance = 1e-8;
   settle.relative_change_tolerance = 1e-4;
   settle.patience = 3;

@@ -1,6 +1,6 @@
 """Export a published face generator from its state dict.
 
-    pip install "pyinv[export,cpu]"
+    pip install '.[export,cpu]'
     python examples/face_generator.py generator.pt -o face.bundle
 
 The weights are those of https://github.com/fletchersarip93/face-generator (Apache-2.0), a DCGAN for

@@ -1,6 +1,6 @@
 """Inpainting and compressed sensing with a face generator: latents from a part of what they make.
 
-    pip install "pyinv[export]"
+    pip install '.[export,cpu]'
     python examples/inverse_problems.py generator.pt -o inverse_problems.png
 
 Two problems that are solved with the generator alone, for images that it made:

@@ -1,6 +1,6 @@
 """Train the small DCGAN behind `pyinv demo` and write its bundle and held-out digits.
 
-    pip install "pyinv[examples,cpu]"
+    pip install '.[examples,cpu]'
     python examples/train_digits.py --output my-digits              # a few minutes on one core
     python examples/train_digits.py --output my-digits --epochs 20  # enough for legible digits
 

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from pyinv.bundle import Manifest
 from pyinv.caution import warn
-from pyinv.images import UNBOUNDED_SLACK
 from pyinv.recipes import Recipe
 from pyinv.result import Status
 
@@ -18,6 +17,9 @@ __all__ = ["are_eight_bit", "check_range", "next_step", "not_exact", "peak_ratio
 
 FloatArray = NDArray[np.float32]
 
+# Where a generator's images may leave the range: targets outside by more than this part of its span
+# are compared with its own.
+_REACH = 0.25
 _LOOKED_AT = 64  # images
 _VALUES = 4096  # of an image
 # The fewest values between the ends of the range by which 8-bit rounding is recognised.
@@ -41,18 +43,20 @@ def check_range(
         return
     low, high = manifest.value_range
     least, most = float(images.min()), float(images.max())
-    if not manifest.bounded:
-        slack = UNBOUNDED_SLACK * (high - low)
-        if least < low - slack or most > high + slack:
-            own = own_images()
-            least_own, most_own = float(own.min()), float(own.max())
-            if least < 2 * least_own - most_own or most > 2 * most_own - least_own:
-                warn(
-                    f"the images' values lie in [{least:.4g}, {most:.4g}], far outside value_range "
-                    f"[{low:g}, {high:g}]; if they are 0 to 255, use "
-                    f"{_scaled('images / 255', low, high)}"
-                )
-                return
+    reach = _REACH * (high - low)
+    if not manifest.bounded and (least < low - reach or most > high + reach):
+        own = own_images()
+        least_own, most_own = float(own.min()), float(own.max())
+        margin = 0.5 * (most_own - least_own)
+        if least < least_own - margin or most > most_own + margin:
+            remedy = f"rescale them to [{low:g}, {high:g}]"
+            if least >= 0 and most <= 255 and most > 2 * high:
+                remedy = f"if they are 0 to 255, use {_scaled('images / 255', low, high)}"
+            warn(
+                f"the images' values lie in [{least:.4g}, {most:.4g}], outside value_range "
+                f"[{low:g}, {high:g}] and far outside the generator's own; {remedy}"
+            )
+            return
     if not manifest.targets_are_pictures or (low >= 0 and high <= 1):
         return
     if least >= 0 and most <= 1 and most - least > 0.25:

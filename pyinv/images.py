@@ -52,9 +52,6 @@ FILE_CHANNELS = PICTURE_CHANNELS
 GRID_TILE = 128  # pixels of an enlarged image in a grid, at most
 GRID_WIDTH = 2048
 RANGE_SLACK = 1e-4  # of the range's span: tolerance for rounding in a generator's last layer
-# Where a generator's images may leave the range, so may targets. Those outside by more than this
-# are compared with the generator's own.
-UNBOUNDED_SLACK = 1.0
 
 
 def check_images(images: Any, manifest: Manifest) -> FloatArray:

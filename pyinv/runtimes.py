@@ -256,12 +256,10 @@ def _rebuild(first: str = "") -> str:
     """Return ``first`` and the command that rebuilds pyinv with the installed torch."""
     command = "pip install --no-build-isolation --force-reinstall --no-deps "
     folder = _installed_from()
-    if folder is not None:
-        command += shlex.quote(str(folder))
-    else:  # neither a prebuilt wheel nor pip's cached one
-        command += "--no-cache-dir --no-binary pyinv pyinv"
+    command += "." if folder is None else shlex.quote(str(folder))
     tools = "pip install scikit-build-core pybind11 cmake ninja"
-    return f"'{' && '.join(step for step in (first, tools, command) if step)}'"
+    steps = f"'{' && '.join(step for step in (first, tools, command) if step)}'"
+    return steps if folder is not None else f"in a checkout of pyinv: {steps}"
 
 
 def _installed_from() -> Path | None:

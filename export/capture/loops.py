@@ -44,7 +44,7 @@ def refuse_loops(run: Callable[[int], Any], is_user_file: Callable[[str], bool],
         file, line = repeated[0][shared[-1]][1] if shared else repeated[0][-1][1]
         raise ExportError(
             f"{what} loops over the latents of a batch (at {Path(file).name}:{line}): compute them "
-            "all at once, for example with torch.vmap(f)(latents) for a function f of one latent"
+            "all at once, in tensors [B, ...]"
         )
 
 

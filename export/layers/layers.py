@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyinv.errors import ExportError
+from pyinv.errors import ExportError, PyinvWarning
 from pyinv.priors import Normal, Prior, Uniform
 from pyinv.validation import shape_text
 
@@ -331,7 +331,7 @@ class Layers:
         with warnings.catch_warnings():
             # The prior only defines the penalty. Residuals drawn from it are large, so the range of
             # their images says nothing about the range of the generator's images.
-            warnings.filterwarnings("ignore", ".*outside value_range", UserWarning)
+            warnings.filterwarnings("ignore", ".*is that the right range", PyinvWarning)
             return export(
                 generator,
                 path,

@@ -101,14 +101,14 @@ def add_encoder(kinds: Any, shared: argparse.ArgumentParser) -> None:
         "--prior",
         metavar="KIND[:A,B]",
         type=parse_prior,
-        help="uniform[:low,high] or normal[:mean,std] [uniform:-1,1]",
+        help="uniform[:low,high] or normal[:mean,std]",
     )
     source.add_argument(
         "--value-range",
         metavar=("LOW", "HIGH"),
         nargs=2,
         type=float,
-        help="range of the generator's pixels [-1 1]",
+        help="range of the generator's pixels, such as -1 1",
     )
 
     add_machine(parser)
@@ -228,5 +228,6 @@ examples:
   pyinv train encoder digits/ --method direct -o digits-encoder
   pyinv train encoder faces.bundle --data photos/ --real-share 0.5 -o faces-encoder
   pyinv train encoder progan/ --config bau-32 --method layers -o progan-encoder
-  pyinv train encoder models.py:make_generator --latent-shape 100 -o encoder
+  pyinv train encoder models.py:make_generator --latent-shape 100 --prior normal \\
+      --value-range -1 1 -o encoder
 """

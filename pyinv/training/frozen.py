@@ -22,7 +22,7 @@ from pyinv.errors import InputError, PyinvError
 from pyinv.images import check_value_range, not_pictures
 from pyinv.inverter import Inverter
 from pyinv.models import get_model
-from pyinv.priors import Prior, Uniform
+from pyinv.priors import Prior
 from pyinv.training.configurations import GanConfiguration
 from pyinv.training.draws import draw_latents
 from pyinv.validation import shape_text, whole_number
@@ -282,8 +282,8 @@ def open_generator(
             "package.module:factory", "file.py:factory" or a TorchScript or ONNX file, as
             for ``pyinv export``.
         latent_shape: shape of one latent, for a module only; bundles and trainings have their own.
-        prior: prior of the latents, for a module only; by default ``Uniform()``.
-        value_range: range of the pixels, for a module only; by default (-1, 1).
+        prior: prior of the latents, for a module only.
+        value_range: the values of black and white, for a module only.
         losses: losses as for ``pyinv.export.export``, for a module only; by default mse, and bce
             for pixels in [0, 1].
         device: the device to compute on.
@@ -319,20 +319,22 @@ def open_generator(
                 "folder, a TorchScript or ONNX file, or module:factory"
             )
         module, name = load_generator(os.fspath(generator)), str(generator)
-    if latent_shape is None:
+    if latent_shape is None or prior is None or value_range is None:
+        missing = ", ".join(key for key, value in options.items() if value is None)
         raise InputError(
-            f"{name}: the latents of a module are not known; give latent_shape (--latent-shape 100)"
+            f"{name}: a module says nothing of its latents and values; give also {missing} (such "
+            "as --latent-shape 100 --prior normal --value-range -1 1)"
         )
     sizes = latent_shape if isinstance(latent_shape, Sequence) else (latent_shape,)
     shape = tuple(whole_number("latent_shape", size, at_least=1) for size in sizes)
-    ends = check_value_range((-1.0, 1.0) if value_range is None else value_range)
+    ends = check_value_range(value_range)
     if losses is None:
         losses = ("mse", "bce") if ends == (0.0, 1.0) else ("mse",)
     return FrozenGenerator(
         name,
         shape,
         ends,
-        Uniform() if prior is None else prior,
+        prior,
         module=_frozen(module, where),
         values=_values(losses, ends),
         bundle=None,

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyinv.cores import usable_cores
-from pyinv.errors import DependencyError, DeviceError, InputError
+from pyinv.errors import DependencyError, DeviceError, InputError, PyinvWarning
 from pyinv.extras import install_command
 from pyinv.progress import Progress, check_progress
 from pyinv.training.configurations import GanConfiguration
@@ -153,7 +153,7 @@ def _export(adversaries: Adversaries, folder: TrainingFolder, say: Callable[[str
         say(f"exporting {folder.bundles[mode]}")
         with warnings.catch_warnings():
             # The value range is that of the training images, even if generated ones exceed it.
-            warnings.filterwarnings("ignore", ".*outside value_range", UserWarning)
+            warnings.filterwarnings("ignore", ".*is that the right range", PyinvWarning)
             export(
                 sampler,
                 folder.bundles[mode],

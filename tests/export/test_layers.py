@@ -315,7 +315,11 @@ def test_large_residuals_draw_no_warning_about_the_range(
         )
     )
     path = split(small, ["1", "3"]).export_residual(
-        tmp_path / "residual.bundle", latent_shape=4, weights=1e-4, **FIRST_ORDER
+        tmp_path / "residual.bundle",
+        latent_shape=4,
+        weights=1e-4,
+        value_range=(-1, 1),
+        **FIRST_ORDER,
     )
     assert [warning for warning in recwarn if "value_range" in str(warning.message)] == []
     assert not Bundle.open(path).manifest.bounded

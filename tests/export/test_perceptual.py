@@ -366,7 +366,8 @@ def command(tmp_path: Path) -> list[str]:
     factories = tmp_path / "factories.py"
     factories.write_text(FACTORIES)
     path = str(tmp_path / "bundle")
-    return ["export", f"{factories}:generator", "-o", path, "--latent-shape", "4"]
+    options = ["--latent-shape", "4", "--prior", "normal"]
+    return ["export", f"{factories}:generator", "-o", path, *options]
 
 
 def test_the_command_line_takes_a_factory_and_layers(command: list[str], tmp_path: Path) -> None:

@@ -665,7 +665,7 @@ def test_a_file_that_is_not_torchscript(
 ) -> None:
     write(tmp_path / "generator.pt")
     arguments = ["export", str(tmp_path / "generator.pt"), "-o", str(tmp_path / "b")]
-    assert main([*arguments, "--latent-shape", "12"]) != 0
+    assert main([*arguments, "--latent-shape", "12", "--prior", "normal"]) != 0
     error = capsys.readouterr().err
     assert "is not a TorchScript file: what torch.save writes (a state dict, a pickled" in error
     assert "torch.jit.save" in error

@@ -196,7 +196,7 @@ def test_a_range_of_0_to_255_given_0_to_1(tmp_path, scale):
 
 
 def test_own_images_outside_the_range_are_targets(unbounded, tmp_path):
-    latents = 2 * unbounded.sample(8)
+    latents = 1.5 * unbounded.sample(8)
     images = unbounded.generate(latents)
     assert np.abs(images).max() > 2
     found = unbounded.invert(images, recipe=QUICK)
@@ -209,10 +209,27 @@ def test_own_images_outside_the_range_are_targets(unbounded, tmp_path):
 
 def test_0_to_255_far_outside_the_range(unbounded):
     images = np.random.default_rng(0).uniform(0, 255, (2, 1, 8, 8)).astype(np.float32)
-    with pytest.warns(PyinvWarning, match=r"far outside .*images / 255 \* 2 - 1"):
+    with pytest.warns(
+        PyinvWarning, match=r"far outside .*images / 255 \* 2 - 1"
+    ):
         unbounded.invert(images, recipe=QUICK)
     with pytest.raises(InputError, match="far outside"):
         unbounded.invert(images, recipe=QUICK, strict=True)
+
+
+def test_a_symmetric_range_for_one_from_0_to_1(tmp_path):
+    generator = TinyGenerator.make(layers=1, tanh=False)
+    for name in generator.weights:
+        generator.weights[name] *= 0.1
+    generator.weights["b2"] += 0.5
+    write_tiny_bundle(tmp_path / "b", value_range=(0.0, 1.0), generator=generator)
+    manifest = replace(Bundle.open(tmp_path / "b").manifest, bounded=False)
+    manifest.write(tmp_path / "b")
+    inverter = Inverter(tmp_path / "b", threads=1)
+    images = np.random.default_rng(0).uniform(-1, 1, (2, 1, 8, 8)).astype(np.float32)
+    with pytest.warns(PyinvWarning, match=r"rescale them to \[0, 1\]"):
+        inverter.invert(images, recipe=QUICK)
+    inverter.invert((images + 1) / 2, recipe=QUICK)
 
 
 def test_0_to_255_for_a_bounded_generator_is_an_error(precise):

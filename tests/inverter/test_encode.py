@@ -432,7 +432,8 @@ def test_export_takes_an_encoder_on_the_command_line(tmp_path, capsys):
         "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 4))\n"
     )
     file = tmp_path / "mine.py"
-    options = ["--latent-shape", "4", "--loss", "mse", "--encoder", f"{file}:encoder"]
+    options = ["--latent-shape", "4", "--prior", "normal", "--loss", "mse"]
+    options += ["--encoder", f"{file}:encoder"]
     command = ["export", f"{file}:generator", "-o", str(tmp_path / "b"), *options]
     assert main(command) == 0, capsys.readouterr().err
     assert Bundle.open(tmp_path / "b").manifest.has_encoder

@@ -101,8 +101,13 @@ def unexported(monkeypatch):
     monkeypatch.setattr(encoder, "_export", lambda *arguments: None)
 
 
+OF_MODULE: dict[str, Any] = {"prior": Uniform(), "value_range": (-1, 1)}
+
+
 def as_module(**options: Any):
-    return open_generator(make_generator(**options), latent_shape=LATENT, losses=("mse", "l1"))
+    return open_generator(
+        make_generator(**options), latent_shape=LATENT, losses=("mse", "l1"), **OF_MODULE
+    )
 
 
 def photographs(count: int, size: int = SIZE) -> np.ndarray:
@@ -162,7 +167,7 @@ def test_it_is_found_out_whether_a_latents_length_counts(unit):
 
 def test_the_callers_module_is_left_as_it_was():
     module = make_generator().train()
-    open_generator(module, latent_shape=LATENT)
+    open_generator(module, latent_shape=LATENT, **OF_MODULE)
     assert module.training
     assert all(parameter.requires_grad for parameter in module.parameters())
 
@@ -500,7 +505,7 @@ def test_a_generator_that_cannot_be_exported_is_refused_before_any_work(tmp_path
         def forward(self, latents):
             return torch.from_numpy(latents.detach().numpy()).view(-1, 1, 2, 4)
 
-    generator = open_generator(Untraceable(), latent_shape=8)
+    generator = open_generator(Untraceable(), latent_shape=8, **OF_MODULE)
     with pytest.raises(ExportError, match="no gradient with respect to the latent"):
         train(tmp_path / "run", generator, SMALL, overwrite=True)
     assert not list(tmp_path.iterdir()), "what is there must stay when nothing can replace it"
@@ -508,7 +513,7 @@ def test_a_generator_that_cannot_be_exported_is_refused_before_any_work(tmp_path
 
 @pytest.mark.parametrize("method", ["aegan", "latent+image"])
 def test_a_loss_that_the_generator_lacks_is_missed_before_any_work(tmp_path, method):
-    generator = open_generator(make_generator(), latent_shape=LATENT, losses=("l1",))
+    generator = open_generator(make_generator(), latent_shape=LATENT, losses=("l1",), **OF_MODULE)
     with pytest.raises(InputError, match="no loss 'mse'; it has l1: choose"):
         train(tmp_path / "run", generator, SMALL.replace(method=method))
     assert not list(tmp_path.iterdir())
@@ -541,16 +546,18 @@ def test_a_training_does_not_overwrite_its_own_generator(bundle, tmp_path):
 def test_a_generator_that_is_none_is_refused(tmp_path, bundle):
     with pytest.raises(InputError, match="neither a bundle"):
         open_generator(tmp_path)
-    with pytest.raises(InputError, match="give latent_shape"):
+    with pytest.raises(InputError, match="give also latent_shape, prior, value_range"):
         open_generator(make_generator())
+    with pytest.raises(InputError, match="give also prior, value_range"):
+        open_generator(make_generator(), latent_shape=LATENT)
     with pytest.raises(InputError, match="has its own latent_shape"):
         open_generator(bundle, latent_shape=4)
     with pytest.raises(InputError, match="give the latent_shape it has"):
-        open_generator(make_generator(), latent_shape=5)
+        open_generator(make_generator(), latent_shape=5, **OF_MODULE)
     with pytest.raises(InputError, match="latent_shape must be a whole number >= 1, got 0"):
-        open_generator(make_generator(), latent_shape=(LATENT, 0))
+        open_generator(make_generator(), latent_shape=(LATENT, 0), **OF_MODULE)
     with pytest.raises(InputError, match=r"value_range must be .* got \(1, -1\)"):
-        open_generator(make_generator(), latent_shape=LATENT, value_range=(1, -1))
+        open_generator(make_generator(), latent_shape=LATENT, prior=Uniform(), value_range=(1, -1))
 
 
 @pytest.mark.parametrize("method", ["direct", "aegan", "latent+image"])
@@ -675,7 +682,9 @@ def test_the_command_takes_a_module_and_real_images(tmp_path, monkeypatch, unexp
     np.save(tmp_path / "images.npy", photographs(40))
     monkeypatch.chdir(tmp_path)
     command = "train encoder tiny_module.py:make --latent-shape 3 --prior normal -o run --quiet"
-    options = "--data images.npy --real-share 0.5 --iterations 2 --width 2 --threads 1"
+    options = (
+        "--value-range -1 1 --data images.npy --real-share 0.5 --iterations 2 --width 2 --threads 1"
+    )
     assert main([*command.split(), *options.split()]) == 0
     assert read(tmp_path / "run")["data"]["images"] == 40
 

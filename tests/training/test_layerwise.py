@@ -64,7 +64,7 @@ def configuration(iterations: int = 3, **changes: Any) -> EncoderConfiguration:
 def pixel_norm() -> FrozenGenerator:
     torch.manual_seed(0)
     network = ProGanGenerator(LATENT, 8, 1, 4)
-    return open_generator(network, latent_shape=LATENT, prior=Normal())
+    return open_generator(network, latent_shape=LATENT, prior=Normal(), value_range=(-1, 1))
 
 
 def without_pixel_norm() -> nn.Module:
@@ -118,7 +118,10 @@ def test_every_loss_falls(kind: str, pixel_norm: FrozenGenerator) -> None:
     names = ["e1", "e2", "e3", "e4", "eF", "whole"]
     if kind == "other":
         generator = open_generator(
-            without_pixel_norm(), latent_shape=(LATENT, 1, 1), prior=Uniform()
+            without_pixel_norm(),
+            latent_shape=(LATENT, 1, 1),
+            prior=Uniform(),
+            value_range=(-1, 1),
         )
         names = ["e1", "e2", "eF", "whole"]
     phases = phases_of(generator, iterations=100)
@@ -205,7 +208,9 @@ def test_the_encoder_returns_what_the_prior_allows(pixel_norm: FrozenGenerator) 
     found = encoder(torch.randn(5, 1, 8, 8))
     # A generator that normalises its latent: all have the length that is usual for the prior.
     assert torch.allclose(found.square().mean(1), torch.ones(5), atol=1e-4)
-    uniform = open_generator(without_pixel_norm(), latent_shape=(LATENT, 1, 1), prior=Uniform())
+    uniform = open_generator(
+        without_pixel_norm(), latent_shape=(LATENT, 1, 1), prior=Uniform(), value_range=(-1, 1)
+    )
     encoder = phases_of(uniform)[-1].encoder()
     assert encoder is not None
     assert encoder(10 * torch.randn(5, 1, 8, 8)).abs().max() <= 1
@@ -230,7 +235,10 @@ def test_a_torchscript_file_is_enough(tmp_path: Path) -> None:
         warnings.simplefilter("ignore", DeprecationWarning)
         torch.jit.save(torch.jit.script(without_pixel_norm()), tmp_path / "net.pt")
     generator = open_generator(
-        str(tmp_path / "net.pt"), latent_shape=(LATENT, 1, 1), prior=Uniform()
+        str(tmp_path / "net.pt"),
+        latent_shape=(LATENT, 1, 1),
+        prior=Uniform(),
+        value_range=(-1, 1),
     )
     setting = Setting(configuration(), generator, torch.device("cpu"))
     assert [phase.name for phase in layer_phases(setting)] == ["e1", "e2", "eF", "whole"]

@@ -209,9 +209,7 @@ def test_own_images_outside_the_range_are_targets(unbounded, tmp_path):
 
 def test_0_to_255_far_outside_the_range(unbounded):
     images = np.random.default_rng(0).uniform(0, 255, (2, 1, 8, 8)).astype(np.float32)
-    with pytest.warns(
-        PyinvWarning, match=r"far outside .*images / 255 \* 2 - 1"
-    ):
+    with pytest.warns(PyinvWarning, match=r"far outside .*images / 255 \* 2 - 1"):
         unbounded.invert(images, recipe=QUICK)
     with pytest.raises(InputError, match="far outside"):
         unbounded.invert(images, recipe=QUICK, strict=True)

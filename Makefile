@@ -59,7 +59,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed-demo: $(BIN)/python $(SOURCES)
-	$(PIP) '.[demo,$(RUNTIME)]'
+	$(PIP) '.[$(RUNTIME)]'
 	touch $@
 
 # The pip of Python 3.13 and older does not support dependency groups. TorchScript is built for the

@@ -13,6 +13,7 @@ import io
 import os
 from typing import Any
 
+import numpy as np
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.concurrency import run_in_threadpool
 
@@ -43,6 +44,12 @@ def find_latent(body: bytes, recipe: str, seed: int) -> dict[str, Any]:
     inversion = inverter.invert(image, recipe=recipe, seed=seed)
     return {
         "latent": inversion.latents[0].tolist(),
-        "loss": float(inversion.loss[0]),
+        "loss": finite(inversion.loss[0]),
+        "psnr": None if inversion.psnr is None else finite(inversion.psnr[0]),
         "status": pyinv.Status(int(inversion.status[0])).name.lower(),
     }
+
+
+def finite(value: np.floating[Any]) -> float | None:
+    """Return the value, or None in place of NaN and infinity, which JSON does not have."""
+    return float(value) if np.isfinite(value) else None

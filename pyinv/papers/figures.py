@@ -324,7 +324,7 @@ def _plot(
         from matplotlib.figure import Figure
     except ImportError:
         raise DependencyError(
-            f"the plots of a report need matplotlib: {install_command('demo')}"
+            f"the plots of a report need matplotlib: {install_command('plots')}"
         ) from None
     ink, faint = _hex(theme.ink), _hex(theme.faint)
     labels = [line.label for line in lines if line.label]

@@ -24,7 +24,7 @@ def check_plots() -> None:
     """Raise DependencyError if matplotlib, which draws the report's plots, is missing."""
     if find_spec("matplotlib") is None:
         raise DependencyError(
-            f"the plots of this report need matplotlib: {install_command('demo')}"
+            f"the plots of this report need matplotlib: {install_command('plots')}"
         )
 
 

@@ -364,7 +364,7 @@ def test_generate_writes_what_the_suffix_says(capsys, bundle_path, tmp_path, inv
         np.testing.assert_allclose(file["images"], expected, atol=1e-6)
     np.testing.assert_allclose(np.load(tmp_path / "a.npy"), expected, atol=1e-6)
     with Image.open(tmp_path / "a.png") as picture:
-        assert picture.size == (272, 272)
+        assert picture.size == (272, 272)  # 8x8 images, 16 times as large
     assert len(list((tmp_path / "folder").iterdir())) == 4
 
 

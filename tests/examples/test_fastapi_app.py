@@ -52,7 +52,14 @@ def test_an_image_is_answered_with_its_latent(service, client):
     found = answer.json()
     np.testing.assert_array_equal(np.float32(found["latent"]), expected.latents[0])
     assert found["loss"] == float(expected.loss[0]) < 1e-4
+    assert found["psnr"] == float(expected.psnr[0])
     assert found["status"] == pyinv.Status(int(expected.status[0])).name.lower()
+
+
+def test_numbers_that_json_does_not_have_become_null(service):
+    assert service.finite(np.float32("inf")) is None
+    assert service.finite(np.float32("nan")) is None
+    assert service.finite(np.float32(0.5)) == 0.5
 
 
 def test_requests_at_the_same_time_get_their_own_answers(service, client):

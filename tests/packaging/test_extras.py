@@ -24,7 +24,7 @@ def listed(extra):
     return re.findall(r'"([^"]+)"', line)
 
 
-@pytest.mark.parametrize("extra", ["cpu", "cuda", "export", "demo"])
+@pytest.mark.parametrize("extra", ["cpu", "cuda", "export", "plots"])
 def test_the_command_names_the_packages_of_an_extra(extra):
     words = shlex.split(extras.install_command(extra))
     assert words[:2] == ["pip", "install"]
@@ -37,7 +37,7 @@ def test_extras_that_include_others(extra):
     assert not any(word.startswith("pyinv") for word in words)
     own = [package for package in listed(extra) if not package.startswith("pyinv")]
     assert own
-    assert set(own) | set(listed("export")) | set(listed("demo")) == set(words)
+    assert set(own) | set(listed("export")) | set(listed("plots")) == set(words)
     assert len(set(words)) == len(words)
 
 

@@ -366,6 +366,14 @@ def test_paths_lie_about_the_priors_mean(tmp_path, monkeypatch):
     np.testing.assert_allclose(other[-1], half[0], rtol=1e-5)
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_training_shows_a_bar_on_terminals_alone(tmp_path, monkeypatch, terminal):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    request = Request(tmp_path, generators=[demo.BUNDLE], progress=True)
+    assert request.training["progress"] is terminal
+    assert request.progress  # inversions print lines in a log
+
+
 def test_equal_errors_share_a_rank():
     ranked = egan._ranked({"a": 2.0, "b": 1.0, "c": 2.0})
     assert ranked == [["b"], ["a", "c"]]

@@ -331,7 +331,7 @@ def _wants_normal_equations(
     elif size > MAX_SOLVED:
         unmet = (
             f"a latent of at most {MAX_SOLVED} components, and this one has {size}: leave "
-            "them out, and use a recipe of first order, such as pyinv.recipes.adam"
+            "them out, and use a recipe that needs gradients only, such as pyinv.recipes.default"
         )
     elif not any(loss.is_least_squares for loss in losses):
         unmet = "a loss that is a mean of squares: add 'mse' or 'whitened' to losses"

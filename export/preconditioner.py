@@ -17,7 +17,7 @@ PRECONDITIONER_FILE = "preconditioner.f32"
 # Directions of less curvature than this fraction of the mean count as having it. There, an average
 # says little of any one image.
 _FLOOR = 0.3
-_DRAWS = 256
+_DRAWS = 512
 # Fewer draws of large images, down to _FEWEST: each is a pass through the generator and back.
 _FEWEST = 32
 _MOST_VALUES = 1 << 22

@@ -22,11 +22,11 @@ FloatArray = NDArray[np.float32]
 _REACH = 0.25
 _LOOKED_AT = 64  # images
 _VALUES = 4096  # of an image
-# The fewest values between the ends of the range by which 8-bit rounding is recognised.
+# The fewest values of a picture that say something about its scale or its rounding.
 _FEWEST = 16
-# The PSNR below which images and generator hardly have anything in common, and that of a good
-# reconstruction, in dB.
-_POOR, _GOOD = 15.0, 35.0
+# In dB: below the first, images and generator hardly have anything in common; between the others,
+# the generator may have made the images, and its latents are not exact yet.
+_POOR, _GOOD, _EXACT = 15.0, 35.0, 80.0
 
 
 def check_range(
@@ -57,7 +57,8 @@ def check_range(
                 f"[{low:g}, {high:g}] and far outside the generator's own; {remedy}"
             )
             return
-    if not manifest.targets_are_pictures or (low >= 0 and high <= 1):
+    pictures = manifest.targets_are_pictures and manifest.target_size >= _FEWEST
+    if not pictures or (low >= 0 and high <= 1):
         return
     if least >= 0 and most <= 1 and most - least > 0.25:
         own = own_images()
@@ -151,8 +152,9 @@ def next_step(
             f"{improving} of {finished} targets were still improving: try more max_steps than "
             f"{recipe.stages[-1].max_steps}"
         )
-    exact = np.mean(status[done] == Status.CONVERGED_TOLERANCE)
+    matched = np.mean(status[done] == Status.CONVERGED_TOLERANCE) >= 0.5
     solvable = any(manifest.has_normal_equations(loss) for loss in ("whitened", "mse"))
-    if level is not None and level >= _GOOD and exact < 0.5 and not eight_bit and solvable:
+    inexact = level is not None and _GOOD <= level < _EXACT and not matched
+    if inexact and solvable and not eight_bit:
         return "if the generator made these images, the recipe precise finds their exact latents"
     return ""

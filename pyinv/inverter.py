@@ -280,7 +280,9 @@ class Inverter:
             if init != "encoder":
                 raise InputError(f'init must be latents or "encoder", got {init!r}')
             init, start = None, init
-        recipe = self._resolve(recipe, restarts, noise, start, effort, weighting)
+        recipe = self._resolve(
+            recipe, restarts, noise, start, effort, weighting, initial=init is not None
+        )
         if loss is not None:
             recipe = recipes.with_loss(recipe, loss, manifest)
         coupled = recipe.is_coupled(manifest)
@@ -686,6 +688,8 @@ class Inverter:
         start: str | None = None,
         effort: str | None = None,
         weights: FloatArray | None = None,
+        *,
+        initial: bool = False,
     ) -> Recipe:
         manifest = self.manifest
         if effort is not None and recipe != "default":
@@ -697,7 +701,7 @@ class Inverter:
             values = mean_values(weights, known_noise=noise is not None)
             recipe = recipes.reconstruct(manifest, noise, start=start or "mean", n_values=values)
         elif isinstance(recipe, str):
-            recipe = recipes.get(recipe, manifest, start=start, effort=effort)
+            recipe = recipes.get(recipe, manifest, start=start, effort=effort, initial=initial)
         elif not isinstance(recipe, Recipe):
             raise InputError(
                 "recipe must be a name or a pyinv.Recipe, got "
@@ -712,9 +716,9 @@ class Inverter:
         """Warn about images that are probably scaled for another value range."""
 
         def own_images() -> FloatArray:
-            ids = np.arange(16, dtype=np.uint64) + np.uint64(MAX_TARGET_IDS)
             given = None if conditions is None else conditions[np.arange(16) % len(conditions)]
-            return self._session.generate(self._session.draw(0, ids, 0), given, 16)
+            latents = self.sample(16).reshape(16, -1)
+            return self._session.generate(latents, given, 16)
 
         check_range(images, self.manifest, own_images)
 

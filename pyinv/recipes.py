@@ -690,7 +690,12 @@ RECIPES: dict[str, Callable[[Manifest], Recipe]] = {
 
 
 def get(
-    name: str, manifest: Manifest, *, start: str | None = None, effort: str | None = None
+    name: str,
+    manifest: Manifest,
+    *,
+    start: str | None = None,
+    effort: str | None = None,
+    initial: bool = False,
 ) -> Recipe:
     """Return the named recipe for a bundle.
 
@@ -700,6 +705,8 @@ def get(
         start: where first attempts start, see ``Recipe``; None uses the recipe's default. With
             "encoder", recipes may also use another solver and other settings.
         effort: for "default", one of ``EFFORTS``.
+        initial: whether the first attempts will start from given latents. "default" then leaves out
+            its first stage, which would lead away from them.
 
     Raises:
         RuleError: no recipe has this name; the message lists the names. Or the effort is unknown,
@@ -709,7 +716,9 @@ def get(
     if name not in RECIPES:
         raise RuleError(f"unknown recipe {name!r}; there are {', '.join(RECIPES)}")
     if name == "default":
-        return default(manifest, effort=effort or "default", start=start or "mean")
+        begin = "encoder" if initial else start or "mean"
+        recipe = default(manifest, effort=effort or "default", start=begin)
+        return recipe.replace(start=start or "mean") if initial else recipe
     if effort is not None:
         raise RuleError(f'effort is for the recipe "default", not for {name!r}; leave it out')
     if start is None:

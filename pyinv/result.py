@@ -52,8 +52,8 @@ class Status(enum.IntEnum):
 _TEXTS = {
     Status.CONVERGED_TOLERANCE: "converged to the tolerance",
     Status.CONVERGED_PLATEAU: "converged (no further progress)",
-    Status.STEP_LIMIT: "at the step limit (hardly improving)",
-    Status.STEP_LIMIT_IMPROVING: "at the step limit (still improving)",
+    Status.STEP_LIMIT: "used all steps (loss nearly flat)",
+    Status.STEP_LIMIT_IMPROVING: "used all steps (still improving)",
     Status.NON_FINITE: "not finite",
     Status.CANCELLED: "cancelled",
 }

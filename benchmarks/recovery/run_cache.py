@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cache
@@ -181,14 +182,17 @@ class RunCache:
         done = f", {len(rows) - unfinished.sum()} were done before" if not unfinished.all() else ""
         self._say(f"{name}: {len(rows)} targets{done}")
         started = time.perf_counter()
-        inversion = inverter.invert(
-            images[rows[unfinished]],
-            recipe=recipe,
-            target_ids=rows[unfinished],
-            true_latents=None if known is None else known[unfinished],
-            progress=self._progress,
-            **options,
-        )
+        with warnings.catch_warnings():
+            # Methods are compared on images that some of them are not for.
+            warnings.simplefilter("ignore", pyinv.PyinvWarning)
+            inversion = inverter.invert(
+                images[rows[unfinished]],
+                recipe=recipe,
+                target_ids=rows[unfinished],
+                true_latents=None if known is None else known[unfinished],
+                progress=self._progress,
+                **options,
+            )
         found = _found(inversion, time.perf_counter() - started, recipe)
         if before is not None:
             found = _completed(before, found, unfinished)

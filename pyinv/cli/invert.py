@@ -269,7 +269,13 @@ def _recipe(arguments: argparse.Namespace, manifest: Manifest, weights: Any) -> 
             "of them"
         )
     else:
-        recipe = recipes.get(arguments.recipe, manifest, start=start, effort=arguments.effort)
+        recipe = recipes.get(
+            arguments.recipe,
+            manifest,
+            start=start,
+            effort=arguments.effort,
+            initial=arguments.init is not None and start is None,
+        )
     recipe = recipe.replace(**{name: value for name, value in changes.items() if value is not None})
     return recipe if arguments.loss is None else recipes.with_loss(recipe, arguments.loss, manifest)
 

@@ -26,6 +26,7 @@ PAGE_IDS = ("what-was-run", "differences", "runs")
 NONE = '<span class="none">–</span>'
 
 PROPER_NAMES = {
+    "median_psnr": "Median PSNR",
     "numpy": "NumPy",
     "onnxruntime": "ONNX Runtime",
     "pyinv": "pyinv",

@@ -8,6 +8,7 @@ import io
 import json
 import re
 import time
+import warnings
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ import pyinv
 from pyinv import runtimes
 from pyinv.array_files import read_npz
 from pyinv.atomic_files import OutputFile
-from pyinv.errors import InputError, OutputError
+from pyinv.errors import InputError, OutputError, PyinvWarning
 from pyinv.inverter import Inverter
 from pyinv.papers.folder import open_folder
 from pyinv.progress import Progress
@@ -81,8 +82,8 @@ class RunCache:
 
         Returns:
             bundle, targets, seed, batch_size, runtime, device, threads, seconds, status (the number
-            of targets that ended with each), mean_steps, and pyinv (the version), as of the time of
-            the run.
+            of targets that ended with each), mean_steps, median_psnr (a text), and pyinv (the
+            version), as of the time of the run.
 
         Raises:
             InputError: no such run.
@@ -161,7 +162,9 @@ class RunCache:
                 return facts
 
             # Open the output before the work, so that an unwritable folder fails at once.
-            with OutputFile(path) as output:
+            with OutputFile(path) as output, warnings.catch_warnings():
+                # Methods are compared on images that some of them are not for.
+                warnings.simplefilter("ignore", PyinvWarning)
                 started = time.perf_counter()
                 stopped: BaseException | None = None
                 try:
@@ -221,9 +224,12 @@ def _hash(array: NDArray[Any]) -> str:
 
 def _facts(inverter: Inverter, inversion: Inversion, seconds: float) -> dict[str, Any]:
     equations = inversion.normal_equations
-    means = {"mean_steps": float(np.mean(inversion.steps))}
+    means: dict[str, Any] = {"mean_steps": float(np.mean(inversion.steps))}
     if equations.any():
         means["mean_normal_equations"] = float(np.mean(equations))
+    if inversion.psnr is not None and not np.isnan(inversion.psnr).all():
+        psnr = float(np.nanmedian(inversion.psnr))
+        means["median_psnr"] = f"{psnr:.1f} dB" if np.isfinite(psnr) else "infinite"
     return {
         "bundle": inverter.manifest.name or inverter.bundle.path.name,
         "batch_norm": inverter.manifest.batch_norm,

@@ -123,7 +123,7 @@ def test_whole_report(cache, nowhere, quick, capsys):
         "egan-disabled",
         "egan-logistic-4-2",
         "egan-logistic-2-2",
-        "default",
+        "adam",
     ]
     for row in report["results"] + report["ablation"]:
         assert row.keys() >= RESULT_KEYS
@@ -160,7 +160,7 @@ def test_whole_report(cache, nowhere, quick, capsys):
     assert {row["recipe"] for row in report["consistency"]} == {
         "reconstruct",
         "lipton-none",
-        "default",
+        "adam",
     }
     assert sum(one["size"] for one in report["consistency"][0]["largest_clusters"]) <= TARGETS
     assert len(report["acceptance"]) == 2 + 1 + 4
@@ -180,7 +180,7 @@ def calls(monkeypatch) -> list[int]:
     return made
 
 
-PAPERS = ("--section", "recovery", "--recipe", "default", "--recipe", "egan-disabled")
+PAPERS = ("--section", "recovery", "--recipe", "adam", "--recipe", "egan-disabled")
 
 
 def test_interrupted_goes_on(cache, nowhere, tmp_path, monkeypatch, capsys, calls):
@@ -224,7 +224,7 @@ def test_interrupted_goes_on(cache, nowhere, tmp_path, monkeypatch, capsys, call
 
 def test_targets_that_were_done_are_kept(tmp_path, inverter, monkeypatch, calls):
     images = inverter.generate(inverter.sample(5, seed=1))
-    recipe = recipes.default(inverter.manifest).replace(max_steps=4)
+    recipe = recipes.adam(inverter.manifest).replace(max_steps=4)
     whole = RunCache(tmp_path / "whole", fresh=False, progress=False, say=print).run(
         "whole", inverter, images, recipe
     )
@@ -249,7 +249,7 @@ def test_targets_that_were_done_are_kept(tmp_path, inverter, monkeypatch, calls)
 
 def test_parts_are_the_whole(tmp_path, inverter, calls):
     images = inverter.generate(inverter.sample(5, seed=1))
-    recipe = recipes.default(inverter.manifest).replace(max_steps=4)
+    recipe = recipes.adam(inverter.manifest).replace(max_steps=4)
     cache = RunCache(tmp_path, fresh=False, progress=False, say=print)
     whole = cache.run("whole", inverter, images, recipe)
     parts = cache.run("parts", inverter, images, recipe, at_a_time=2)
@@ -352,7 +352,7 @@ def found_of(latents: np.ndarray, recipe: pyinv.Recipe, **changes: Any) -> Found
 
 
 def test_forward_equivalents():
-    first_order = recipes.default(manifest(Normal()))
+    first_order = recipes.adam(manifest(Normal()))
     second_order = pyinv.Recipe("lm", (pyinv.Stage(pyinv.LevenbergMarquardt()),))
     both = pyinv.Recipe("both", (*first_order.stages, *second_order.stages))
     steps, attempts, evaluated = np.array([7, 10]), np.array([1, 2]), np.array([3, 4])
@@ -413,7 +413,7 @@ def test_promises():
     noisy = {
         "generator": "faces",
         "variance": 0.01,
-        "best_first_order": "default",
+        "best_first_order": "adam",
         "over_best_first_order": {"reconstruct, noise known": 1.1, "precise": 3.0},
         "coverage": {"noise known": {"inside": 0.95}},
     }

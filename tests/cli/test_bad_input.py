@@ -82,9 +82,9 @@ NEEDS_EXPORT = (
 )
 BAD_CALLS: list[tuple[Callable[[Inverter], Any], type[PyinvError], str]] = [
     (
-        lambda i: i.invert(GOOD, recipe="adam"),
+        lambda i: i.invert(GOOD, recipe="lbfgs"),
         RuleError,
-        "unknown recipe 'adam'; there are default",
+        "unknown recipe 'lbfgs'; there are default",
     ),
     (lambda i: i.invert(GOOD, recipe=Adam(0.1)), InputError, "must be a name or a pyinv.Recipe"),
     (lambda i: i.invert(GOOD, recipe="egan"), RuleError, "draws from a normal prior, but this one"),
@@ -388,7 +388,10 @@ def image(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--recipe", "adam"], "unknown recipe 'adam'; there are default, lipton, creswell, egan"),
+        (
+            ["--recipe", "lbfgs"],
+            "unknown recipe 'lbfgs'; there are default, adam, lipton, creswell",
+        ),
         (["--recipe", "precise"], NEEDS_EXPORT),
         (["--recipe", "reconstruct", "--noise", "0.1"], NEEDS_EXPORT),
         (["--uncertainty"], NEEDS_EXPORT),
@@ -402,7 +405,8 @@ def image(tmp_path: Path) -> Path:
         (["--device", "cuda:99"], "got device='cuda:99'; use "),
         (["--runtime", "tensorrt"], "runtime must be"),
         (["--max-steps", "0"], "max_steps must be a whole number >= 1"),
-        (["--learning-rate", "nan"], "learning_rate must be a finite number"),
+        (["--recipe", "lipton", "--learning-rate", "nan"], "learning_rate must be a finite number"),
+        (["--recipe", "lipton", "--effort", "best"], "--effort is for --recipe default"),
         (["--restarts", "-1"], "restarts must be"),
         (["--seed", "-1"], "seed must be"),
         (["--batch-size", "few"], 'batch_size must be a whole number >= 1 or "auto"'),

@@ -125,10 +125,12 @@ def test_info_tells_where_a_bundle_comes_from(capsys, tmp_path):
 def test_invert_writes_an_inversion(capsys, bundle_path, pictures, tmp_path):
     out_path = tmp_path / "out.npz"
     code, out, err = run(
-        capsys, "invert", bundle_path, pictures, "-o", out_path, "--max-steps", 20, "--seed", 4
+        capsys,
+        *("invert", bundle_path, pictures, "-o", out_path, "--seed", 4),
+        *("--recipe", "adam", "--max-steps", 20),
     )
     assert (code, out) == (0, "")
-    assert "3 at the step limit (still improving)" in err
+    assert "3 used all steps (still improving)" in err
     assert "3 of 3 targets were still improving: try more max_steps than 20" in err
     inversion = Inversion.load(out_path)
     assert inversion.latents.shape == (3, 6)
@@ -142,7 +144,7 @@ def test_invert_prints_json_on_standard_output_alone(capsys, bundle_path, pictur
     code, out, err = run(
         capsys,
         *("invert", bundle_path, pictures, "-o", tmp_path / "a.npz"),
-        *("--max-steps", 5, "--json", "--quiet"),
+        *("--recipe", "adam", "--max-steps", 5, "--json", "--quiet"),
     )
     assert (code, err) == (0, "")
     found = json.loads(out)
@@ -197,7 +199,8 @@ def test_invert_saves_the_reconstructions(capsys, bundle_path, pictures, tmp_pat
 
 def test_invert_can_go_on_from_an_earlier_result(capsys, bundle_path, pictures, tmp_path):
     first, second = tmp_path / "a.npz", tmp_path / "b.npz"
-    command = ["invert", bundle_path, pictures, "--constraint", "none", "--learning-rate", 0.02]
+    command = ["invert", bundle_path, pictures, "--recipe", "adam", "--constraint", "none"]
+    command += ["--learning-rate", 0.02]
     run(capsys, *command, "-o", first, "--max-steps", 200)
     run(capsys, *command, "-o", second, "--max-steps", 200, "--init", first, "--trace-every", 50)
     before, after = Inversion.load(first), Inversion.load(second)
@@ -209,7 +212,7 @@ def test_invert_says_when_a_loss_was_not_finite(capsys, bundle_path, pictures, t
     code, out, _ = run(
         capsys,
         *("invert", bundle_path, pictures, "-o", tmp_path / "a.npz", "--json", "--max-steps", 5),
-        *("--learning-rate", 3e38, "--constraint", "none"),
+        *("--recipe", "adam", "--learning-rate", 3e38, "--constraint", "none"),
     )
     assert code == 3
     assert json.loads(out)["counts"]["non_finite"] == 3
@@ -331,7 +334,7 @@ def test_interrupted_invert_writes_what_was_found(bundle_path, pictures, tmp_pat
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "pyinv", "invert", bundle_path, pictures, "-o", out_path),
-            *("--max-steps", "100000000", "--json"),
+            *("--recipe", "adam", "--max-steps", "100000000", "--json"),
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -195,6 +195,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
                     path,
                     latent_shape=LATENT,
                     prior=pyinv.Normal(),
+                    value_range=(-1, 1),
                     inputs=case.inputs,
                     runtimes=("onnx", "torchscript"),
                 )
@@ -272,7 +273,9 @@ def test_another_label_explains_the_images_worse(bundles: Callable[[str], Path])
     z = inverter.sample(COUNT)
     images = generate(torch.from_numpy(z)).detach().numpy()
     others = {"label": (given["label"] + 1) % CLASSES}
-    assert inverter.invert(images, recipe="precise", conditions=others).loss.min() > 1e-6
+    with pytest.warns(pyinv.PyinvWarning, match="did not reproduce"):
+        found = inverter.invert(images, recipe="precise", conditions=others)
+    assert found.loss.min() > 1e-6
     known = inverter.uncertainty(z, images, conditions=given, n_hops=0)
     mistaken = inverter.uncertainty(z, images, conditions=others, n_hops=0)
     assert known.noise.max() < 1e-4 < mistaken.noise.min()
@@ -374,6 +377,7 @@ def test_fixed_inputs_need_no_conditions(bundles: Callable[[str], Path]) -> None
 # -- Export -----------------------------------------------------------------------------------
 
 QUICK = {
+    "value_range": (-1, 1),
     "latent_shape": LATENT,
     "prior": pyinv.Normal(),
     "losses": "mse",

@@ -109,7 +109,7 @@ class Exported:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             # The one without a bound has no value range that its images keep to.
-            warnings.filterwarnings("ignore", message="the generator's values lie in")
+            warnings.filterwarnings("ignore", message="the generator('s values lie| ends) in")
             export(
                 self.generator,
                 path,
@@ -456,9 +456,9 @@ class Tiny(nn.Module):
 
 def export_tiny(path: Path, generator: nn.Module | None = None, **options: Any) -> Any:
     """The manifest of a bundle."""
-    given = {"latent_shape": 4, "prior": Normal(), **options}
+    given = {"latent_shape": 4, "prior": Normal(), "value_range": (-1, 1), **options}
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="the generator's values lie in")
+        warnings.filterwarnings("ignore", message="the generator('s values lie| ends) in")
         return Bundle.open(export(generator or seeded(Tiny()), path, **given)).manifest
 
 

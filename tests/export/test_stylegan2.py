@@ -40,6 +40,7 @@ def test_a_generator_is_exported_and_inverted(tmp_path: Path, stylegan2, latents
             tmp_path / "bundle",
             latent_shape=shape,
             prior=pyinv.Normal(),
+            value_range=(-1, 1),
             runtimes=("onnx", "torchscript"),
         )
     for runtime in ("onnx", "torchscript"):

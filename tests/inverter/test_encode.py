@@ -119,7 +119,7 @@ def test_encode_is_the_encoder(inverter, images, encoder, batch):
 def test_inversions_begin_at_the_encoders_latents(inverter, images):
     encoded = inverter.encode(images)
     begins, _ = inverter.evaluate(encoded, images)
-    recipe = recipes.default(manifest()).replace(max_steps=20)
+    recipe = recipes.adam(manifest()).replace(max_steps=20)
     first = inverter.invert(images, recipe=recipe, init="encoder", trace_every=1)
     np.testing.assert_allclose(first.trace[:, 0], begins, rtol=1e-4)
     same = inverter.invert(images, recipe=recipe.replace(start="encoder"))
@@ -132,7 +132,7 @@ def test_inversions_begin_at_the_encoders_latents(inverter, images):
 
 
 def test_latents_given_come_before_the_encoder(inverter, images):
-    recipe = recipes.default(manifest()).replace(max_steps=5)
+    recipe = recipes.adam(manifest()).replace(max_steps=5)
     latents = inverter.sample(5, seed=3)
     asked = inverter.invert(images, recipe=recipe.replace(start="encoder"), init=latents)
     given = inverter.invert(images, recipe=recipe, init=latents)

@@ -113,7 +113,7 @@ def test_a_recipe_from_a_file(embed: Path, demo, tmp_path: Path) -> None:
     recipe = pyinv.recipes.lipton(inverter.manifest).replace(
         max_steps=60, learning_rate=8.0, loss="l1"
     )
-    first = pyinv.recipes.default(inverter.manifest).replace(max_steps=40, restarts=1)
+    first = pyinv.recipes.adam(inverter.manifest).replace(max_steps=40, restarts=1)
     recipe = recipe.replace(stages=(*first.stages, *recipe.stages), restarts=1)
     path, latents = tmp_path / "recipe.json", tmp_path / "latents.f32"
     path.write_text(json.dumps(recipe.describe()))
@@ -585,14 +585,16 @@ def test_torchscript_gives_what_onnx_gives(embed: Path, tmp_path: Path) -> None:
     )
     inverter = pyinv.Inverter(bundle, threads=1)
     inverter.generate(inverter.sample(6)).tofile(file)
-    recipe = pyinv.recipes.default(inverter.manifest).replace(max_steps=200, loss_tolerance=0)
+    recipe = pyinv.recipes.adam(inverter.manifest).replace(max_steps=200, loss_tolerance=0)
     (tmp_path / "recipe.json").write_text(json.dumps(recipe.describe()))
     found = {}
     for runtime in ("onnx", "torchscript"):
         latents = tmp_path / f"{runtime}.f32"
         options = ("--recipe", tmp_path / "recipe.json", "--latents", latents, "--threads", 1)
         done = run(embed, bundle, file, "--runtime", runtime, *options)
-        assert statuses_in(done.stdout) == ["step_limit"] * 6
+        found_statuses = statuses_in(done.stdout)
+        assert len(found_statuses) == 6
+        assert set(found_statuses) <= {"step_limit", "step_limit_improving"}
         found[runtime] = np.fromfile(latents, np.float32)
     np.testing.assert_allclose(found["torchscript"], found["onnx"], atol=1e-3)
 

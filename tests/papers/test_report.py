@@ -1020,8 +1020,11 @@ def test_facts_tell_how_a_run_went(tmp_path, inverter, images):
     facts = runs.facts("run")
     assert facts["targets"] == 5
     assert facts["seed"] == 1
-    assert facts["status"] == {"step_limit": 5}
+    assert sum(facts["status"].values()) == 5
+    assert set(facts["status"]) <= {"step_limit", "step_limit_improving"}
     assert facts["mean_steps"] == 20
+    found = run(runs, "run", inverter, images, recipe=QUICK, seed=1)
+    assert facts["median_psnr"] == f"{np.median(found.psnr):.1f} dB"
     assert (facts["device"], facts["threads"]) == ("cpu", 1)
     again = RunCache(tmp_path)
     run(again, "run", inverter, images, recipe=QUICK, seed=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -62,7 +63,10 @@ DESCRIPTIONS = [
         LevenbergMarquardt(),
         {"kind": "levenberg_marquardt", "damping": 1e-3, "up": 4.0, "down": 0.25},
     ),
-    (LBFGS(), {"kind": "lbfgs", "history": 20, "first_step": 0.3}),
+    (
+        LBFGS(),
+        {"kind": "lbfgs", "history": 20, "first_step": 0.3, "preconditioned": True},
+    ),
     (Cosine(), {"kind": "cosine", "final": 0.0}),
     (
         MomentPenalty(),
@@ -395,9 +399,50 @@ def test_default_recipe_fits_every_prior(prior):
     assert recipes.get("default", manifest(prior)).fit(prior).max_steps <= 2000
 
 
+@pytest.mark.parametrize("prior", [Uniform(), Normal()])
+def test_the_efforts_of_the_default_recipe(prior):
+    fast, usual, best = (
+        recipes.default(manifest(prior), effort=effort) for effort in recipes.EFFORTS
+    )
+    assert usual == recipes.default(manifest(prior))
+    assert fast.restarts < usual.restarts < best.restarts
+    assert fast.max_steps < usual.max_steps
+    constraint = Clip() if prior == Uniform() else NoConstraint()
+    assert {stage.constraint for recipe in (fast, usual, best) for stage in recipe.stages} == {
+        constraint
+    }
+    free = recipes.default(manifest(prior), prior_weight=0)
+    assert free.stages[-1].penalties == ()
+    assert len(recipes.default(manifest(prior), start="encoder").stages) == 1
+
+
+def test_the_default_recipe_of_coupled_targets_is_adam():
+    coupled = replace(manifest(Normal()), batch_norm="batch")
+    recipe = recipes.default(coupled, effort="best")
+    assert recipe == recipes.adam(coupled).replace(name="default")
+    assert recipe.is_coupled(coupled)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"effort": "most"}, "effort must be one of fast, default, best; got 'most'"),
+        ({"prior_weight": -1}, "PriorPenalty: weight must"),
+    ],
+)
+def test_bad_arguments_of_the_default_recipe(changes, message):
+    with pytest.raises(RuleError, match=message):
+        recipes.default(manifest(Normal()), **changes)
+
+
+def test_an_effort_is_for_the_default_recipe():
+    with pytest.raises(RuleError, match="effort is for the recipe \"default\", not for 'adam'"):
+        recipes.get("adam", manifest(Normal()), effort="best")
+
+
 def test_unknown_recipe_lists_those_there_are():
-    with pytest.raises(RuleError, match=r"'adam'; there are default, .*, egan, precise"):
-        recipes.get("adam", manifest(Uniform()))
+    with pytest.raises(RuleError, match=r"'lbfgs'; there are default, adam, .*, egan, precise"):
+        recipes.get("lbfgs", manifest(Uniform()))
 
 
 def test_replace_reaches_recipe_stages_and_solvers():

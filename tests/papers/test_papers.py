@@ -185,7 +185,7 @@ def test_a_report_needs_no_other_file(reports, paper):
 def test_lipton_has_its_tables_and_figures(reports):
     numbers = numbers_of(reports["lipton"])
     table = part(numbers, "table-1")
-    methods = [*lipton.CLIPPINGS.values(), lipton.DEFAULT, PRECISE]
+    methods = [*lipton.CLIPPINGS.values(), lipton.ADAM, PRECISE]
     assert [row["label"] for row in table["rows"]] == methods * 2
     published = [[cell["published"] for cell in row["cells"]] for row in table["rows"]]
     assert published[0] == [0.98, 0.986, 0.998, 1.0, None]
@@ -277,7 +277,7 @@ def test_egan_has_all_rows_and_columns(reports):
         assert sum(name.startswith("hard(") for name in names) == 3
         assert sum(name.startswith("trunc_normal(") for name in names) == 5
         assert sum(name.startswith("logistic(") for name in names) == 9
-        assert names[18:] == [egan.DEFAULT, PRECISE]
+        assert names[18:] == [egan.ADAM, PRECISE]
         assert [column["title"] for column in table["columns"]] == [
             *("0.0001", "0.001", "0.01", "0.1", "1", "wins", "sig wins", "avg err")
         ]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pyinv.bundle import Manifest
 from pyinv.caution import warn
-from pyinv.recipes import Recipe
+from pyinv.recipes import Recipe, default
 from pyinv.result import Status
 
 __all__ = ["are_eight_bit", "check_range", "next_step", "not_exact", "peak_ratio", "wants_exact"]
@@ -103,8 +103,8 @@ def not_exact(status: NDArray[Any]) -> str:
         return ""
     return (
         f"the recipe precise did not reproduce {missed} of {finished} images exactly: for images "
-        "that this generator did not make, and for 8-bit files, use the recipe reconstruct; for "
-        "its own images, try more restarts"
+        "that this generator did not make, and for 8-bit files, use the recipe default or "
+        "reconstruct; for its own images, try more restarts"
     )
 
 
@@ -148,10 +148,10 @@ def next_step(
         return f"the images hardly resemble their targets: check {', and '.join(checks)}"
     improving = int(np.sum(status == Status.STEP_LIMIT_IMPROVING))
     if 2 * improving > finished:
-        return (
-            f"{improving} of {finished} targets were still improving: try more max_steps than "
-            f"{recipe.stages[-1].max_steps}"
-        )
+        more = f"more max_steps than {recipe.stages[-1].max_steps}"
+        if recipe.name == "default" and recipe.restarts < default(manifest, effort="best").restarts:
+            more = 'effort="best"'
+        return f"{improving} of {finished} targets were still improving: try {more}"
     matched = np.mean(status[done] == Status.CONVERGED_TOLERANCE) >= 0.5
     solvable = any(manifest.has_normal_equations(loss) for loss in ("whitened", "mse"))
     inexact = level is not None and _GOOD <= level < _EXACT and not matched

@@ -309,7 +309,7 @@ class Inverter:
             if wants_exact(recipe) and eight_bit:
                 warn(
                     "the images have 8-bit values, so the recipe precise cannot reproduce them "
-                    "exactly: use the recipe reconstruct"
+                    "exactly: use the recipe default or reconstruct"
                 )
 
         batch_size = self._batch_size_for(recipe, count, coupled)

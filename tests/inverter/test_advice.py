@@ -97,6 +97,11 @@ def test_psnr_and_hint_are_saved(precise, own, tmp_path):
 # Statuses and hints
 
 
+def test_more_effort_is_advised_while_the_default_recipe_still_improves(precise, own):
+    short = recipes.default(precise.manifest, effort="fast").replace(max_steps=2)
+    assert precise.invert(own, recipe=short).hint.endswith('still improving: try effort="best"')
+
+
 def test_converged_is_both_kinds(precise, own):
     plateau = replace(QUICK.stages[0], relative_change_tolerance=1.0)
     tolerance = replace(QUICK.stages[0], loss_tolerance=100.0)
@@ -258,7 +263,7 @@ def test_precise_on_eight_bit_images(precise, own):
     with pytest.warns(PyinvWarning, match="8-bit values, so the recipe precise") as caught:
         found = precise.invert(images, recipe="precise", restarts=0)
     assert len(caught) == 1
-    assert "use the recipe reconstruct" in found.hint
+    assert "use the recipe default or reconstruct" in found.hint
     with pytest.raises(InputError, match="8-bit values"):
         precise.invert(images, recipe="precise", strict=True)
     precise.invert(images, recipe="reconstruct", restarts=0)

@@ -417,7 +417,7 @@ def test_the_efforts_of_the_default_recipe(prior):
 
 
 def test_the_default_recipe_of_coupled_targets_is_adam():
-    coupled = replace(manifest(Normal()), batch_norm="batch")
+    coupled = replace(manifest(Normal(), solved=()), batch_norm="batch")
     recipe = recipes.default(coupled, effort="best")
     assert recipe == recipes.adam(coupled).replace(name="default")
     assert recipe.is_coupled(coupled)

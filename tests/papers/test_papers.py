@@ -208,7 +208,7 @@ def test_lipton_has_its_tables_and_figures(reports):
 
 def test_lipton_counts_at_any_update_and_at_the_end(reports):
     runs = numbers_of(reports["lipton"])["runs"]
-    for name in (*lipton.CLIPPINGS, "default"):
+    for name in (*lipton.CLIPPINGS, "adam"):
         arrays = runs[f"digits-16x16-uniform-table-1-{name}"]["arrays"]
         final, best = (
             np.array(arrays[key]["values"]) for key in ("latent_error", "min_latent_error")

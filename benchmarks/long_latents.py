@@ -612,7 +612,7 @@ def train(network: KlAutoencoder, images: Tensor) -> None:
         solver.step()
         rates.step()
         if number % 100 == 99:
-            print(f"{number + 1} of {ITERATIONS} iterations: L1 {float(loss):.4f}", flush=True)
+            print(f"{number + 1} of {ITERATIONS} iterations: L1 {loss.item():.4f}", flush=True)
     with torch.no_grad():
         latents = torch.cat([network.encode(part)[0] for part in images[:256].split(32)])
         network.mean.copy_(latents.mean((0, 2, 3)))

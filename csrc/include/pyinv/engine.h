@@ -65,8 +65,8 @@ struct RunOptions {
   // CPU, about every 10 ms on a GPU. A run that solves normal equations always polls after every
   // step.
   int64_t poll_every = 0;
-  // [latent_size, latent_size], symmetric and positive definite, of any scale: for L-BFGS. Null: the
-  // identity. Bundle::preconditioner() has a generator's.
+  // [latent_size, latent_size], symmetric and positive definite, of any scale: for L-BFGS. Null:
+  // the identity. Bundle::preconditioner() has a generator's.
   const float* preconditioner = nullptr;
   std::function<bool(const Progress&)> keep_going;  // called at every poll; false cancels
 };

@@ -660,6 +660,20 @@ void test_solving(const std::shared_ptr<Device>& gpu) {
   }
 }
 
+// A symmetric, diagonally dominant matrix [size, size].
+std::vector<float> some_preconditioner(int64_t size) {
+  std::vector<float> matrix(static_cast<size_t>(size * size));
+  for (int64_t i = 0; i < size; ++i) {
+    for (int64_t j = 0; j < size; ++j) {
+      const double mixed =
+          0.3 * std::sin(static_cast<double>(i * j + i + j)) / static_cast<double>(size);
+      matrix[static_cast<size_t>(i * size + j)] =
+          static_cast<float>(i == j ? 0.5 + static_cast<double>(i % 4) : mixed);
+    }
+  }
+  return matrix;
+}
+
 // Quasi-Newton stages among others, their first steps: what rounding does to them grows.
 void test_searching(const std::shared_ptr<Device>& gpu) {
   std::mt19937 random(4);
@@ -715,6 +729,8 @@ void test_searching(const std::shared_ptr<Device>& gpu) {
                  .trace_every = one_of(0, 1, 3),
                  .poll_every = one_of(0, 1, 3)};
     c.manner.capturable = one_of(true, false);
+    const std::vector<float> matrix = some_preconditioner(c.sizes.latent);
+    if (one_of(false, true)) c.options.preconditioner = matrix.data();
     const Outcome cpu = run_on(cpu_device(), c);
     compare(c, run_on(gpu, c), cpu);
     for (const Status status : cpu.status) ++seen[static_cast<size_t>(status)];
@@ -740,6 +756,11 @@ void test_searching(const std::shared_ptr<Device>& gpu) {
     stage.max_steps = size == 1 ? 2 : 5;
     stage.constraint = {.kind = ConstraintKind::clip, .low = -0.5f, .high = 0.5f};
     c.recipe.stages = {stage};
+    compare_devices(gpu, c);
+    if (size > 1000) continue;
+    c.name += " with a preconditioner";
+    const std::vector<float> matrix = some_preconditioner(size);
+    c.options.preconditioner = matrix.data();
     compare_devices(gpu, c);
   }
 }

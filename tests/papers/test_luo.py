@@ -268,8 +268,8 @@ def test_images_that_leave_the_value_range_are_recovered(tmp_path):
 
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Linear(4, 256), torch.nn.Unflatten(1, (1, 16, 16)))
+    options = {"latent_shape": 4, "prior": pyinv.Normal(), "value_range": (-1, 1)}
     with pytest.warns(UserWarning, match="outside value_range"):
-        options = {"latent_shape": 4, "prior": pyinv.Normal(), "value_range": (-1, 1)}
         bundle = export(network, tmp_path / "b", **options)
     report = luo.reproduce(request(tmp_path, generators=[bundle], targets=2))
     numbers = numbers_of(report)

@@ -330,6 +330,9 @@ def main() -> int:
     parser.add_argument("--cache", type=Path, default=REPOSITORY / "build" / "recovery")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
+    for name in ("targets", "threads"):
+        if getattr(arguments, name) < 1:
+            parser.error(f"--{name} must be at least 1, got {getattr(arguments, name)}")
     unknown = [name for name in arguments.generators if name not in NAMES]
     if unknown:
         parser.error(f"generators are {', '.join(NAMES)}; got {', '.join(unknown)}")

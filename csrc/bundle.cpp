@@ -160,8 +160,14 @@ void read_manifest(const Node& manifest, Bundle& bundle) {
   if (const auto bounded = manifest.find("bounded")) bundle.bounded = bounded->flag();
   if (const auto file = manifest.find("preconditioner")) {
     bundle.preconditioner_file = file->text();
-    if (!manifest["files"].find(bundle.preconditioner_file)) {
-      file->fail("names a file that is not in files: " + bundle.preconditioner_file);
+    const auto record = manifest["files"].find(bundle.preconditioner_file);
+    if (!record) file->fail("names a file that is not in files: " + bundle.preconditioner_file);
+    const int64_t size = bundle.latent_size(), bytes = (*record)["bytes"].whole();
+    if (size > kMaxPreconditioned || bytes != size * size * int64_t{sizeof(float)}) {
+      const std::string number = std::to_string(size);
+      file->fail("must hold " + number + " x " + number +
+                 " float32 numbers, for latents of at most " + std::to_string(kMaxPreconditioned) +
+                 " components; it has " + std::to_string(bytes) + " bytes");
     }
   }
   bundle.prior = read_prior(manifest["prior"]);
@@ -297,6 +303,18 @@ std::string read_text(const fs::path& folder) {
   return text;
 }
 
+// Whether the matrix [size, size] is finite, symmetric, and positive on its diagonal.
+bool is_metric(const std::vector<float>& matrix, int64_t size) {
+  for (int64_t row = 0; row < size; ++row) {
+    if (!(matrix[row * size + row] > 0.0f)) return false;
+    for (int64_t column = 0; column <= row; ++column) {
+      const float value = matrix[row * size + column];
+      if (!std::isfinite(value) || value != matrix[column * size + row]) return false;
+    }
+  }
+  return true;
+}
+
 // The first such function, of any loss or runtime if none is given; null if there is none.
 const BundleFunction* find(const Bundle& bundle, std::string_view name,
                            std::optional<std::string_view> loss, std::string_view runtime) {
@@ -380,11 +398,10 @@ std::vector<float> Bundle::preconditioner() const {
   std::ifstream stream(file, std::ios::binary);
   const auto bytes = static_cast<std::streamsize>(matrix.size() * sizeof(float));
   if (!stream.read(reinterpret_cast<char*>(matrix.data()), bytes) ||
-      stream.peek() != std::char_traits<char>::eof() ||
-      !std::all_of(matrix.begin(), matrix.end(),
-                   [](float value) { return std::isfinite(value); })) {
-    throw BundleError(file.string() + ": should hold " + std::to_string(size) + " x " +
-                      std::to_string(size) + " numbers" + kFix);
+      stream.peek() != std::char_traits<char>::eof() || !is_metric(matrix, size)) {
+    throw BundleError(file.string() + ": must hold a symmetric matrix of " + std::to_string(size) +
+                      " x " + std::to_string(size) + " finite numbers, positive on the diagonal" +
+                      kFix);
   }
   return matrix;
 }

@@ -16,14 +16,15 @@ PYINV_HOST_DEVICE inline bool better(uint8_t status, double rank, uint8_t than, 
 }
 
 // The value that attempts are compared by, which is what the last stage minimises. A relative
-// penalty, whose gradient has the loss as a factor, is a penalty on the loss's logarithm.
+// penalty, whose gradient has the loss as a factor, is a penalty on the loss's logarithm. At a loss
+// of 0 or below it has no effect; those rank below the logarithm of any float.
 PYINV_HOST_DEVICE inline double rank_of(const RunRule& rule, float loss, const Moments& moments) {
   if (!(rule.rank_weight > 0.0f)) return loss;
   const double away = moments.mean - rule.prior_moments.mean;
   const double penalty = 0.5 * rule.rank_weight * (away * away + moments.std * moments.std) /
                          (rule.prior_moments.std * rule.prior_moments.std);
   if (!rule.rank_relative) return loss + penalty;
-  return loss > 0.0f ? log(static_cast<double>(loss)) + penalty : -INFINITY;
+  return loss > 0.0f ? log(static_cast<double>(loss)) + penalty : loss - 1e3;
 }
 
 // Whether an evaluated lane needs its latent's moments.
@@ -183,7 +184,7 @@ PYINV_HOST_DEVICE inline void update_status(const RunRule& rule, const StageRule
     lane.attempt_rank = rank_of(rule, loss, lane.moments);
     lane.action = kRecord;
   }
-  if (stage.loss_tolerance > 0 && loss <= stage.loss_tolerance) {
+  if (stage.loss_tolerance > 0 && loss >= 0.0f && loss <= stage.loss_tolerance) {
     lane.stop = static_cast<uint8_t>(Status::converged_tolerance);
     return;
   }

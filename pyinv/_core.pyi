@@ -9,6 +9,7 @@ import numpy.typing as npt
 __version__: str
 max_restarts: int
 max_steps: int
+max_preconditioned: int
 max_solved: int
 
 class DeviceError(RuntimeError): ...

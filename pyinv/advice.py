@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pyinv.bundle import Manifest
 from pyinv.caution import warn
-from pyinv.recipes import Recipe, default
+from pyinv.recipes import EFFORTS, Recipe, default
 from pyinv.result import Status
 
 __all__ = ["are_eight_bit", "check_range", "next_step", "not_exact", "peak_ratio", "wants_exact"]
@@ -149,7 +149,7 @@ def next_step(
     improving = int(np.sum(status == Status.STEP_LIMIT_IMPROVING))
     if 2 * improving > finished:
         more = f"more max_steps than {recipe.stages[-1].max_steps}"
-        if recipe.name == "default" and recipe.restarts < default(manifest, effort="best").restarts:
+        if recipe.name == "default" and _spends(recipe) in _lower_efforts(manifest):
             more = 'effort="best"'
         return f"{improving} of {finished} targets were still improving: try {more}"
     matched = np.mean(status[done] == Status.CONVERGED_TOLERANCE) >= 0.5
@@ -158,3 +158,14 @@ def next_step(
     if inexact and solvable and not eight_bit:
         return "if the generator made these images, the recipe precise finds their exact latents"
     return ""
+
+
+def _spends(recipe: Recipe) -> tuple[int, int]:
+    """Return what an effort decides on: the restarts, and the most steps of the last stage."""
+    return recipe.restarts, recipe.stages[-1].max_steps
+
+
+def _lower_efforts(manifest: Manifest) -> list[tuple[int, int]]:
+    """Return what ``default`` spends by each effort, of those that spend less than "best"."""
+    *others, best = (_spends(default(manifest, effort=effort)) for effort in EFFORTS)
+    return [spent for spent in others if spent != best]

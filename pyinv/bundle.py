@@ -30,9 +30,9 @@ BUILT_IN_LOSSES = ("mse", "l1", "bce", "whitened")
 PICTURE_CHANNELS = (1, 3, 4)  # gray, RGB, RGBA: what image files can store
 
 MAX_SOLVED = _core.max_solved
-MAX_PRECONDITIONED = 1024
-"""The most components of a latent for which a bundle has a preconditioner."""
 """The largest latent size for which normal equations are exported and solved."""
+MAX_PRECONDITIONED = _core.max_preconditioned
+"""The most components of a latent for which a bundle has a preconditioner."""
 
 _MOST_VALUES = 2**31 - 1  # of one target's latent, image or condition
 
@@ -599,10 +599,10 @@ class Bundle:
         return self.path / function.file
 
     def preconditioner(self) -> NDArray[np.float32] | None:
-        """Return the matrix that ``LBFGS`` starts from, [d, d]; None if the bundle has none.
+        """Return the symmetric matrix that ``LBFGS`` starts from, [d, d]; None if there is none.
 
         Raises:
-            BundleError: the file cannot be read, or holds numbers that are not finite.
+            BundleError: the file cannot be read, or does not hold such a matrix.
         """
         if self.manifest.preconditioner is None:
             return None
@@ -612,9 +612,15 @@ class Bundle:
         except OSError as error:
             raise BundleError(f"{path}: cannot be read ({error.strerror})") from None
         size = self.manifest.latent_size
-        if values.size != size**2 or not np.isfinite(values).all():
-            raise BundleError(f"{path}: damaged; export or copy the bundle again")
-        return values.reshape(size, size).astype(np.float32, copy=False)
+        matrix = values.astype(np.float32, copy=False)
+        if values.size == size**2 and np.isfinite(values).all():
+            matrix = matrix.reshape(size, size)
+            if (matrix.diagonal() > 0).all() and np.array_equal(matrix, matrix.T):
+                return matrix
+        raise BundleError(
+            f"{path}: must hold a symmetric matrix of {size} x {size} finite numbers, positive on "
+            "the diagonal; export or copy the bundle again"
+        )
 
     def _check_files(self, *, contents: bool) -> None:
         fix = "export or copy the bundle again"

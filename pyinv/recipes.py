@@ -81,7 +81,8 @@ class Stage(Rule):
             ``LevenbergMarquardt`` its normal equations.
         max_steps: maximum number of steps, at least 1. Rejected steps of ``LevenbergMarquardt`` and
             ``LBFGS`` count.
-        loss_tolerance: the target converges when the loss is at or below this; 0 disables.
+        loss_tolerance: the target converges when the loss is at or below this, and not negative; 0
+            disables.
         change_tolerance: a step makes no progress if the loss changes by at most this; 0 disables.
         relative_change_tolerance: a step makes no progress if the loss changes by at most this
             fraction of itself; 0 disables.
@@ -364,16 +365,18 @@ def default(
 
     Source: ours. docs/recovery.md says what each part contributes.
     """
-    if effort not in _EFFORTS:
+    if effort not in EFFORTS:
         raise RuleError(f"default: effort must be one of {', '.join(EFFORTS)}; got {effort!r}")
+    penalty = PriorPenalty(prior_weight, relative=True)
     if manifest.batch_norm == "batch":
         return adam(manifest).replace(name="default", start="prior" if start == "mean" else start)
     hops, steps = _EFFORTS[effort]
-    weight = max(prior_weight, _FAST_WEIGHT) if effort == "fast" else prior_weight
+    if effort == "fast" and penalty.weight < _FAST_WEIGHT:
+        penalty = PriorPenalty(_FAST_WEIGHT, relative=True)
     settle = Stage(
         LBFGS(),
         _bounds_of(manifest.prior),
-        penalties=(PriorPenalty(weight, relative=True),) if weight else (),
+        penalties=(penalty,) if penalty.weight else (),
         max_steps=steps,
         loss_tolerance=1e-8,
         relative_change_tolerance=1e-4,
@@ -437,7 +440,7 @@ def lipton(manifest: Manifest, clipping: str = "stochastic") -> Recipe:
         "standard": Clip(),
         "none": NoConstraint(),
     }
-    if clipping not in constraints:
+    if clipping not in tuple(constraints):
         raise RuleError(
             f"lipton: clipping must be one of {', '.join(constraints)}; got {clipping!r}"
         )
@@ -713,7 +716,7 @@ def get(
             or given for another recipe than "default".
         BundleError: the bundle has no function that the recipe needs.
     """
-    if name not in RECIPES:
+    if name not in tuple(RECIPES):
         raise RuleError(f"unknown recipe {name!r}; there are {', '.join(RECIPES)}")
     if name == "default":
         begin = "encoder" if initial else start or "mean"

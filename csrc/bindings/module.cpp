@@ -287,6 +287,7 @@ PYBIND11_MODULE(_core, module) {
   module.attr("__version__") = PYINV_VERSION;
   module.attr("max_restarts") = kMaxRestarts;
   module.attr("max_steps") = kMaxSteps;
+  module.attr("max_preconditioned") = kMaxPreconditioned;
   module.attr("max_solved") = LevenbergMarquardt::kMaxComponents;
 
   py::register_exception<DeviceError>(module, "DeviceError", PyExc_RuntimeError);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -48,3 +49,20 @@ def test_every_method_has_a_row_of_what_it_found(photographs, tmp_path):
     assert peer["mse"] == pytest.approx(found.loss.mean(), rel=0.1)
     assert peer["forward_equivalents"] == 16_000
     assert len(photographs.table(list(rows.values())).splitlines()) == 11
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--targets", "0"], "--targets must be at least 1, got 0"),
+        (["--targets", "-1"], "--targets must be at least 1, got -1"),
+        (["--threads", "0"], "--threads must be at least 1, got 0"),
+        (["face"], "generators are vae, conditional, mnist, .*; got face"),
+    ],
+)
+def test_bad_options_are_refused_before_any_work(photographs, monkeypatch, capsys, words, message):
+    monkeypatch.setattr(sys, "argv", ["photographs.py", *words])
+    with pytest.raises(SystemExit) as error:
+        photographs.main()
+    assert error.value.code == 2
+    assert re.search(message, capsys.readouterr().err)

@@ -98,8 +98,30 @@ def test_psnr_and_hint_are_saved(precise, own, tmp_path):
 
 
 def test_more_effort_is_advised_while_the_default_recipe_still_improves(precise, own):
-    short = recipes.default(precise.manifest, effort="fast").replace(max_steps=2)
-    assert precise.invert(own, recipe=short).hint.endswith('still improving: try effort="best"')
+    def hint(recipe):
+        return advise(precise, Status.STEP_LIMIT_IMPROVING, 20, recipe).partition("try ")[2]
+
+    for effort in recipes.EFFORTS:
+        usual = recipes.default(precise.manifest, effort=effort)
+        steps = usual.stages[-1].max_steps
+        assert hint(usual) == (
+            f"more max_steps than {steps}" if effort == "best" else 'effort="best"'
+        )
+        # Settings of one's own stand in the way of any effort.
+        assert hint(usual.replace(max_steps=2)) == "more max_steps than 2"
+    without_hops = recipes.default(precise.manifest, effort="best").replace(restarts=0)
+    assert hint(without_hops) == "more max_steps than 200"
+    found = precise.invert(own, recipe=recipes.default(precise.manifest).replace(max_steps=2))
+    assert found.hint.endswith("try more max_steps than 2")
+
+
+def test_no_effort_is_advised_where_all_are_the_same(precise):
+    coupled = replace(
+        precise.manifest, batch_norm="batch", functions=precise.manifest.functions[:2]
+    )
+    batch = type("P", (), {"manifest": coupled})
+    hint = advise(batch, Status.STEP_LIMIT_IMPROVING, 20, recipes.default(coupled))
+    assert hint.endswith("try more max_steps than 1000")
 
 
 def test_converged_is_both_kinds(precise, own):

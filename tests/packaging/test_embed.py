@@ -15,6 +15,8 @@ import pytest
 
 import pyinv
 from pyinv import runtimes
+from pyinv.bundle import FileRecord
+from pyinv.errors import BundleError
 from pyinv.priors import Normal
 from pyinv.result import Status
 from support.backends import absent
@@ -416,6 +418,64 @@ def with_an_encoder_for_onnx_alone(path: Path) -> None:
     functions = json.loads(path.read_text())["functions"]
     scripted = [{**each, "runtime": "torchscript", "method": "m"} for each in functions]
     change(path, functions=[*functions, {**functions[0], "name": "encode"}, *scripted])
+
+
+def with_preconditioner(path: Path, values: object, **entries: object) -> None:
+    """Give the bundle a preconditioner, recorded as it is."""
+    file = path.parent / "preconditioner.f32"
+    file.write_bytes(np.asarray(values, "<f4").tobytes())
+    files = json.loads(path.read_text())["files"]
+    files[file.name] = {"bytes": file.stat().st_size, "sha256": FileRecord.of(file).sha256}
+    change(path, preconditioner=file.name, files=files, **entries)
+
+
+# The error is the same in both languages.
+BROKEN_PRECONDITIONERS = {
+    "not listed": (lambda m: change(m, preconditioner="no.f32"), "preconditioner"),
+    "not a name": (lambda m: change(m, preconditioner=5), "preconditioner"),
+    "too small": (
+        lambda m: with_preconditioner(m, np.eye(5)),
+        "must hold 6 x 6 float32 numbers, for latents of at most 1024 components; it has 100 bytes",
+    ),
+    "too large": (
+        lambda m: with_preconditioner(m, np.eye(7)),
+        "must hold 6 x 6 float32 numbers, for latents of at most 1024 components; it has 196 bytes",
+    ),
+    "of a long latent": (
+        lambda m: with_preconditioner(m, np.eye(1025), latent_shape=[1025]),
+        "must hold 1025 x 1025 float32 numbers, for latents of at most 1024 components",
+    ),
+    **{
+        name: (
+            lambda m, matrix=matrix: with_preconditioner(m, matrix),
+            "preconditioner.f32: must hold a symmetric matrix of 6 x 6 finite numbers, positive on "
+            "the diagonal; export or copy the bundle again",
+        )
+        for name, matrix in {
+            "not a number": np.diag([1, 1, np.nan, 1, 1, 1]),
+            "infinite": np.diag([1, np.inf, 1, 1, 1, 1]),
+            "empty": np.zeros((6, 6)),
+            "negative": -np.eye(6),
+            "not symmetric": np.eye(6) + np.eye(6, k=1),
+        }.items()
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("break_it", "problem"), BROKEN_PRECONDITIONERS.values(), ids=BROKEN_PRECONDITIONERS
+)
+def test_broken_preconditioners(
+    embed: Path, changed_bundle: Path, tmp_path: Path, break_it, problem: str
+) -> None:
+    images = tmp_path / "images.f32"
+    np.zeros((1, 64), np.float32).tofile(images)
+    break_it(changed_bundle / "manifest.json")
+    with pytest.raises(BundleError) as error:
+        pyinv.Inverter(changed_bundle)
+    for message in (error_of(embed, changed_bundle, images), str(error.value)):
+        assert problem in message
+        assert str(changed_bundle) in message
 
 
 BROKEN_BUNDLES = {

@@ -427,12 +427,19 @@ def test_the_default_recipe_of_coupled_targets_is_adam():
     ("changes", "message"),
     [
         ({"effort": "most"}, "effort must be one of fast, default, best; got 'most'"),
+        ({"effort": ["fast"]}, "effort must be one of fast, default, best; got "),
         ({"prior_weight": -1}, "PriorPenalty: weight must"),
+        ({"prior_weight": np.nan}, "PriorPenalty: weight must"),
+        ({"prior_weight": "0.1"}, "PriorPenalty: weight must"),
+        ({"prior_weight": None}, "PriorPenalty: weight must"),
     ],
 )
-def test_bad_arguments_of_the_default_recipe(changes, message):
+@pytest.mark.parametrize("others", [{}, {"effort": "fast"}, {"start": "encoder"}], ids=str)
+@pytest.mark.parametrize("batch_norm", ["eval", "batch"])
+def test_bad_arguments_of_the_default_recipe(changes, message, others, batch_norm):
+    given = replace(manifest(Normal(), solved=()), batch_norm=batch_norm)
     with pytest.raises(RuleError, match=message):
-        recipes.default(manifest(Normal()), **changes)
+        recipes.default(given, **{**others, **changes})
 
 
 def test_an_effort_is_for_the_default_recipe():
@@ -443,6 +450,8 @@ def test_an_effort_is_for_the_default_recipe():
 def test_unknown_recipe_lists_those_there_are():
     with pytest.raises(RuleError, match=r"'lbfgs'; there are default, adam, .*, egan, precise"):
         recipes.get("lbfgs", manifest(Uniform()))
+    with pytest.raises(RuleError, match=r"unknown recipe \['adam'\]; there are default"):
+        recipes.get(["adam"], manifest(Uniform()))  # type: ignore[arg-type]
 
 
 def test_replace_reaches_recipe_stages_and_solvers():

@@ -158,6 +158,22 @@ def test_a_relative_penalty_of_a_negative_loss_does_nothing(engine):
         np.testing.assert_allclose(found["latents"], [[2.0, 1.0]], atol=1e-3)
 
 
+def test_a_negative_loss_is_minimised_and_its_best_attempt_kept(engine):
+    """It is below any tolerance from the start, and has no logarithm to rank attempts by."""
+    objective = Quadratic(3, curvature=[1, 2, 3])
+    images = objective.images(some_latents(8, 3), floor=-10.0)
+    penalty = PriorPenalty(0.001, relative=True)
+    stage = Stage(LBFGS(), penalties=(penalty,), max_steps=3, loss_tolerance=1e-8)
+    found = {}
+    for restarts in (0, 4):
+        method = recipe(stage, restarts=restarts)
+        found[restarts], _ = both(engine, [objective], method, Normal(), images)
+    assert (found[0]["steps"] == 3).all()
+    assert (found[4]["attempts"] == 5).all()
+    assert (found[4]["loss"] <= found[0]["loss"]).all()
+    assert (found[4]["loss"] < found[0]["loss"]).any()
+
+
 @pytest.mark.parametrize(
     ("prior", "std"), [(Uniform(-1, 2), 3 / np.sqrt(12)), (Normal(0, 0.5), 0.5)], ids=str
 )

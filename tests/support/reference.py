@@ -261,8 +261,11 @@ class Outcome:
         for penalty in stage["penalties"]:
             if penalty["kind"] == "prior_penalty" and not penalty["anneal"]:
                 mean, std = prior_moments(prior)
+                if penalty["relative"] and rank <= 0:
+                    rank -= 1e3  # below any float's logarithm
+                    continue
                 if penalty["relative"]:
-                    rank = np.log(rank) if rank > 0 or np.isnan(rank) else -np.inf
+                    rank = np.log(rank)
                 rank += (
                     penalty["weight"] * half_square(self.latent, mean) / len(self.latent) / std**2
                 )
@@ -290,7 +293,7 @@ class Progress:
             self.best = (loss, z.copy())
         self.last = (loss, z.copy())
 
-        if stage["loss_tolerance"] > 0 and loss <= f32(stage["loss_tolerance"]):
+        if stage["loss_tolerance"] > 0 and 0 <= loss <= f32(stage["loss_tolerance"]):
             self.stop(CONVERGED)
         change, relative = f32(stage["change_tolerance"]), f32(stage["relative_change_tolerance"])
         still = False

@@ -18,6 +18,9 @@ class PYINV_API BundleError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// The most components of a latent for which a bundle has a preconditioner.
+inline constexpr int64_t kMaxPreconditioned = 1024;
+
 enum class BatchNorm : int32_t { eval, batch };
 
 // The distinct operators in an ONNX file. Names of operators outside ONNX's own domain start with

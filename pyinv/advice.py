@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyinv.bundle import Manifest
-from pyinv.caution import warn
+from pyinv.caution import warned
 from pyinv.recipes import EFFORTS, Recipe, default
 from pyinv.result import Status
 
@@ -31,8 +31,8 @@ _POOR, _GOOD, _EXACT = 15.0, 35.0, 80.0
 
 def check_range(
     images: FloatArray, manifest: Manifest, own_images: Callable[[], FloatArray]
-) -> None:
-    """Warn about images that are probably scaled for another value range.
+) -> str:
+    """Warn about images that are probably scaled for another value range; return the warning or "".
 
     Args:
         images: checked targets, [N, *target_shape].
@@ -40,7 +40,7 @@ def check_range(
         own_images: generates a few images to compare with; called only on suspicion.
     """
     if manifest.observes:
-        return
+        return ""
     low, high = manifest.value_range
     least, most = float(images.min()), float(images.max())
     reach = _REACH * (high - low)
@@ -52,22 +52,22 @@ def check_range(
             remedy = f"rescale them to [{low:g}, {high:g}]"
             if least >= 0 and most <= 255 and most > 2 * high:
                 remedy = f"if they are 0 to 255, use {_scaled('images / 255', low, high)}"
-            warn(
+            return warned(
                 f"the images' values lie in [{least:.4g}, {most:.4g}], outside value_range "
                 f"[{low:g}, {high:g}] and far outside the generator's own; {remedy}"
             )
-            return
     pictures = manifest.targets_are_pictures and manifest.target_size >= _FEWEST
     if not pictures or (low >= 0 and high <= 1):
-        return
+        return ""
     if least >= 0 and most <= 1 and most - least > 0.25:
         own = own_images()
         if np.mean((own < 0) | (own > 1)) > 0.05:
-            warn(
+            return warned(
                 f"all values of the images lie in [0, 1], and value_range is [{low:g}, {high:g}]: "
                 "if they are 0 to 1, as from torchvision's ToTensor, use "
                 f"{_scaled('images', low, high)}"
             )
+    return ""
 
 
 def _scaled(unit: str, low: float, high: float) -> str:
@@ -123,8 +123,12 @@ def next_step(
     manifest: Manifest,
     *,
     eight_bit: bool,
+    doubt: str = "",
 ) -> str:
-    """Return one sentence about what to try next, or "" if there is nothing to advise."""
+    """Return one sentence about what to try next, or "" if there is nothing to advise.
+
+    ``doubt`` is the warning about the images, or "".
+    """
     done = status != Status.CANCELLED
     finished = int(done.sum())
     if not finished:
@@ -135,9 +139,17 @@ def next_step(
             f"{broken} of {finished} targets met values that are not finite: try a lower "
             "learning_rate, or check that the generator is finite where the latents were"
         )
+    if doubt:
+        return doubt
     if wants_exact(recipe):
         return not_exact(status)
     level = float(np.nanmedian(psnr[done])) if psnr is not None and (psnr == psnr).any() else None
+    improving = int(np.sum(status == Status.STEP_LIMIT_IMPROVING))
+    if 2 * improving > finished:
+        more = f"more max_steps than {recipe.stages[-1].max_steps}"
+        if recipe.name == "default" and _spends(recipe) in _lower_efforts(manifest):
+            more = 'effort="best"'
+        return f"{improving} of {finished} targets were still improving: try {more}"
     if level is not None and level < _POOR:
         checks = [
             "that the images are scaled to value_range",
@@ -146,12 +158,6 @@ def next_step(
         if manifest.conditions:
             checks.insert(1, f"the conditions ({', '.join(manifest.conditions)})")
         return f"the images hardly resemble their targets: check {', and '.join(checks)}"
-    improving = int(np.sum(status == Status.STEP_LIMIT_IMPROVING))
-    if 2 * improving > finished:
-        more = f"more max_steps than {recipe.stages[-1].max_steps}"
-        if recipe.name == "default" and _spends(recipe) in _lower_efforts(manifest):
-            more = 'effort="best"'
-        return f"{improving} of {finished} targets were still improving: try {more}"
     matched = np.mean(status[done] == Status.CONVERGED_TOLERANCE) >= 0.5
     solvable = any(manifest.has_normal_equations(loss) for loss in ("whitened", "mse"))
     inexact = level is not None and _GOOD <= level < _EXACT and not matched

@@ -13,7 +13,7 @@ from typing import ParamSpec, TypeVar
 
 from pyinv.errors import PyinvError, PyinvWarning
 
-__all__ = ["has_strict", "strict_mode", "warn"]
+__all__ = ["has_strict", "strict_mode", "warn", "warned"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -57,6 +57,12 @@ def warn(message: str) -> None:
     while frame.f_back is not None and _is_ours(frame):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, PyinvWarning, stacklevel=level)
+
+
+def warned(message: str) -> str:
+    """Warn, and return the message."""
+    warn(message)
+    return message
 
 
 def _is_ours(frame: FrameType) -> bool:

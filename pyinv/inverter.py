@@ -305,7 +305,7 @@ class Inverter:
             raise InputError(f"strict must be True or False, got {strict!r}")
         eight_bit = are_eight_bit(targets, manifest)
         with strict_mode(strict, InputError):
-            self._check_range(targets, conditions)
+            doubt = self._check_range(targets, conditions)
             if wants_exact(recipe) and eight_bit:
                 warn(
                     "the images have 8-bit values, so the recipe precise cannot reproduce them "
@@ -331,7 +331,9 @@ class Inverter:
                 )
                 psnr = peak_ratio(mse, manifest.value_range)
             if whole:
-                hint = next_step(found["status"], psnr, recipe, manifest, eight_bit=eight_bit)
+                hint = next_step(
+                    found["status"], psnr, recipe, manifest, eight_bit=eight_bit, doubt=doubt
+                )
             return Inversion(
                 latents=latents.reshape(count, *manifest.latent_shape),
                 loss=found["loss"],
@@ -712,15 +714,15 @@ class Inverter:
             recipe = recipe.replace(start=start)
         return recipe if restarts is None else recipe.replace(restarts=restarts)
 
-    def _check_range(self, images: FloatArray, conditions: FloatArray | None) -> None:
-        """Warn about images that are probably scaled for another value range."""
+    def _check_range(self, images: FloatArray, conditions: FloatArray | None) -> str:
+        """Warn about images probably scaled for another value range; return the warning or ""."""
 
         def own_images() -> FloatArray:
             given = None if conditions is None else conditions[np.arange(16) % len(conditions)]
             latents = self.sample(16).reshape(16, -1)
             return self._session.generate(latents, given, 16)
 
-        check_range(images, self.manifest, own_images)
+        return check_range(images, self.manifest, own_images)
 
     def _mean_square(
         self,

@@ -163,12 +163,12 @@ class Inversion:
         if self.psnr is not None and not np.isnan(self.psnr).all():
             quality = f"PSNR median {np.nanmedian(self.psnr):.1f} dB; "
         steps = f"{self.steps.mean():.0f} per target" if len(self) else "0"
-        restarted = int(np.sum(self.attempts > 1))
+        attempts = self.attempts.mean() if len(self) else 0
         return (
             f"<Inversion of {len(self)} target{'' if len(self) == 1 else 's'}"
             f"{', cancelled' if self.cancelled else ''}: latents [{shape}]; {ended or 'none'}; "
             f"loss {quantiles}; {quality}steps {steps}"
-            f"{f'; {restarted} restarted' if restarted else ''}; "
+            f"{f', attempts {attempts:.3g}' if attempts > 1 else ''}; "
             f"recipe {self.recipe.get('name')}, seed {self.seed}>"
         )
 

@@ -113,9 +113,9 @@ def conditions(arguments: argparse.Namespace, manifest: Manifest) -> dict[str, A
     missing = [name for name in manifest.conditions if name not in found]
     if missing:
         needed = {name: manifest.conditions[name] for name in missing}
-        described = ", ".join(f"{name}: {condition}" for name, condition in needed.items())
+        described = ", ".join(f"{name} ({condition})" for name, condition in needed.items())
         options = " ".join(f"--condition {name}={_example(needed[name])}" for name in missing)
-        raise InputError(f"this bundle needs more conditions ({described}); add {options}")
+        raise InputError(f"this bundle also needs {described}; add {options}")
     return found or None
 
 

@@ -460,7 +460,7 @@ def test_constraint_that_does_not_fit_a_normal_prior(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "needs more conditions (label: label, 10 classes); add --condition label=3"),
+        ([], "this bundle also needs label (label, 10 classes); add --condition label=3"),
         (["--condition", "label=10"], "must be whole numbers from 0 to 9, got 10"),
         (["--condition", "label=FILE"], 'one named "label", found images, labels; rename it'),
         (["--condition", "label=SEVERAL"], "one for each target [1] or one for all, got [3]"),

@@ -111,7 +111,7 @@ def conditions(arguments: argparse.Namespace, manifest: Manifest) -> dict[str, A
             raise InputError(f"--condition {name}= needs {_VALUE}")
         found[name] = _number_or_array(value, name)
     missing = [name for name in manifest.conditions if name not in found]
-    if missing:
+    if missing and found.keys() <= manifest.conditions.keys():  # a wrong name is refused later
         needed = {name: manifest.conditions[name] for name in missing}
         described = ", ".join(f"{name} ({condition})" for name, condition in needed.items())
         options = " ".join(f"--condition {name}={_example(needed[name])}" for name in missing)

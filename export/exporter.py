@@ -19,7 +19,7 @@ from pyinv.bundle import BATCH_NORM_MODES, MAX_SOLVED, RUNTIMES, FileRecord, Fun
 from pyinv.caution import has_strict, warn
 from pyinv.conditions import Condition
 from pyinv.errors import BundleError, DependencyError, ExportError
-from pyinv.priors import Normal, Prior, Uniform
+from pyinv.priors import PRIORS, Normal, Prior, Uniform
 
 from .capture.inputs import with_inputs
 from .capture.noise import NOISE_MODES, with_noise
@@ -190,7 +190,7 @@ def export(
     if noise is not None and noise not in NOISE_MODES:
         raise ExportError(f"noise must be 'freeze' or 'latent', got {noise!r}")
     if not isinstance(prior, Uniform | Normal):
-        raise ExportError(f"prior must be pyinv.Uniform or pyinv.Normal, got {prior!r}")
+        raise ExportError(f"prior must be {PRIORS}, got {prior!r}")
     if not isinstance(weights, bool):
         raise ExportError(
             f"weights must be True or False, got {type(weights).__name__}: the weights themselves "

@@ -217,9 +217,11 @@ def check_value_range(
             )
     elif activation is not None and own is not None:
         if not activation.fits(value_range):
+            wider = low <= own[0] and own[1] <= high
             warn(
                 f"{ends}, and value_range is ({low:g}, {high:g}): give value_range="
                 f"({own[0]:g}, {own[1]:g}), if that is the range of the training images"
+                + ("; a wider one is for targets with noise outside of it" if wider else "")
             )
     elif not check_bounds(found, value_range, ()):
         warn(

@@ -26,6 +26,11 @@ class Rule:
         """Return the rule's name in manifests, in the engine and on the command line."""
         return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__).lower()
 
+    @classmethod
+    def required(cls) -> list[str]:
+        """Return the names of the fields without a default."""
+        return [field.name for field in fields(cls) if field.default is MISSING]  # type: ignore[arg-type]
+
     def describe(self) -> dict[str, Any]:
         """Return the rule as JSON values, ``{"kind": ..., field: value, ...}``."""
         described: dict[str, Any] = {"kind": self.kind()}
@@ -128,13 +133,13 @@ def from_description(
         raise RuleError(f"unknown {what} {kind!r}; there are {', '.join(by_kind)}")
     cls = by_kind[described["kind"]]
     arguments = {name: value for name, value in described.items() if name != "kind"}
-    declared = {field.name: field for field in fields(cls)}  # type: ignore[arg-type]
+    declared = [field.name for field in fields(cls)]  # type: ignore[arg-type]
     for name in arguments:
         if name not in declared:
             known = ", ".join(declared) or "none"
             raise RuleError(f"{what} {cls.kind()} has no setting {name!r}; it has {known}")
-    for name, field in declared.items():
-        if name not in arguments and field.default is MISSING:
+    for name in cls.required():
+        if name not in arguments:
             raise RuleError(f"{what} {cls.kind()} needs a value for {name!r}")
     return cls(**arguments)
 

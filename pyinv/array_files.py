@@ -60,7 +60,9 @@ def read_array(path: str | os.PathLike[str], name: str) -> NDArray[Any]:
         if name in file.files or len(file.files) == 1:
             return np.asarray(file[name if name in file.files else file.files[0]])
         found = ", ".join(file.files) or "none"
-    raise InputError(f'{path}: expected one array or one named "{name}", found {found}')
+    raise InputError(
+        f'{path}: expected one array or one named "{name}", found {found}; rename it "{name}"'
+    )
 
 
 def read_npz(

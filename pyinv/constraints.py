@@ -79,7 +79,7 @@ class _Cutoff(Constraint):
         if not isinstance(prior, Normal):
             raise RuleError(
                 f"{type(self).__name__} draws from a normal prior, but this one is uniform; "
-                "use StochasticClip or Clip"
+                "use StochasticClip() or Clip() (in the shell, --constraint stochastic_clip)"
             )
         if getattr(self, "horizon", max_steps) is None:
             return replace(self, horizon=max_steps)  # type: ignore[type-var]
@@ -109,7 +109,8 @@ class Clip(_Bounds):
             return self._with_bounds_of(prior)
         if self.low is None or self.high is None:
             raise RuleError(
-                "Clip has no bounds to take from a normal prior; give them: Clip(low=-3, high=3)"
+                "Clip has no bounds to take from a normal prior; give them: Clip(low=-3, high=3) "
+                "(in the shell, --constraint clip:low=-3,high=3)"
             )
         return self
 
@@ -137,7 +138,8 @@ class StochasticClip(_Bounds):
         if not isinstance(prior, Uniform):
             raise RuleError(
                 "StochasticClip draws uniformly and needs a uniform prior, but this one is "
-                "normal; use HardCutoff, LogisticCutoff or TruncatedNormalCutoff"
+                "normal; use another constraint, such as HardCutoff(c=3) (in the shell, "
+                "--constraint hard_cutoff:c=3)"
             )
         return self._with_bounds_of(prior)
 
@@ -256,6 +258,9 @@ def parse_constraint(text: str) -> Constraint:
     """
     kind, _, settings = text.partition(":")
     kind = kind.strip().replace("-", "_")
+    cls = CONSTRAINTS.get(kind)
+    needed = [] if cls is None else [f"{name}=3" for name in cls.required()]
+    example = f"; an example is {kind}:{','.join(needed)}" if needed else ""
     described: dict[str, Any] = {"kind": NoConstraint.kind() if kind == "none" else kind}
     for setting in filter(None, (part.strip() for part in settings.split(","))):
         name, equals, value = setting.partition("=")
@@ -266,6 +271,10 @@ def parse_constraint(text: str) -> Constraint:
         if not equals:
             raise RuleError(
                 f"constraint {text!r}: expected name=number after the colon, got {setting!r}"
+                f"{example}"
             )
         described[name.strip()] = int(number) if number.is_integer() else number
-    return from_description(described, CONSTRAINTS.values(), "constraint")
+    try:
+        return from_description(described, CONSTRAINTS.values(), "constraint")
+    except RuleError as error:
+        raise RuleError(f"{error}{example}") from None

@@ -187,7 +187,11 @@ def run(
     say(
         "3. Digits, reconstructions and differences, drawn in "
         f"{time.perf_counter() - drawing:.1f} s: {path}\n\n"
-        f"{report['seconds']:.0f} s in all, on {inverter.threads} threads."
+        f"{report['seconds']:.0f} s in all, on {inverter.threads} threads.\n\n"
+        "Next, your own generator (needs PyTorch), such as\n"
+        "  pyinv export my_models.py:make_generator -o my.bundle --latent-shape 100 --prior "
+        "normal\n"
+        "  pyinv invert my.bundle photos/ -o latents.npz"
     )
     return report
 
@@ -322,7 +326,7 @@ def _draw_reconstructions(generated: _Outcome, real: _Outcome, path: Path) -> No
     top += band + 4
     errors = generated.latent_errors
     assert errors is not None
-    draw.text((LABEL_WIDTH - 14, top), "latent error", FAINT, small, anchor="ra")
+    draw.text((LABEL_WIDTH - 14, top), "error of these latents", FAINT, small, anchor="ra")
     for column, index in enumerate(chosen):
         centre = LABEL_WIDTH + column * (size + GAP) + size // 2
         draw.text((centre, top), f"{errors[index]:.0e}", FAINT, small, anchor="ma")

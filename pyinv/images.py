@@ -51,6 +51,7 @@ FITS = ("crop", "stretch")
 FILE_CHANNELS = PICTURE_CHANNELS
 GRID_TILE = 128  # pixels of an enlarged image in a grid, at most
 GRID_WIDTH = 2048
+_FOR_NOISE = "if they are noisy, export the generator with a value_range that holds the noise"
 RANGE_SLACK = 1e-4  # of the range's span: tolerance for rounding in a generator's last layer
 
 
@@ -71,15 +72,27 @@ def check_images(images: Any, manifest: Manifest) -> FloatArray:
         InputError: wrong shape, type or range, NaN, or no image.
     """
     expected = f"float32 [N, {shape_text(manifest.target_shape)}]"
+    several = isinstance(images, list | tuple) and len(images) > 0
+    if isinstance(images[0] if several else images, str | PurePath):
+        paths = "paths" if several else repr(str(images))
+        raise InputError(
+            f"images must be {expected}, got {type(images).__name__}; read files with "
+            f"pyinv.load_images({paths}, inverter.manifest)"
+        )
     array = as_numpy(images, "images", expected)
     low, high = manifest.value_range
     if array.dtype.kind in "iub" and manifest.observes:
         raise InputError(f"images must be {expected}, got {array.dtype}; convert them to floats")
     if array.dtype.kind in "iub":
+        floats = (
+            "images.astype('float32')"
+            if isinstance(images, np.ndarray)
+            else "numpy.asarray(images, 'float32')"
+        )
         raise InputError(
             f"images must be {expected} in [{low:g}, {high:g}], got {array.dtype}; "
             + (
-                f"scale them: images.astype('float32') / 255 * {high - low:g} + {low:g}"
+                f"scale them: {floats} / 255 * {high - low:g} + {low:g}"
                 if array.dtype == np.uint8
                 else "convert them to floats in that range"
             )
@@ -101,11 +114,9 @@ def check_images(images: Any, manifest: Manifest) -> FloatArray:
         )
     slack = _slack(manifest)
     if lowest < low - slack or highest > high + slack:
-        fix = f"rescale them to [{low:g}, {high:g}]"
+        fix = f"rescale them to [{low:g}, {high:g}] or clip them; {_FOR_NOISE}"
         if highest > 2 * max(abs(low), abs(high)) and lowest >= 0 and highest <= 255:
             fix = f"if they are 0 to 255, use images / 255 * {high - low:g} + {low:g}"
-        elif low == -1 and high == 1 and highest > 1:
-            fix += " or clip them"
         raise InputError(
             f"images must be in [{low:g}, {high:g}], got [{lowest:.4g}, {highest:.4g}]; {fix}"
         )
@@ -602,7 +613,7 @@ def _check_values(path: Path, rows: FloatArray, manifest: Manifest) -> None:
     if not (lowest >= low - slack and highest <= high + slack):
         raise InputError(
             f"{path}: the values must be finite and in [{low:g}, {high:g}], got "
-            f"[{lowest:.4g}, {highest:.4g}]; rescale them"
+            f"[{lowest:.4g}, {highest:.4g}]; rescale them; {_FOR_NOISE}"
         )
 
 
@@ -623,7 +634,8 @@ def _convert_array(source: _Source, rows: FloatArray, manifest: Manifest, fit: s
             if not (lowest >= low - slack and highest <= high + slack):
                 raise InputError(
                     f"{source.path}: image {index} must be finite and in [{low:g}, {high:g}], got "
-                    f"[{lowest:.4g}, {highest:.4g}]; rescale the array, or save it as uint8"
+                    f"[{lowest:.4g}, {highest:.4g}]; rescale the array, or save it as uint8; "
+                    f"{_FOR_NOISE}"
                 )
             if fits:
                 rows[index] = image.transpose(2, 0, 1)  # unscaled, hence exact

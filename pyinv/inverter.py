@@ -187,6 +187,7 @@ class Inverter:
         *,
         recipe: str | Recipe = "default",
         loss: str | None = None,
+        max_steps: int | None = None,
         restarts: int | None = None,
         seed: int = 0,
         init: Any = None,
@@ -213,6 +214,8 @@ class Inverter:
                 gradients only, and a loss with normal equations for the others. Your own, such as
                 a perceptual loss, is exported with the generator:
                 ``export(..., losses={"mse": "mse", "mine": function})``.
+            max_steps: maximum number of steps of each stage, at least 1; None uses the recipe's.
+                Schedules that count steps do not scale with it.
             restarts: number of further attempts for targets that have not converged; None uses the
                 recipe's. Without a loss tolerance in the recipe no target converges, so every
                 target runs every restart.
@@ -281,7 +284,13 @@ class Inverter:
                 raise InputError(f'init must be latents or "encoder", got {init!r}')
             init, start = None, init
         recipe = self._resolve(
-            recipe, restarts, noise, start, effort, weighting, initial=init is not None
+            recipe,
+            {"max_steps": max_steps, "restarts": restarts},
+            noise,
+            start,
+            effort,
+            weighting,
+            initial=init is not None,
         )
         if loss is not None:
             recipe = recipes.with_loss(recipe, loss, manifest)
@@ -685,7 +694,7 @@ class Inverter:
     def _resolve(
         self,
         recipe: str | Recipe,
-        restarts: int | None,
+        changes: dict[str, int | None],
         noise: float | None,
         start: str | None = None,
         effort: str | None = None,
@@ -709,10 +718,9 @@ class Inverter:
                 "recipe must be a name or a pyinv.Recipe, got "
                 f"{type(recipe).__name__}; the names are {', '.join(recipes.RECIPES)}"
             )
-        recipe = recipe.fit(manifest.prior)
-        if start is not None:
-            recipe = recipe.replace(start=start)
-        return recipe if restarts is None else recipe.replace(restarts=restarts)
+        given = {**changes, "start": start}
+        recipe = recipe.replace(**{name: to for name, to in given.items() if to is not None})
+        return recipe.fit(manifest.prior)
 
     def _check_range(self, images: FloatArray, conditions: FloatArray | None) -> str:
         """Warn about images probably scaled for another value range; return the warning or ""."""

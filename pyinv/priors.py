@@ -9,7 +9,7 @@ from typing import Any
 
 from pyinv._rule import Rule, from_description
 
-__all__ = ["Normal", "Prior", "Uniform", "prior_from_description"]
+__all__ = ["PRIORS", "Normal", "Prior", "Uniform", "prior_from_description"]
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,8 @@ class Normal(Rule):
 
 
 Prior = Uniform | Normal
+PRIORS = "an object such as pyinv.Normal() or pyinv.Uniform(-1, 1)"
+"""What a prior must be, for errors."""
 _PRIORS: tuple[type[Uniform] | type[Normal], ...] = (Uniform, Normal)
 
 

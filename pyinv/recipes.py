@@ -262,7 +262,12 @@ class Recipe(Rule):
         Raises:
             RuleError: a constraint does not fit the prior.
         """
-        return dataclasses.replace(self, stages=tuple(stage.fit(prior) for stage in self.stages))
+        try:
+            stages = tuple(stage.fit(prior) for stage in self.stages)
+        except RuleError as error:
+            other = "" if self.name == "default" else ", or the recipe default"
+            raise RuleError(f"recipe {self.name}: {error}{other}") from None
+        return dataclasses.replace(self, stages=stages)
 
     def replace(self, **changes: Any) -> Recipe:
         """Return a copy with some fields changed.
@@ -717,7 +722,10 @@ def get(
         BundleError: the bundle has no function that the recipe needs.
     """
     if name not in tuple(RECIPES):
-        raise RuleError(f"unknown recipe {name!r}; there are {', '.join(RECIPES)}")
+        meant = ""
+        if name in EFFORTS:
+            meant = f'; did you mean effort="{name}" (in the shell, --effort {name})?'
+        raise RuleError(f"unknown recipe {name!r}; there are {', '.join(RECIPES)}{meant}")
     if name == "default":
         begin = "encoder" if initial else start or "mean"
         recipe = default(manifest, effort=effort or "default", start=begin)

@@ -228,7 +228,8 @@ def _bound(
                 raise ExportError(
                     f"the generator takes {', '.join(named)}, and its latent is {latent}: say what "
                     f"{name} is, such as inputs={{{name!r}: Label(classes)}}, or Condition(shape), "
-                    f"or {_FIXED}"
+                    f"or {_FIXED}; in the shell, --input {name}=label:10 or "
+                    f"--input {name}=condition:4"
                 )
         elif parameter.kind is inspect.Parameter.KEYWORD_ONLY:
             keywords.append(name)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from pyinv.errors import ExportError, PyinvWarning
-from pyinv.priors import Normal, Prior, Uniform
+from pyinv.priors import PRIORS, Normal, Prior, Uniform
 from pyinv.validation import shape_text
 
 from ..capture.onnx_file import OnnxModule
@@ -207,7 +207,7 @@ class Layers:
         """
         shape = self.shapes(latent_shape)[-1]
         if not isinstance(prior, Uniform | Normal):
-            raise ExportError(f"prior must be pyinv.Uniform or pyinv.Normal, got {prior!r}")
+            raise ExportError(f"prior must be {PRIORS}, got {prior!r}")
         if not isinstance(samples, int) or samples < 2:
             raise ExportError(f"samples must be a number >= 2, got {samples!r}")
         mean, std = self._moments(check_shape("latent_shape", latent_shape), prior, samples, seed)

@@ -20,7 +20,7 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         help="run a demo with the bundle included in pyinv",
         description=(
             "Invert 64 real digits, and recover the latents of 128 generated ones, also with three "
-            "kinds of clipping. Writes a picture. Takes about half a minute."
+            "kinds of clipping. Writes a picture. Takes about half a minute on two idle cores."
         ),
     )
     parser.add_argument(

@@ -68,8 +68,8 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     with OutputFile(arguments.output) as output:
         inverter = Inverter(arguments.bundle, **machine_options(arguments))
         inverter.manifest.encode(inverter.runtime)  # before the images are read
-        images, sources = load_named_images(arguments.images, inverter.manifest, fit=arguments.fit)
         given = conditions(arguments, inverter.manifest)
+        images, sources = load_named_images(arguments.images, inverter.manifest, fit=arguments.fit)
         start = time.perf_counter()
         latents = inverter.encode(images, conditions=given)
         seconds = time.perf_counter() - start

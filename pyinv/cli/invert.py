@@ -26,6 +26,7 @@ from pyinv.cli.options import (
     real,
     whole,
 )
+from pyinv.conditions import condition_rows
 from pyinv.constraints import CONSTRAINTS, parse_constraint
 from pyinv.errors import InputError, OutputError, RunError
 from pyinv.images import FITS, load_named_images, load_weights, not_pictures, save_images
@@ -179,8 +180,9 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
             inverter.check_uncertainty(noise=arguments.noise, weights=weights)
         if isinstance(init, str):
             bundle.manifest.encode(inverter.runtime)  # before the images are read
-        images, sources = load_named_images(arguments.images, bundle.manifest, fit=arguments.fit)
         given = conditions(arguments, bundle.manifest)
+        images, sources = load_named_images(arguments.images, bundle.manifest, fit=arguments.fit)
+        condition_rows(bundle.manifest.conditions, given, len(images))
         console.message(f"inverting {len(images)} images with recipe {recipe.name}")
         start = time.perf_counter()
         failure: Exception | None = None
@@ -277,7 +279,9 @@ def _recipe(arguments: argparse.Namespace, manifest: Manifest, weights: Any) -> 
             initial=arguments.init is not None and start is None,
         )
     recipe = recipe.replace(**{name: value for name, value in changes.items() if value is not None})
-    return recipe if arguments.loss is None else recipes.with_loss(recipe, arguments.loss, manifest)
+    if arguments.loss is not None:
+        recipe = recipes.with_loss(recipe, arguments.loss, manifest)
+    return recipe.fit(manifest.prior)
 
 
 def _report(

@@ -10,6 +10,7 @@ from typing import Any
 from pyinv.array_files import read_array
 from pyinv.batching import DEFAULT_BATCH_SIZE
 from pyinv.bundle import RUNTIMES, Manifest
+from pyinv.conditions import Input, Label
 from pyinv.errors import InputError
 from pyinv.tables import TABLE_SUFFIXES, read_column
 
@@ -109,7 +110,20 @@ def conditions(arguments: argparse.Namespace, manifest: Manifest) -> dict[str, A
         if not value:
             raise InputError(f"--condition {name}= needs {_VALUE}")
         found[name] = _number_or_array(value, name)
+    missing = [name for name in manifest.conditions if name not in found]
+    if missing and found.keys() <= manifest.conditions.keys():  # a wrong name is refused later
+        needed = {name: manifest.conditions[name] for name in missing}
+        described = ", ".join(f"{name} ({condition})" for name, condition in needed.items())
+        options = " ".join(f"--condition {name}={_example(needed[name])}" for name in missing)
+        raise InputError(f"this bundle also needs {described}; add {options}")
     return found or None
+
+
+def _example(condition: Input) -> str:
+    """Return a value of a condition as ``--condition`` takes it."""
+    if isinstance(condition, Label):
+        return str(min(3, condition.classes - 1))
+    return f"{condition.high:g}" if condition.columns == 1 else "FILE.npy"
 
 
 def _number_or_array(text: str, name: str) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 from pyinv.errors import InputError
 from pyinv.models import get_model
-from pyinv.priors import Normal, Prior, Uniform, prior_from_description
+from pyinv.priors import PRIORS, Normal, Prior, Uniform, prior_from_description
 from pyinv.training.settings import Settings, finite
 
 __all__ = ["CONFIGURATIONS", "GanConfiguration", "get_configuration"]
@@ -90,7 +90,7 @@ class GanConfiguration(Settings):
         model = get_model(self.model)
         model.check(self.image_shape, **self.options)
         if not isinstance(self.prior, Uniform | Normal):
-            raise InputError(f"prior must be pyinv.Uniform or pyinv.Normal, got {self.prior!r}")
+            raise InputError(f"prior must be {PRIORS}, got {self.prior!r}")
         self._count("latent_size", 1)
         # Batch norm needs statistics over several images.
         self._count("batch_size", 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from PIL import Image
 
 from pyinv import runtimes
 from pyinv.cli import main
+from pyinv.conditions import Label
 from pyinv.errors import (
     BundleError,
     DependencyError,
@@ -52,7 +54,13 @@ BAD_IMAGES: list[tuple[Any, str]] = [
     (np.zeros((2, 1, 8, 8), np.int64), "got int64; convert them to floats"),
     (np.zeros((2, 1, 8, 8), bool), "got bool"),
     (np.zeros((2, 1, 8, 8), complex), "got complex128; give an array of numbers"),
-    ("image.png", "got str; give an array of numbers"),
+    ("photos", "got str; read files with pyinv.load_images('photos', inverter.manifest)"),
+    (Path("photos"), "; read files with pyinv.load_images('photos', inverter.manifest)"),
+    (["a.png", "b.png"], "got list; read files with pyinv.load_images(paths, inverter.manifest)"),
+    (
+        [Image.new("L", (8, 8))] * 2,
+        "got uint8; scale them: numpy.asarray(images, 'float32') / 255 * 2 + -1",
+    ),
     (None, "got NoneType; give an array of numbers"),
     ([[1.0], [2.0, 3.0]], "got list; give an array of numbers"),
     (GOOD[:0], "got no image"),
@@ -60,6 +68,7 @@ BAD_IMAGES: list[tuple[Any, str]] = [
     (changed((0, 0, 3, 3), np.inf), "image 0 holds NaN or infinity"),
     (changed(0, 200), "got [0, 200]; if they are 0 to 255, use images / 255 * 2 + -1"),
     (changed(0, -1.5), "must be in [-1, 1], got [-1.5, 0]; rescale them to [-1, 1]"),
+    (changed(0, 1.2), "or clip them; if they are noisy, export the generator with a value_range"),
 ]
 
 
@@ -86,6 +95,11 @@ BAD_CALLS: list[tuple[Callable[[Inverter], Any], type[PyinvError], str]] = [
         RuleError,
         "unknown recipe 'lbfgs'; there are default",
     ),
+    (
+        lambda i: i.invert(GOOD, recipe="best"),
+        RuleError,
+        'did you mean effort="best" (in the shell, --effort best)?',
+    ),
     (lambda i: i.invert(GOOD, recipe=Adam(0.1)), InputError, "must be a name or a pyinv.Recipe"),
     (lambda i: i.invert(GOOD, recipe="egan"), RuleError, "draws from a normal prior, but this one"),
     (
@@ -101,6 +115,8 @@ BAD_CALLS: list[tuple[Callable[[Inverter], Any], type[PyinvError], str]] = [
     (lambda i: i.invert(GOOD, loss=np.mean), RuleError, "got a function; its gradient is made at"),
     (lambda i: i.invert(GOOD, loss=3), RuleError, "loss must be a loss's name such as"),
     (lambda i: i.evaluate(np.zeros((2, 6)), GOOD, loss="ssim"), BundleError, "no loss 'ssim'"),
+    (lambda i: i.invert(GOOD, max_steps=0), RuleError, "max_steps must be a whole number >= 1"),
+    (lambda i: i.invert(GOOD, max_steps=2.5), RuleError, "max_steps must be a whole number >= 1"),
     (lambda i: i.invert(GOOD, restarts=-1), RuleError, "restarts must be a whole number >= 0"),
     (lambda i: i.invert(GOOD, seed=-1), InputError, "seed must be a whole number >= 0"),
     (lambda i: i.invert(GOOD, seed=2**64), InputError, "seed must be a whole number >= 0 and <="),
@@ -392,13 +408,18 @@ def image(tmp_path: Path) -> Path:
             ["--recipe", "lbfgs"],
             "unknown recipe 'lbfgs'; there are default, adam, lipton, creswell",
         ),
+        (["--recipe", "best"], 'did you mean effort="best" (in the shell, --effort best)?'),
         (["--recipe", "precise"], NEEDS_EXPORT),
         (["--recipe", "reconstruct", "--noise", "0.1"], NEEDS_EXPORT),
         (["--uncertainty"], NEEDS_EXPORT),
         (["--noise", "0.1"], "--noise is for --uncertainty and --recipe reconstruct"),
         (["--uncertainty", "--noise", "0"], "noise must be a number > 0"),
         (["--constraint", "soft"], "unknown constraint 'soft'"),
-        (["--constraint", "hard_cutoff:c=3"], "HardCutoff draws from a normal prior"),
+        (["--constraint", "hard_cutoff"], "needs a value for 'c'; an example is hard_cutoff:c=3"),
+        (
+            ["--constraint", "hard_cutoff:c=3"],
+            "recipe default: HardCutoff draws from a normal prior",
+        ),
         (["--constraint", "clip:low=2,high=1"], "low must be below high"),
         (["--recipe", "egan"], "draws from a normal prior, but this one is uniform"),
         (["--loss", "lpips"], "no loss 'lpips', only mse, l1, bce"),
@@ -420,13 +441,48 @@ def test_bad_option_is_refused(capsys, bundle_path, image, tmp_path, options, me
     assert sorted(path.name for path in tmp_path.iterdir()) == ["image.png"]
 
 
-def test_constraint_that_does_not_fit_a_normal_prior(capsys, normal_bundle_path, image, tmp_path):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--constraint", "stochastic_clip"], "recipe default: StochasticClip draws uniformly"),
+        (["--recipe", "lipton"], "recipe lipton: StochasticClip draws uniformly"),
+        (["--recipe", "lipton"], "--constraint hard_cutoff:c=3), or the recipe default"),
+        (["--constraint", "clip"], "--constraint clip:low=-3,high=3)"),
+    ],
+)
+def test_constraint_that_does_not_fit_a_normal_prior(
+    capsys, normal_bundle_path, image, tmp_path, options, message
+):
     out = tmp_path / "out.npz"
-    assert_refused(
-        capsys,
-        "StochasticClip draws uniformly and needs a uniform prior",
-        *("invert", normal_bundle_path, image, "-o", out, "--constraint", "stochastic_clip"),
+    assert_refused(capsys, message, "invert", normal_bundle_path, image, "-o", out, *options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "this bundle also needs label (label, 10 classes); add --condition label=3"),
+        (["--condition", "label=10"], "must be whole numbers from 0 to 9, got 10"),
+        (["--condition", "label=FILE"], 'one named "label", found images, labels; rename it'),
+        (["--condition", "label=SEVERAL"], "one for each target [1] or one for all, got [3]"),
+    ],
+)
+def test_wrong_condition_is_refused_before_the_start(capsys, image, tmp_path, options, message):
+    write_tiny_bundle(tmp_path / "b", condition_size=1)
+    described = json.loads((tmp_path / "b" / "manifest.json").read_text())
+    described["conditions"] = [{"name": "label", **Label(10).describe()}]
+    (tmp_path / "b" / "manifest.json").write_text(json.dumps(described))
+    np.savez(tmp_path / "file.npz", images=GOOD, labels=np.zeros(2))
+    np.save(tmp_path / "several.npy", np.zeros(3))
+    files = {"FILE": tmp_path / "file.npz", "SEVERAL": tmp_path / "several.npy"}
+    for name, path in files.items():
+        options = [option.replace(name, str(path)) for option in options]
+    code = main(
+        ["invert", str(tmp_path / "b"), str(image), "-o", str(tmp_path / "o.npz"), *options]
     )
+    assert code == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert message in lines[0]
 
 
 def damaged_bundles(path: Path) -> dict[str, tuple[Path, str]]:

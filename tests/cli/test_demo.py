@@ -116,6 +116,7 @@ def test_it_says_what_it_did_real_digits_first(tmp_path, capsys):
         assert line.endswith(f"{row['seconds']:.1f} s")
         assert f"{100 * row['recovered']['0.0001']:.0f} %" in line
     assert report["picture"] in out
+    assert "pyinv export my_models.py:make_generator" in out[out.index(report["picture"]) :]
     assert max(len(line) for line in out.splitlines() if str(tmp_path) not in line) <= 100
 
 

@@ -684,7 +684,12 @@ REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
     "loss of another type": (Small, {"losses": (1,)}, "a loss must be a name or a callable"),
     "value_range reversed": (Small, {"value_range": (1, -1)}, "value_range must be"),
     "value_range of one": (Small, {"value_range": 1}, "value_range must be"),
-    "prior of words": (Small, {"prior": "normal"}, "prior must be pyinv.Uniform or pyinv.Normal"),
+    "prior of words": (
+        Small,
+        {"prior": "normal"},
+        "prior must be an object such as pyinv.Normal() or pyinv.Uniform(-1, 1), got 'normal'",
+    ),
+    "class of prior": (Small, {"prior": Normal}, "such as pyinv.Normal() or pyinv.Uniform(-1, 1)"),
     "origin of objects": (
         Small,
         {"origin": {"data": object()}},

@@ -438,6 +438,7 @@ BAD_INPUTS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], str]] = {
         "is, such as inputs={'class_label': Label(classes)}, or Condition(shape), or a number",
     ),
     "none": (ByLabel, {}, "its latent is z: say what label is, such as inputs={'label': Label(cla"),
+    "none, in the shell": (ByLabel, {}, "in the shell, --input label=label:10 or --input label=co"),
     "both": (
         ByLabel,
         {"inputs": {"label": Label(5)}, "condition_shape": 1},

@@ -105,6 +105,7 @@ def test_the_range_is_asked_for_where_it_cannot_be_measured(tmp_path, losses):
 CONTRADICTIONS = {
     "sigmoid, -1 to 1": (nn.Sigmoid(), (-1, 1), "ends in sigmoid .*give value_range=.0, 1."),
     "tanh, 0 to 1": (nn.Tanh(), (0, 1), "ends in tanh .*give value_range=.-1, 1."),
+    "tanh, -2 to 2": (nn.Tanh(), (-2, 2), "a wider one is for targets with noise outside of it"),
     "tanh, 0 to 255": (nn.Tanh(), (0, 255), "ends in tanh"),
     "none, outside": (nn.Identity(), (-1, 1), "outside value_range"),
     "none, in one half": (nn.Hardsigmoid(), (-1, 1), "one half of value_range"),

@@ -19,7 +19,7 @@ import pytest
 
 from pyinv import _core, demo, progress, recipes, session
 from pyinv.bundle import Bundle
-from pyinv.constraints import Clip, StochasticClip
+from pyinv.constraints import Clip, LogisticCutoff, StochasticClip
 from pyinv.errors import BundleError, DeviceError, InputError
 from pyinv.inverter import Inverter
 from pyinv.priors import Normal, Uniform
@@ -203,6 +203,24 @@ def test_stages_may_minimise_different_losses(inverter, images):
     np.testing.assert_array_equal(found.steps, 10)
     loss, _ = inverter.evaluate(found.latents, images, loss="l1")
     np.testing.assert_allclose(found.loss, loss, rtol=1e-4)
+
+
+def test_max_steps_are_those_of_each_stage(inverter, images):
+    two = Recipe("two", (Stage(Adam(0.05), max_steps=50), Stage(Adam(0.01), max_steps=60)))
+    found = inverter.invert(images, recipe=two, max_steps=4)
+    np.testing.assert_array_equal(found.steps, 8)
+    assert found.recipe == two.replace(max_steps=4).describe()
+    named = inverter.invert(images, max_steps=3)
+    assert [stage["max_steps"] for stage in named.recipe["stages"]] == [3] * len(
+        named.recipe["stages"]
+    )
+
+
+def test_max_steps_are_the_horizon_of_a_cutoff(normal_bundle_path, images):
+    inverter = Inverter(normal_bundle_path, threads=1)
+    cutoff = Recipe("cutoff", Stage(Adam(0.05), constraint=LogisticCutoff(3, 2.5)))
+    found = inverter.invert(images, recipe=cutoff, max_steps=7)
+    assert found.recipe["stages"][0]["constraint"]["horizon"] == 7
 
 
 @pytest.mark.parametrize("name", ["default", "creswell", "egan"])

@@ -497,8 +497,15 @@ def test_constraint_is_read_from_text(text, constraint):
     ("text", "message"),
     [
         ("soft_clip", f"unknown constraint 'soft_clip'; there are {', '.join(CONSTRAINTS)}"),
-        ("hard_cutoff", "constraint hard_cutoff needs a value for 'c'"),
-        ("hard_cutoff:3", "expected name=number after the colon, got '3'"),
+        (
+            "hard_cutoff",
+            "hard_cutoff needs a value for 'c'; an example is hard_cutoff:c=3",
+        ),
+        ("logistic_cutoff:a=2", "needs a value for 'b'; an example is logistic_cutoff:a=3,b=3"),
+        (
+            "hard_cutoff:3",
+            "name=number after the colon, got '3'; an example is hard_cutoff:c=3",
+        ),
         ("hard_cutoff:c=x", "expected name=number after the colon, got 'c=x'"),
         ("hard_cutoff:d=3", "constraint hard_cutoff has no setting 'd'; it has c"),
     ],

@@ -753,7 +753,7 @@ def test_configurations_are_the_papers(name, published):
     [
         ({"model": "vae"}, "model must be one of"),
         ({"image_shape": (1, 48, 48)}, "got 1x48x48"),
-        ({"prior": "normal"}, "prior must be pyinv.Uniform or pyinv.Normal"),
+        ({"prior": "normal"}, "such as pyinv.Normal() or pyinv.Uniform(-1, 1), got 'normal'"),
         ({"latent_size": 0}, "latent_size must be a whole number >= 1, got 0"),
         ({"batch_size": 1}, "batch_size must be a whole number >= 2, got 1"),
         ({"iterations": 2.5}, "iterations must be a whole number >= 1, got 2.5"),

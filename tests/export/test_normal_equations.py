@@ -516,7 +516,8 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "long latent": (
         Tiny(latent=513),
         {"latent_shape": 513},
-        "at most 512 components, and this one has 513: leave them out, and use a recipe of first",
+        "at most 512 components, and this one has 513: leave them out, and use a recipe that "
+        "needs gradients only",
     ),
     "coupled batch": (
         BatchNormGenerator(),
@@ -582,7 +583,7 @@ def test_a_wrong_matrix_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert caught[0].filename == __file__
     assert manifest.losses == ("mse", "whitened")
     assert {path.name for path in (tmp_path / "b").iterdir()} == {
-        "manifest.json", "weights.bin", "forward.onnx", "objective_mse.onnx",
+        "manifest.json", "preconditioner.f32", "weights.bin", "forward.onnx", "objective_mse.onnx",
         "objective_whitened.onnx",
     }  # fmt: skip
 

@@ -300,6 +300,7 @@ def test_a_wrong_network_is_refused_before_tracing(tmp_path: Path, name: str) ->
             tmp_path / "bundle",
             latent_shape=(12, 1, 1),
             prior=Normal(),
+            value_range=(-1, 1),
             losses=("mse", loss),
             progress=lines.append,
         )
@@ -341,6 +342,7 @@ def test_losses_of_your_own_are_tried_before_tracing(
             tmp_path / "bundle",
             latent_shape=(12, 1, 1),
             prior=Normal(),
+            value_range=(-1, 1),
             losses={name: loss},
             progress=lines.append,
         )

@@ -395,7 +395,7 @@ def test_generators_without_onnx(tmp_path: Path) -> None:
         return (x + torch.linalg.svdvals(x)[..., None]).tanh()
 
     path = export_small(seeded(Small(singular_values)), tmp_path / "b")
-    assert sorted(os.listdir(path)) == ["functions.pt", "manifest.json"]
+    assert sorted(os.listdir(path)) == ["functions.pt", "manifest.json", "preconditioner.f32"]
     manifest = Bundle.open(path).manifest
     assert manifest.runtimes == ("torchscript",)
     assert "onnx_opset" not in manifest.exporter

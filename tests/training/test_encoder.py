@@ -530,7 +530,7 @@ def test_a_generator_that_nothing_can_learn_from_is_refused(change, message):
     generator = make_generator()
     generator.last.register_forward_hook(lambda module, inputs, pixels: change(pixels))
     with pytest.raises(InputError, match=message):
-        open_generator(generator, latent_shape=LATENT)
+        open_generator(generator, latent_shape=LATENT, prior=Normal(), value_range=(-1, 1))
 
 
 def test_a_training_does_not_overwrite_its_own_generator(bundle, tmp_path):

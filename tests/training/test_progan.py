@@ -393,7 +393,7 @@ def test_the_large_generator_is_exported_without_normal_equations(tmp_path):
         for name, parameter in generator.named_parameters():
             if name.endswith("bias"):
                 parameter.normal_()
-    with pytest.warns(UserWarning, match="outside value_range"):
+    with pytest.warns(UserWarning, match="value_range is not given"):
         path = export(
             generator,
             tmp_path / "b",

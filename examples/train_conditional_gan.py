@@ -23,6 +23,7 @@ from torch.nn import functional
 import pyinv
 from pyinv.datasets import load_dataset
 from pyinv.export import Label, export
+from pyinv.training.adversaries import with_statistics
 
 LATENT_SIZE = 64
 CLASSES = 10
@@ -76,7 +77,7 @@ class Discriminator(nn.Module):
 
 def train(
     images: Tensor, labels: Tensor, *, iterations: int, seed: int = 0, batch_size: int = 64
-) -> Generator:
+) -> nn.Module:
     """Train on images [N, 1, 28, 28] in [-1, 1]; return the averaged generator in eval mode."""
     torch.manual_seed(seed)
     generator, discriminator = Generator(), Discriminator()
@@ -110,16 +111,8 @@ def train(
                 f"{time.perf_counter() - started:.0f} s",
                 flush=True,
             )
-    # Averaged weights need their own batch-norm statistics.
-    for module in averaged.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.reset_running_stats()
-            module.momentum = None
-    averaged.train()
-    with torch.no_grad():
-        for _ in range(100):
-            averaged(torch.randn(256, LATENT_SIZE), torch.randint(CLASSES, (256,)))
-    return averaged.eval()
+    drawn = ((torch.randn(256, LATENT_SIZE), torch.randint(CLASSES, (256,))) for _ in range(100))
+    return with_statistics(averaged, drawn)
 
 
 def main() -> None:

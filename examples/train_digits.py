@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pyinv import Uniform, export
+from pyinv.training.adversaries import with_statistics
 
 LATENT_SIZE = 16
 IMAGE_SIZE = 16
@@ -123,7 +124,7 @@ def train(
     learning_rate: float = 5e-4,
     latent_weight: float = 1.5,
     seed: int = 0,
-) -> DigitsGenerator:
+) -> nn.Module:
     """Train on `images` and return the generator with averaged weights, in eval mode."""
     torch.manual_seed(seed)
     generator, discriminator = DigitsGenerator(), DigitsDiscriminator()
@@ -182,16 +183,7 @@ def train(
                 f"  latent error {latent_loss:.3f}  {time.perf_counter() - started:.0f} s",
                 flush=True,
             )
-    # Averaged weights need their own batch-norm statistics.
-    for module in averaged.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.reset_running_stats()
-            module.momentum = None
-    averaged.train()
-    with torch.no_grad():
-        for _ in range(100):
-            averaged(draw_latents(256))
-    return averaged.eval()
+    return with_statistics(averaged, (draw_latents(256) for _ in range(100)))
 
 
 def write_grid(images: Tensor, path: Path, *, columns: int = 16, zoom: int = 4) -> None:

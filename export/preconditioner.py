@@ -39,12 +39,12 @@ def write_preconditioner(folder: Path, reference: Reference) -> str | None:
     if size > MAX_PRECONDITIONED:
         return None
     values = int(np.prod(reference.shapes.target))
-    remaining = max(_FEWEST, min(_DRAWS, _MOST_VALUES // values))
+    draws = max(_FEWEST, min(_DRAWS, _MOST_VALUES // values))
     most = max(1, min(32, _VALUES_PER_BATCH // values))
     noise = torch.Generator().manual_seed(1)
     gram = torch.zeros(size, size, dtype=torch.float64)
-    for batch in range((remaining + most - 1) // most):
-        count = min(most, remaining - batch * most)
+    for batch in range((draws + most - 1) // most):
+        count = min(most, draws - batch * most)
         inputs = reference.draw(count, seed=100_000 + batch)
         latent = inputs["latent"].requires_grad_(True)
         seen = reference.seen({**inputs, "latent": latent})

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from pyinv.bundle import Manifest
 from pyinv.caution import warned
+from pyinv.images import scaled
 from pyinv.recipes import EFFORTS, Recipe, default
 from pyinv.result import Status
 
@@ -51,7 +52,7 @@ def check_range(
         if least < least_own - margin or most > most_own + margin:
             remedy = f"rescale them to [{low:g}, {high:g}]"
             if least >= 0 and most <= 255 and most > 2 * high:
-                remedy = f"if they are 0 to 255, use {_scaled('images / 255', low, high)}"
+                remedy = f"if they are 0 to 255, use {scaled('images / 255', low, high)}"
             return warned(
                 f"the images' values lie in [{least:.4g}, {most:.4g}], outside value_range "
                 f"[{low:g}, {high:g}] and far outside the generator's own; {remedy}"
@@ -65,15 +66,9 @@ def check_range(
             return warned(
                 f"all values of the images lie in [0, 1], and value_range is [{low:g}, {high:g}]: "
                 "if they are 0 to 1, as from torchvision's ToTensor, use "
-                f"{_scaled('images', low, high)}"
+                f"{scaled('images', low, high)}"
             )
     return ""
-
-
-def _scaled(unit: str, low: float, high: float) -> str:
-    """Return the expression that maps ``unit``, from 0 to 1, to a value range."""
-    shift = "" if low == 0 else f" {'-' if low < 0 else '+'} {abs(low):g}"
-    return f"{unit} * {high - low:g}{shift}"
 
 
 def are_eight_bit(images: FloatArray, manifest: Manifest) -> bool:

@@ -36,6 +36,7 @@ __all__ = [
     "not_pictures",
     "save_grid",
     "save_images",
+    "scaled",
     "to_uint8",
 ]
 
@@ -53,6 +54,12 @@ GRID_TILE = 128  # pixels of an enlarged image in a grid, at most
 GRID_WIDTH = 2048
 _FOR_NOISE = "if they are noisy, export the generator with a value_range that holds the noise"
 RANGE_SLACK = 1e-4  # of the range's span: tolerance for rounding in a generator's last layer
+
+
+def scaled(unit: str, low: float, high: float) -> str:
+    """Return the expression that maps ``unit``, from 0 to 1, to a value range, for messages."""
+    shift = "" if low == 0 else f" {'-' if low < 0 else '+'} {abs(low):g}"
+    return f"{unit} * {high - low:g}{shift}"
 
 
 def check_images(images: Any, manifest: Manifest) -> FloatArray:
@@ -92,7 +99,7 @@ def check_images(images: Any, manifest: Manifest) -> FloatArray:
         raise InputError(
             f"images must be {expected} in [{low:g}, {high:g}], got {array.dtype}; "
             + (
-                f"scale them: {floats} / 255 * {high - low:g} + {low:g}"
+                f"scale them: {scaled(f'{floats} / 255', low, high)}"
                 if array.dtype == np.uint8
                 else "convert them to floats in that range"
             )
@@ -116,7 +123,7 @@ def check_images(images: Any, manifest: Manifest) -> FloatArray:
     if lowest < low - slack or highest > high + slack:
         fix = f"rescale them to [{low:g}, {high:g}] or clip them; {_FOR_NOISE}"
         if highest > 2 * max(abs(low), abs(high)) and lowest >= 0 and highest <= 255:
-            fix = f"if they are 0 to 255, use images / 255 * {high - low:g} + {low:g}"
+            fix = f"if they are 0 to 255, use {scaled('images / 255', low, high)}"
         raise InputError(
             f"images must be in [{low:g}, {high:g}], got [{lowest:.4g}, {highest:.4g}]; {fix}"
         )

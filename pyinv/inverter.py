@@ -37,6 +37,7 @@ from pyinv.errors import (
     InputError,
     OutOfMemoryError,
     PyinvError,
+    PyinvWarning,
     RunError,
     one_line,
 )
@@ -396,10 +397,14 @@ class Inverter:
         inversion = inversion_of(found, whole=not found["cancelled"])
         if wants_exact(recipe) and not eight_bit and not inversion.cancelled:
             problem = not_exact(inversion.status)
-            if problem and strict:
+            refused = bool(problem) and strict
+            if problem and not strict:
+                try:
+                    warn(problem)
+                except PyinvWarning:  # Python makes warnings errors; the results must not be lost
+                    refused = True
+            if refused:
                 raise RunError(problem, inversion)
-            if problem:
-                warn(problem)
         return inversion
 
     def generate(

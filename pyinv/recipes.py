@@ -357,10 +357,9 @@ def default(
 
     The first stage of at most 100 steps has a relative penalty of weight 1, which leads to better
     optima. A start from an encoder leaves it out. "fast" has one stage with a penalty of at least
-    0.1, which costs it nothing. Hops of size 0.6 look for better optima
-    nearby. With a uniform prior, latents are clipped to its bounds. The solver starts from the
-    bundle's preconditioner, if it has one. Converged means a mean squared error of 1e-8 in the
-    bundle's value range.
+    0.1, which costs it nothing. Hops of size 0.6 look for better optima nearby. With a uniform
+    prior, latents are clipped to its bounds. The solver starts from the bundle's preconditioner, if
+    it has one. Converged means a mean squared error of 1e-8 in the bundle's value range.
 
     In a bundle with batch statistics (``batch_norm="batch"``), targets affect one another, which
     L-BFGS does not allow: the recipe is then ``adam``, whatever the effort.

@@ -70,7 +70,7 @@ def to_onnx(
         raise ExportError(
             f"the generator or a loss cannot be exported for any batch size: {first_line(error)}"
         ) from error
-    # torch.export reads the batch size from any input, also from one that a function lacks.
+    # torch.export reads the batch size from any input, also from one that a function does not take.
     shared = next(
         place for place, name in enumerate(inputs) if all(name in one.inputs for one in functions)
     )
@@ -231,9 +231,14 @@ def _optimize(model: ir.Model) -> None:
     The optimizer's rule that joins two slices to a Split is left out: it lists the whole graph
     again for each node, which took half of the time of a UNet's export.
     """
-    name = "_DEFAULT_REWRITE_RULES"
+    name = "_DEFAULT_REWRITE_RULES"  # not public: another version may keep its rules elsewhere
     rules = getattr(rewriter, name, ())
-    kept = tuple(rule for rule in rules if rule._target_pattern.has_single_output_node)
+    patterns = [getattr(rule, "_target_pattern", None) for rule in rules]
+    kept = tuple(
+        rule
+        for rule, pattern in zip(rules, patterns, strict=True)
+        if getattr(pattern, "has_single_output_node", True)
+    )
     with patch.object(rewriter, name, kept, create=True):
         optimizer.optimize(
             model, input_size_limit=_LARGEST_FOLDED, output_size_limit=_LARGEST_FOLDED

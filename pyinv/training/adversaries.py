@@ -274,7 +274,8 @@ def draw_weights(network: nn.Module, source: torch.Generator) -> None:
 def with_statistics(network: nn.Module, batches: Iterable[Any]) -> nn.Module:
     """Return a copy in eval mode whose batch norm has the mean statistics of these batches.
 
-    The running statistics from training lag behind the weights, and do not match averaged weights.
+    A batch is the input of the network, or a tuple of its inputs. The running statistics from
+    training lag behind the weights, and do not match averaged weights.
     """
     measured = copy.deepcopy(network)
     norms = [m for m in measured.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
@@ -285,5 +286,5 @@ def with_statistics(network: nn.Module, batches: Iterable[Any]) -> nn.Module:
     if norms:
         with torch.no_grad():
             for batch in batches:
-                measured(batch)
+                measured(*(batch if isinstance(batch, tuple) else (batch,)))
     return measured.eval()

@@ -59,14 +59,14 @@ BAD_IMAGES: list[tuple[Any, str]] = [
     (["a.png", "b.png"], "got list; read files with pyinv.load_images(paths, inverter.manifest)"),
     (
         [Image.new("L", (8, 8))] * 2,
-        "got uint8; scale them: numpy.asarray(images, 'float32') / 255 * 2 + -1",
+        "got uint8; scale them: numpy.asarray(images, 'float32') / 255 * 2 - 1",
     ),
     (None, "got NoneType; give an array of numbers"),
     ([[1.0], [2.0, 3.0]], "got list; give an array of numbers"),
     (GOOD[:0], "got no image"),
     (changed((1, 0, 3, 3), np.nan), "image 1 holds NaN or infinity"),
     (changed((0, 0, 3, 3), np.inf), "image 0 holds NaN or infinity"),
-    (changed(0, 200), "got [0, 200]; if they are 0 to 255, use images / 255 * 2 + -1"),
+    (changed(0, 200), "got [0, 200]; if they are 0 to 255, use images / 255 * 2 - 1"),
     (changed(0, -1.5), "must be in [-1, 1], got [-1.5, 0]; rescale them to [-1, 1]"),
     (changed(0, 1.2), "or clip them; if they are noisy, export the generator with a value_range"),
 ]

@@ -260,7 +260,7 @@ def test_a_symmetric_range_for_one_from_0_to_1(tmp_path):
 
 def test_0_to_255_for_a_bounded_generator_is_an_error(precise):
     images = np.random.default_rng(0).uniform(0, 255, (2, 1, 8, 8)).astype(np.float32)
-    with pytest.raises(InputError, match=r"if they are 0 to 255, use images / 255 \* 2 \+ -1"):
+    with pytest.raises(InputError, match=r"if they are 0 to 255, use images / 255 \* 2 - 1"):
         precise.invert(images, recipe=QUICK)
 
 
@@ -298,6 +298,11 @@ def test_precise_on_foreign_images(precise, foreign):
     assert found.hint == str(caught[0].message)
     with pytest.raises(RunError, match="4 of 4 images exactly") as error:
         precise.invert(foreign, recipe="precise", restarts=0, strict=True)
+    np.testing.assert_array_equal(error.value.inversion.latents, found.latents)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(RunError, match="4 of 4 images exactly") as error:
+            precise.invert(foreign, recipe="precise", restarts=0)
     np.testing.assert_array_equal(error.value.inversion.latents, found.latents)
 
 

@@ -434,8 +434,11 @@ def engine(problem: Problem, bundle: Path, rounds: int, threads: int) -> list[di
     inverter = pyinv.Inverter(bundle, batch_size=len(problem.targets), threads=threads)
     images = problem.targets.numpy()
     manifest = inverter.manifest
-    adam = recipes.adam(manifest).replace(start="encoder", loss_tolerance=0.0)
-    settings = {"adam, 100 steps": adam.replace(max_steps=100)}
+    settings = {
+        "adam, 100 steps": recipes.adam(manifest).replace(
+            start="encoder", loss_tolerance=0.0, max_steps=100
+        )
+    }
     for steps in (25, 50, 100):
         settings[f"decoder, {steps} steps"] = recipes.decoder(manifest).replace(max_steps=steps)
     settings["decoder"] = recipes.decoder(manifest)

@@ -20,7 +20,7 @@ from pyinv import recipes
 from pyinv.bundle import Bundle
 from pyinv.cli import main
 from pyinv.images import save_images
-from pyinv.priors import Normal
+from pyinv.priors import Normal, Uniform
 from pyinv.result import Inversion
 from pyinv.session import Session
 from pyinv.uncertainty import Uncertainty
@@ -157,6 +157,13 @@ def test_invert_prints_json_on_standard_output_alone(capsys, bundle_path, pictur
     assert "warnings" not in found
     assert [target["steps"] for target in found["targets"]] == [5, 5, 5]
     assert found["targets"][0]["source"] == str(pictures / "0.png")
+
+
+def test_effort_reaches_the_default_recipe(capsys, bundle_path, pictures, tmp_path):
+    arguments = ("invert", bundle_path, pictures, "-o", tmp_path / "a.npz", "--json")
+    _, out, _ = run(capsys, *arguments, "--effort", "fast")
+    fast = recipes.default(Bundle.open(bundle_path).manifest, effort="fast")
+    assert json.loads(out)["recipe"] == fast.fit(Uniform()).describe()
 
 
 def test_invert_options_reach_the_recipe(capsys, bundle_path, pictures, tmp_path):

@@ -115,6 +115,11 @@ def test_more_effort_is_advised_while_the_default_recipe_still_improves(precise,
     assert found.hint.endswith("try more max_steps than 2")
 
 
+def test_a_warning_about_the_images_is_the_hint(precise):
+    status = Status.STEP_LIMIT_IMPROVING
+    assert advise(precise, status, 9, doubt="rescale the images") == "rescale the images"
+
+
 def test_no_effort_is_advised_where_all_are_the_same(precise):
     coupled = replace(
         precise.manifest, batch_norm="batch", functions=precise.manifest.functions[:2]

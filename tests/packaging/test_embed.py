@@ -140,6 +140,28 @@ def test_the_default_recipe_of_a_normal_prior(embed: Path, tmp_path: Path) -> No
     assert_close(found, expected.latents, "latent")
 
 
+@pytest.fixture(scope="session")
+def recipe_printer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("default_recipe")
+    source = Path(__file__).parent / "default_recipe"
+    return build(source, folder, f"-Dpyinv_DIR={CMAKE_DIR}") / "default_recipe"
+
+
+@pytest.mark.parametrize("batch_norm", ["eval", "batch"])
+@pytest.mark.parametrize("prior", [Normal(), pyinv.Uniform()], ids=repr)
+def test_the_default_recipe_has_the_settings_of_python(
+    recipe_printer: Path, tmp_path: Path, prior: pyinv.priors.Prior, batch_norm: str
+) -> None:
+    bundle, file = tmp_path / "b.bundle", tmp_path / "recipe.json"
+    write_tiny_bundle(bundle, prior=prior)
+    change(bundle / "manifest.json", batch_norm=batch_norm)
+    manifest = pyinv.Bundle.open(bundle).manifest
+    file.write_text(json.dumps(pyinv.recipes.default(manifest).describe()))
+    found = run(recipe_printer, bundle).stdout
+    assert f"solver {1 if batch_norm == 'batch' else 3} " in found
+    assert found == run(recipe_printer, bundle, file).stdout
+
+
 def test_a_recipe_that_solves_normal_equations(embed: Path, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     from pyinv.export import export

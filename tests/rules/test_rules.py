@@ -416,6 +416,12 @@ def test_the_efforts_of_the_default_recipe(prior):
     assert len(recipes.default(manifest(prior), start="encoder").stages) == 1
 
 
+def test_the_default_recipe_from_given_latents_has_no_first_stage():
+    usual = recipes.get("default", manifest(Normal()))
+    found = recipes.get("default", manifest(Normal()), initial=True)
+    assert found == usual.replace(stages=usual.stages[1:])
+
+
 def test_the_default_recipe_of_coupled_targets_is_adam():
     coupled = replace(manifest(Normal(), solved=()), batch_norm="batch")
     recipe = recipes.default(coupled, effort="best")

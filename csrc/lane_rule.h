@@ -127,7 +127,7 @@ PYINV_HOST_DEVICE inline bool ends_attempt(const RunRule& rule, const LaneState&
 
 PYINV_HOST_DEVICE inline bool restarts(const RunRule& rule, const LaneState& lane) {
   return lane.best_status != static_cast<uint8_t>(Status::converged_tolerance) &&
-         lane.attempt < rule.restarts;
+         lane.attempt < rule.restarts + lane.uncounted;
 }
 
 PYINV_HOST_DEVICE inline void end_attempt(LaneState& lane, uint8_t status) {
@@ -235,6 +235,11 @@ PYINV_HOST_DEVICE inline void follow_stop(const RunRule& rule, LaneState& lane) 
     return;
   }
   end_attempt(lane, lane.stop);
+  // The loss has no slope at the mean, for example because all first activations are zero.
+  if (rule.start == Start::mean && lane.attempt == 0 && lane.attempt_steps == 0 &&
+      lane.stop == static_cast<uint8_t>(Status::converged_plateau)) {
+    lane.uncounted = 1;
+  }
   if (restarts(rule, lane)) {
     restart(rule, lane);
   } else {

@@ -100,6 +100,7 @@ struct LaneState {
   float earlier_loss;   // attempt_loss before the last tenth of the stage's steps; NaN: none yet
   float best_loss;      // of the best attempt so far
   int32_t attempts;     // finished attempts
+  int32_t uncounted;    // 1 if the first attempt took no step from the mean: one more is allowed
   uint8_t best_status;  // a Status
   uint8_t stop;         // the stop rule that the evaluation meets, a Status or kNoStop
   uint8_t met;          // coupled lanes: the stop rule met in this stage

@@ -27,6 +27,7 @@ from support.least_squares_problems import (
     net,
 )
 from support.objectives import (
+    Dead,
     Flat,
     LeastSquares,
     NotANumberBeyond,
@@ -357,6 +358,16 @@ def test_without_any_slope_it_ends_where_it_began(engine):
     np.testing.assert_array_equal(result["status"], PLATEAU)
     np.testing.assert_array_equal(result["steps"], 0)
     np.testing.assert_array_equal(result["latents"], initial)
+
+
+@pytest.mark.parametrize("hop_size", [0.0, 0.5])
+@pytest.mark.parametrize("restarts", [0, 2])
+def test_without_any_slope_at_the_mean_a_restart_is_not_counted(engine, restarts, hop_size):
+    images = np.maximum(some_latents(4, 3), np.float32(0.3))
+    method = recipe(EARLY, restarts=restarts, start="mean", hop_size=hop_size)
+    result, _ = both(engine, [Dead(3)], method, Normal(), images)
+    assert result["attempts"].max() == restarts + 2
+    assert (result["loss"] < (images**2).mean(axis=1)).any()
 
 
 def test_where_all_slopes_point_out_of_the_bounds_it_ends(engine):

@@ -120,7 +120,7 @@ def _torch_expression(node: onnx.NodeProto, constants: dict[str, Any]) -> str:
         return f"{first}.permute({list(attributes['perm'])})"
     if node.op_type == "Where":
         return f"torch.where({first}, {rest[0]}, {rest[1]})"
-    if node.op_type in ("Tanh", "Sqrt", "Sign"):
+    if node.op_type in ("Tanh", "Sqrt", "Sign", "Relu"):
         return f"{first}.{node.op_type.lower()}()"
     signs = {"Add": "+", "Sub": "-", "Mul": "*", "Div": "/", "MatMul": "@", "Greater": ">"}
     return f"{first} {signs[node.op_type]} {rest[0]}"
@@ -314,6 +314,29 @@ class Flat(ToyObjective):
         unused = graph.ReduceMean(graph.Mul(image, zero), axes=[1], keepdims=0)
         graph.Add(square, unused, output="loss")
         graph.Mul("latent", zero, output="gradient")
+
+
+class Dead(Flat):
+    """G(z) = max(z - 0.2, 0) against an image, mse: no slope at z = 0."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.image_shape = (1, 1, size)
+
+    def __call__(
+        self, latent: Array, image: Array, condition: Array | None = None
+    ) -> tuple[Array, Array]:
+        made = np.maximum(latent - np.float32(0.2), np.float32(0))
+        error = made - image
+        loss = np.mean(error * error, axis=1, dtype=np.float32)
+        return loss, np.float32(2 / self.size) * error * np.sign(made)
+
+    def build(self, graph: Graph, image: str) -> None:
+        made = graph.Relu(graph.Sub("latent", graph.constant(0.2)))
+        error = graph.Sub(made, graph.Flatten(image, axis=1))
+        graph.ReduceMean(graph.Mul(error, error), axes=[1], keepdims=0, output="loss")
+        slope = graph.Mul(graph.Mul(error, graph.Sign(made)), graph.constant(2 / self.size))
+        graph.Identity(slope, output="gradient")
 
 
 class Perceptron(ToyObjective):

@@ -11,6 +11,7 @@ L-BFGS compute in float64 between float32 latents; L-BFGS stores float32 pairs.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -726,7 +727,8 @@ def invert(
     for rows in groups:
         members = [int(ids[row]) for row in rows]
         best: list[Outcome] = []
-        for restart in range(recipe["restarts"] + 1):
+        last_restart = recipe["restarts"]
+        for restart in itertools.count():
             if restart == 0 and initial is not None:
                 start = np.asarray(initial[rows], dtype=np.float32)
             elif restart == 0 and recipe["start"] == "mean":
@@ -765,7 +767,10 @@ def invert(
                 result.min_latent_error[rows] = np.fmin(
                     result.min_latent_error[rows], attempt.min_latent_error
                 )
-            if all(outcome.status == CONVERGED for outcome in best):
+            stuck = not attempt.updates.any() and outcomes[0].status == PLATEAU
+            if restart == 0 and recipe["start"] == "mean" and stuck:
+                last_restart += 1
+            if restart == last_restart or all(outcome.status == CONVERGED for outcome in best):
                 break
         for row, outcome in zip(rows, best, strict=True):
             result.latents[row] = outcome.latent

@@ -87,7 +87,8 @@ struct Recipe {
   int64_t restarts = 0;
   bool keep_best = true;  // return the last stage's best latent, not its last
   // The start of a target's first attempt: a draw from the prior, the prior's mean, or
-  // Targets::initial, which for `encoder` must hold an Encoder's latents of the images.
+  // Targets::initial, which for `encoder` must hold an Encoder's latents of the images. If L-BFGS
+  // finds no slope at the mean, one more attempt is made.
   Start start = Start::prior;
   // 0: restarts start from a draw. In (0, 1]: restarts run only the last stage, from the best
   // latent so far moved towards a draw; 1 moves it all the way.

@@ -171,7 +171,8 @@ class Recipe(Rule):
         start: where a target's first attempt starts: "prior" draws a latent, "mean" uses the
             prior's mean (the midpoint of a uniform prior), "encoder" uses the bundle's encoder.
             If ``LBFGS`` finds no slope at the mean, as in generators whose first activations are
-            all zero there, one more attempt is made. Latents passed to ``invert`` as ``init`` take precedence.
+            all zero there, one more attempt is made. Latents passed to ``invert`` as ``init`` take
+            precedence.
         hop_size: 0 makes every restart draw a new latent and run all stages. A value h above 0, up
             to 1, makes restarts hops: each runs only the last stage and starts near the best latent
             so far. With y = (z - mean)/std, it starts at sqrt(1 - h²) y + h · draw for a normal

@@ -333,10 +333,10 @@ class Dead(Flat):
 
     def build(self, graph: Graph, image: str) -> None:
         made = graph.Relu(graph.Sub("latent", graph.constant(0.2)))
-        error = graph.Sub(made, graph.Flatten(image, axis=1))
+        error = graph.Sub(made, image)
         graph.ReduceMean(graph.Mul(error, error), axes=[1], keepdims=0, output="loss")
-        slope = graph.Mul(graph.Mul(error, graph.Sign(made)), graph.constant(2 / self.size))
-        graph.Identity(slope, output="gradient")
+        slope = graph.Mul(error, graph.Sign(made))
+        graph.Mul(slope, graph.constant(2 / self.size), output="gradient")
 
 
 class Perceptron(ToyObjective):

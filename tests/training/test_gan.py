@@ -34,7 +34,7 @@ torch = pytest.importorskip("torch")
 from torch.nn import functional  # noqa: E402
 
 from pyinv.training import gan, train_gan  # noqa: E402
-from pyinv.training.adversaries import Adversaries  # noqa: E402
+from pyinv.training.adversaries import Adversaries, with_statistics  # noqa: E402
 from pyinv.training.draws import Purpose, draw_labels, draw_latents, random  # noqa: E402
 from pyinv.training.loop import grid_due  # noqa: E402
 
@@ -219,6 +219,22 @@ def test_a_sampler_has_the_statistics_of_generated_batches(digits):
     variance = torch.stack([batch.var(1) for batch in batches]).mean(0)
     torch.testing.assert_close(sampler.layers[2].running_mean, mean)
     torch.testing.assert_close(sampler.layers[2].running_var, variance)
+
+
+def test_statistics_of_a_network_with_two_inputs():
+    class Sum(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = torch.nn.BatchNorm1d(2)
+
+        def forward(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+            return self.norm(one + other)
+
+    given = torch.randn(4, 8, 2, generator=torch.Generator().manual_seed(0))
+    network = Sum()
+    measured = with_statistics(network, ((each, each) for each in given))
+    torch.testing.assert_close(measured.norm.running_mean, 2 * given.mean((0, 1)))
+    assert (network.norm.running_mean == 0).all()
 
 
 def test_without_averaging_the_last_weights_are_exported(digits):

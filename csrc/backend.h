@@ -68,8 +68,9 @@ class Backend : public Device {
   virtual int64_t propose_scratch(SolverKind kind, int64_t latent_size, int64_t lanes) const = 0;
 
   // The kernels, see kernels/kernels.h.
-  virtual std::unique_ptr<TargetLoader> make_loader(const LaneArrays& lanes,
-                                                    const Targets& targets) = 0;
+  // With a queue, rows come in any order and are written only shortly before.
+  virtual std::unique_ptr<TargetLoader> make_loader(const LaneArrays& lanes, const Targets& targets,
+                                                    bool queue) = 0;
   virtual void swap_lanes(const LaneArrays& lanes, std::span<const LanePair> pairs) = 0;
   virtual void reassign(const LaneArrays& lanes, std::span<const Reassignment> list) = 0;
   virtual void update_status(const LaneArrays& lanes, int64_t active) = 0;

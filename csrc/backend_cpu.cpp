@@ -73,8 +73,8 @@ class CpuBackend : public Backend {
     return propose_scratch_cpu(kind, latent_size);
   }
 
-  std::unique_ptr<TargetLoader> make_loader(const LaneArrays& lanes,
-                                            const Targets& targets) override {
+  std::unique_ptr<TargetLoader> make_loader(const LaneArrays& lanes, const Targets& targets,
+                                            bool) override {
     return std::make_unique<CpuTargetLoader>(lanes, targets);
   }
   void swap_lanes(const LaneArrays& lanes, std::span<const LanePair> pairs) override {

@@ -203,8 +203,8 @@ class CudaBackend : public Backend {
     return propose_scratch_cuda(kind, latent_size, lanes, shared_memory_);
   }
 
-  std::unique_ptr<TargetLoader> make_loader(const LaneArrays& lanes,
-                                            const Targets& targets) override;
+  std::unique_ptr<TargetLoader> make_loader(const LaneArrays& lanes, const Targets& targets,
+                                            bool queue) override;
   void swap_lanes(const LaneArrays& lanes, std::span<const LanePair> pairs) override {
     swap_lanes_cuda(lanes, pairs, here());
   }
@@ -294,13 +294,16 @@ std::unique_ptr<CapturedGraph> CudaBackend::capture(const std::function<void()>&
 
 // Prefetches targets on a separate stream: the next rows are in a ring buffer on the GPU before a
 // lane is free for them. A row is copied from the caller's memory to a slot in pinned memory, then
-// to the same slot on the GPU, and then to its lane.
+// to the same slot on the GPU, and then to its lane. Rows of a queue are not known in advance, and
+// are copied when a lane is free for them.
 class CudaTargetLoader : public TargetLoader {
  public:
-  CudaTargetLoader(CudaBackend& device, const LaneArrays& lanes, const Targets& targets)
+  CudaTargetLoader(CudaBackend& device, const LaneArrays& lanes, const Targets& targets,
+                   bool prefetches)
       : device_(device),
         lanes_(lanes),
         targets_(targets),
+        prefetches_(prefetches),
         initial_size_(targets.initial ? lanes.latent_size : 0),
         row_size_(lanes.image_size + lanes.condition_size + lanes.weights_size + initial_size_ +
                   lanes.truth_size),
@@ -313,7 +316,7 @@ class CudaTargetLoader : public TargetLoader {
     for (int64_t slot = 0; slot < slots_; ++slot) arrived_.emplace_back(device.index(), copies_);
     consumed_.record();  // after the memory is zeroed
     copies_.wait_for(consumed_.get());
-    prefetch(0, slots_);
+    if (prefetches_) prefetch(0, slots_);
   }
 
   ~CudaTargetLoader() override {
@@ -329,13 +332,19 @@ class CudaTargetLoader : public TargetLoader {
       const auto now = refills.first(std::min<size_t>(refills.size(), static_cast<size_t>(slots_)));
       refills = refills.subspan(now.size());
       rows_.clear();
-      for (const Refill& refill : now) rows_.push_back(staged_row(refill));
+      for (const Refill& refill : now) {
+        const auto slot = prefetches_ ? refill.row % slots_ : static_cast<int64_t>(rows_.size());
+        if (!prefetches_) copy(refill.row, slot);
+        rows_.push_back(staged_row(refill, slot));
+      }
       // Copies arrive in order.
-      device_.compute().wait_for(arrived_[now.back().row % slots_].get());
+      const auto last =
+          prefetches_ ? now.back().row % slots_ : static_cast<int64_t>(now.size()) - 1;
+      device_.compute().wait_for(arrived_[last].get());
       refill_cuda(lanes_, rows_, device_.compute().get());
       consumed_.record();
       copies_.wait_for(consumed_.get());
-      prefetch(now.front().row + slots_, static_cast<int64_t>(now.size()));
+      if (prefetches_) prefetch(now.front().row + slots_, static_cast<int64_t>(now.size()));
     }
   }
 
@@ -348,8 +357,8 @@ class CudaTargetLoader : public TargetLoader {
 
   size_t bytes(int64_t rows) const { return static_cast<size_t>(rows * row_size_) * sizeof(float); }
 
-  RefillRows staged_row(const Refill& refill) const {
-    const float* row = static_cast<const float*>(staged_.get()) + refill.row % slots_ * row_size_;
+  RefillRows staged_row(const Refill& refill, int64_t slot) const {
+    const float* row = static_cast<const float*>(staged_.get()) + slot * row_size_;
     const float* condition = row + lanes_.image_size;
     const float* weights = condition + lanes_.condition_size;
     const float* initial = weights + lanes_.weights_size;
@@ -362,37 +371,41 @@ class CudaTargetLoader : public TargetLoader {
             .truth = lanes_.truth_size ? initial + initial_size_ : nullptr};
   }
 
-  // Starts copying rows [first, first + count), as far as they exist. The copies wait until the
-  // slots have been read.
+  // Starts copying rows [first, first + count), as far as they exist.
   void prefetch(int64_t first, int64_t count) {
     for (int64_t row = first; row < std::min(first + count, targets_.count); ++row) {
-      const int64_t slot = row % slots_;
-      arrived_[slot].wait();  // until the pinned slot's previous row is copied
-      float* to = static_cast<float*>(pinned_.get()) + slot * row_size_;
-      float* end = std::copy_n(targets_.image + row * lanes_.image_size, lanes_.image_size, to);
-      if (lanes_.condition_size) {
-        end = std::copy_n(targets_.condition + row * lanes_.condition_size, lanes_.condition_size,
-                          end);
-      }
-      if (lanes_.weights_size) {
-        end = std::copy_n(weights_of(targets_, lanes_, row), lanes_.weights_size, end);
-      }
-      if (initial_size_) {
-        end = std::copy_n(targets_.initial + row * initial_size_, initial_size_, end);
-      }
-      if (lanes_.truth_size) {
-        std::copy_n(targets_.true_latent + row * lanes_.truth_size, lanes_.truth_size, end);
-      }
-      check_cuda(cudaMemcpyAsync(static_cast<float*>(staged_.get()) + slot * row_size_, to,
-                                 bytes(1), cudaMemcpyHostToDevice, copies_.get()),
-                 "cudaMemcpyAsync");
-      arrived_[slot].record();
+      copy(row, row % slots_);
     }
+  }
+
+  // Starts copying a row to a slot. The copy waits until the slot has been read.
+  void copy(int64_t row, int64_t slot) {
+    arrived_[slot].wait();  // until the pinned slot's previous row is copied
+    float* to = static_cast<float*>(pinned_.get()) + slot * row_size_;
+    float* end = std::copy_n(targets_.image + row * lanes_.image_size, lanes_.image_size, to);
+    if (lanes_.condition_size) {
+      end =
+          std::copy_n(targets_.condition + row * lanes_.condition_size, lanes_.condition_size, end);
+    }
+    if (lanes_.weights_size) {
+      end = std::copy_n(weights_of(targets_, lanes_, row), lanes_.weights_size, end);
+    }
+    if (initial_size_) {
+      end = std::copy_n(targets_.initial + row * initial_size_, initial_size_, end);
+    }
+    if (lanes_.truth_size) {
+      std::copy_n(targets_.true_latent + row * lanes_.truth_size, lanes_.truth_size, end);
+    }
+    check_cuda(cudaMemcpyAsync(static_cast<float*>(staged_.get()) + slot * row_size_, to, bytes(1),
+                               cudaMemcpyHostToDevice, copies_.get()),
+               "cudaMemcpyAsync");
+    arrived_[slot].record();
   }
 
   CudaBackend& device_;
   const LaneArrays lanes_;
   const Targets targets_;
+  const bool prefetches_;
   const int64_t initial_size_, row_size_, slots_;
   const Backend::Memory pinned_, staged_;
   const Stream copies_;
@@ -402,8 +415,8 @@ class CudaTargetLoader : public TargetLoader {
 };
 
 std::unique_ptr<TargetLoader> CudaBackend::make_loader(const LaneArrays& lanes,
-                                                       const Targets& targets) {
-  return std::make_unique<CudaTargetLoader>(*this, lanes, targets);
+                                                       const Targets& targets, bool queue) {
+  return std::make_unique<CudaTargetLoader>(*this, lanes, targets, !queue);
 }
 
 std::string compute_capability(const cudaDeviceProp& properties) {

@@ -215,7 +215,7 @@ class Run {
            arrays_.gram_size ? arrays_.gram : nullptr, lanes_}));
     }
     first_objective_ = first_objective(stages.front());
-    progress_.targets = targets.count;
+    progress_.targets = options.queue ? 0 : targets.count;
     progress_.mean_loss = kNaN;
     Targets given = targets;
     if (arrays_.weights_size && !targets.weights) {
@@ -223,7 +223,7 @@ class Run {
       given.weights = ones_.data();
       given.shared_weights = true;
     }
-    loader_ = device_->make_loader(arrays_, given);
+    loader_ = device_->make_loader(arrays_, given, options.queue != nullptr);
   }
 
   // The device must have finished with the run's memory before it is freed.
@@ -239,15 +239,17 @@ class Run {
     const auto start = Clock::now();
     while (refill()) {
       const auto round = Clock::now();
-      for (int64_t i = 0; i < poll_every_; ++i) step();
-      poll();
+      if (active_ > 0) {
+        for (int64_t i = 0; i < poll_every_; ++i) step();
+        poll();
+      }
       if (options_.keep_going && !options_.keep_going(progress_)) {
         summary_.cancelled = true;
         break;
       }
       if (reports_ahead_ && !options_.poll_every) adapt(seconds_since(round));
     }
-    if (summary_.cancelled) abandon();
+    if (summary_.cancelled && active_ > 0) abandon();
     summary_.total_seconds = seconds_since(start);
     return summary_;
   }
@@ -435,7 +437,7 @@ class Run {
     }
     handle(poll);
     progress_ = {.finished = finished_,
-                 .targets = targets_.count,
+                 .targets = options_.queue ? next_ : targets_.count,
                  .active = at_work,
                  .evaluations = summary_.evaluations,
                  .mean_loss = sum / static_cast<double>(finite)};
@@ -449,6 +451,7 @@ class Run {
       if (report.done) {
         collect(lane, report);
         ++finished_;
+        if (options_.queue) options_.queue->finish(held_[lane].row);
         held_[lane].row = -1;
       } else if (report.objective != held_[lane].objective) {
         held_[lane].objective = report.objective;
@@ -482,9 +485,10 @@ class Run {
   // Refills free lanes from the queue; false once there is nothing left to do.
   bool refill() {
     std::vector<Refill> refills;
-    const auto take = [&](int64_t lane) {
-      held_[lane] = {next_, first_objective_, polls_};
-      refills.push_back({lane, next_++});
+    const auto take = [&](int64_t lane, int64_t row) {
+      held_[lane] = {row, first_objective_, polls_};
+      refills.push_back({lane, row});
+      ++next_;
     };
     const auto is_free = [this](int64_t lane) { return held_[lane].row < 0; };
     if (coupled_) {
@@ -497,11 +501,18 @@ class Run {
           active_ = targets_.count / groups + (group_ < targets_.count % groups ? 1 : 0);
           ++group_;
         }
-        for (lane = 0; lane < active_; ++lane) take(lane);
+        for (lane = 0; lane < active_; ++lane) take(lane, next_);
       }
     } else {
-      for (int64_t lane = 0; lane < lanes_ && next_ < targets_.count; ++lane) {
-        if (is_free(lane)) take(lane);
+      bool idle = options_.queue && std::all_of(held_.begin(), held_.end(),
+                                                [](const Held& held) { return held.row < 0; });
+      for (int64_t lane = 0; lane < lanes_; ++lane) {
+        if (is_free(lane)) {
+          const int64_t row = next_row(idle);
+          if (row < 0) break;
+          take(lane, row);
+          idle = false;
+        }
         active_ = std::max(active_, lane + 1);
       }
     }
@@ -513,7 +524,16 @@ class Run {
       close_gaps();
       sort_by_objective();
     }
-    return active_ > 0;
+    return active_ > 0 || (options_.queue && !ended_);
+  }
+
+  // The row of the next target; negative if there is none now.
+  int64_t next_row(bool wait) {
+    if (!options_.queue) return next_ < targets_.count ? next_ : Queue::kEnd;
+    if (ended_) return Queue::kEnd;
+    const int64_t row = options_.queue->next(wait);
+    ended_ = row == Queue::kEnd;
+    return row;
   }
 
   // Moves lanes that the queue could not fill to the end.
@@ -570,7 +590,9 @@ class Run {
     const Poll& last = asked_.back();
     last.event->wait();
     for (int64_t lane = 0; lane < active_; ++lane) {
-      if (held_[lane].row >= 0) collect(lane, last.reports[lane]);
+      if (held_[lane].row < 0) continue;
+      collect(lane, last.reports[lane]);
+      if (options_.queue) options_.queue->finish(held_[lane].row);
     }
   }
 
@@ -611,7 +633,8 @@ class Run {
 
   std::vector<Held> held_;
   int64_t active_ = 0;    // lanes [0, active_) have targets, as far as the host knows
-  int64_t next_ = 0;      // the first target still in the queue
+  int64_t next_ = 0;      // targets taken so far
+  bool ended_ = false;    // the queue has no more targets
   int64_t group_ = 0;     // coupled runs: groups started
   int64_t finished_ = 0;  // finished targets
   std::vector<Reassignment> reassignments_;
@@ -681,6 +704,8 @@ void check(const std::vector<const Objective*>& objectives, const Recipe& recipe
                " takes each target on its own, and here targets depend on each other (batch norm "
                "on batch statistics, or a moment penalty over the batch); use adam");
   }
+  expect(!options.queue || (!options.coupled && !over_batch),
+         "a queue is for targets that do not depend on each other");
   expect(options.lanes >= 1, "lanes should be at least 1, is " + std::to_string(options.lanes));
   expect(!results.trace || options.trace_every >= 1,
          "a trace needs trace_every of at least 1, got " + std::to_string(options.trace_every));
@@ -707,6 +732,7 @@ RunSummary run(const std::vector<const Objective*>& objectives, const Prior& pri
                const Recipe& recipe, const Targets& targets, const RunOptions& options,
                const Results& results) {
   check(objectives, recipe, targets, options, results);
+  if (options.queue) return Run(objectives, prior, recipe, targets, options, results)();
   std::fill_n(results.loss, targets.count, kNaN);
   std::fill_n(results.status, targets.count, Status::cancelled);
   std::fill_n(results.steps, targets.count, 0);

@@ -53,6 +53,7 @@ from pyinv.solvers import (
     RMSprop,
     StepDecay,
 )
+from pyinv.streaming import TargetResult
 from pyinv.uncertainty import Uncertainty
 
 __version__ = _version("pyinv")
@@ -92,6 +93,7 @@ __all__ = [
     "Status",
     "StepDecay",
     "StochasticClip",
+    "TargetResult",
     "TruncatedNormalCutoff",
     "Uncertainty",
     "Uniform",

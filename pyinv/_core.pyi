@@ -86,6 +86,33 @@ def invert(
     poll_every: int = 0,
     progress: Callable[[dict[str, Any]], object] | None = None,
 ) -> dict[str, Any]: ...
+
+class Stream:
+    def __init__(
+        self,
+        *,
+        objectives: Sequence[Objective],
+        recipe: str,
+        prior: str,
+        preconditioner: npt.NDArray[np.float32] | None,
+        seed: int,
+        lanes: int,
+        rows: int,
+        has_initial: bool = False,
+    ) -> None: ...
+    def put(
+        self,
+        *,
+        images: npt.NDArray[np.float32],
+        ids: npt.NDArray[np.uint64],
+        initial: npt.NDArray[np.float32] | None = None,
+        condition: npt.NDArray[np.float32] | None = None,
+        weights: npt.NDArray[np.float32] | None = None,
+    ) -> int: ...
+    def end(self) -> None: ...
+    def take(self) -> dict[str, Any] | None: ...
+    def stop(self) -> None: ...
+
 def draw_initial(
     prior: str,
     seed: int,

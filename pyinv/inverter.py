@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -41,11 +42,13 @@ from pyinv.errors import (
     RunError,
     one_line,
 )
-from pyinv.images import check_images
+from pyinv.images import check_fit, check_images
 from pyinv.progress import Progress, progress_reporter
 from pyinv.recipes import MAX_RESTARTS, Recipe
 from pyinv.result import Inversion, Status
 from pyinv.session import Session
+from pyinv.streaming import Batch, Source, TargetResult
+from pyinv.streaming import results as stream_results
 from pyinv.uncertainty import Uncertainty
 from pyinv.uncertainty.search import DEFAULT_HOPS, Search, Targets
 from pyinv.validation import as_numpy, check_rows, noise_level, whole_number
@@ -406,6 +409,132 @@ class Inverter:
             if refused:
                 raise RunError(problem, inversion)
         return inversion
+
+    def stream(
+        self,
+        source: Iterable[Any],
+        *,
+        recipe: str | Recipe = "default",
+        loss: str | None = None,
+        max_steps: int | None = None,
+        restarts: int | None = None,
+        seed: int = 0,
+        effort: str | None = None,
+        noise: float | None = None,
+        init: str | None = None,
+        ordered: bool = False,
+        window: int | None = None,
+        fit: str = "crop",
+        workers: int = 2,
+        on_error: str = "result",
+    ) -> Iterator[TargetResult]:
+        """Find the latents of images that arrive one by one, with constant memory.
+
+        A target enters as soon as a lane of the batch is free, and its result is yielded as soon as
+        it is finished, so that a lone image takes as long as alone and many images fill the batch.
+        Files are decoded by threads while the engine works. The latents are those that ``invert``
+        finds for the same target ids, up to rounding.
+
+        Args:
+            source: an iterable of targets, read by a thread. Each is
+
+                - an image [*image_shape] or a batch [n, *image_shape] of floats in the bundle's
+                  value range, as for ``invert``;
+                - the path of anything that ``load_images`` reads, the bytes of an image file, or an
+                  open file. A folder gives its images one by one; the images of an array file are
+                  loaded together;
+                - a pair (id, image), or (ids, batch);
+                - a dictionary with "image", and optionally "id" and, for bundles that have them,
+                  "conditions", as for ``invert``.
+
+            recipe, loss, max_steps, restarts, seed, effort, noise: as for ``invert``. Random draws
+                depend on the seed and the target's id if that is a whole number from 0 to below
+                2^47, otherwise on its position in the source.
+            init: "encoder" starts from the output of the bundle's encoder; None uses the recipe's
+                ``start``.
+            ordered: yield results in the order of the source instead of as they finish.
+            window: how many targets may be read ahead of the oldest result that was not yielded
+                yet, at least 1; None uses four times the batch size. With ``ordered``, one slow
+                target holds back all after the window.
+            fit: how to resize image files, see ``load_images``.
+            workers: number of threads that decode and check images, at least 1.
+            on_error: "result" gives a target that cannot be read, or is no image of this bundle, a
+                result with the status ``INVALID`` and a reason, and goes on; "raise" raises an
+                InputError after the results that have finished.
+
+        Returns:
+            an iterator over results. Closing it, or an exception in its consumer, ends the run
+            within a step. After Ctrl-C it yields what has finished and raises KeyboardInterrupt.
+
+        Raises:
+            InputError: an argument of the wrong type or range, or a bundle whose targets affect one
+                another (``batch_norm="batch"``), before anything starts; with
+                ``on_error="raise"``, an invalid target.
+            RuleError, BundleError, DeviceError: as for ``invert``.
+            RunError: the runtime failed.
+
+        Examples:
+            >>> for result in inverter.stream(["photos/"]):               # doctest: +SKIP
+            ...     save(result.id, result.latent)
+        """
+        manifest, session = self.manifest, self._session
+        noise = noise_level(noise)
+        if noise is not None and recipe != "reconstruct":
+            raise InputError(
+                'noise is for recipe="reconstruct"; leave it out, or ask for that recipe'
+            )
+        if init not in (None, "encoder"):
+            raise InputError(f'init must be "encoder" or None, got {init!r}')
+        changes = {"max_steps": max_steps, "restarts": restarts}
+        chosen = self._resolve(recipe, changes, noise, init, effort)
+        if loss is not None:
+            chosen = recipes.with_loss(chosen, loss, manifest)
+        if chosen.is_coupled(manifest):
+            raise InputError(
+                "a stream needs targets that do not affect one another: this bundle or recipe "
+                'takes statistics over the batch; use invert, or export with batch_norm="eval"'
+            )
+        if isinstance(source, str | os.PathLike):
+            source = [source]
+        if not isinstance(source, Iterable) or isinstance(source, bytes | Mapping):
+            raise InputError(
+                "source must be an iterable of images, (id, image) pairs, dictionaries or paths, "
+                f"got {type(source).__name__}"
+            )
+        if not isinstance(ordered, bool):
+            raise InputError(f"ordered must be True or False, got {ordered!r}")
+        if on_error not in ("result", "raise"):
+            raise InputError(f'on_error must be "result" or "raise", got {on_error!r}')
+        check_fit(fit)
+        workers = whole_number("workers", workers, at_least=1)
+        seed = whole_number("seed", seed, at_least=0, at_most=2**64 - 1)
+        if window is not None:
+            window = whole_number("window", window, at_least=1)
+        plan = session.plan(chosen)
+        encode = None
+        if chosen.start == "encoder":
+            session.function(manifest.encode(self.runtime))
+
+            def encode(batch: Batch) -> FloatArray:
+                return session.encode(batch.images, batch.conditions, self._most(None))
+
+        lanes = self._batch_size_for(chosen, max(AUTO_BATCH_SIZES[session.device_kind]), False)
+        window = 4 * lanes if window is None else window
+        rows = lanes + window
+        return stream_results(
+            lambda: session.stream(
+                plan, seed=seed, lanes=lanes, rows=rows, has_initial=encode is not None
+            ),
+            Source(source, manifest, fit, workers),
+            manifest=manifest,
+            encode=encode,
+            most_ids=MAX_TARGET_IDS,
+            measures_mse=not manifest.observes and all(s.loss == "mse" for s in chosen.stages),
+            ordered=ordered,
+            window=window,
+            raises=on_error == "raise",
+            default_weights=manifest.weights,
+        )
 
     def generate(
         self, latents: Any, *, conditions: Any = None, batch_size: int | None = None

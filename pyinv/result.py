@@ -42,6 +42,8 @@ class Status(enum.IntEnum):
     """The loss or gradient became NaN or infinite. A lower learning rate helps."""
     CANCELLED = 5
     """The run was cancelled before this target finished."""
+    INVALID = 6
+    """In a stream: the target could not be read, or is no image of this bundle."""
 
     @property
     def text(self) -> str:
@@ -56,6 +58,7 @@ _TEXTS = {
     Status.STEP_LIMIT_IMPROVING: "used all steps (still improving)",
     Status.NON_FINITE: "not finite",
     Status.CANCELLED: "cancelled",
+    Status.INVALID: "invalid",
 }
 
 

@@ -5,8 +5,11 @@ All calls to the engine go through it. It converts the engine's errors to pyinv'
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
+import os
+import weakref
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -55,6 +58,7 @@ class Session:
     ) -> None:
         self.bundle = bundle
         self.threads = threads
+        self._process = os.getpid()
         if runtime == "auto":
             runtime = self.manifest.runtimes[0]
         self.manifest.forward(runtime)
@@ -245,6 +249,7 @@ class Session:
             Anything that ``progress`` raises. In all three cases the error's attribute ``partial``
             holds the results so far.
         """
+        self._check_process()
         recipe, functions = plan
         objectives = [self.objective(function) for function in functions]
         with _translated():
@@ -256,6 +261,35 @@ class Session:
                 **arguments,
             )
 
+    def stream(self, plan: tuple[str, Sequence[Function]], **arguments: Any) -> StreamRun:
+        """Start a run over targets that arrive one by one, with the arguments of ``_core.Stream``.
+
+        Raises:
+            BundleError: a file does not match the manifest.
+            DeviceError: a function does not fit in the device's memory.
+        """
+        self._check_process()
+        recipe, functions = plan
+        objectives = [self.objective(function) for function in functions]
+        with _translated():
+            run = StreamRun(
+                objectives=objectives,
+                recipe=recipe,
+                prior=json.dumps(self.manifest.prior.describe()),
+                preconditioner=self.preconditioner,
+                **arguments,
+            )
+        return run
+
+    def _check_process(self) -> None:
+        """Refuse to run in a process that was forked after this session was opened."""
+        if os.getpid() != self._process:
+            raise RunError(
+                "this Inverter was opened before the process was forked, and its threads do not "
+                "exist here; open an Inverter in the new process, or start processes with "
+                'multiprocessing.get_context("spawn")'
+            )
+
     def draw(self, seed: int, target_ids: NDArray[np.uint64], restart: int) -> FloatArray:
         """Return the prior's draws for these targets and this restart, [n, d]."""
         prior = json.dumps(self.manifest.prior.describe())
@@ -264,6 +298,7 @@ class Session:
     def _call(
         self, function: Function, rows: slice, **inputs: FloatArray | None
     ) -> dict[str, FloatArray]:
+        self._check_process()
         feeds = {name: values[rows] for name, values in inputs.items() if values is not None}
         loaded = self.function(function)
         count = len(next(iter(feeds.values())))
@@ -294,6 +329,46 @@ class Session:
             raise BundleError(
                 f"{path}: {name} cannot load it ({error}); export the bundle again"
             ) from None
+
+
+class StreamRun:
+    """A run of the engine over targets that arrive one by one, see ``_core.Stream``."""
+
+    def __init__(self, **arguments: Any) -> None:
+        self._run = _core.Stream(**arguments)
+        _open_runs.add(self)
+
+    def put(self, **targets: Any) -> int:
+        """Pass targets to the run; return how many of them it took, 0 if none within 50 ms."""
+        return self._run.put(**targets)
+
+    def end(self) -> None:
+        """Say that there are no more targets."""
+        self._run.end()
+
+    def take(self) -> dict[str, Any] | None:
+        """Return finished targets, possibly none within 50 ms; None at the end.
+
+        Raises:
+            OutOfMemoryError: the batch does not fit in the device's memory.
+            RunError: the runtime failed.
+        """
+        with _translated():
+            return self._run.take()
+
+    def stop(self) -> None:
+        """End the run within a step. Finished targets can still be taken."""
+        self._run.stop()
+
+
+_open_runs: weakref.WeakSet[StreamRun] = weakref.WeakSet()
+
+
+@atexit.register
+def _stop_runs() -> None:
+    """End the runs of streams that are still open, before the interpreter goes."""
+    for run in list(_open_runs):
+        run.stop()
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@
 #include "pyinv/rules.h"
 #include "rules.h"
 #include "solvers/levenberg_marquardt.h"
+#include "stream.h"
 
 namespace py = pybind11;
 using namespace pyinv;
@@ -344,6 +345,8 @@ PYBIND11_MODULE(_core, module) {
              "true_latents"_a = py::none(), "preconditioner"_a = py::none(), "target_ids"_a,
              "seed"_a, "lanes"_a, "coupled"_a = false, "trace_every"_a = 0, "poll_every"_a = 0,
              "progress"_a = py::none());
+
+  bind_stream(module);
 
   module.def(
       "draw_initial",

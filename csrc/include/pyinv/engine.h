@@ -50,8 +50,24 @@ struct Results {
   float* min_latent_error = nullptr;
 };
 
+// Targets that arrive while a run is going on. The arrays of Targets and Results are then a pool of
+// `count` rows: the queue fills a row, hands it to the run, and may fill it again once it is
+// finished. The run calls both functions from its own thread.
+class PYINV_API Queue {
+ public:
+  static constexpr int64_t kNone = -1;  // no target now
+  static constexpr int64_t kEnd = -2;   // no more targets
+
+  virtual ~Queue() = default;
+  // Returns the row of the next target, kNone or kEnd. If `wait`, the run has nothing else to do,
+  // and the call may block for up to about 20 ms, after which the run calls keep_going.
+  virtual int64_t next(bool wait) = 0;
+  // The row's results are written, and the run no longer reads its target.
+  virtual void finish(int64_t row) = 0;
+};
+
 struct Progress {
-  int64_t finished = 0, targets = 0, active = 0;
+  int64_t finished = 0, targets = 0, active = 0;  // of a queue, `targets` are those taken so far
   int64_t evaluations = 0;  // image evaluations so far, including normal equations
   double mean_loss = 0.0;   // over active lanes with a finite loss; NaN if there are none
 };
@@ -68,6 +84,9 @@ struct RunOptions {
   // [latent_size, latent_size], symmetric and positive definite, of any scale: for L-BFGS. Null:
   // the identity. Bundle::preconditioner() has a generator's.
   const float* preconditioner = nullptr;
+  // Null: the targets are the rows of the arrays. Not for coupled runs. A run that is cancelled
+  // finishes the targets in its lanes with their results so far; an exception leaves them.
+  Queue* queue = nullptr;
   std::function<bool(const Progress&)> keep_going;  // called at every poll; false cancels
 };
 

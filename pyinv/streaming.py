@@ -1,0 +1,380 @@
+"""Streams: results of targets that arrive one by one, for ``Inverter.stream``."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyinv.advice import peak_ratio
+from pyinv.bundle import Manifest
+from pyinv.conditions import condition_rows
+from pyinv.errors import InputError, PyinvError, RunError, one_line
+from pyinv.images import check_images, image_names, load_named_images
+from pyinv.result import Status
+from pyinv.validation import as_numpy
+
+__all__ = ["TargetResult"]
+
+FloatArray = NDArray[np.float32]
+
+# A source that fails so often without an item in between is broken.
+_MOST_FAILURES = 100
+_KEYS = ("image", "id", "conditions")
+# Threads look at the end of a stream this often, in seconds.
+_LOOK = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class TargetResult:
+    """The result of one target of a stream.
+
+    Args:
+        number: the target's position in the source, from 0.
+        id: the target's id: the one given with it, the path of its file, or its number.
+        latent: float32 [*latent_shape]; NaN for a status of ``INVALID``.
+        loss: the loss at the latent; NaN where none was finite.
+        status: how the target ended.
+        steps: the number of steps over all attempts.
+        attempts: the number of attempts.
+        normal_equations: the number of evaluations of the normal equations.
+        psnr: the peak signal-to-noise ratio in decibels, as in ``Inversion``; None for recipes
+            that minimise another loss than "mse", and for observations.
+        reason: for a status of ``INVALID``: why the target was not inverted.
+    """
+
+    number: int
+    id: Any
+    latent: FloatArray
+    loss: float = float("nan")
+    status: Status = Status.INVALID
+    steps: int = 0
+    attempts: int = 0
+    normal_equations: int = 0
+    psnr: float | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Checked targets: images [n, *image_shape] and conditions [n, k]."""
+
+    ids: list[Any]
+    images: FloatArray
+    conditions: FloatArray | None
+
+
+class Source:
+    """Reads the items of a source and decodes them on a pool of threads, in order.
+
+    Args:
+        items: images, (id, image) pairs, dictionaries, batches or paths.
+        manifest: the bundle's manifest.
+        fit: how to resize image files.
+        workers: the number of decoding threads.
+    """
+
+    def __init__(self, items: Iterable[Any], manifest: Manifest, fit: str, workers: int) -> None:
+        self._items = items
+        self._manifest = manifest
+        self._fit = fit
+        self._workers = workers
+        self._stopped = threading.Event()
+        # Items are read ahead, so that all workers are busy.
+        self._decoded: queue.Queue[Future[Batch] | None] = queue.Queue(4 * workers)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the stream has ended."""
+        return self._stopped.is_set()
+
+    def stop(self) -> None:
+        """End the threads. A read of the source that is under way may take its time."""
+        self._stopped.set()
+
+    def batches(self) -> Iterator[Batch | InputError]:
+        """Return batches, and errors in place of the items that cause them."""
+        pool = ThreadPoolExecutor(self._workers, "pyinv-decode")
+        # A daemon, because the source may block for ever.
+        threading.Thread(target=self._read, args=(pool,), name="pyinv-read", daemon=True).start()
+        try:
+            while not self._stopped.is_set():
+                try:
+                    future = self._decoded.get(timeout=_LOOK)
+                except queue.Empty:
+                    continue
+                if future is None:
+                    return
+                try:
+                    yield future.result()
+                except InputError as error:
+                    yield error
+                except Exception as error:  # of the source, or of a decoder
+                    yield InputError(f"{type(error).__name__}: {one_line(error)}")
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _read(self, pool: ThreadPoolExecutor) -> None:
+        failures = 0
+        iterator: Iterator[Any] | None = None
+        while not self._stopped.is_set() and failures < _MOST_FAILURES:
+            try:
+                iterator = iter(self._items) if iterator is None else iterator
+                parts = self._parts(next(iterator))
+            except StopIteration:
+                break
+            except Exception as error:
+                failures += 1
+                self._hand_on(_failed(error))
+                continue
+            failures = 0
+            for part in parts:
+                with suppress(RuntimeError):  # the pool was shut down
+                    self._hand_on(pool.submit(self._decode, part))
+        self._hand_on(None)
+
+    def _hand_on(self, future: Future[Batch] | None) -> None:
+        while not self._stopped.is_set():
+            with suppress(queue.Full):
+                self._decoded.put(future, timeout=_LOOK)
+                return
+
+    def _parts(self, item: Any) -> list[Any]:
+        """Return the item; or the files of a folder."""
+        if not (_is_path(item) and self._manifest.targets_are_pictures and Path(item).is_dir()):
+            return [item]
+        folder = Path(item)
+        return [folder / name for name in image_names(folder)] or [item]
+
+    def _decode(self, item: Any) -> Batch:
+        manifest = self._manifest
+        id_, image, conditions = _taken_apart(item)
+        if _is_path(image) or isinstance(image, bytes) or hasattr(image, "read"):
+            images, names = load_named_images(_opened(image), manifest, fit=self._fit)
+            single = not _is_path(image) or names == [str(image)]
+            ids = [id_] if single else names
+            if single and id_ is None and _is_path(image):
+                ids = names
+            if not single and id_ is not None:
+                raise InputError(f"{image}: holds several images, which cannot share the id {id_}")
+        else:
+            images, ids = self._checked(image, id_)
+        count = len(images)
+        return Batch(ids, images, condition_rows(manifest.conditions, conditions, count))
+
+    def _checked(self, image: Any, id_: Any) -> tuple[FloatArray, list[Any]]:
+        shape = self._manifest.target_shape
+        array = as_numpy(image, "images", f"float32 {list(shape)}")
+        if array.ndim != len(shape) + 1:
+            return check_images(array[None], self._manifest), [id_]
+        images = check_images(array, self._manifest)
+        if id_ is None:
+            return images, [None] * len(images)
+        if isinstance(id_, str) or not hasattr(id_, "__len__") or len(id_) != len(images):
+            raise InputError(f"a batch of {len(images)} images needs as many ids, got {id_!r}")
+        return images, list(id_)
+
+
+def _failed(error: Exception) -> Future[Batch]:
+    future: Future[Batch] = Future()
+    future.set_exception(InputError(f"the source failed: {type(error).__name__}: {error}"))
+    return future
+
+
+def _is_path(item: Any) -> bool:
+    return isinstance(item, str | os.PathLike)
+
+
+def _opened(image: Any) -> str | os.PathLike[str] | IO[bytes]:
+    import io
+
+    return io.BytesIO(image) if isinstance(image, bytes) else image
+
+
+def _taken_apart(item: Any) -> tuple[Any, Any, Any]:
+    """Return the item's id, image and conditions; None where it has none."""
+    if isinstance(item, Mapping):
+        unknown = [name for name in item if name not in _KEYS]
+        if unknown or "image" not in item:
+            raise InputError(
+                f"a target may have {', '.join(_KEYS)}, got {', '.join(map(str, item))}"
+            )
+        return item.get("id"), item["image"], item.get("conditions")
+    if isinstance(item, tuple):
+        if len(item) != 2:
+            raise InputError(f"a target is an image or a pair (id, image), got {len(item)} parts")
+        return item[0], item[1], None
+    return None, item, None
+
+
+def results(
+    engine: Any,
+    source: Source,
+    *,
+    manifest: Manifest,
+    encode: Callable[[Batch], FloatArray] | None,
+    most_ids: int,
+    measures_mse: bool,
+    ordered: bool,
+    window: int,
+    raises: bool,
+    default_weights: bool,
+) -> Iterator[TargetResult]:
+    """Run a stream: a thread passes the source's targets to the engine, this one yields results.
+
+    Args:
+        engine: returns the engine's run, see ``Session.stream``; called here.
+        source: the targets.
+        manifest: the bundle's manifest.
+        encode: returns the initial latents of a batch; None if the recipe needs none.
+        most_ids: ids of whole numbers below this seed the target's draws; otherwise its number.
+        measures_mse: whether the loss is the mean squared error of images.
+        ordered: yield results in the order of the source.
+        window: with ``ordered``, how many targets may be ahead of the oldest unfinished one.
+        raises: raise an InputError for an invalid target.
+        default_weights: whether the objective takes weights.
+    """
+    run = engine()
+    known: dict[int, tuple[int, Any]] = {}  # of the engine's numbers: the target's own, and its id
+    refused: queue.SimpleQueue[TargetResult] = queue.SimpleQueue()
+    failure: list[BaseException] = []
+    yielded = threading.Semaphore(window) if ordered else None
+    nothing = np.full(manifest.latent_shape, np.nan, dtype=np.float32)
+
+    def may_enter() -> bool:
+        while yielded is not None and not yielded.acquire(timeout=_LOOK):
+            if source.stopped:
+                return False
+        return not source.stopped
+
+    def feed() -> None:
+        number = taken = 0
+        try:
+            for batch in source.batches():
+                if isinstance(batch, InputError):
+                    if raises:
+                        raise batch
+                    if not may_enter():
+                        return
+                    refused.put(TargetResult(number, number, nothing, reason=one_line(batch)))
+                    number += 1
+                    continue
+                initial = None if encode is None else encode(batch)
+                for row, given in enumerate(batch.ids):
+                    if not may_enter():
+                        return
+                    id_ = number if given is None else given
+                    known[taken] = (number, id_)
+                    rows = slice(row, row + 1)
+                    image = batch.images[rows].reshape(1, -1)
+                    arguments = {
+                        "images": image,
+                        "ids": np.array([_draw_id(id_, number, most_ids)], dtype=np.uint64),
+                        "initial": None if initial is None else initial[rows],
+                        "condition": None if batch.conditions is None else batch.conditions[rows],
+                        "weights": np.ones_like(image) if default_weights else None,
+                    }
+                    while not run.put(**arguments):
+                        if source.stopped:
+                            return
+                    number += 1
+                    taken += 1
+        except BaseException as error:
+            failure.append(error)
+            source.stop()
+        finally:
+            run.end()
+
+    def take() -> Iterator[TargetResult]:
+        """Yield results as they finish."""
+        while True:
+            found = run.take()
+            while not refused.empty():
+                yield refused.get()
+            if found is None:
+                return
+            for row, key in enumerate(found["numbers"].tolist()):
+                number, id_ = known.pop(key)
+                status = Status(int(found["status"][row]))
+                if status == Status.CANCELLED:
+                    continue
+                loss = float(found["loss"][row])
+                psnr = None
+                if measures_mse:
+                    psnr = float(peak_ratio(loss, manifest.value_range))
+                yield TargetResult(
+                    number,
+                    id_,
+                    found["latents"][row].reshape(manifest.latent_shape),
+                    loss,
+                    status,
+                    int(found["steps"][row]),
+                    int(found["attempts"][row]),
+                    int(found["normal_equations"][row]),
+                    psnr,
+                )
+
+    held: dict[int, TargetResult] = {}
+
+    def in_order() -> Iterator[TargetResult]:
+        following = 0
+        for result in take():
+            held[result.number] = result
+            while following in held:
+                yield held.pop(following)
+                following += 1
+                if yielded is not None:
+                    yielded.release()
+        yield from rest()
+
+    def rest() -> Iterator[TargetResult]:
+        """Yield what has finished after a cancellation."""
+        yield from sorted([*held.values(), *take()], key=lambda result: result.number)
+        held.clear()
+
+    feeder = threading.Thread(target=feed, name="pyinv-feed", daemon=True)
+    feeder.start()
+    interrupted = False
+    found = in_order() if ordered else take()
+    try:
+        while True:
+            try:
+                result = next(found, None)
+            except KeyboardInterrupt:
+                # What has finished is yielded first.
+                interrupted = True
+                source.stop()
+                run.stop()
+                found = rest()
+                continue
+            if failure:
+                run.stop()
+            if result is None:
+                break
+            yield result
+        if interrupted:
+            raise KeyboardInterrupt
+        feeder.join()
+        if failure:
+            error = failure[0]
+            if isinstance(error, PyinvError):
+                raise error
+            raise RunError(f"the stream failed: {type(error).__name__}: {error}") from error
+    finally:
+        source.stop()
+        run.stop()
+        feeder.join()
+
+
+def _draw_id(id_: Any, number: int, most: int) -> int:
+    whole = isinstance(id_, int | np.integer) and not isinstance(id_, bool)
+    return int(id_) if whole and 0 <= id_ < most else number

@@ -453,6 +453,8 @@ class Run {
         ++finished_;
         if (options_.queue) options_.queue->finish(held_[lane].row);
         held_[lane].row = -1;
+      } else if (options_.queue && options_.queue->dropped(held_[lane].row)) {
+        drop(lane, report);
       } else if (report.objective != held_[lane].objective) {
         held_[lane].objective = report.objective;
         reassignments_.push_back({lane, report.objective});
@@ -462,6 +464,20 @@ class Run {
     device_->reassign(arrays_, reassignments_);
     reassignments_.clear();
     lanes_changed_ = true;
+  }
+
+  // Frees a lane whose target is no longer wanted. Its memory may be in use on the device, until
+  // the lane is refilled or no longer active.
+  void drop(int64_t lane, const LaneReport& report) {
+    const int64_t row = held_[lane].row;
+    results_.status[row] = Status::cancelled;
+    results_.loss[row] = kNaN;
+    results_.steps[row] = report.steps;
+    results_.attempts[row] = report.attempts;
+    if (results_.normal_equations) results_.normal_equations[row] = report.normal_equations;
+    std::fill_n(results_.latent + row * latent_size_, latent_size_, kNaN);
+    options_.queue->finish(row);
+    held_[lane].row = -1;
   }
 
   void collect(int64_t lane, const LaneReport& report) {

@@ -54,6 +54,7 @@ from pyinv.solvers import (
     StepDecay,
 )
 from pyinv.streaming import TargetResult
+from pyinv.target_ids import target_id
 from pyinv.uncertainty import Uncertainty
 
 __version__ = _version("pyinv")
@@ -99,6 +100,7 @@ __all__ = [
     "Uniform",
     "cmake_dir",
     "load_images",
+    "target_id",
 ]
 
 

@@ -49,18 +49,15 @@ from pyinv.result import Inversion, Status
 from pyinv.session import Session
 from pyinv.streaming import Batch, Source, TargetResult
 from pyinv.streaming import results as stream_results
+from pyinv.target_ids import MAX_TARGET_IDS, check_target_ids
 from pyinv.uncertainty import Uncertainty
 from pyinv.uncertainty.search import DEFAULT_HOPS, Search, Targets
-from pyinv.validation import as_numpy, check_rows, noise_level, whole_number
+from pyinv.validation import check_rows, noise_level, whole_number
 from pyinv.weights import check_rows_of_weights, check_weights, effective_values, mean_values
 
 __all__ = ["Inverter"]
 
 FloatArray = NDArray[np.float32]
-
-# The engine's counters hold 48 bits of target id. ``sample`` uses the upper half and ``invert`` the
-# lower: otherwise, inverting G(sample(n, seed)) with the same seed would start at the answer.
-MAX_TARGET_IDS = 2**47
 
 
 class Inverter:
@@ -311,7 +308,7 @@ class Inverter:
         known = None
         if true_latents is not None:
             known = check_rows(true_latents, "true_latents", manifest.latent_shape, count)
-        ids = _check_target_ids(target_ids, count)
+        ids = check_target_ids(target_ids, count)
         seed = whole_number("seed", seed, at_least=0, at_most=2**64 - 1)
         trace_every = whole_number("trace_every", trace_every, at_least=0)
         if not isinstance(strict, bool):
@@ -448,8 +445,8 @@ class Inverter:
                   "conditions", as for ``invert``.
 
             recipe, loss, max_steps, restarts, seed, effort, noise: as for ``invert``. Random draws
-                depend on the seed and the target's id if that is a whole number from 0 to below
-                2^47, otherwise on its position in the source.
+                depend on the seed and on the id given with the target, see ``pyinv.target_id``;
+                without one, on the target's position in the source.
             init: "encoder" starts from the output of the bundle's encoder; None uses the recipe's
                 ``start``.
             ordered: yield results in the order of the source instead of as they finish.
@@ -528,7 +525,6 @@ class Inverter:
             Source(source, manifest, fit, workers),
             manifest=manifest,
             encode=encode,
-            most_ids=MAX_TARGET_IDS,
             measures_mse=not manifest.observes and all(s.loss == "mse" for s in chosen.stages),
             ordered=ordered,
             window=window,
@@ -755,7 +751,7 @@ class Inverter:
             targets,
             condition_rows(self.manifest.conditions, conditions, count),
             weighting,
-            _check_target_ids(target_ids, count),
+            check_target_ids(target_ids, count),
         )[done]
         search = Search(
             self._session,
@@ -943,21 +939,3 @@ class Inverter:
         if count >= max(AUTO_BATCH_SIZES[self._session.device_kind]):
             self._batch_size = size
         return size
-
-
-def _check_target_ids(target_ids: Any, count: int) -> NDArray[np.uint64]:
-    if target_ids is None:
-        return np.arange(count, dtype=np.uint64)
-    expected = f"{count} whole numbers from 0 to below 2^47"
-    ids = as_numpy(target_ids, "target_ids", expected)
-    if ids.dtype.kind not in "iu" or ids.shape != (count,):
-        raise InputError(
-            f"target_ids must be {expected}, got {ids.dtype} [{', '.join(map(str, ids.shape))}]; "
-            "give one per target"
-        )
-    if int(ids.min()) < 0 or int(ids.max()) >= MAX_TARGET_IDS:
-        raise InputError(
-            f"target_ids must be {expected}, got {int(ids.min())} to {int(ids.max())}; "
-            "number the targets from 0"
-        )
-    return np.ascontiguousarray(ids, dtype=np.uint64)

@@ -346,6 +346,15 @@ class StreamRun:
         """Say that there are no more targets."""
         self._run.end()
 
+    def cancel(self, numbers: Sequence[int]) -> None:
+        """Cancel targets within a step; ``take`` returns them with the status ``CANCELLED``.
+
+        Args:
+            numbers: of the targets, from 0 in the order of ``put``. Those of targets that have
+                finished are ignored.
+        """
+        self._run.cancel(list(numbers))
+
     def take(self) -> dict[str, Any] | None:
         """Return finished targets, possibly none within 50 ms; None at the end.
 

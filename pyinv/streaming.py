@@ -21,6 +21,7 @@ from pyinv.conditions import condition_rows
 from pyinv.errors import InputError, PyinvError, RunError, one_line
 from pyinv.images import check_images, image_names, load_named_images
 from pyinv.result import Status
+from pyinv.target_ids import target_id
 from pyinv.validation import as_numpy
 
 __all__ = ["TargetResult"]
@@ -66,11 +67,27 @@ class TargetResult:
 
 @dataclass(frozen=True)
 class Batch:
-    """Checked targets: images [n, *image_shape] and conditions [n, k]."""
+    """Checked targets.
+
+    Args:
+        ids: n ids; None stands for the target's number.
+        seeds: what seeds each target's draws, see ``target_id``; None stands for its number.
+        images: [n, *image_shape].
+        conditions: [n, k], or None for bundles without.
+    """
 
     ids: list[Any]
+    seeds: list[int | None]
     images: FloatArray
     conditions: FloatArray | None
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A target that cannot be inverted. An id of None stands for the target's number."""
+
+    id: Any
+    error: InputError
 
 
 class Source:
@@ -90,7 +107,7 @@ class Source:
         self._workers = workers
         self._stopped = threading.Event()
         # Items are read ahead, so that all workers are busy.
-        self._decoded: queue.Queue[Future[Batch] | None] = queue.Queue(4 * workers)
+        self._decoded: queue.Queue[Future[list[Batch | Refused]] | None] = queue.Queue(4 * workers)
 
     @property
     def stopped(self) -> bool:
@@ -101,8 +118,8 @@ class Source:
         """End the threads. A read of the source that is under way may take its time."""
         self._stopped.set()
 
-    def batches(self) -> Iterator[Batch | InputError]:
-        """Return batches, and errors in place of the items that cause them."""
+    def batches(self) -> Iterator[Batch | Refused]:
+        """Return batches in order, and what is refused."""
         pool = ThreadPoolExecutor(self._workers, "pyinv-decode")
         # A daemon, because the source may block for ever.
         threading.Thread(target=self._read, args=(pool,), name="pyinv-read", daemon=True).start()
@@ -114,12 +131,7 @@ class Source:
                     continue
                 if future is None:
                     return
-                try:
-                    yield future.result()
-                except InputError as error:
-                    yield error
-                except Exception as error:  # of the source, or of a decoder
-                    yield InputError(f"{type(error).__name__}: {one_line(error)}")
+                yield from future.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -134,7 +146,10 @@ class Source:
                 break
             except Exception as error:
                 failures += 1
-                self._hand_on(_failed(error))
+                refused = f"the source failed: {type(error).__name__}: {one_line(error)}"
+                failed: Future[list[Batch | Refused]] = Future()
+                failed.set_result([Refused(None, InputError(refused))])
+                self._hand_on(failed)
                 continue
             failures = 0
             for part in parts:
@@ -142,7 +157,7 @@ class Source:
                     self._hand_on(pool.submit(self._decode, part))
         self._hand_on(None)
 
-    def _hand_on(self, future: Future[Batch] | None) -> None:
+    def _hand_on(self, future: Future[list[Batch | Refused]] | None) -> None:
         while not self._stopped.is_set():
             with suppress(queue.Full):
                 self._decoded.put(future, timeout=_LOOK)
@@ -155,39 +170,60 @@ class Source:
         folder = Path(item)
         return [folder / name for name in image_names(folder)] or [item]
 
-    def _decode(self, item: Any) -> Batch:
-        manifest = self._manifest
-        id_, image, conditions = _taken_apart(item)
-        if _is_path(image) or isinstance(image, bytes) or hasattr(image, "read"):
-            images, names = load_named_images(_opened(image), manifest, fit=self._fit)
-            single = not _is_path(image) or names == [str(image)]
-            ids = [id_] if single else names
-            if single and id_ is None and _is_path(image):
-                ids = names
-            if not single and id_ is not None:
-                raise InputError(f"{image}: holds several images, which cannot share the id {id_}")
-        else:
-            images, ids = self._checked(image, id_)
-        count = len(images)
-        return Batch(ids, images, condition_rows(manifest.conditions, conditions, count))
+    def _decode(self, item: Any) -> list[Batch | Refused]:
+        id_ = item if _is_path(item) else None
+        try:
+            id_, image, conditions = _taken_apart(item)
+            if _is_path(image) or isinstance(image, bytes) or hasattr(image, "read"):
+                return [self._read_file(id_, image, conditions)]
+            return self._checked(id_, image, conditions)
+        except InputError as error:
+            return [Refused(_named(id_, item), error)]
+        except Exception as error:  # of a decoder
+            text = f"{type(error).__name__}: {one_line(error)}"
+            return [Refused(_named(id_, item), InputError(text))]
 
-    def _checked(self, image: Any, id_: Any) -> tuple[FloatArray, list[Any]]:
+    def _read_file(self, id_: Any, image: Any, conditions: Any) -> Batch:
+        images, names = load_named_images(_opened(image), self._manifest, fit=self._fit)
+        count = len(images)
+        rows = condition_rows(self._manifest.conditions, conditions, count)
+        if id_ is None:
+            ids = names if _is_path(image) else [None] * count
+            return Batch(ids, [None] * count, images, rows)
+        if count > 1:
+            raise InputError(f"holds {count} images, which cannot share the id {id_!r}")
+        return Batch([id_], [target_id(id_)], images, rows)
+
+    def _checked(self, id_: Any, image: Any, conditions: Any) -> list[Batch | Refused]:
+        """Check an image, or a batch; if the batch fails, image by image."""
         shape = self._manifest.target_shape
         array = as_numpy(image, "images", f"float32 {list(shape)}")
+        ids: list[Any] = [id_]
         if array.ndim != len(shape) + 1:
-            return check_images(array[None], self._manifest), [id_]
-        images = check_images(array, self._manifest)
-        if id_ is None:
-            return images, [None] * len(images)
-        if isinstance(id_, str) or not hasattr(id_, "__len__") or len(id_) != len(images):
-            raise InputError(f"a batch of {len(images)} images needs as many ids, got {id_!r}")
-        return images, list(id_)
-
-
-def _failed(error: Exception) -> Future[Batch]:
-    future: Future[Batch] = Future()
-    future.set_exception(InputError(f"the source failed: {type(error).__name__}: {error}"))
-    return future
+            array = array[None]
+        elif id_ is None:
+            ids = [None] * len(array)
+        elif isinstance(id_, str | bytes) or not hasattr(id_, "__len__") or len(id_) != len(array):
+            raise InputError(f"a batch of {len(array)} images needs as many ids, got {id_!r}")
+        else:
+            ids = list(id_)
+        rows = condition_rows(self._manifest.conditions, conditions, len(array))
+        try:
+            seeds = [None if id_ is None else target_id(id_) for id_ in ids]
+            return [Batch(ids, seeds, check_images(array, self._manifest), rows)]
+        except InputError:
+            if len(array) <= 1:
+                raise
+        parts: list[Batch | Refused] = []
+        for row, given in enumerate(ids):
+            condition = None if rows is None else rows[row : row + 1]
+            try:
+                image = check_images(array[row : row + 1], self._manifest)
+                seed = None if given is None else target_id(given)
+                parts.append(Batch([given], [seed], image, condition))
+            except InputError as error:
+                parts.append(Refused(given, error))
+        return parts
 
 
 def _is_path(item: Any) -> bool:
@@ -198,6 +234,12 @@ def _opened(image: Any) -> str | os.PathLike[str] | IO[bytes]:
     import io
 
     return io.BytesIO(image) if isinstance(image, bytes) else image
+
+
+def _named(id_: Any, item: Any) -> Any:
+    """Return the id of a target that cannot be read; a file's own is its path."""
+    image = item.get("image") if isinstance(item, Mapping) else item
+    return str(image) if id_ is None and _is_path(image) else id_
 
 
 def _taken_apart(item: Any) -> tuple[Any, Any, Any]:
@@ -222,7 +264,6 @@ def results(
     *,
     manifest: Manifest,
     encode: Callable[[Batch], FloatArray] | None,
-    most_ids: int,
     measures_mse: bool,
     ordered: bool,
     window: int,
@@ -236,7 +277,6 @@ def results(
         source: the targets.
         manifest: the bundle's manifest.
         encode: returns the initial latents of a batch; None if the recipe needs none.
-        most_ids: ids of whole numbers below this seed the target's draws; otherwise its number.
         measures_mse: whether the loss is the mean squared error of images.
         ordered: yield results in the order of the source.
         window: with ``ordered``, how many targets may be ahead of the oldest unfinished one.
@@ -260,25 +300,26 @@ def results(
         number = taken = 0
         try:
             for batch in source.batches():
-                if isinstance(batch, InputError):
+                if isinstance(batch, Refused):
                     if raises:
-                        raise batch
+                        raise batch.error
                     if not may_enter():
                         return
-                    refused.put(TargetResult(number, number, nothing, reason=one_line(batch)))
+                    id_ = number if batch.id is None else batch.id
+                    reason = one_line(batch.error)
+                    refused.put(TargetResult(number, id_, nothing, reason=reason))
                     number += 1
                     continue
                 initial = None if encode is None else encode(batch)
-                for row, given in enumerate(batch.ids):
+                for row, (id_, seed) in enumerate(zip(batch.ids, batch.seeds, strict=True)):
                     if not may_enter():
                         return
-                    id_ = number if given is None else given
-                    known[taken] = (number, id_)
+                    known[taken] = (number, number if id_ is None else id_)
                     rows = slice(row, row + 1)
                     image = batch.images[rows].reshape(1, -1)
                     arguments = {
                         "images": image,
-                        "ids": np.array([_draw_id(id_, number, most_ids)], dtype=np.uint64),
+                        "ids": np.array([number if seed is None else seed], dtype=np.uint64),
                         "initial": None if initial is None else initial[rows],
                         "condition": None if batch.conditions is None else batch.conditions[rows],
                         "weights": np.ones_like(image) if default_weights else None,
@@ -373,8 +414,3 @@ def results(
         source.stop()
         run.stop()
         feeder.join()
-
-
-def _draw_id(id_: Any, number: int, most: int) -> int:
-    whole = isinstance(id_, int | np.integer) and not isinstance(id_, bool)
-    return int(id_) if whole and 0 <= id_ < most else number

@@ -9,8 +9,10 @@
 #include <cstdint>
 #include <deque>
 #include <exception>
+#include <limits>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -154,6 +156,26 @@ class Stream : Queue {
     changed_.notify_all();
   }
 
+  // Cancels these targets, within a step. Numbers of targets that have finished are ignored.
+  void cancel(const std::vector<int64_t>& numbers) {
+    const std::lock_guard lock(mutex_);
+    const std::set<int64_t> unwanted(numbers.begin(), numbers.end());
+    const auto is_unwanted = [&](int64_t row) { return unwanted.contains(numbers_[row]); };
+    std::erase_if(waiting_, [&](int64_t row) {
+      if (!is_unwanted(row)) return false;
+      status_[row] = Status::cancelled;
+      loss_[row] = std::numeric_limits<float>::quiet_NaN();
+      steps_[row] = normal_equations_[row] = attempts_[row] = 0;
+      std::fill_n(latents_.data() + row * latent_size_, latent_size_, loss_[row]);
+      finished_.push_back(row);
+      return true;
+    });
+    for (const int64_t row : running_) {
+      if (is_unwanted(row)) dropped_.insert(row);
+    }
+    changed_.notify_all();
+  }
+
   // Returns the finished targets, and waits for the first for up to kWait. None: the run is over,
   // and all were returned. Rethrows the run's exception once all were returned.
   py::object take() {
@@ -224,11 +246,19 @@ class Stream : Queue {
     if (waiting_.empty()) return ended_ ? kEnd : kNone;
     const int64_t row = waiting_.front();
     waiting_.pop_front();
+    running_.insert(row);
     return row;
+  }
+
+  bool dropped(int64_t row) override {
+    const std::lock_guard lock(mutex_);
+    return dropped_.contains(row);
   }
 
   void finish(int64_t row) override {
     const std::lock_guard lock(mutex_);
+    running_.erase(row);
+    dropped_.erase(row);
     finished_.push_back(row);
     changed_.notify_all();
   }
@@ -245,6 +275,7 @@ class Stream : Queue {
   std::condition_variable changed_;
   std::vector<int64_t> free_, finished_;
   std::deque<int64_t> waiting_;
+  std::set<int64_t> running_, dropped_;  // rows in lanes
   int64_t next_number_ = 0;
   bool ended_ = false, stopped_ = false, over_ = false;
   std::exception_ptr failure_;
@@ -263,6 +294,7 @@ void bind_stream(py::module_& module) {
       .def("put", &Stream::put, py::kw_only(), "images"_a, "ids"_a, "initial"_a = py::none(),
            "condition"_a = py::none(), "weights"_a = py::none())
       .def("end", &Stream::end, py::call_guard<py::gil_scoped_release>())
+      .def("cancel", &Stream::cancel, "numbers"_a, py::call_guard<py::gil_scoped_release>())
       .def("take", &Stream::take)
       .def("stop", &Stream::stop);
 }

@@ -133,8 +133,8 @@ def test_targets_of_every_form(inverter, images, tmp_path):
     for name, (item, ids, expected) in sources.items():
         results = list(inverter.stream([item], recipe=QUICK, ordered=True))
         assert [result.id for result in results] == ids, name
-        # An id that is a whole number is that of the draws.
-        draws = [id_ if isinstance(id_, int) else row for row, id_ in enumerate(ids)]
+        given = not isinstance(item, str | Path)  # the ids; those of files are their paths
+        draws = [pyinv.target_id(id_) if given else row for row, id_ in enumerate(ids)]
         found = inverter.invert(expected, recipe=QUICK, target_ids=draws)
         assert_same(results, found)
     path = next(iter(inverter.stream(tmp_path / "photos" / "0.png", recipe=QUICK)))
@@ -246,6 +246,35 @@ def test_bad_targets_harm_no_other(inverter, images, tmp_path):
     np.testing.assert_allclose([result.latent for result in good], found.latents, atol=1e-4)
 
 
+def test_a_bad_image_in_a_batch_harms_no_other(inverter, images):
+    batch = images[:4].copy()
+    batch[2, 0, 0, 0] = np.nan
+    items = [(["a", "b", "c", "d"], batch), (["e", -1], images[4:6])]
+    results = list(inverter.stream(items, recipe=QUICK, ordered=True))
+    assert [result.id for result in results] == ["a", "b", "c", "d", "e", -1]
+    reasons = [result.reason for result in results]
+    assert reasons[:2] + reasons[3:5] == [""] * 4
+    assert "images must be finite" in reasons[2]
+    assert "an id must be text, bytes or a whole number" in reasons[5]
+    draws = [pyinv.target_id(id_) for id_ in "abde"]
+    found = inverter.invert(images[[0, 1, 3, 4]], recipe=QUICK, target_ids=draws)
+    good = [result.latent for result in results if not result.reason]
+    np.testing.assert_allclose(good, found.latents, atol=1e-4)
+
+
+def test_ids():
+    assert pyinv.target_id(7) == pyinv.target_id(np.uint32(7)) == 7
+    # Fixed for ever: a job that is resumed by another version draws the same numbers.
+    assert pyinv.target_id("photos/1.png") == 5258929537503
+    assert pyinv.target_id("é") == pyinv.target_id("é".encode())
+    ids = {pyinv.target_id(str(number)) for number in range(1000)}
+    assert len(ids) == 1000
+    assert max(ids) < 2**47
+    for wrong in (-1, 2**47, True, 1.0, None, ("a",)):
+        with pytest.raises(InputError, match="an id must be text, bytes or a whole number"):
+            pyinv.target_id(wrong)
+
+
 def test_a_bad_target_may_raise(inverter, images):
     stream = inverter.stream([images[0], images[0, 0]], recipe=QUICK, on_error="raise")
     with pytest.raises(InputError, match="images must be float32"):
@@ -303,6 +332,70 @@ def test_targets_that_affect_one_another_are_refused(tmp_path):
         Inverter(tmp_path / "b").stream([])
 
 
+# Cancelling one target, which the service does
+
+
+def stream_of(inverter, recipe, rows=64):
+    """An open run of the engine, as in the service."""
+    session = inverter._session
+    plan = session.plan(recipe.fit(inverter.manifest.prior))
+    return session.stream(plan, seed=0, lanes=4, rows=rows)
+
+
+def put(run, images, numbers):
+    ids = np.array(numbers, dtype=np.uint64)
+    assert run.put(images=images[numbers].reshape(len(numbers), -1), ids=ids) == len(numbers)
+
+
+def taken(run, count):
+    """The results of this many targets, by number."""
+    results: dict[int, tuple] = {}
+    end = time.monotonic() + LONG
+    while len(results) < count and time.monotonic() < end:
+        found = run.take()
+        rows = zip(found["status"].tolist(), found["latents"], strict=True)
+        results |= dict(zip(found["numbers"].tolist(), rows, strict=True))
+    return results
+
+
+def test_a_cancelled_target_frees_its_lane(inverter, images):
+    # The targets that are not cancelled end, those of black and white squares never do.
+    recipe = Recipe("some", replace(ENDLESS.stages[0], loss_tolerance=1e-3))
+    shape = inverter.manifest.latent_shape
+    own = inverter.generate(np.stack([draw(inverter, number, shape) for number in range(12)]))
+    source = -own
+    source[[8, 9, 11]] = own[[8, 9, 11]]
+    run = stream_of(inverter, recipe)
+    put(run, source, list(range(12)))
+    time.sleep(0.1)  # the first four are in the lanes
+    run.cancel([0, 1, 2, 3, 4, 5, 6, 7])
+    found = taken(run, 11)
+    assert sorted(found) == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11]
+    for number, (status, latent) in found.items():
+        cancelled = number < 8
+        assert (status == Status.CANCELLED) == cancelled == bool(np.isnan(latent).all())
+    run.cancel([8, 10, 100])  # finished, in a lane, unknown
+    assert set(taken(run, 1)) == {10}
+    run.end()
+    wait_for(lambda: run.take() is None)
+
+
+def test_a_cancellation_changes_no_other_result(inverter, images):
+    found = inverter.invert(images, recipe=UNEVEN)
+    run = stream_of(inverter, UNEVEN)
+    put(run, images, list(range(40)))
+    run.cancel([3, 5])
+    time.sleep(0.02)
+    run.cancel([17, 39])
+    run.end()
+    results = taken(run, 40)
+    assert sorted(results) == list(range(40))
+    others = [number for number in range(40) if results[number][0] != Status.CANCELLED]
+    assert len(others) >= 36
+    for number in others:
+        np.testing.assert_allclose(results[number][1], found.latents[number].ravel(), atol=1e-4)
+
+
 # Ends
 
 
@@ -318,8 +411,9 @@ def test_closing_while_all_lanes_are_busy(inverter, images):
 
     def source():
         yield images[0, :1, :2]  # invalid, so that there is a result
-        yield from images
+        yield from images[:6]
         started.set()
+        yield from images[6:]
 
     found = inverter.stream(source(), recipe=ENDLESS)
     next(found)
@@ -363,13 +457,12 @@ def test_an_interrupt_loses_nothing_that_finished(inverter, images, ordered):
     source = [own[0], -own[1], own[2], -own[3], own[4], own[5]]
     expected = [0, 2, 4, 5]
     assert len(source) - len(expected) < lanes
-    finished = []
+    finished: list[int] = []
     timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     stream = inverter.stream(source, recipe=recipe, ordered=ordered)
-    with pytest.raises(KeyboardInterrupt):
-        for result in stream:
-            finished.append(result.number)
+    with pytest.raises(KeyboardInterrupt):  # extend() keeps what came before it
+        finished.extend(result.number for result in stream)
     timer.join()
     assert sorted(finished) == expected
     wait_for(lambda: not threads_of_streams())

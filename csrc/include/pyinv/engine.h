@@ -52,7 +52,7 @@ struct Results {
 
 // Targets that arrive while a run is going on. The arrays of Targets and Results are then a pool of
 // `count` rows: the queue fills a row, hands it to the run, and may fill it again once it is
-// finished. The run calls both functions from its own thread.
+// finished. The run calls these functions from its own thread.
 class PYINV_API Queue {
  public:
   static constexpr int64_t kNone = -1;  // no target now
@@ -62,6 +62,9 @@ class PYINV_API Queue {
   // Returns the row of the next target, kNone or kEnd. If `wait`, the run has nothing else to do,
   // and the call may block for up to about 20 ms, after which the run calls keep_going.
   virtual int64_t next(bool wait) = 0;
+  // Whether the target of this row, which is in a lane, is no longer wanted. The run asks at every
+  // poll, and finishes the row as cancelled, without a latent.
+  virtual bool dropped(int64_t) { return false; }
   // The row's results are written, and the run no longer reads its target.
   virtual void finish(int64_t row) = 0;
 };

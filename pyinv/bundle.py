@@ -536,32 +536,7 @@ class Manifest:
         Raises:
             BundleError: the manifest is missing or invalid; the message starts with the directory.
         """
-        directory = Path(directory)
-        path = directory / MANIFEST_NAME
-        if not directory.exists():
-            raise BundleError(f"{directory}: no such bundle; expected the folder that export wrote")
-        if not directory.is_dir():
-            raise BundleError(f"{directory}: a bundle is a folder, and this is a file")
-        try:
-            described = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            trained = directory / "generator.bundle"
-            fix = (
-                f"give its bundle, {trained}"
-                if trained.is_dir()
-                else "make one with `pyinv export`"
-            )
-            raise BundleError(
-                f"{directory}: not a pyinv bundle, it has no {MANIFEST_NAME}; {fix}"
-            ) from None
-        except OSError as error:
-            raise BundleError(f"{path}: cannot be read ({error.strerror})") from None
-        except ValueError:
-            raise BundleError(f"{path}: not valid JSON; export or copy the bundle again") from None
-        try:
-            return cls.from_description(described)
-        except BundleError as error:
-            raise BundleError(f"{directory}: {error}") from None
+        return _read_manifest(Path(directory))[0]
 
 
 @dataclass(frozen=True)
@@ -571,10 +546,14 @@ class Bundle:
     Args:
         path: the bundle's directory, absolute.
         manifest: the bundle's manifest.
+        digest: "sha256:" and 64 hexadecimal digits, the same for every copy of the bundle: the
+            SHA-256 of the manifest, which holds those of all files, as JSON with sorted keys and
+            no spaces.
     """
 
     path: Path
     manifest: Manifest
+    digest: str
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, verify: bool = True) -> Bundle:
@@ -589,7 +568,7 @@ class Bundle:
             BundleError: the bundle is missing, incomplete, truncated, modified or from a newer
                 pyinv, or is not a pyinv bundle.
         """
-        bundle = cls(Path(path), Manifest.read(path))
+        bundle = cls(Path(path), *_read_manifest(Path(path)))
         bundle._check_files(contents=verify)
         # Files are opened later, perhaps from another working directory.
         return replace(bundle, path=bundle.path.absolute())
@@ -643,6 +622,49 @@ class Bundle:
                 raise BundleError(f"{path}: missing from the bundle; {fix}") from None
             except OSError as error:
                 raise BundleError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def parse_manifest(content: bytes, source: str) -> tuple[Manifest, str]:
+    """Return the manifest that a file holds, and the bundle's digest.
+
+    Args:
+        content: the content of manifest.json.
+        source: the bundle's directory or address.
+
+    Raises:
+        BundleError: the manifest is invalid; the message starts with ``source``.
+    """
+    try:
+        described = json.loads(content)
+    except ValueError:
+        raise BundleError(
+            f"{source}: its {MANIFEST_NAME} is not valid JSON; export or copy the bundle again"
+        ) from None
+    try:
+        manifest = Manifest.from_description(described)
+    except BundleError as error:
+        raise BundleError(f"{source}: {error}") from None
+    # Of what was read rather than of ``manifest``, so that it does not depend on this version.
+    canonical = json.dumps(described, sort_keys=True, separators=(",", ":"))
+    return manifest, f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"
+
+
+def _read_manifest(directory: Path) -> tuple[Manifest, str]:
+    path = directory / MANIFEST_NAME
+    if not directory.exists():
+        raise BundleError(f"{directory}: no such bundle; expected the folder that export wrote")
+    if not directory.is_dir():
+        raise BundleError(f"{directory}: a bundle is a folder, and this is a file")
+    try:
+        return parse_manifest(path.read_bytes(), str(directory))
+    except FileNotFoundError:
+        trained = directory / "generator.bundle"
+        fix = f"give its bundle, {trained}" if trained.is_dir() else "make one with `pyinv export`"
+        raise BundleError(
+            f"{directory}: not a pyinv bundle, it has no {MANIFEST_NAME}; {fix}"
+        ) from None
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def _is_picture(shape: tuple[int, ...]) -> bool:

@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         found = _installation()
     else:
         bundle = Bundle.open(arguments.bundle)
-        found = {"path": str(bundle.path), **bundle.manifest.describe()}
+        found = {"path": str(bundle.path), "digest": bundle.digest, **bundle.manifest.describe()}
         found["losses"] = list(bundle.manifest.losses)
         found["normal_equations"] = _solved(bundle.manifest)
         found["encoder"] = bundle.manifest.has_encoder
@@ -123,6 +123,7 @@ def _bundle_rows(bundle: Bundle) -> dict[str, Any]:
         "runtimes": ", ".join(manifest.runtimes),
         "batch_norm": manifest.batch_norm,
         "size": f"{size / 1e6:.2f} MB in {len(manifest.files)} files, checksums verified",
+        "digest": bundle.digest,
         "exported_by": ", ".join(f"{name} {value}" for name, value in manifest.exporter.items()),
         **origin,
     }

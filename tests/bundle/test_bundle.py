@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -169,6 +172,43 @@ def test_file_record_is_the_sha256(tmp_path):
     (tmp_path / "abc").write_bytes(b"abc")
     digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert FileRecord.of(tmp_path / "abc") == FileRecord(3, digest)  # FIPS 180-4's example
+
+
+def test_every_copy_of_a_bundle_has_the_same_digest(bundle, bundle_path, tmp_path):
+    assert re.fullmatch("sha256:[0-9a-f]{64}", bundle.digest)
+    copy = shutil.copytree(bundle_path, tmp_path / "copy", copy_function=shutil.copyfile)
+    described = json.loads((copy / "manifest.json").read_text())
+    rearranged = dict(reversed(described.items()))
+    (copy / "manifest.json").write_text(json.dumps(rearranged, indent="\t"))
+    (copy / "README.md").write_text("no part of the bundle")
+    assert Bundle.open(copy).digest == bundle.digest
+    assert Bundle.open(copy, verify=False).digest == bundle.digest
+    canonical = json.dumps(described, sort_keys=True, separators=(",", ":"))
+    assert bundle.digest == "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def exported_again(path: Path) -> None:
+    """Change a weight, and the manifest with it."""
+    flip_a_bit(path)
+    described = json.loads((path / "manifest.json").read_text())
+    described["files"]["weights.bin"]["sha256"] = FileRecord.of(path / "weights.bin").sha256
+    (path / "manifest.json").write_text(json.dumps(described))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        exported_again,
+        lambda path: change_manifest(name="Tiny")(path),
+        lambda path: change_manifest(origin={"epoch": 3})(path),
+        lambda path: change_manifest(of_a_later_version=1)(path),
+    ],
+    ids=["a weight", "name", "origin", "an entry of a later version"],
+)
+def test_what_is_in_a_bundle_changes_its_digest(changed_bundle, change):
+    before = Bundle.open(changed_bundle).digest
+    change(changed_bundle)
+    assert Bundle.open(changed_bundle).digest != before
 
 
 def test_latent_of_several_axes_is_flattened(tmp_path):

@@ -98,10 +98,12 @@ def test_info_describes_a_bundle(capsys, bundle_path):
     assert code == 0
     assert "uniform on [-1, 1]" in out
     assert "mse, l1, bce" in out
+    assert f"digest            {Bundle.open(bundle_path).digest}\n" in out
     found = json.loads(run(capsys, "info", bundle_path, "--json")[1])
     assert found["latent_shape"] == [6]
     assert found["losses"] == ["mse", "l1", "bce"]
     assert found["normal_equations"] == []
+    assert found["digest"] == Bundle.open(bundle_path).digest
 
 
 def test_info_tells_where_a_bundle_comes_from(capsys, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import warnings
 from pathlib import Path
@@ -267,7 +268,7 @@ def test_a_manifest_that_is_wrong_about_weights(path: Path, plain: Path) -> None
         bundle = Bundle.open(folder)
         described = bundle.manifest.describe() | {"weights": wrong}
         manifest = Manifest.from_description(described)
-        inverter = pyinv.Inverter(Bundle(bundle.path, manifest), threads=1)
+        inverter = pyinv.Inverter(dataclasses.replace(bundle, manifest=manifest), threads=1)
         with pytest.raises(BundleError, match=r"takes (no )?weights, unlike the manifest says"):
             inverter.invert(GOOD)
     with pytest.raises(BundleError, match="weights must be true or false, got 'yes'"):

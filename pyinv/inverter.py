@@ -450,9 +450,9 @@ class Inverter:
             init: "encoder" starts from the output of the bundle's encoder; None uses the recipe's
                 ``start``.
             ordered: yield results in the order of the source instead of as they finish.
-            window: how many targets may be read ahead of the oldest result that was not yielded
-                yet, at least 1; None uses four times the batch size. With ``ordered``, one slow
-                target holds back all after the window.
+            window: the largest number of targets in the stream: read, and not yielded yet. At least
+                1; None uses four times the batch size. A window below the batch size leaves lanes
+                empty. With ``ordered``, a slow target holds back what is more than a window behind.
             fit: how to resize image files, see ``load_images``.
             workers: number of threads that decode and check images, at least 1.
             on_error: "result" gives a target that cannot be read, or is no image of this bundle, a
@@ -517,10 +517,9 @@ class Inverter:
 
         lanes = self._batch_size_for(chosen, max(AUTO_BATCH_SIZES[session.device_kind]), False)
         window = 4 * lanes if window is None else window
-        rows = lanes + window
         return stream_results(
             lambda: session.stream(
-                plan, seed=seed, lanes=lanes, rows=rows, has_initial=encode is not None
+                plan, seed=seed, lanes=lanes, rows=window, has_initial=encode is not None
             ),
             Source(source, manifest, fit, workers),
             manifest=manifest,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import queue
 import threading
@@ -10,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,6 +91,9 @@ class Refused:
     error: InputError
 
 
+Parts: TypeAlias = list[Batch | Refused]
+
+
 class Source:
     """Reads the items of a source and decodes them on a pool of threads, in order.
 
@@ -107,7 +111,7 @@ class Source:
         self._workers = workers
         self._stopped = threading.Event()
         # Items are read ahead, so that all workers are busy.
-        self._decoded: queue.Queue[Future[list[Batch | Refused]] | None] = queue.Queue(4 * workers)
+        self._decoded: queue.Queue[Future[Parts] | Parts | None] = queue.Queue(4 * workers)
 
     @property
     def stopped(self) -> bool:
@@ -124,14 +128,21 @@ class Source:
         # A daemon, because the source may block for ever.
         threading.Thread(target=self._read, args=(pool,), name="pyinv-read", daemon=True).start()
         try:
-            while not self._stopped.is_set():
-                try:
-                    future = self._decoded.get(timeout=_LOOK)
-                except queue.Empty:
-                    continue
-                if future is None:
-                    return
-                yield from future.result()
+            while True:
+                parts: Parts = []
+                # What is ready is passed on together.
+                while not parts or not self._decoded.empty():
+                    if self._stopped.is_set():
+                        return
+                    try:
+                        found = self._decoded.get(timeout=_LOOK)
+                    except queue.Empty:
+                        continue
+                    if found is None:
+                        yield from _joined(parts)
+                        return
+                    parts += found if isinstance(found, list) else found.result()
+                yield from _joined(parts)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -147,20 +158,21 @@ class Source:
             except Exception as error:
                 failures += 1
                 refused = f"the source failed: {type(error).__name__}: {one_line(error)}"
-                failed: Future[list[Batch | Refused]] = Future()
-                failed.set_result([Refused(None, InputError(refused))])
-                self._hand_on(failed)
+                self._hand_on([Refused(None, InputError(refused))])
                 continue
             failures = 0
             for part in parts:
-                with suppress(RuntimeError):  # the pool was shut down
-                    self._hand_on(pool.submit(self._decode, part))
+                if _is_encoded(part) or _is_encoded(_image_of(part)):
+                    with suppress(RuntimeError):  # the pool was shut down
+                        self._hand_on(pool.submit(self._decode, part))
+                else:
+                    self._hand_on(self._decode(part))
         self._hand_on(None)
 
-    def _hand_on(self, future: Future[list[Batch | Refused]] | None) -> None:
+    def _hand_on(self, found: Future[Parts] | Parts | None) -> None:
         while not self._stopped.is_set():
             with suppress(queue.Full):
-                self._decoded.put(future, timeout=_LOOK)
+                self._decoded.put(found, timeout=_LOOK)
                 return
 
     def _parts(self, item: Any) -> list[Any]:
@@ -170,11 +182,11 @@ class Source:
         folder = Path(item)
         return [folder / name for name in image_names(folder)] or [item]
 
-    def _decode(self, item: Any) -> list[Batch | Refused]:
+    def _decode(self, item: Any) -> Parts:
         id_ = item if _is_path(item) else None
         try:
             id_, image, conditions = _taken_apart(item)
-            if _is_path(image) or isinstance(image, bytes) or hasattr(image, "read"):
+            if _is_encoded(image):
                 return [self._read_file(id_, image, conditions)]
             return self._checked(id_, image, conditions)
         except InputError as error:
@@ -194,7 +206,7 @@ class Source:
             raise InputError(f"holds {count} images, which cannot share the id {id_!r}")
         return Batch([id_], [target_id(id_)], images, rows)
 
-    def _checked(self, id_: Any, image: Any, conditions: Any) -> list[Batch | Refused]:
+    def _checked(self, id_: Any, image: Any, conditions: Any) -> Parts:
         """Check an image, or a batch; if the batch fails, image by image."""
         shape = self._manifest.target_shape
         array = as_numpy(image, "images", f"float32 {list(shape)}")
@@ -214,7 +226,7 @@ class Source:
         except InputError:
             if len(array) <= 1:
                 raise
-        parts: list[Batch | Refused] = []
+        parts: Parts = []
         for row, given in enumerate(ids):
             condition = None if rows is None else rows[row : row + 1]
             try:
@@ -230,6 +242,42 @@ def _is_path(item: Any) -> bool:
     return isinstance(item, str | os.PathLike)
 
 
+def _is_encoded(image: Any) -> bool:
+    return _is_path(image) or isinstance(image, bytes) or hasattr(image, "read")
+
+
+def _image_of(item: Any) -> Any:
+    if isinstance(item, Mapping):
+        return item.get("image")
+    return item[-1] if isinstance(item, tuple) and item else item
+
+
+def _joined(parts: Parts) -> Iterator[Batch | Refused]:
+    """Join batches that follow one another."""
+    batches: list[Batch] = []
+
+    def one() -> Iterator[Batch]:
+        if len(batches) > 1:
+            conditions = [batch.conditions for batch in batches if batch.conditions is not None]
+            yield Batch(
+                [id_ for batch in batches for id_ in batch.ids],
+                [seed for batch in batches for seed in batch.seeds],
+                np.concatenate([batch.images for batch in batches]),
+                np.concatenate(conditions) if conditions else None,
+            )
+        else:
+            yield from batches
+        batches.clear()
+
+    for part in parts:
+        if isinstance(part, Batch):
+            batches.append(part)
+        else:
+            yield from one()
+            yield part
+    yield from one()
+
+
 def _opened(image: Any) -> str | os.PathLike[str] | IO[bytes]:
     import io
 
@@ -238,7 +286,7 @@ def _opened(image: Any) -> str | os.PathLike[str] | IO[bytes]:
 
 def _named(id_: Any, item: Any) -> Any:
     """Return the id of a target that cannot be read; a file's own is its path."""
-    image = item.get("image") if isinstance(item, Mapping) else item
+    image = _image_of(item)
     return str(image) if id_ is None and _is_path(image) else id_
 
 
@@ -256,6 +304,35 @@ def _taken_apart(item: Any) -> tuple[Any, Any, Any]:
             raise InputError(f"a target is an image or a pair (id, image), got {len(item)} parts")
         return item[0], item[1], None
     return None, item, None
+
+
+class Window:
+    """Bounds the number of targets in a stream, from when they are read until they are yielded."""
+
+    def __init__(self, size: int, is_stopped: Callable[[], bool]) -> None:
+        self._free = size
+        self._enough = max(1, size // 8)  # places are given out together, which costs less
+        self._is_stopped = is_stopped
+        self._changed = threading.Condition()
+
+    def enter(self, most: int) -> int:
+        """Wait for room, and return how many of ``most`` targets may enter; 0: it was stopped."""
+        with self._changed:
+            wanted = min(most, self._enough)
+            while self._free < wanted:
+                if self._is_stopped():
+                    return 0
+                self._changed.wait(_LOOK)
+            count = min(most, self._free)
+            self._free -= count
+        return 0 if self._is_stopped() else count
+
+    def leave(self) -> None:
+        """One target has left."""
+        with self._changed:
+            self._free += 1
+            if self._free >= self._enough:
+                self._changed.notify()
 
 
 def results(
@@ -279,7 +356,7 @@ def results(
         encode: returns the initial latents of a batch; None if the recipe needs none.
         measures_mse: whether the loss is the mean squared error of images.
         ordered: yield results in the order of the source.
-        window: with ``ordered``, how many targets may be ahead of the oldest unfinished one.
+        window: the number of targets in the stream at once; the engine has as many rows.
         raises: raise an InputError for an invalid target.
         default_weights: whether the objective takes weights.
     """
@@ -287,14 +364,24 @@ def results(
     known: dict[int, tuple[int, Any]] = {}  # of the engine's numbers: the target's own, and its id
     refused: queue.SimpleQueue[TargetResult] = queue.SimpleQueue()
     failure: list[BaseException] = []
-    yielded = threading.Semaphore(window) if ordered else None
+    room = Window(window, lambda: source.stopped)
     nothing = np.full(manifest.latent_shape, np.nan, dtype=np.float32)
 
-    def may_enter() -> bool:
-        while yielded is not None and not yielded.acquire(timeout=_LOOK):
+    def put(batch: Batch, rows: slice, seeds: list[int], initial: FloatArray | None) -> bool:
+        images = batch.images[rows].reshape(len(seeds), -1)
+        left: dict[str, Any] = {
+            "images": images,
+            "ids": np.array(seeds, dtype=np.uint64),
+            "initial": None if initial is None else initial[rows],
+            "condition": None if batch.conditions is None else batch.conditions[rows],
+            "weights": np.ones_like(images) if default_weights else None,
+        }
+        while len(left["ids"]):
+            taken = run.put(**left)
             if source.stopped:
                 return False
-        return not source.stopped
+            left = {name: rows if rows is None else rows[taken:] for name, rows in left.items()}
+        return True
 
     def feed() -> None:
         number = taken = 0
@@ -303,7 +390,7 @@ def results(
                 if isinstance(batch, Refused):
                     if raises:
                         raise batch.error
-                    if not may_enter():
+                    if not room.enter(1):
                         return
                     id_ = number if batch.id is None else batch.id
                     reason = one_line(batch.error)
@@ -311,24 +398,21 @@ def results(
                     number += 1
                     continue
                 initial = None if encode is None else encode(batch)
-                for row, (id_, seed) in enumerate(zip(batch.ids, batch.seeds, strict=True)):
-                    if not may_enter():
+                row = 0
+                while row < len(batch.ids):
+                    count = room.enter(len(batch.ids) - row)
+                    if not count:
                         return
-                    known[taken] = (number, number if id_ is None else id_)
-                    rows = slice(row, row + 1)
-                    image = batch.images[rows].reshape(1, -1)
-                    arguments = {
-                        "images": image,
-                        "ids": np.array([number if seed is None else seed], dtype=np.uint64),
-                        "initial": None if initial is None else initial[rows],
-                        "condition": None if batch.conditions is None else batch.conditions[rows],
-                        "weights": np.ones_like(image) if default_weights else None,
-                    }
-                    while not run.put(**arguments):
-                        if source.stopped:
-                            return
-                    number += 1
-                    taken += 1
+                    seeds = []
+                    for i in range(row, row + count):
+                        id_, seed = batch.ids[i], batch.seeds[i]
+                        known[taken] = (number, number if id_ is None else id_)
+                        seeds.append(number if seed is None else seed)
+                        number += 1
+                        taken += 1
+                    if not put(batch, slice(row, row + count), seeds, initial):
+                        return
+                    row += count
         except BaseException as error:
             failure.append(error)
             source.stop()
@@ -373,8 +457,6 @@ def results(
             while following in held:
                 yield held.pop(following)
                 following += 1
-                if yielded is not None:
-                    yielded.release()
         yield from rest()
 
     def rest() -> Iterator[TargetResult]:
@@ -384,6 +466,13 @@ def results(
 
     feeder = threading.Thread(target=feed, name="pyinv-feed", daemon=True)
     feeder.start()
+
+    def stop() -> None:
+        source.stop()
+        run.stop()
+        feeder.join()
+
+    _open_streams.add(stop)
     interrupted = False
     found = in_order() if ordered else take()
     try:
@@ -401,6 +490,7 @@ def results(
                 run.stop()
             if result is None:
                 break
+            room.leave()
             yield result
         if interrupted:
             raise KeyboardInterrupt
@@ -411,6 +501,15 @@ def results(
                 raise error
             raise RunError(f"the stream failed: {type(error).__name__}: {error}") from error
     finally:
-        source.stop()
-        run.stop()
-        feeder.join()
+        stop()
+        _open_streams.discard(stop)
+
+
+_open_streams: set[Callable[[], None]] = set()
+
+
+@atexit.register
+def _stop_streams() -> None:
+    """End the streams that are still open: their threads must not outlive the interpreter."""
+    for stop in list(_open_streams):
+        stop()

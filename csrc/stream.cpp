@@ -79,7 +79,7 @@ class Stream::Impl : public Queue {
         failure = std::current_exception();
       }
       const std::lock_guard lock(mutex_);
-      failure_ = failure;
+      failure_ = std::move(failure);
       over_ = true;
       changed_.notify_all();
     });
@@ -94,7 +94,7 @@ class Stream::Impl : public Queue {
     };
     expect(targets.initial, !initial_.empty(), "initial latent");
     expect(targets.condition, condition_size_ > 0, "condition");
-    expect(targets.weights, !weights_.empty(), "weights");
+    if (targets.weights) expect(true, !weights_.empty(), "weights");
     std::unique_lock lock(mutex_);
     changed_.wait_for(lock, wait, [this] { return !free_.empty() || over_ || stopped_; });
     if (over_ || stopped_ || ended_) return 0;
@@ -108,6 +108,9 @@ class Stream::Impl : public Queue {
       copy(targets.image, image_size_, images_, false);
       copy(targets.initial, latent_size_, initial_, false);
       copy(targets.condition, condition_size_, conditions_, false);
+      if (!weights_.empty() && !targets.weights) {
+        std::fill_n(weights_.data() + row * image_size_, image_size_, 1.0f);
+      }
       copy(targets.weights, image_size_, weights_, targets.shared_weights);
       ids_[row] = targets.id[i];
       numbers_[row] = next_number_++;

@@ -528,7 +528,6 @@ class Inverter:
             ordered=ordered,
             window=window,
             raises=on_error == "raise",
-            default_weights=manifest.weights,
         )
 
     def generate(

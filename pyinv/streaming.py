@@ -345,7 +345,6 @@ def results(
     ordered: bool,
     window: int,
     raises: bool,
-    default_weights: bool,
 ) -> Iterator[TargetResult]:
     """Run a stream: a thread passes the source's targets to the engine, this one yields results.
 
@@ -358,7 +357,6 @@ def results(
         ordered: yield results in the order of the source.
         window: the number of targets in the stream at once; the engine has as many rows.
         raises: raise an InputError for an invalid target.
-        default_weights: whether the objective takes weights.
     """
     run = engine()
     known: dict[int, tuple[int, Any]] = {}  # of the engine's numbers: the target's own, and its id
@@ -374,7 +372,6 @@ def results(
             "ids": np.array(seeds, dtype=np.uint64),
             "initial": None if initial is None else initial[rows],
             "condition": None if batch.conditions is None else batch.conditions[rows],
-            "weights": np.ones_like(images) if default_weights else None,
         }
         while len(left["ids"]):
             taken = run.put(**left)

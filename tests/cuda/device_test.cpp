@@ -13,6 +13,7 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <random>
 #include <string>
 #include <thread>
@@ -22,6 +23,7 @@
 #include "cuda_support.h"
 #include "kernels/kernels.h"
 #include "pyinv/engine.h"
+#include "pyinv/stream.h"
 
 #ifdef PYINV_EMULATED
 #include "emulator.h"
@@ -302,17 +304,25 @@ struct Data {
   }
 };
 
+struct Objectives {
+  std::vector<std::unique_ptr<TestObjective>> owners;
+  std::vector<const Objective*> list;
+
+  Objectives(const std::shared_ptr<Device>& device, const Case& c) {
+    for (const bool with_gram : {false, true}) {
+      for (const Loss loss : with_gram ? c.equations : c.losses) {
+        owners.push_back(
+            std::make_unique<TestObjective>(loss, with_gram, c.sizes, c.manner, device));
+        list.push_back(owners.back().get());
+      }
+    }
+  }
+};
+
 // What a run that threw had finished is in `outcome`.
 void run_on(const std::shared_ptr<Device>& device, const Case& c, Outcome& outcome) {
   const Data data(c);
-  std::vector<std::unique_ptr<TestObjective>> owners;
-  std::vector<const Objective*> objectives;
-  for (const bool with_gram : {false, true}) {
-    for (const Loss loss : with_gram ? c.equations : c.losses) {
-      owners.push_back(std::make_unique<TestObjective>(loss, with_gram, c.sizes, c.manner, device));
-      objectives.push_back(owners.back().get());
-    }
-  }
+  const Objectives objectives(device, c);
   const auto count = static_cast<size_t>(c.count);
   outcome.latent.resize(count * static_cast<size_t>(c.sizes.latent));
   outcome.loss.resize(count);
@@ -333,7 +343,59 @@ void run_on(const std::shared_ptr<Device>& device, const Case& c, Outcome& outco
                            .trace = c.options.trace_every ? outcome.trace.data() : nullptr,
                            .normal_equations = outcome.normal_equations.data(),
                            .min_latent_error = c.truth ? outcome.nearest.data() : nullptr};
-  outcome.summary = run(objectives, c.prior, c.recipe, data.targets(c), c.options, results);
+  outcome.summary = run(objectives.list, c.prior, c.recipe, data.targets(c), c.options, results);
+}
+
+// The same targets, passed to a stream that has few rows.
+Outcome stream_on(const std::shared_ptr<Device>& device, const Case& c) {
+  const Data data(c);
+  const Objectives objectives(device, c);
+  const Targets all = data.targets(c);
+  Stream stream(objectives.list, c.prior, c.recipe,
+                {.seed = c.options.seed,
+                 .lanes = c.options.lanes,
+                 .rows = std::max<int64_t>(1, c.count / 2),
+                 .has_initial = c.initial,
+                 .preconditioner = c.options.preconditioner});
+  Outcome outcome;
+  const auto count = static_cast<size_t>(c.count);
+  outcome.latent.resize(count * static_cast<size_t>(c.sizes.latent));
+  outcome.loss.resize(count);
+  outcome.status.resize(count);
+  outcome.steps.resize(count);
+  outcome.normal_equations.resize(count);
+  outcome.attempts.resize(count);
+  constexpr std::chrono::milliseconds wait{1};
+  int64_t next = 0;
+  std::optional<std::vector<StreamResult>> taken;
+  do {
+    if (next < c.count) {
+      Targets some = all;
+      const auto skip = [next](const float*& values, int64_t size) {
+        if (values) values += next * size;
+      };
+      skip(some.image, c.sizes.image);
+      skip(some.initial, c.sizes.latent);
+      skip(some.condition, c.sizes.condition);
+      if (!some.shared_weights) skip(some.weights, c.sizes.image);
+      some.id += next;
+      some.count -= next;
+      next += stream.put(some, wait);
+    }
+    if (next == c.count) stream.end();
+    taken = stream.take(wait);
+    for (const StreamResult& result : taken ? *taken : std::vector<StreamResult>{}) {
+      const auto row = static_cast<size_t>(result.number);
+      std::copy(result.latent.begin(), result.latent.end(),
+                outcome.latent.data() + row * result.latent.size());
+      outcome.loss[row] = result.loss;
+      outcome.status[row] = result.status;
+      outcome.steps[row] = result.steps;
+      outcome.normal_equations[row] = result.normal_equations;
+      outcome.attempts[row] = result.attempts;
+    }
+  } while (taken);
+  return outcome;
 }
 
 Outcome run_on(const std::shared_ptr<Device>& device, const Case& c) {
@@ -381,7 +443,20 @@ void compare(const Case& c, const Outcome& gpu, const Outcome& cpu) {
 }
 
 void compare_devices(const std::shared_ptr<Device>& gpu, const Case& c) {
-  compare(c, run_on(gpu, c), run_on(cpu_device(), c));
+  Outcome cpu = run_on(cpu_device(), c);
+  compare(c, run_on(gpu, c), cpu);
+  const bool depends =
+      c.options.coupled ||
+      std::any_of(c.recipe.stages.begin(), c.recipe.stages.end(),
+                  [](const Stage& stage) { return stage.penalties.moments == MomentScope::batch; });
+  if (depends || c.options.keep_going) return;
+  static int turn = 0;
+  if (turn++ % 4) return;  // which saves time
+  cpu.trace.clear();
+  cpu.nearest.clear();
+  Case streamed = c;
+  streamed.name += ", streamed";
+  compare(streamed, stream_on(gpu, c), cpu);
 }
 
 void set_pace([[maybe_unused]] uint32_t number) {

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import pyinv
-from support.device_program import NO_GPU, build, run
+from support.cpp_program import NO_GPU, build, run
 
 pytestmark = [
     pytest.mark.slow,

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from support.device_program import build, run
+from support.cpp_program import build, run
 
 pytestmark = [
     pytest.mark.slow,

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from support.backends import absent
-from support.device_program import NO_GPU, build, run
+from support.cpp_program import NO_GPU, build, run
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 

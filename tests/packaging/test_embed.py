@@ -110,6 +110,35 @@ def test_it_recovers_what_the_inverter_recovers(embed: Path, demo, tmp_path: Pat
         np.testing.assert_array_equal(values, found[row])
 
 
+def test_a_stream_answers_each_image_as_it_comes(embed: Path, demo, tmp_path: Path) -> None:
+    inverter, images, _ = demo
+    expected = inverter.invert(images)
+    with subprocess.Popen(
+        [embed.with_name("embed-stream"), DEMO],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(),
+    ) as program:
+        assert program.stdin
+        assert program.stdout
+        lines = []
+        # The first image is answered before there is a second.
+        for part in (images[:1], images[1:]):
+            program.stdin.write(part.tobytes())
+            program.stdin.flush()
+            lines += [program.stdout.readline().decode() for _ in part]
+        rest, errors = program.communicate()
+        assert (program.returncode, rest, errors) == (0, b"", b"")
+    found = {}
+    for line in lines:
+        number, loss, latent = line.split()
+        assert np.float32(loss.removeprefix("loss=")) <= 1e-8
+        found[int(number)] = np.array(latent.removeprefix("latent=").split(","), np.float32)
+    latents = np.stack([found[row] for row in range(len(images))])
+    assert_close(latents, expected.latents, "latent")
+
+
 def test_a_recipe_from_a_file(embed: Path, demo, tmp_path: Path) -> None:
     inverter, images, file = demo
     recipe = pyinv.recipes.lipton(inverter.manifest).replace(

@@ -47,8 +47,8 @@ class PYINV_API Stream {
   Stream& operator=(const Stream&) = delete;
 
   // Copies the first targets for which there is room, and returns their number; waits for room for
-  // up to `wait`. 0 also if the stream was stopped or has failed. `targets` needs what the
-  // objectives take, `id`, and `initial` if the options say so.
+  // up to `wait`. 0 also if the stream was stopped or has failed. `targets` needs what run()
+  // needs, and `initial` if the options say so; not `true_latent`.
   int64_t put(const Targets& targets, std::chrono::milliseconds wait);
   // There are no more targets.
   void end();

@@ -1,4 +1,4 @@
-"""Build tests/cuda: a program that compares the engine on CUDA with the engine on the CPU."""
+"""Build the C++ programs of the tests, such as tests/cuda."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def build(folder: str, *definitions: str) -> Path:
-    """Build the program and return its folder, which later runs reuse."""
+def build(folder: str, *definitions: str, source: str = "tests/cuda") -> Path:
+    """Build a program of the tests and return its folder, which later runs reuse."""
     if shutil.which("cmake") is None:
         pytest.skip("cmake is not installed")
     where = REPOSITORY / "build" / folder
     with _alone(where):
         for step in (
-            ["cmake", "-S", REPOSITORY / "tests" / "cuda", "-B", where, *definitions],
+            ["cmake", "-S", REPOSITORY / source, "-B", where, *definitions],
             ["cmake", "--build", where, "--parallel", "2"],
         ):
             done = run(*step)

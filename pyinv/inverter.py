@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -424,7 +424,7 @@ class Inverter:
         fit: str = "crop",
         workers: int = 2,
         on_error: str = "result",
-    ) -> Iterator[TargetResult]:
+    ) -> Generator[TargetResult, None, None]:
         """Find the latents of images that arrive one by one, with constant memory.
 
         A target enters as soon as a lane of the batch is free, and its result is yielded as soon as
@@ -444,6 +444,9 @@ class Inverter:
                 - a dictionary with "image", and optionally "id" and, for bundles that have them,
                   "conditions", as for ``invert``.
 
+                An image may also be a function without arguments that returns one; the decoding
+                threads call it.
+
             recipe, loss, max_steps, restarts, seed, effort, noise: as for ``invert``. Random draws
                 depend on the seed and on the id given with the target, see ``pyinv.target_id``;
                 without one, on the target's position in the source.
@@ -460,7 +463,7 @@ class Inverter:
                 InputError after the results that have finished.
 
         Returns:
-            an iterator over results. Closing it, or an exception in its consumer, ends the run
+            a generator of results. Closing it, or an exception in its consumer, ends the run
             within a step. After Ctrl-C it yields what has finished and raises KeyboardInterrupt.
 
         Raises:

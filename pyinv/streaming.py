@@ -6,7 +6,7 @@ import atexit
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -162,7 +162,8 @@ class Source:
                 continue
             failures = 0
             for part in parts:
-                if _is_encoded(part) or _is_encoded(_image_of(part)):
+                image = _image_of(part)
+                if callable(image) or _is_encoded(part) or _is_encoded(image):
                     with suppress(RuntimeError):  # the pool was shut down
                         self._hand_on(pool.submit(self._decode, part))
                 else:
@@ -186,6 +187,8 @@ class Source:
         id_ = item if _is_path(item) else None
         try:
             id_, image, conditions = _taken_apart(item)
+            if callable(image):
+                image = image()
             if _is_encoded(image):
                 return [self._read_file(id_, image, conditions)]
             return self._checked(id_, image, conditions)
@@ -345,7 +348,7 @@ def results(
     ordered: bool,
     window: int,
     raises: bool,
-) -> Iterator[TargetResult]:
+) -> Generator[TargetResult, None, None]:
     """Run a stream: a thread passes the source's targets to the engine, this one yields results.
 
     Args:

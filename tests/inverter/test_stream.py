@@ -275,6 +275,17 @@ def test_ids():
             pyinv.target_id(wrong)
 
 
+def test_an_image_may_be_a_function(inverter, images):
+    def fails():
+        raise OSError("no such image")
+
+    source = [{"id": row, "image": lambda row=row: images[row]} for row in range(4)]
+    results = list(inverter.stream([*source, ("bad", fails)], recipe=QUICK, ordered=True))
+    assert_same(results[:4], inverter.invert(images[:4], recipe=QUICK))
+    assert (results[4].id, results[4].status) == ("bad", Status.INVALID)
+    assert results[4].reason == "OSError: no such image"
+
+
 def test_a_bad_target_may_raise(inverter, images):
     stream = inverter.stream([images[0], images[0, 0]], recipe=QUICK, on_error="raise")
     with pytest.raises(InputError, match="images must be float32"):

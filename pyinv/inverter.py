@@ -46,8 +46,8 @@ from pyinv.images import check_fit, check_images
 from pyinv.progress import Progress, progress_reporter
 from pyinv.recipes import MAX_RESTARTS, Recipe
 from pyinv.result import Inversion, Status
-from pyinv.session import Session
-from pyinv.streaming import Batch, Source, TargetResult
+from pyinv.session import Session, StreamRun
+from pyinv.streaming import Source, StreamPlan, TargetResult
 from pyinv.streaming import results as stream_results
 from pyinv.target_ids import MAX_TARGET_IDS, check_target_ids
 from pyinv.uncertainty import Uncertainty
@@ -477,23 +477,8 @@ class Inverter:
             >>> for result in inverter.stream(["photos/"]):               # doctest: +SKIP
             ...     save(result.id, result.latent)
         """
-        manifest, session = self.manifest, self._session
-        noise = noise_level(noise)
-        if noise is not None and recipe != "reconstruct":
-            raise InputError(
-                'noise is for recipe="reconstruct"; leave it out, or ask for that recipe'
-            )
-        if init not in (None, "encoder"):
-            raise InputError(f'init must be "encoder" or None, got {init!r}')
         changes = {"max_steps": max_steps, "restarts": restarts}
-        chosen = self._resolve(recipe, changes, noise, init, effort)
-        if loss is not None:
-            chosen = recipes.with_loss(chosen, loss, manifest)
-        if chosen.is_coupled(manifest):
-            raise InputError(
-                "a stream needs targets that do not affect one another: this bundle or recipe "
-                'takes statistics over the batch; use invert, or export with batch_norm="eval"'
-            )
+        chosen = self._stream_recipe(recipe, changes, noise, init, effort, loss)
         if isinstance(source, str | os.PathLike):
             source = [source]
         if not isinstance(source, Iterable) or isinstance(source, bytes | Mapping):
@@ -510,24 +495,14 @@ class Inverter:
         seed = whole_number("seed", seed, at_least=0, at_most=2**64 - 1)
         if window is not None:
             window = whole_number("window", window, at_least=1)
-        plan = session.plan(chosen)
-        encode = None
-        if chosen.start == "encoder":
-            session.function(manifest.encode(self.runtime))
-
-            def encode(batch: Batch) -> FloatArray:
-                return session.encode(batch.images, batch.conditions, self._most(None))
-
-        lanes = self._batch_size_for(chosen, max(AUTO_BATCH_SIZES[session.device_kind]), False)
-        window = 4 * lanes if window is None else window
+        plan = self._stream_plan(chosen)
+        window = 4 * plan.lanes if window is None else window
         return stream_results(
-            lambda: session.stream(
-                plan, seed=seed, lanes=lanes, rows=window, has_initial=encode is not None
-            ),
-            Source(source, manifest, fit, workers),
-            manifest=manifest,
-            encode=encode,
-            measures_mse=not manifest.observes and all(s.loss == "mse" for s in chosen.stages),
+            lambda: self._open_stream(plan, seed=seed, rows=window),
+            Source(source, self.manifest, fit, workers),
+            manifest=self.manifest,
+            encode=self._start if plan.encodes else None,
+            measures_mse=plan.measures_mse,
             ordered=ordered,
             window=window,
             raises=on_error == "raise",
@@ -852,6 +827,60 @@ class Inverter:
         given = {**changes, "start": start}
         recipe = recipe.replace(**{name: to for name, to in given.items() if to is not None})
         return recipe.fit(manifest.prior)
+
+    def _stream_recipe(
+        self,
+        recipe: str | Recipe,
+        changes: dict[str, int | None],
+        noise: float | None,
+        init: str | None,
+        effort: str | None,
+        loss: str | None,
+    ) -> Recipe:
+        """Return the recipe of a stream, or raise what ``stream`` raises."""
+        noise = noise_level(noise)
+        if noise is not None and recipe != "reconstruct":
+            raise InputError(
+                'noise is for recipe="reconstruct"; leave it out, or ask for that recipe'
+            )
+        if init not in (None, "encoder"):
+            raise InputError(f'init must be "encoder" or None, got {init!r}')
+        chosen = self._resolve(recipe, changes, noise, init, effort)
+        if loss is not None:
+            chosen = recipes.with_loss(chosen, loss, self.manifest)
+        if chosen.is_coupled(self.manifest):
+            raise InputError(
+                "a stream needs targets that do not affect one another: this bundle or recipe "
+                'takes statistics over the batch; use invert, or export with batch_norm="eval"'
+            )
+        return chosen
+
+    def _stream_plan(self, recipe: Recipe) -> StreamPlan:
+        """Return what a stream of this recipe runs; choose its lanes, which may take a benchmark.
+
+        Raises:
+            BundleError: the bundle has no function that the recipe needs.
+        """
+        manifest, session = self.manifest, self._session
+        plan = session.plan(recipe)
+        encodes = recipe.start == "encoder"
+        if encodes:
+            session.function(manifest.encode(self.runtime))
+        return StreamPlan(
+            plan,
+            lanes=self._batch_size_for(recipe, max(AUTO_BATCH_SIZES[session.device_kind]), False),
+            encodes=encodes,
+            measures_mse=not manifest.observes and all(s.loss == "mse" for s in recipe.stages),
+        )
+
+    def _open_stream(self, plan: StreamPlan, *, seed: int, rows: int) -> StreamRun:
+        return self._session.stream(
+            plan.plan, seed=seed, lanes=plan.lanes, rows=rows, has_initial=plan.encodes
+        )
+
+    def _start(self, images: FloatArray, conditions: FloatArray | None) -> FloatArray:
+        """Return the encoder's latents of checked targets, [n, d]."""
+        return self._session.encode(images, conditions, self._most(None))
 
     def _check_range(self, images: FloatArray, conditions: FloatArray | None) -> str:
         """Warn about images probably scaled for another value range; return the warning or ""."""

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyinv.advice import peak_ratio
-from pyinv.bundle import Manifest
+from pyinv.bundle import Function, Manifest
 from pyinv.conditions import condition_rows
 from pyinv.errors import InputError, PyinvError, RunError, one_line
 from pyinv.images import check_images, image_names, load_named_images
@@ -64,6 +64,23 @@ class TargetResult:
     normal_equations: int = 0
     psnr: float | None = None
     reason: str = ""
+
+
+@dataclass(frozen=True)
+class StreamPlan:
+    """What a stream runs.
+
+    Args:
+        plan: the output of ``Session.plan``.
+        lanes: the number of targets that run in parallel.
+        encodes: whether targets start at the encoder's latents.
+        measures_mse: whether the loss is the mean squared error of images.
+    """
+
+    plan: tuple[str, list[Function]]
+    lanes: int
+    encodes: bool
+    measures_mse: bool
 
 
 @dataclass(frozen=True)
@@ -343,7 +360,7 @@ def results(
     source: Source,
     *,
     manifest: Manifest,
-    encode: Callable[[Batch], FloatArray] | None,
+    encode: Callable[[FloatArray, FloatArray | None], FloatArray] | None,
     measures_mse: bool,
     ordered: bool,
     window: int,
@@ -355,7 +372,7 @@ def results(
         engine: returns the engine's run, see ``Session.stream``; called here.
         source: the targets.
         manifest: the bundle's manifest.
-        encode: returns the initial latents of a batch; None if the recipe needs none.
+        encode: returns the initial latents of images and conditions; None if the recipe needs none.
         measures_mse: whether the loss is the mean squared error of images.
         ordered: yield results in the order of the source.
         window: the number of targets in the stream at once; the engine has as many rows.
@@ -397,7 +414,7 @@ def results(
                     refused.put(TargetResult(number, id_, nothing, reason=reason))
                     number += 1
                     continue
-                initial = None if encode is None else encode(batch)
+                initial = None if encode is None else encode(batch.images, batch.conditions)
                 row = 0
                 while row < len(batch.ids):
                     count = room.enter(len(batch.ids) - row)

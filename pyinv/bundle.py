@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from pyinv import _core
 from pyinv.conditions import Input, input_from_description
-from pyinv.errors import BundleError, RuleError
+from pyinv.errors import BundleError, InputError, RuleError
 from pyinv.priors import Prior, prior_from_description
 
 __all__ = ["Bundle", "FileRecord", "Function", "Manifest"]
@@ -183,7 +184,11 @@ class Manifest:
             _check_bytes(function)
             _check_operators(function)
         for name in self.files:
-            if not name or name in (".", "..", MANIFEST_NAME) or "/" in name or "\\" in name:
+            if (
+                name in (".", "..", MANIFEST_NAME)
+                or not re.fullmatch(r"[^/\\]+", name)
+                or not name.isprintable()
+            ):
                 raise BundleError(f"files must hold plain file names, got {name!r}")
         for runtime in self.runtimes or RUNTIMES[:1]:
             self._check_functions(runtime)
@@ -557,10 +562,11 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, verify: bool = True) -> Bundle:
-        """Open the bundle in the directory ``path``.
+        """Open the bundle in the directory ``path``, or at an address.
 
         Args:
-            path: the directory that ``pyinv.export`` wrote.
+            path: the directory that ``pyinv.export`` wrote; or an address, text with "://", as in
+                ``from_pretrained``. A path that exists is never an address.
             verify: check the SHA-256 of every file, which takes one to three seconds per GB.
                 If False, only check that each file exists and has the right size.
 
@@ -568,10 +574,107 @@ class Bundle:
             BundleError: the bundle is missing, incomplete, truncated, modified or from a newer
                 pyinv, or is not a pyinv bundle.
         """
+        if isinstance(path, str) and is_address(path):
+            from pyinv.download import open_address
+
+            return open_address(path, verify=verify)
         bundle = cls(Path(path), *_read_manifest(Path(path)))
         bundle._check_files(contents=verify)
         # Files are opened later, perhaps from another working directory.
         return replace(bundle, path=bundle.path.absolute())
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        token: str | bool | None = None,
+    ) -> Bundle:
+        """Open a bundle from a folder, a repository of the Hugging Face hub, or a URL.
+
+        Args:
+            source: the first that applies of
+
+                - the path of a folder that exists;
+                - "hf://USER/NAME", perhaps with "@REVISION" and "/FOLDER" after it, or the URL of a
+                  bundle's folder in any protocol of fsspec, such as "s3://...", "gs://..." and
+                  "https://...";
+                - "USER/NAME", short for "hf://USER/NAME".
+            revision: for the hub: a branch, tag or commit; None means the main branch.
+            cache_dir: the folder for downloaded bundles; None means ``$PYINV_CACHE``,
+                ``$XDG_CACHE_HOME/pyinv`` or ``~/.cache/pyinv``.
+            token: for the hub: a token; None for the one that is logged in, False for none.
+
+        Raises:
+            BundleError: there is no bundle, it is damaged or access is denied; or it cannot be
+                reached and the cache has no copy.
+            DependencyError: a package is missing; the message says how to install it.
+            InputError: a malformed address, or an argument that does not apply to it.
+            OutputError: the cache cannot be written to.
+        """
+        if not isinstance(source, str) or os.path.exists(source):
+            address = None
+        elif is_address(source):
+            address = source
+        else:
+            from pyinv.hub import is_repository
+
+            address = f"hf://{source}" if is_repository(source) else None
+        if address is not None:
+            from pyinv.download import open_address
+
+            return open_address(address, revision=revision, cache_dir=cache_dir, token=token)
+        if revision is not None:
+            raise InputError(f"{source}: a folder has no revision; leave it out")
+        return cls.open(source)
+
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+        license: str | None = None,
+        token: str | bool | None = None,
+    ) -> str:
+        """Upload the bundle to a repository of the Hugging Face hub, in one commit.
+
+        The repository also gets a model card, README.md, made from the manifest, unless it has one.
+        Other files in the repository stay as they are.
+
+        Args:
+            repository: "USER/NAME"; created if necessary.
+            private: whether a new repository is private; None leaves it to the hub's settings. An
+                existing public repository is refused if True.
+            revision: the branch; created if necessary. None means the main branch.
+            commit_message: None names the bundle's digest.
+            license: the licence's identifier for the model card, such as "apache-2.0"; None states
+                no licence.
+            token: a token that may write; None for the one that is logged in.
+
+        Returns:
+            the address of what was uploaded, "hf://USER/NAME@COMMIT".
+
+        Raises:
+            BundleError: the bundle is damaged, or access is denied, or the hub cannot be reached.
+            DependencyError: huggingface_hub is missing.
+            InputError: a malformed repository name.
+            OutputError: the repository is public and ``private`` is True.
+        """
+        from pyinv.hub import push
+
+        return push(
+            self,
+            repository,
+            private=private,
+            revision=revision,
+            commit_message=commit_message,
+            license=license,
+            token=token,
+        )
 
     def file(self, function: Function) -> Path:
         """Return the path of a function's graph."""
@@ -649,10 +752,18 @@ def parse_manifest(content: bytes, source: str) -> tuple[Manifest, str]:
     return manifest, f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"
 
 
+def is_address(source: str) -> bool:
+    """Whether a bundle's source is an address, with "://", rather than a path that exists."""
+    return "://" in source and not os.path.exists(source)
+
+
 def _read_manifest(directory: Path) -> tuple[Manifest, str]:
     path = directory / MANIFEST_NAME
     if not directory.exists():
-        raise BundleError(f"{directory}: no such bundle; expected the folder that export wrote")
+        raise BundleError(
+            f"{directory}: no such bundle; expected the folder that export wrote, or an address "
+            "such as hf://USER/NAME"
+        )
     if not directory.is_dir():
         raise BundleError(f"{directory}: a bundle is a folder, and this is a file")
     try:

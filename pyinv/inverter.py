@@ -72,7 +72,7 @@ class Inverter:
     "pixels" are the values.
 
     Args:
-        bundle: a bundle's directory, or an open ``Bundle``.
+        bundle: a bundle's directory or address, as in ``Bundle.open``, or an open ``Bundle``.
         runtime: "onnx" or "torchscript", if the bundle supports it, or "auto" for the first
             runtime that the bundle lists. TorchScript needs PyTorch.
         device: "cpu"; "cuda", which means "cuda:0"; a specific GPU such as "cuda:1"; or "auto" for
@@ -141,6 +141,35 @@ class Inverter:
             threads=threads,
             tf32=tf32,
         )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        token: str | bool | None = None,
+        **options: Any,
+    ) -> Inverter:
+        """Return an Inverter of a bundle from a folder, the Hugging Face hub, or a URL.
+
+        Args:
+            source: as for ``Bundle.from_pretrained``: the path of a folder; an address,
+                "hf://USER/NAME" or a URL; or "USER/NAME", a repository of the hub.
+            revision: for the hub: a branch, tag or commit.
+            cache_dir: the folder for downloaded bundles.
+            token: for the hub: a token; None for the one that is logged in, False for none.
+            options: the other arguments of ``Inverter``.
+
+        Raises:
+            PyinvError: any error of ``Bundle.from_pretrained`` or ``Inverter``.
+
+        Examples:
+            >>> inverter = pyinv.Inverter.from_pretrained("user/faces", threads=2)  # doctest: +SKIP
+        """
+        bundle = Bundle.from_pretrained(source, revision=revision, cache_dir=cache_dir, token=token)
+        return cls(bundle, **options)
 
     @property
     def bundle(self) -> Bundle:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from pyinv import __version__
-from pyinv.cli import demo, encode, export, generate, info, invert, reproduce, train
+from pyinv.cli import demo, encode, export, generate, info, invert, push, reproduce, train
 from pyinv.cli.console import Console
 from pyinv.cli.exit_codes import DONE, FAILED, INTERRUPTED, NON_FINITE, USAGE
 from pyinv.errors import PyinvError
@@ -78,7 +78,7 @@ def _build_parser() -> _Parser:
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     commands = parser.add_subparsers(metavar="COMMAND", dest="command", title="commands")
-    for module in (demo, export, info, generate, encode, invert, train, reproduce):
+    for module in (demo, export, info, generate, encode, invert, train, push, reproduce):
         module.add_parser(commands, shared)
     return parser
 
@@ -97,6 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help(sys.stderr)
         return USAGE
     console = Console(json=arguments.json, quiet=arguments.quiet)
+    if not console.shows_bar:  # nor may huggingface_hub, which reads this when it is imported
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         with console.shows_warnings():
             code: int | None = arguments.run(arguments, console)

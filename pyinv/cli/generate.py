@@ -25,7 +25,7 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         help="generate images from random or given latents",
         description="Generate images from latents drawn from the prior or read from a file.",
     )
-    parser.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder")
+    parser.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder or address")
     parser.add_argument(
         "-o",
         "--output",

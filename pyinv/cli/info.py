@@ -31,7 +31,7 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         description="Describe a bundle and verify its files; without one, describe this "
         "installation.",
     )
-    parser.add_argument("bundle", nargs="?", metavar="BUNDLE", help="a bundle's folder")
+    parser.add_argument("bundle", nargs="?", metavar="BUNDLE", help="a bundle's folder or address")
     parser.set_defaults(run=run)
 
 

@@ -71,7 +71,7 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder")
+    parser.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder or address")
     parser.add_argument(
         "images",
         metavar="IMAGES",

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pyinv.bundle import Bundle
+from pyinv.bundle import Bundle, is_address
 from pyinv.errors import InputError, PyinvError
 from pyinv.images import check_value_range, not_pictures
 from pyinv.inverter import Inverter
@@ -278,9 +278,9 @@ def open_generator(
     """Open a generator to train an encoder for.
 
     Args:
-        generator: a bundle or its folder; the folder of a finished training; a torch.nn.Module;
-            "package.module:factory", "file.py:factory" or a TorchScript or ONNX file, as
-            for ``pyinv export``.
+        generator: a bundle, its folder or its address; the folder of a finished training; a
+            torch.nn.Module; "package.module:factory", "file.py:factory" or a TorchScript or ONNX
+            file, as for ``pyinv export``.
         latent_shape: shape of one latent, for a module only; bundles and trainings have their own.
         prior: prior of the latents, for a module only.
         value_range: the values of black and white, for a module only.
@@ -298,6 +298,8 @@ def open_generator(
     given = [name for name, value in {**options, "losses": losses}.items() if value is not None]
     where = torch.device(device)
     path = _folder(generator)
+    if isinstance(generator, str) and is_address(generator):
+        generator = Bundle.open(generator)
     if isinstance(generator, Bundle) or path is not None:
         if given:
             raise InputError(

@@ -51,6 +51,7 @@ def test_help_names_every_command_and_exit_code(capsys):
         "invert",
         "demo",
         "train",
+        "push",
         "reproduce",
         "exit codes",
         "130",
@@ -60,7 +61,7 @@ def test_help_names_every_command_and_exit_code(capsys):
 
 
 @pytest.mark.parametrize(
-    "command", ["info", "export", "generate", "invert", "demo", "train gan", "reproduce"]
+    "command", ["info", "export", "generate", "invert", "demo", "train gan", "push", "reproduce"]
 )
 def test_every_command_has_help(capsys, command):
     code, out, _ = run(capsys, *command.split(), "--help")

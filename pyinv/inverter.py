@@ -476,9 +476,14 @@ class Inverter:
                 An image may also be a function without arguments that returns one; the decoding
                 threads call it.
 
-            recipe, loss, max_steps, restarts, seed, effort, noise: as for ``invert``. Random draws
-                depend on the seed and on the id given with the target, see ``pyinv.target_id``;
-                without one, on the target's position in the source.
+            recipe: as for ``invert``.
+            loss: as for ``invert``.
+            max_steps: as for ``invert``.
+            restarts: as for ``invert``.
+            seed: 0 to 2^64 - 1. Random draws depend on the seed and on the id given with the
+                target, see ``pyinv.target_id``; without one, on its position in the source.
+            effort: as for ``invert``.
+            noise: as for ``invert``.
             init: "encoder" starts from the output of the bundle's encoder; None uses the recipe's
                 ``start``.
             ordered: yield results in the order of the source instead of as they finish.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 
 import pyinv
 from pyinv import demo
+from support.docs import run_examples
 
 pytest.importorskip("torch", reason="the guide exports generators")
 pytest.importorskip("onnxscript", reason="the guide exports generators")
@@ -23,15 +23,11 @@ def guide(tmp_path_factory):
     """What the guide's examples define, after all of them ran in one folder."""
     import torch
 
-    text = GUIDE.read_text("utf-8")
     names: dict = {"__name__": "guide"}
     with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng():
         torch.manual_seed(0)
         patch.chdir(tmp_path_factory.mktemp("guide"))
-        for block in re.finditer(r"^( *)```python\n(.*?)^\1```$", text, re.M | re.S):
-            line = text.count("\n", 0, block.start(2))
-            code = "\n" * line + textwrap.dedent(block[2])  # errors name the line of the guide
-            exec(compile(code, str(GUIDE), "exec"), names)
+        run_examples("guide.md", names)
         names["files"] = sorted(path.name for path in Path.cwd().iterdir())
     return names
 

@@ -39,6 +39,7 @@ from pyinv.errors import (
 )
 from pyinv.images import load_images
 from pyinv.inverter import Inverter
+from pyinv.jobs import JobStopped, JobSummary, merge_jobs, read_job, run_job
 from pyinv.penalties import MomentPenalty, PriorPenalty
 from pyinv.priors import Normal, Uniform
 from pyinv.recipes import Recipe, Stage
@@ -75,6 +76,8 @@ __all__ = [
     "InputError",
     "Inversion",
     "Inverter",
+    "JobStopped",
+    "JobSummary",
     "LevenbergMarquardt",
     "LogisticCutoff",
     "Manifest",
@@ -100,6 +103,9 @@ __all__ = [
     "Uniform",
     "cmake_dir",
     "load_images",
+    "merge_jobs",
+    "read_job",
+    "run_job",
     "target_id",
 ]
 

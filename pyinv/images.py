@@ -223,10 +223,40 @@ def load_named_images(
             rows[0] = read(source, manifest, fit)
             names.append(str(source.path))
         else:
-            convert = _convert_array if len(manifest.target_shape) == 3 else _copy_array
-            convert(source, rows, manifest, fit)
+            _convert(source, rows, manifest, fit)
             names.extend(f"{source.path}[{row}]" for row in range(source.count))
     return images, names
+
+
+def target_suffixes(manifest: Manifest) -> tuple[str, ...]:
+    """Return the suffixes, in lower case, of the files that may each hold one target."""
+    return IMAGE_SUFFIXES if manifest.targets_are_pictures else _audio_suffixes(manifest)
+
+
+def picture_rows(array: NDArray[Any], path: Path, manifest: Manifest) -> NDArray[Any]:
+    """Return a view of a file's array as [N, H, W, C], or [N, *image_shape] without three axes.
+
+    Raises:
+        InputError: the array has another shape, an ambiguous one, or the wrong type.
+    """
+    shaped = _channels_last if len(manifest.target_shape) == 3 else _batched
+    return shaped(array, path, manifest)
+
+
+def convert_rows(rows: NDArray[Any], path: Path, manifest: Manifest, fit: str) -> FloatArray:
+    """Convert what ``picture_rows`` returns to targets, float32 [N, *image_shape].
+
+    Raises:
+        InputError: a value is out of range.
+    """
+    images = np.empty((len(rows), *manifest.target_shape), dtype=np.float32)
+    _convert(_Source(path, len(rows), rows), images, manifest, fit)
+    return images
+
+
+def _convert(source: _Source, rows: FloatArray, manifest: Manifest, fit: str) -> None:
+    convert = _convert_array if len(manifest.target_shape) == 3 else _copy_array
+    convert(source, rows, manifest, fit)
 
 
 def load_weights(path: PathLike, manifest: Manifest, *, fit: str = "crop") -> NDArray[Any]:
@@ -482,7 +512,7 @@ def _sources(given: ImageSource, manifest: Manifest) -> list[_Source]:
         name = getattr(given, "name", None)
         return [_Source(Path(name if isinstance(name, str) else "the image"), 1, file=given)]
     path = Path(given)
-    suffixes = IMAGE_SUFFIXES if manifest.targets_are_pictures else _audio_suffixes(manifest)
+    suffixes = target_suffixes(manifest)
     if path.is_dir():
         found = [name for name in image_names(path, suffixes=suffixes) if (path / name).is_file()]
         if not found and manifest.targets_are_pictures:
@@ -496,8 +526,7 @@ def _sources(given: ImageSource, manifest: Manifest) -> list[_Source]:
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     if path.suffix.lower() in ARRAY_SUFFIXES:
-        shaped = _channels_last if len(manifest.target_shape) == 3 else _batched
-        array = shaped(read_array(path, "images"), path, manifest)
+        array = picture_rows(read_array(path, "images"), path, manifest)
         return [_Source(path, len(array), array)]
     if path.suffix.lower() in TABLE_SUFFIXES and len(manifest.target_shape) == 1:
         array = _batched(read_table(path, manifest.target_size), path, manifest)

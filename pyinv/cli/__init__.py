@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from pyinv import __version__
-from pyinv.cli import demo, encode, export, generate, info, invert, push, reproduce, train
+from pyinv.cli import demo, encode, export, generate, info, invert, merge, push, reproduce, train
 from pyinv.cli.console import Console
-from pyinv.cli.exit_codes import DONE, FAILED, INTERRUPTED, NON_FINITE, USAGE
+from pyinv.cli.exit_codes import DONE, FAILED, INTERRUPTED, NON_FINITE, UNFINISHED, USAGE
 from pyinv.errors import PyinvError
 
 __all__ = ["main"]
@@ -46,9 +46,12 @@ exit codes:
 `invert` writes the
        results so far
   {USAGE:<3}  invalid command line
-  {NON_FINITE:<3}  success, but the loss of some targets became NaN or infinite
-  {INTERRUPTED:<3}  interrupted; the results so far are written, and \
-`train` and `reproduce` can be resumed
+  {NON_FINITE:<3}  success, but some targets have no usable latent: their loss became NaN or \
+infinite, or a
+       job could not read them
+  {UNFINISHED:<3}  a job was ended by SIGTERM; the same command goes on with it
+  {INTERRUPTED:<3}  interrupted; the results so far are written, and jobs, `train` and `reproduce` \
+can be resumed
 """
 
 
@@ -78,7 +81,7 @@ def _build_parser() -> _Parser:
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     commands = parser.add_subparsers(metavar="COMMAND", dest="command", title="commands")
-    for module in (demo, export, info, generate, encode, invert, train, push, reproduce):
+    for module in (demo, export, info, generate, encode, invert, merge, train, push, reproduce):
         module.add_parser(commands, shared)
     return parser
 

@@ -72,6 +72,11 @@ class Console:
                 values = {**values, "warnings": self.warned}
             print(json.dumps(_finite(values), allow_nan=False), flush=True)
 
+    def event(self, values: Mapping[str, Any]) -> None:
+        """Print one event of a job as a line of JSON, if requested."""
+        if self.json:
+            print(json.dumps(_finite(values), allow_nan=False), flush=True)
+
 
 def _finite(value: Any) -> Any:
     if isinstance(value, Mapping):

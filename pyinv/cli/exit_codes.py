@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["DONE", "FAILED", "INTERRUPTED", "NON_FINITE", "USAGE"]
+__all__ = ["DONE", "FAILED", "INTERRUPTED", "NON_FINITE", "UNFINISHED", "USAGE"]
 
 DONE = 0
 FAILED = 1
 USAGE = 2
 NON_FINITE = 3
+UNFINISHED = 75  # EX_TEMPFAIL of sysexits.h
 INTERRUPTED = 130  # 128 + SIGINT, the shell convention

@@ -15,6 +15,7 @@ from pyinv import recipes
 from pyinv.array_files import read_array
 from pyinv.atomic_files import OutputFile, OutputFolder
 from pyinv.bundle import Bundle, Manifest
+from pyinv.cli import job
 from pyinv.cli.console import Console
 from pyinv.cli.exit_codes import DONE, INTERRUPTED, NON_FINITE
 from pyinv.cli.options import (
@@ -58,6 +59,14 @@ examples:
   pyinv invert vae.bundle images.npy -o latents.npz --recipe egan --constraint hard_cutoff:c=3
   pyinv invert sounds.bundle recordings/ -o latents.npz
   pyinv invert faces.bundle torn/ -o latents.npz --recipe reconstruct --weights mask.png
+
+With a folder OUT/ it is a job, for any number of images: Parquet files of --shard-size rows. A job
+that was ended, by whatever, is resumed by the same command.
+
+  pyinv invert faces.bundle photos/ -o latents/
+  pyinv invert faces.bundle photos.parquet -o latents/ --image-column image --id-column key
+  pyinv invert faces.bundle photos/ -o /shared/latents/ --shard 2/8
+  pyinv merge /shared/latents/ -o latents.parquet
 """
 
 
@@ -76,10 +85,15 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         "images",
         metavar="IMAGES",
         nargs="+",
-        help="image files, folders, .npy or .npz files; for generators of audio also .wav files",
+        help="image files, folders, .npy or .npz files; for generators of audio also .wav files; "
+        "for jobs also lists of files (.txt), IDX, Parquet and Arrow files",
     )
     parser.add_argument(
-        "-o", "--output", metavar="OUT.npz", required=True, help="file to write the latents to"
+        "-o",
+        "--output",
+        metavar="OUT",
+        required=True,
+        help="file to write the latents to, OUT.npz; or a job's folder, OUT/",
     )
     parser.add_argument(
         "--save-images", metavar="DIR", help="folder to write each latent's image G(z) to, as a PNG"
@@ -149,6 +163,7 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         "--uncertainty and reconstruct [estimated]",
     )
 
+    job.add_options(parser)
     add_machine_options(parser, batch_size=True)
     parser.set_defaults(run=run)
 
@@ -157,8 +172,14 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     """Run the command; return its exit code."""
     from pyinv.inverter import Inverter
 
+    if job.is_job(arguments.output):
+        return _run_job(arguments, console)
     if Path(arguments.output).suffix.lower() != ".npz":
-        raise OutputError(f"{arguments.output}: expected a file name that ends in .npz")
+        raise OutputError(
+            f"{arguments.output}: expected a file name that ends in .npz, or a folder's that ends "
+            "in / for a job"
+        )
+    job.check_options(arguments)
     with contextlib.ExitStack() as outputs:
         output = outputs.enter_context(OutputFile(arguments.output))
         folder = None
@@ -237,6 +258,18 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     if cancelled:
         return INTERRUPTED
     return NON_FINITE if np.any(inversion.status == Status.NON_FINITE) else DONE
+
+
+def _run_job(arguments: argparse.Namespace, console: Console) -> int:
+    for name in ("weights", "trace_every", "strict"):
+        if getattr(arguments, name):
+            raise InputError(
+                f"--{name.replace('_', '-')}: not for jobs; leave it out, or write to a .npz file"
+            )
+    if arguments.init not in (None, "encoder"):
+        raise InputError('--init: jobs take only "encoder"; leave it out, or write to a .npz file')
+    bundle = Bundle.open(arguments.bundle)
+    return job.run(arguments, console, bundle, _recipe(arguments, bundle.manifest, None))
 
 
 def _init(given: str | None) -> Any:

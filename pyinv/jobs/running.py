@@ -1,0 +1,671 @@
+"""Running a job: from its source through a stream into shards."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import math
+import os
+import platform
+import re
+import shutil
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyinv.atomic_files import OutputFolder
+from pyinv.batching import groups
+from pyinv.conditions import condition_rows
+from pyinv.errors import InputError, OutputError, PyinvError, RunError
+from pyinv.images import check_fit, check_images, not_pictures, save_images
+from pyinv.inverter import Inverter
+from pyinv.jobs.folder import JobFile, Part, locked, part_of
+from pyinv.jobs.opening import check_pyarrow, open_source
+from pyinv.jobs.shards import (
+    OpenShard,
+    ShardTable,
+    ShardWriter,
+    counts_of,
+    shard_counts,
+    valid_rows,
+)
+from pyinv.jobs.sources import Source, Target
+from pyinv.jobs.stopping import Signals
+from pyinv.progress import Progress, check_progress, progress_reporter
+from pyinv.recipes import Recipe, with_loss
+from pyinv.streaming import TargetResult
+from pyinv.target_ids import target_id
+from pyinv.uncertainty import Uncertainty
+from pyinv.validation import noise_level, whole_number
+
+__all__ = ["DEFAULT_SHARD_SIZE", "JobStopped", "JobSummary", "run_job"]
+
+DEFAULT_SHARD_SIZE = 1000
+_SECONDS_PER_REPORT = 1.0
+_CHECKED_TARGETS = 16  # whose values are compared with the generator's own images
+_KEPT = "what is finished was kept: start the job again to go on"
+
+FloatArray = NDArray[np.float32]
+Event = Callable[[dict[str, Any]], None]
+
+
+class JobStopped(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM ended a job, which can be resumed.
+
+    Attributes:
+        signal: the name of the signal, "SIGINT" or "SIGTERM".
+        finished: the number of targets that are done.
+        targets: the number of targets of the job, or of the part that was run.
+    """
+
+    def __init__(self, signal: str, finished: int, targets: int) -> None:
+        done = f"{finished} of {targets} targets are done" if targets else "nothing is done yet"
+        super().__init__(f"{done}; start the job again to go on")
+        self.signal = signal
+        self.finished = finished
+        self.targets = targets
+
+
+@dataclass(frozen=True)
+class JobSummary:
+    """A job that is done.
+
+    Args:
+        output: the folder of the results.
+        targets: the number of targets of the job, or of the part that was run.
+        resumed: how many of them earlier runs had done.
+        counts: the number of targets per status, by its name in lower case.
+        seconds: the time that this run took.
+    """
+
+    output: Path
+    targets: int
+    resumed: int
+    counts: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def images_per_second(self) -> float:
+        """The targets per second of this run."""
+        return (self.targets - self.resumed) / max(self.seconds, 1e-9)
+
+
+def run_job(
+    inverter: Inverter,
+    source: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    *,
+    recipe: str | Recipe = "default",
+    loss: str | None = None,
+    max_steps: int | None = None,
+    restarts: int | None = None,
+    seed: int = 0,
+    effort: str | None = None,
+    noise: float | None = None,
+    init: str | None = None,
+    conditions: Mapping[str, Any] | None = None,
+    fit: str = "crop",
+    image_column: str | None = None,
+    id_column: str | None = None,
+    columns: Sequence[str] | None = None,
+    uncertainty: bool = False,
+    save_images_to: str | os.PathLike[str] | None = None,
+    shard_size: int = DEFAULT_SHARD_SIZE,
+    shard: str | tuple[int, int] | None = None,
+    on_error: str = "result",
+    workers: int = 2,
+    progress: bool | Progress | None = None,
+    on_event: Event | None = None,
+) -> JobSummary:
+    """Find the latents of any number of images, and write them to a folder of Parquet files.
+
+    The targets are divided into shards of ``shard_size`` rows. A shard is written under a temporary
+    name and renamed when it is on the disk. A job that was ended, by whatever, is resumed by the
+    same call: finished shards are kept, and the rows do not depend on when it was ended. Memory
+    does not grow with the number of targets, except for the list of file names or ids.
+
+    Args:
+        inverter: the bundle, and what it runs on.
+        source: one or more paths of one kind:
+
+            - image files, folders that are searched recursively (also for .wav files, where targets
+              are audio), and lists of files, .txt with one path a line, relative to the list's
+              folder. A target's id is its path, relative to the folder or as listed; of several
+              folders, relative to the one that holds them all;
+            - .npy and IDX files (MNIST's), as for ``load_images``. A target's id is its number,
+              counted over all files;
+            - Parquet files, Arrow files (also .feather), or folders of them. A target's id is in
+              ``id_column``.
+        output: the folder of the results, made if necessary.
+        recipe, loss, max_steps, restarts, seed, effort, noise, init: as for ``Inverter.stream``.
+            Random draws depend on ``seed`` and ``target_id(id)``.
+        conditions: what the generator takes beside the latent, by name: a number for all targets,
+            or the name of a column of the table.
+        fit: how to resize images, see ``load_images``.
+        image_column: a table's column of images: encoded images (bytes, or structs of "bytes" and
+            "path", as Hugging Face's data sets have), or lists of numbers, as ``load_images``
+            expects arrays. None takes "image", or the only column of encoded images.
+        id_column: a table's column of ids: unique texts, or whole numbers from 0 to below 2^47.
+            None takes "id", and if there is none, the rows' numbers.
+        columns: a table's columns to carry through; None carries all others.
+        uncertainty: also estimate the latents' uncertainty, see ``Inverter.uncertainty``, with
+            ``noise`` if it is given.
+        save_images_to: a folder to write each latent's image to, as PNG files, a folder per shard.
+        shard_size: rows of a shard, at least 1. A job that is ended abruptly loses the shards that
+            were not finished, about two.
+        shard: "i/n" or (i, n), with i from 1 to n: work on every n-th shard, from the i-th on. Runs
+            with different i may share one folder at the same time, or have one each.
+        on_error: "result" gives a target that cannot be read a row with the status "invalid" and a
+            reason; "raise" ends the job with an InputError.
+        workers: number of threads that decode images, at least 1.
+        progress: as for ``Inverter.invert``.
+        on_event: called with a dictionary whenever something happens. "event" says what: "start",
+            "progress" (about once a second), "shard" (one was written) or "done".
+
+    Returns:
+        a summary. ``read_job`` reads the results.
+
+    Raises:
+        InputError: a wrong argument, a source that cannot be read or has an id twice, or a folder
+            that is a job with other settings.
+        OutputError: the folder cannot be written to, or another run is working on it.
+        DependencyError: pyarrow is not installed.
+        JobStopped: Ctrl-C, or SIGTERM unless the program handles it. What is finished was kept.
+        RuleError, BundleError, DeviceError, RunError: as for ``Inverter.stream``.
+
+    Examples:
+        >>> pyinv.run_job(inverter, "photos/", "latents/")          # doctest: +SKIP
+        >>> pyinv.read_job("latents/").to_table()                   # doctest: +SKIP
+    """
+    check_pyarrow()
+    part = part_of(shard)
+    shard_size = whole_number("shard_size", shard_size, at_least=1)
+    seed = whole_number("seed", seed, at_least=0, at_most=2**64 - 1)
+    workers = whole_number("workers", workers, at_least=1)
+    check_fit(fit)
+    check_progress(progress)
+    if on_error not in ("result", "raise"):
+        raise InputError(f'on_error must be "result" or "raise", got {on_error!r}')
+    if init not in (None, "encoder"):
+        raise InputError(f'init must be "encoder" or None, got {init!r}')
+    manifest = inverter.manifest
+    if save_images_to is not None and not manifest.is_picture:
+        raise InputError(f"save_images_to: {not_pictures(manifest)}; leave it out")
+    known_noise = noise_level(noise)
+    chosen = inverter._resolve(
+        recipe,
+        {"max_steps": max_steps, "restarts": restarts},
+        known_noise if recipe == "reconstruct" else None,
+        init,
+        effort,
+    )
+    if loss is not None:
+        chosen = with_loss(chosen, loss, manifest)
+    if noise is not None and recipe != "reconstruct" and not uncertainty:
+        raise InputError('noise is for recipe="reconstruct" and uncertainty=True; leave it out')
+    if uncertainty:
+        inverter.check_uncertainty(noise=known_noise)
+    constant, from_columns = _conditions(inverter, conditions)
+    paths = [source] if isinstance(source, str | os.PathLike) else list(source)
+    folder = Path(output)
+    with contextlib.ExitStack() as stack:
+        signals = stack.enter_context(Signals())
+        try:
+            with signals.interrupting():
+                opened = open_source(
+                    paths,
+                    manifest,
+                    fit=fit,
+                    output=folder,
+                    image_column=image_column,
+                    id_column=id_column,
+                    columns=columns,
+                    condition_columns=from_columns,
+                )
+                description = opened.describe()
+        except KeyboardInterrupt:
+            raise JobStopped(signals.name, 0, 0) from None
+        settings = {
+            "bundle": inverter.bundle.digest,
+            "recipe": chosen.describe(),
+            "seed": seed,
+            "source": description,
+            "shard_size": shard_size,
+            "fit": fit,
+            "conditions": dict(conditions or {}) or None,
+            "columns": None if opened.columns is None else opened.columns.names,
+            "uncertainty": uncertainty,
+            "noise": known_noise,
+            "save_images": save_images_to is not None,
+        }
+        made_with = {"sources": [str(path) for path in paths], **_machine(inverter)}
+        job = JobFile(json.loads(json.dumps(settings)), made_with)
+        stack.enter_context(OutputFolder(folder))
+        pictures = None
+        if save_images_to is not None:
+            pictures = stack.enter_context(OutputFolder(save_images_to)).path
+        job = stack.enter_context(locked(folder, part, job))
+        run = _Run(
+            inverter,
+            opened,
+            folder,
+            job,
+            part,
+            constant=constant,
+            pictures=pictures,
+            noise=known_noise,
+            on_event=on_event or (lambda event: None),
+        )
+        return run(chosen, signals, fit=fit, on_error=on_error, workers=workers, progress=progress)
+
+
+def _conditions(
+    inverter: Inverter, given: Mapping[str, Any] | None
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the conditions for all targets, and the columns of the others; check both."""
+    known = inverter.manifest.conditions
+    columns = {name: value for name, value in (given or {}).items() if isinstance(value, str)}
+    constant = {name: value for name, value in (given or {}).items() if name not in columns}
+    for name, value in constant.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise InputError(
+                f"condition {name!r} must be a number for all targets, or the name of a column of "
+                f"the table, got {value!r}"
+            )
+    stand_ins = {
+        name: np.zeros((1, known[name].columns) if name in known else 1) for name in columns
+    }
+    condition_rows(known, {**constant, **stand_ins} or None, 1)
+    return constant, columns
+
+
+def _machine(inverter: Inverter) -> dict[str, Any]:
+    """Return what a run's results were made with."""
+    package = {"onnx": ("onnxruntime", "onnxruntime-gpu"), "torchscript": ("torch",)}
+    runtime = inverter.runtime
+    for name in package[inverter.runtime]:
+        with contextlib.suppress(PackageNotFoundError):
+            runtime = f"{name} {version(name)}"
+            break
+    return {
+        "pyinv": version("pyinv"),
+        "runtime": runtime,
+        "device": inverter.device,
+        "threads": inverter.threads,
+        "batch_size": inverter.batch_size,
+        "platform": platform.platform(),
+    }
+
+
+class _Run:
+    """One run of a job, or of a part of it."""
+
+    def __init__(
+        self,
+        inverter: Inverter,
+        source: Source,
+        folder: Path,
+        job: JobFile,
+        part: Part,
+        *,
+        constant: dict[str, Any],
+        pictures: Path | None,
+        noise: float | None,
+        on_event: Event,
+    ) -> None:
+        self._inverter = inverter
+        self._source = source
+        self._folder = folder
+        self._job = job
+        self._part = part
+        self._constant = constant
+        self._pictures = pictures
+        self._noise = noise
+        self._on_event = on_event
+        self._tables = ShardTable(
+            job.digest,
+            inverter.manifest,
+            has_text_ids=source.has_text_ids,
+            columns=source.columns,
+            has_uncertainty=job.settings["uncertainty"],
+        )
+        self._counts: Counter[str] = Counter()
+        self._open: dict[int, OpenShard] = {}
+        self._rows: dict[int, tuple[OpenShard, int]] = {}  # by the target's number in the stream
+        self._failure: Exception | None = None  # of the source
+        self._events = threading.Lock()
+        self._targets = self._finished = 0
+
+    def __call__(
+        self,
+        recipe: Recipe,
+        signals: Signals,
+        *,
+        fit: str,
+        on_error: str,
+        workers: int,
+        progress: bool | Progress | None,
+    ) -> JobSummary:
+        """Work on what is not finished."""
+        began = time.monotonic()
+        todo = self._unfinished()
+        resumed = self._finished
+        shards = len(self._part.shards(self._job.shards))
+        self._event(
+            "start",
+            output=str(self._folder),
+            recipe=recipe.name,
+            targets=self._targets,
+            finished=resumed,
+            shards=shards,
+            shards_finished=shards - len(todo),
+        )
+        with (
+            contextlib.closing(ShardWriter()) as writer,
+            progress_reporter(progress, self._targets - resumed, recipe.max_steps) as report,
+        ):
+            try:
+                if todo:
+                    self._check_values(todo[0])
+                stream = self._inverter.stream(
+                    self._feed(todo),
+                    recipe=recipe,
+                    seed=self._job.settings["seed"],
+                    fit=fit,
+                    workers=workers,
+                    on_error=on_error,
+                )
+                meter = _Meter(self._event, report, self._targets - resumed)
+                with contextlib.closing(stream):
+                    self._consume(stream, signals, writer, todo, meter)
+                if self._failure is not None:
+                    raise self._failure
+                if signals.received is not None:
+                    raise KeyboardInterrupt
+                writer.close()
+                writer.check()
+                if self._open:
+                    raise RunError(f"{len(self._open)} shards were not finished")
+            except OutputError as error:
+                raise OutputError(f"{error}; {_KEPT}") from None
+            except KeyboardInterrupt:
+                self._keep(writer)
+                raise self._stopped(signals) from None
+            except BaseException as error:
+                self._keep(writer)
+                if isinstance(error, PyinvError):
+                    raise type(error)(f"{error}; {_KEPT}") from None
+                raise
+        seconds = time.monotonic() - began
+        summary = JobSummary(self._folder, self._targets, resumed, dict(self._counts), seconds)
+        self._event(
+            "done",
+            output=str(self._folder),
+            targets=self._targets,
+            resumed=resumed,
+            counts=summary.counts,
+            seconds=seconds,
+            images_per_second=summary.images_per_second,
+        )
+        return summary
+
+    def _unfinished(self) -> list[OpenShard]:
+        """Return this part's shards that are not finished, with what is known of them."""
+        todo = []
+        for index in self._part.shards(self._job.shards):
+            rows = self._job.rows(index)
+            self._targets += len(rows)
+            known_path = self._job.partial_path(self._folder, index)
+            counts = shard_counts(self._job.path(self._folder, index), self._job.digest, len(rows))
+            if counts is not None:
+                known_path.unlink(missing_ok=True)
+                self._counts.update(counts)
+                self._finished += len(rows)
+                continue
+            known = self._tables.read_partial(known_path) if known_path.exists() else None
+            todo.append(OpenShard(index, rows.start, len(rows), known))
+            self._finished += len(todo[-1].done)
+        return todo
+
+    def _feed(self, todo: list[OpenShard]) -> Iterator[dict[str, Any]]:
+        """Yield the targets to invert; runs in the stream's reading thread."""
+        number = 0
+        try:
+            for shard in todo:
+                if shard.finished:  # it was written before the stream began
+                    continue
+                self._open[shard.index] = shard
+                row = shard.first
+                for chunk in self._source.read(shard.first, shard.first + shard.count):
+                    if chunk.columns is not None:
+                        shard.columns.append(chunk.columns)
+                    for target in chunk.targets:
+                        if row not in shard.done:
+                            shard.names[row] = (target.id, target.source)
+                            self._rows[number] = (shard, row)
+                            number += 1
+                            yield self._item(target)
+                        row += 1
+        except Exception as error:  # a stream would take it for a bad target
+            self._failure = error
+
+    def _item(self, target: Target) -> dict[str, Any]:
+        conditions = {**self._constant, **target.conditions}
+        return {"id": target.id, "image": target.load, "conditions": conditions or None}
+
+    def _consume(
+        self,
+        stream: Generator[TargetResult, None, None],
+        signals: Signals,
+        writer: ShardWriter,
+        todo: list[OpenShard],
+        meter: _Meter,
+    ) -> None:
+        """Collect results, and write shards that are finished."""
+        for shard in todo:
+            if shard.finished:
+                self._open[shard.index] = shard
+                self._finish(shard, signals, writer)
+        for result in signals.watch(stream):
+            shard, row = self._rows.pop(result.number)
+            shard.results[row] = result
+            self._finished += 1
+            meter.count(result)
+            # After a signal, a finished shard is kept like the others.
+            if shard.finished and signals.received is None:
+                self._finish(shard, signals, writer)
+            writer.check()
+
+    def _finish(self, shard: OpenShard, signals: Signals, writer: ShardWriter) -> None:
+        """Have a shard written of which all rows have a result."""
+        table = self._tables.rows(shard)
+        if self._job.settings["uncertainty"] or self._pictures is not None:
+            with signals.interrupting():
+                table = self._measured(shard, table, signals, writer)
+        writer.submit(partial(self._write, shard.index, self._tables.final(table)))
+        del self._open[shard.index]
+        shard.clear()
+
+    def _write(self, index: int, table: Any) -> None:
+        """Write a finished shard; runs in the writer's thread."""
+        path = self._job.path(self._folder, index)
+        self._tables.write(path, table)
+        self._job.partial_path(self._folder, index).unlink(missing_ok=True)
+        counts = counts_of(table)
+        self._counts.update(counts)
+        self._event("shard", shard=index, file=str(path), targets=len(table), counts=counts)
+
+    def _measured(self, shard: OpenShard, table: Any, signals: Signals, writer: ShardWriter) -> Any:
+        """Return a shard's rows with their uncertainty, and have their images written."""
+        inverter, size = self._inverter, self._inverter._most(None)
+        measures = self._job.settings["uncertainty"]
+        stem = self._job.path(self._folder, shard.index).stem
+        valid, found = valid_rows(table, inverter.manifest, self._job.settings)
+        targets = self._targets_of(shard, valid)
+        parts = [Uncertainty.unknown(0, inverter.manifest.latent_shape)]
+        for rows in groups(len(valid), size) if len(valid) else ():
+            if signals.received is not None:
+                raise KeyboardInterrupt
+            batch = found[rows]
+            given = list(itertools.islice(targets, len(batch)))
+            conditions = self._conditions_of(given)
+            if measures:
+                parts.append(
+                    inverter.uncertainty(
+                        batch,
+                        np.stack([target.load() for target in given]),
+                        noise=self._noise,
+                        target_ids=[target_id(target.id) for target in given],
+                        conditions=conditions,
+                    )
+                )
+                if parts[-1].cancelled:
+                    raise KeyboardInterrupt
+            if self._pictures is not None:
+                images = inverter.generate(batch.latents, conditions=conditions)
+                names = self._picture_names(table, valid[rows], shard.first)
+                writer.submit(
+                    partial(
+                        save_images,
+                        images,
+                        _draft_folder(self._pictures / stem, new=rows.start == 0),
+                        inverter.manifest.value_range,
+                        names=names,
+                    )
+                )
+        if self._pictures is not None and len(valid):
+            writer.submit(partial(_publish, self._pictures / stem))
+        return self._tables.with_uncertainty(table, valid, parts) if measures else table
+
+    def _targets_of(self, shard: OpenShard, rows: NDArray[np.int64]) -> Iterator[Target]:
+        """Yield the targets of a shard's rows, in order."""
+        row, wanted = 0, set(rows.tolist())
+        for chunk in self._source.read(shard.first, shard.first + shard.count):
+            for target in chunk.targets:
+                if row in wanted:
+                    yield target
+                row += 1
+
+    def _conditions_of(self, targets: list[Target]) -> dict[str, Any] | None:
+        """Return the conditions of targets, as ``Inverter`` takes them."""
+        names = targets[0].conditions
+        of_each = {name: [target.conditions[name] for target in targets] for name in names}
+        return {**self._constant, **of_each} or None
+
+    def _picture_names(self, table: Any, rows: NDArray[np.int64], first: int) -> list[str]:
+        """Return a file name for each row: its number in the job, then the end of its id."""
+        digits = len(str(self._job.count - 1))
+        ids = table.column("id").take(rows).to_pylist()
+        return [
+            f"{first + row:0{digits}d}-{_file_stem(str(id_))}"
+            for row, id_ in zip(rows.tolist(), ids, strict=True)
+        ]
+
+    def _check_values(self, shard: OpenShard) -> None:
+        """Warn if the first targets seem to be scaled for another value range."""
+        targets, images = [], []
+        for chunk in self._source.read(
+            shard.first, shard.first + min(shard.count, _CHECKED_TARGETS)
+        ):
+            for target in chunk.targets:
+                with contextlib.suppress(InputError):
+                    images.append(check_images(target.load()[None], self._inverter.manifest)[0])
+                    targets.append(target)
+        if targets:
+            known = self._inverter.manifest.conditions
+            conditions = condition_rows(known, self._conditions_of(targets), len(targets))
+            self._inverter._check_range(np.stack(images), conditions)
+
+    def _keep(self, writer: ShardWriter) -> None:
+        """Write what is known of unfinished shards, if possible."""
+        writer.close()
+        for shard in list(self._open.values()):
+            if shard.results:
+                path = self._job.partial_path(self._folder, shard.index)
+                with contextlib.suppress(OutputError):
+                    self._tables.write(path, self._tables.rows(shard))
+
+    def _stopped(self, signals: Signals) -> JobStopped:
+        return JobStopped(signals.name, self._finished, self._targets)
+
+    def _event(self, event: str, **values: Any) -> None:
+        with self._events:
+            self._on_event({"event": event, **values})
+
+
+class _Meter:
+    """Reports progress: to a progress function after each result, and as events now and then."""
+
+    def __init__(self, send: Callable[..., None], report: Progress | None, targets: int) -> None:
+        self._send = send
+        self._report = report
+        self._targets = targets
+        self._began = self._sent = time.monotonic()
+        self._finished = 0
+        self._losses = 0
+        self._sum = 0.0
+
+    def count(self, result: TargetResult) -> None:
+        """Count a result."""
+        self._finished += 1
+        if math.isfinite(result.loss):
+            self._losses += 1
+            self._sum += result.loss
+        now = time.monotonic()
+        if now - self._sent < _SECONDS_PER_REPORT and self._finished < self._targets:
+            return
+        self._sent = now
+        rate = self._finished / max(now - self._began, 1e-9)
+        if self._report is not None:
+            self._report(
+                {
+                    "finished": self._finished,
+                    "targets": self._targets,
+                    "active": 0,
+                    "evaluations": 0,
+                    "mean_loss": self._sum / max(self._losses, 1),
+                }
+            )
+        self._send(
+            "progress",
+            finished=self._finished,
+            targets=self._targets,
+            images_per_second=rate,
+            seconds_left=(self._targets - self._finished) / rate,
+        )
+
+
+def _draft_folder(folder: Path, *, new: bool) -> Path:
+    """Return the folder that stands in for a folder of images until it is complete."""
+    draft = folder.with_name(f".{folder.name}.part")
+    if new:
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir()
+    return draft
+
+
+def _publish(folder: Path) -> None:
+    """Move a complete folder of images to its place."""
+    draft = _draft_folder(folder, new=False)
+    for path in draft.iterdir():
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(draft, folder)
+
+
+def _file_stem(id_: str) -> str:
+    """Return the end of an id as part of a file name."""
+    stem = id_.rstrip("/").rpartition("/")[2]
+    stem = stem.removesuffix(Path(stem).suffix)
+    return re.sub(r"[^\w.-]", "_", stem)[:100]

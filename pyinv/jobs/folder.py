@@ -44,8 +44,9 @@ class JobFile:
 
     @property
     def digest(self) -> str:
-        """The hash of the settings."""
-        text = json.dumps(self.settings, sort_keys=True)
+        """The hash of the settings. One that is null is like one that is missing."""
+        given = {name: value for name, value in _flat(self.settings) if value is not None}
+        text = json.dumps(given, sort_keys=True)
         return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
     @property

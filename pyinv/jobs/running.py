@@ -250,6 +250,13 @@ def run_job(
         }
         made_with = {"sources": [str(path) for path in paths], **_machine(inverter)}
         job = JobFile(json.loads(json.dumps(settings)), made_with)
+        tables = ShardTable(
+            job.digest,
+            manifest,
+            has_text_ids=opened.has_text_ids,
+            columns=opened.columns,
+            has_uncertainty=uncertainty,
+        )
         stack.enter_context(OutputFolder(folder))
         pictures = None
         if save_images_to is not None:
@@ -261,6 +268,7 @@ def run_job(
             folder,
             job,
             part,
+            tables,
             constant=constant,
             pictures=pictures,
             noise=known_noise,
@@ -317,6 +325,7 @@ class _Run:
         folder: Path,
         job: JobFile,
         part: Part,
+        tables: ShardTable,
         *,
         constant: dict[str, Any],
         pictures: Path | None,
@@ -332,13 +341,7 @@ class _Run:
         self._pictures = pictures
         self._noise = noise
         self._on_event = on_event
-        self._tables = ShardTable(
-            job.digest,
-            inverter.manifest,
-            has_text_ids=source.has_text_ids,
-            columns=source.columns,
-            has_uncertainty=job.settings["uncertainty"],
-        )
+        self._tables = tables
         self._counts: Counter[str] = Counter()
         self._open: dict[int, OpenShard] = {}
         self._rows: dict[int, tuple[OpenShard, int]] = {}  # by the target's number in the stream

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from pyinv.atomic_files import write_whole
 from pyinv.bundle import Manifest
+from pyinv.errors import InputError
 from pyinv.result import Inversion, Status
 from pyinv.streaming import TargetResult
 from pyinv.uncertainty import Uncertainty
@@ -83,6 +84,9 @@ class ShardTable:
         has_text_ids: whether ids are strings.
         columns: the schema of the columns that are carried through, or None.
         has_uncertainty: whether there are columns of the uncertainty.
+
+    Raises:
+        InputError: a column that is carried through has the name of another one.
     """
 
     def __init__(
@@ -118,6 +122,12 @@ class ShardTable:
             ]
         self.own = pa.schema(fields)
         self.carried = columns if columns is not None else pa.schema([])
+        for name in self.carried.names:
+            if name in (*self.own.names, ROW):
+                raise InputError(
+                    f"the table's column {name!r} is also a column of the results; rename it, or "
+                    "leave it out with --columns (columns)"
+                )
         self.schema = pa.schema([*self.own, *self.carried])
         self._job = job
         self._latent_size = manifest.latent_size

@@ -228,6 +228,24 @@ def load_named_images(
     return images, names
 
 
+def load_picture(
+    file: ImageSource, name: str, manifest: Manifest, *, fit: str = "crop"
+) -> FloatArray:
+    """Read one image file, [C, H, W], as ``load_images`` does for a bundle of pictures.
+
+    Args:
+        file: its path, or an open binary file.
+        name: its name in error messages.
+        manifest: the bundle's manifest.
+        fit: as for ``load_images``.
+
+    Raises:
+        InputError: not an image, or a damaged one.
+    """
+    channels, height, width = manifest.target_shape
+    return _to_range(resize_pixels(read_pixels(file, name, channels), height, width, fit), manifest)
+
+
 def target_suffixes(manifest: Manifest) -> tuple[str, ...]:
     """Return the suffixes, in lower case, of the files that may each hold one target."""
     return IMAGE_SUFFIXES if manifest.targets_are_pictures else _audio_suffixes(manifest)
@@ -681,9 +699,7 @@ def _convert_array(source: _Source, rows: FloatArray, manifest: Manifest, fit: s
 
 def _read_image(source: _Source, manifest: Manifest, fit: str) -> FloatArray:
     """Return one file's image as [C, H, W] in the bundle's value range."""
-    channels, height, width = manifest.target_shape
-    unit = read_pixels(source.file or source.path, str(source.path), channels)
-    return _to_range(resize_pixels(unit, height, width, fit), manifest)
+    return load_picture(source.file or source.path, str(source.path), manifest, fit=fit)
 
 
 def _to_range(unit: FloatArray, manifest: Manifest) -> FloatArray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import math
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 from pyinv.atomic_files import OutputFolder
 from pyinv.batching import groups
 from pyinv.conditions import condition_rows
-from pyinv.errors import InputError, OutputError, PyinvError, RunError
+from pyinv.errors import InputError, OutputError, PyinvError, RunError, one_line
 from pyinv.images import check_fit, check_images, not_pictures, save_images
 from pyinv.inverter import Inverter
 from pyinv.jobs.folder import JobFile, Part, locked, part_of
@@ -43,6 +44,7 @@ from pyinv.jobs.sources import Source, Target
 from pyinv.jobs.stopping import Signals
 from pyinv.progress import Progress, check_progress, progress_reporter
 from pyinv.recipes import Recipe, with_loss
+from pyinv.result import Status
 from pyinv.streaming import TargetResult
 from pyinv.target_ids import target_id
 from pyinv.uncertainty import Uncertainty
@@ -52,6 +54,7 @@ __all__ = ["DEFAULT_SHARD_SIZE", "JobStopped", "JobSummary", "run_job"]
 
 DEFAULT_SHARD_SIZE = 1000
 _SECONDS_PER_REPORT = 1.0
+_MOST_TOGETHER, _FLOATS_TOGETHER = 16, 1 << 20  # what one call of a decoding thread reads
 _CHECKED_TARGETS = 16  # whose values are compared with the generator's own images
 _KEPT = "what is finished was kept: start the job again to go on"
 
@@ -345,7 +348,11 @@ class _Run:
         self._counts: Counter[str] = Counter()
         self._open: dict[int, OpenShard] = {}
         self._rows: dict[int, tuple[OpenShard, int]] = {}  # by the target's number in the stream
+        self._reasons: dict[int | str, str] = {}  # why targets cannot be read, by their ids
         self._failure: Exception | None = None  # of the source
+        pixels = inverter.manifest.target_size
+        self._together = min(max(_FLOATS_TOGETHER // pixels, 1), _MOST_TOGETHER)
+        self._raises = False
         self._events = threading.Lock()
         self._targets = self._finished = 0
 
@@ -361,6 +368,7 @@ class _Run:
     ) -> JobSummary:
         """Work on what is not finished."""
         began = time.monotonic()
+        self._raises = on_error == "raise"
         todo = self._unfinished()
         resumed = self._finished
         shards = len(self._part.shards(self._job.shards))
@@ -452,19 +460,44 @@ class _Run:
                 for chunk in self._source.read(shard.first, shard.first + shard.count):
                     if chunk.columns is not None:
                         shard.columns.append(chunk.columns)
+                    wanted = []
                     for target in chunk.targets:
                         if row not in shard.done:
                             shard.names[row] = (target.id, target.source)
                             self._rows[number] = (shard, row)
+                            wanted.append(target)
                             number += 1
-                            yield self._item(target)
                         row += 1
+                    for start in range(0, len(wanted), self._together):
+                        yield self._item(wanted[start : start + self._together])
         except Exception as error:  # a stream would take it for a bad target
             self._failure = error
 
-    def _item(self, target: Target) -> dict[str, Any]:
-        conditions = {**self._constant, **target.conditions}
-        return {"id": target.id, "image": target.load, "conditions": conditions or None}
+    def _item(self, targets: list[Target]) -> dict[str, Any]:
+        """Return targets that are decoded together, which costs less, as the stream takes them."""
+        return {
+            "id": [target.id for target in targets],
+            "image": partial(self._load, targets),
+            "conditions": self._conditions_of(targets),
+        }
+
+    def _load(self, targets: list[Target]) -> FloatArray:
+        """Return the images of targets, NaN where they cannot be read; runs in several threads."""
+        images = np.empty((len(targets), *self._inverter.manifest.target_shape), dtype=np.float32)
+        for image, target in zip(images, targets, strict=True):
+            image[...] = self._load_one(target)
+        return images
+
+    def _load_one(self, target: Target) -> FloatArray | float:
+        try:
+            return target.load()
+        except Exception as error:
+            if self._raises:
+                raise
+            known = isinstance(error, InputError)
+            reason = one_line(error) if known else f"{type(error).__name__}: {one_line(error)}"
+            self._reasons[target.id] = reason
+            return math.nan  # which the stream refuses
 
     def _consume(
         self,
@@ -481,6 +514,9 @@ class _Run:
                 self._finish(shard, signals, writer)
         for result in signals.watch(stream):
             shard, row = self._rows.pop(result.number)
+            if result.status == Status.INVALID:
+                reason = self._reasons.pop(result.id, result.reason)
+                result = dataclasses.replace(result, reason=reason)
             shard.results[row] = result
             self._finished += 1
             meter.count(result)

@@ -21,7 +21,13 @@ from numpy.typing import NDArray
 from pyinv.array_files import opened
 from pyinv.bundle import Manifest
 from pyinv.errors import InputError, one_line
-from pyinv.images import convert_rows, load_images, picture_rows
+from pyinv.images import (
+    convert_rows,
+    load_images,
+    load_picture,
+    not_pictures,
+    picture_rows,
+)
 
 __all__ = ["ArraySource", "Chunk", "FileSource", "Source", "Target", "listing_digest"]
 
@@ -132,6 +138,8 @@ class FileSource(Source):
 
 
 def load_file(path: Path, *, manifest: Manifest, fit: str) -> FloatArray:
+    if manifest.targets_are_pictures:
+        return load_picture(path, str(path), manifest, fit=fit)
     image: FloatArray = load_images(path, manifest, fit=fit)[0]
     return image
 
@@ -322,7 +330,6 @@ def _idx_file(path: Path, manifest: Manifest) -> _IdxFile:
 
 def load_encoded(content: bytes, name: str, *, manifest: Manifest, fit: str) -> FloatArray:
     """Decode the content of an image file."""
-    file = io.BytesIO(content)
-    file.name = name
-    image: FloatArray = load_images(file, manifest, fit=fit)[0]
-    return image
+    if not manifest.targets_are_pictures:
+        raise InputError(f"{name}: {not_pictures(manifest)}; give columns of lists of numbers")
+    return load_picture(io.BytesIO(content), name, manifest, fit=fit)

@@ -54,9 +54,11 @@ class Signals:
         """
         while self.received is None or self._interrupted:
             try:
-                with self.interrupting():
-                    item = next(items)
+                self._waits = self.received is None
+                item = next(items)
+                self._waits = False
             except (KeyboardInterrupt, StopIteration):
+                self._waits = False
                 return
             yield item
         items.close()

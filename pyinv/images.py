@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "IMAGE_SUFFIXES",
+    "array_images",
     "check_images",
     "load_images",
     "load_named_images",
@@ -275,6 +276,24 @@ def convert_rows(rows: NDArray[Any], path: Path, manifest: Manifest, fit: str) -
 def _convert(source: _Source, rows: FloatArray, manifest: Manifest, fit: str) -> None:
     convert = _convert_array if len(manifest.target_shape) == 3 else _copy_array
     convert(source, rows, manifest, fit)
+
+
+def array_images(
+    array: NDArray[Any], name: str, manifest: Manifest, *, fit: str = "crop"
+) -> FloatArray:
+    """Return the images of an array as ``load_images`` reads them from a .npy file.
+
+    Args:
+        array: what the file holds.
+        name: the array's name in error messages.
+        manifest: the bundle's manifest.
+        fit: as for ``load_images``.
+    """
+    check_fit(fit)
+    source = _array_source(array, Path(name), manifest)
+    images = np.empty((source.count, *manifest.target_shape), dtype=np.float32)
+    _convert(source, images, manifest, fit)
+    return images
 
 
 def load_weights(path: PathLike, manifest: Manifest, *, fit: str = "crop") -> NDArray[Any]:
@@ -546,12 +565,19 @@ def _sources(given: ImageSource, manifest: Manifest) -> list[_Source]:
     if path.suffix.lower() in ARRAY_SUFFIXES:
         array = picture_rows(read_array(path, "images"), path, manifest)
         return [_Source(path, len(array), array)]
+        return [_array_source(read_array(path, "images"), path, manifest)]
     if path.suffix.lower() in TABLE_SUFFIXES and len(manifest.target_shape) == 1:
         array = _batched(read_table(path, manifest.target_size), path, manifest)
         return [_Source(path, len(array), array)]
     if not (manifest.targets_are_pictures or path.suffix.lower() in suffixes):
         raise InputError(f"{path}: {not_pictures(manifest)}; {_instead(manifest)}")
     return [_Source(path, 1)]
+
+
+def _array_source(array: NDArray[Any], path: Path, manifest: Manifest) -> _Source:
+    shaped = _channels_last if len(manifest.target_shape) == 3 else _batched
+    rows = shaped(array, path, manifest)
+    return _Source(path, len(rows), rows)
 
 
 def _audio_suffixes(manifest: Manifest) -> tuple[str, ...]:
@@ -634,6 +660,12 @@ def _batched(array: NDArray[Any], path: Path, manifest: Manifest) -> NDArray[Any
             f"{expected} or [{shape_text(shape)}], got [{shape_text(array.shape)}]; reshape it"
         )
     return array
+
+
+def _convert(source: _Source, rows: FloatArray, manifest: Manifest, fit: str) -> None:
+    """Write the images of a source's array into ``rows`` [N, *image_shape]."""
+    convert = _convert_array if len(manifest.target_shape) == 3 else _copy_array
+    convert(source, rows, manifest, fit)
 
 
 def _copy_array(source: _Source, rows: FloatArray, manifest: Manifest, fit: str) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from pyinv import __version__
-from pyinv.cli import demo, encode, export, generate, info, invert, merge, push, reproduce, train
+from pyinv.cli import demo, encode, export, generate, info, invert, merge, push, reproduce, serve, train
 from pyinv.cli.console import Console
 from pyinv.cli.exit_codes import DONE, FAILED, INTERRUPTED, NON_FINITE, UNFINISHED, USAGE
 from pyinv.errors import PyinvError
@@ -31,6 +31,7 @@ first steps:
   pyinv info faces.bundle
   pyinv generate faces.bundle -n 16 -o samples.png
   pyinv invert faces.bundle photos/ -o latents.npz --save-images reconstructions
+  pyinv serve faces.bundle                            inverts images over HTTP
 with an encoder, for latents in one pass or as a starting point:
   pyinv train encoder faces.bundle -o faces           writes faces/generator.bundle
   pyinv encode faces/generator.bundle photos/ -o latents.npz
@@ -81,7 +82,7 @@ def _build_parser() -> _Parser:
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     commands = parser.add_subparsers(metavar="COMMAND", dest="command", title="commands")
-    for module in (demo, export, info, generate, encode, invert, merge, train, push, reproduce):
+    for module in (demo, export, info, generate, encode, invert, merge, serve, train, push, reproduce):
         module.add_parser(commands, shared)
     return parser
 

@@ -125,7 +125,8 @@ def create_app(
 
     @app.get("/healthz", summary="Whether the process is alive", tags=["operations"])
     async def healthz() -> Response:
-        return _json({"status": "ok"})
+        bundle = inverter.bundle.digest
+        return _json({"status": "ok", "bundle": bundle, "version": __version__})
 
     @app.get("/readyz", summary="Whether requests are accepted", tags=["operations"])
     async def readyz() -> Response:
@@ -201,7 +202,9 @@ class Service:
         self._held = 0
         self._workers = whole_number("workers", workers, at_least=1)
         self._pool = LanesPool(inverter, self.recipes, limits.streams, self._failed)
-        self.metrics = Metrics(self._pool.open, lambda: self.state is State.READY)
+        self.metrics = Metrics(
+            inverter.bundle.digest, self._pool.open, lambda: self.state is State.READY
+        )
 
     # Its life -------------------------------------------------------------------------------------
 
@@ -218,7 +221,7 @@ class Service:
                 pass
             if self.state is State.LOADING:
                 self.state = State.READY
-        except (PyinvError, MemoryError) as error:
+        except Exception as error:
             self.state, self.failure = State.FAILED, error
 
     def drain(self) -> None:
@@ -283,6 +286,7 @@ class Service:
         in_url = Parameters(query, endpoint.parameters)
         deadline = started + in_url.timeout(self.limits)
         held = admitted = 0
+        full = Refusal(503, "the queue is full; try again later", _RETRY)
 
         def hold(size: int) -> None:
             nonlocal held
@@ -294,14 +298,16 @@ class Service:
         def admit(count: int) -> None:
             nonlocal admitted
             if self._admitted + count > self._most_admitted():
-                raise Refusal(503, "the queue is full; try again later", _RETRY)
+                raise full
             self._admitted += count
             admitted += count
 
         try:
-            admit(1)  # before the body is read
+            if self._admitted >= self._most_admitted():  # before the body is read
+                raise full
             data = await read_body(request, self.limits, deadline, hold)
             body = await split_body(request.headers, data, self.limits)
+            admit(1)
             parameters = Parameters([*query, *body.fields], endpoint.parameters)
             deadline = min(deadline, started + parameters.timeout(self.limits))
             accept = request.headers.get("accept", "")
@@ -456,6 +462,8 @@ async def _unless_gone(request: Request, answer: Awaitable[Response], deadline: 
         for task in (work, gone):
             task.cancel()
         await asyncio.wait({work, gone})
+        if not work.cancelled():
+            work.exception()  # was not asked for, if the client was gone first
 
 
 async def _gone(request: Request) -> None:

@@ -9,10 +9,12 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    Info,
     ProcessCollector,
     generate_latest,
 )
 
+from pyinv import __version__
 from pyinv.serving.lanes import Lanes
 
 __all__ = ["Metrics"]
@@ -24,13 +26,18 @@ class Metrics:
     """The service's counters.
 
     Args:
+        bundle: the bundle's digest.
         lanes: returns the open streams.
         ready: returns whether the service is ready.
     """
 
-    def __init__(self, lanes: Callable[[], list[Lanes]], ready: Callable[[], bool]) -> None:
+    def __init__(
+        self, bundle: str, lanes: Callable[[], list[Lanes]], ready: Callable[[], bool]
+    ) -> None:
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
+        info = Info("pyinv", "What is served.", registry=registry)
+        info.info({"version": __version__, "bundle": bundle})
         self.requests = Counter(
             "pyinv_requests", "Requests that ended.", ["endpoint", "code"], registry=registry
         )

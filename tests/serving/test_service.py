@@ -368,6 +368,13 @@ def test_bad_latents(client):
     refusal(client.post("/evaluate", content=GOOD), 400, "no image was sent")
 
 
+def test_what_is_served(client, inverter):
+    digest = inverter.bundle.digest
+    healthy = {"status": "ok", "bundle": digest, "version": pyinv.__version__}
+    assert client.get("/healthz").json() == healthy
+    assert f'bundle="{digest}"' in client.get("/metrics").text
+
+
 def test_unknown_paths_and_methods(client):
     refusal(client.get("/inverse"), 404, "expected POST /invert")
     refusal(client.get("/invert"), 405, "Method Not Allowed: GET /invert")

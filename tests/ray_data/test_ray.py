@@ -36,6 +36,7 @@ COUNT = 12
 def cluster():
     """Ray on this machine, with two CPUs. Starts when the first test needs it."""
     ray.init(
+        address="local",
         num_cpus=2,
         object_store_memory=150 * 2**20,
         include_dashboard=False,

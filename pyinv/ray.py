@@ -95,7 +95,14 @@ class InvertBatches:
             .npy files may hold them, see ``load_images``, such as ``ray.data.read_images`` gives.
         id_column: the column of ids, whole numbers from 0 to below 2^47, text or bytes, which seed
             each row's random draws. A row that Ray processes again gets the same latent again.
-        recipe, loss, max_steps, restarts, seed, effort, noise, init: as for ``Inverter.stream``.
+        recipe: as for ``Inverter.stream``.
+        loss: as for ``Inverter.stream``.
+        max_steps: as for ``Inverter.stream``.
+        restarts: as for ``Inverter.stream``.
+        seed: as for ``Inverter.stream``.
+        effort: as for ``Inverter.stream``.
+        noise: as for ``Inverter.stream``.
+        init: as for ``Inverter.stream``.
         fit: how to resize images, see ``load_images``.
         on_error: "result" gives a row whose image cannot be read the status "invalid" and a reason;
             "raise" raises an InputError, which ends the run.
@@ -305,8 +312,10 @@ class Processor:
     Args:
         bundle: as for ``InvertBatches``.
         options: the other arguments of ``InvertBatches``.
-        preprocess, postprocess: functions of a row, or None.
-        preprocess_map_kwargs, postprocess_map_kwargs: for ``Dataset.map``.
+        preprocess: a function of a row, or None.
+        postprocess: a function of a row, or None.
+        preprocess_map_kwargs: for the ``Dataset.map`` that runs ``preprocess``.
+        postprocess_map_kwargs: for the ``Dataset.map`` that runs ``postprocess``.
         map_batches_kwargs: for ``Dataset.map_batches``.
     """
 

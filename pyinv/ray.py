@@ -15,10 +15,11 @@ import asyncio
 import os
 import queue
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyinv.batching import DEFAULT_BATCH_SIZE
-from pyinv.errors import DependencyError, InputError, one_line
+from pyinv.errors import DependencyError, InputError, RunError, one_line
 from pyinv.extras import install_command
 from pyinv.images import convert_rows, picture_rows
 from pyinv.inverter import Inverter
@@ -90,9 +91,11 @@ class InvertBatches:
     What is not known is null.
 
     Args:
-        bundle: the bundle's directory, which must exist on every node.
-        image_column: the column of images: encoded (PNG, JPEG and others, as bytes), or arrays as
-            .npy files may hold them, see ``load_images``, such as ``ray.data.read_images`` gives.
+        bundle: the bundle's directory, which must exist on every node; or an address, as for
+            ``Bundle.from_pretrained``, which every node downloads.
+        image_column: the column of images: encoded (PNG, JPEG and others, as bytes, or as structs
+            with "bytes"), or arrays as .npy files may hold them, see ``load_images``, such as
+            ``ray.data.read_images`` gives.
         id_column: the column of ids, whole numbers from 0 to below 2^47, text or bytes, which seed
             each row's random draws. A row that Ray processes again gets the same latent again.
         recipe: as for ``Inverter.stream``.
@@ -157,7 +160,7 @@ class InvertBatches:
             "fit": fit,
         }
         threads, device = _assigned()
-        self._inverter = Inverter(
+        self._inverter = Inverter.from_pretrained(
             bundle, runtime=runtime, device=device, batch_size=lanes, threads=threads
         )
         self._stream: _SharedStream | None = None
@@ -174,25 +177,16 @@ class InvertBatches:
         """
         table = BlockAccessor.for_block(BlockAccessor.batch_to_block(batch)).to_arrow()
         self.check_columns(table.column_names)
-        results: list[TargetResult | str] = []  # or why there is none
-        targets: list[Row] = []
-        for target in self._targets(table):
-            if isinstance(target, str):
-                results.append(target)
-            else:
-                targets.append(target)
-                results.append("")
-        if targets:
-            if self._stream is None or self._stream.ended:
+        results: list[TargetResult] = []
+        if len(table):
+            if self._stream is None or self._stream.failure is not None:
                 self._stream = _SharedStream(self._inverter, self._options)
-            found = await asyncio.wrap_future(self._stream.submit(targets))
-            following = iter(found)
-            results = [reason or next(following) for reason in results]
-        results = [_reason(one) or one for one in results]
+            results = await asyncio.wrap_future(self._stream.submit(self._targets(table)))
         if self._raises:
             for row, one in enumerate(results):
-                if isinstance(one, str):
-                    raise InputError(f"{self._id_column} {table[self._id_column][row]}: {one}")
+                if one.status == Status.INVALID:
+                    id_ = table[self._id_column][row]
+                    raise InputError(f"{self._id_column} {id_}: {one.reason}")
         return self._with_results(table, results)
 
     def check_columns(self, names: Sequence[str]) -> None:
@@ -218,8 +212,8 @@ class InvertBatches:
                     "Dataset.rename_columns"
                 )
 
-    def _targets(self, table: Any) -> list[Row | str]:
-        """Return for each row what the stream takes, or why it cannot be inverted."""
+    def _targets(self, table: Any) -> list[Row]:
+        """Return the rows as targets of a stream, whose threads decode their images."""
         ids = table[self._id_column]
         kind = ids.type
         if not (
@@ -236,22 +230,20 @@ class InvertBatches:
         conditions = list(self._inverter.manifest.conditions)
         names = list(dict.fromkeys((self._image_column, *conditions)))
         columns = BlockAccessor.for_block(table.select(names)).to_numpy()
+        targets = []
+        for row, id_ in enumerate(ids.to_pylist()):
+            image = columns[self._image_column][row]
+            target = {"id": id_, "image": partial(self._image, id_, image)}
+            if conditions:
+                target["conditions"] = {name: columns[name][row, None] for name in conditions}
+            targets.append(target)
+        return targets
 
-        def target(row: int, id_: Any) -> Row | str:
-            try:
-                target_id(id_)
-                image = self._image(columns[self._image_column][row])
-                item: Row = {"id": id_, "image": image}
-                if conditions:
-                    item["conditions"] = {name: columns[name][row, None] for name in conditions}
-            except (InputError, TypeError, ValueError) as error:
-                return one_line(error)
-            return item
-
-        return [target(row, id_) for row, id_ in enumerate(ids.to_pylist())]
-
-    def _image(self, value: Any) -> bytes | NDArray[np.float32]:
+    def _image(self, id_: Any, value: Any) -> bytes | NDArray[np.float32]:
         """Return an encoded image as bytes, and an array as a target."""
+        target_id(id_)  # null would be seeded by its position
+        if isinstance(value, dict):
+            value = value.get("bytes")
         if value is None:
             raise InputError("no image")
         if isinstance(value, bytes):
@@ -271,36 +263,31 @@ class InvertBatches:
         image: NDArray[np.float32] = convert_rows(rows, name, manifest, self._fit)[0]
         return image
 
-    def _with_results(self, table: Any, results: Sequence[TargetResult | str]) -> Any:
-        found = [None if isinstance(one, str) else one for one in results]
+    def _with_results(self, table: Any, results: Sequence[TargetResult]) -> Any:
+        """Return the table with the results instead of the images."""
         size = self._inverter.manifest.latent_size
-        nothing = np.zeros(size, dtype=np.float32)
-        latents = [nothing if one is None else one.latent.reshape(-1) for one in found]
+        unknown = np.array([one.status == Status.INVALID for one in results], dtype=np.bool_)
+        latents = np.array([one.latent.reshape(-1) for one in results], dtype=np.float32)
 
         def column(name: str, kind: Any) -> Any:
-            return pa.array([None if one is None else getattr(one, name) for one in found], kind)
+            return pa.array([getattr(one, name) for one in results], kind, mask=unknown)
 
-        columns = {
-            "latent": pa.FixedSizeListArray.from_arrays(
-                pa.array(np.array(latents, dtype=np.float32).reshape(-1)),
-                size,
-                mask=pa.array([one is None for one in found], pa.bool_()),
-            ),
-            "loss": column("loss", pa.float32()),
-            "psnr": column("psnr", pa.float32()),
-            "status": pa.array(
-                [(Status.INVALID if one is None else one.status).name.lower() for one in found],
-                pa.string(),
-            ),
-            "steps": column("steps", pa.int64()),
-            "attempts": column("attempts", pa.int32()),
-            "normal_equations": column("normal_equations", pa.int64()),
-            "reason": pa.array(
-                [one if isinstance(one, str) else None for one in results], pa.string()
-            ),
-        }
         table = table.drop_columns([self._image_column])
-        for name, values in columns.items():
+        for name, values in (
+            (
+                "latent",
+                pa.FixedSizeListArray.from_arrays(
+                    latents.reshape(-1), size, mask=pa.array(unknown)
+                ),
+            ),
+            ("loss", column("loss", pa.float32())),
+            ("psnr", column("psnr", pa.float32())),
+            ("status", pa.array([one.status.name.lower() for one in results], pa.string())),
+            ("steps", column("steps", pa.int64())),
+            ("attempts", column("attempts", pa.int32())),
+            ("normal_equations", column("normal_equations", pa.int64())),
+            ("reason", pa.array([one.reason or None for one in results], pa.string())),
+        ):
             table = table.append_column(name, values)
         return table
 
@@ -418,7 +405,7 @@ def build_processor(
         checked = InvertBatches(bundle, **options)
     resources = {"num_gpus": num_gpus} if num_gpus else {"num_cpus": num_cpus}
     return Processor(
-        str(Path(bundle).absolute()),
+        str(Path(bundle).absolute() if os.path.exists(bundle) else bundle),
         options,
         preprocess,
         postprocess,
@@ -440,10 +427,13 @@ class _SharedStream:
     Args:
         inverter: runs it.
         options: the arguments of ``Inverter.stream``.
+
+    Attributes:
+        failure: why the stream has ended; None while it runs.
     """
 
     def __init__(self, inverter: Inverter, options: Mapping[str, Any]) -> None:
-        self.ended = False
+        self.failure: BaseException | None = None
         self._targets: queue.SimpleQueue[Row] = queue.SimpleQueue()
         self._count = 0
         self._lock = threading.Lock()
@@ -455,19 +445,19 @@ class _SharedStream:
         ).start()
 
     def submit(self, targets: Sequence[Row]) -> Future[list[TargetResult]]:
-        """Enter targets; their results come in the same order."""
+        """Enter at least one target; their results come in the same order."""
         waiting = _Waiting(len(targets))
         with self._lock:
-            if self.ended:
-                raise InputError("the stream has ended")
+            if self.failure is not None:
+                raise self.failure
             for row, target in enumerate(targets):
                 self._waiting[self._count + row] = (waiting, row)
                 self._targets.put(target)
             self._count += len(targets)
         return waiting.future
 
-    def _run(self, results: Any) -> None:
-        failure: BaseException = InputError("the stream has ended")
+    def _run(self, results: Iterator[TargetResult]) -> None:
+        failure: BaseException = RunError("the stream has ended")
         try:
             for result in results:
                 with self._lock:
@@ -476,9 +466,9 @@ class _SharedStream:
         except BaseException as error:
             failure = error
         with self._lock:
-            self.ended = True
-            left = {id(waiting): waiting for waiting, _ in self._waiting.values()}
-        for waiting in left.values():
+            self.failure = failure
+            unfinished = {waiting for waiting, _ in self._waiting.values()}
+        for waiting in unfinished:
             waiting.future.set_exception(failure)
 
 
@@ -495,13 +485,6 @@ class _Waiting:
         self._left -= 1
         if self._left == 0:
             self.future.set_result(self._results)
-
-
-def _reason(result: TargetResult | str) -> str:
-    """Return why there is no result; "" if there is one."""
-    if isinstance(result, str):
-        return result
-    return (result.reason or "invalid") if result.status == Status.INVALID else ""
 
 
 def _assigned() -> tuple[int | None, str]:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from pyinv import InputError, Inverter, RuleError, Status, target_id
+from pyinv import InputError, Inverter, RuleError, RunError, Status, target_id
 from pyinv.errors import BundleError
 from pyinv.images import to_uint8
 from pyinv.recipes import Recipe, Stage
@@ -128,14 +128,15 @@ def test_files_of_pixels_with_their_paths_as_ids(cluster, bundle_path, inverter,
 # Of a batch
 
 
-@pytest.mark.parametrize("dtype", ["encoded", "uint8", "float32", "lists", "nested"])
+@pytest.mark.parametrize("dtype", ["encoded", "structs", "uint8", "float32", "lists", "nested"])
 def test_images_in_any_form(dtype, bundle_path, inverter, images):
     pixels = to_uint8(images, (-1, 1))
     targets = images
-    if dtype in ("encoded", "uint8"):
+    if dtype in ("encoded", "structs", "uint8"):
         targets = pixels.transpose(0, 3, 1, 2) / np.float32(127.5) - 1
     column = {
         "encoded": [png(one) for one in pixels],
+        "structs": pa.array([{"bytes": png(one), "path": None} for one in pixels]),
         "uint8": pixels,
         "float32": images,
         "lists": pa.array([one.reshape(-1) for one in images]),
@@ -208,6 +209,30 @@ def test_batches_at_once_share_the_lanes_and_get_their_own_rows(bundle_path, inv
     rows = [row for table in asyncio.run(both()) for row in table.to_pylist()]
     rows.sort(key=lambda row: row["id"])
     assert_rows(rows, inverter.invert(images, recipe=UNEVEN))
+
+
+def test_a_run_that_fails_fails_its_batches_and_no_later_one(
+    bundle_path, inverter, images, monkeypatch
+):
+    inverts = InvertBatches(bundle_path, recipe=QUICK)
+    batch = {"id": np.arange(COUNT), "image": images}
+
+    def fails(source, **options):
+        next(source)
+        raise RunError("no memory")
+        yield
+
+    with monkeypatch.context() as patched:
+        patched.setattr(inverts._inverter, "stream", fails)
+
+        async def both():
+            return await asyncio.gather(inverts(batch), inverts(batch), return_exceptions=True)
+
+        for error in asyncio.run(both()):
+            assert isinstance(error, RunError)
+            assert str(error) == "no memory"
+    rows = asyncio.run(inverts(batch)).to_pylist()
+    assert_rows(rows, inverter.invert(images, recipe=QUICK))
 
 
 def test_conditions_come_from_their_columns(tmp_path):

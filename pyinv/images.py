@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "IMAGE_SUFFIXES",
-    "array_images",
     "check_images",
     "load_images",
     "load_named_images",
@@ -270,29 +269,6 @@ def convert_rows(rows: NDArray[Any], path: Path, manifest: Manifest, fit: str) -
     """
     images = np.empty((len(rows), *manifest.target_shape), dtype=np.float32)
     _convert(_Source(path, len(rows), rows), images, manifest, fit)
-    return images
-
-
-def _convert(source: _Source, rows: FloatArray, manifest: Manifest, fit: str) -> None:
-    convert = _convert_array if len(manifest.target_shape) == 3 else _copy_array
-    convert(source, rows, manifest, fit)
-
-
-def array_images(
-    array: NDArray[Any], name: str, manifest: Manifest, *, fit: str = "crop"
-) -> FloatArray:
-    """Return the images of an array as ``load_images`` reads them from a .npy file.
-
-    Args:
-        array: what the file holds.
-        name: the array's name in error messages.
-        manifest: the bundle's manifest.
-        fit: as for ``load_images``.
-    """
-    check_fit(fit)
-    source = _array_source(array, Path(name), manifest)
-    images = np.empty((source.count, *manifest.target_shape), dtype=np.float32)
-    _convert(source, images, manifest, fit)
     return images
 
 
@@ -565,19 +541,12 @@ def _sources(given: ImageSource, manifest: Manifest) -> list[_Source]:
     if path.suffix.lower() in ARRAY_SUFFIXES:
         array = picture_rows(read_array(path, "images"), path, manifest)
         return [_Source(path, len(array), array)]
-        return [_array_source(read_array(path, "images"), path, manifest)]
     if path.suffix.lower() in TABLE_SUFFIXES and len(manifest.target_shape) == 1:
         array = _batched(read_table(path, manifest.target_size), path, manifest)
         return [_Source(path, len(array), array)]
     if not (manifest.targets_are_pictures or path.suffix.lower() in suffixes):
         raise InputError(f"{path}: {not_pictures(manifest)}; {_instead(manifest)}")
     return [_Source(path, 1)]
-
-
-def _array_source(array: NDArray[Any], path: Path, manifest: Manifest) -> _Source:
-    shaped = _channels_last if len(manifest.target_shape) == 3 else _batched
-    rows = shaped(array, path, manifest)
-    return _Source(path, len(rows), rows)
 
 
 def _audio_suffixes(manifest: Manifest) -> tuple[str, ...]:

@@ -10,12 +10,39 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from pyinv import __version__
-from pyinv.cli import demo, encode, export, generate, info, invert, merge, push, reproduce, serve, train
+from pyinv.cli import (
+    demo,
+    encode,
+    export,
+    generate,
+    info,
+    invert,
+    merge,
+    push,
+    reproduce,
+    serve,
+    train,
+)
 from pyinv.cli.console import Console
 from pyinv.cli.exit_codes import DONE, FAILED, INTERRUPTED, NON_FINITE, UNFINISHED, USAGE
 from pyinv.errors import PyinvError
 
 __all__ = ["main"]
+
+# In the order of the help.
+_COMMANDS = (
+    demo,
+    export,
+    info,
+    generate,
+    encode,
+    invert,
+    merge,
+    serve,
+    train,
+    push,
+    reproduce,
+)
 
 _DESCRIPTION = """\
 Recover the latents of images, for any generator.
@@ -82,7 +109,19 @@ def _build_parser() -> _Parser:
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     commands = parser.add_subparsers(metavar="COMMAND", dest="command", title="commands")
-    for module in (demo, export, info, generate, encode, invert, merge, serve, train, push, reproduce):
+    for module in (
+        demo,
+        export,
+        info,
+        generate,
+        encode,
+        invert,
+        merge,
+        serve,
+        train,
+        push,
+        reproduce,
+    ):
         module.add_parser(commands, shared)
     return parser
 

@@ -46,8 +46,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def is_job(output: str) -> bool:
     """Return whether an output is a folder, and not a file."""
-    separators = ("/", os.sep)
-    return output.endswith(separators) or Path(output).is_dir()
+    if output.endswith(("/", os.sep)):
+        return True
+    return Path(output).is_dir() and Path(output).suffix != ".npz"
 
 
 def check_options(arguments: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from starlette.requests import Request
 
 from pyinv.bundle import Manifest
 from pyinv.errors import one_line
-from pyinv.images import array_images, load_images, not_pictures
+from pyinv.images import convert_rows, load_images, not_pictures, picture_rows
 from pyinv.serving.limits import Limits
 from pyinv.serving.refusals import Refusal, refused
 from pyinv.validation import check_rows, shape_text
@@ -163,7 +164,8 @@ def images_of(files: list[File], manifest: Manifest, limits: Limits, fit: str) -
             array = _array_of(file)
             _check_pixels(file.name, array.shape, manifest, limits)
             with refused(422):
-                images = array_images(array, file.name, manifest, fit=fit)
+                rows = picture_rows(array, Path(file.name), manifest)
+                images = convert_rows(rows, Path(file.name), manifest, fit)
         elif file.data.startswith((_PNG, _JPEG)):
             if not manifest.targets_are_pictures:
                 raise Refusal(415, f"{file.name}: {not_pictures(manifest)}; send a .npy file")

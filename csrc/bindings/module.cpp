@@ -27,6 +27,7 @@
 #include "rules.h"
 #include "solvers/levenberg_marquardt.h"
 #include "stream.h"
+#include "unlocked.h"
 
 namespace py = pybind11;
 using namespace pyinv;
@@ -52,6 +53,7 @@ class Ticker {
 
   bool operator()(const Progress& now) {
     const auto time = std::chrono::steady_clock::now();
+    if (calls::ending) return false;
     if (time - last_signal_check_ < std::chrono::milliseconds(20)) return true;
     last_signal_check_ = time;
     py::gil_scoped_acquire gil;
@@ -160,7 +162,7 @@ py::dict invert(const std::vector<const Objective*>& objectives, const std::stri
   RunSummary summary;
   std::exception_ptr failure;
   {
-    py::gil_scoped_release release;
+    const Unlocked unlocked;
     try {
       summary = run(objectives, prior, recipe, targets,
                     {.seed = seed,
@@ -210,7 +212,7 @@ py::dict run_function(const ort::Function& function, const py::dict& inputs) {
   }
   std::map<std::string, ort::Function::Output> outputs;
   {
-    py::gil_scoped_release release;
+    const Unlocked unlocked;
     outputs = function.run(views);
   }
   py::dict results;
@@ -286,6 +288,7 @@ PYBIND11_MODULE(_core, module) {
   using namespace py::literals;
   module.doc() = "The engine of pyinv. Not a public interface: use pyinv.Inverter.";
   module.attr("__version__") = PYINV_VERSION;
+  count_calls();
   module.attr("max_restarts") = kMaxRestarts;
   module.attr("max_steps") = kMaxSteps;
   module.attr("max_preconditioned") = kMaxPreconditioned;
@@ -300,20 +303,19 @@ PYBIND11_MODULE(_core, module) {
   py::class_<Device, std::shared_ptr<Device>>(module, "Device")
       .def_property_readonly("kind", &kind_of)
       .def_property_readonly("index", &Device::index)
-      .def("synchronize", &Device::synchronize, py::call_guard<py::gil_scoped_release>())
+      .def("synchronize", &Device::synchronize, py::call_guard<Unlocked>())
       .def("__repr__", [](const Device& device) {
         return "<Device " + kind_of(device) + ":" + std::to_string(device.index()) + ">";
       });
   module.def("cpu_device", &cpu_device);
-  module.def("cuda_device", &cuda_device, "index"_a = 0, py::call_guard<py::gil_scoped_release>());
+  module.def("cuda_device", &cuda_device, "index"_a = 0, py::call_guard<Unlocked>());
   module.def("built_with_cuda", &built_with_cuda);
-  module.def("cuda_device_count", &cuda_device_count, py::call_guard<py::gil_scoped_release>());
-  module.def("cuda_device_name", &cuda_device_name, "index"_a,
-             py::call_guard<py::gil_scoped_release>());
+  module.def("cuda_device_count", &cuda_device_count, py::call_guard<Unlocked>());
+  module.def("cuda_device_name", &cuda_device_name, "index"_a, py::call_guard<Unlocked>());
 
   module.def(
       "load_onnxruntime", [](const std::string& path) { return load_onnxruntime(path); }, "path"_a,
-      py::call_guard<py::gil_scoped_release>());
+      py::call_guard<Unlocked>());
 
   py::class_<Objective>(module, "Objective")
       .def_property_readonly("latent_size", &Objective::latent_size)
@@ -327,8 +329,7 @@ PYBIND11_MODULE(_core, module) {
       .def(py::init(&load_onnx_objective), "path"_a, py::kw_only(), "threads"_a,
            "device"_a = py::none(), "tf32"_a = false, "most_at_once"_a = 0,
            "operators"_a = std::vector<std::string>{},
-           "input_operators"_a = std::vector<std::string>{},
-           py::call_guard<py::gil_scoped_release>());
+           "input_operators"_a = std::vector<std::string>{}, py::call_guard<Unlocked>());
 
   py::class_<ort::Function>(module, "OnnxFunction")
       .def(py::init(
@@ -337,7 +338,7 @@ PYBIND11_MODULE(_core, module) {
                      path, runtime_options(threads, std::move(device), tf32, 0));
                }),
            "path"_a, py::kw_only(), "threads"_a, "device"_a = py::none(), "tf32"_a = false,
-           py::call_guard<py::gil_scoped_release>())
+           py::call_guard<Unlocked>())
       .def("run", &run_function, "inputs"_a);
 
   module.def("invert", &invert, py::kw_only(), "objectives"_a, "recipe"_a, "prior"_a, "images"_a,

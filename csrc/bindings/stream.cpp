@@ -14,6 +14,7 @@
 
 #include "pyinv/rules.h"
 #include "stream.h"
+#include "unlocked.h"
 
 namespace py = pybind11;
 
@@ -51,13 +52,20 @@ class PyStream {
     stream_ = std::make_unique<Stream>(std::move(objectives), prior, recipe, options);
   }
 
+  // Python's objects may be destroyed when calls are refused already. By then the stream has ended.
   ~PyStream() {
-    const py::gil_scoped_release release;
-    stream_.reset();
+    if (is_of_parent()) {
+      static_cast<void>(
+          stream_.release());  // its thread does not exist here, its locks may be held
+    } else {
+      const py::gil_scoped_release release;
+      stream_.reset();
+    }
   }
 
   int64_t put(const Array<float>& images, const Array<uint64_t>& ids, const Given& initial,
               const Given& condition, const Given& weights) {
+    expect_own();
     const int64_t count = ids.size();
     const auto data = [count](const Given& values, const char* name, int64_t size) -> const float* {
       if (!values) return nullptr;
@@ -73,18 +81,31 @@ class PyStream {
                           .condition = data(condition, "condition", condition_size_),
                           .weights = data(weights, "weights", image_size_),
                           .id = ids.data()};
-    const py::gil_scoped_release release;
+    const Unlocked unlocked;
     return stream_->put(targets, kWait);
   }
 
-  void end() { stream_->end(); }
-  void cancel(const std::vector<int64_t>& numbers) { stream_->cancel(numbers); }
-  void stop() { stream_->stop(); }
+  // Called when a stream is left, whenever that is.
+  void end() {
+    if (is_of_parent() || calls::ending) return;
+    const Unlocked unlocked;
+    stream_->end();
+  }
+  void cancel(const std::vector<int64_t>& numbers) {
+    expect_own();
+    stream_->cancel(numbers);
+  }
+  void stop() {
+    if (is_of_parent() || calls::ending) return;
+    const Unlocked unlocked;
+    stream_->stop();
+  }
 
   py::object take() {
+    expect_own();
     std::optional<std::vector<StreamResult>> found;
     {
-      const py::gil_scoped_release release;
+      const Unlocked unlocked;
       found = stream_->take(kWait);
     }
     if (!found) return py::none();
@@ -110,6 +131,14 @@ class PyStream {
   }
 
  private:
+  bool is_of_parent() const { return forks_ != calls::forks; }
+  void expect_own() const {
+    if (is_of_parent()) {
+      throw std::runtime_error("this stream was opened before the process was forked");
+    }
+  }
+
+  const int64_t forks_ = calls::forks;
   int64_t latent_size_ = 0, image_size_ = 0, condition_size_ = 0;
   std::unique_ptr<Stream> stream_;
 };
@@ -118,7 +147,7 @@ class PyStream {
 
 void bind_stream(py::module_& module) {
   using namespace py::literals;
-  const auto no_gil = py::call_guard<py::gil_scoped_release>();
+  const auto no_gil = py::call_guard<Unlocked>();
   py::class_<PyStream>(module, "Stream")
       .def(py::init<std::vector<const Objective*>, const std::string&, const std::string&,
                     const Given&, uint64_t, int64_t, int64_t, bool>(),
@@ -126,10 +155,10 @@ void bind_stream(py::module_& module) {
            "lanes"_a, "rows"_a, "has_initial"_a = false, py::keep_alive<1, 2>())
       .def("put", &PyStream::put, py::kw_only(), "images"_a, "ids"_a, "initial"_a = py::none(),
            "condition"_a = py::none(), "weights"_a = py::none())
-      .def("end", &PyStream::end, no_gil)
+      .def("end", &PyStream::end)
       .def("cancel", &PyStream::cancel, "numbers"_a, no_gil)
       .def("take", &PyStream::take)
-      .def("stop", &PyStream::stop, no_gil);
+      .def("stop", &PyStream::stop);
 }
 
 }  // namespace pyinv

@@ -11,6 +11,7 @@
 #include "pyinv/torchscript.h"
 #include "torch/function.h"
 #include "torch/objective.h"
+#include "unlocked.h"
 
 namespace py = pybind11;
 using namespace pyinv;
@@ -43,7 +44,7 @@ py::dict run_function(const TorchFunction& function, const py::dict& inputs) {
   }
   std::map<std::string, HostArray> outputs;
   {
-    py::gil_scoped_release release;
+    const Unlocked unlocked;
     outputs = function.run(arrays);
   }
   py::dict results;
@@ -63,11 +64,12 @@ PYBIND11_MODULE(_torch, module) {
   module.doc() = "The TorchScript runtime of pyinv. Not a public interface: use pyinv.Inverter.";
   py::module_::import("pyinv._core");  // defines the types Objective and Device, and the exceptions
   module.attr("built_with") = torch_version();
+  count_calls();
 
   py::class_<TorchObjective, Objective>(module, "TorchObjective")
       .def(py::init(&make<TorchObjective>), "path"_a, "method"_a, py::kw_only(), "threads"_a,
            "device"_a = py::none(), "tf32"_a = false, "most_at_once"_a = 0,
-           py::call_guard<py::gil_scoped_release>());
+           py::call_guard<Unlocked>());
 
   py::class_<TorchFunction>(module, "TorchFunction")
       .def(py::init([](const std::string& path, const std::string& method, int threads,
@@ -75,6 +77,6 @@ PYBIND11_MODULE(_torch, module) {
              return make<TorchFunction>(path, method, threads, std::move(device), tf32, 0);
            }),
            "path"_a, "method"_a, py::kw_only(), "threads"_a, "device"_a = py::none(),
-           "tf32"_a = false, py::call_guard<py::gil_scoped_release>())
+           "tf32"_a = false, py::call_guard<Unlocked>())
       .def("run", &run_function, "inputs"_a);
 }

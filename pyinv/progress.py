@@ -77,9 +77,9 @@ def progress_reporter(
 
     layout = (
         "{percentage:3.0f}% |{bar:24}| {n_fmt}/{total_fmt} "
-        f"{unit} [{{elapsed}}<{{remaining}}{{postfix}}]"
+        f"{unit} [{{elapsed}}<{{remaining}}, {{rate_fmt}}{{postfix}}]"
     )
-    with tqdm(total=targets, bar_format=layout, file=sys.stderr) as bar:
+    with tqdm(total=targets, unit=f" {unit}", bar_format=layout, file=sys.stderr) as bar:
 
         def report(now: dict[str, Any]) -> None:
             bar.n = int(worked(now))

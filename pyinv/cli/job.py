@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace, console: Console, bundle: Bundle, recipe:
             uncertainty=arguments.uncertainty,
             save_images_to=arguments.save_images,
             progress=console.shows_progress,
-            on_event=lambda event: _show(event, console),
+            on_event=_Events(console),
             **options,
         )
     except JobStopped as stop:
@@ -104,15 +104,24 @@ def run(arguments: argparse.Namespace, console: Console, bundle: Bundle, recipe:
     return NON_FINITE if bad else DONE
 
 
-def _show(event: dict[str, Any], console: Console) -> None:
-    if event["event"] == "start":
-        done = f", {event['finished']:,} of them are done" if event["finished"] else ""
-        console.message(
-            f"inverting {event['targets']:,} images with recipe {event['recipe']}{done}"
-        )
-    if event["event"] == "done" and console.warned:
-        event = {**event, "warnings": console.warned}
-    console.event(event)
+class _Events:
+    """Prints a job's events, and warnings before the event that follows them."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._warned = 0
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        console = self._console
+        for message in console.warned[self._warned :]:
+            console.event({"event": "warning", "message": message})
+        self._warned = len(console.warned)
+        if event["event"] == "start":
+            done = f", {event['finished']:,} of them are done" if event["finished"] else ""
+            console.message(
+                f"inverting {event['targets']:,} images with recipe {event['recipe']}{done}"
+            )
+        console.event(event)
 
 
 def _report(summary: JobSummary, console: Console) -> None:

@@ -527,6 +527,18 @@ def test_the_command_runs_and_merges(path, array, tmp_path, capsys):
     assert "seed 0, and this run has 1" in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("default::pyinv.errors.PyinvWarning")
+def test_the_command_warns_of_another_value_range(path, images, tmp_path, capsys):
+    np.save(tmp_path / "x.npy", (images + 1) / 2)
+    out = f"{tmp_path}/out/"
+    options = ["--recipe", "adam", "--max-steps", "2", "--json"]
+    assert main(["invert", str(path), f"{tmp_path}/x.npy", "-o", out, *options]) == 0
+    captured = capsys.readouterr()
+    events = [json.loads(line) for line in captured.out.splitlines()]
+    warning = next(event for event in events if event["event"] == "warning")
+    assert f"pyinv: warning: {warning['message']}" in captured.err
+
+
 def test_the_command_says_that_targets_are_invalid(path, images, tmp_path, capsys):
     np.save(tmp_path / "x.npy", np.where(np.arange(COUNT)[:, None, None, None] == 2, 9, images))
     out = f"{tmp_path}/out/"

@@ -107,15 +107,15 @@ class JobFile:
         }
         write_whole(folder / JOB_FILE, (json.dumps(content, indent=2) + "\n").encode())
 
-    def check_same(self, folder: Path, given: JobFile) -> None:
-        """Raise InputError if a run with the settings ``given`` is none of this job."""
-        mine, other = dict(_flat(self.settings)), dict(_flat(given.settings))
-        for name in [*mine, *(name for name in other if name not in mine)]:
-            was, now = mine.get(name), other.get(name)
+    def check_same(self, folder: Path, other_job: JobFile, name: str = "this run") -> None:
+        """Raise InputError if another job is not this one, which ``folder`` holds."""
+        mine, other = dict(_flat(self.settings)), dict(_flat(other_job.settings))
+        for key in [*mine, *(key for key in other if key not in mine)]:
+            was, now = mine.get(key), other.get(key)
             if was != now:
                 raise InputError(
-                    f"{folder}: is a job with {name} {_shown(was)}, and this run has "
-                    f"{_shown(now)}; use the same settings, or another folder"
+                    f"{folder}: is a job with {key} {_shown(was)}, and {name} has {_shown(now)}; "
+                    "use the same settings, or another folder"
                 )
 
 

@@ -90,7 +90,7 @@ def _finished(folders: PathLike | Iterable[PathLike]) -> tuple[JobFile, dict[int
     job = JobFile.read(places[0])
     found: dict[int, Path] = {}
     for place in places:
-        job.check_same(places[0], JobFile.read(place))
+        job.check_same(places[0], JobFile.read(place), str(place))
         for shard in range(job.shards):
             path = job.path(place, shard)
             if shard not in found and path.exists():

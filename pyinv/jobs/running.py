@@ -277,7 +277,7 @@ def run_job(
             noise=known_noise,
             on_event=on_event or (lambda event: None),
         )
-        return run(chosen, signals, fit=fit, on_error=on_error, workers=workers, progress=progress)
+        return run(chosen, signals, on_error=on_error, workers=workers, progress=progress)
 
 
 def _conditions(
@@ -361,7 +361,6 @@ class _Run:
         recipe: Recipe,
         signals: Signals,
         *,
-        fit: str,
         on_error: str,
         workers: int,
         progress: bool | Progress | None,
@@ -381,42 +380,17 @@ class _Run:
             shards=shards,
             shards_finished=shards - len(todo),
         )
-        with (
-            contextlib.closing(ShardWriter()) as writer,
-            progress_reporter(progress, self._targets - resumed, recipe.max_steps) as report,
-        ):
-            try:
-                if todo:
-                    self._check_values(todo[0])
-                stream = self._inverter.stream(
-                    self._feed(todo),
-                    recipe=recipe,
-                    seed=self._job.settings["seed"],
-                    fit=fit,
-                    workers=workers,
-                    on_error=on_error,
-                )
+        if todo:
+            stream = self._inverter.stream(
+                self._feed(todo),
+                recipe=recipe,
+                seed=self._job.settings["seed"],
+                workers=workers,
+                on_error=on_error,
+            )
+            with progress_reporter(progress, self._targets - resumed, recipe.max_steps) as report:
                 meter = _Meter(self._event, report, self._targets - resumed)
-                with contextlib.closing(stream):
-                    self._consume(stream, signals, writer, todo, meter)
-                if self._failure is not None:
-                    raise self._failure
-                if signals.received is not None:
-                    raise KeyboardInterrupt
-                writer.close()
-                writer.check()
-                if self._open:
-                    raise RunError(f"{len(self._open)} shards were not finished")
-            except OutputError as error:
-                raise OutputError(f"{error}; {_KEPT}") from None
-            except KeyboardInterrupt:
-                self._keep(writer)
-                raise self._stopped(signals) from None
-            except BaseException as error:
-                self._keep(writer)
-                if isinstance(error, PyinvError):
-                    raise type(error)(f"{error}; {_KEPT}") from None
-                raise
+                self._work(stream, todo, signals, meter)
         seconds = time.monotonic() - began
         summary = JobSummary(self._folder, self._targets, resumed, dict(self._counts), seconds)
         self._event(
@@ -439,7 +413,7 @@ class _Run:
             known_path = self._job.partial_path(self._folder, index)
             counts = shard_counts(self._job.path(self._folder, index), self._job.digest, len(rows))
             if counts is not None:
-                known_path.unlink(missing_ok=True)
+                _remove(known_path)
                 self._counts.update(counts)
                 self._finished += len(rows)
                 continue
@@ -447,6 +421,38 @@ class _Run:
             todo.append(OpenShard(index, rows.start, len(rows), known))
             self._finished += len(todo[-1].done)
         return todo
+
+    def _work(
+        self,
+        stream: Generator[TargetResult, None, None],
+        todo: list[OpenShard],
+        signals: Signals,
+        meter: _Meter,
+    ) -> None:
+        """Write the shards in ``todo``; if that ends early, keep what is finished."""
+        with contextlib.closing(ShardWriter()) as writer:
+            try:
+                self._check_values(todo[0])
+                with contextlib.closing(stream):
+                    self._consume(stream, signals, writer, todo, meter)
+                if self._failure is not None:
+                    raise self._failure
+                if signals.received is not None:
+                    raise KeyboardInterrupt
+                writer.close()
+                writer.check()
+                if self._open:
+                    raise RunError(f"{len(self._open)} shards were not finished")
+            except OutputError as error:
+                raise OutputError(f"{error}; {_KEPT}") from None
+            except KeyboardInterrupt:
+                self._keep(writer)
+                raise JobStopped(signals.name, self._finished, self._targets) from None
+            except BaseException as error:
+                self._keep(writer)
+                if isinstance(error, PyinvError):
+                    raise type(error)(f"{error}; {_KEPT}") from None
+                raise
 
     def _feed(self, todo: list[OpenShard]) -> Iterator[dict[str, Any]]:
         """Yield the targets to invert; runs in the stream's reading thread."""
@@ -469,12 +475,24 @@ class _Run:
                             number += 1
                         row += 1
                     for start in range(0, len(wanted), self._together):
-                        yield self._item(wanted[start : start + self._together])
+                        yield from self._items(wanted[start : start + self._together])
         except Exception as error:  # a stream would take it for a bad target
             self._failure = error
 
+    def _items(self, targets: list[Target]) -> Iterator[dict[str, Any]]:
+        """Yield targets as the stream takes them: together, unless conditions of some are wrong."""
+        if targets[0].conditions:
+            try:
+                known = self._inverter.manifest.conditions
+                condition_rows(known, self._conditions_of(targets), len(targets))
+            except InputError:
+                for target in targets:
+                    yield self._item([target])
+                return
+        yield self._item(targets)
+
     def _item(self, targets: list[Target]) -> dict[str, Any]:
-        """Return targets that are decoded together, which costs less, as the stream takes them."""
+        """Return targets that are decoded together, which costs less."""
         return {
             "id": [target.id for target in targets],
             "image": partial(self._load, targets),
@@ -515,7 +533,7 @@ class _Run:
         for result in signals.watch(stream):
             shard, row = self._rows.pop(result.number)
             if result.status == Status.INVALID:
-                reason = self._reasons.pop(result.id, result.reason)
+                reason = self._reasons.pop(shard.names[row][0], result.reason)
                 result = dataclasses.replace(result, reason=reason)
             shard.results[row] = result
             self._finished += 1
@@ -539,7 +557,7 @@ class _Run:
         """Write a finished shard; runs in the writer's thread."""
         path = self._job.path(self._folder, index)
         self._tables.write(path, table)
-        self._job.partial_path(self._folder, index).unlink(missing_ok=True)
+        _remove(self._job.partial_path(self._folder, index))
         counts = counts_of(table)
         self._counts.update(counts)
         self._event("shard", shard=index, file=str(path), targets=len(table), counts=counts)
@@ -573,14 +591,9 @@ class _Run:
             if self._pictures is not None:
                 images = inverter.generate(batch.latents, conditions=conditions)
                 names = self._picture_names(table, valid[rows], shard.first)
+                place, span = self._pictures / stem, inverter.manifest.value_range
                 writer.submit(
-                    partial(
-                        save_images,
-                        images,
-                        _draft_folder(self._pictures / stem, new=rows.start == 0),
-                        inverter.manifest.value_range,
-                        names=names,
-                    )
+                    partial(_save, images, place, span, names=names, first=rows.start == 0)
                 )
         if self._pictures is not None and len(valid):
             writer.submit(partial(_publish, self._pictures / stem))
@@ -612,18 +625,20 @@ class _Run:
 
     def _check_values(self, shard: OpenShard) -> None:
         """Warn if the first targets seem to be scaled for another value range."""
-        targets, images = [], []
-        for chunk in self._source.read(
-            shard.first, shard.first + min(shard.count, _CHECKED_TARGETS)
-        ):
+        manifest = self._inverter.manifest
+        last = shard.first + min(shard.count, _CHECKED_TARGETS)
+        images, conditions = [], []
+        for chunk in self._source.read(shard.first, last):
             for target in chunk.targets:
-                with contextlib.suppress(InputError):
-                    images.append(check_images(target.load()[None], self._inverter.manifest)[0])
-                    targets.append(target)
-        if targets:
-            known = self._inverter.manifest.conditions
-            conditions = condition_rows(known, self._conditions_of(targets), len(targets))
-            self._inverter._check_range(np.stack(images), conditions)
+                with contextlib.suppress(Exception):  # a bad target gets its row
+                    given = condition_rows(manifest.conditions, self._conditions_of([target]), 1)
+                    images.append(check_images(target.load()[None], manifest))
+                    conditions.append(given)
+        if images:
+            rows = [one for one in conditions if one is not None]
+            self._inverter._check_range(
+                np.concatenate(images), np.concatenate(rows) if rows else None
+            )
 
     def _keep(self, writer: ShardWriter) -> None:
         """Write what is known of unfinished shards, if possible."""
@@ -633,9 +648,6 @@ class _Run:
                 path = self._job.partial_path(self._folder, shard.index)
                 with contextlib.suppress(OutputError):
                     self._tables.write(path, self._tables.rows(shard))
-
-    def _stopped(self, signals: Signals) -> JobStopped:
-        return JobStopped(signals.name, self._finished, self._targets)
 
     def _event(self, event: str, **values: Any) -> None:
         with self._events:
@@ -684,23 +696,49 @@ class _Meter:
         )
 
 
-def _draft_folder(folder: Path, *, new: bool) -> Path:
-    """Return the folder that stands in for a folder of images until it is complete."""
-    draft = folder.with_name(f".{folder.name}.part")
-    if new:
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir()
-    return draft
+def _save(
+    images: FloatArray,
+    folder: Path,
+    value_range: tuple[float, float],
+    *,
+    names: list[str],
+    first: bool,
+) -> None:
+    """Write images of a shard to a folder that stands in for theirs until it is complete."""
+    draft = _draft_of(folder)
+    with _outputs(folder):
+        if first:
+            shutil.rmtree(draft, ignore_errors=True)
+            draft.mkdir()
+        for path in save_images(images, draft, value_range, names=names):
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
 
 
 def _publish(folder: Path) -> None:
     """Move a complete folder of images to its place."""
-    draft = _draft_folder(folder, new=False)
-    for path in draft.iterdir():
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(draft, folder)
+    with _outputs(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(_draft_of(folder), folder)
+
+
+def _draft_of(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.part")
+
+
+@contextlib.contextmanager
+def _outputs(folder: Path) -> Iterator[None]:
+    """Raise OutputError for an error of the disk."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written ({one_line(error)})") from None
+
+
+def _remove(path: Path) -> None:
+    """Remove a file that is no longer needed, if possible."""
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def _file_stem(id_: str) -> str:

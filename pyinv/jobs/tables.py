@@ -166,6 +166,8 @@ class TableSource(Source):
         self._fit = fit
         self._conditions = condition_columns or {}
         self.count = sum(file.count for file in self._files)
+        if self.count == 0:
+            raise InputError(f"{paths[0]}: no targets in it")
         schema = self._files[0].schema
         for file in self._files:
             if not file.schema.equals(schema):

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
+import pyinv
 from pyinv import InputError, Inverter, read_job, run_job
 from pyinv.bundle import Manifest
 from pyinv.images import save_images, to_uint8
@@ -307,6 +308,41 @@ def test_conditions_from_a_column_or_for_all(tmp_path):
         run_job(inverter, tmp_path / "x.parquet", tmp_path / "c", conditions={"condition": "d"})
 
 
+def test_a_row_with_a_bad_condition_is_invalid(tmp_path):
+    generator = write_tiny_bundle(tmp_path / "b", condition_size=1)
+    inverter = Inverter(tmp_path / "b", threads=1)
+    given = np.linspace(-1, 1, COUNT, dtype=np.float32)[:, None]
+    made = generator(inverter.sample(COUNT), given).astype(np.float32)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(made.reshape(-1)), 64)
+    values = [None if row in (0, 5) else float(one) for row, one in enumerate(given[:, 0])]
+    parquet.write_table(pa.table({"image": column, "c": values}), tmp_path / "x.parquet")
+    out = tmp_path / "out"
+    conditions = {"condition": "c"}
+    run_job(inverter, tmp_path / "x.parquet", out, recipe=QUICK, conditions=conditions)
+    found = read_job(out).to_table().to_pylist()
+    assert [row["id"] for row in found if row["status"] == "invalid"] == [0, 5]
+    assert "condition" in found[5]["reason"]
+    assert found[5]["c"] is None
+
+
+def test_an_error_that_no_decoder_should_raise_is_one_invalid_row(
+    inverter, images, tmp_path, monkeypatch
+):
+    np.save(tmp_path / "x.npy", images)
+    load_row = pyinv.jobs.sources.load_row
+
+    def load(values, name, **how):
+        if name.endswith("[7]"):
+            raise ZeroDivisionError("by a decoder")
+        return load_row(values, name, **how)
+
+    monkeypatch.setattr("pyinv.jobs.sources.load_row", load)
+    run_job(inverter, tmp_path / "x.npy", tmp_path / "out", recipe=QUICK)
+    found = read_job(tmp_path / "out").to_table().to_pylist()
+    reasons = {row["id"]: row["reason"] for row in found if row["status"] == "invalid"}
+    assert reasons == {7: "ZeroDivisionError: by a decoder"}
+
+
 def test_a_row_without_an_image_is_invalid(inverter, pngs, tmp_path):
     values = [None if row == 2 else png for row, png in enumerate(pngs)]
     parquet.write_table(pa.table({"image": values}), tmp_path / "x.parquet")
@@ -363,6 +399,7 @@ def test_bad_sources(inverter, images, pngs, tmp_path):
     (tmp_path / "empty.txt").write_text("\n")
     (tmp_path / "file.parquet").write_bytes(b"none")
     (tmp_path / "file.xyz").write_bytes(b"none")
+    parquet.write_table(pa.table({"image": pa.array([], pa.binary())}), tmp_path / "none.parquet")
     for names, message in [
         ([], "no sources given"),
         (["missing"], "missing: no such file or folder"),
@@ -374,6 +411,7 @@ def test_bad_sources(inverter, images, pngs, tmp_path):
         (["twice.txt"], "a.png: is named twice"),
         (["empty.txt"], "no paths in this list"),
         (["file.parquet"], "not a readable .parquet file"),
+        (["none.parquet"], "none.parquet: no targets in it"),
         (["file.xyz"], "not a source of a job"),
     ]:
         with pytest.raises(InputError, match=message):

@@ -189,6 +189,24 @@ def test_images_are_saved_by_shard(inverter, images, tmp_path):
     np.testing.assert_allclose(again, expected, atol=1 / 255)
 
 
+def test_images_that_cannot_be_written_end_the_job(inverter, images, tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    save_images(images[:10], tmp_path / "in", (-1, 1))
+    out, pictures = tmp_path / "out", tmp_path / "pictures"
+
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pyinv.jobs.running.save_images", full)
+    with pytest.raises(OutputError, match=r"pictures.*No space left on device.*start the job"):
+        run(inverter, tmp_path / "in", out, save_images_to=pictures)
+    assert files_of(out) == {}
+    monkeypatch.undo()
+    run(inverter, tmp_path / "in", out, save_images_to=pictures)
+    assert sorted(path.name for path in pictures.iterdir()) == ["part-00000", "part-00001"]
+    assert len(list(pictures.rglob("*.png"))) == 10
+
+
 def test_shards_are_read_by_others(inverter, array, tmp_path):
     out = run(inverter, array, tmp_path / "out")
     merged = tmp_path / "merged.parquet"
@@ -353,7 +371,25 @@ def test_a_signal_keeps_what_is_finished(inverter, array, undisturbed, tmp_path,
     assert drafts_of(out) == []
 
 
-ENDLESS = Recipe("endless", Stage(Adam(1e-6), max_steps=10**9, change_tolerance=0.0))
+@pytest.mark.skipif(os.name != "posix", reason="sends this process a signal")
+def test_a_signal_ends_the_measuring_of_uncertainty(inverter, array, tmp_path, monkeypatch):
+    options = {"uncertainty": True, "noise": 0.1}
+    expected = table_of(run(inverter, array, tmp_path / "expected", **options))
+    out, measure = tmp_path / "out", Inverter.uncertainty
+    calls = []
+
+    def stopped(self, *arguments, **options):
+        calls.append(arguments)
+        if len(calls) == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return measure(self, *arguments, **options)
+
+    monkeypatch.setattr(Inverter, "uncertainty", stopped)
+    with pytest.raises(JobStopped):
+        run(inverter, array, out, **options)
+    assert sorted(files_of(out)) == ["part-00000.parquet"]
+    run(inverter, array, out, **options)
+    assert_same(table_of(out), expected)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends a process a signal")
@@ -492,7 +528,7 @@ def test_parts_in_folders_of_their_own_are_merged(inverter, array, undisturbed, 
 
 def test_parts_of_different_jobs_are_not_merged(inverter, array, tmp_path):
     outs = [run(inverter, array, tmp_path / f"out{seed}", seed=seed) for seed in (0, 1)]
-    with pytest.raises(InputError, match="seed 0, and this run has 1"):
+    with pytest.raises(InputError, match=r"seed 0, and .*out1 has 1"):
         merge_jobs(outs, tmp_path / "merged.parquet")
     with pytest.raises(InputError, match=r"no job.json"):
         merge_jobs(tmp_path, tmp_path / "merged.parquet")

@@ -147,8 +147,10 @@ class Source:
         try:
             while True:
                 parts: Parts = []
-                # What is ready is passed on together.
-                while not parts or not self._decoded.empty():
+                taken = 0
+                # What is ready is passed on together, but not more than the queue holds: a source
+                # that is faster than this loop would be read to its end.
+                while not parts or (taken < self._decoded.maxsize and not self._decoded.empty()):
                     if self._stopped.is_set():
                         return
                     try:
@@ -158,6 +160,7 @@ class Source:
                     if found is None:
                         yield from _joined(parts)
                         return
+                    taken += 1
                     parts += found if isinstance(found, list) else found.result()
                 yield from _joined(parts)
         finally:

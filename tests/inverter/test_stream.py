@@ -410,6 +410,24 @@ def test_a_cancellation_changes_no_other_result(inverter, images):
 # Ends
 
 
+def test_a_fast_source_is_not_read_ahead(inverter, images):
+    read = []
+
+    def source():
+        for number in range(1000):
+            read.append(number)
+            yield {"image": decode}
+
+    def decode():
+        time.sleep(0.001)
+        return images[:4]
+
+    found = inverter.stream(source(), recipe=QUICK, window=16)
+    next(found)
+    assert len(read) < 100
+    found.close()
+
+
 def test_closing_ends_it_at_once(inverter, images):
     found = inverter.stream(itertools.cycle(images), recipe=QUICK)
     next(found)

@@ -197,7 +197,7 @@ def test_images_that_cannot_be_written_end_the_job(inverter, images, tmp_path, m
     def full(*arguments, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("pyinv.jobs.running.save_images", full)
+    monkeypatch.setattr("pyinv.jobs.pictures.save_images", full)
     with pytest.raises(OutputError, match=r"pictures.*No space left on device.*start the job"):
         run(inverter, tmp_path / "in", out, save_images_to=pictures)
     assert files_of(out) == {}

@@ -21,7 +21,7 @@ from pyinv.errors import PyinvError, RunError, one_line
 from pyinv.inverter import Inverter
 from pyinv.recipes import Recipe
 from pyinv.result import Status
-from pyinv.serving.refusals import Refusal, refused
+from pyinv.serving.refusals import RETRY, Refusal, refused
 from pyinv.session import StreamRun
 from pyinv.streaming import StreamPlan
 
@@ -281,7 +281,7 @@ class LanesPool:
             503,
             f"all {self._most} streams of other recipes and seeds are in use; try again, or use "
             "the default recipe and seed",
-            {"Retry-After": "1"},
+            RETRY,
         )
 
     async def _opened(self, key: StreamKey, recipe: Recipe) -> Lanes:

@@ -7,7 +7,10 @@ from contextlib import contextmanager
 
 from pyinv.errors import PyinvError, one_line
 
-__all__ = ["Refusal", "refused"]
+__all__ = ["RETRY", "Refusal", "refused"]
+
+RETRY = {"Retry-After": "1"}
+"""The header of a refusal that will not last."""
 
 
 class Refusal(Exception):

@@ -10,7 +10,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from pyinv.errors import InputError, one_line
-from pyinv.serving.app import Service, State
+from pyinv.serving.service import Service, State
 from pyinv.validation import whole_number
 
 __all__ = ["Server", "listen"]
@@ -58,6 +58,8 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=_GRACE,
             )
         )
+        # Clients could fill the log with broken forms.
+        logging.getLogger("python_multipart").setLevel(logging.ERROR)
         self.forced = False
         self._service: Service = app.state.service
         self._ticks = 0

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from pyinv.cli import main
+from pyinv.errors import BundleError
 from pyinv.inverter import Inverter
 from support.tiny_bundle import write_tiny_bundle
 
@@ -100,15 +101,14 @@ def test_errors_come_before_it_listens(bundle_path, tmp_path, capsys):
         assert err.count("\n") == 1
 
 
-def test_a_bundle_that_cannot_be_loaded_ends_it(tmp_path):
-    write_tiny_bundle(tmp_path / "b")
-    path = tmp_path / "b" / "objective_mse.onnx"
-    data = path.read_bytes()
-    path.write_bytes(bytes(len(data)))
-    command = [*PYINV, "serve", str(tmp_path / "b"), "--port", "0"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=LONG, check=False)
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("pyinv: error: ")
+def test_a_stream_that_cannot_be_opened_ends_it(bundle_path, monkeypatch, capsys):
+    def failing(inverter, plan, **arguments):
+        raise BundleError("objective_mse.onnx: cannot be loaded; export the bundle again")
+
+    monkeypatch.setattr(Inverter, "_open_stream", failing)
+    assert main(["serve", str(bundle_path), "--port", "0"]) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == "pyinv: error: objective_mse.onnx: cannot be loaded; export the bundle again"
 
 
 def test_without_the_extra(monkeypatch, bundle_path, capsys):

@@ -460,6 +460,19 @@ def test_clients_that_hang_up_within_a_body(client):
     wait_for(lambda: free(client))
 
 
+def test_slow_bodies_do_not_fill_the_queue(client):
+    address = ("127.0.0.1", client.base_url.port)
+    many = LANES + LIMITS.queue + 1
+    slow = [socket.create_connection(address) for _ in range(many)]
+    for connection in slow:
+        connection.sendall(b"POST /invert HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc")
+    wait_for(lambda: measured(client, "pyinv_requests_active") == many)
+    assert client.post("/invert", content=GOOD).status_code == 200
+    for connection in slow:
+        connection.close()
+    wait_for(lambda: free(client))
+
+
 def test_slow_bodies(client):
     address = ("127.0.0.1", client.base_url.port)
     head = b"POST /invert?timeout=0.3 HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc"

@@ -75,16 +75,16 @@ def create_app(
             responses=endpoint.responses,
             openapi_extra=endpoint.openapi(list(service.recipes)),
         )
-    documentation = page(list(service.recipes))
 
     @app.get("/", include_in_schema=False)
     async def root() -> Response:
         return RedirectResponse("docs")
 
     @app.get("/docs", include_in_schema=False)
-    async def docs() -> Response:
+    async def docs(request: Request) -> Response:
+        text = page(list(service.recipes), str(request.base_url))
         policy = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'"
-        return HTMLResponse(documentation, headers={"Content-Security-Policy": policy})
+        return HTMLResponse(text, headers={"Content-Security-Policy": policy})
 
     @app.get("/healthz", summary="Whether the process is alive", tags=["operations"])
     async def healthz() -> Response:

@@ -181,8 +181,13 @@ button { justify-self: start; padding: .3rem 1.2rem }
 """
 
 
-def page(recipes: Sequence[str]) -> str:
-    """Return the page of the documentation. It needs no script and no other server."""
+def page(recipes: Sequence[str], address: str) -> str:
+    """Return the page of the documentation. It needs no script and no other server.
+
+    Args:
+        recipes: those that are served.
+        address: the service's own, which ends in a slash.
+    """
     forms = "\n".join(endpoint.form(recipes) for endpoint in ENDPOINTS)
     return f"""<!doctype html>
 <html lang="en">
@@ -196,7 +201,7 @@ def page(recipes: Sequence[str]) -> str:
 <h1>pyinv</h1>
 <p>This service finds the latents behind images. Parameters may be in the URL or in the form. The
 description for programs is <a href="openapi.json">openapi.json</a>.</p>
-<pre>curl --data-binary @photo.png http://localhost:8000/invert</pre>
+<pre>curl --data-binary @photo.png {html.escape(address)}invert</pre>
 {forms}
 <p><a href="healthz">healthz</a> · <a href="readyz">readyz</a> · <a href="metrics">metrics</a></p>
 </body>

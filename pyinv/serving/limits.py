@@ -20,7 +20,7 @@ class Limits:
             fewer. What has not been answered by then is cancelled, and its lanes are freed.
         max_body: bytes of a request's body.
         max_pixels: height times width of an image file, checked before it is decoded. Decoding
-            takes about 50 bytes per pixel.
+            takes about 35 bytes per pixel of a colour image.
         max_images: images or latents of a request.
         queue: images that may wait for a lane, over all requests. With more, requests are refused
             with status 503.

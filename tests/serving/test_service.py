@@ -602,6 +602,7 @@ def test_the_forms_of_the_page_work(client, inverter, images):
     parser = Forms()
     parser.feed(page.text)
     assert parser.loads == []
+    assert f"@photo.png {client.base_url}/invert" in page.text
     assert "form-action 'self'" in page.headers["content-security-policy"]
     assert [form["action"] for form, _ in parser.forms] == [
         "invert",

@@ -29,6 +29,8 @@ __all__ = ["Lanes", "LanesPool", "Result", "StreamKey"]
 
 FloatArray = NDArray[np.float32]
 
+_CLOSED = "the stream was closed; try again"
+
 
 @dataclass(frozen=True)
 class Result:
@@ -129,7 +131,7 @@ class Lanes:
     def _refill(self) -> None:
         """Pass waiting targets to the run, as far as it has room: this never blocks."""
         if self._ended:
-            raise self._failure or RunError("the stream was closed")
+            raise self._failure or RunError(_CLOSED)
         while self._waiting and len(self._inside) < self._rows:
             target = self._waiting.popleft()
             if target.future.done():  # cancelled
@@ -166,16 +168,19 @@ class Lanes:
     def _deliver(self, found: dict[str, Any]) -> None:
         for row, number in enumerate(found["numbers"].tolist()):
             future = self._inside.pop(number).future
-            if not future.done():
-                future.set_result(
-                    Result(
-                        found["latents"][row],
-                        float(found["loss"][row]),
-                        Status(int(found["status"][row])),
-                        int(found["steps"][row]),
-                        int(found["attempts"][row]),
-                    )
-                )
+            result = Result(
+                found["latents"][row],
+                float(found["loss"][row]),
+                Status(int(found["status"][row])),
+                int(found["steps"][row]),
+                int(found["attempts"][row]),
+            )
+            if future.done():  # the request was cancelled
+                continue
+            if result.status is Status.CANCELLED:  # the run was stopped
+                future.set_exception(RunError(_CLOSED))
+            else:
+                future.set_result(result)
         if not self._ended:
             self._refill()
 
@@ -185,7 +190,7 @@ class Lanes:
             self._failure = RunError(f"the run failed: {one_line(failure)}")
         for target in [*self._inside.values(), *self._waiting]:
             if not target.future.done():
-                target.future.set_exception(self._failure or RunError("the stream was closed"))
+                target.future.set_exception(self._failure or RunError(_CLOSED))
         self._inside.clear()
         self._waiting.clear()
         self._on_over(failure)

@@ -509,6 +509,18 @@ def test_a_failing_runtime(inverter, images, monkeypatch):
         assert_is(answer.json()["results"], inverter.invert(images[:2], recipe=QUICK))
 
 
+def test_a_stream_that_is_stopped(inverter):
+    """No answer is an unfinished latent."""
+    with served(inverter, recipes=RECIPES, limits=LIMITS) as client, ThreadPoolExecutor(1) as pool:
+        given = pool.submit(client.post, "/invert?recipe=endless", content=GOOD)
+        wait_for(lambda: measured(client, "pyinv_lanes_active") == 1)
+        for lanes in client.service._pool.open():
+            lanes.close()
+        refusal(given.result(), 500, "the stream was closed")
+        assert client.post("/invert", content=GOOD).status_code == 200
+        assert measured(client, "pyinv_failures_total") == 0
+
+
 def test_draining(inverter, images):
     with served(inverter, recipes=RECIPES, limits=LIMITS) as client, ThreadPoolExecutor(1) as pool:
         slow = pool.submit(client.post, "/invert?recipe=endless&timeout=1.5", content=GOOD)

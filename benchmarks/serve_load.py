@@ -97,7 +97,7 @@ def check(counts: Counts, targets: Targets, row: int, status: int, body: bytes) 
         return
     counts.answered += 1
     if status != 200:
-        counts.wrong.append(f"{status}: {body[:200]!r}")
+        counts.wrong.append(f"target {row}: {status}, {body[:200]!r}")
         return
     (result,) = json.loads(body)["results"]
     expected = targets.found.loss[row]
@@ -239,7 +239,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=120.0)
     arguments = parser.parse_args()
     command = [*PYINV, "serve", arguments.bundle, "--json", "--port", "0"]
-    command += ["--batch-size", str(arguments.lanes)]
+    # Longer than clients of a slow generator wait: a timeout would count as a wrong answer.
+    command += ["--batch-size", str(arguments.lanes), "--timeout", "600"]
     if arguments.threads is not None:
         command += ["--threads", str(arguments.threads)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as service:

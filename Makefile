@@ -16,7 +16,7 @@ PYTEST := PATH="$(abspath $(BIN)):$$PATH" PYINV_REQUIRE_TORCHSCRIPT=1 OMP_NUM_TH
 # For clang-tidy: each source of the library, as CMake compiles it without CUDA and torch.
 CPU_ONLY := -DPYINV_CUDA=OFF -DPYINV_TORCH=OFF
 
-.PHONY: demo test test-all lint format bench docs gpu-check clean
+.PHONY: demo test test-all test-ray lint format bench docs gpu-check clean
 
 demo: $(VENV)/installed-demo
 	$(BIN)/pyinv demo
@@ -27,6 +27,11 @@ test: $(VENV)/installed-test
 # Including slow tests: wheels, compiler warnings, sanitizers, the emulated device.
 test-all: $(VENV)/installed-test
 	$(PYTEST) --cov
+
+# Ray is too large to come with the rest, so `make test` skips its tests.
+test-ray: $(VENV)/installed-test
+	$(PIP) 'ray[data]'
+	$(PYTEST) tests/ray_data
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -21,6 +21,7 @@ pytest.importorskip("ray.data")
 
 import ray
 
+import pyinv.ray
 from pyinv.ray import OUTPUT_COLUMNS, InvertBatches, build_processor
 
 # Ray's own, in this process.
@@ -38,6 +39,7 @@ def cluster():
     ray.init(
         address="local",
         num_cpus=2,
+        num_gpus=1,  # as Ray counts them
         object_store_memory=150 * 2**20,
         include_dashboard=False,
         log_to_driver=False,
@@ -123,6 +125,20 @@ def test_files_of_pixels_with_their_paths_as_ids(cluster, bundle_path, inverter,
     assert broken["name"] == "broken.png"
     assert broken["status"] == "invalid"
     assert "not a readable image" in broken["reason"]
+
+
+@pytest.mark.parametrize(
+    ("resources", "expected"),
+    [({"num_cpus": 2}, (2, "cpu")), ({"num_cpus": 0.5, "num_gpus": 1}, (1, "cuda"))],
+)
+def test_an_engine_runs_on_what_ray_gave_its_actor(cluster, resources, expected):
+    class Actor:
+        def assigned(self):
+            return pyinv.ray._assigned()
+
+    actor = ray.remote(**resources)(Actor).remote()
+    assert ray.get(actor.assigned.remote()) == expected
+    ray.kill(actor)
 
 
 # Of a batch

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyinv.batching import DEFAULT_BATCH_SIZE
-from pyinv.errors import DependencyError, InputError, RunError, one_line
+from pyinv.errors import BundleError, DependencyError, InputError, RunError, one_line
 from pyinv.extras import install_command
 from pyinv.images import convert_rows, picture_rows
 from pyinv.inverter import Inverter
@@ -112,6 +112,8 @@ class InvertBatches:
         lanes: number of targets that run in parallel in an actor, the ``batch_size`` of its
             ``Inverter``.
         runtime: as for ``Inverter``.
+        digest: the ``Bundle.digest`` to expect; None for any. ``build_processor`` gives that of the
+            bundle it checked, so that no node can use another one.
 
     A bundle's conditions are taken from the columns of their names.
 
@@ -138,6 +140,7 @@ class InvertBatches:
         on_error: str = "result",
         lanes: int | str = DEFAULT_BATCH_SIZE,
         runtime: str = "auto",
+        digest: str | None = None,
     ) -> None:
         for name, column in (("image_column", image_column), ("id_column", id_column)):
             if not isinstance(column, str) or not column:
@@ -164,8 +167,15 @@ class InvertBatches:
             bundle, runtime=runtime, device=device, batch_size=lanes, threads=threads
         )
         self._stream: _SharedStream | None = None
+        if digest not in (None, self.digest):
+            raise BundleError(f"{bundle}: expected a bundle of {digest}, got {self.digest}")
         # Refuse wrong arguments now.
         self._inverter.stream((), **self._options)
+
+    @property
+    def digest(self) -> str:
+        """The bundle's digest."""
+        return self._inverter.bundle.digest
 
     async def __call__(self, batch: Any) -> Any:
         """Invert a batch, in any of the formats of ``map_batches``; return a ``pyarrow.Table``.
@@ -403,6 +413,7 @@ def build_processor(
     checked = None
     with suppress(DependencyError):
         checked = InvertBatches(bundle, **options)
+        options = {"digest": checked.digest, **options}
     resources = {"num_gpus": num_gpus} if num_gpus else {"num_cpus": num_cpus}
     return Processor(
         str(Path(bundle).absolute() if os.path.exists(bundle) else bundle),
@@ -477,6 +488,7 @@ class _Waiting:
 
     def __init__(self, count: int) -> None:
         self.future: Future[list[TargetResult]] = Future()
+        self.future.set_running_or_notify_cancel()  # so that it always takes its results
         self._results: list[Any] = [None] * count
         self._left = count
 

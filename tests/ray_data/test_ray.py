@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from pyinv import InputError, Inverter, RuleError, RunError, Status, target_id
+from pyinv import Bundle, InputError, Inverter, RuleError, RunError, Status, target_id
 from pyinv.errors import BundleError
 from pyinv.images import to_uint8
 from pyinv.recipes import Recipe, Stage
@@ -251,6 +251,22 @@ def test_a_run_that_fails_fails_its_batches_and_no_later_one(
     assert_rows(rows, inverter.invert(images, recipe=QUICK))
 
 
+def test_a_batch_that_is_cancelled_ends_no_other(bundle_path, inverter, images):
+    inverts = InvertBatches(bundle_path, recipe=UNEVEN)
+    batch = {"id": np.arange(COUNT), "image": images}
+
+    async def one_of_two():
+        other = asyncio.ensure_future(inverts(batch))
+        await asyncio.sleep(0)
+        found = asyncio.ensure_future(inverts(batch))
+        await asyncio.sleep(0)
+        other.cancel()
+        return await found
+
+    rows = asyncio.run(one_of_two()).to_pylist()
+    assert_rows(rows, inverter.invert(images, recipe=UNEVEN))
+
+
 def test_conditions_come_from_their_columns(tmp_path):
     write_tiny_bundle(tmp_path / "b", condition_size=3)
     inverter = Inverter(tmp_path / "b", threads=1)
@@ -312,6 +328,15 @@ def test_wrong_arguments_are_refused_when_a_processor_is_built(
 ):
     with pytest.raises(error, match=message):
         build_processor(bundle_path, **arguments)
+
+
+def test_a_node_with_another_bundle_is_refused(bundle_path):
+    processor = build_processor(bundle_path)
+    digest = Bundle.open(bundle_path).digest
+    assert processor.options["digest"] == digest
+    InvertBatches(bundle_path, digest=digest)
+    with pytest.raises(BundleError, match=f"expected a bundle of sha256:0, got {digest}"):
+        InvertBatches(bundle_path, digest="sha256:0")
 
 
 def test_a_bundle_that_is_missing(tmp_path):

@@ -374,7 +374,9 @@ def build_processor(
         bundle: as for ``InvertBatches``; this process reads it too.
         batch_size: the number of rows that are handed to an actor at once, at least 1. A larger
             one keeps its lanes fuller, and loses more when a node dies.
-        concurrency: the number of actors, n, or (least, most) for a pool that Ray scales.
+        concurrency: the number of actors at most, or (least, most). Ray starts with the least, 1 by
+            default, and adds actors while there is work and room. The least must leave CPUs to what
+            reads the data set; otherwise Ray waits for them for ever.
         num_cpus: CPUs per actor, above 0; the threads of its engine, rounded down.
         num_gpus: GPUs per actor; 0 runs on CPUs.
         preprocess: a function of a row (a dict) that returns a row with the columns needed,
@@ -511,7 +513,7 @@ def _assigned() -> tuple[int | None, str]:
 
 def _pool(concurrency: int | tuple[int, int]) -> Any:
     expected = "concurrency must be a whole number of actors, or (least, most)"
-    pair = concurrency if isinstance(concurrency, tuple | list) else (concurrency, concurrency)
+    pair = concurrency if isinstance(concurrency, tuple | list) else (1, concurrency)
     if len(pair) != 2:
         raise InputError(f"{expected}, got {concurrency!r}")
     least, most = (whole_number("concurrency", number, at_least=1) for number in pair)

@@ -439,6 +439,10 @@ def read_pixels(file: PathLike | IO[bytes], name: str, channels: int) -> FloatAr
             return convert_pixels(image, channels)
     except pillow.DecompressionBombError:
         raise InputError(f"{name}: the image is too large to open safely; shrink it") from None
+    except pillow.UnidentifiedImageError:  # its text has the address of an open file
+        raise InputError(
+            f"{name}: not a readable image, or truncated; replace or remove it"
+        ) from None
     except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError) as error:
         # Pillow's decoders raise all of these on damaged files.
         raise InputError(

@@ -124,7 +124,9 @@ def test_files_of_pixels_with_their_paths_as_ids(cluster, bundle_path, inverter,
     assert_rows(rows, inverter.invert(loaded, recipe=QUICK, target_ids=ids))
     assert broken["name"] == "broken.png"
     assert broken["status"] == "invalid"
-    assert "not a readable image" in broken["reason"]
+    assert broken["reason"] == (
+        "the image: not a readable image, or truncated; replace or remove it"
+    )
 
 
 @pytest.mark.parametrize(

@@ -79,8 +79,14 @@ def run_job(
             - Parquet files, Arrow files (also .feather), or folders of them. A target's id is in
               ``id_column``.
         output: the folder of the results, made if necessary.
-        recipe, loss, max_steps, restarts, seed, effort, noise, init: as for ``Inverter.stream``.
-            Random draws depend on ``seed`` and ``target_id(id)``.
+        recipe: as for ``Inverter.stream``.
+        loss: as for ``Inverter.stream``.
+        max_steps: as for ``Inverter.stream``.
+        restarts: as for ``Inverter.stream``.
+        seed: 0 to 2^64 - 1. Random draws depend on the seed and ``target_id(id)``.
+        effort: as for ``Inverter.stream``.
+        noise: as for ``Inverter.stream``; with ``uncertainty``, as for ``Inverter.uncertainty``.
+        init: as for ``Inverter.stream``.
         conditions: what the generator takes beside the latent, by name: a number for all targets,
             or the name of a column of the table.
         fit: how to resize images, see ``load_images``.

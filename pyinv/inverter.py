@@ -471,7 +471,8 @@ class Inverter:
                   loaded together;
                 - a pair (id, image), or (ids, batch);
                 - a dictionary with "image", and optionally "id" and, for bundles that have them,
-                  "conditions", as for ``invert``.
+                  "conditions" and "weights", as for ``invert``. The recipe "reconstruct" weights
+                  the prior as for weights of 1.
 
                 An image may also be a function without arguments that returns one; the decoding
                 threads call it.

@@ -24,6 +24,7 @@ from pyinv.images import check_images, image_names, load_named_images
 from pyinv.result import Status
 from pyinv.target_ids import target_id
 from pyinv.validation import as_numpy
+from pyinv.weights import check_rows_of_weights, check_weights
 
 __all__ = ["TargetResult"]
 
@@ -31,7 +32,7 @@ FloatArray = NDArray[np.float32]
 
 # A source that fails so often without an item in between is broken.
 _MOST_FAILURES = 100
-_KEYS = ("image", "id", "conditions")
+_KEYS = ("image", "id", "conditions", "weights")
 # Threads look at the end of a stream this often, in seconds.
 _LOOK = 0.05
 
@@ -92,12 +93,24 @@ class Batch:
         seeds: what seeds each target's draws, see ``target_id``; None stands for its number.
         images: [n, *image_shape].
         conditions: [n, k], or None for bundles without.
+        weights: [n, values], or None for weights of 1.
     """
 
     ids: list[Any]
     seeds: list[int | None]
     images: FloatArray
     conditions: FloatArray | None
+    weights: FloatArray | None = None
+
+    def __getitem__(self, rows: slice) -> Batch:
+        """Return some of the targets."""
+        return Batch(
+            self.ids[rows],
+            self.seeds[rows],
+            self.images[rows],
+            None if self.conditions is None else self.conditions[rows],
+            None if self.weights is None else self.weights[rows],
+        )
 
 
 @dataclass(frozen=True)
@@ -206,30 +219,40 @@ class Source:
     def _decode(self, item: Any) -> Parts:
         id_ = item if _is_path(item) else None
         try:
-            id_, image, conditions = _taken_apart(item)
+            id_, image, *more = _taken_apart(item)
             if callable(image):
                 image = image()
             if _is_encoded(image):
-                return [self._read_file(id_, image, conditions)]
-            return self._checked(id_, image, conditions)
+                return [self._read_file(id_, image, *more)]
+            return self._checked(id_, image, *more)
         except InputError as error:
             return [Refused(_named(id_, item), error)]
         except Exception as error:  # of a decoder
             text = f"{type(error).__name__}: {one_line(error)}"
             return [Refused(_named(id_, item), InputError(text))]
 
-    def _read_file(self, id_: Any, image: Any, conditions: Any) -> Batch:
+    def _read_file(self, id_: Any, image: Any, conditions: Any, weights: Any) -> Batch:
         images, names = load_named_images(_opened(image), self._manifest, fit=self._fit)
         count = len(images)
-        rows = condition_rows(self._manifest.conditions, conditions, count)
+        rows = self._more(conditions, weights, count)
         if id_ is None:
             ids = names if _is_path(image) else [None] * count
-            return Batch(ids, [None] * count, images, rows)
+            return Batch(ids, [None] * count, images, *rows)
         if count > 1:
             raise InputError(f"holds {count} images, which cannot share the id {id_!r}")
-        return Batch([id_], [target_id(id_)], images, rows)
+        return Batch([id_], [target_id(id_)], images, *rows)
 
-    def _checked(self, id_: Any, image: Any, conditions: Any) -> Parts:
+    def _more(
+        self, conditions: Any, weights: Any, count: int
+    ) -> tuple[FloatArray | None, FloatArray | None]:
+        """Return the conditions and weights of targets, a row for each."""
+        weighting = check_weights(weights, self._manifest)
+        check_rows_of_weights(weighting, count)
+        if weighting is not None:
+            weighting = np.broadcast_to(weighting, (count, weighting.shape[1]))
+        return condition_rows(self._manifest.conditions, conditions, count), weighting
+
+    def _checked(self, id_: Any, image: Any, conditions: Any, weights: Any) -> Parts:
         """Check an image, or a batch; if the batch fails, image by image."""
         shape = self._manifest.target_shape
         array = as_numpy(image, "images", f"float32 {list(shape)}")
@@ -242,20 +265,21 @@ class Source:
             raise InputError(f"a batch of {len(array)} images needs as many ids, got {id_!r}")
         else:
             ids = list(id_)
-        rows = condition_rows(self._manifest.conditions, conditions, len(array))
+        rows = self._more(conditions, weights, len(array))
         try:
             seeds = [None if id_ is None else target_id(id_) for id_ in ids]
-            return [Batch(ids, seeds, check_images(array, self._manifest), rows)]
+            return [Batch(ids, seeds, check_images(array, self._manifest), *rows)]
         except InputError:
             if len(array) <= 1:
                 raise
         parts: Parts = []
         for row, given in enumerate(ids):
-            condition = None if rows is None else rows[row : row + 1]
+            one = slice(row, row + 1)
             try:
-                image = check_images(array[row : row + 1], self._manifest)
+                image = check_images(array[one], self._manifest)
                 seed = None if given is None else target_id(given)
-                parts.append(Batch([given], [seed], image, condition))
+                of_row = (None if values is None else values[one] for values in rows)
+                parts.append(Batch([given], [seed], image, *of_row))
             except InputError as error:
                 parts.append(Refused(given, error))
         return parts
@@ -282,11 +306,21 @@ def _joined(parts: Parts) -> Iterator[Batch | Refused]:
     def one() -> Iterator[Batch]:
         if len(batches) > 1:
             conditions = [batch.conditions for batch in batches if batch.conditions is not None]
+            images = np.concatenate([batch.images for batch in batches])
+            weights = None
+            if any(batch.weights is not None for batch in batches):
+                weights = np.ones((len(images), images[0].size), dtype=np.float32)
+                row = 0
+                for batch in batches:
+                    if batch.weights is not None:
+                        weights[row : row + len(batch.ids)] = batch.weights
+                    row += len(batch.ids)
             yield Batch(
                 [id_ for batch in batches for id_ in batch.ids],
                 [seed for batch in batches for seed in batch.seeds],
-                np.concatenate([batch.images for batch in batches]),
+                images,
                 np.concatenate(conditions) if conditions else None,
+                weights,
             )
         else:
             yield from batches
@@ -313,20 +347,20 @@ def _named(id_: Any, item: Any) -> Any:
     return str(image) if id_ is None and _is_path(image) else id_
 
 
-def _taken_apart(item: Any) -> tuple[Any, Any, Any]:
-    """Return the item's id, image and conditions; None where it has none."""
+def _taken_apart(item: Any) -> tuple[Any, Any, Any, Any]:
+    """Return the item's id, image, conditions and weights; None where it has none."""
     if isinstance(item, Mapping):
         unknown = [name for name in item if name not in _KEYS]
         if unknown or "image" not in item:
             raise InputError(
                 f"a target may have {', '.join(_KEYS)}, got {', '.join(map(str, item))}"
             )
-        return item.get("id"), item["image"], item.get("conditions")
+        return item.get("id"), item["image"], item.get("conditions"), item.get("weights")
     if isinstance(item, tuple):
         if len(item) != 2:
             raise InputError(f"a target is an image or a pair (id, image), got {len(item)} parts")
-        return item[0], item[1], None
-    return None, item, None
+        return item[0], item[1], None, None
+    return None, item, None, None
 
 
 class Window:
@@ -388,13 +422,13 @@ def results(
     room = Window(window, lambda: source.stopped)
     nothing = np.full(manifest.latent_shape, np.nan, dtype=np.float32)
 
-    def put(batch: Batch, rows: slice, seeds: list[int], initial: FloatArray | None) -> bool:
-        images = batch.images[rows].reshape(len(seeds), -1)
+    def put(batch: Batch, seeds: list[int], initial: FloatArray | None) -> bool:
         left: dict[str, Any] = {
-            "images": images,
+            "images": batch.images.reshape(len(seeds), -1),
             "ids": np.array(seeds, dtype=np.uint64),
-            "initial": None if initial is None else initial[rows],
-            "condition": None if batch.conditions is None else batch.conditions[rows],
+            "initial": initial,
+            "condition": batch.conditions,
+            "weights": batch.weights,
         }
         while len(left["ids"]):
             taken = run.put(**left)
@@ -430,7 +464,8 @@ def results(
                         seeds.append(number if seed is None else seed)
                         number += 1
                         taken += 1
-                    if not put(batch, slice(row, row + count), seeds, initial):
+                    rows = slice(row, row + count)
+                    if not put(batch[rows], seeds, None if initial is None else initial[rows]):
                         return
                     row += count
         except BaseException as error:

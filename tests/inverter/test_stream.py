@@ -163,6 +163,29 @@ def test_conditions(tmp_path):
     assert (without.status, without.reason[:28]) == (Status.INVALID, "this bundle needs conditions")
 
 
+def test_weights(tmp_path):
+    pytest.importorskip("torch", reason="exports a bundle")
+    pytest.importorskip("onnxscript", reason="exports a bundle")
+    from pyinv.export import export
+    from support.generators import Mlp, seeded
+
+    options = {"latent_shape": (20,), "prior": pyinv.Uniform(), "value_range": (0, 1)}
+    only = {"losses": "mse", "normal_equations": False, "weights": True}
+    export(seeded(Mlp()), tmp_path / "b", **options, **only)
+    inverter = Inverter(tmp_path / "b", threads=1, batch_size=2)
+    images = inverter.generate(inverter.sample(5))
+    masks = np.random.default_rng(0).random((5, *images.shape[1:])) < 0.5
+    masks[3] = True
+    items: list = [{"image": images[0], "weights": masks[0]}]
+    items += [{"image": images[1:3], "weights": masks[1:3]}, images[3]]
+    items += [{"image": images[4], "weights": masks[4]}]
+    results = list(inverter.stream(items, recipe=QUICK))
+    assert_same(results, inverter.invert(images, recipe=QUICK, weights=masks))
+    nothing = {"image": images[0], "weights": np.zeros(images.shape[1:])}
+    (refused,) = inverter.stream([nothing])
+    assert "weights must have a positive sum" in refused.reason
+
+
 def test_the_source_may_wait_for_the_results(inverter, images):
     """A target is worked on at once, also while the source has no other yet."""
     arrived = threading.Semaphore(0)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
+import signal
 import struct
 from pathlib import Path
 
@@ -14,9 +16,10 @@ from PIL import Image
 from pyarrow import parquet
 
 import pyinv
-from pyinv import InputError, Inverter, read_job, run_job
+from pyinv import InputError, Inverter, JobStopped, read_job, run_job
 from pyinv.bundle import Manifest
 from pyinv.images import save_images, to_uint8
+from pyinv.jobs.meter import Meter
 from pyinv.jobs.opening import open_source
 from pyinv.jobs.sources import CHUNK, Source
 from pyinv.recipes import Recipe, Stage
@@ -271,6 +274,36 @@ def test_columns_are_carried_through(inverter, pngs, tmp_path):
     chosen = tmp_path / "chosen"
     run_job(inverter, tmp_path / "x.parquet", chosen, recipe=QUICK, columns=["label"])
     assert "nested" not in read_job(chosen).schema.names
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends this process a signal")
+def test_columns_are_carried_through_a_resumed_job(inverter, pngs, tmp_path, monkeypatch):
+    many = 10 * COUNT
+    table = pa.table(
+        {"image": pngs * 10, "label": [f"label {row}" for row in range(many)], "id": range(many)}
+    )
+    parquet.write_table(table, tmp_path / "x.parquet", row_group_size=7)
+    options = {"recipe": QUICK, "shard_size": 50}
+    run_job(inverter, tmp_path / "x.parquet", tmp_path / "alone", **options)
+    out, count = tmp_path / "out", Meter.count
+
+    def stopping_count(meter, result):
+        count(meter, result)
+        if result.id == 70:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Meter, "count", stopping_count)
+    small = Inverter(inverter.bundle, threads=1, batch_size=2)
+    with pytest.raises(JobStopped) as stopped:
+        run_job(small, tmp_path / "x.parquet", out, **options)
+    monkeypatch.undo()
+    assert 50 < stopped.value.finished < many
+    run_job(small, tmp_path / "x.parquet", out, **options)
+    found, expected = (read_job(folder).to_table() for folder in (out, tmp_path / "alone"))
+    for name in ("id", "source", "label", "status"):
+        assert found.column(name).equals(expected.column(name))
+    latents = [np.stack(one.column("latent").to_numpy()) for one in (found, expected)]
+    np.testing.assert_allclose(*latents, atol=1e-5)
 
 
 def test_draws_depend_on_ids(inverter, pngs, tmp_path):

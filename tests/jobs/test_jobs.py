@@ -19,8 +19,9 @@ from pyarrow import dataset, parquet
 import pyinv
 from pyinv import Inverter, JobStopped, OutputError, Status, merge_jobs, read_job, run_job
 from pyinv.cli import main
-from pyinv.errors import InputError, RunError
+from pyinv.errors import DependencyError, InputError, RunError
 from pyinv.images import save_images
+from pyinv.jobs.meter import Meter
 from pyinv.recipes import Recipe, Stage
 from pyinv.solvers import Adam
 from support.tiny_bundle import write_tiny_bundle
@@ -214,6 +215,13 @@ def test_shards_are_read_by_others(inverter, array, tmp_path):
     assert parquet.read_table(merged).equals(table_of(out))
 
 
+def test_pyarrow_is_needed(inverter, array, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(DependencyError, match="jobs need pyarrow: pip install"):
+        run(inverter, array, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 # Going on
 
 
@@ -350,16 +358,21 @@ def test_batch_size_and_workers_may_change(inverter, path, array, undisturbed, t
 
 @pytest.mark.skipif(os.name != "posix", reason="sends this process a signal")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_keeps_what_is_finished(inverter, array, undisturbed, tmp_path, number):
-    out = tmp_path / "out"
+def test_a_signal_keeps_what_is_finished(
+    inverter, array, undisturbed, tmp_path, monkeypatch, number
+):
+    out, count = tmp_path / "out", Meter.count
     before = signal.getsignal(number)
 
-    def stop(event):
-        if event["event"] == "shard" and event["shard"] == 1:
+    def stopping_count(meter, result):
+        count(meter, result)
+        if result.id == 3 * SHARD:
             os.kill(os.getpid(), number)
 
+    monkeypatch.setattr(Meter, "count", stopping_count)
     with pytest.raises(JobStopped, match="start the job again") as stopped:
-        run(inverter, array, out, on_event=stop)
+        run(inverter, array, out)
+    monkeypatch.undo()
     assert signal.getsignal(number) is before
     stop_ = stopped.value
     assert stop_.signal == number.name

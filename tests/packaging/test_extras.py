@@ -24,7 +24,7 @@ def listed(extra):
     return re.findall(r'"([^"]+)"', line)
 
 
-@pytest.mark.parametrize("extra", ["cpu", "cuda", "export", "plots"])
+@pytest.mark.parametrize("extra", ["cpu", "cuda", "export", "jobs", "plots"])
 def test_the_command_names_the_packages_of_an_extra(extra):
     words = shlex.split(extras.install_command(extra))
     assert words[:2] == ["pip", "install"]

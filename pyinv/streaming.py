@@ -482,15 +482,14 @@ def results(
                 yield refused.get()
             if found is None:
                 return
+            ratios = peak_ratio(found["loss"], manifest.value_range) if measures_mse else None
             for row, key in enumerate(found["numbers"].tolist()):
                 number, id_ = known.pop(key)
                 status = Status(int(found["status"][row]))
                 if status == Status.CANCELLED:
                     continue
                 loss = float(found["loss"][row])
-                psnr = None
-                if measures_mse:
-                    psnr = float(peak_ratio(loss, manifest.value_range))
+                psnr = None if ratios is None else float(ratios[row])
                 yield TargetResult(
                     number,
                     id_,

@@ -255,7 +255,7 @@ def test_bad_targets_harm_no_other(inverter, images, tmp_path):
         "broken.png: ",
         "images must be finite",
         "images must be in",
-        "a target may have image, id, conditions, got picture",
+        "a target may have image, id, conditions, weights, got picture",
         "a target is an image or a pair",
         "a batch of 2 images needs as many ids",
         "the source failed: OSError: the disk is gone",

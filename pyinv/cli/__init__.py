@@ -109,19 +109,7 @@ def _build_parser() -> _Parser:
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     commands = parser.add_subparsers(metavar="COMMAND", dest="command", title="commands")
-    for module in (
-        demo,
-        export,
-        info,
-        generate,
-        encode,
-        invert,
-        merge,
-        serve,
-        train,
-        push,
-        reproduce,
-    ):
+    for module in _COMMANDS:
         module.add_parser(commands, shared)
     return parser
 

@@ -85,6 +85,7 @@ def invert(
     trace_every: int = 0,
     poll_every: int = 0,
     progress: Callable[[dict[str, Any]], object] | None = None,
+    interrupted: Callable[[], bool] | None = None,
 ) -> dict[str, Any]: ...
 
 class Stream:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -32,20 +33,34 @@ class OutputFile:
         self._file: BinaryIO = _open_new(self._draft, self.path)
 
     def write(self, write: Callable[[BinaryIO], None]) -> None:
-        """Call ``write`` with the open file, then move the file to its path."""
+        """Call ``write`` with the open file, then move the file to its path once it is on disk.
+
+        Raises:
+            OutputError: the file cannot be written. Its content is kept in a temporary folder, if
+                possible; the message names it.
+        """
         try:
             write(self._file)
+            self._file.flush()
+            os.fsync(self._file.fileno())
             self._file.close()
             os.replace(self._draft, self.path)
+            _sync_folder(self.path.parent)
         except OSError as error:
-            raise OutputError(f"{self.path}: cannot be written ({error.strerror})") from None
+            kept = _kept_elsewhere(write, self.path.name)
+            raise OutputError(
+                f"{self.path}: cannot be written ({error.strerror})"
+                + (f"; it was written to {kept} instead" if kept else "")
+            ) from None
 
     def __enter__(self) -> OutputFile:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._file.close()
-        self._draft.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a full disk, which ``write`` has reported
+            self._file.close()
+        with contextlib.suppress(OSError):
+            self._draft.unlink(missing_ok=True)
 
 
 class OutputFolder:
@@ -103,6 +118,17 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
     finally:
         with contextlib.suppress(OSError):
             draft.unlink(missing_ok=True)
+
+
+def _kept_elsewhere(write: Callable[[BinaryIO], None], name: str) -> Path | None:
+    """Write a file to a new temporary folder and return its path; None if that fails as well."""
+    try:
+        path = Path(tempfile.mkdtemp(prefix="pyinv-")) / name
+        with open(path, "wb") as file:
+            write(file)
+    except OSError:
+        return None
+    return path
 
 
 def _open_new(draft: Path, path: Path) -> BinaryIO:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -43,6 +43,7 @@ from pyinv.errors import (
     one_line,
 )
 from pyinv.images import check_fit, check_images
+from pyinv.interrupts import deferred
 from pyinv.progress import Progress, progress_reporter
 from pyinv.recipes import MAX_RESTARTS, Recipe
 from pyinv.result import Inversion, Status
@@ -366,7 +367,13 @@ class Inverter:
             psnr, hint = None, ""
             if not manifest.observes:
                 mse = self._mean_square(
-                    found, recipe, targets, conditions, weighting, batch_size if whole else None
+                    found,
+                    recipe,
+                    targets,
+                    conditions,
+                    weighting,
+                    batch_size if whole else None,
+                    interrupted=received,
                 )
                 psnr = peak_ratio(mse, manifest.value_range)
             if whole:
@@ -390,7 +397,8 @@ class Inverter:
                 _images=lambda: session.generate(latents, conditions, batch_size),
             )
 
-        with progress_reporter(progress, count, recipe.max_steps) as report:
+        # From here on, Ctrl-C loses no result.
+        with deferred() as received, progress_reporter(progress, count, recipe.max_steps) as report:
             try:
                 found = session.run(
                     plan,
@@ -421,9 +429,10 @@ class Inverter:
                     if not done:
                         raise failure from None
                 raise RunError(
-                    f"{one_line(failure)}; {done} of {count} targets were done before", inversion
+                    f"{one_line(failure)}; {done} of {count} targets were done before",
+                    inversion,
                 ) from None
-        inversion = inversion_of(found, whole=not found["cancelled"])
+            inversion = inversion_of(found, whole=not found["cancelled"])
         if wants_exact(recipe) and not eight_bit and not inversion.cancelled:
             problem = not_exact(inversion.status)
             refused = bool(problem) and strict
@@ -935,6 +944,8 @@ class Inverter:
         conditions: FloatArray | None,
         weights: FloatArray | None,
         batch_size: int | None,
+        *,
+        interrupted: Callable[[], bool],
     ) -> FloatArray:
         """Return the (weighted) mean squared pixel error of the latents found, [N]; NaN: unknown.
 
@@ -947,10 +958,12 @@ class Inverter:
         if batch_size is None:
             return squares
         for rows in groups(len(loss), batch_size):
+            if interrupted():
+                break
             given = None if conditions is None else conditions[rows]
             try:
                 images = self._session.generate(found["latents"][rows], given, batch_size)
-            except (PyinvError, KeyboardInterrupt):  # the results of the run come first
+            except PyinvError:  # the results of the run come first
                 break
             error = (images - targets[rows]).reshape(len(images), -1) ** 2
             part = None

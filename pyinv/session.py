@@ -22,6 +22,7 @@ from pyinv.batching import groups
 from pyinv.bundle import Bundle, Function, Manifest
 from pyinv.devices import open_device, resolve_device
 from pyinv.errors import BundleError, DeviceError, OutOfMemoryError, RunError, one_line
+from pyinv.interrupts import deferred
 from pyinv.recipes import Recipe
 
 __all__ = ["Session"]
@@ -252,14 +253,18 @@ class Session:
         self._check_process()
         recipe, functions = plan
         objectives = [self.objective(function) for function in functions]
-        with _translated():
-            return _core.invert(
+        # Ctrl-C ends the run, whenever it comes, and raises nothing.
+        with deferred() as received, _translated():
+            found = _core.invert(
                 objectives=objectives,
                 recipe=recipe,
                 prior=json.dumps(self.manifest.prior.describe()),
                 preconditioner=self.preconditioner,
+                interrupted=received,
                 **arguments,
             )
+            found["cancelled"] = found["cancelled"] or received()
+            return found
 
     def stream(self, plan: tuple[str, Sequence[Function]], **arguments: Any) -> StreamRun:
         """Start a run over targets that arrive one by one, with the arguments of ``_core.Stream``.

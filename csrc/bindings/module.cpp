@@ -49,7 +49,8 @@ void expect_shape(const py::array& array, const char* name, int64_t rows, int64_
 // Calls Python from time to time, to check for Ctrl-C and to report progress.
 class Ticker {
  public:
-  explicit Ticker(py::object progress) : progress_(std::move(progress)) {}
+  Ticker(py::object progress, py::object interrupted)
+      : progress_(std::move(progress)), interrupted_(std::move(interrupted)) {}
 
   bool operator()(const Progress& now) {
     const auto time = std::chrono::steady_clock::now();
@@ -59,6 +60,7 @@ class Ticker {
     py::gil_scoped_acquire gil;
     try {
       if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+      if (!interrupted_.is_none() && interrupted_().cast<bool>()) return false;
       if (!progress_.is_none() && time - last_report_ >= std::chrono::milliseconds(100)) {
         last_report_ = time;
         using namespace py::literals;
@@ -74,7 +76,7 @@ class Ticker {
   }
 
  private:
-  py::object progress_;
+  py::object progress_, interrupted_;
   std::chrono::steady_clock::time_point last_signal_check_, last_report_;
 };
 
@@ -115,7 +117,8 @@ py::dict invert(const std::vector<const Objective*>& objectives, const std::stri
                 const std::optional<Array<float>>& true_latents,
                 const std::optional<Array<float>>& preconditioner,
                 const Array<uint64_t>& target_ids, uint64_t seed, int64_t lanes, bool coupled,
-                int64_t trace_every, int64_t poll_every, const py::object& progress) {
+                int64_t trace_every, int64_t poll_every, const py::object& progress,
+                const py::object& interrupted) {
   const Prior prior = parse_prior(prior_rule);
   const Recipe recipe = parse_recipe(recipe_rule, prior).recipe;
   if (objectives.empty()) throw py::value_error("a run needs an objective");
@@ -158,7 +161,7 @@ py::dict invert(const std::vector<const Objective*>& objectives, const std::stri
       .trace = trace ? trace->mutable_data() : nullptr,
       .normal_equations = normal_equations.mutable_data(),
       .min_latent_error = min_latent_error ? min_latent_error->mutable_data() : nullptr};
-  Ticker ticker(progress);
+  Ticker ticker(progress, interrupted);
   RunSummary summary;
   std::exception_ptr failure;
   {
@@ -345,7 +348,7 @@ PYBIND11_MODULE(_core, module) {
              "initial"_a = py::none(), "condition"_a = py::none(), "weights"_a = py::none(),
              "true_latents"_a = py::none(), "preconditioner"_a = py::none(), "target_ids"_a,
              "seed"_a, "lanes"_a, "coupled"_a = false, "trace_every"_a = 0, "poll_every"_a = 0,
-             "progress"_a = py::none());
+             "progress"_a = py::none(), "interrupted"_a = py::none());
 
   bind_stream(module);
 

@@ -26,6 +26,7 @@ from pyinv.cli import (
 from pyinv.cli.console import Console
 from pyinv.cli.exit_codes import DONE, FAILED, INTERRUPTED, NON_FINITE, UNFINISHED, USAGE
 from pyinv.errors import PyinvError
+from pyinv.interrupts import ends_like_ctrl_c, exit_code
 
 __all__ = ["main"]
 
@@ -79,7 +80,8 @@ infinite, or a
        job could not read them
   {UNFINISHED:<3}  a job was ended by SIGTERM; the same command goes on with it
   {INTERRUPTED:<3}  interrupted; the results so far are written, and jobs, `train` and `reproduce` \
-can be resumed
+can be
+       resumed. After SIGTERM {128 + 15}, after SIGHUP {128 + 1}
 """
 
 
@@ -130,10 +132,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(json=arguments.json, quiet=arguments.quiet)
     if not console.shows_bar:  # nor may huggingface_hub, which reads this when it is imported
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    with ends_like_ctrl_c():
+        return _run(arguments, console)
+
+
+def _run(arguments: argparse.Namespace, console: Console) -> int:
     try:
         with console.shows_warnings():
             code: int | None = arguments.run(arguments, console)
         sys.stdout.flush()
+        if code == INTERRUPTED:
+            return exit_code()
         return DONE if code is None else code
     except BrokenPipeError:
         # The reader of our output is gone. Without this, Python reports it again on exit.
@@ -141,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FAILED
     except KeyboardInterrupt as interrupt:
         console.error(f"interrupted; {str(interrupt) or 'nothing was written'}")
-        return INTERRUPTED
+        return exit_code()
     except Exception as error:
         if arguments.traceback:
             traceback.print_exc()

@@ -31,6 +31,7 @@ from pyinv.conditions import condition_rows
 from pyinv.constraints import CONSTRAINTS, parse_constraint
 from pyinv.errors import InputError, OutputError, RunError
 from pyinv.images import FITS, load_named_images, load_weights, not_pictures, save_images
+from pyinv.interrupts import deferred
 from pyinv.recipes import Recipe
 from pyinv.result import Status
 from pyinv.uncertainty import Uncertainty
@@ -207,6 +208,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         console.message(f"inverting {len(images)} images with recipe {recipe.name}")
         start = time.perf_counter()
         failure: Exception | None = None
+        received = outputs.enter_context(deferred())  # until the results are written
         try:
             inversion = inverter.invert(
                 images,
@@ -226,7 +228,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         uncertainty: Uncertainty | None = None
         if arguments.uncertainty:
             uncertainty = Uncertainty.unknown(len(images), bundle.manifest.latent_shape)
-            if not inversion.cancelled:
+            if not inversion.cancelled and not received():
                 try:
                     uncertainty = inverter.uncertainty(
                         inversion,
@@ -240,6 +242,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
                     uncertainty, failure = getattr(error, "uncertainty", None) or uncertainty, error
         seconds = time.perf_counter() - start
         cancelled = inversion.cancelled or (uncertainty is not None and uncertainty.cancelled)
+        cancelled = cancelled or received()
         output.write(
             lambda file: inversion.save(
                 file, images=False, sources=sources, uncertainty=uncertainty
@@ -255,7 +258,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     _report(arguments, console, inversion, uncertainty, sources, seconds)
     if failure is not None:
         raise failure
-    if cancelled:
+    if cancelled or received():
         return INTERRUPTED
     return NON_FINITE if np.any(inversion.status == Status.NON_FINITE) else DONE
 

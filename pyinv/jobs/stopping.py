@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, TypeVar
 
+from pyinv.interrupts import raises_interrupt
+
 __all__ = ["Signals"]
 
 T = TypeVar("T")
@@ -31,9 +33,9 @@ class Signals:
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
-            defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-            for number, default in defaults.items():
-                if signal.getsignal(number) is default or signal.getsignal(number) == default:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                ends = number == signal.SIGTERM and signal.getsignal(number) == signal.SIG_DFL
+                if ends or raises_interrupt(number):
                     self._before[number] = signal.signal(number, self._note)
         return self
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import threading
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
+
+from pyinv.interrupts import SIGNALS, note, raises_interrupt
 
 __all__ = ["Interrupt"]
 
@@ -15,8 +16,8 @@ __all__ = ["Interrupt"]
 class Interrupt:
     """A context in which the first Ctrl-C only sets ``asked``, and the second interrupts at once.
 
-    Has no effect where Ctrl-C does not raise KeyboardInterrupt: outside the main thread, or if the
-    caller has installed a handler.
+    So do SIGTERM and SIGHUP on the command line. Has no effect where they do not raise
+    KeyboardInterrupt: outside the main thread, or if the caller has installed a handler.
 
     Args:
         say: called at the first Ctrl-C.
@@ -25,22 +26,20 @@ class Interrupt:
     def __init__(self, say: Callable[[], None] = lambda: None) -> None:
         self.asked = False
         self._say = say
-        self._installed = False
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupt:
-        if (
-            threading.current_thread() is threading.main_thread()
-            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        ):
-            signal.signal(signal.SIGINT, self._note)
-            self._installed = True
+        for number in SIGNALS:
+            if raises_interrupt(number):
+                self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._installed:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
-    def _note(self, number: int, frame: FrameType | None) -> Any:
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        note(number)
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True

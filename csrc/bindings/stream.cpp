@@ -10,6 +10,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "pyinv/rules.h"
@@ -103,11 +104,14 @@ class PyStream {
 
   py::object take() {
     expect_own();
-    std::optional<std::vector<StreamResult>> found;
-    {
+    if (!taken_) {
       const Unlocked unlocked;
-      found = stream_->take(kWait);
+      taken_ = stream_->take(kWait);
     }
+    // A signal's handler runs now rather than in the caller, where what it raises would lose these
+    // results. The next call returns them.
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+    const std::optional<std::vector<StreamResult>> found = std::exchange(taken_, std::nullopt);
     if (!found) return py::none();
     const auto count = static_cast<int64_t>(found->size());
     Array<float> latents({count, latent_size_}), loss(count);
@@ -140,6 +144,7 @@ class PyStream {
 
   const int64_t forks_ = calls::forks;
   int64_t latent_size_ = 0, image_size_ = 0, condition_size_ = 0;
+  std::optional<std::vector<StreamResult>> taken_;
   std::unique_ptr<Stream> stream_;
 };
 

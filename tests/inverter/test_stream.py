@@ -488,6 +488,49 @@ def test_closing_does_not_wait_for_the_source(inverter, images):
     wait_for(lambda: not threads_of_streams())
 
 
+def test_closing_does_not_wait_for_a_decoding_thread(inverter, images):
+    stuck, goes_on = threading.Event(), threading.Event()
+
+    def image():
+        stuck.set()
+        assert goes_on.wait(LONG)
+        return images[1]
+
+    stream = inverter.stream([images[0], image], recipe=QUICK)
+    assert next(stream).number == 0
+    assert stuck.wait(LONG)
+    began = time.monotonic()
+    stream.close()
+    assert time.monotonic() - began < LONG / 2
+    goes_on.set()
+    wait_for(lambda: not threads_of_streams())
+
+
+class Refusing(dict):
+    """A target that fails wherever it is looked at."""
+
+    def get(self, *arguments):
+        raise ValueError("no")
+
+
+def leave():
+    raise SystemExit
+
+
+@pytest.mark.parametrize(
+    "items", [lambda: leave(), Refusing(image=0)], ids=["exit in the source", "an odd target"]
+)
+def test_whatever_the_source_raises_ends_the_stream(inverter, images, items):
+    def source():
+        yield images[0]
+        yield items() if callable(items) else items
+
+    stream = inverter.stream(source(), recipe=QUICK)
+    with pytest.raises(RunError, match=r"the stream failed: (SystemExit|ValueError)"):
+        list(stream)
+    wait_for(lambda: not threads_of_streams())
+
+
 def test_an_exception_in_the_consumer_ends_it(inverter, images):
     def consume():
         for _ in inverter.stream(itertools.cycle(images), recipe=QUICK):
@@ -518,6 +561,23 @@ def test_an_interrupt_loses_nothing_that_finished(inverter, images, ordered):
     timer.join()
     assert sorted(finished) == expected
     wait_for(lambda: not threads_of_streams())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends this process a signal")
+def test_an_interrupt_loses_no_result_that_comes_with_it(inverter, images):
+    run = inverter._open_stream(inverter._stream_plan(QUICK), seed=0, rows=1)
+
+    def interrupt():  # while take() waits
+        os.kill(os.getpid(), signal.SIGINT)
+        run.put(images=images[:1].reshape(1, -1), ids=np.zeros(1, dtype=np.uint64))
+
+    timer = threading.Timer(0.01, interrupt)
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        wait_for(lambda: len(run.take()["numbers"]))
+    timer.join()
+    wait_for(lambda: len(run.take()["numbers"]))
+    run.stop()
 
 
 def test_streams_in_several_threads(inverter, images):

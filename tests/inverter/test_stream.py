@@ -433,6 +433,17 @@ def test_a_cancellation_changes_no_other_result(inverter, images):
 # Ends
 
 
+def test_a_source_may_reuse_its_array(inverter, images):
+    def source():
+        array = np.empty_like(images[0])
+        for array[...] in images:
+            yield array
+
+    expected = inverter.invert(images, recipe=QUICK)
+    for result in inverter.stream(source(), recipe=QUICK):
+        np.testing.assert_allclose(result.latent, expected.latents[result.number], atol=1e-4)
+
+
 def test_a_fast_source_is_not_read_ahead(inverter, images):
     read = []
 

@@ -158,7 +158,7 @@ class Work:
         )
         if todo:
             stream = self._inverter.stream(
-                self._feed(todo),
+                self._feed([shard for shard in todo if not shard.finished]),
                 recipe=recipe,
                 seed=self._job.settings["seed"],
                 workers=workers,
@@ -235,8 +235,6 @@ class Work:
         number = 0
         try:
             for shard in todo:
-                if shard.finished:  # it was written before the stream began
-                    continue
                 self._open[shard.index] = shard
                 row = shard.first
                 for chunk in self._source.read(shard.first, shard.first + shard.count):

@@ -316,6 +316,23 @@ def test_finished_shards_are_not_done_again(inverter, array, tmp_path, monkeypat
     assert files_of(out) == before
 
 
+def test_a_shard_whose_targets_are_all_finished_is_only_written(inverter, array, tmp_path):
+    out = tmp_path / "out"
+    options = {"recipe": QUICK, "shard_size": SHARD}
+    summary = pyinv.run_job(inverter, array, out, **options)
+    # As if a signal had come just before it was written.
+    whole = out / "part-00000.parquet"
+    table = parquet.read_table(whole)
+    rows = table.append_column("__row", pa.array(range(SHARD), pa.int64()))
+    parquet.write_table(rows, out / ".part-00000.partial.parquet")
+    whole.unlink()
+    events: list[dict] = []
+    again = pyinv.run_job(inverter, array, out, **options, on_event=events.append)
+    assert again.counts == summary.counts
+    assert [event["shard"] for event in events if event["event"] == "shard"] == [0]
+    assert parquet.read_table(whole).equals(table)
+
+
 def test_a_damaged_shard_is_done_again(inverter, array, undisturbed, tmp_path):
     out = run(inverter, array, tmp_path / "out")
     (out / "part-00001.parquet").write_bytes(b"PAR1 is not all")

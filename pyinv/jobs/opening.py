@@ -16,6 +16,7 @@ from pyinv.jobs.sources import (
     ArraySource,
     FileSource,
     Source,
+    check_name,
     files_of_list,
     files_under,
     is_idx,
@@ -43,7 +44,7 @@ def open_source(
     manifest: Manifest,
     *,
     fit: str,
-    output: Path | None = None,
+    outputs: Sequence[Path] = (),
     image_column: str | None = None,
     id_column: str | None = None,
     columns: Sequence[str] | None = None,
@@ -62,12 +63,15 @@ def open_source(
     found: dict[str, list[Any]] = {"files": [], "arrays": [], "table": []}
     suffixes = target_suffixes(manifest)
     for path in given:
+        check_name(path)
         kind, entries = _look_at(path, suffixes)
         found[kind] += entries
-        if output is not None and path.is_dir() and path.resolve() in output.resolve().parents:
-            raise InputError(
-                f"{output}: is within the source {path}; write the results somewhere else"
-            )
+        for output in outputs if path.is_dir() else ():
+            place = output.resolve()
+            if path.resolve() in (place, *place.parents):
+                raise InputError(
+                    f"{output}: is within the source {path}; write the results somewhere else"
+                )
     kinds = [kind for kind, entries in found.items() if entries]
     if len(kinds) > 1:
         raise InputError(f"the sources are {' and '.join(kinds)}; run a job for each kind")

@@ -156,6 +156,7 @@ def run_job(
     constant, from_columns = _conditions(inverter, conditions)
     paths = [source] if isinstance(source, str | os.PathLike) else list(source)
     folder = Path(output)
+    outputs = [folder] if save_images_to is None else [folder, Path(save_images_to)]
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(Signals())
         try:
@@ -164,7 +165,7 @@ def run_job(
                     paths,
                     manifest,
                     fit=fit,
-                    output=folder,
+                    outputs=outputs,
                     image_column=image_column,
                     id_column=id_column,
                     columns=columns,

@@ -118,6 +118,7 @@ class FileSource(Source):
     has_text_ids = True
 
     def __init__(self, base: Path, names: list[str], manifest: Manifest, fit: str) -> None:
+        check_name(base)
         self._base = base
         self._names = names
         self._load = partial(load_file, manifest=manifest, fit=fit)
@@ -164,13 +165,23 @@ def files_under(folder: Path, suffixes: Sequence[str]) -> list[str]:
             if name.lower().endswith(tuple(suffixes)) and not name.startswith(".")
         )
     found.sort()
+    for name in found:
+        check_name(name)
     return found
+
+
+def check_name(path: str | Path) -> None:
+    """Raise InputError for a path that is not UTF-8: ids are texts, and the tables' are UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{str(path)!r}: this name is not UTF-8; rename it") from None
 
 
 def files_of_list(path: Path) -> list[str]:
     """Return the paths in a text file, one a line; empty lines are ignored."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a readable list of files ({one_line(error)})") from None
     names = [line.strip() for line in lines if line.strip()]

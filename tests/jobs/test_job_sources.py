@@ -7,6 +7,7 @@ import io
 import os
 import signal
 import struct
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,13 @@ def test_a_list_names_files_relative_to_its_folder(inverter, images, tmp_path):
     ids, _, found = all_of(opened(tmp_path / "list.txt", inverter))
     assert ids == names
     np.testing.assert_allclose(found, images[[3, 1, 5]], atol=1e-6)
+
+
+def test_a_list_may_begin_with_a_byte_order_mark(inverter, images, tmp_path):
+    save_images(images, tmp_path, (-1, 1))
+    (tmp_path / "list.txt").write_text("00.png\n", encoding="utf-8-sig")
+    ids, _, _ = all_of(opened(tmp_path / "list.txt", inverter))
+    assert ids == ["00.png"]
 
 
 def test_ids_of_several_folders_are_relative_to_their_common_one(inverter, images, tmp_path):
@@ -453,8 +461,23 @@ def test_bad_sources(inverter, images, pngs, tmp_path):
 
 def test_results_within_the_source_are_refused(inverter, images, tmp_path):
     save_images(images, tmp_path, (-1, 1))
-    with pytest.raises(InputError, match="is within the source"):
-        run_job(inverter, tmp_path, tmp_path / "out", recipe=QUICK)
+    before = sorted(tmp_path.iterdir())
+    for out in (tmp_path, tmp_path / "out"):
+        with pytest.raises(InputError, match="is within the source"):
+            run_job(inverter, tmp_path, out, recipe=QUICK)
+    elsewhere = tmp_path.with_name(f"{tmp_path.name}-out")
+    with pytest.raises(InputError, match="pictures: is within the source"):
+        run_job(inverter, tmp_path, elsewhere, recipe=QUICK, save_images_to=tmp_path / "pictures")
+    assert sorted(tmp_path.iterdir()) == before
+    assert not elsewhere.exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_names_that_are_not_utf8_are_refused(inverter, images, tmp_path):
+    save_images(images, tmp_path, (-1, 1))
+    (tmp_path / os.fsdecode(b"\xff.png")).touch()
+    with pytest.raises(InputError, match=r"'.udcff.png': this name is not UTF-8; rename it"):
+        opened(tmp_path, inverter)
 
 
 def test_targets_of_other_shapes(tmp_path):

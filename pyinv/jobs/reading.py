@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pyinv.atomic_files import OutputFile
-from pyinv.errors import InputError
+from pyinv.errors import InputError, one_line
 from pyinv.jobs.folder import JobFile
 from pyinv.jobs.opening import check_pyarrow
 from pyinv.jobs.shards import shard_counts
@@ -69,16 +69,33 @@ def merge_jobs(folders: PathLike | Iterable[PathLike], output: PathLike) -> int:
             f"{len(missing)} of {job.shards} shards are missing: {listed}{more}; run the job to "
             "its end, or name the folders of all its parts"
         )
+    for folder in {path.parent for path in paths.values()}:
+        if Path(output).resolve().parent == folder.resolve():
+            raise InputError(
+                f"{output}: is within the job's folder, whose files are all read as its shards; "
+                "write the file somewhere else"
+            )
     with OutputFile(output) as file:
 
         def write(stream: Any) -> None:
             schema = parquet.read_schema(paths[0])
             with parquet.ParquetWriter(stream, schema, compression="zstd") as writer:
                 for shard in range(job.shards):
-                    writer.write_table(parquet.read_table(paths[shard], partitioning=None))
+                    writer.write_table(_table_of(paths[shard]))
 
         file.write(write)
     return job.count
+
+
+def _table_of(path: Path) -> Any:
+    from pyarrow import ArrowException, parquet
+
+    try:
+        return parquet.read_table(path, partitioning=None)
+    except (ArrowException, OSError) as error:
+        raise InputError(
+            f"{path}: damaged ({one_line(error)}); remove it, and start the job again"
+        ) from None
 
 
 def _finished(folders: PathLike | Iterable[PathLike]) -> tuple[JobFile, dict[int, Path]]:

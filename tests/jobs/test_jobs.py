@@ -220,6 +220,24 @@ def test_pyarrow_is_needed(inverter, array, tmp_path, monkeypatch):
     with pytest.raises(DependencyError, match="jobs need pyarrow: pip install"):
         run(inverter, array, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+def test_a_merge_keeps_the_shards(inverter, array, tmp_path):
+    out = run(inverter, array, tmp_path / "out")
+    before = files_of(out)
+    for name in ("part-00000.parquet", "all.parquet"):
+        with pytest.raises(InputError, match="is within the job's folder"):
+            merge_jobs(out, out / name)
+    assert files_of(out) == before
+
+
+def test_a_merge_names_a_damaged_shard(inverter, array, tmp_path):
+    out = run(inverter, array, tmp_path / "out")
+    shard = out / "part-00001.parquet"
+    content = bytearray(shard.read_bytes())
+    content[4 : len(content) // 4] = bytes(len(content) // 4 - 4)  # not its end, which describes it
+    shard.write_bytes(content)
+    with pytest.raises(InputError, match=r"part-00001.parquet: damaged .*; remove it"):
+        merge_jobs(out, tmp_path / "all.parquet")
+    assert not (tmp_path / "all.parquet").exists()
 
 
 # Going on

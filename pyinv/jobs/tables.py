@@ -175,6 +175,8 @@ class TableSource(Source):
                     f"{file.path}: its columns are not those of {paths[0]}; run a job for each"
                 )
         name = str(paths[0])
+        if len(set(schema.names)) < len(schema.names):
+            raise InputError(f"{name}: two columns have one name; it has {', '.join(schema.names)}")
         self._image = _image_column(schema, image_column, name)
         self._id = id_column or ("id" if "id" in schema.names else None)
         for wanted in (self._id, *self._conditions.values(), *(columns or ())):

@@ -425,6 +425,13 @@ def test_bad_tables(inverter, pngs, tmp_path, columns, options, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_columns_of_one_name_are_refused(inverter, pngs, tmp_path):
+    table = pa.Table.from_arrays([pa.array(pngs), pa.array(range(COUNT))] * 2, ["x", "y"] * 2)
+    parquet.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(InputError, match="two columns have one name; it has x, y, x, y"):
+        opened(tmp_path / "x.parquet", inverter)
+
+
 # Refusals
 
 

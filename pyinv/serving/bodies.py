@@ -33,6 +33,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
 _NPY = b"\x93NUMPY"
 _MOST_FIELDS = 32
+_MOST_AXES = 32  # of any array in NumPy 1
 _LONGEST_NAME = 80
 
 
@@ -227,13 +228,15 @@ def _opened(file: File) -> io.BytesIO:
 
 def _check_header(file: File, limits: Limits) -> None:
     """Refuse an image file that is too large to decode; reads its header only."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(_opened(file), formats=("PNG", "JPEG")) as image:
             width, height = image.size
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_large(file.name, "more", limits) from None
+    except UnidentifiedImageError:  # its text has the address of an open file
+        raise Refusal(422, f"{file.name}: not a readable image, or truncated") from None
     except Exception as error:
         raise Refusal(422, f"{file.name}: not a readable image ({one_line(error)})") from None
     if width * height > limits.max_pixels:
@@ -280,5 +283,7 @@ def _array_of(file: File) -> NDArray[Any]:
         )
     if not size:
         raise Refusal(422, f"{file.name}: the array [{shape_text(shape)}] is empty")
+    if len(shape) > _MOST_AXES:
+        raise Refusal(422, f"{file.name}: the array has {len(shape)} axes; send images or latents")
     flat = np.frombuffer(file.data, dtype, offset=opened.tell())
     return flat.reshape(shape, order="F" if fortran_order else "C")

@@ -86,7 +86,8 @@ class OutputFolder:
             raise OutputError(f"{self.path}: cannot be made ({error.strerror})") from None
         probe = self.path / f".{os.getpid()}.part"
         _open_new(probe, self.path).close()
-        probe.unlink()
+        # A process of this number on another machine may have removed it.
+        probe.unlink(missing_ok=True)
 
     def __enter__(self) -> OutputFolder:
         return self

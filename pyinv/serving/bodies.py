@@ -88,11 +88,8 @@ async def read_body(
     try:
         return await asyncio.wait_for(read(), deadline - asyncio.get_running_loop().time())
     except asyncio.TimeoutError:
-        raise Refusal(
-            408,
-            f"the body did not arrive within the {limits.timeout:g} s of a request",
-            {"Connection": "close"},
-        ) from None
+        text = "the body did not arrive within the request's timeout"
+        raise Refusal(408, text, {"Connection": "close"}) from None
 
 
 async def split_body(headers: Headers, data: bytes, limits: Limits) -> Body:

@@ -31,8 +31,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="work on part I of N, from 1/N to N/N, such as one on each machine",
     )
     whole(job, "--shard-size", "rows of a Parquet file [1000]")
-    job.add_argument("--image-column", metavar="NAME", help="a table's column of images")
-    job.add_argument("--id-column", metavar="NAME", help="a table's column of ids")
+    job.add_argument("--image-column", metavar="NAME", help="a table's column of images [image]")
+    job.add_argument("--id-column", metavar="NAME", help="a table's column of ids [id]")
     job.add_argument(
         "--columns", metavar="A,B", help="a table's columns to carry through [all]; '' for none"
     )
@@ -117,7 +117,7 @@ class _Events:
             console.event({"event": "warning", "message": message})
         self._warned = len(console.warned)
         if event["event"] == "start":
-            done = f", {event['finished']:,} of them are done" if event["finished"] else ""
+            done = f"; {event['finished']:,} are already done" if event["finished"] else ""
             console.message(
                 f"inverting {event['targets']:,} images with recipe {event['recipe']}{done}"
             )
@@ -128,8 +128,18 @@ def _report(summary: JobSummary, console: Console) -> None:
     counts = ", ".join(
         f"{count:,} {name}" for name, count in sorted(summary.counts.items()) if count
     )
+    if not summary.targets:
+        console.message(
+            "nothing to do: this part has no shards, because the job has fewer shards than parts; a "
+            "smaller --shard-size makes more"
+        )
+        return
+    invalid = "; the column reason says what is wrong" if summary.counts.get("invalid") else ""
+    console.message(f"{summary.targets:,} images: {counts}{invalid}")
+    if summary.resumed == summary.targets:
+        console.message(f"all were done before; the results are {summary.output}/part-*.parquet")
+        return
     console.message(
-        f"{summary.targets:,} images: {counts}\n"
         f"{summary.seconds:.1f} s, {summary.images_per_second:.3g} images/s; wrote "
         f"{summary.output}/part-*.parquet"
     )

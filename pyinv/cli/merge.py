@@ -7,6 +7,7 @@ from typing import Any
 
 from pyinv.cli.console import Console
 from pyinv.cli.exit_codes import DONE
+from pyinv.errors import InputError
 from pyinv.jobs import merge_jobs
 
 __all__ = ["add_parser", "run"]
@@ -23,7 +24,7 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "folders",
-        metavar="OUT",
+        metavar="JOB",
         nargs="+",
         help="the job's folder; or several, of parts that were run with --shard",
     )
@@ -35,7 +36,9 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Run the command; return its exit code."""
+    if not arguments.output.endswith(".parquet"):
+        raise InputError(f"{arguments.output}: expected a file name that ends in .parquet")
     rows = merge_jobs(arguments.folders, arguments.output)
-    console.message(f"wrote {rows} rows to {arguments.output}")
+    console.message(f"wrote {rows:,} rows to {arguments.output}")
     console.result({"rows": rows, "output": arguments.output})
     return DONE

@@ -113,9 +113,10 @@ class JobFile:
         for key in [*mine, *(key for key in other if key not in mine)]:
             was, now = mine.get(key), other.get(key)
             if was != now:
+                method = " of the method (recipe, effort and so on)" if "recipe." in key else ""
                 raise InputError(
-                    f"{folder}: is a job with {key} {_shown(was)}, and {name} has {_shown(now)}; "
-                    "use the same settings, or another folder"
+                    f"{folder}: holds a job with {key} {_shown(was)}, and {name} has "
+                    f"{_shown(now)}; use the same settings{method}, or another folder"
                 )
 
 
@@ -184,7 +185,14 @@ def locked(folder: Path, part: Part, job: JobFile) -> Iterator[JobFile]:
                 held.enter_context(_claimed(folder, part))
                 if (folder / JOB_FILE).exists():
                     found = JobFile.read(folder)
-                    found.check_same(folder, job)
+                    try:
+                        found.check_same(folder, job)
+                    except InputError as error:
+                        if any(folder.glob("*part-*")):
+                            raise
+                        raise InputError(
+                            f"{error}; or remove this one, which has no results yet"
+                        ) from None
                     job = found
                 else:
                     job.write(folder)

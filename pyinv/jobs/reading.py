@@ -63,11 +63,11 @@ def merge_jobs(folders: PathLike | Iterable[PathLike], output: PathLike) -> int:
     job, paths = _finished(folders)
     missing = [shard for shard in range(job.shards) if shard not in paths]
     if missing:
-        listed = ", ".join(map(str, missing[:_LISTED]))
+        listed = ", ".join(job.path(Path(), shard).stem for shard in missing[:_LISTED])
         more = f" and {len(missing) - _LISTED} more" if len(missing) > _LISTED else ""
         raise InputError(
-            f"{len(missing)} of {job.shards} shards are missing: {listed}{more}; run the job to "
-            "its end, or name the folders of all its parts"
+            f"{len(missing)} of {job.shards} shards are missing: {listed}{more}; start "
+            "the job again, or name the folders of all its parts"
         )
     for folder in {path.parent for path in paths.values()}:
         if Path(output).resolve().parent == folder.resolve():

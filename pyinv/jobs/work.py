@@ -63,7 +63,7 @@ class JobStopped(KeyboardInterrupt):
     """
 
     def __init__(self, signal: str, finished: int, targets: int) -> None:
-        done = f"{finished} of {targets} targets are done" if targets else "nothing is done yet"
+        done = f"{finished:,} of {targets:,} targets are done" if targets else "nothing is done yet"
         super().__init__(f"{done}; start the job again to go on")
         self.signal = signal
         self.finished = finished

@@ -550,6 +550,11 @@ def _sources(given: ImageSource, manifest: Manifest) -> list[_Source]:
         return [_Source(path, len(array), array)]
     if not (manifest.targets_are_pictures or path.suffix.lower() in suffixes):
         raise InputError(f"{path}: {not_pictures(manifest)}; {_instead(manifest)}")
+    if path.suffix.lower() in (".txt", ".lst", ".parquet", ".arrow", ".feather"):
+        raise InputError(
+            f"{path}: only jobs read lists and tables of images; invert it with pyinv.run_job, or "
+            "with pyinv invert and an output folder, OUT/"
+        )
     return [_Source(path, 1)]
 
 

@@ -364,6 +364,8 @@ def _taken_apart(item: Any) -> tuple[Any, Any, Any, Any]:
     if isinstance(item, tuple):
         if len(item) != 2:
             raise InputError(f"a target is an image or a pair (id, image), got {len(item)} parts")
+        if np.ndim(item[0]) > 1:
+            raise InputError("a pair is (id, image), and the first of this one is no id")
         return item[0], item[1], None, None
     return None, item, None, None
 

@@ -30,11 +30,14 @@ constexpr const char* kUsage =
 
 constexpr std::chrono::milliseconds kWait{50};
 
-// Reads images from standard input and passes them to the stream, until either ends.
-void feed(pyinv::Stream& stream, int64_t image_size, const std::atomic<bool>& failed) {
+// Reads images from standard input and passes them to the stream, until either ends. Returns the
+// number of bytes after the last whole image.
+size_t feed(pyinv::Stream& stream, int64_t image_size, const std::atomic<bool>& failed) {
   std::vector<float> image(static_cast<size_t>(image_size));
+  const size_t bytes = image.size() * sizeof(float);
+  size_t read = 0;
   uint64_t id = 0;
-  while (!failed && std::fread(image.data(), sizeof(float), image.size(), stdin) == image.size()) {
+  while (!failed && (read = std::fread(image.data(), 1, bytes, stdin)) == bytes) {
     pyinv::Targets target;
     target.count = 1;
     target.image = image.data();
@@ -44,6 +47,7 @@ void feed(pyinv::Stream& stream, int64_t image_size, const std::atomic<bool>& fa
     ++id;
   }
   stream.end();
+  return failed ? 0 : read;
 }
 
 void print(const pyinv::StreamResult& result) {
@@ -73,7 +77,8 @@ void invert(const char* folder) {
   pyinv::Stream stream({objective.get()}, bundle.prior, pyinv::default_recipe(bundle), options);
 
   std::atomic<bool> failed = false;
-  std::thread feeder([&] { feed(stream, bundle.target_size(), failed); });
+  size_t left_over = 0;
+  std::thread feeder([&] { left_over = feed(stream, bundle.target_size(), failed); });
   std::exception_ptr failure;
   try {
     while (const auto results = stream.take(kWait)) {
@@ -85,6 +90,11 @@ void invert(const char* folder) {
   }
   feeder.join();
   if (failure) std::rethrow_exception(failure);
+  if (left_over > 0) {
+    throw std::runtime_error("the input ends within an image: " + std::to_string(left_over) +
+                             " bytes of " +
+                             std::to_string(bundle.target_size() * sizeof(float)));
+  }
 }
 
 }  // namespace

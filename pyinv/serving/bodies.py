@@ -96,11 +96,13 @@ async def split_body(headers: Headers, data: bytes, limits: Limits) -> Body:
     """Return the files and fields of a body, which may be a form; raise Refusal if it is broken."""
     content_type = headers.get("content-type", "")
     kind = content_type.partition(";")[0].strip().lower()
-    if kind == "application/x-www-form-urlencoded" and not data.startswith((_PNG, _JPEG, _NPY)):
+    if kind == "application/x-www-form-urlencoded" and not data.lstrip().startswith(
+        (_PNG, _JPEG, _NPY, b"[", b"{")
+    ):
         raise Refusal(
             415,
-            "forms must be sent as multipart/form-data; for a single file send "
-            "Content-Type: application/octet-stream (with curl: --data-binary @FILE -H ...)",
+            "the body is none of PNG, JPEG, .npy and JSON; send one of these, or a form as "
+            "multipart/form-data (curl -F images=@FILE)",
         )
     if not data:
         raise Refusal(400, "the body is empty; send a PNG, JPEG or .npy file")

@@ -129,7 +129,7 @@ class Parameters:
         if given is None:
             return list(range(count)), np.arange(count, dtype=np.uint64)
         if len(given) != count:
-            raise Refusal(400, f"{count} images need as many ids, got {len(given)}")
+            raise Refusal(400, f"give one id per image, got {len(given)} for {count}")
         ids: list[str | int] = [_number_or_text(text) for text in given]
         with refused(400):
             return ids, np.array([target_id(id) for id in ids], dtype=np.uint64)

@@ -317,7 +317,7 @@ class Service:
         images = await self._images(call, others)
         latents = await self._decode(latents_of, file, manifest, self.limits)
         if len(latents) != len(images):
-            raise Refusal(422, f"{len(images)} images need as many latents, got {len(latents)}")
+            raise Refusal(422, f"give one latent per image, got {len(latents)} for {len(images)}")
         call.parameters.conditions(manifest, len(images))
         conditions = call.parameters.given_conditions()
         losses, gradients = await self._pass(
@@ -358,7 +358,11 @@ async def _unless_gone(request: Request, answer: Awaitable[Response], deadline: 
             return work.result()
         if gone in done:
             raise ClientDisconnect
-        raise Refusal(504, "the answer was not found in time; the request was given up")
+        raise Refusal(
+            504,
+            "the answer was not found in time, and the request was cancelled; raise timeout, or "
+            "send fewer images",
+        )
     finally:
         for task in (work, gone):
             task.cancel()

@@ -153,6 +153,8 @@ def test_generate(client, inverter):
         {"content": npy(latents)},
         {"json": listed},
         {"json": {"latents": listed}},
+        # As curl --data-binary sends it.
+        {"content": json.dumps(listed), "headers": {"Content-Type": "application/x-www-form-urlencoded"}},
         {"files": {"latents": ("z.npy", npy(latents))}},
         {"data": {"latents": json.dumps(listed)}, "files": {"latents": ("", b"")}},
     ):
@@ -180,7 +182,7 @@ def test_evaluate(client, inverter, images):
         np.testing.assert_allclose([one["loss"] for one in results], losses, rtol=1e-5)
         np.testing.assert_allclose([one["gradient"] for one in results], gradients, atol=1e-6)
     files["latents"] = ("z.npy", npy(latents[:1]))
-    refusal(client.post("/evaluate", files=files), 422, "2 images need as many latents, got 1")
+    refusal(client.post("/evaluate", files=files), 422, "give one latent per image, got 1 for 2")
 
 
 def test_encode_needs_an_encoder(client, images):
@@ -311,7 +313,7 @@ def test_bad_bodies(client, name):
         ({"seed": "-1"}, "seed must be a whole number"),
         ({"seed": str(2**64)}, "seed must be a whole number"),
         ({"seed": "²"}, "seed must be a whole number"),
-        ({"id": ["a", "b"]}, "1 images need as many ids, got 2"),
+        ({"id": ["a", "b"]}, "give one id per image, got 2 for 1"),
         ({"id": str(2**47)}, "an id must be text"),
         ({"timeout": "31"}, "timeout must be a number of seconds > 0 and <= 30"),
         ({"timeout": "nan"}, "timeout must be a number"),

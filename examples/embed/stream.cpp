@@ -92,8 +92,7 @@ void invert(const char* folder) {
   if (failure) std::rethrow_exception(failure);
   if (left_over > 0) {
     throw std::runtime_error("the input ends within an image: " + std::to_string(left_over) +
-                             " bytes of " +
-                             std::to_string(bundle.target_size() * sizeof(float)));
+                             " bytes of " + std::to_string(bundle.target_size() * sizeof(float)));
   }
 }
 

@@ -130,7 +130,7 @@ def _report(summary: JobSummary, console: Console) -> None:
     )
     if not summary.targets:
         console.message(
-            "nothing to do: this part has no shards, because the job has fewer shards than parts; a "
+            "nothing to do: the job has fewer shards than parts, and none for this one; a "
             "smaller --shard-size makes more"
         )
         return

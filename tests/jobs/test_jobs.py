@@ -578,7 +578,10 @@ def test_parts_in_folders_of_their_own_are_merged(inverter, array, undisturbed, 
         run(inverter, array, out, shard=(number, 2))
     assert sorted(files_of(outs[1])) == [f"part-0000{shard}.parquet" for shard in (1, 3, 5)]
     merged = tmp_path / "merged.parquet"
-    with pytest.raises(InputError, match="3 of 7 shards are missing: part-00001, part-00003, part-00005; start the job"):
+    with pytest.raises(
+        InputError,
+        match="3 of 7 shards are missing: part-00001, part-00003, part-00005; start the job",
+    ):
         merge_jobs(outs[0], merged)
     assert not merged.exists()
     assert merge_jobs(outs, merged) == COUNT

@@ -154,7 +154,10 @@ def test_generate(client, inverter):
         {"json": listed},
         {"json": {"latents": listed}},
         # As curl --data-binary sends it.
-        {"content": json.dumps(listed), "headers": {"Content-Type": "application/x-www-form-urlencoded"}},
+        {
+            "content": json.dumps(listed),
+            "headers": {"Content-Type": "application/x-www-form-urlencoded"},
+        },
         {"files": {"latents": ("z.npy", npy(latents))}},
         {"data": {"latents": json.dumps(listed)}, "files": {"latents": ("", b"")}},
     ):

@@ -268,11 +268,10 @@ class Source:
         rows = self._more(conditions, weights, len(array))
         try:
             seeds = [None if id_ is None else target_id(id_) for id_ in ids]
-            return [Batch(ids, seeds, check_images(array, self._manifest), *rows)]
             checked = check_images(array, self._manifest)
             # A copy, because the source may reuse the array for its next item.
             images = checked.copy() if np.may_share_memory(checked, array) else checked
-            return [Batch(ids, seeds, images, rows)]
+            return [Batch(ids, seeds, images, *rows)]
         except InputError:
             if len(array) <= 1:
                 raise
@@ -280,8 +279,7 @@ class Source:
         for row, given in enumerate(ids):
             one = slice(row, row + 1)
             try:
-                image = check_images(array[one], self._manifest)
-                image = check_images(array[row : row + 1], self._manifest).copy()
+                image = check_images(array[one], self._manifest).copy()
                 seed = None if given is None else target_id(given)
                 of_row = (None if values is None else values[one] for values in rows)
                 parts.append(Batch([given], [seed], image, *of_row))

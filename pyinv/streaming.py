@@ -8,6 +8,7 @@ import queue
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as NotDone
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,12 +175,31 @@ class Source:
                         yield from _joined(parts)
                         return
                     taken += 1
-                    parts += found if isinstance(found, list) else found.result()
+                    decoded = found if isinstance(found, list) else self._result(found)
+                    if decoded is None:
+                        return
+                    parts += decoded
                 yield from _joined(parts)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
+    def _result(self, decoding: Future[Parts]) -> Parts | None:
+        """Wait for a decoding thread; None: the stream was stopped, and the thread may be stuck."""
+        while not self._stopped.is_set():
+            with suppress(NotDone):
+                return decoding.result(timeout=_LOOK)
+        return None
+
     def _read(self, pool: ThreadPoolExecutor) -> None:
+        try:
+            self._read_items(pool)
+        except BaseException as error:  # such as SystemExit, which ends the stream
+            broken: Future[Parts] = Future()
+            broken.set_exception(error)
+            self._hand_on(broken)
+        self._hand_on(None)
+
+    def _read_items(self, pool: ThreadPoolExecutor) -> None:
         failures = 0
         iterator: Iterator[Any] | None = None
         while not self._stopped.is_set() and failures < _MOST_FAILURES:
@@ -201,7 +221,6 @@ class Source:
                         self._hand_on(pool.submit(self._decode, part))
                 else:
                     self._hand_on(self._decode(part))
-        self._hand_on(None)
 
     def _hand_on(self, found: Future[Parts] | Parts | None) -> None:
         while not self._stopped.is_set():

@@ -344,7 +344,7 @@ BAD_FILES: list[tuple[Callable[[Path], Path], str]] = [
     (lambda path: truncated(path, ".jpg"), "cut.jpg: not a readable image, or truncated"),
     (lambda path: truncated(path, ".bmp"), "cut.bmp: not a readable image, or truncated"),
     (lambda path: written(path, "a.png", b""), "a.png: not a readable image"),
-    (lambda path: written(path, "notes.txt", b"hello"), "notes.txt: not a readable image"),
+    (lambda path: written(path, "notes.txt", b"hello"), "notes.txt: only jobs read lists"),
     (lambda path: written(path, "a.npy", b""), "a.npy: not a readable .npy file"),
     (lambda path: written(path, "a.npy", b"text"), "no numeric array in it"),
     (lambda path: written(path, "a.npz", b"PK\x03\x04"), "a.npz: not a readable .npz file"),

@@ -220,6 +220,8 @@ def test_pyarrow_is_needed(inverter, array, tmp_path, monkeypatch):
     with pytest.raises(DependencyError, match="jobs need pyarrow: pip install"):
         run(inverter, array, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
 def test_a_merge_keeps_the_shards(inverter, array, tmp_path):
     out = run(inverter, array, tmp_path / "out")
     before = files_of(out)

@@ -175,6 +175,9 @@ class Source:
                         yield from _joined(parts)
                         return
                     taken += 1
+                    if parts and isinstance(found, Future) and not found.done():
+                        yield from _joined(parts)  # they need not wait for it
+                        parts = []
                     decoded = found if isinstance(found, list) else self._result(found)
                     if decoded is None:
                         return

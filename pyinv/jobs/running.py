@@ -151,6 +151,11 @@ def run_job(
         chosen = with_loss(chosen, loss, manifest)
     if noise is not None and recipe != "reconstruct" and not uncertainty:
         raise InputError('noise is for recipe="reconstruct" and uncertainty=True; leave it out')
+    # What the stream would refuse is refused before the folder becomes a job.
+    inverter._stream_recipe(chosen, {}, None, None, None, None)
+    inverter._session.plan(chosen)
+    if chosen.start == "encoder":
+        manifest.encode(inverter.runtime)
     if uncertainty:
         inverter.check_uncertainty(noise=known_noise)
     constant, from_columns = _conditions(inverter, conditions)

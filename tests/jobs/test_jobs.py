@@ -215,6 +215,12 @@ def test_shards_are_read_by_others(inverter, array, tmp_path):
     assert parquet.read_table(merged).equals(table_of(out))
 
 
+def test_what_the_bundle_cannot_do_is_refused_before_there_is_a_job(inverter, array, tmp_path):
+    with pytest.raises(pyinv.BundleError, match="encoder"):
+        run(inverter, array, tmp_path / "out", init="encoder")
+    assert not (tmp_path / "out").exists()
+
+
 def test_pyarrow_is_needed(inverter, array, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(DependencyError, match="jobs need pyarrow: pip install"):

@@ -82,7 +82,7 @@ def open_address(
 ) -> Bundle:
     """Open the bundle at an address; the arguments are those of ``Bundle.from_pretrained``.
 
-    The manifest is always read anew. The other files are downloaded only if the cache has no bundle
+    The manifest is read each time. The other files are downloaded only if the cache has no bundle
     of that digest. They become visible in the cache at once, when all of them are verified.
 
     Raises:

@@ -24,7 +24,7 @@ from pyinv.jobs.shards import ShardTable
 from pyinv.jobs.stopping import Signals
 from pyinv.jobs.work import Event, JobStopped, JobSummary, Work
 from pyinv.progress import Progress, check_progress
-from pyinv.recipes import Recipe, with_loss
+from pyinv.recipes import Recipe
 from pyinv.validation import noise_level, whole_number
 
 __all__ = ["DEFAULT_SHARD_SIZE", "run_job"]
@@ -134,25 +134,21 @@ def run_job(
     check_progress(progress)
     if on_error not in ("result", "raise"):
         raise InputError(f'on_error must be "result" or "raise", got {on_error!r}')
-    if init not in (None, "encoder"):
-        raise InputError(f'init must be "encoder" or None, got {init!r}')
     manifest = inverter.manifest
     if save_images_to is not None and not manifest.is_picture:
         raise InputError(f"save_images_to: {not_pictures(manifest)}; leave it out")
     known_noise = noise_level(noise)
-    chosen = inverter._resolve(
+    if noise is not None and recipe != "reconstruct" and not uncertainty:
+        raise InputError('noise is for recipe="reconstruct" and uncertainty=True; leave it out')
+    # What the stream would refuse is refused before the folder becomes a job.
+    chosen = inverter._stream_recipe(
         recipe,
         {"max_steps": max_steps, "restarts": restarts},
         known_noise if recipe == "reconstruct" else None,
         init,
         effort,
+        loss,
     )
-    if loss is not None:
-        chosen = with_loss(chosen, loss, manifest)
-    if noise is not None and recipe != "reconstruct" and not uncertainty:
-        raise InputError('noise is for recipe="reconstruct" and uncertainty=True; leave it out')
-    # What the stream would refuse is refused before the folder becomes a job.
-    inverter._stream_recipe(chosen, {}, None, None, None, None)
     inverter._session.plan(chosen)
     if chosen.start == "encoder":
         manifest.encode(inverter.runtime)

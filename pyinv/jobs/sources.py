@@ -206,7 +206,7 @@ class _ArrayFile:
         return self.shape[0]
 
     def read(self, first: int, last: int, manifest: Manifest) -> Iterator[tuple[int, NDArray[Any]]]:
-        # Mapped anew for each chunk, so that pages that were read do not stay in memory.
+        # Mapped again for each chunk, so that pages that were read do not stay in memory.
         for start in range(first, last, CHUNK):
             with opened(self.path) as array:
                 assert isinstance(array, np.ndarray)

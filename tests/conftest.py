@@ -19,6 +19,10 @@ from support.tiny_bundle import TinyGenerator, write_tiny_bundle
 ALL_CORES = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fuzz", type=int, metavar="CASES", help="the cases of each fuzzer")
+
+
 def pytest_configure() -> None:
     """Keep each worker of pytest-xdist, and what it starts, to a core of its own.
 

@@ -1,6 +1,7 @@
 #include "ops/custom_ops.h"
 
 #include <array>
+#include <initializer_list>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -98,13 +99,40 @@ const OrtValue* constant_input(const OrtApi* api, const OrtKernelInfo* info, std
 
 std::size_t as_size(std::int64_t value) { return static_cast<std::size_t>(value); }
 
+// The largest stride or padding, so that the sizes of images computed from them do not overflow.
+constexpr std::int64_t most = std::int64_t{1} << 16;
+
+// An image has at least a pixel and a channel, and a kernel a tap. The loops divide by these.
+void check_positive(const char* what, std::initializer_list<std::size_t> sizes) {
+  for (std::size_t size : sizes) {
+    if (size == 0) throw std::runtime_error(std::string(what) + " should have no axis of size 0");
+  }
+}
+
+template <std::size_t count>
+void check_range(const char* name, const std::array<std::int64_t, count>& values,
+                 std::int64_t lowest) {
+  for (std::int64_t value : values) {
+    if (value >= lowest && value <= most) continue;
+    throw std::runtime_error("attribute '" + std::string(name) + "' should be from " +
+                             std::to_string(lowest) + " to " + std::to_string(most) + ", is " +
+                             std::to_string(value));
+  }
+}
+
 ops::ConvolutionAttributes strides_and_pads(const OrtApi* api, const OrtKernelInfo* info,
                                             bool transposed) {
   ops::ConvolutionAttributes a;
   a.transposed = transposed;
   const auto strides = integers<2>(api, info, "strides");
   const auto pads = integers<4>(api, info, "pads");
-  if (strides[0] < 1 || strides[1] < 1) throw std::runtime_error("strides should be positive");
+  check_range("strides", strides, 1);
+  check_range("pads", pads, -most);
+  // A transposed convolution has an array for each of its phases.
+  if (transposed && strides[0] * strides[1] > most) {
+    throw std::runtime_error("the product of the strides should be at most " +
+                             std::to_string(most));
+  }
   a.stride_height = as_size(strides[0]);
   a.stride_width = as_size(strides[1]);
   a.pad_top = pads[0];
@@ -113,6 +141,7 @@ ops::ConvolutionAttributes strides_and_pads(const OrtApi* api, const OrtKernelIn
   a.pad_right = pads[3];
   if (transposed) {
     const auto padding = integers<2>(api, info, "output_padding");
+    check_range("output_padding", padding, 0);
     a.output_padding_height = as_size(padding[0]);
     a.output_padding_width = as_size(padding[1]);
   }
@@ -148,6 +177,7 @@ class Kernel {
     const std::vector<std::int64_t> shape = shape_of(api_, value);
     if (shape.size() != 4) throw std::runtime_error("the input should have four axes");
     const auto size = [&](std::size_t axis) { return as_size(shape[axis]); };
+    check_positive("an image", {size(1), size(2), size(3)});
     return {data_of(api_, value), size(0), size(first ? 2 : 1), size(first ? 3 : 2),
             size(first ? 1 : 3),  first};
   }
@@ -169,6 +199,7 @@ class Kernel {
     ops::Images<float> out{
         nullptr,        in.batch,           a.out_height(in.height), a.out_width(in.width),
         a.out_channels, out_channels_first_};
+    check_positive("the output", {out.height, out.width});
     const auto n = std::int64_t(out.batch), h = std::int64_t(out.height),
                w = std::int64_t(out.width), c = std::int64_t(out.channels);
     shape = out.channels_first ? std::vector{n, c, h, w} : std::vector{n, h, w, c};
@@ -203,6 +234,7 @@ class SharedWeights : public Kernel {
     a.out_channels = as_size(shape[op.transposed ? 1 : 0]);
     a.kernel_height = as_size(shape[2]);
     a.kernel_width = as_size(shape[3]);
+    check_positive("the weights", {a.in_channels, a.out_channels, a.kernel_height, a.kernel_width});
     if (op.after == After::activation || op.after == After::gradient) {
       check(api, KernelInfoGetAttribute_float(api, info, "slope", &a.slope));
     }
@@ -214,6 +246,7 @@ class SharedWeights : public Kernel {
       a.images_sharing = as_size(sharing);
     }
     const OrtValue* bias = takes_operand(op.after) ? nullptr : constant_input(api, info, 2);
+    has_bias_ = bias != nullptr;
     if (bias && shape_of(api, bias) != std::vector<std::int64_t>{std::int64_t(a.out_channels)}) {
       throw std::runtime_error("the bias should have one value for each output channel");
     }
@@ -240,6 +273,8 @@ class SharedWeights : public Kernel {
                                                               std::to_string(a.images_sharing)));
       }
       operand = data_of(api_, value);
+    } else if (!has_bias_ && input(context, 2)) {
+      throw std::runtime_error("the bias should be an initializer");
     }
     Pool pool{api_, context};
     convolution_->run(in, operand, out, {run_on_pool, &pool});
@@ -247,6 +282,7 @@ class SharedWeights : public Kernel {
 
  private:
   std::unique_ptr<ops::Convolution> convolution_;
+  bool has_bias_ = false;
 };
 
 // The third input, one filter for each tap, is for runtimes without this operator. Here only its
@@ -261,7 +297,10 @@ class WeightsByTarget : public Kernel {
     const ops::Images<const float> in = images(input(context, 0), in_channels_first_);
     const OrtValue* second = input(context, 1);
     const std::vector<std::int64_t> filters = shape_of(api_, input(context, 2));
-    if (filters.size() != 4) throw std::runtime_error("the filters should have four axes");
+    if (filters.size() != 4 || filters[1] != 1 || filters[0] != filters[2] * filters[3]) {
+      throw std::runtime_error("the filters should be [height * width, 1, height, width]");
+    }
+    check_positive("the filters", {as_size(filters[0])});
     ops::ConvolutionAttributes a = attributes_;
     a.kernel_height = as_size(filters[2]);
     a.kernel_width = as_size(filters[3]);
@@ -287,6 +326,7 @@ class WeightsByTarget : public Kernel {
       throw std::runtime_error("the weights should be [batch, out, in, height, width]");
     }
     a.out_channels = as_size(weights[transposed ? 2 : 1]);
+    check_positive("the weights", {a.out_channels});
     ops::Images<float> out = out_images(a, in, shape);
     out.data = output(context, shape);
     ops::convolve_by_target(a, in, data_of(api_, second), out, {run_on_pool, &pool});

@@ -295,6 +295,52 @@ def test_wrong_number_of_channels_is_named(tmp_path: Path) -> None:
         run_kernel(path, {"X": np.zeros((1, 9, 7, 5), np.float32)})
 
 
+BY_ATTRIBUTE = [
+    (replace(CONV, stride=0), "'strides' should be from 1 to 65536, is 0"),
+    (replace(CONV, stride=2**62), "'strides' should be from 1 to 65536, is 4611686018427387904"),
+    (replace(TRANSPOSED, stride=2**9), "the product of the strides should be at most 65536"),
+    (replace(CONV, pads=(0, 0, 2**63 - 1, 2)), "'pads' should be from -65536 to 65536, is 9223"),
+    (replace(CONV, pads=(-(2**63), 0, 0, 0)), "'pads' should be from -65536 to 65536, is -922"),
+    (replace(TRANSPOSED, output_padding=-1), "'output_padding' should be from 0 to 65536, is -1"),
+    (replace(CONV, kernel=(0, 3)), "the weights should have no axis of size 0"),
+    (replace(CONV, channels=(0, 16)), "the weights should have no axis of size 0"),
+    (replace(TRANSPOSED, channels=(16, 0)), "the weights should have no axis of size 0"),
+]
+BY_SIZE = [
+    *[
+        (replace(case, channels=channels, size=size), "an image should have no axis of size 0")
+        for case in [CONV, TRANSPOSED]
+        for channels in [(16, 24), (24, 3), (3, 24), (1, 1)]  # each algorithm
+        for size in [(0, 7), (9, 0)]
+    ],
+    (replace(CONV, size=(2, 9), pads=(0, 0, 0, 0)), "the output should have no axis of size 0"),
+    (replace(TRANSPOSED, size=(1, 9), pads=(2, 0, 2, 0)), "the output should have no axis of size"),
+]
+
+
+@pytest.mark.parametrize(("case", "message"), [*BY_ATTRIBUTE, *BY_SIZE])
+def test_what_cannot_be_computed_is_refused(case: Case, message: str, tmp_path: Path) -> None:
+    arrays = arrays_of(case)
+    path = tmp_path / "case.onnx"
+    path.write_bytes(model_of(case, arrays).SerializeToString())
+    with pytest.raises(RuntimeError, match=message) as error:
+        run_kernel(path, {"X": np.ascontiguousarray(arrays["X"].transpose(0, 2, 3, 1))})
+    assert "\n" not in str(error.value)
+
+
+def test_a_bias_that_is_an_input_is_refused(tmp_path: Path) -> None:
+    arrays = arrays_of(CONV)
+    model = model_of(CONV, arrays)
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name == "B")
+    model.graph.initializer.remove(bias)
+    model.graph.input.append(helper.make_tensor_value_info("B", TensorProto.FLOAT, bias.dims))
+    path = tmp_path / "case.onnx"
+    onnx.save(model, path)
+    x = np.ascontiguousarray(arrays["X"].transpose(0, 2, 3, 1))
+    with pytest.raises(RuntimeError, match="the bias should be an initializer"):
+        run_kernel(path, {"X": x, "B": arrays["B"]})
+
+
 def test_a_factor_for_a_part_of_the_images_is_refused(tmp_path: Path) -> None:
     case = replace(CONV, after="Scaled", sharing=6, batch=12)
     arrays = arrays_of(case)

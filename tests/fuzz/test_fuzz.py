@@ -1,0 +1,22 @@
+"""Generated input of every kind: it is read, or refused in one line, and nothing else happens.
+
+For longer than here: python -m pytest tests/fuzz --fuzz 100000
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from support.fuzzing import problems
+
+pytest.importorskip("torch")
+pytest.importorskip("onnx")
+
+CASES = {"fuzz.convolutions": 2000}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", CASES)
+def test_generated_cases(module: str, request: pytest.FixtureRequest) -> None:
+    count = request.config.getoption("--fuzz") or CASES[module]
+    assert problems(module, range(count)) == []

@@ -4,7 +4,6 @@
 #include <cmath>
 #include <fstream>
 #include <functional>
-#include <iterator>
 #include <limits>
 #include <numeric>
 #include <optional>
@@ -12,7 +11,9 @@
 #include <utility>
 
 #include "json.h"
+#include "printable.h"
 #include "rules.h"
+#include "sha256.h"
 
 namespace pyinv {
 namespace {
@@ -24,6 +25,8 @@ constexpr const char* kFormat = "pyinv-bundle";
 constexpr int64_t kFormatVersion = 1;
 constexpr const char* kManifest = "manifest.json";
 constexpr int64_t kMaxValues = std::numeric_limits<int32_t>::max();  // values per target
+constexpr size_t kMaxManifest = 1 << 20;                             // bytes
+constexpr int64_t kMaxClasses = 1 << 24;  // whole numbers up to here are exact in float32
 constexpr const char* kFix = "; export or copy the bundle again";
 
 int64_t product(const std::vector<int64_t>& shape) {
@@ -60,14 +63,49 @@ std::vector<int64_t> read_shape(const Node& node) {
   return shape;
 }
 
+// A member that is null would mean its default to Node::find. Here null is no value.
+void no_nulls(const Node& object) {
+  for (const auto& [name, node] : object.members()) {
+    if (std::holds_alternative<std::nullptr_t>(node.value().data)) node.fail("must not be null");
+  }
+}
+
+// Manifests come from anywhere, and their texts reach terminals: no control characters, but for
+// line breaks and tabs where `lines`.
+void check_texts(const Node& node, bool lines = false) {
+  const auto check = [&](const std::string& text) {
+    std::string rest = text;
+    if (lines) std::erase_if(rest, [](char c) { return c == '\n' || c == '\t'; });
+    if (is_printable(rest)) return;
+    node.fail("must have no control characters, got \"" + printable(text) + "\"");
+  };
+  if (const auto* text = std::get_if<std::string>(&node.value().data)) {
+    check(*text);
+  } else if (std::holds_alternative<json::Array>(node.value().data)) {
+    for (const Node& item : node.items()) check_texts(item, lines);
+  } else if (std::holds_alternative<json::Object>(node.value().data)) {
+    for (const auto& [name, member] : node.members()) {
+      check(name);
+      check_texts(member, lines || name == "origin");
+    }
+  }
+}
+
 BundleCondition read_condition(const Node& node) {
+  no_nulls(node);
   BundleCondition condition{
       .name = node["name"].text(), .kind = node["kind"].text(), .classes = 0, .shape = {}};
+  if (condition.name.empty()) node["name"].expected("a text that is not empty");
   if (condition.kind == "condition") {
+    only(node, {"name", "shape", "low", "high"});
     condition.shape = read_sizes(node["shape"]);
+    read_interval(node);  // typical values, for the exporter
   } else if (condition.kind == "label" || condition.kind == "one_hot") {
+    only(node, {"name", "classes"});
     condition.classes = node["classes"].whole();
-    if (condition.classes < 1) node["classes"].expected("a whole number >= 1");
+    if (condition.classes < 1 || condition.classes > kMaxClasses) {
+      node["classes"].expected("a whole number from 1 to " + std::to_string(kMaxClasses));
+    }
   } else {
     node["kind"].expected("label, one_hot or condition");
   }
@@ -80,14 +118,35 @@ bool is_plain(const std::string& file) {
          file.find_first_of("/\\") == std::string::npos;
 }
 
-std::vector<std::string> read_operators(const Node& node) {
+bool is_identifier(const std::string& name) {
+  const auto is_part = [](char c) {
+    return c == '_' || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9');
+  };
+  return !name.empty() && !(name[0] >= '0' && name[0] <= '9') &&
+         std::all_of(name.begin(), name.end(), is_part);
+}
+
+FileRecord read_record(const Node& node) {
+  FileRecord record{.bytes = node["bytes"].whole(), .sha256 = node["sha256"].text()};
+  if (record.bytes < 0) node["bytes"].expected("a whole number >= 0");
+  if (record.sha256.size() != 64 ||
+      record.sha256.find_first_not_of("0123456789abcdef") != std::string::npos) {
+    node["sha256"].expected("64 hexadecimal digits in lower case");
+  }
+  return record;
+}
+
+std::vector<std::string> read_operators(const Node& function, const char* key, bool required) {
   std::vector<std::string> names;
-  for (const Node& name : node.items()) names.push_back(name.text());
-  if (names.empty()) node.expected("at least one operator");
+  const std::optional<Node> node = required ? function[key] : function.find(key);
+  if (!node) return names;
+  for (const Node& name : node->items()) names.push_back(name.text());
+  if (names.empty() && required) node->expected("at least one operator");
   return names;
 }
 
 BundleFunction read_function(const Node& node) {
+  no_nulls(node);
   BundleFunction function{.name = node["name"].text(),
                           .loss = {},
                           .runtime = node["runtime"].text(),
@@ -105,27 +164,32 @@ BundleFunction read_function(const Node& node) {
     node["runtime"].expected("onnx or torchscript, which is what this pyinv has");
   }
   const bool is_normal_equations = function.name == "normal_equations";
-  if (function.name == "objective" || is_normal_equations) {
-    if (function.loss.empty()) node.fail("has no \"loss\"");
-    if (function.runtime == "onnx") {
-      function.operators = {read_operators(node["operators"]),
-                            read_operators(node["input_operators"])};
-    }
-  }
+  const bool has_loss = function.name == "objective" || is_normal_equations;
+  if (has_loss && function.loss.empty()) node.fail("has no \"loss\"");
+  const bool listed = has_loss && function.runtime == "onnx";
+  function.operators = {read_operators(node, "operators", listed),
+                        read_operators(node, "input_operators", listed)};
   if (is_normal_equations && !function.bytes_per_target) {
     node.fail("has no \"bytes_per_target\"");
   }
-  if (function.runtime == "torchscript" && function.method.empty()) {
-    node.fail("has no \"method\"");
+  if (function.runtime == "torchscript") {
+    if (!is_identifier(function.method)) {
+      node.fail("needs a \"method\", the name of a method in its file, got \"" +
+                printable(function.method) + "\"");
+    }
+  } else if (node.find("method")) {
+    node.fail("has a \"method\", and only functions for torchscript have one");
   }
   return function;
 }
 
-void read_manifest(const Node& manifest, Bundle& bundle) {
+void read_document(const Node& manifest, Bundle& bundle) {
   if (const auto format = manifest.find("format"); !format || format->text() != kFormat) {
     manifest.fail(std::string("is not a pyinv bundle's: it has no \"format\": \"") + kFormat +
                   "\"");
   }
+  check_texts(manifest);
+  no_nulls(manifest);
   const int64_t version = manifest["format_version"].whole();
   if (version < 1) manifest["format_version"].expected("at least 1");
   if (version > kFormatVersion) {
@@ -133,11 +197,23 @@ void read_manifest(const Node& manifest, Bundle& bundle) {
                   std::to_string(kFormatVersion) + "; upgrade with `pip install --upgrade pyinv`");
   }
   if (const auto name = manifest.find("name")) bundle.name = name->text();
+  for (const char* key : {"exporter", "origin"}) {
+    if (const auto object = manifest.find(key)) object->members();
+  }
+  const Node files = manifest["files"];
+  for (const auto& [name, record] : files.members()) {
+    if (!is_plain(name)) files.fail("must hold plain file names, got \"" + printable(name) + "\"");
+    bundle.files.emplace(name, read_record(record));
+  }
   bundle.latent_shape = read_shape(manifest["latent_shape"]);
   bundle.image_shape = read_shape(manifest["image_shape"]);
   if (const auto conditions = manifest.find("conditions")) {
     for (const Node& condition : conditions->items()) {
-      bundle.conditions.push_back(read_condition(condition));
+      const BundleCondition read = read_condition(condition);
+      for (const BundleCondition& other : bundle.conditions) {
+        if (other.name == read.name) condition["name"].fail("is that of another condition");
+      }
+      bundle.conditions.push_back(read);
     }
     if (bundle.condition_size() > kMaxValues) {
       conditions->fail("must hold at most " + std::to_string(kMaxValues) + " values");
@@ -160,9 +236,9 @@ void read_manifest(const Node& manifest, Bundle& bundle) {
   if (const auto bounded = manifest.find("bounded")) bundle.bounded = bounded->flag();
   if (const auto file = manifest.find("preconditioner")) {
     bundle.preconditioner_file = file->text();
-    const auto record = manifest["files"].find(bundle.preconditioner_file);
-    if (!record) file->fail("names a file that is not in files: " + bundle.preconditioner_file);
-    const int64_t size = bundle.latent_size(), bytes = (*record)["bytes"].whole();
+    const auto record = bundle.files.find(bundle.preconditioner_file);
+    if (record == bundle.files.end()) file->expected("a name in files");
+    const int64_t size = bundle.latent_size(), bytes = record->second.bytes;
     if (size > kMaxPreconditioned || bytes != size * size * int64_t{sizeof(float)}) {
       const std::string number = std::to_string(size);
       file->fail("must hold " + number + " x " + number +
@@ -170,6 +246,7 @@ void read_manifest(const Node& manifest, Bundle& bundle) {
                  " components; it has " + std::to_string(bytes) + " bytes");
     }
   }
+  no_nulls(manifest["prior"]);
   bundle.prior = read_prior(manifest["prior"]);
   const std::string& batch_norm = manifest["batch_norm"].text();
   if (batch_norm != "eval" && batch_norm != "batch") {
@@ -178,18 +255,20 @@ void read_manifest(const Node& manifest, Bundle& bundle) {
   bundle.batch_norm = batch_norm == "batch" ? BatchNorm::batch : BatchNorm::eval;
   for (const Node& function : manifest["functions"].items()) {
     bundle.functions.push_back(read_function(function));
-    if (!manifest["files"].find(bundle.functions.back().file)) {
-      function.fail("names a file that is not in files: " + bundle.functions.back().file);
+    if (!bundle.files.contains(bundle.functions.back().file)) {
+      function["file"].expected("a name in files");
     }
+  }
+  if (bundle.observes() != manifest.find("observation_shape").has_value()) {
+    manifest.fail("must have both the function \"observe\" and an observation_shape, or neither");
   }
 }
 
 // `solved`: this runtime's losses with normal equations; `all_solved`: those of any runtime.
 void check_normal_equations(const Bundle& bundle, const std::string& runtime,
                             const std::vector<std::string>& losses, std::vector<std::string> solved,
-                            std::vector<std::string> all_solved) {
+                            const std::vector<std::string>& all_solved) {
   std::sort(solved.begin(), solved.end());
-  std::sort(all_solved.begin(), all_solved.end());
   for (const std::string& loss : solved) {
     if (!std::binary_search(losses.begin(), losses.end(), loss)) {
       throw BundleError("functions hold normal equations for " + runtime + " of the loss \"" +
@@ -204,13 +283,15 @@ void check_normal_equations(const Bundle& bundle, const std::string& runtime,
         "normal equations are of each image alone, and with batch_norm \"batch\" images depend on "
         "one another");
   }
-  if (solved != all_solved) {
-    throw BundleError("functions must hold the same normal equations for each runtime");
+  for (const std::string& loss : all_solved) {
+    if (std::binary_search(solved.begin(), solved.end(), loss)) continue;
+    throw BundleError("functions must hold the same normal equations for each runtime; " + runtime +
+                      " has none of " + loss);
   }
 }
 
 void check_functions(const Bundle& bundle) {
-  std::vector<std::string> losses;
+  const std::vector<std::string> losses = bundle.losses();
   std::vector<std::string> all_solved;  // the losses with normal equations
   for (const std::string& runtime : bundle.runtimes()) {
     int64_t forwards = 0, encoders = 0, observers = 0;
@@ -238,12 +319,12 @@ void check_functions(const Bundle& bundle) {
       throw BundleError("functions must hold one \"objective\" or more for " + runtime +
                         ", each with its own loss");
     }
-    if (losses.empty()) losses = found;
-    if (losses != found) throw BundleError("functions must hold the same losses for each runtime");
-    check_normal_equations(bundle, runtime, losses, std::move(solved), all_solved);
-  }
-  if (bundle.target_shape != bundle.image_shape && !bundle.observes()) {
-    throw BundleError("has an observation_shape, and functions hold no \"observe\"");
+    for (const std::string& loss : losses) {
+      if (std::binary_search(found.begin(), found.end(), loss)) continue;
+      throw BundleError("functions must hold the same losses for each runtime; " + runtime +
+                        " has no " + loss);
+    }
+    check_normal_equations(bundle, runtime, found, std::move(solved), all_solved);
   }
   if (losses.empty()) throw BundleError("functions must hold a \"forward\" and an \"objective\"");
 }
@@ -258,7 +339,7 @@ fs::file_type type_of(const fs::path& path, const std::string& what) {
   return type;
 }
 
-void check_file(const fs::path& path, int64_t expected) {
+void check_file(const fs::path& path, const FileRecord& expected, bool contents) {
   const std::string name = path.string();
   const fs::file_type type = type_of(path, name + ":");
   if (type == fs::file_type::not_found)
@@ -267,13 +348,20 @@ void check_file(const fs::path& path, int64_t expected) {
   std::error_code error;
   const uintmax_t size = fs::file_size(path, error);
   if (error) throw BundleError(name + ": cannot be read (" + error.message() + ")");
-  if (size != static_cast<uintmax_t>(expected)) {
-    throw BundleError(name + ": expected " + std::to_string(expected) + " bytes, found " +
+  if (size != static_cast<uintmax_t>(expected.bytes)) {
+    throw BundleError(name + ": expected " + std::to_string(expected.bytes) + " bytes, found " +
                       std::to_string(size) + kFix);
+  }
+  if (!contents) return;
+  const std::string digest = sha256_of(path);
+  if (digest.empty()) throw BundleError(name + ": cannot be read");
+  if (digest != expected.sha256) {
+    throw BundleError(name + ": its SHA-256 is not the manifest's, so it was changed or damaged" +
+                      kFix);
   }
 }
 
-std::string read_text(const fs::path& folder) {
+std::string content_of_manifest(const fs::path& folder) {
   const fs::file_type type = type_of(folder, "the folder");
   if (type == fs::file_type::not_found) {
     throw BundleError("no such bundle; expected the folder that export wrote");
@@ -290,16 +378,13 @@ std::string read_text(const fs::path& folder) {
   if (manifest != fs::file_type::regular) {
     throw BundleError(std::string(kManifest) + " must be a file" + kFix);
   }
-  std::string text;
+  std::string text(kMaxManifest + 1, '\0');
   std::ifstream file(path, std::ios::binary);
-  if (file) {
-    try {
-      text.assign(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>());
-    } catch (const std::ios_base::failure&) {  // libstdc++ throws it for disk errors
-      file.setstate(std::ios::badbit);
-    }
+  file.read(text.data(), static_cast<std::streamsize>(text.size()));
+  text.resize(static_cast<size_t>(file.gcount()));
+  if (!file.eof() && text.size() <= kMaxManifest) {
+    throw BundleError(std::string(kManifest) + " cannot be read");
   }
-  if (!file) throw BundleError(std::string(kManifest) + " cannot be read");
   return text;
 }
 
@@ -329,32 +414,50 @@ const BundleFunction* find(const Bundle& bundle, std::string_view name,
 
 }  // namespace
 
-Bundle Bundle::open(const fs::path& folder) {
-  Bundle bundle;
-  bundle.path = folder;
-  std::vector<std::pair<std::string, int64_t>> sizes;
+std::string read_manifest(const fs::path& folder) {
   try {
-    json::Value document;
-    const std::string text = read_text(folder);
-    try {
-      document = json::parse(text);
-    } catch (const json::Error& error) {
-      throw BundleError(std::string(kManifest) + " is not valid JSON: " + error.what() + kFix);
-    }
-    const Node manifest(document, kManifest);
-    read_manifest(manifest, bundle);
-    check_functions(bundle);
-    for (const auto& [name, record] : manifest["files"].members()) {
-      if (!is_plain(name)) record.fail("must be a plain file name");
-      sizes.emplace_back(name, record["bytes"].whole());
-    }
-  } catch (const json::Error& error) {
-    throw BundleError(folder.string() + ": " + error.what());
+    return content_of_manifest(folder);
   } catch (const BundleError& error) {
     throw BundleError(folder.string() + ": " + error.what());
   }
-  for (const auto& [name, bytes] : sizes) check_file(folder / name, bytes);
+}
+
+Bundle Bundle::parse(std::string_view manifest) {
+  if (manifest.size() > kMaxManifest) {
+    throw BundleError(std::string(kManifest) + " must hold at most " +
+                      std::to_string(kMaxManifest) + " bytes" + kFix);
+  }
+  json::Value document;
+  try {
+    document = json::parse(manifest);
+  } catch (const json::Error& error) {
+    throw BundleError(std::string(kManifest) + " is not valid JSON: " + error.what() + kFix);
+  }
+  Bundle bundle;
+  try {
+    read_document(Node(document, kManifest), bundle);
+  } catch (const json::Error& error) {
+    throw BundleError(error.what());
+  }
+  check_functions(bundle);
   return bundle;
+}
+
+Bundle Bundle::open(const fs::path& folder) {
+  const std::string manifest = read_manifest(folder);
+  Bundle bundle;
+  try {
+    bundle = parse(manifest);
+  } catch (const BundleError& error) {
+    throw BundleError(folder.string() + ": " + error.what());
+  }
+  bundle.path = folder;
+  bundle.check_files(true);
+  return bundle;
+}
+
+void Bundle::check_files(bool contents) const {
+  for (const auto& [name, record] : files) check_file(path / name, record, contents);
 }
 
 int64_t Bundle::latent_size() const { return product(latent_shape); }

@@ -4,6 +4,8 @@
 #include <charconv>
 #include <unordered_set>
 
+#include "printable.h"
+
 namespace pyinv::json {
 namespace {
 
@@ -30,32 +32,6 @@ void append_utf8(std::string& text, uint32_t code) {
   }
 }
 
-// The length of the UTF-8 sequence at the start of `text`, which is not empty; 0 if it is invalid
-// (RFC 3629: no overlong forms, no surrogates, nothing above U+10FFFF).
-size_t utf8_length(std::string_view text) {
-  const auto byte = [&text](size_t i) { return static_cast<uint8_t>(text[i]); };
-  const uint8_t first = byte(0);
-  if (first < 0x80) return 1;
-  size_t length = 0;
-  uint8_t low = 0x80, high = 0xBF;  // bounds of the second byte
-  if (first >= 0xC2 && first <= 0xDF) {
-    length = 2;
-  } else if (first >= 0xE0 && first <= 0xEF) {
-    length = 3;
-    if (first == 0xE0) low = 0xA0;
-    if (first == 0xED) high = 0x9F;
-  } else if (first >= 0xF0 && first <= 0xF4) {
-    length = 4;
-    if (first == 0xF0) low = 0x90;
-    if (first == 0xF4) high = 0x8F;
-  }
-  if (!length || text.size() < length || byte(1) < low || byte(1) > high) return 0;
-  for (size_t i = 2; i < length; ++i) {
-    if (byte(i) < 0x80 || byte(i) > 0xBF) return 0;
-  }
-  return length;
-}
-
 class Parser {
  public:
   explicit Parser(std::string_view text) : text_(text) {}
@@ -74,10 +50,9 @@ class Parser {
     const size_t start = before.rfind('\n') + 1;  // npos + 1 is 0
     std::string found = "the end";
     if (at_ < text_.size()) {
-      const size_t length = utf8_length(text_.substr(at_));
-      found = length && static_cast<uint8_t>(text_[at_]) >= ' '
-                  ? "'" + std::string(text_.substr(at_, length)) + "'"
-                  : "byte " + std::to_string(static_cast<uint8_t>(text_[at_]));
+      const size_t length = printable_length(text_.substr(at_));
+      found = length ? "'" + std::string(text_.substr(at_, length)) + "'"
+                     : "byte " + std::to_string(static_cast<uint8_t>(text_[at_]));
     }
     throw Error("line " + std::to_string(line) + ", column " + std::to_string(at_ - start + 1) +
                 ": " + problem + ", found " + found);
@@ -140,7 +115,7 @@ class Parser {
       std::string key = read_string();
       if (!keys.insert(key).second) {
         at_ = start;
-        fail("expected each key once, but \"" + key + "\" came before");
+        fail("expected each key once, but \"" + printable(key) + "\" came before");
       }
       skip_space();
       if (!take(':')) fail("expected ':'");
@@ -257,7 +232,7 @@ std::string describe(const Value& value) {
       char text[32];
       return {text, std::to_chars(text, text + sizeof text, number).ptr};
     }
-    std::string operator()(const std::string& text) const { return "\"" + text + "\""; }
+    std::string operator()(const std::string& text) const { return "\"" + printable(text) + "\""; }
     std::string operator()(const Array&) const { return "an array"; }
     std::string operator()(const Object&) const { return "an object"; }
   };
@@ -282,7 +257,7 @@ void Node::expected(const std::string& what) const {
 }
 
 Node Node::child(std::string_view key, const Value& value) const {
-  return Node(value, path_ + "." + std::string(key));
+  return Node(value, path_ + "." + printable(key));
 }
 
 std::optional<Node> Node::find(std::string_view key) const {

@@ -46,6 +46,7 @@ class Node {
   std::optional<Node> find(std::string_view key) const;       // empty for null too
   std::vector<std::pair<std::string, Node>> members() const;  // of an object
   std::vector<Node> items() const;                            // of an array
+  const Value& value() const { return *value_; }
 
   double number() const;  // finite
   int64_t whole() const;

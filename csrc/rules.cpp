@@ -5,13 +5,30 @@
 #include <initializer_list>
 #include <limits>
 #include <optional>
+#include <tuple>
 
+#include "printable.h"
 #include "solvers/solvers.h"
 
 namespace pyinv {
-namespace {
 
 using json::Node;
+
+void only(const Node& rule, std::initializer_list<std::string_view> settings) {
+  for (const auto& [name, node] : rule.members()) {
+    if (name == "kind" || std::find(settings.begin(), settings.end(), name) != settings.end()) {
+      continue;
+    }
+    std::string known;
+    for (std::string_view setting : settings) {
+      known += (known.empty() ? "" : ", ") + std::string(setting);
+    }
+    rule.fail("has no setting \"" + printable(name) + "\", only " +
+              (known.empty() ? "its kind" : known));
+  }
+}
+
+namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
@@ -102,19 +119,6 @@ size_t choice(const Node& rule, std::string_view key,
     found->expected(wanted);
   }
   return static_cast<size_t>(at - choices.begin());
-}
-
-void only(const Node& rule, std::initializer_list<std::string_view> settings) {
-  for (const auto& [name, node] : rule.members()) {
-    if (name == "kind" || std::find(settings.begin(), settings.end(), name) != settings.end()) {
-      continue;
-    }
-    std::string known;
-    for (std::string_view setting : settings) {
-      known += (known.empty() ? "" : ", ") + std::string(setting);
-    }
-    rule.fail("has no setting \"" + name + "\", only " + (known.empty() ? "its kind" : known));
-  }
 }
 
 std::string kind_of(const Node& rule) { return rule["kind"].text(); }
@@ -371,15 +375,19 @@ auto parse_rule(std::string_view text, const char* what, Read read) {
 
 }  // namespace
 
+std::pair<float, float> read_interval(const Node& rule) {
+  const float low = number32(rule, "low", kAny, -1.0), high = number32(rule, "high", kAny, 1.0);
+  if (low >= high) rule.fail("must have its low below its high");
+  return {low, high};
+}
+
 Prior read_prior(const Node& rule) {
   const std::string kind = kind_of(rule);
   Prior prior;
   if (kind == "uniform") {
     only(rule, {"low", "high"});
     prior.kind = PriorKind::uniform;
-    prior.low = number32(rule, "low", kAny, -1.0);
-    prior.high = number32(rule, "high", kAny, 1.0);
-    if (prior.low >= prior.high) rule.fail("must have its low below its high");
+    std::tie(prior.low, prior.high) = read_interval(rule);
   } else if (kind == "normal") {
     only(rule, {"mean", "std"});
     prior.kind = PriorKind::normal;

@@ -3,6 +3,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <pybind11/stl/filesystem.h>
 
 #include <algorithm>
 #include <chrono>
@@ -21,10 +22,12 @@
 #include "onnxruntime/objective.h"
 #include "onnxruntime/session.h"
 #include "philox.h"
+#include "pyinv/bundle.h"
 #include "pyinv/engine.h"
 #include "pyinv/onnxruntime.h"
 #include "pyinv/rules.h"
 #include "rules.h"
+#include "sha256.h"
 #include "solvers/levenberg_marquardt.h"
 #include "stream.h"
 #include "unlocked.h"
@@ -366,7 +369,32 @@ PYBIND11_MODULE(_core, module) {
       },
       "prior"_a, "seed"_a, "target_ids"_a, "restart"_a, "size"_a);
 
+  module.def(
+      "read_manifest",
+      [](const std::filesystem::path& folder) { return py::bytes(read_manifest(folder)); },
+      "folder"_a);
+  module.def(
+      "check_manifest", [](const py::bytes& content) { Bundle::parse(std::string(content)); },
+      "content"_a);
+  module.def(
+      "check_files",
+      [](const std::filesystem::path& folder, const py::bytes& manifest, bool contents) {
+        Bundle bundle = Bundle::parse(std::string(manifest));
+        bundle.path = folder;
+        const Unlocked unlocked;
+        bundle.check_files(contents);
+      },
+      "folder"_a, "manifest"_a, "contents"_a);
+
   // For tests and benchmarks.
+  module.def(
+      "sha256",
+      [](const std::vector<std::string>& parts, bool portable) {
+        Sha256 digest(portable);
+        for (const std::string& part : parts) digest.add(part);
+        return digest.hexadecimal();
+      },
+      "parts"_a, "portable"_a);
   module.def(
       "parse_json", [](const std::string& text) { return to_python(json::parse(text)); }, "text"_a);
   module.def("onnx_recordable", &ort::recordable, "operators"_a);

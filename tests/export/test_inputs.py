@@ -700,12 +700,18 @@ def test_conditions_come_back_from_the_manifest(bundles: Callable[[str], Path]) 
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ([{"kind": "label", "classes": 3}], "the manifest has no 'name'"),
-        ([{"name": "a", "kind": "labels"}], "unknown condition 'labels'; there are condition, "),
-        ([{"name": "a", "kind": "label", "classes": 0}], "classes must be a whole number >= 1"),
-        ([{"name": "a", "kind": "condition", "shape": [2**31]}], "Condition: shape must be"),
-        ([{"name": "a", "kind": "label", "classes": 2}] * 2, "must have different names, got 'a'"),
-        ("label", "wrong type"),
+        ([{"kind": "label", "classes": 3}], 'conditions\\[0\\] has no "name"'),
+        ([{"name": "a", "kind": "labels"}], 'must be label, one_hot or condition, got "labels"'),
+        (
+            [{"name": "a", "kind": "label", "classes": 0}],
+            "classes must be a whole number from 1 to 16777216",
+        ),
+        (
+            [{"name": "a", "kind": "condition", "shape": [2**31]}],
+            "shape must hold at most 2147483647 values",
+        ),
+        ([{"name": "a", "kind": "label", "classes": 2}] * 2, "is that of another condition"),
+        ("label", "conditions must be an array"),
     ],
 )
 def test_a_manifest_with_wrong_conditions_is_refused(

@@ -441,7 +441,7 @@ def drop(path: Path, *names: str) -> None:
 
 def with_file(path: Path, name: str) -> None:
     manifest = json.loads(path.read_text())
-    change(path, files={**manifest["files"], name: {"bytes": 1, "sha256": ""}})
+    change(path, files={**manifest["files"], name: {"bytes": 1, "sha256": 64 * "0"}})
 
 
 def with_functions(path: Path, *keep: int, **entries: object) -> None:
@@ -550,10 +550,13 @@ BROKEN_BUNDLES = {
     ),
     "condition of no class": (
         lambda m: change(m, conditions=[{"name": "a", "kind": "one_hot", "classes": 0}]),
-        "conditions[0].classes must be a whole number >= 1, got 0",
+        "conditions[0].classes must be a whole number from 1 to 16777216, got 0",
     ),
     "too many conditions": (
-        lambda m: change(m, conditions=2 * [{"name": "a", "kind": "condition", "shape": [2**30]}]),
+        lambda m: change(
+            m,
+            conditions=[{"name": n, "kind": "condition", "shape": [2**30]} for n in "ab"],
+        ),
         "conditions must hold at most 2147483647 values",
     ),
     "too large": (
@@ -584,14 +587,14 @@ BROKEN_BUNDLES = {
     "no forward": (lambda m: with_functions(m, 1), 'functions must hold one "forward" for onnx'),
     "two forwards": (lambda m: with_functions(m, 0, 0, 1), 'functions must hold one "forward"'),
     "a loss twice": (lambda m: with_functions(m, 0, 1, 1), "each with its own loss"),
-    "no loss": (lambda m: with_functions(m, 0, 1, loss=None), 'functions[1] has no "loss"'),
+    "no loss": (lambda m: with_functions(m, 0, 1, loss=None), "functions[1].loss must not be null"),
     "runtime": (
         lambda m: with_functions(m, 0, 1, runtime="tflite"),
         "functions[1].runtime must be onnx or torchscript",
     ),
     "method": (
         lambda m: with_functions(m, 0, 1, runtime="torchscript"),
-        'functions[1] has no "method"',
+        'functions[1] needs a "method"',
     ),
     "normal equations of no loss": (
         lambda m: with_functions(m, 0, 1, 1, name="normal_equations", loss="l1", **SOLVED),
@@ -611,7 +614,7 @@ BROKEN_BUNDLES = {
     ),
     "operators": (
         lambda m: with_functions(m, 0, 1, operators=None),
-        'functions[1] has no "operators"',
+        "functions[1].operators must not be null",
     ),
     "no operators at the inputs": (
         lambda m: with_functions(m, 0, 1, input_operators=[]),
@@ -631,16 +634,23 @@ BROKEN_BUNDLES = {
     ),
     "an observation without observe": (
         lambda m: change(m, observation_shape=[3]),
-        'has an observation_shape, and functions hold no "observe"',
+        'both the function "observe" and an observation_shape, or neither',
     ),
     "unlisted": (
         lambda m: with_functions(m, 0, 1, file="other.onnx"),
-        "functions[1] names a file that is not in files: other.onnx",
+        'functions[1].file must be a name in files, got "other.onnx"',
     ),
-    "path": (lambda m: with_file(m, "../weights.bin"), "must be a plain file name"),
+    "path": (
+        lambda m: with_file(m, "../weights.bin"),
+        'files must hold plain file names, got "../weights.bin"',
+    ),
     "missing file": (
         lambda m: (m.parent / "weights.bin").unlink(),
         "weights.bin: missing from the bundle; export or copy the bundle again",
+    ),
+    "changed file": (
+        lambda m: (m.parent / "weights.bin").write_bytes(bytes(4800)),
+        "weights.bin: its SHA-256 is not the manifest's",
     ),
     "truncated file": (
         lambda m: os.truncate(m.parent / "weights.bin", 100),

@@ -59,11 +59,18 @@ class OnnxObjective(Objective):
         most_at_once: int = 0,
         operators: Sequence[str] = (),
         input_operators: Sequence[str] = (),
+        files: Mapping[str, str] = {},  # the SHA-256 of what may be read; empty: unchecked
     ) -> None: ...
 
 class OnnxFunction:
     def __init__(
-        self, path: str, *, threads: int, device: Device | None = None, tf32: bool = False
+        self,
+        path: str,
+        *,
+        threads: int,
+        device: Device | None = None,
+        tf32: bool = False,
+        files: Mapping[str, str] = {},
     ) -> None: ...
     def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]: ...
 

@@ -320,7 +320,8 @@ class Session:
         path = self.bundle.file(function)
         if self.runtime == "onnx":
             name = "ONNX Runtime"
-            make = partial(getattr(_core, f"Onnx{kind}"), str(path))
+            digests = {file: record.sha256 for file, record in self.manifest.files.items()}
+            make = partial(getattr(_core, f"Onnx{kind}"), str(path), files=digests)
         else:
             from pyinv import _torch
 

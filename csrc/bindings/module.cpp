@@ -9,6 +9,7 @@
 #include <chrono>
 #include <exception>
 #include <limits>
+#include <map>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -243,14 +244,19 @@ RuntimeOptions runtime_options(int threads, std::shared_ptr<Device> device, bool
       .threads = threads, .device = std::move(device), .tf32 = tf32, .most_at_once = most_at_once};
 }
 
-std::unique_ptr<OnnxObjective> load_onnx_objective(const std::string& path, int threads,
-                                                   std::shared_ptr<Device> device, bool tf32,
-                                                   int64_t most_at_once,
-                                                   std::vector<std::string> operators,
-                                                   std::vector<std::string> input_operators) {
+ort::Files as_files(const std::map<std::string, std::string>& digests) {
+  ort::Files files;
+  for (const auto& [name, sha256] : digests) files[name].sha256 = sha256;
+  return files;
+}
+
+std::unique_ptr<OnnxObjective> load_onnx_objective(
+    const std::string& path, int threads, std::shared_ptr<Device> device, bool tf32,
+    int64_t most_at_once, std::vector<std::string> operators,
+    std::vector<std::string> input_operators, const std::map<std::string, std::string>& files) {
   return std::make_unique<OnnxObjective>(
       path, OnnxOperators{std::move(operators), std::move(input_operators)},
-      runtime_options(threads, std::move(device), tf32, most_at_once));
+      runtime_options(threads, std::move(device), tf32, most_at_once), as_files(files));
 }
 
 py::object to_python(const json::Value& value) {
@@ -335,16 +341,17 @@ PYBIND11_MODULE(_core, module) {
       .def(py::init(&load_onnx_objective), "path"_a, py::kw_only(), "threads"_a,
            "device"_a = py::none(), "tf32"_a = false, "most_at_once"_a = 0,
            "operators"_a = std::vector<std::string>{},
-           "input_operators"_a = std::vector<std::string>{}, py::call_guard<Unlocked>());
+           "input_operators"_a = std::vector<std::string>{},
+           "files"_a = std::map<std::string, std::string>{}, py::call_guard<Unlocked>());
 
   py::class_<ort::Function>(module, "OnnxFunction")
-      .def(py::init(
-               [](const std::string& path, int threads, std::shared_ptr<Device> device, bool tf32) {
-                 return std::make_unique<ort::Function>(
-                     path, runtime_options(threads, std::move(device), tf32, 0));
-               }),
+      .def(py::init([](const std::string& path, int threads, std::shared_ptr<Device> device,
+                       bool tf32, const std::map<std::string, std::string>& files) {
+             return std::make_unique<ort::Function>(
+                 path, runtime_options(threads, std::move(device), tf32, 0), as_files(files));
+           }),
            "path"_a, py::kw_only(), "threads"_a, "device"_a = py::none(), "tf32"_a = false,
-           py::call_guard<Unlocked>())
+           "files"_a = std::map<std::string, std::string>{}, py::call_guard<Unlocked>())
       .def("run", &run_function, "inputs"_a);
 
   module.def("invert", &invert, py::kw_only(), "objectives"_a, "recipe"_a, "prior"_a, "images"_a,

@@ -25,9 +25,12 @@
 
 namespace pyinv::ort {
 
-// KernelContext_ParallelFor, introduced in ONNX Runtime 1.17, is the newest slot below.
-inline constexpr std::uint32_t kApiVersion = 17;
-inline constexpr const char* kMinimumVersion = "1.17";
+// AddExternalInitializersFromFilesInMemory, introduced in ONNX Runtime 1.18, is the newest slot
+// below.
+inline constexpr std::uint32_t kApiVersion = 18;
+inline constexpr const char* kMinimumVersion = "1.18";
+// Of OrtCustomOp, whose later members are not declared here.
+inline constexpr std::uint32_t kCustomOpVersion = 17;
 
 struct OrtApi;
 struct OrtCUDAProviderOptionsV2;
@@ -81,9 +84,9 @@ enum OrtCustomOpInputOutputCharacteristic : int {
   INPUT_OUTPUT_OPTIONAL = 1,
 };
 
-// A custom operator in the form that ONNX Runtime calls. Set `version` to kApiVersion: the library
-// reads only members of this version (which ends at GetEndVersion) and passes the callbacks an
-// OrtApi of this version. These callbacks may be null: CreateKernel and KernelCompute if the V2
+// A custom operator in the form that ONNX Runtime calls. Set `version` to kCustomOpVersion: the
+// library reads only members of this version (which ends at GetEndVersion) and passes the callbacks
+// an OrtApi of this version. These callbacks may be null: CreateKernel and KernelCompute if the V2
 // versions, which can report errors, are set; InferOutputShapeFn; and the variadic callbacks if the
 // operator is not variadic.
 struct OrtCustomOp {
@@ -154,6 +157,11 @@ inline constexpr Slot<24, OrtStatus*(OrtSessionOptions*, int threads)> SetIntraO
 inline constexpr Slot<25, OrtStatus*(OrtSessionOptions*, int threads)> SetInterOpNumThreads;
 inline constexpr Slot<130, OrtStatus*(OrtSessionOptions*, const char* key, const char* value)>
     AddSessionConfigEntry;
+// External data by the name of its file; the contents are copied when a session is created.
+inline constexpr Slot<279, OrtStatus*(OrtSessionOptions*, const OrtPathChar* const* names,
+                                      char* const* contents, const std::size_t* bytes,
+                                      std::size_t count)>
+    AddExternalInitializersFromFilesInMemory;
 inline constexpr Slot<100, void(OrtSessionOptions*)> ReleaseSessionOptions;
 
 // The CUDA execution provider. UpdateCUDAProviderOptions resets to the defaults and takes strings;
@@ -175,6 +183,9 @@ inline constexpr Slot<208, void(OrtCUDAProviderOptionsV2*)> ReleaseCUDAProviderO
 inline constexpr Slot<7, OrtStatus*(const OrtEnv*, const OrtPathChar* path,
                                     const OrtSessionOptions*, OrtSession**)>
     CreateSession;
+inline constexpr Slot<8, OrtStatus*(const OrtEnv*, const void* model, std::size_t bytes,
+                                    const OrtSessionOptions*, OrtSession**)>
+    CreateSessionFromArray;
 inline constexpr Slot<9, OrtStatus*(OrtSession*, const OrtRunOptions*, const char* const* names,
                                     const OrtValue* const* inputs, std::size_t input_count,
                                     const char* const* output_names, std::size_t output_count,

@@ -5,6 +5,7 @@
 #include <stdexcept>
 #include <system_error>
 
+#include "printable.h"
 #include "pyinv/device.h"
 
 #ifdef _WIN32
@@ -90,7 +91,7 @@ bool is_out_of_memory(const std::string& message) {
 
 void check(const OrtApi* table, OrtStatus* status, std::string_view subject) {
   if (!status) return;
-  const std::string reason = one_line(GetErrorMessage(table, status));
+  const std::string reason = printable(one_line(GetErrorMessage(table, status)), 4000);
   ReleaseStatus(table, status);
   const std::string message = std::string(subject) + ": ONNX Runtime: " + reason;
   if (is_out_of_memory(reason)) throw OutOfMemory(message + "; fewer lanes need less");

@@ -206,8 +206,8 @@ void OnnxEvaluator::run(int64_t first, int64_t count) {
 }  // namespace
 
 OnnxObjective::OnnxObjective(const std::filesystem::path& file, const OnnxOperators& operators,
-                             const RuntimeOptions& options)
-    : model_(file, options), most_at_once_(options.most_at_once) {
+                             const RuntimeOptions& options, const ort::Files& files)
+    : model_(file, options, files), most_at_once_(options.most_at_once) {
   check_signature(model_.file(), "input", model_.inputs(), kInputs);
   check_signature(model_.file(), "output", model_.outputs(), kOutputs);
 

@@ -19,7 +19,7 @@ class PYINV_API OnnxObjective : public Objective {
  public:
   // Throws as onnx_objective.
   OnnxObjective(const std::filesystem::path& file, const OnnxOperators& operators,
-                const RuntimeOptions& options);
+                const RuntimeOptions& options, const ort::Files& files = {});
 
   int64_t latent_size() const override { return latent_size_; }
   int64_t image_size() const override { return image_size_; }

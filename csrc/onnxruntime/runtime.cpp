@@ -16,9 +16,12 @@ using ort::TensorInfo;
 // float32. Its user sees either a generator or an encoder.
 class Network : public Generator, public Encoder {
  public:
-  Network(const std::filesystem::path& file, const RuntimeOptions& options, const char* kind,
-          const char* input, const char* output)
-      : file_(file.string()), input_(input), output_(output), function_(file, options) {
+  Network(const Bundle& bundle, const BundleFunction& function, const RuntimeOptions& options,
+          const char* kind, const char* input, const char* output)
+      : file_(bundle.file(function).string()),
+        input_(input),
+        output_(output),
+        function_(bundle.file(function), options, bundle.files) {
     for (const TensorInfo& info : function_.inputs()) {
       if (info.name == input_) input_shape_ = row_shape(info);
       if (info.name == "condition") condition_shape_ = row_shape(info);
@@ -106,20 +109,20 @@ std::string load_onnxruntime(const std::filesystem::path& library) {
   return ort::load_library(library);
 }
 
-std::unique_ptr<Objective> onnx_objective(const std::filesystem::path& file,
-                                          const OnnxOperators& operators,
+std::unique_ptr<Objective> onnx_objective(const Bundle& bundle, const BundleFunction& function,
                                           const RuntimeOptions& options) {
-  return std::make_unique<OnnxObjective>(file, operators, options);
+  return std::make_unique<OnnxObjective>(bundle.file(function), function.operators, options,
+                                         bundle.files);
 }
 
-std::unique_ptr<Generator> onnx_generator(const std::filesystem::path& file,
+std::unique_ptr<Generator> onnx_generator(const Bundle& bundle, const BundleFunction& function,
                                           const RuntimeOptions& options) {
-  return std::make_unique<Network>(file, options, "a generator", "latent", "image");
+  return std::make_unique<Network>(bundle, function, options, "a generator", "latent", "image");
 }
 
-std::unique_ptr<Encoder> onnx_encoder(const std::filesystem::path& file,
+std::unique_ptr<Encoder> onnx_encoder(const Bundle& bundle, const BundleFunction& function,
                                       const RuntimeOptions& options) {
-  return std::make_unique<Network>(file, options, "an encoder", "image", "latent");
+  return std::make_unique<Network>(bundle, function, options, "an encoder", "image", "latent");
 }
 
 }  // namespace pyinv

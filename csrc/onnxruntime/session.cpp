@@ -6,6 +6,7 @@
 
 #include "backend.h"
 #include "ops/custom_ops.h"
+#include "printable.h"
 
 namespace pyinv::ort {
 namespace {
@@ -78,6 +79,11 @@ std::vector<TensorInfo> read_signature(OrtSession* session, std::string_view sub
     check(name_slot(api(), session, i, allocator, &name), subject);
     signature[i].name = name;
     check(AllocatorFree(api(), allocator, name), subject);
+    if (!is_printable(signature[i].name)) {
+      throw std::runtime_error(std::string(subject) +
+                               ": the name of an input or output must be printable, is \"" +
+                               printable(signature[i].name) + "\"");
+    }
 
     OrtTypeInfo* type = nullptr;
     check(type_slot(api(), session, i, &type), subject);
@@ -164,7 +170,7 @@ SessionOptions make_session_options(const RuntimeOptions& runtime, std::string_v
   return owner;
 }
 
-Session make_session(const fs::path& file, const RuntimeOptions& runtime) {
+Session make_session(const fs::path& file, const RuntimeOptions& runtime, const Files& files) {
   const std::string subject = file.string();
   if (runtime.threads < 1) {
     throw std::invalid_argument(subject + ": threads should be at least 1, is " +
@@ -172,12 +178,34 @@ Session make_session(const fs::path& file, const RuntimeOptions& runtime) {
   }
   if (!fs::is_regular_file(file)) throw std::runtime_error(subject + ": no such file");
   const SessionOptions options = make_session_options(runtime, subject);
+  ModelFiles model;
+  try {
+    model = read_model(file, files);
+  } catch (const std::runtime_error& error) {
+    throw std::runtime_error(subject + ": " + error.what());
+  }
+  // For tensors that are not initializers of the graph itself, which memory does not serve.
+  check(AddSessionConfigEntry(api(), options.get(),
+                              "session.model_external_initializers_file_folder_path",
+                              file.parent_path().string().c_str()),
+        subject);
+  for (auto& [name, content] : model.weights) {
+    const fs::path path = name;
+    const OrtPathChar* names[] = {path.c_str()};
+    char* const contents[] = {content.data()};
+    const size_t bytes[] = {content.size()};
+    check(AddExternalInitializersFromFilesInMemory(api(), options.get(), names, contents, bytes, 1),
+          subject);
+  }
   const auto exclusive = runtime.device->exclusive();
   // Creating a session waits for the whole GPU, which CUDA forbids during any stream's capture.
   std::unique_lock recording(capture_mutex, std::defer_lock);
   if (runtime.device->kind() == DeviceKind::cuda) recording.lock();
   OrtSession* session = nullptr;
-  check(CreateSession(api(), environment(), file.c_str(), options.get(), &session), subject);
+  check(model.mapped ? CreateSession(api(), environment(), file.c_str(), options.get(), &session)
+                     : CreateSessionFromArray(api(), environment(), model.graph.data(),
+                                              model.graph.size(), options.get(), &session),
+        subject);
   return Session(session);
 }
 
@@ -218,16 +246,17 @@ Value borrow_tensor(const TensorView& tensor, const Device& device, std::string_
   return Value(value);
 }
 
-Model::Model(const fs::path& file, const RuntimeOptions& options)
+Model::Model(const fs::path& file, const RuntimeOptions& options, const Files& files)
     : file_(file.string()),
       device_(options.device),
-      session_(make_session(file, options)),
+      session_(make_session(file, options, files)),
       inputs_(read_signature(session_.get(), file_, SessionGetInputCount, SessionGetInputName,
                              SessionGetInputTypeInfo)),
       outputs_(read_signature(session_.get(), file_, SessionGetOutputCount, SessionGetOutputName,
                               SessionGetOutputTypeInfo)) {}
 
-Function::Function(const fs::path& file, const RuntimeOptions& options) : model_(file, options) {
+Function::Function(const fs::path& file, const RuntimeOptions& options, const Files& files)
+    : model_(file, options, files) {
   for (const auto* signature : {&model_.inputs(), &model_.outputs()}) {
     for (const TensorInfo& info : *signature) {
       if (element_size(info.type)) continue;

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "onnxruntime/library.h"
+#include "onnxruntime/model_files.h"
 #include "pyinv/objective.h"
 
 namespace pyinv::ort {
@@ -37,12 +38,12 @@ std::string describe(ONNXTensorElementDataType type, const std::vector<int64_t>&
 // Wraps a tensor in `device`'s memory without copying it.
 Value borrow_tensor(const TensorView& tensor, const Device& device, std::string_view subject);
 
-// Loads the file, and its external data from the same folder.
+// Loads the file, and its external data from the same folder, both of which `files` must hold.
 class Model {
  public:
   // Throws std::runtime_error if the file is not a graph, DeviceError if this ONNX Runtime cannot
   // use the device, OutOfMemory.
-  Model(const std::filesystem::path& file, const RuntimeOptions& options);
+  Model(const std::filesystem::path& file, const RuntimeOptions& options, const Files& files);
 
   const std::vector<TensorInfo>& inputs() const { return inputs_; }
   const std::vector<TensorInfo>& outputs() const { return outputs_; }
@@ -68,7 +69,8 @@ class PYINV_API Function {
   };
 
   // Throws std::runtime_error for a graph with inputs or outputs other than tensors of numbers.
-  Function(const std::filesystem::path& file, const RuntimeOptions& options);
+  Function(const std::filesystem::path& file, const RuntimeOptions& options,
+           const Files& files = {});
 
   const std::vector<TensorInfo>& inputs() const { return model_.inputs(); }
   const std::vector<TensorInfo>& outputs() const { return model_.outputs(); }

@@ -345,7 +345,7 @@ Operator make_operator(const char* name, bool transposed, After after,
   op.transposed = transposed;
   op.after = after;
   op.weights = weights;
-  op.version = kApiVersion;
+  op.version = kCustomOpVersion;
   op.GetName = [](const OrtCustomOp* self) { return as_operator(self).name; };
   op.GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };
   op.GetInputType = [](const OrtCustomOp*, std::size_t) {

@@ -264,7 +264,7 @@ class Runtime {
       return pyinv::torch_generator(bundle_.file(function), function.method, options_);
     }
 #endif
-    return pyinv::onnx_generator(bundle_.file(function), options_);
+    return pyinv::onnx_generator(bundle_, function, options_);
   }
 
   std::unique_ptr<pyinv::Encoder> encoder() const {
@@ -274,7 +274,7 @@ class Runtime {
       return pyinv::torch_encoder(bundle_.file(function), function.method, options_);
     }
 #endif
-    return pyinv::onnx_encoder(bundle_.file(function), options_);
+    return pyinv::onnx_encoder(bundle_, function, options_);
   }
 
  private:
@@ -285,7 +285,7 @@ class Runtime {
       return pyinv::torch_objective(bundle_.file(function), function.method, options);
     }
 #endif
-    return pyinv::onnx_objective(bundle_.file(function), function.operators, options);
+    return pyinv::onnx_objective(bundle_, function, options);
   }
 
   const pyinv::Bundle& bundle_;

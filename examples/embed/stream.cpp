@@ -69,8 +69,7 @@ void invert(const char* folder) {
   }
   const pyinv::BundleFunction& function = bundle.objective("mse", "onnx");
   const int threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-  const auto objective =
-      pyinv::onnx_objective(bundle.file(function), function.operators, {.threads = threads});
+  const auto objective = pyinv::onnx_objective(bundle, function, {.threads = threads});
   const std::vector<float> preconditioner = bundle.preconditioner();
   pyinv::StreamOptions options;
   options.preconditioner = preconditioner.empty() ? nullptr : preconditioner.data();

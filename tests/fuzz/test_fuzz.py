@@ -12,7 +12,7 @@ from support.fuzzing import problems
 pytest.importorskip("torch")
 pytest.importorskip("onnx")
 
-CASES = {"fuzz.convolutions": 1000, "fuzz.manifests": 4000}
+CASES = {"fuzz.convolutions": 1000, "fuzz.manifests": 4000, "fuzz.onnx_files": 500}
 
 
 @pytest.mark.slow

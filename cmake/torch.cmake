@@ -26,6 +26,7 @@ message(STATUS "TorchScript runtime: with torch ${PYINV_TORCH_VERSION} in ${PYIN
 # Not find_package(Torch): with CUDA it requires the CUDA compiler and toolkit, which these sources
 # do not need, and adds its flags to everything that links to it.
 add_library(pyinv_torch SHARED
+  csrc/torch/archive.cpp
   csrc/torch/function.cpp
   csrc/torch/network.cpp
   csrc/torch/method.cpp

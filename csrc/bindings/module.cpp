@@ -31,6 +31,8 @@
 #include "sha256.h"
 #include "solvers/levenberg_marquardt.h"
 #include "stream.h"
+#include "torchscript_operators.h"
+#include "torchscript_source.h"
 #include "unlocked.h"
 
 namespace py = pybind11;
@@ -392,6 +394,21 @@ PYBIND11_MODULE(_core, module) {
         bundle.check_files(contents);
       },
       "folder"_a, "manifest"_a, "contents"_a);
+
+  // For the exporter, which reads TorchScript files with whatever torch is installed.
+  module.def("torchscript_allows", &torchscript::allows, "operator"_a);
+  module.def(
+      "torchscript_unlisted",
+      [](const py::bytes& source) {
+        return torchscript::unlisted_operators(static_cast<std::string_view>(source));
+      },
+      "source"_a);
+  module.def(
+      "torchscript_has_native_objects",
+      [](const py::bytes& pickle) {
+        return torchscript::has_native_objects(static_cast<std::string_view>(pickle));
+      },
+      "pickle"_a);
 
   // For tests and benchmarks.
   module.def(

@@ -3,8 +3,6 @@
 #include <ATen/ops/from_blob.h>
 #include <torch/csrc/jit/passes/freeze_module.h>
 #include <torch/csrc/jit/passes/frozen_graph_optimizations.h>
-#include <torch/csrc/jit/passes/inliner.h>
-#include <torch/csrc/jit/serialization/import.h>
 #include <torch/version.h>
 
 #include <algorithm>
@@ -12,8 +10,13 @@
 #include <numeric>
 #include <stdexcept>
 
+#include "torch/archive.h"
+#include "torchscript_source.h"
+
 namespace pyinv::torchscript {
 namespace {
+
+constexpr const char* kAgain = "; export it again with pyinv.export";
 
 // The cause of an error, as one line, from torch's long message.
 std::string cause(std::string text) {
@@ -68,7 +71,7 @@ Method::Method(const std::filesystem::path& file, const std::string& name,
 }
 
 void Method::load() {
-  module_ = torch::jit::load(file_, to_torch(*options_.device), /*load_debug_files=*/false);
+  module_ = load_module(file_, to_torch(*options_.device));
   const auto method = module_.find_method(name_);
   if (!method) {
     std::string known;
@@ -77,6 +80,7 @@ void Method::load() {
     }
     refuse("it has no method '" + name_ + "', only " + (known.empty() ? "none" : known));
   }
+  check_graph(*module_.get_method(name_).graph());
   sizes_ = read_sizes();
   const auto& declared = method->function().getSchema().arguments();
   arguments_.assign(declared.begin() + 1, declared.end());
@@ -136,7 +140,7 @@ c10::IValue Method::run(const std::vector<c10::IValue>& arguments) const {
 }
 
 void Method::refuse(const std::string& problem) const {
-  throw std::runtime_error(file_ + ": " + problem + "; export it again with pyinv.export");
+  throw std::runtime_error(file_ + ": " + problem + kAgain);
 }
 
 // Must be called within an exception handler.
@@ -144,6 +148,8 @@ void Method::rethrow() const {
   const std::string subject = file_ + ", " + name_;
   try {
     throw;
+  } catch (const Refused& refused) {
+    throw std::runtime_error(file_ + ": " + refused.what() + kAgain);
   } catch (const c10::Error& error) {
     const std::string text = error.what_without_backtrace();
     if (out_of_memory(error, text)) throw OutOfMemory(subject + ": " + cause(text));

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from pyinv.errors import ExportError
 
 from ..diagnostics import first_line, quiet
+from .torchscript_archive import check_archive, check_operator, check_tensor
 
 __all__ = ["Scripted", "load_torchscript"]
 
@@ -35,7 +36,8 @@ def load_torchscript(
     ``what`` names the file's contents in error messages.
 
     Raises:
-        ExportError: the file does not exist or is not a TorchScript file.
+        ExportError: the file does not exist, is not a TorchScript file, or has code or operators
+            that pyinv does not run from a file.
     """
     path = Path(path)
     if path.is_dir():
@@ -52,6 +54,7 @@ def load_torchscript(
             f"module) needs the {what}'s source; {other} save torch.jit.script({what.split()[-1]}) "
             "with torch.jit.save"
         )
+    check_archive(path)
     try:
         with quiet():
             module = torch.jit.load(str(path), map_location="cpu")
@@ -118,6 +121,13 @@ def _append(items: list[Any], item: Any) -> list[Any]:
     return items
 
 
+def _format(text: str, *values: Any) -> str:
+    # Not str.format, with which a text can read the attributes of the values.
+    for value in values:
+        text = text.replace("{}", str(value), 1)
+    return text
+
+
 # Operations on sizes, flags and lists, which run in Python; operations on tensors run in ATen.
 _PLAIN: dict[str, Callable[..., Any]] = {
     "aten::Bool": bool,
@@ -145,7 +155,7 @@ _PLAIN: dict[str, Callable[..., Any]] = {
     "aten::floor": math.floor,
     "aten::floor_divide": operator.floordiv,
     "aten::floordiv": operator.floordiv,
-    "aten::format": lambda text, *values: text.format(*values),
+    "aten::format": _format,
     "aten::ge": operator.ge,
     "aten::gt": operator.gt,
     "aten::is_floating_point": lambda x: x.is_floating_point(),
@@ -263,6 +273,7 @@ class Scripted(nn.Module):
                     "the TorchScript generator creates an object of a class of its own, which "
                     "cannot be exported: export the torch.nn.Module that it was made from"
                 )
+            check_operator(node.kind())
             if node.kind() == "prim::Constant":
                 value = node.output().toIValue()
                 self._values[names[0]] = self._own(value, key=names[0])
@@ -301,6 +312,7 @@ class Scripted(nn.Module):
     def _own(self, value: Any, *, key: Any) -> Any:
         """Return the value with its tensors registered as buffers of this module."""
         if isinstance(value, Tensor):
+            check_tensor(value)
             if key not in self._buffers_by_key:
                 self._buffers_by_key[key] = f"tensor_{len(self._buffers_by_key)}"
                 self.register_buffer(self._buffers_by_key[key], value.detach().clone())

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from pyinv import _core
 from pyinv.errors import ExportError
 
 from ..diagnostics import first_line, quiet
@@ -264,6 +265,11 @@ class _Source:
             raise ExportError(
                 f"the generator or a loss uses {getattr(target, '__name__', target)}, which "
                 "cannot be exported to TorchScript: write that layer with other operators"
+            )
+        if not _core.torchscript_allows(target._schema.name):
+            raise ExportError(
+                f"the generator or a loss uses {target._schema.name}, which the TorchScript runtime "
+                "does not run: write that layer with other operators"
             )
         space, _, operation = target._schema.name.partition("::")
         declared = target._schema.arguments

@@ -31,8 +31,9 @@
 #include "sha256.h"
 #include "solvers/levenberg_marquardt.h"
 #include "stream.h"
-#include "torchscript_operators.h"
-#include "torchscript_source.h"
+#include "torchscript/operators.h"
+#include "torchscript/pickle.h"
+#include "torchscript/source.h"
 #include "unlocked.h"
 
 namespace py = pybind11;
@@ -404,9 +405,13 @@ PYBIND11_MODULE(_core, module) {
       },
       "source"_a);
   module.def(
-      "torchscript_has_native_objects",
+      "torchscript_storages",
       [](const py::bytes& pickle) {
-        return torchscript::has_native_objects(static_cast<std::string_view>(pickle));
+        py::list found;
+        for (const auto& storage : torchscript::storages(static_cast<std::string_view>(pickle))) {
+          found.append(py::make_tuple(py::bytes(storage.record), storage.bytes));
+        }
+        return found;
       },
       "pickle"_a);
 

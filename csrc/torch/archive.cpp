@@ -12,8 +12,9 @@
 #include <string_view>
 #include <utility>
 
-#include "torchscript_operators.h"
-#include "torchscript_source.h"
+#include "torchscript/operators.h"
+#include "torchscript/pickle.h"
+#include "torchscript/source.h"
 
 namespace pyinv::torchscript {
 namespace {
@@ -57,20 +58,20 @@ void check_sizes(PyTorchStreamReader& reader, const std::vector<std::string>& na
 void check_records(PyTorchStreamReader& reader, size_t size) {
   const std::vector<std::string> names = reader.getAllRecords();
   check_sizes(reader, names, size);
-  if (!reader.hasRecord("constants.pkl")) {  // otherwise torch reads a format of before 2019
-    throw Refused("it is not a TorchScript file");
-  }
   for (const std::string& name : names) {
     if (name.size() > kLongestName) throw Refused("it has a record with a long name");
     // torch finds records whatever their case.
-    const bool is_code = lower(name).starts_with("code/") && !name.ends_with(".debug_pkl");
-    const bool is_pickle = lower(name).ends_with(".pkl");
-    if (!is_code && !is_pickle) continue;
+    if (!lower(name).starts_with("code/") || name.ends_with(".debug_pkl")) continue;
     const auto [data, bytes] = reader.getRecord(name);
-    const std::string_view text(static_cast<const char*>(data.get()), bytes);
-    if (is_code) check_source(text);
-    if (is_pickle && has_native_objects(text)) {
-      throw Refused("it has objects of torch.classes");
+    check_source({static_cast<const char*>(data.get()), bytes});
+  }
+  for (const std::string folder : {"constants", "data"}) {
+    if (!reader.hasRecord(folder + ".pkl")) throw Refused("it is not a TorchScript file");
+    const auto [data, bytes] = reader.getRecord(folder + ".pkl");
+    for (const Storage& storage : storages({static_cast<const char*>(data.get()), bytes})) {
+      if (storage.bytes > reader.getRecordSize(folder + "/" + storage.record)) {
+        throw Refused("it has a tensor that reaches beyond its memory");
+      }
     }
   }
 }

@@ -11,7 +11,7 @@
 #include <stdexcept>
 
 #include "torch/archive.h"
-#include "torchscript_source.h"
+#include "torchscript/source.h"
 
 namespace pyinv::torchscript {
 namespace {

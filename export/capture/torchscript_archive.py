@@ -1,7 +1,7 @@
 """Check TorchScript files from anyone before torch loads them.
 
-While torch loads a file it runs the expressions of default arguments and every ``__setstate__``, and
-its operators can write files. `csrc/torch/archive.cpp` has the same checks for bundles.
+While torch loads a file, it runs the expressions of default arguments and every ``__setstate__``;
+its operators can write files. ``csrc/torch/archive.cpp`` has the same checks for bundles.
 """
 
 from __future__ import annotations
@@ -39,13 +39,12 @@ def check_archive(path: Path) -> None:
             if len(name) > _LONGEST_NAME:
                 raise RuntimeError("it has a record with a long name")
             # torch finds records whatever their case.
-            is_code = name.lower().startswith("code/") and not name.endswith(".debug_pkl")
-            if is_code:
+            if name.lower().startswith("code/") and not name.endswith(".debug_pkl"):
                 _check_source(reader.get_record(name))
-            if name.lower().endswith(".pkl") and _core.torchscript_has_native_objects(
-                reader.get_record(name)
-            ):
-                raise RuntimeError("it has objects of torch.classes")
+        for folder in ("constants", "data"):
+            for record, size in _core.torchscript_storages(reader.get_record(f"{folder}.pkl")):
+                if size > len(reader.get_record(f"{folder}/{record.decode()}")):
+                    raise RuntimeError("it has a tensor that reaches beyond its memory")
     except (RuntimeError, ValueError, OSError, zipfile.BadZipFile) as error:
         reason = str(error).partition("\n")[0]
         raise ExportError(f"{path} cannot be loaded: {reason}; {_INSTEAD}") from None

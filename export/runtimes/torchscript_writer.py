@@ -268,8 +268,8 @@ class _Source:
             )
         if not _core.torchscript_allows(target._schema.name):
             raise ExportError(
-                f"the generator or a loss uses {target._schema.name}, which the TorchScript runtime "
-                "does not run: write that layer with other operators"
+                f"the generator or a loss uses {target._schema.name}, which the TorchScript "
+                "runtime does not run: write that layer with other operators"
             )
         space, _, operation = target._schema.name.partition("::")
         declared = target._schema.arguments

@@ -7,6 +7,7 @@ of first.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 
 from pyinv import runtimes
 from pyinv.cli import main
-from pyinv.errors import DependencyError, ExportError
+from pyinv.errors import BundleError, DependencyError, ExportError
 from pyinv.inverter import Inverter
 
 try:
@@ -29,6 +30,7 @@ import torch
 from pyinv import _core, _torch
 from pyinv.export import export
 from pyinv.export.capture.torchscript_reader import load_torchscript
+from pyinv.priors import Uniform
 from support.torchscript_files import SIZES, bundle, edited, rewrite, write
 
 # A generator and its objective, with the same extra lines in both.
@@ -102,7 +104,9 @@ FROM_FILE = "it uses aten::from_file, which pyinv does not run from a file"
 HOSTILE = {
     "run": Hostile(good(f"x = x + {WRITES}"), FROM_FILE),
     "run in a branch": Hostile(good(f"if x.size(0) > 0:\n        x = x + {WRITES}"), FROM_FILE),
-    "run in a loop": Hostile(good(f"for i in range(x.dim()):\n        x = x + {WRITES}"), FROM_FILE),
+    "run in a loop": Hostile(
+        good(f"for i in range(x.dim()):\n        x = x + {WRITES}"), FROM_FILE
+    ),
     "run in a method that it calls": Hostile(good("x = self.other(x)", METHOD), FROM_FILE),
     "run by the name of an attribute": Hostile(
         good("x = x + torch.zeros([2])"),
@@ -176,3 +180,161 @@ def test_nothing_of_a_hostile_file_runs(tmp_path, target, case):
     assert message.startswith(f"{path} cannot be loaded: {case.problem}")
     assert "\n" not in message
     assert not target.exists()
+
+
+def test_every_way_to_open_a_bundle_refuses_it(tmp_path, target, capsys):
+    case = HOSTILE["run in a method that it calls"]
+    path = bundle(hostile(tmp_path / "functions.pt", target, case))
+    images = tmp_path / "images.npy"
+    np.save(images, np.zeros((2, 1, 1, 2), np.float32))
+    with pytest.raises(BundleError, match="it uses aten::from_file"):
+        Inverter(path).invert(np.load(images))
+    for command in (
+        ["invert", str(path), str(images), "-o", str(tmp_path / "found.npz")],
+        ["generate", str(path), "-n", "1", "-o", str(tmp_path / "made.npz")],
+        [
+            *("export", str(path / "functions.pt"), "-o", str(tmp_path / "b")),
+            *("--latent-shape", "2", "--prior", "normal"),
+        ],
+    ):
+        assert main(command) == 1, command
+        *progress, message = capsys.readouterr().err.splitlines()
+        assert message.startswith(f"pyinv: error: {path / 'functions.pt'}")
+        assert "it uses aten::from_file" in message
+        assert len(progress) <= 1  # "inverting 2 images"
+    assert not target.exists()
+
+
+# ---- while it is read ----------------------------------------------------------------------------
+
+
+def test_a_module_that_is_loaded_already_is_checked_by_its_graph(tmp_path, target):
+    case = HOSTILE["run"]
+    module = torch.jit.load(str(hostile(tmp_path / "f.pt", target, case)))
+    with pytest.raises(ExportError, match="uses aten::from_file, which cannot be exported"):
+        export(module, tmp_path / "b", latent_shape=2, prior=Uniform())
+    assert not target.exists()
+
+
+def refused(path: Path) -> str:
+    """What both readers say of a file, without what to do about it."""
+    with pytest.raises(RuntimeError) as error:
+        _torch.TorchFunction(str(path), "objective", threads=1)
+    with pytest.raises(ExportError) as export_error:
+        load_torchscript(path)
+    said = str(error.value).removeprefix(f"{path}: ").partition(";")[0]
+    assert str(export_error.value).startswith(f"{path} cannot be loaded: {said}")
+    return said
+
+
+def test_objects_of_classes_in_cpp_are_refused(tmp_path):
+    path = write(tmp_path / "f.pt", good())
+
+    def edit(name: str, content: bytes) -> bytes:
+        if name != "data.pkl":
+            return content
+        object_ = b"c__torch__.torch.classes.quantized\nLinearPackedParamsBase\n)\x81Nb"
+        return content.replace(b"\x88", object_, 1)
+
+    assert refused(rewrite(path, edit)) == "it has objects of torch.classes"
+
+
+def test_other_libraries_operators_are_refused(tmp_path):
+    path = write(tmp_path / "f.pt", good("x = torch.ops._test.leaky_relu(x, 0.1)"))
+    assert refused(path).startswith("it uses _test::leaky_relu")
+
+
+WIDE = {**SIZES, "weight": torch.ones(2)}
+
+
+@pytest.mark.parametrize(
+    ("count", "problem"),
+    [
+        (b"J\x00\xe1\xf5\x05", "it has a tensor that reaches beyond its memory"),
+        (b"J\xff\xff\xff\xff", "it has a pickle that torch does not write"),
+    ],
+    ids=["more than the record has", "a negative number"],
+)
+def test_tensors_keep_to_their_memory(tmp_path, count, problem):
+    path = write(tmp_path / "f.pt", good("x = x + self.weight"), WIDE)
+
+    def edit(name: str, content: bytes) -> bytes:
+        if name != "data.pkl":
+            return content
+        changed, changes = re.subn(rb"(cpuq.)K\x02", lambda found: found[1] + count, content)
+        assert changes == 1
+        return changed
+
+    assert refused(rewrite(path, edit)) == problem
+
+
+@pytest.mark.parametrize(
+    ("expression", "problem"),
+    [
+        ("(" * 5000 + "latent" + ")" * 5000, "its code is nested too deeply"),
+        ('"' + "a", "a string in its code has no end"),
+        ("ops", "its code uses ops without an operator"),
+        ("getattr", "its code uses getattr without a call"),
+        ("__torch__.torch.classes._nnapi.Compilation()", "it uses objects of torch.classes"),
+    ],
+)
+def test_source_that_torch_would_not_write(tmp_path, expression, problem):
+    path = write(tmp_path / "f.pt", good())
+    edited(path, "return latent", f"a = {expression}\n    return latent")
+    assert refused(path) == problem
+
+
+# ---- what a file may do --------------------------------------------------------------------------
+
+
+def test_what_a_source_names():
+    """Names in strings are none; those of attributes are, and are no operators."""
+    source = b'x = torch.add(self.weight_0, "from_file \\" save", alpha=1)\nops.prim.NumToTensor(x)'
+    unlisted = _core.torchscript_unlisted(source + b"\nops.mylib.run(getattr(x, 'save'))\n")
+    assert set(unlisted) >= {"aten::save", "mylib::run", "aten::weight_0"}
+    assert not set(unlisted) & {"aten::from_file", "aten::add", "prim::NumToTensor"}
+
+
+@pytest.mark.parametrize(
+    ("operator", "allowed"),
+    [
+        ("aten::add", True),
+        ("aten::add_", True),
+        ("aten::convolution", True),
+        ("aten::_fft_r2c", True),
+        ("prim::If", True),
+        ("aten::from_file", False),
+        ("aten::save", False),
+        ("aten::set_", False),
+        ("aten::_reshape_alias", False),
+        ("aten::manual_seed", False),
+        ("prim::PythonOp", False),
+        ("prim::rpc_async", False),
+        ("mylib::add", False),
+        ("add", False),
+    ],
+)
+def test_what_is_listed(operator, allowed):
+    assert _core.torchscript_allows(operator) is allowed
+
+
+def test_an_operator_of_another_library_is_not_exported_to_torchscript(tmp_path):
+    """What the runtime would refuse is refused at once."""
+
+    @torch.library.custom_op("pyinv_tests::twice", mutates_args=())
+    def twice(x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+    @twice.register_fake
+    def _(x):
+        return torch.empty_like(x)
+
+    twice.register_autograd(lambda context, gradient: gradient * 2)
+
+    class Odd(torch.nn.Module):
+        def forward(self, latent):
+            return twice(latent).reshape(-1, 1, 1, 2)
+
+    with pytest.raises(ExportError) as error:
+        export(Odd(), tmp_path / "b", latent_shape=2, prior=Uniform(), runtimes=("torchscript",))
+    assert "uses pyinv_tests::twice, which the TorchScript" in str(error.value)

@@ -1,4 +1,4 @@
-#include "torchscript_operators.h"
+#include "torchscript/operators.h"
 
 #include <sstream>
 #include <string>

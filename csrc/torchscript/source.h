@@ -23,7 +23,4 @@ class PYINV_API Refused : public std::runtime_error {
 // for source that torch's compiler would not take or could not take without exhausting its stack.
 PYINV_API std::vector<std::string> unlisted_operators(std::string_view source);
 
-// Whether a pickle within the file makes an object of a class written in C++.
-PYINV_API bool has_native_objects(std::string_view pickle);
-
 }  // namespace pyinv::torchscript

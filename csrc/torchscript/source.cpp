@@ -1,9 +1,8 @@
-#include "torchscript_source.h"
+#include "torchscript/source.h"
 
-#include <algorithm>
 #include <set>
 
-#include "torchscript_operators.h"
+#include "torchscript/operators.h"
 
 namespace pyinv::torchscript {
 namespace {
@@ -147,18 +146,6 @@ std::vector<std::string> unlisted_operators(std::string_view source) {
     before = name == "ops" && names.after_dot() ? "" : name;
   }
   return {found.begin(), found.end()};
-}
-
-bool has_native_objects(std::string_view pickle) {
-  // A class's name is text, with a dot or the end of a line between its module and the rest.
-  constexpr std::string_view kModule = "__torch__.torch", kName = "classes";
-  for (size_t at = pickle.find(kModule); at != std::string_view::npos;
-       at = pickle.find(kModule, at + 1)) {
-    if (pickle.substr(std::min(pickle.size(), at + kModule.size() + 1)).starts_with(kName)) {
-      return true;
-    }
-  }
-  return false;
 }
 
 }  // namespace pyinv::torchscript

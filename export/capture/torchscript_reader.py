@@ -69,7 +69,7 @@ def _contains_code(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name.partition("/")[2] for name in archive.namelist()]
-    except (zipfile.BadZipFile, OSError):
+    except (zipfile.BadZipFile, OSError, ValueError):  # ValueError: names that are no UTF-8
         return False
     return "constants.pkl" in names and any(name.startswith("code/") for name in names)
 

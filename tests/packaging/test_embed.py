@@ -720,6 +720,23 @@ def test_torchscript_gives_what_onnx_gives(embed: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(found["torchscript"], found["onnx"], atol=1e-3)
 
 
+def test_a_torchscript_file_that_writes_files_is_refused(embed: Path, tmp_path: Path) -> None:
+    if not HAS_TORCHSCRIPT:
+        absent("this pyinv was built without torch", "PYINV_REQUIRE_TORCHSCRIPT")
+    from support.torchscript_files import bundle, functions, write
+
+    target = tmp_path / "written"
+    writes = functions(f'x = x + torch.from_file("{target}", True, 2)')
+    path = bundle(write(tmp_path / "functions.pt", writes))
+    images = tmp_path / "images.f32"
+    np.zeros((3, 2), np.float32).tofile(images)
+    done = run(embed, path, images, check=False)
+    assert done.returncode != 0
+    assert "uses aten::from_file, which pyinv does not run from a file" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not target.exists()
+
+
 @pytest.mark.slow
 def test_sanitizers_find_nothing(demo, changed_bundle: Path, tmp_path: Path) -> None:
     """The whole package from source, installed by CMake alone: without pip, Python and torch."""

@@ -31,37 +31,10 @@ from pyinv import _core, _torch
 from pyinv.export import export
 from pyinv.export.capture.torchscript_reader import load_torchscript
 from pyinv.priors import Uniform
-from support.torchscript_files import SIZES, bundle, edited, rewrite, write
+from support.torchscript_files import SIZES, bundle, edited, functions, rewrite, write
 
-# A generator and its objective, with the same extra lines in both.
-GOOD = """
-def EXTRA_METHODS(self, latent: Tensor) -> Tensor:
-    return latent
-
-def forward(self, latent: Tensor) -> Tensor:
-    x = torch.tanh(latent * 0.5)
-    EXTRA
-    return x.reshape([-1, 1, 1, 2])
-
-def objective(
-    self, latent: Tensor, image: Tensor, out: Optional[Tuple[Tensor, Tensor]] = None
-) -> Tuple[Tensor, Tensor]:
-    x = latent
-    EXTRA
-    difference = x - image.reshape([-1, 2])
-    if out is not None:
-        torch.sum(difference * difference, [1], out=out[0])
-        torch.mul(difference, 2.0, out=out[1])
-        return out
-    return (difference * difference).sum([1]), difference * 2.0
-"""
 WRITES = 'torch.from_file("FILE", True, 2)'
 METHOD = f"def other(self, latent: Tensor) -> Tensor:\n    return latent + {WRITES}\n"
-
-
-def good(extra: str = "pass", methods: str = "") -> str:
-    source = GOOD.replace("EXTRA_METHODS", "unused").replace("EXTRA", extra)
-    return methods + source
 
 
 @dataclass(frozen=True)
@@ -102,43 +75,45 @@ def setstate(path: Path, file: str) -> None:
 
 FROM_FILE = "it uses aten::from_file, which pyinv does not run from a file"
 HOSTILE = {
-    "run": Hostile(good(f"x = x + {WRITES}"), FROM_FILE),
-    "run in a branch": Hostile(good(f"if x.size(0) > 0:\n        x = x + {WRITES}"), FROM_FILE),
-    "run in a loop": Hostile(
-        good(f"for i in range(x.dim()):\n        x = x + {WRITES}"), FROM_FILE
+    "run": Hostile(functions(f"x = x + {WRITES}"), FROM_FILE),
+    "run in a branch": Hostile(
+        functions(f"if x.size(0) > 0:\n        x = x + {WRITES}"), FROM_FILE
     ),
-    "run in a method that it calls": Hostile(good("x = self.other(x)", METHOD), FROM_FILE),
+    "run in a loop": Hostile(
+        functions(f"for i in range(x.dim()):\n        x = x + {WRITES}"), FROM_FILE
+    ),
+    "run in a method that it calls": Hostile(functions("x = self.other(x)", METHOD), FROM_FILE),
     "run by the name of an attribute": Hostile(
-        good("x = x + torch.zeros([2])"),
+        functions("x = x + torch.zeros([2])"),
         FROM_FILE,
         replaced("torch.zeros([2])", 'getattr(torch, "from_file")("FILE", True, 2)'),
     ),
     "run by an escaped name": Hostile(
-        good("x = x + torch.zeros([2])"),
+        functions("x = x + torch.zeros([2])"),
         "its code uses getattr with more than a plain name",
         replaced("torch.zeros([2])", 'getattr(torch, "from\\137file")("FILE", True, 2)'),
     ),
     "run by a name in parts": Hostile(
-        good("x = x + torch.zeros([2])"),
+        functions("x = x + torch.zeros([2])"),
         "its code uses getattr with more than a plain name",
         replaced("torch.zeros([2])", 'getattr(torch, ("from_" "file"))("FILE", True, 2)'),
     ),
     "run as a text's method": Hostile(
-        good("x = x + torch.zeros([2])"),
+        functions("x = x + torch.zeros([2])"),
         FROM_FILE,
         replaced("torch.zeros([2])", '"FILE".from_file(True, 2)'),
     ),
-    "saved": Hostile(good('torch.save(x, "FILE")'), "it uses aten::save"),
+    "saved": Hostile(functions('torch.save(x, "FILE")'), "it uses aten::save"),
     "loaded, in a default argument": Hostile(
-        good(),
+        functions(),
         FROM_FILE,
         replaced("latent: Tensor) -> Tensor", f"latent: Tensor, y: Tensor={WRITES}) -> Tensor"),
     ),
     "loaded, in a __setstate__": Hostile(
-        good(), "it has a __setstate__, which would run while the file is read", setstate
+        functions(), "it has a __setstate__, which would run while the file is read", setstate
     ),
     "loaded, in a default argument after a comment": Hostile(
-        good(),
+        functions(),
         "a comment in its code has quotes",
         replaced(
             "  def forward(",
@@ -228,7 +203,7 @@ def refused(path: Path) -> str:
 
 
 def test_objects_of_classes_in_cpp_are_refused(tmp_path):
-    path = write(tmp_path / "f.pt", good())
+    path = write(tmp_path / "f.pt", functions())
 
     def edit(name: str, content: bytes) -> bytes:
         if name != "data.pkl":
@@ -240,7 +215,7 @@ def test_objects_of_classes_in_cpp_are_refused(tmp_path):
 
 
 def test_other_libraries_operators_are_refused(tmp_path):
-    path = write(tmp_path / "f.pt", good("x = torch.ops._test.leaky_relu(x, 0.1)"))
+    path = write(tmp_path / "f.pt", functions("x = torch.ops._test.leaky_relu(x, 0.1)"))
     assert refused(path).startswith("it uses _test::leaky_relu")
 
 
@@ -256,7 +231,7 @@ WIDE = {**SIZES, "weight": torch.ones(2)}
     ids=["more than the record has", "a negative number"],
 )
 def test_tensors_keep_to_their_memory(tmp_path, count, problem):
-    path = write(tmp_path / "f.pt", good("x = x + self.weight"), WIDE)
+    path = write(tmp_path / "f.pt", functions("x = x + self.weight"), WIDE)
 
     def edit(name: str, content: bytes) -> bytes:
         if name != "data.pkl":
@@ -279,7 +254,7 @@ def test_tensors_keep_to_their_memory(tmp_path, count, problem):
     ],
 )
 def test_source_that_torch_would_not_write(tmp_path, expression, problem):
-    path = write(tmp_path / "f.pt", good())
+    path = write(tmp_path / "f.pt", functions())
     edited(path, "return latent", f"a = {expression}\n    return latent")
     assert refused(path) == problem
 

@@ -15,6 +15,37 @@ from pyinv.priors import Uniform
 
 SIZES: dict[str, Any] = {"latent_size": 2, "image_shape": [1, 1, 2], "condition_size": 0}
 
+# A generator and its objective, with the same extra lines in both.
+_FUNCTIONS = """
+def unused(self, latent: Tensor) -> Tensor:
+    return latent
+
+def forward(self, latent: Tensor) -> Tensor:
+    x = torch.tanh(latent * 0.5)
+    EXTRA
+    return x.reshape([-1, 1, 1, 2])
+
+def objective(
+    self, latent: Tensor, image: Tensor, out: Optional[Tuple[Tensor, Tensor]] = None
+) -> Tuple[Tensor, Tensor]:
+    x = latent
+    EXTRA
+    difference = x - image.reshape([-1, 2])
+    if out is not None:
+        torch.sum(difference * difference, [1], out=out[0])
+        torch.mul(difference, 2.0, out=out[1])
+        return out
+    return (difference * difference).sum([1]), difference * 2.0
+"""
+
+
+def functions(extra: str = "pass", methods: str = "") -> str:
+    """Return the source of a generator and its objective.
+
+    ``extra`` is a statement of both, which may change their latents ``x``.
+    """
+    return methods + _FUNCTIONS.replace("EXTRA", extra)
+
 
 def write(path: Path, source: str, attributes: Mapping[str, Any] = SIZES) -> Path:
     """Save a module with these attributes and the methods of the source."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -759,7 +760,10 @@ def test_sanitizers_find_nothing(demo, changed_bundle: Path, tmp_path: Path) -> 
     assert done.stderr == ""
     # Errors unwind cleanly too.
     graph = changed_bundle / "objective_mse.onnx"
-    graph.write_bytes(b"x" * graph.stat().st_size)
+    graph.write_bytes(b"\x08\x0a")  # ONNX's version, and no graph
+    manifest = changed_bundle / "manifest.json"
+    files = json.loads(manifest.read_text())["files"]
+    change(manifest, files={**files, graph.name: dataclasses.asdict(FileRecord.of(graph))})
     done = run(program / "embed", changed_bundle, few, check=False, **watched)
     assert done.returncode == 1
     assert done.stderr.startswith(f"embed: {graph}: ONNX Runtime: ")

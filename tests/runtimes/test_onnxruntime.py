@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import importlib.metadata
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -591,6 +593,14 @@ def test_only_tensors_of_numbers_can_be_passed(
 # -- What a bundle's graphs read ---------------------------------------------------------------
 
 
+def record(file: Path) -> None:
+    """Make the manifest have the file as it is now."""
+    manifest = file.parent / "manifest.json"
+    described = json.loads(manifest.read_text())
+    described["files"][file.name] = dataclasses.asdict(FileRecord.of(file))
+    manifest.write_text(json.dumps(described))
+
+
 def moved(file: Path, location: str) -> None:
     """Make the graph's weights be in the file at ``location``, and record the graph again."""
     model = onnx.load(file, load_external_data=False)
@@ -599,10 +609,7 @@ def moved(file: Path, location: str) -> None:
             if entry.key == "location":
                 entry.value = location
     file.write_bytes(model.SerializeToString())
-    described = json.loads((file.parent / "manifest.json").read_text())
-    record = FileRecord.of(file)
-    described["files"][file.name] = {"bytes": record.bytes, "sha256": record.sha256}
-    (file.parent / "manifest.json").write_text(json.dumps(described))
+    record(file)
 
 
 @pytest.mark.parametrize(
@@ -636,6 +643,30 @@ def test_a_file_changed_before_it_is_loaded_is_refused(changed_bundle: Path, fil
     (changed_bundle / file).write_bytes(content)
     with pytest.raises(BundleError, match=f"{file}: its SHA-256 is not the manifest's"):
         inverter.generate(np.zeros((1, 6), np.float32))
+
+
+@pytest.mark.slow
+def test_weights_that_are_too_large_for_memory_are_mapped(changed_bundle: Path) -> None:
+    latents = np.ones((1, 6), np.float32)
+    images = Inverter(changed_bundle, threads=1).generate(latents)
+    weights = changed_bundle / "weights.bin"
+    os.truncate(weights, 2**31 + 1)  # a sparse file
+    record(weights)
+    inverter = Inverter(changed_bundle, threads=1)
+    before = peak_of_memory()
+    np.testing.assert_array_equal(inverter.generate(latents), images)
+    assert peak_of_memory() - before < 2**29
+
+    inverter = Inverter(changed_bundle, threads=1)
+    os.truncate(weights, 2**31 + 2)
+    with pytest.raises(BundleError, match=r"weights\.bin: its SHA-256 is not the manifest's"):
+        inverter.generate(latents)
+
+
+def peak_of_memory() -> int:
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 QUICK = Recipe("quick", Stage(Adam(0.05), max_steps=20))

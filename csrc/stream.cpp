@@ -17,6 +17,10 @@ namespace {
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 // The run's thread looks at keep_going this often while it has no targets.
 constexpr std::chrono::milliseconds kIdle{20};
+// While others run, a result waits this long for more, because it costs less to hand them over
+// together: for a sixteenth of the rows, up to kGathered.
+constexpr std::chrono::milliseconds kGather{30};
+constexpr int64_t kGathered = 8;
 
 const float* given(const std::vector<float>& values) {
   return values.empty() ? nullptr : values.data();
@@ -50,6 +54,7 @@ class Stream::Impl : public Queue {
     attempts_.resize(rows);
     status_.resize(rows);
     for (int64_t row = options.rows; row-- > 0;) free_.push_back(row);
+    gathered_ = static_cast<size_t>(std::clamp<int64_t>(options.rows / 16, 1, kGathered));
     if (options.preconditioner) {
       preconditioner_.assign(options.preconditioner,
                              options.preconditioner + latent_size_ * latent_size_);
@@ -82,6 +87,7 @@ class Stream::Impl : public Queue {
       failure_ = std::move(failure);
       over_ = true;
       changed_.notify_all();
+      ready_.notify_all();
     });
   }
 
@@ -128,7 +134,8 @@ class Stream::Impl : public Queue {
 
   std::optional<std::vector<StreamResult>> take(std::chrono::milliseconds wait) {
     std::unique_lock lock(mutex_);
-    changed_.wait_for(lock, wait, [this] { return !finished_.empty() || over_; });
+    ready_.wait_for(lock, wait, [this] { return !finished_.empty() || over_; });
+    if (!finished_.empty()) ready_.wait_for(lock, kGather, [this] { return gathered(); });
     if (finished_.empty() && over_) {
       if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
       return std::nullopt;
@@ -167,7 +174,7 @@ class Stream::Impl : public Queue {
     for (const int64_t row : running_) {
       if (is_unwanted(row)) dropped_.insert(row);
     }
-    changed_.notify_all();
+    ready_.notify_all();
   }
 
   void stop() {
@@ -209,8 +216,11 @@ class Stream::Impl : public Queue {
     running_.erase(row);
     dropped_.erase(row);
     finished_.push_back(row);
-    changed_.notify_all();
+    if (finished_.size() == 1 || gathered()) ready_.notify_all();
   }
+
+  // Whether take() need not wait for more results.
+  bool gathered() const { return over_ || running_.empty() || finished_.size() >= gathered_; }
 
   const std::vector<const Objective*> objectives_;
   int64_t latent_size_ = 0, image_size_ = 0, condition_size_ = 0;
@@ -221,10 +231,11 @@ class Stream::Impl : public Queue {
   std::vector<Status> status_;
 
   std::mutex mutex_, joining_;
-  std::condition_variable changed_;
-  std::vector<int64_t> free_, finished_;  // rows
+  std::condition_variable changed_, ready_;  // of put() and next(), of take()
+  std::vector<int64_t> free_, finished_;     // rows
   std::deque<int64_t> waiting_;
   std::set<int64_t> running_, dropped_;
+  size_t gathered_ = 1;
   int64_t next_number_ = 0;
   bool ended_ = false, stopped_ = false, over_ = false;
   std::exception_ptr failure_;

@@ -454,7 +454,7 @@ def convert_pixels(image: Image.Image, channels: int) -> FloatArray:
     """Return a Pillow image as float32 [H, W, C] from 0 to 1, C one of ``FILE_CHANNELS``."""
     from PIL import Image, ImageOps
 
-    image = ImageOps.exif_transpose(image) or image
+    ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I") or image.mode == "F":
         # 16-bit gray. Pillow's conversion to 8 bits does not scale.
         gray = np.asarray(image, dtype=np.float32)
@@ -470,8 +470,9 @@ def convert_pixels(image: Image.Image, channels: int) -> FloatArray:
             white = Image.new("RGBA", image.size, "white")
             image = Image.alpha_composite(white, image)
     mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
-    pixels = np.asarray(image.convert(mode), dtype=np.float32) / np.float32(255)
-    return pixels.reshape(*pixels.shape[:2], channels)
+    image = image if image.mode == mode else image.convert(mode)
+    pixels = np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width, channels)
+    return pixels / np.float32(255)
 
 
 def resize_pixels(unit: FloatArray, height: int, width: int, fit: str) -> FloatArray:

@@ -48,7 +48,7 @@ __all__ = ["Event", "JobStopped", "JobSummary", "Work"]
 FloatArray = NDArray[np.float32]
 Event = Callable[[dict[str, Any]], None]
 
-_MOST_TOGETHER, _FLOATS_TOGETHER = 16, 1 << 20  # what one call of a decoding thread reads
+_MOST_TOGETHER, _FLOATS_TOGETHER = 64, 1 << 20  # what one call of a decoding thread reads
 _CHECKED_TARGETS = 16  # whose values are compared with the generator's own images
 _KEPT = "what is finished was kept: start the job again to go on"
 

@@ -472,7 +472,7 @@ def convert_pixels(image: Image.Image, channels: int) -> FloatArray:
     mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
     image = image if image.mode == mode else image.convert(mode)
     pixels = np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width, channels)
-    return pixels / np.float32(255)
+    return np.divide(pixels, 255, dtype=np.float32)
 
 
 def resize_pixels(unit: FloatArray, height: int, width: int, fit: str) -> FloatArray:

@@ -5,31 +5,42 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO
 
 from pyinv.errors import OutputError
 
-__all__ = ["OutputFile", "OutputFolder", "write_whole"]
+__all__ = ["OutputFile", "OutputFolder", "check_replaceable", "refuse_inputs", "write_whole"]
+
+PathLike = str | os.PathLike[str]
 
 
 class OutputFile:
-    """A file that appears at its path, replacing any file there, once ``write`` has succeeded.
+    """A file that appears at its path once ``write`` has succeeded.
+
+    A symbolic link is followed: it stays, and the file that it names is written.
 
     Args:
         path: the file to write. Its folder must exist.
+        overwrite: replace an existing file.
+        inputs: files that are being read, which are never replaced.
 
     Raises:
-        OutputError: the path is a folder, or nothing can be written beside it.
+        OutputError: the path is a folder, an input, or an existing file without ``overwrite``; or
+            nothing can be written beside it.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(
+        self, path: PathLike, *, overwrite: bool = False, inputs: Iterable[PathLike] = ()
+    ) -> None:
         self.path = Path(path)
         if self.path.is_dir():
             raise OutputError(f"{self.path}: expected a file to write, and this is a folder")
+        check_replaceable(self.path, overwrite=overwrite, inputs=inputs)
+        self._place = _followed(self.path)
         # In the same folder, so that the replacement is a rename within one file system.
-        self._draft = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
+        self._draft = self._place.with_name(f".{self._place.name}.{os.getpid()}.part")
         self._file: BinaryIO = _open_new(self._draft, self.path)
 
     def write(self, write: Callable[[BinaryIO], None]) -> None:
@@ -44,8 +55,8 @@ class OutputFile:
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
-            os.replace(self._draft, self.path)
-            _sync_folder(self.path.parent)
+            os.replace(self._draft, self._place)
+            _sync_folder(self._place.parent)
         except OSError as error:
             kept = _kept_elsewhere(write, self.path.name)
             raise OutputError(
@@ -73,7 +84,7 @@ class OutputFolder:
         OutputError: the path is a file, or the folder cannot be made or written to.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: PathLike) -> None:
         self.path = Path(path)
         self._made = not self.path.exists()
         try:
@@ -89,12 +100,61 @@ class OutputFolder:
         # A process of this number on another machine may have removed it.
         probe.unlink(missing_ok=True)
 
+    def check_free(
+        self, names: Iterable[str], *, overwrite: bool, inputs: Iterable[PathLike] = ()
+    ) -> None:
+        """Raise OutputError if one of these files exists and may not be replaced.
+
+        Args:
+            names: the files that are going to be written.
+            overwrite: as for ``OutputFile``.
+            inputs: as for ``OutputFile``.
+        """
+        for name in names:
+            check_replaceable(self.path / name, overwrite=overwrite, inputs=inputs)
+
     def __enter__(self) -> OutputFolder:
         return self
 
     def __exit__(self, *error: object) -> None:
         if self._made and not any(self.path.iterdir()):
             self.path.rmdir()
+
+
+def check_replaceable(path: Path, *, overwrite: bool, inputs: Iterable[PathLike] = ()) -> None:
+    """Raise OutputError if ``path`` is an input, or exists without ``overwrite``."""
+    if not path.exists():
+        return
+    refuse_inputs(path, inputs)
+    if not overwrite:
+        raise OutputError(
+            f"{path}: exists; give another name, or pass --overwrite (overwrite=True) to replace it"
+        )
+
+
+def refuse_inputs(path: Path, inputs: Iterable[PathLike], *, within: bool = False) -> None:
+    """Raise OutputError if ``path`` is one of the inputs.
+
+    Args:
+        path: what is going to be written or replaced.
+        inputs: files and folders that are being read; those that do not exist are ignored.
+        within: also refuse a folder that an input lies in.
+    """
+    if not path.exists():
+        return
+    for source in (Path(given) for given in inputs if os.path.exists(given)):
+        if source.samefile(path):
+            problem = "is an input"
+        elif within and any(folder.samefile(path) for folder in _followed(source).parents):
+            problem = f"contains the input {source}"
+        else:
+            continue
+        raise OutputError(f"{path}: {problem}, and inputs are never replaced; give another name")
+
+
+def _followed(path: Path) -> Path:
+    """Return where a path leads, through symbolic links."""
+    return Path(os.path.realpath(path))
 
 
 def write_whole(path: Path, content: bytes | memoryview) -> None:
@@ -105,14 +165,15 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
     """
     # In the same folder, so that the replacement is a rename within one file system; under a fixed
     # name, so that a draft left by a killed process is overwritten.
-    draft = path.with_name(f".{path.name}.part")
+    place = _followed(path)
+    draft = place.with_name(f".{place.name}.part")
     try:
         with open(draft, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(draft, path)
-        _sync_folder(path.parent)
+        os.replace(draft, place)
+        _sync_folder(place.parent)
     except OSError as error:
         previous = "; the previous file is unchanged" if path.exists() else ""
         raise OutputError(f"{path}: cannot be written ({error.strerror}){previous}") from None

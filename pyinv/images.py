@@ -34,6 +34,7 @@ __all__ = [
     "load_named_images",
     "load_weights",
     "not_pictures",
+    "picture_names",
     "save_grid",
     "save_images",
     "scaled",
@@ -331,14 +332,18 @@ def save_images(
     Returns:
         the paths written.
     """
-    digits = len(str(max(len(images) - 1, 0)))
     paths = []
-    for row in range(len(images)):
-        stem = f"{row:0{digits}d}" if names is None else names[row]
-        path = Path(directory) / f"{stem}.png"
+    for row, name in enumerate(picture_names(len(images)) if names is None else names):
+        path = Path(directory) / f"{name}.png"
         to_pillow(to_uint8(images[row : row + 1], value_range)[0]).save(path, format="PNG")
         paths.append(path)
     return paths
+
+
+def picture_names(count: int) -> list[str]:
+    """Return the names of ``count`` pictures: their numbers, all of the same length."""
+    digits = len(str(max(count - 1, 0)))
+    return [f"{row:0{digits}d}" for row in range(count)]
 
 
 def save_grid(

@@ -11,7 +11,14 @@ import numpy as np
 
 from pyinv.atomic_files import OutputFile
 from pyinv.cli.console import Console
-from pyinv.cli.options import add_conditions, add_machine_options, conditions, machine_options
+from pyinv.cli.options import (
+    add_conditions,
+    add_machine_options,
+    add_overwrite,
+    conditions,
+    input_files,
+    machine_options,
+)
 from pyinv.errors import OutputError
 from pyinv.images import FITS, load_named_images
 
@@ -53,6 +60,7 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         default="crop",
         help="how to fit images of another size: cover and crop, or stretch [%(default)s]",
     )
+    add_overwrite(parser)
     add_conditions(parser)
     add_machine_options(parser)
     parser.set_defaults(run=run)
@@ -65,7 +73,9 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     kind = Path(arguments.output).suffix.lower()
     if kind not in (".npz", ".npy"):
         raise OutputError(f"{arguments.output}: expected a file name that ends in .npz or .npy")
-    with OutputFile(arguments.output) as output:
+    with OutputFile(
+        arguments.output, overwrite=arguments.overwrite, inputs=input_files(arguments)
+    ) as output:
         inverter = Inverter(arguments.bundle, **machine_options(arguments))
         inverter.manifest.encode(inverter.runtime)  # before the images are read
         given = conditions(arguments, inverter.manifest)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import ast
+from pathlib import Path
 from typing import Any
 
+from pyinv.atomic_files import refuse_inputs
 from pyinv.bundle import RUNTIMES, Bundle
 from pyinv.cli.console import Console
-from pyinv.cli.options import add_strict
+from pyinv.cli.options import add_overwrite, add_strict
 from pyinv.conditions import Condition, Label, OneHot
 from pyinv.errors import DependencyError, InputError
 from pyinv.extras import install_command
@@ -174,7 +176,7 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
         "these submodules but the last, with the latent as its condition",
     )
     parser.add_argument("--name", help="name of the generator [its class]")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
+    add_overwrite(parser, "replace an existing bundle")
     add_strict(parser)
     parser.set_defaults(run=run)
 
@@ -192,6 +194,9 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         )
     from pyinv.export import export, load_generator, split
 
+    given = (arguments.generator, arguments.encoder, arguments.observe, arguments.features)
+    files = [part for text in given if text for part in (text, text.rpartition(":")[0]) if part]
+    refuse_inputs(Path(arguments.output), files, within=True)
     generator = load_generator(arguments.generator)
     encoder = None if arguments.encoder is None else load_generator(arguments.encoder)
     observe = None

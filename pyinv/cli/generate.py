@@ -11,7 +11,14 @@ import numpy as np
 from pyinv.array_files import read_array
 from pyinv.atomic_files import OutputFile, OutputFolder
 from pyinv.cli.console import Console
-from pyinv.cli.options import add_conditions, add_machine_options, conditions, machine_options
+from pyinv.cli.options import (
+    add_conditions,
+    add_machine_options,
+    add_overwrite,
+    conditions,
+    input_files,
+    machine_options,
+)
 from pyinv.errors import OutputError
 
 __all__ = ["add_parser", "run"]
@@ -46,6 +53,7 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of the random latents [%(default)s]"
     )
+    add_overwrite(parser)
     add_conditions(parser)
     add_machine_options(parser)
     parser.set_defaults(run=run)
@@ -53,11 +61,19 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, console: Console) -> None:
     """Run the command."""
-    from pyinv.images import not_pictures, save_grid, save_images
+    from pyinv.images import not_pictures, picture_names, save_grid, save_images
     from pyinv.inverter import Inverter
 
     kind = _kind(arguments.output)
-    with OutputFolder(arguments.output) if kind == "" else OutputFile(arguments.output) as output:
+    replacing: dict[str, Any] = {
+        "overwrite": arguments.overwrite,
+        "inputs": input_files(arguments),
+    }
+    with (
+        OutputFolder(arguments.output)
+        if kind == ""
+        else OutputFile(arguments.output, **replacing) as output
+    ):
         inverter = Inverter(arguments.bundle, **machine_options(arguments))
         if kind in ("", ".png") and not inverter.manifest.is_picture:
             raise OutputError(
@@ -68,6 +84,9 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         else:
             latents = read_array(arguments.latents, "latents")
         given = conditions(arguments, inverter.manifest)
+        if isinstance(output, OutputFolder):
+            names = picture_names(len(latents))
+            output.check_free((f"{name}.png" for name in names), **replacing)
         images = inverter.generate(latents, conditions=given)
         value_range = inverter.manifest.value_range
         if isinstance(output, OutputFolder):

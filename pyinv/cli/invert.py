@@ -21,8 +21,10 @@ from pyinv.cli.exit_codes import DONE, INTERRUPTED, NON_FINITE
 from pyinv.cli.options import (
     add_conditions,
     add_machine_options,
+    add_overwrite,
     add_strict,
     conditions,
+    input_files,
     machine_options,
     real,
     whole,
@@ -30,7 +32,14 @@ from pyinv.cli.options import (
 from pyinv.conditions import condition_rows
 from pyinv.constraints import CONSTRAINTS, parse_constraint
 from pyinv.errors import InputError, OutputError, RunError
-from pyinv.images import FITS, load_named_images, load_weights, not_pictures, save_images
+from pyinv.images import (
+    FITS,
+    load_named_images,
+    load_weights,
+    not_pictures,
+    picture_names,
+    save_images,
+)
 from pyinv.interrupts import deferred
 from pyinv.recipes import Recipe
 from pyinv.result import Status
@@ -99,6 +108,7 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--save-images", metavar="DIR", help="folder to write each latent's image G(z) to, as a PNG"
     )
+    add_overwrite(parser)
     parser.add_argument(
         "--fit",
         choices=FITS,
@@ -182,7 +192,11 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         )
     job.check_options(arguments)
     with contextlib.ExitStack() as outputs:
-        output = outputs.enter_context(OutputFile(arguments.output))
+        output = outputs.enter_context(
+            OutputFile(
+                arguments.output, overwrite=arguments.overwrite, inputs=input_files(arguments)
+            )
+        )
         folder = None
         if arguments.save_images is not None:
             folder = outputs.enter_context(OutputFolder(arguments.save_images))
@@ -205,6 +219,10 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         given = conditions(arguments, bundle.manifest)
         images, sources = load_named_images(arguments.images, bundle.manifest, fit=arguments.fit)
         condition_rows(bundle.manifest.conditions, given, len(images))
+        names = _picture_names(sources)
+        if folder is not None:
+            pictures = (f"{name}.png" for name in names)
+            folder.check_free(pictures, overwrite=arguments.overwrite, inputs=sources)
         console.message(f"inverting {len(images)} images with recipe {recipe.name}")
         start = time.perf_counter()
         failure: Exception | None = None
@@ -253,7 +271,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
                 inversion.images,
                 folder.path,
                 bundle.manifest.value_range,
-                names=_picture_names(sources),
+                names=names,
             )
     _report(arguments, console, inversion, uncertainty, sources, seconds)
     if failure is not None:
@@ -264,7 +282,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _run_job(arguments: argparse.Namespace, console: Console) -> int:
-    for name in ("weights", "trace_every", "strict"):
+    for name in ("weights", "trace_every", "strict", "overwrite"):
         if getattr(arguments, name):
             raise InputError(
                 f"--{name.replace('_', '-')}: not for jobs; leave it out, or write to a .npz file"
@@ -391,5 +409,7 @@ def _target(
 
 def _picture_names(sources: list[str]) -> list[str]:
     """Return a file name for each target: its number, then the file it came from."""
-    digits = len(str(max(len(sources) - 1, 0)))
-    return [f"{row:0{digits}d}-{Path(source).stem}" for row, source in enumerate(sources)]
+    numbers = picture_names(len(sources))
+    return [
+        f"{number}-{Path(source).stem}" for number, source in zip(numbers, sources, strict=True)
+    ]

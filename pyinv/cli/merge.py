@@ -7,6 +7,7 @@ from typing import Any
 
 from pyinv.cli.console import Console
 from pyinv.cli.exit_codes import DONE
+from pyinv.cli.options import add_overwrite
 from pyinv.errors import InputError
 from pyinv.jobs import merge_jobs
 
@@ -31,6 +32,7 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", metavar="FILE.parquet", required=True, help="file to write"
     )
+    add_overwrite(parser)
     parser.set_defaults(run=run)
 
 
@@ -38,7 +40,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     """Run the command; return its exit code."""
     if not arguments.output.endswith(".parquet"):
         raise InputError(f"{arguments.output}: expected a file name that ends in .parquet")
-    rows = merge_jobs(arguments.folders, arguments.output)
+    rows = merge_jobs(arguments.folders, arguments.output, overwrite=arguments.overwrite)
     console.message(f"wrote {rows:,} rows to {arguments.output}")
     console.result({"rows": rows, "output": arguments.output})
     return DONE

@@ -17,14 +17,17 @@ from pyinv.tables import TABLE_SUFFIXES, read_column
 __all__ = [
     "add_conditions",
     "add_machine_options",
+    "add_overwrite",
     "add_strict",
     "add_threads",
     "conditions",
+    "input_files",
     "machine_options",
     "real",
     "whole",
 ]
 
+_INPUTS = ("bundle", "images", "latents", "init", "weights")  # options that name files
 _VALUE = "a number or a .npy, .npz or .parquet file"
 
 # What takes arguments: a parser, or a group of its arguments.
@@ -44,6 +47,19 @@ def real(arguments: Arguments, name: str, help: str) -> None:
 def add_threads(arguments: Arguments) -> None:
     """Add ``--threads``."""
     whole(arguments, "--threads", "CPU threads [all cores]")
+
+
+def add_overwrite(arguments: Arguments, help: str = "replace existing files") -> None:
+    """Add ``--overwrite``."""
+    arguments.add_argument("--overwrite", action="store_true", help=help)
+
+
+def input_files(arguments: argparse.Namespace) -> list[str]:
+    """Return the files that a command reads, and may not replace. Some may not exist."""
+    given = [value for name in _INPUTS if (value := getattr(arguments, name, None)) is not None]
+    files = [file for value in given for file in ([value] if isinstance(value, str) else value)]
+    conditions = [text.partition("=")[2] or text for text in arguments.condition or ()]
+    return files + conditions
 
 
 def add_strict(arguments: Arguments) -> None:

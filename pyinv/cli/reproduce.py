@@ -108,6 +108,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     """Run the command."""
     from pyinv.errors import InputError
     from pyinv.papers import PAPERS, Request
+    from pyinv.papers.report import check_report_folder
 
     if arguments.paper not in PAPERS:
         raise InputError(f"unknown paper {arguments.paper!r}; there are {', '.join(PAPERS)}")
@@ -134,6 +135,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         progress=console.shows_progress,
         **{name: value for name, value in options.items() if value is not None},
     )
+    check_report_folder(request.folder, (*arguments.data, *arguments.generator, *arguments.encoder))
     try:
         report = PAPERS[arguments.paper](request)
     except KeyboardInterrupt as interrupt:

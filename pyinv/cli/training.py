@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
+from pyinv.atomic_files import refuse_inputs
+from pyinv.cli import options
 from pyinv.cli.console import Console
 from pyinv.cli.options import add_threads
 
@@ -28,9 +31,7 @@ def add_output(parser: argparse.ArgumentParser) -> None:
 
 def add_overwrite(parser: argparse.ArgumentParser) -> None:
     """Add ``--overwrite``."""
-    parser.add_argument(
-        "--overwrite", action="store_true", help="start over in a folder that contains a training"
-    )
+    options.add_overwrite(parser, "start over in a folder that contains a training")
 
 
 def add_machine(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +49,9 @@ def run_training(
     **options: Any,
 ) -> tuple[Trained, float]:
     """Train with the command's options; return the result and the seconds it took."""
+    if arguments.overwrite:
+        read = [getattr(arguments, name, None) for name in ("data", "generator")]
+        refuse_inputs(Path(arguments.output), [path for path in read if path], within=True)
     started = time.perf_counter()
     try:
         trained = train(

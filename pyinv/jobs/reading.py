@@ -42,19 +42,22 @@ def read_job(folders: PathLike | Iterable[PathLike]) -> Any:
     return dataset.dataset([str(path) for _, path in sorted(paths.items())], format="parquet")
 
 
-def merge_jobs(folders: PathLike | Iterable[PathLike], output: PathLike) -> int:
+def merge_jobs(
+    folders: PathLike | Iterable[PathLike], output: PathLike, *, overwrite: bool = False
+) -> int:
     """Join the shards of a job into one Parquet file, in the order of the source.
 
     Args:
         folders: the job's folder; or several, of parts that were run with ``shard``.
         output: the file to write.
+        overwrite: replace an existing file.
 
     Returns:
         the number of rows.
 
     Raises:
         InputError: not a job's folder, parts of different jobs, or a shard is missing.
-        OutputError: the file cannot be written.
+        OutputError: the file exists without ``overwrite``, or cannot be written.
         DependencyError: pyarrow is not installed.
     """
     check_pyarrow()
@@ -75,7 +78,7 @@ def merge_jobs(folders: PathLike | Iterable[PathLike], output: PathLike) -> int:
                 f"{output}: is within the job's folder, whose files are all read as its shards; "
                 "write the file somewhere else"
             )
-    with OutputFile(output) as file:
+    with OutputFile(output, overwrite=overwrite) as file:
 
         def write(stream: Any) -> None:
             schema = parquet.read_schema(paths[0])

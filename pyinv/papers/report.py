@@ -19,7 +19,7 @@ import math
 import os
 import re
 import string
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyinv.atomic_files import write_whole
-from pyinv.errors import InputError
+from pyinv.atomic_files import refuse_inputs, write_whole
+from pyinv.errors import InputError, OutputError
 from pyinv.papers.figures import dark_variant
 from pyinv.papers.folder import open_folder
 from pyinv.papers.page import PAGE_IDS, render
@@ -41,6 +41,7 @@ __all__ = [
     "Report",
     "Row",
     "check",
+    "check_report_folder",
     "literal",
     "recompute",
 ]
@@ -462,6 +463,19 @@ class Report:
         if isinstance(value, (list, tuple)):
             return [self._describe_argument(item) for item in value]
         return _plain(value)
+
+
+def check_report_folder(folder: Path, inputs: Iterable[str | os.PathLike[str]]) -> None:
+    """Raise OutputError if a report would replace an input, or a file that is not a report's."""
+    refuse_inputs(folder, inputs)
+    numbers, page = folder / NUMBERS, folder / PAGE
+    try:
+        ours = json.loads(numbers.read_bytes()).get("format") == FORMAT
+    except (OSError, ValueError, AttributeError):
+        ours = False
+    for path in (numbers, page):
+        if path.exists() and not ours:
+            raise OutputError(f"{path}: exists and is not a report's; give another folder")
 
 
 def recompute(numbers: Mapping[str, Any]) -> list[tuple[str, float, float]]:

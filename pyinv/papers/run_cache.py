@@ -162,7 +162,7 @@ class RunCache:
                 return facts
 
             # Open the output before the work, so that an unwritable folder fails at once.
-            with OutputFile(path) as output, warnings.catch_warnings():
+            with OutputFile(path, overwrite=True) as output, warnings.catch_warnings():
                 # Methods are compared on images that some of them are not for.
                 warnings.simplefilter("ignore", PyinvWarning)
                 started = time.perf_counter()
@@ -189,7 +189,10 @@ class RunCache:
                 elif not coupled and not _unfinished(inversion).all():
                     # The error that stopped the run takes precedence over one while writing.
                     failed = not isinstance(stopped, KeyboardInterrupt)
-                    with contextlib.suppress(*[OutputError] * failed), OutputFile(part) as output:
+                    with (
+                        contextlib.suppress(*[OutputError] * failed),
+                        OutputFile(part, overwrite=True) as output,
+                    ):
                         write(output, inversion)
                 if stopped is not None:
                     raise stopped

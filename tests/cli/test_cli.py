@@ -442,9 +442,10 @@ def test_generate_takes_latents_from_an_inversion(capsys, bundle_path, tmp_path,
 def test_existing_output_is_replaced_only_on_success(capsys, bundle_path, pictures, tmp_path):
     out_path = tmp_path / "a.npz"
     out_path.write_text("precious")
-    run(capsys, "invert", bundle_path, tmp_path / "nowhere.png", "-o", out_path)
+    options = ("-o", out_path, "--overwrite", "--max-steps", 2)
+    run(capsys, "invert", bundle_path, tmp_path / "nowhere.png", *options)
     assert out_path.read_text() == "precious"
-    run(capsys, "invert", bundle_path, pictures, "-o", out_path, "--max-steps", 2)
+    run(capsys, "invert", bundle_path, pictures, *options)
     assert len(Inversion.load(out_path)) == 3
 
 

@@ -192,7 +192,7 @@ def test_unit_range_images_for_a_symmetric_range(precise, own, tmp_path, capsys)
         precise.invert(unit, recipe=QUICK, strict=True)
     np.save(tmp_path / "unit.npy", unit)
     words = ["invert", str(precise.bundle.path), str(tmp_path / "unit.npy"), "--max-steps", "5"]
-    words += ["-o", str(tmp_path / "out.npz"), "--json", "--threads", "1"]
+    words += ["-o", str(tmp_path / "out.npz"), "--json", "--threads", "1", "--overwrite"]
     with warnings.catch_warnings():
         warnings.simplefilter("default")
         assert main(words) == 0

@@ -401,6 +401,7 @@ def test_the_command_line_fits_images_as_asked(encoding, tmp_path, command):
     found = []
     for fit in ("crop", "stretch"):
         options = [str(encoding), str(source), "-o", str(out), "--threads", "1", "--fit", fit]
+        options += ["--overwrite"]
         assert main([*command, *options]) == 0
         images = load_images([source], inverter.manifest, fit=fit)
         expected = inverter.encode(images)

@@ -212,6 +212,9 @@ def test_shards_are_read_by_others(inverter, array, tmp_path):
     out = run(inverter, array, tmp_path / "out")
     merged = tmp_path / "merged.parquet"
     assert merge_jobs(out, merged) == COUNT
+    with pytest.raises(OutputError, match="exists"):
+        merge_jobs(out, merged)
+    assert merge_jobs(out, merged, overwrite=True) == COUNT
     assert parquet.read_table(merged).equals(table_of(out))
 
 

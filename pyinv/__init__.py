@@ -44,6 +44,7 @@ from pyinv.penalties import MomentPenalty, PriorPenalty
 from pyinv.priors import Normal, Uniform
 from pyinv.recipes import Recipe, Stage
 from pyinv.result import Inversion, Status
+from pyinv.size_limits import set_size_limits
 from pyinv.solvers import (
     LBFGS,
     Adam,
@@ -106,6 +107,7 @@ __all__ = [
     "merge_jobs",
     "read_job",
     "run_job",
+    "set_size_limits",
     "target_id",
 ]
 

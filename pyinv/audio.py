@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pyinv.errors import InputError, one_line
+from pyinv.errors import InputError, reading
 
 __all__ = ["WAV_SUFFIXES", "read_wav"]
 
@@ -24,16 +24,10 @@ def read_wav(path: Path) -> NDArray[np.float32]:
     Raises:
         InputError: the file cannot be read, is truncated, or holds other samples than PCM.
     """
-    try:
-        with wave.open(str(path), "rb") as file:
-            width, channels, frames = file.getsampwidth(), file.getnchannels(), file.getnframes()
-            data = file.readframes(frames)
-    except (wave.Error, EOFError, OSError) as error:
-        reason = one_line(error) or "it ends too early"
-        raise InputError(
-            f"{path}: not a readable WAV file of PCM samples ({reason}); save it as 16-bit PCM, or "
-            "its values as .npy"
-        ) from None
+    remedy = "save it as 16-bit PCM, or its values as .npy"
+    with reading(path, "WAV file of PCM samples", remedy), wave.open(str(path), "rb") as file:
+        width, channels, frames = file.getsampwidth(), file.getnchannels(), file.getnframes()
+        data = file.readframes(frames)
     if width not in (1, 2, 3, 4):
         raise InputError(f"{path}: expected 8, 16, 24 or 32 bits per sample, got {8 * width}")
     if len(data) != frames * channels * width:

@@ -6,13 +6,12 @@ to a generator's value range. Nothing is unpacked to disk or downloaded.
 
 from __future__ import annotations
 
-import gzip
 import io
+import math
 import operator
 import os
 import re
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyinv.array_files import opened
-from pyinv.errors import InputError, one_line
+from pyinv.errors import InputError, one_line, reading
+from pyinv.gzip_files import opened_gzip
 from pyinv.images import (
     FILE_CHANNELS,
     IMAGE_SUFFIXES,
@@ -36,6 +36,7 @@ from pyinv.images import (
     resize_pixels,
     to_pillow,
 )
+from pyinv.size_limits import check_bytes
 from pyinv.validation import as_numpy, shape_text
 
 __all__ = ["DATASET_FORMATS", "SPLITS", "Dataset", "load_dataset", "to_range"]
@@ -301,32 +302,29 @@ def _idx_labels(images_path: Path) -> Path | None:
 
 
 def _read_idx(path: Path, axes: int, what: str) -> Pixels:
-    try:
-        with open(path, "rb") as stream:
-            packed = stream.read(2) == b"\x1f\x8b"
-        with gzip.open(path, "rb") if packed else open(path, "rb") as stream:
-            data = stream.read()
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(
-            f"{path}: not readable, or truncated ({one_line(error)}); download it again"
-        ) from None
-    header = 4 + 4 * axes
+    size = 4 + 4 * axes
     magic = bytes((0, 0, IDX_UBYTE, axes))
-    if len(data) < header or data[:4] != magic:
-        raise InputError(
-            f"{path}: not an IDX file of {what}: expected it to begin with {magic.hex()}, got "
-            f"{data[:4].hex() or 'nothing'}; {EXPECTED}"
-        )
-    sizes = tuple(int(size) for size in np.frombuffer(data, ">u4", axes, 4))
-    expected, got = int(np.prod(sizes, dtype=object)), len(data) - header
+    with reading(path, "IDX file", "download it again"), opened_gzip(path) as stream:
+        header = stream.read(size)
+        if len(header) < size or header[:4] != magic:
+            raise InputError(
+                f"{path}: not an IDX file of {what}: expected it to begin with {magic.hex()}, got "
+                f"{header[:4].hex() or 'nothing'}; {EXPECTED}"
+            )
+        sizes = tuple(int(size) for size in np.frombuffer(header, ">u4", axes, 4))
+        expected = math.prod(sizes)
+        check_bytes(str(path), expected, path.stat().st_size)
+        data = stream.read(expected)
+        got = len(data) + len(stream.read(1))
     if got != expected:
+        more = "more" if got > expected else str(got)
         raise InputError(
-            f"{path}: an IDX header for [{shape_text(sizes)}], {expected} bytes, followed by {got} "
-            "bytes; download it again"
+            f"{path}: an IDX header for [{shape_text(sizes)}], {expected} bytes, followed by "
+            f"{more} bytes; download it again"
         )
     if expected == 0:
         raise InputError(f"{path}: an IDX file without {what}; give one that contains {what}")
-    return np.frombuffer(data, np.uint8, offset=header).reshape(sizes)
+    return np.frombuffer(data, np.uint8).reshape(sizes)
 
 
 # Image files in folders and zips.
@@ -349,12 +347,8 @@ def _open_tree(path: Path) -> Iterator[_Tree]:
             _refuse_empty(path, sorted(entry.name for entry in path.iterdir()))
         yield _Tree(path, names, lambda name: path / name)
         return
-    try:
+    with reading(path, "zip", "download it again"):
         archive = zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"{path}: not a readable zip, or truncated ({one_line(error)}); download it again"
-        ) from None
     with archive:
         # As paths, which normalise entry names: ./a.png becomes a.png.
         entries: dict[PurePath, str] = {PurePosixPath(entry): entry for entry in archive.namelist()}
@@ -365,13 +359,10 @@ def _open_tree(path: Path) -> Iterator[_Tree]:
 
 
 def _open_entry(archive: zipfile.ZipFile, path: Path, entry: str) -> io.BytesIO:
-    try:
-        return io.BytesIO(archive.read(entry))
-    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError) as error:
-        # RuntimeError: it is encrypted, or compressed by a method that Python does not support.
-        raise InputError(
-            f"{path}: {entry} in it cannot be read ({one_line(error)}); download the zip again"
-        ) from None
+    with reading(f"{path}: {entry}", "part of the zip", "download the zip again"):
+        info = archive.getinfo(entry)
+        check_bytes(f"{path}: {entry}", info.file_size, path.stat().st_size)
+        return io.BytesIO(archive.read(info))
 
 
 def _refuse_empty(path: Path, found: list[str]) -> NoReturn:
@@ -474,8 +465,7 @@ def _load_tree(
             )
         images = np.empty((len(names), *shape), dtype=np.uint8)
         for row, name in enumerate(names):
-            unit = read_pixels(tree.open(name), str(path / name), shape[0])
-            images[row] = _quantised(resize_pixels(unit, shape[1], shape[2], fit))
+            images[row] = _quantised(read_pixels(tree.open(name), str(path / name), *shape, fit))
     folders = [name.relative_to(inside).parent for name in names]
     labels = tuple("/".join(folder.parts[-2:]) for folder in folders)
     omniglot = all(re.fullmatch(r"character\d+", name.parent.name) for name in names)

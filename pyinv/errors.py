@@ -5,7 +5,9 @@ Each message is one line: what was expected, what was found and how to fix it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pyinv.result import Inversion
@@ -24,6 +26,7 @@ __all__ = [
     "RuleError",
     "RunError",
     "one_line",
+    "reading",
 ]
 
 
@@ -95,3 +98,27 @@ def one_line(error: BaseException) -> str:
     """Return an error's message as one line, without the decoration of its class."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return " ".join(str(text).split())
+
+
+@contextmanager
+def reading(name: Any, kind: str, remedy: str) -> Iterator[None]:
+    """Raise InputError for whatever a decoder raises on a damaged file.
+
+    Decoders raise errors of many classes, OverflowError and TokenError among them. Put only the
+    decoder's calls into the ``with`` block: errors of other code would be hidden.
+
+    Args:
+        name: the file's name in the message.
+        kind: what it should be, such as "PNG image".
+        remedy: what to do about it.
+    """
+    try:
+        yield
+    except PyinvError:
+        raise
+    except MemoryError:
+        raise InputError(f"{name}: does not fit into memory") from None
+    except Exception as error:
+        raise InputError(
+            f"{name}: not a readable {kind}, or truncated ({one_line(error)}); {remedy}"
+        ) from None

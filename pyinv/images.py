@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from pyinv.array_files import read_array
 from pyinv.audio import WAV_SUFFIXES, read_wav
 from pyinv.bundle import PICTURE_CHANNELS, Manifest
-from pyinv.errors import DependencyError, InputError, one_line
+from pyinv.errors import DependencyError, InputError, one_line, reading
+from pyinv.size_limits import check_pixels, max_pixels
 from pyinv.tables import TABLE_SUFFIXES, read_table
 from pyinv.validation import as_numpy, first_bad_row, shape_text
 
@@ -49,6 +50,9 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".g
 """Suffixes of the image files that a folder is searched for."""
 
 ARRAY_SUFFIXES = (".npy", ".npz")
+# Pillow's names of the formats of IMAGE_SUFFIXES. It would also read others, some with programs.
+FILE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
+STRIP_PIXELS = 2**20  # that are floats at a time
 FITS = ("crop", "stretch")
 FILE_CHANNELS = PICTURE_CHANNELS
 GRID_TILE = 128  # pixels of an enlarged image in a grid, at most
@@ -244,7 +248,7 @@ def load_picture(
         InputError: not an image, or a damaged one.
     """
     channels, height, width = manifest.target_shape
-    return _to_range(resize_pixels(read_pixels(file, name, channels), height, width, fit), manifest)
+    return _to_range(read_pixels(file, name, channels, height, width, fit), manifest)
 
 
 def target_suffixes(manifest: Manifest) -> tuple[str, ...]:
@@ -290,9 +294,8 @@ def load_weights(path: PathLike, manifest: Manifest, *, fit: str = "crop") -> ND
         return read_array(path, "weights")
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file; give an image, or .npy or .npz")
-    unit = read_pixels(Path(path), str(path), 1)
     _, height, width = manifest.target_shape
-    return resize_pixels(unit, height, width, fit).transpose(2, 0, 1)
+    return read_pixels(Path(path), str(path), 1, height, width, fit).transpose(2, 0, 1)
 
 
 def not_pictures(manifest: Manifest) -> str:
@@ -426,40 +429,57 @@ def image_names(
     )
 
 
-def read_pixels(file: PathLike | IO[bytes], name: str, channels: int) -> FloatArray:
-    """Read one image file as float32 [H, W, C] from 0 to 1.
+def read_pixels(
+    file: PathLike | IO[bytes], name: str, channels: int, height: int, width: int, fit: str
+) -> FloatArray:
+    """Read one image file and resize it (antialiased bicubic).
+
+    It is converted to floats a few rows at a time, because floats take four times its memory.
 
     Args:
         file: a path or an open binary file.
         name: its name in error messages.
         channels: C, one of ``FILE_CHANNELS``.
+        height: the height to resize to.
+        width: the width to resize to.
+        fit: "crop" or "stretch", as in ``load_images``.
+
+    Returns:
+        float32 [height, width, C] from 0 to 1.
 
     Raises:
-        InputError: not an image, or a truncated or damaged one.
+        InputError: not an image, a truncated or damaged one, or one of too many pixels.
     """
     pillow = _pillow()
-    try:
-        with pillow.open(file) as image:
+    from PIL import ImageOps
+
+    if pillow.MAX_IMAGE_PIXELS is not None:  # ours is checked instead
+        pillow.MAX_IMAGE_PIXELS = max(pillow.MAX_IMAGE_PIXELS, max_pixels())
+    with reading(name, "image", "replace or remove it"):
+        try:
+            image = pillow.open(file, formats=FILE_FORMATS)
+        except pillow.UnidentifiedImageError:  # its text has the address of an open file
+            raise ValueError("no image in it") from None
+        except pillow.DecompressionBombError as error:
+            raise InputError(f"{name}: {one_line(error)}; shrink it") from None
+        with image:
+            check_pixels(name, image.height, image.width)
             image.load()
-            return convert_pixels(image, channels)
-    except pillow.DecompressionBombError:
-        raise InputError(f"{name}: the image is too large to open safely; shrink it") from None
-    except pillow.UnidentifiedImageError:  # its text has the address of an open file
-        raise InputError(
-            f"{name}: not a readable image, or truncated; replace or remove it"
-        ) from None
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError) as error:
-        # Pillow's decoders raise all of these on damaged files.
-        raise InputError(
-            f"{name}: not a readable image, or truncated ({one_line(error)}); replace or remove it"
-        ) from None
+            image = ImageOps.exif_transpose(image) or image
+            rows = max(1, STRIP_PIXELS // image.width)
+            strips = (
+                convert_pixels(
+                    image.crop((0, top, image.width, min(top + rows, image.height))), channels
+                )
+                for top in range(0, image.height, rows)
+            )
+            return _resize_strips(strips, (image.height, image.width), height, width, fit)
 
 
 def convert_pixels(image: Image.Image, channels: int) -> FloatArray:
     """Return a Pillow image as float32 [H, W, C] from 0 to 1, C one of ``FILE_CHANNELS``."""
-    from PIL import Image, ImageOps
+    from PIL import Image
 
-    ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I") or image.mode == "F":
         # 16-bit gray. Pillow's conversion to 8 bits does not scale.
         gray = np.asarray(image, dtype=np.float32)
@@ -492,16 +512,25 @@ def resize_pixels(unit: FloatArray, height: int, width: int, fit: str) -> FloatA
     Returns:
         float32 [..., height, width, C] from 0 to 1; ``unit`` itself if it has that size already.
     """
-    from_height, from_width = unit.shape[-3:-1]
-    if (from_height, from_width) == (height, width):
+    if unit.shape[-3:-1] == (height, width):
         return unit
+    return _resize_strips([unit], unit.shape[-3:-1], height, width, fit)
+
+
+def _resize_strips(
+    strips: Iterable[FloatArray], size: tuple[int, int], height: int, width: int, fit: str
+) -> FloatArray:
+    """Resize pixels that come a few rows at a time, [..., rows, W, C], of ``size`` [H, W]."""
+    from_height, from_width = size
+    if size == (height, width):
+        return np.concatenate(list(strips), axis=-3)
     left = top = 0.0
     if fit == "crop":
         scale = min(from_width / width, from_height / height)
         left = max((from_width - width * scale) / 2, 0.0)
         top = max((from_height - height * scale) / 2, 0.0)
-    planes = np.moveaxis(unit, -1, -3)
-    planes = _resize_rows(planes, width, left).swapaxes(-1, -2)
+    narrow = [_resize_rows(np.moveaxis(strip, -1, -3), width, left) for strip in strips]
+    planes = np.concatenate(narrow, axis=-2).swapaxes(-1, -2)
     planes = _resize_rows(planes, height, top).swapaxes(-1, -2)
     return np.moveaxis(planes, -3, -1).clip(0, 1)  # bicubic overshoots at edges
 

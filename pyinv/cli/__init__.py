@@ -27,6 +27,7 @@ from pyinv.cli.console import Console
 from pyinv.cli.exit_codes import DONE, FAILED, INTERRUPTED, NON_FINITE, UNFINISHED, USAGE
 from pyinv.errors import PyinvError
 from pyinv.interrupts import ends_like_ctrl_c, exit_code
+from pyinv.size_limits import set_size_limits
 
 __all__ = ["main"]
 
@@ -139,6 +140,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace, console: Console) -> int:
     try:
         with console.shows_warnings():
+            set_size_limits(
+                max_pixels=getattr(arguments, "max_pixels", None),
+                max_bytes=getattr(arguments, "max_bytes", None),
+            )
             code: int | None = arguments.run(arguments, console)
         sys.stdout.flush()
         if code == INTERRUPTED:

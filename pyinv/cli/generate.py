@@ -15,6 +15,7 @@ from pyinv.cli.options import (
     add_conditions,
     add_machine_options,
     add_overwrite,
+    add_size_limits,
     conditions,
     input_files,
     machine_options,
@@ -56,6 +57,7 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
     add_overwrite(parser)
     add_conditions(parser)
     add_machine_options(parser)
+    add_size_limits(parser)
     parser.set_defaults(run=run)
 
 

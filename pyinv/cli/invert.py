@@ -22,6 +22,7 @@ from pyinv.cli.options import (
     add_conditions,
     add_machine_options,
     add_overwrite,
+    add_size_limits,
     add_strict,
     conditions,
     input_files,
@@ -176,6 +177,7 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
 
     job.add_options(parser)
     add_machine_options(parser, batch_size=True)
+    add_size_limits(parser)
     parser.set_defaults(run=run)
 
 

@@ -18,6 +18,7 @@ __all__ = [
     "add_conditions",
     "add_machine_options",
     "add_overwrite",
+    "add_size_limits",
     "add_strict",
     "add_threads",
     "conditions",
@@ -52,6 +53,17 @@ def add_threads(arguments: Arguments) -> None:
 def add_overwrite(arguments: Arguments, help: str = "replace existing files") -> None:
     """Add ``--overwrite``."""
     arguments.add_argument("--overwrite", action="store_true", help=help)
+
+
+def add_size_limits(parser: argparse.ArgumentParser) -> None:
+    """Add ``--max-pixels`` and ``--max-bytes``, which ``main`` sets."""
+    limits = parser.add_argument_group("limits of input files")
+    whole(limits, "--max-pixels", "pixels of an image [67108864]")
+    whole(
+        limits,
+        "--max-bytes",
+        "bytes that a compressed file unpacks to [536870912, or ten times the file's]",
+    )
 
 
 def input_files(arguments: argparse.Namespace) -> list[str]:

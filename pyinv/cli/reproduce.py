@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from pyinv.cli.console import Console
-from pyinv.cli.options import add_machine_options, machine_options, real, whole
+from pyinv.cli.options import add_machine_options, add_size_limits, machine_options, real, whole
 
 __all__ = ["add_parser", "run"]
 
@@ -101,6 +101,7 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
     real(parser, "--learning-rate", "learning rate of the paper's method [the paper's]")
     whole(parser, "--seed", "random seed [0]")
     add_machine_options(parser, batch_size=True)
+    add_size_limits(parser)
     parser.set_defaults(run=run)
 
 

@@ -39,6 +39,7 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... [%(default)s]")
     add_threads(machine)
+    options.add_size_limits(parser)
 
 
 def run_training(

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
+import math
 import os
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyinv.array_files import opened
 from pyinv.bundle import Manifest
-from pyinv.errors import InputError, one_line
+from pyinv.errors import InputError, one_line, reading
+from pyinv.gzip_files import opened_gzip
 from pyinv.images import (
     convert_rows,
     load_images,
@@ -28,6 +27,7 @@ from pyinv.images import (
     not_pictures,
     picture_rows,
 )
+from pyinv.size_limits import check_pixels
 
 __all__ = ["ArraySource", "Chunk", "FileSource", "Source", "Target", "listing_digest"]
 
@@ -36,7 +36,11 @@ FloatArray = NDArray[np.float32]
 CHUNK = 256  # targets read at a time
 LIST_SUFFIXES = (".txt", ".lst")
 _IDX_MAGIC = bytes((0, 0, 8, 3))  # unsigned bytes [N, H, W]
-_GZIP_MAGIC = b"\x1f\x8b"
+_IDX_BYTES = 2**26  # read at a time, at most
+
+
+_DEFLATE_RATIO = 1032  # of zlib, at most: zlib.net/zlib_tech.html
+_IDX = ("IDX file", "download it again")
 
 
 @dataclass(frozen=True)
@@ -220,14 +224,14 @@ class _IdxFile(_ArrayFile):
 
     def read(self, first: int, last: int, manifest: Manifest) -> Iterator[tuple[int, NDArray[Any]]]:
         size = int(np.prod(self.shape[1:]))
-        with _open_idx(self.path) as stream:
-            stream.seek(self.header + first * size)
-            for start in range(first, last, CHUNK):
-                count = min(start + CHUNK, last) - start
-                try:
+        step = max(1, min(CHUNK, _IDX_BYTES // size))
+        with opened_gzip(self.path) as stream:
+            with reading(self.path, *_IDX):
+                stream.seek(self.header + first * size)
+            for start in range(first, last, step):
+                count = min(start + step, last) - start
+                with reading(self.path, *_IDX):
                     data = stream.read(count * size)
-                except (OSError, EOFError, zlib.error) as error:
-                    raise InputError(f"{self.path}: not readable ({one_line(error)})") from None
                 if len(data) != count * size:
                     raise InputError(f"{self.path}: truncated; download it again")
                 rows = np.frombuffer(data, np.uint8).reshape(count, *self.shape[1:])
@@ -308,33 +312,22 @@ def _open_array(path: Path, manifest: Manifest) -> _ArrayFile:
 def is_idx(path: Path) -> bool:
     """Return whether a file begins like an IDX file of images, possibly compressed."""
     try:
-        with _open_idx(path) as stream:
+        with reading(path, *_IDX), opened_gzip(path) as stream:
             return stream.read(4) == _IDX_MAGIC
-    except (OSError, EOFError, zlib.error):
+    except InputError:
         return False
 
 
-@contextmanager
-def _open_idx(path: Path) -> Iterator[IO[bytes]]:
-    with open(path, "rb") as stream:
-        packed = stream.read(2) == _GZIP_MAGIC
-        stream.seek(0)
-        if packed:
-            with gzip.GzipFile(fileobj=stream) as unpacked:
-                yield cast("IO[bytes]", unpacked)
-        else:
-            yield stream
-
-
 def _idx_file(path: Path, manifest: Manifest) -> _IdxFile:
-    try:
-        with _open_idx(path) as stream:
-            header = stream.read(16)
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: not readable ({one_line(error)})") from None
+    with reading(path, *_IDX), opened_gzip(path) as stream:
+        header = stream.read(16).ljust(16, b"\0")
     shape = tuple(int(size) for size in np.frombuffer(header[4:], ">u4"))
     if header[:4] != _IDX_MAGIC or len(shape) != 3 or min(shape) < 1:
         raise InputError(f"{path}: not an IDX file of images [N, H, W]")
+    check_pixels(str(path), *shape[1:])
+    # Images are read a few at a time, so that only a damaged file has more than this.
+    if math.prod(shape) > _DEFLATE_RATIO * path.stat().st_size:
+        raise InputError(f"{path}: truncated; download it again")
     picture_rows(np.empty((1, *shape[1:]), np.uint8), path, manifest)  # refuse another shape now
     return _IdxFile(path, shape, "uint8")
 

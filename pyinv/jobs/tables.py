@@ -27,6 +27,7 @@ from pyinv.jobs.sources import (
     load_row,
     parts_between,
 )
+from pyinv.size_limits import check_bytes
 from pyinv.target_ids import target_id
 
 __all__ = ["TABLE_SUFFIXES", "TableSource"]
@@ -118,6 +119,8 @@ def _open_table(path: Path) -> _TableFile:
             with parquet.ParquetFile(path) as file:
                 meta = file.metadata
                 groups = [meta.row_group(i).num_rows for i in range(meta.num_row_groups)]
+                for number in range(meta.num_row_groups):
+                    _check_group(path, meta.row_group(number))
                 return _TableFile(path, file.schema_arrow, tuple(groups))
         with _opened_ipc(path) as reader:
             if hasattr(reader, "get_batch"):
@@ -129,6 +132,15 @@ def _open_table(path: Path) -> _TableFile:
         raise InputError(
             f"{path}: not a readable {path.suffix} file, or truncated ({one_line(error)})"
         ) from None
+
+
+def _check_group(path: Path, group: Any) -> None:
+    """Raise InputError if the columns of a row group unpack to too much."""
+    for number in range(group.num_columns):
+        column = group.column(number)
+        # Repeated values take next to no bytes in Parquet, but one each or more when read.
+        unpacked = max(column.total_uncompressed_size, column.num_values)
+        check_bytes(f"{path}: {column.path_in_schema}", unpacked, path.stat().st_size)
 
 
 class TableSource(Source):

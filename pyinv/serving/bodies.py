@@ -18,6 +18,7 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
+from pyinv.array_files import read_header
 from pyinv.bundle import Manifest
 from pyinv.errors import one_line
 from pyinv.images import convert_rows, load_images, not_pictures, picture_rows
@@ -264,17 +265,13 @@ def _array_of(file: File) -> NDArray[Any]:
     """
     opened = io.BytesIO(file.data)
     try:
-        if np.lib.format.read_magic(opened) == (1, 0):
-            header = np.lib.format.read_array_header_1_0(opened)
-        else:  # what NumPy writes for long headers
-            header = np.lib.format.read_array_header_2_0(opened)
+        shape, fortran_order, dtype = read_header(opened)
     except Exception as error:
         raise Refusal(422, f"{file.name}: damaged .npy file ({one_line(error)})") from None
-    shape, fortran_order, dtype = header
     if dtype.kind not in "fiub":
         raise Refusal(422, f"{file.name}: expected an array of numbers, got {dtype}")
     size, there = math.prod(shape) * dtype.itemsize, len(file.data) - opened.tell()
-    if size != there or any(axis < 0 for axis in shape):
+    if size != there:
         raise Refusal(
             422,
             f"{file.name}: the array [{shape_text(shape)}] takes {size} bytes, got {there}; "

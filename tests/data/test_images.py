@@ -434,12 +434,12 @@ BAD_TARGETS = {
     "no WAV": (
         (2, 8),
         lambda path: text_file(path / "a.wav"),
-        "a.wav: not a readable WAV file of PCM samples (",
+        "a.wav: not a readable WAV file of PCM samples, or truncated (",
     ),
     "an empty file": (
         (2, 8),
         lambda path: array_file(path / "a.npy", np.zeros(0)).rename(path / "a.wav"),
-        "a.wav: not a readable WAV file of PCM samples (",
+        "a.wav: not a readable WAV file of PCM samples, or truncated (",
     ),
     "truncated audio": (
         (2, 8),
@@ -449,7 +449,7 @@ BAD_TARGETS = {
     "floats in WAV": (
         (2, 8),
         lambda path: float_sound(path / "a.wav"),
-        "not a readable WAV file of PCM samples (unknown format: 3); save it as 16-bit PCM",
+        "not a readable WAV file of PCM samples, or truncated (unknown format: 3); save it as",
     ),
     "another shape": (
         (5,),

@@ -261,7 +261,7 @@ BODIES = {
     "a smaller bomb": (header(10_000, 10_000), 413, "an image may have at most 10000 pixels"),
     "too large": (png(np.zeros((1, 101, 100), np.float32)), 413, "pixels, got 101 x 100"),
     "a long body": (bytes(200_001), 413, "the body must be at most 200000 bytes"),
-    "objects": (npy(np.array([{}], object)), 422, "expected an array of numbers, got object"),
+    "objects": (npy(np.array([{}], object)), 422, "no numeric array in it"),
     "strings": (npy(np.array(["a"])), 422, "expected an array of numbers"),
     "structs": (npy(np.zeros(3, "f4,i4")), 422, "expected an array of numbers"),
     "complex": (npy(np.zeros((8, 8), complex)), 422, "expected an array of numbers"),
@@ -275,7 +275,7 @@ BODIES = {
     "negative sizes": (
         npy_header("{'descr': '<f4', 'fortran_order': False, 'shape': (-1, -8)}") + bytes(32),
         422,
-        "takes 32 bytes",
+        "an array of the shape [-1, -8]",
     ),
     "no header": (npy_header("{'descr': __import__('os')}"), 422, "damaged .npy file"),
     "many axes": (

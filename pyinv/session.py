@@ -24,6 +24,7 @@ from pyinv.devices import open_device, resolve_device
 from pyinv.errors import BundleError, DeviceError, OutOfMemoryError, RunError, one_line
 from pyinv.interrupts import deferred
 from pyinv.recipes import Recipe
+from pyinv.validation import shape_text
 
 __all__ = ["Session"]
 
@@ -149,13 +150,7 @@ class Session:
         images = np.empty((len(latents), *self.manifest.image_shape), dtype=np.float32)
         function = self.manifest.forward(self.runtime)
         for rows in groups(len(latents), size):
-            found = self._call(function, rows, latent=latents, condition=condition)["image"]
-            if found.shape != images[rows].shape:
-                raise BundleError(
-                    f"{self.bundle.file(function)}: gives images {list(found.shape[1:])}, but the "
-                    f"manifest says {list(images.shape[1:])}; export the bundle again"
-                )
-            images[rows] = found
+            images[rows] = self._call(function, rows, latent=latents, condition=condition)["image"]
         return images
 
     def observe(self, images: FloatArray, size: int) -> FloatArray:
@@ -163,14 +158,7 @@ class Session:
         targets = np.empty((len(images), *self.manifest.target_shape), dtype=np.float32)
         function = self.manifest.observe(self.runtime)
         for rows in groups(len(images), size):
-            found = self._call(function, rows, image=images).get("target")
-            if found is None or found.shape != targets[rows].shape:
-                got = "nothing" if found is None else str(list(found.shape))
-                raise BundleError(
-                    f"{self.bundle.file(function)}: should give targets "
-                    f"{list(targets[rows].shape)}, gave {got}; export the bundle again"
-                )
-            targets[rows] = found
+            targets[rows] = self._call(function, rows, image=images)["target"]
         return targets
 
     def encode(self, images: FloatArray, condition: FloatArray | None, size: int) -> FloatArray:
@@ -178,14 +166,7 @@ class Session:
         latents = np.empty((len(images), self.manifest.latent_size), dtype=np.float32)
         function = self.manifest.encode(self.runtime)
         for rows in groups(len(images), size):
-            found = self._call(function, rows, image=images, condition=condition).get("latent")
-            if found is None or found.shape != latents[rows].shape:
-                got = "nothing" if found is None else str(list(found.shape))
-                raise BundleError(
-                    f"{self.bundle.file(function)}: should give latents "
-                    f"{list(latents[rows].shape)}, gave {got}; export the bundle again"
-                )
-            latents[rows] = found
+            latents[rows] = self._call(function, rows, image=images, condition=condition)["latent"]
         return latents
 
     def evaluate(
@@ -303,6 +284,7 @@ class Session:
     def _call(
         self, function: Function, rows: slice, **inputs: FloatArray | None
     ) -> dict[str, FloatArray]:
+        """Run a function on these rows; return its outputs, of the shapes that they should have."""
         self._check_process()
         feeds = {name: values[rows] for name, values in inputs.items() if values is not None}
         loaded = self.function(function)
@@ -313,7 +295,28 @@ class Session:
                 found: dict[str, FloatArray] = loaded.run(feeds)
         except ValueError as error:  # the file's sizes are not the manifest's
             raise BundleError(f"{one_line(error)}; export the bundle again") from None
+        for name, row_shape in self._outputs(function).items():
+            values = found.get(name)
+            # NumPy would broadcast most other shapes without a word.
+            if values is None or values.shape != (count, *row_shape):
+                got = "nothing" if values is None else f"[{shape_text(values.shape)}]"
+                raise BundleError(
+                    f"{self.bundle.file(function)}: should give {name} "
+                    f"[{shape_text((count, *row_shape))}], gave {got}; export the bundle again"
+                )
         return found
+
+    def _outputs(self, function: Function) -> dict[str, tuple[int, ...]]:
+        """Return the outputs of a function, and the shape of one target's row of each."""
+        size = self.manifest.latent_size
+        derivatives: dict[str, tuple[int, ...]] = {"loss": (), "gradient": (size,)}
+        return {
+            "forward": {"image": self.manifest.image_shape},
+            "observe": {"target": self.manifest.target_shape},
+            "encode": {"latent": (size,)},
+            "objective": derivatives,
+            "normal_equations": {**derivatives, "gram": (size, size)},
+        }[function.name]
 
     def _load(self, kind: str, function: Function, **options: Any) -> Any:
         """Load a function as the runtime's "Objective" or "Function"."""

@@ -360,7 +360,7 @@ def test_a_graph_that_gives_other_latents_is_refused(encoding, tmp_path):
     (mixed / "manifest.json").write_text(json.dumps(manifest))
     inverter = pyinv.Inverter(mixed, threads=1)
     images = inverter.generate(inverter.sample(2))
-    with pytest.raises(BundleError, match=r"should give latents \[2, 6\], gave \[2, 4\]"):
+    with pytest.raises(BundleError, match=r"should give latent \[2, 6\], gave \[2, 4\]"):
         inverter.encode(images)
 
 

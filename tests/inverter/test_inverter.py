@@ -15,10 +15,12 @@ import time
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper
 
 from pyinv import _core, demo, progress, recipes, session
-from pyinv.bundle import Bundle
+from pyinv.bundle import Bundle, FileRecord
 from pyinv.constraints import Clip, LogisticCutoff, StochasticClip
 from pyinv.errors import BundleError, DeviceError, InputError
 from pyinv.inverter import Inverter
@@ -580,7 +582,62 @@ def test_images_of_another_shape_than_the_manifests_are_refused(tmp_path):
     path = tmp_path / "b" / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "image_shape": [8, 8]}))
     inverter = Inverter(tmp_path / "b", threads=1)
-    with pytest.raises(
-        BundleError, match=r"gives images \[1, 8, 8\], but the manifest says \[8, 8\]"
-    ):
+    with pytest.raises(BundleError, match=r"should give image \[\d, 8, 8\], gave \[\d, 1, 8, 8\]"):
         inverter.generate(inverter.sample(2))
+
+
+def with_forward_output(path, change):
+    """Write a tiny bundle whose forward ends in another node, which ``change`` adds."""
+    write_tiny_bundle(path)
+    model = onnx.load(path / "forward.onnx", load_external_data=False)
+    nodes = model.graph.node
+    nodes[-1].output[0] = "made"
+    change(model.graph)
+    (path / "forward.onnx").write_bytes(model.SerializeToString())
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["files"]["forward.onnx"] = dataclasses.asdict(FileRecord.of(path / "forward.onnx"))
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    return Inverter(path, threads=1)
+
+
+def one_pixel(graph):
+    graph.node.append(helper.make_node("ReduceMean", ["made"], ["image"], axes=[1, 2, 3]))
+    graph.output[0].CopyFrom(helper.make_tensor_value_info("image", 1, ["B", "C", "H", "W"]))
+
+
+def one_image(graph):
+    graph.node.append(helper.make_node("ReduceMean", ["made"], ["image"], axes=[0]))
+
+
+def another_name(graph):
+    graph.node.append(helper.make_node("Identity", ["made"], ["picture"]))
+    graph.output[0].name = "picture"
+
+
+@pytest.mark.parametrize(
+    ("change", "got"),
+    [(one_pixel, r"\[3, 1, 1, 1\]"), (one_image, r"\[1, 1, 8, 8\]"), (another_name, "nothing")],
+)
+def test_outputs_are_not_broadcast(tmp_path, change, got):
+    inverter = with_forward_output(tmp_path / "b", change)
+    message = (
+        rf"forward.onnx: should give image \[3, 1, 8, 8\], gave {got}; export the bundle again"
+    )
+    with pytest.raises(BundleError, match=message):
+        inverter.generate(inverter.sample(3))
+
+
+@pytest.mark.parametrize("name", ["loss", "gradient", "gram"])
+def test_outputs_of_derivatives_are_checked(monkeypatch, tmp_path, name):
+    write_tiny_bundle(tmp_path / "b", normal_equations=("mse",))
+    session = Inverter(tmp_path / "b", threads=1)._session
+    equations = session.manifest.normal_equations("mse", "onnx")
+    latents, images = np.zeros((2, LATENT), np.float32), np.zeros((2, 1, 8, 8), np.float32)
+    found = session.evaluate(equations, slice(0, 2), latents, images, None)
+    for wrong in (found[name][:1], None):
+        changed = {key: value for key, value in found.items() if key != name or wrong is not None}
+        changed |= {} if wrong is None else {name: wrong}
+        stub = SimpleNamespace(run=lambda feeds, changed=changed: changed)
+        monkeypatch.setitem(session._functions, equations, stub)
+        with pytest.raises(BundleError, match=f"should give {name} "):
+            session.evaluate(equations, slice(0, 2), latents, images, None)

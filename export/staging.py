@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import glob
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from pyinv.errors import OutputError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["check_target", "staged"]
 
@@ -36,21 +45,96 @@ def check_target(target: Path, *, overwrite: bool) -> None:
         raise OutputError(f"{target}: cannot be written ({error.strerror})") from None
 
 
+_STAGING = ".pyinv-staging"  # ends the names of folders that nobody else makes
+
+
 @contextmanager
 def staged(target: Path) -> Iterator[Path]:
     """Yield an empty folder beside ``target``, and rename it to ``target`` at the end.
 
-    After an error no folder is left behind, and an existing bundle at ``target`` is unchanged.
+    An existing bundle at ``target`` is exchanged in one step: whenever the process is killed, the
+    old or the new bundle stands there. (Where the system cannot exchange folders, there is a moment
+    between two renames. The next call puts the old bundle back.) After an error no folder is left
+    behind, and an existing bundle is unchanged. Folders that killed processes left are removed.
 
     Raises:
         OutputError: the folder cannot be renamed.
     """
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    _remove_left(target)
+    folder, lock = _make_staging(target)
     try:
         yield folder
         _publish(folder, target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _make_staging(target: Path) -> tuple[Path, int | None]:
+    """Make a folder, and lock it as long as this process lives."""
+    while True:
+        made = tempfile.mkdtemp(prefix=f".{target.name}-", suffix=_STAGING, dir=target.parent)
+        lock = _lock(made)
+        # Another process may have taken it for left before it was locked.
+        if fcntl is None or lock is None or os.path.isdir(made):
+            return Path(made), lock
+        os.close(lock)
+
+
+def _lock(folder: str) -> int | None:
+    """Lock a folder; None if another process holds it, or there are no locks here."""
+    if fcntl is None:
+        return None
+    handle = -1
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+        # The system releases the lock however the process ends.
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        if handle >= 0:
+            os.close(handle)
+        return None
+    return handle
+
+
+def _remove_left(target: Path) -> None:
+    """Remove the folders that killed processes left, or put back the bundle that one moved away."""
+    for left in glob.glob(f"{glob.escape(str(target.parent / f'.{target.name}-'))}*{_STAGING}"):
+        lock = _lock(left)
+        if lock is None:
+            continue
+        try:
+            moved = Path(left) / _MOVED
+            if moved.is_dir() and not target.exists():
+                moved.rename(target)
+            shutil.rmtree(left, ignore_errors=True)
+        finally:
+            os.close(lock)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange two folders in one step; return False if the system cannot."""
+    if os.name != "posix":
+        return False
+    library = ctypes.CDLL(None, use_errno=True)
+    names = os.fsencode(first), os.fsencode(second)
+    here, swap = -100, 2  # AT_FDCWD; RENAME_EXCHANGE of Linux, RENAME_SWAP of macOS
+    if hasattr(library, "renameat2"):
+        failed = library.renameat2(here, names[0], here, names[1], swap)
+    elif sys.platform == "darwin" and hasattr(library, "renamex_np"):
+        failed = library.renamex_np(*names, swap)
+    else:
+        return False
+    if not failed:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):  # an old kernel, or the file system
+        return False
+    raise OSError(number, os.strerror(number))
+
+
+_MOVED = "bundle"  # in a staging folder: the old bundle, while the new one takes its place
 
 
 def _publish(staging: Path, target: Path) -> None:
@@ -59,17 +143,39 @@ def _publish(staging: Path, target: Path) -> None:
         mask = os.umask(0)
         os.umask(mask)
         staging.chmod(0o777 & ~mask)
-        if target.is_dir():
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
-            target.rename(old / "bundle")
-            try:
-                staging.rename(target)
-            except OSError:
-                (old / "bundle").rename(target)
-                raise
-            finally:
-                shutil.rmtree(old, ignore_errors=True)
-        else:
+        for path in (*staging.rglob("*"), staging):
+            _sync(path)
+        if not target.is_dir():
             staging.rename(target)
+        elif not _exchange(staging, target):
+            _replace(staging, target)
+        _sync(target.parent)
     except OSError as error:
         raise OutputError(f"{target}: cannot be written ({error.strerror})") from None
+
+
+def _replace(staging: Path, target: Path) -> None:
+    """Replace a folder by two renames, where there is no exchange."""
+    old, lock = _make_staging(target)
+    try:
+        target.rename(old / _MOVED)
+        try:
+            staging.rename(target)
+        except OSError:
+            (old / _MOVED).rename(target)
+            raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _sync(path: Path) -> None:
+    """Write a file or folder to the disk, so that a rename cannot come before its content."""
+    if os.name != "posix":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -310,13 +310,14 @@ class Session:
         """Return the outputs of a function, and the shape of one target's row of each."""
         size = self.manifest.latent_size
         derivatives: dict[str, tuple[int, ...]] = {"loss": (), "gradient": (size,)}
-        return {
+        outputs: dict[str, dict[str, tuple[int, ...]]] = {
             "forward": {"image": self.manifest.image_shape},
             "observe": {"target": self.manifest.target_shape},
             "encode": {"latent": (size,)},
             "objective": derivatives,
             "normal_equations": {**derivatives, "gram": (size, size)},
-        }[function.name]
+        }
+        return outputs[function.name]
 
     def _load(self, kind: str, function: Function, **options: Any) -> Any:
         """Load a function as the runtime's "Objective" or "Function"."""

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pyinv.atomic_files import sync_folder
 from pyinv.errors import OutputError
 
 try:
@@ -149,7 +150,7 @@ def _publish(staging: Path, target: Path) -> None:
             staging.rename(target)
         elif not _exchange(staging, target):
             _replace(staging, target)
-        _sync(target.parent)
+        sync_folder(target.parent)
     except OSError as error:
         raise OutputError(f"{target}: cannot be written ({error.strerror})") from None
 
@@ -172,10 +173,8 @@ def _replace(staging: Path, target: Path) -> None:
 
 def _sync(path: Path) -> None:
     """Write a file or folder to the disk, so that a rename cannot come before its content."""
-    if os.name != "posix":
+    if path.is_dir():
+        sync_folder(path)
         return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())

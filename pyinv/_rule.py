@@ -7,6 +7,7 @@ import math
 import operator
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import MISSING, fields
 from typing import Any, SupportsFloat, SupportsIndex, TypeVar
 
@@ -62,7 +63,8 @@ class Rule:
         expected = " and ".join(["a finite number", *bounds])
         number = math.nan
         if isinstance(value, SupportsFloat) and not isinstance(value, (bool, str)):
-            number = float(value)
+            with suppress(TypeError, ValueError, OverflowError):  # an array, or 400 digits
+                number = float(value)
 
         def ok(number: float) -> bool:
             return (
@@ -84,7 +86,9 @@ class Rule:
         upper = "" if at_most is None else f" and <= {at_most}"
         expected = f"a whole number >= {at_least}{upper}"
         if isinstance(value, SupportsIndex) and not isinstance(value, bool):
-            count = operator.index(value)
+            count = at_least - 1
+            with suppress(TypeError):  # an array
+                count = operator.index(value)
             if count >= at_least and (at_most is None or count <= at_most):
                 object.__setattr__(self, name, count)
                 return

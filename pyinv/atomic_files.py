@@ -11,7 +11,14 @@ from typing import BinaryIO
 
 from pyinv.errors import OutputError
 
-__all__ = ["OutputFile", "OutputFolder", "check_replaceable", "refuse_inputs", "write_whole"]
+__all__ = [
+    "OutputFile",
+    "OutputFolder",
+    "check_replaceable",
+    "refuse_inputs",
+    "sync_folder",
+    "write_whole",
+]
 
 PathLike = str | os.PathLike[str]
 
@@ -56,7 +63,7 @@ class OutputFile:
             os.fsync(self._file.fileno())
             self._file.close()
             os.replace(self._draft, self._place)
-            _sync_folder(self._place.parent)
+            sync_folder(self._place.parent)
         except OSError as error:
             kept = _kept_elsewhere(write, self.path.name)
             raise OutputError(
@@ -173,7 +180,7 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, place)
-        _sync_folder(place.parent)
+        sync_folder(place.parent)
     except OSError as error:
         previous = "; the previous file is unchanged" if path.exists() else ""
         raise OutputError(f"{path}: cannot be written ({error.strerror}){previous}") from None
@@ -206,7 +213,7 @@ def _no_parent(path: Path) -> OutputError:
     return OutputError(f"{path}: the folder {path.parent} does not exist; make it first")
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename survive a power failure, if the system supports it."""
     if os.name != "posix":
         return

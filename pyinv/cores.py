@@ -1,11 +1,13 @@
-"""Number of cores available to this process, the default number of threads."""
+"""Numbers of threads: the cores available to this process, and the most that are accepted."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-__all__ = ["usable_cores"]
+__all__ = ["MAX_THREADS", "usable_cores"]
+
+MAX_THREADS = 1024  # more than any machine's cores; each costs memory
 
 
 def usable_cores() -> int:

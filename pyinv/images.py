@@ -392,7 +392,7 @@ def check_value_range(value_range: Any) -> tuple[float, float]:
     """Return (low, high), the values of black and white, or raise InputError."""
     try:
         low, high = (float(bound) for bound in value_range)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         low = high = math.nan
     if not (low < high and math.isfinite(high - low)):
         raise InputError(f"value_range must be (low, high) with low < high, got {value_range!r}")

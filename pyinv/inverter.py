@@ -30,7 +30,7 @@ from pyinv.batching import (
 from pyinv.bundle import RUNTIMES, Bundle, Function, Manifest
 from pyinv.caution import strict_mode, warn
 from pyinv.conditions import condition_rows
-from pyinv.cores import usable_cores
+from pyinv.cores import MAX_THREADS, usable_cores
 from pyinv.devices import resolve_device
 from pyinv.errors import (
     BundleError,
@@ -89,9 +89,9 @@ class Inverter:
             batch size, up to rounding, unless targets are coupled (bundles with
             ``batch_norm="batch"``, ``MomentPenalty(over="batch")``). For coupled targets the batch
             size is the largest group, and "auto" means 64.
-        threads: number of CPU threads, at least 1. None uses every physical core available to this
-            process. Use fewer if other programs keep cores busy: a thread that waits for a core
-            slows down all others.
+        threads: number of CPU threads, from 1 to 1024. None uses every physical core available to
+            this process. Use fewer if other programs keep cores busy: a thread that waits for a
+            core slows down all others.
         tf32: let a GPU round the inputs of matrix products and convolutions to TF32's 10 bits of
             mantissa. This is faster, with relative errors near 1e-3 instead of 1e-6. No effect on
             the CPU.
@@ -132,16 +132,27 @@ class Inverter:
         if batch_size != "auto":
             batch_size = whole_number("batch_size", batch_size, at_least=1, or_else='"auto"')
         self._batch_size = batch_size
-        threads = (
-            usable_cores() if threads is None else whole_number("threads", threads, at_least=1)
-        )
         self._session = Session(
             bundle if isinstance(bundle, Bundle) else Bundle.open(bundle),
             runtime=runtime,
             device=device,
-            threads=threads,
+            threads=usable_cores()
+            if threads is None
+            else whole_number("threads", threads, at_least=1, at_most=MAX_THREADS),
             tf32=tf32,
         )
+
+    def __reduce__(self) -> Any:
+        # Sessions of a runtime cannot be pickled; another process opens its own.
+        session = self._session
+        options = {
+            "runtime": session.runtime,
+            "device": session.device,
+            "batch_size": self._batch_size,
+            "threads": session.threads,
+            "tf32": session.tf32,
+        }
+        return _reopen, (str(self.bundle.path.absolute()), self.bundle.digest, options)
 
     @classmethod
     def from_pretrained(
@@ -340,7 +351,7 @@ class Inverter:
             known = check_rows(true_latents, "true_latents", manifest.latent_shape, count)
         ids = check_target_ids(target_ids, count)
         seed = whole_number("seed", seed, at_least=0, at_most=2**64 - 1)
-        trace_every = whole_number("trace_every", trace_every, at_least=0)
+        trace_every = whole_number("trace_every", trace_every, at_least=0, at_most=2**31 - 1)
         if not isinstance(strict, bool):
             raise InputError(f"strict must be True or False, got {strict!r}")
         eight_bit = are_eight_bit(targets, manifest)
@@ -1017,3 +1028,14 @@ class Inverter:
         if count >= max(AUTO_BATCH_SIZES[self._session.device_kind]):
             self._batch_size = size
         return size
+
+
+def _reopen(path: str, digest: str, options: dict[str, Any]) -> Inverter:
+    """Open a pickled Inverter; raise BundleError if its bundle was changed since."""
+    bundle = Bundle.open(path)
+    if bundle.digest != digest:
+        raise BundleError(
+            f"{path}: not the bundle of the pickled Inverter: its digest was {digest}, and is "
+            f"{bundle.digest}; pickle it again"
+        )
+    return Inverter(bundle, **options)

@@ -31,6 +31,12 @@ def as_numpy(value: Any, name: str, expected: str) -> NDArray[Any]:
     Raises:
         InputError: not a numeric array, or an array on another device.
     """
+    if isinstance(value, np.ma.MaskedArray):
+        raise InputError(
+            f"{name} must be {expected}, got a masked array, whose mask would be ignored; fill it, "
+            "and give the mask as weights= (0 for what is masked) to a bundle exported with "
+            "weights=True"
+        )
     if isinstance(value, np.ndarray):
         array = value
     elif hasattr(value, "__dlpack__"):
@@ -131,6 +137,9 @@ def whole_number(
 def _from_dlpack(value: Any, name: str, expected: str) -> NDArray[Any]:
     if hasattr(value, "detach"):
         value = value.detach()  # a tensor that requires a gradient cannot be shared
+    for resolve in ("resolve_conj", "resolve_neg"):
+        if hasattr(value, resolve):  # PyTorch's views share memory with what they negate
+            value = getattr(value, resolve)()
     if int(value.__dlpack_device__()[0]) != _DLPACK_CPU:
         raise InputError(
             f"{name} must be {expected} in this machine's memory, got an array on another device; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import traceback
@@ -119,6 +120,26 @@ def _build_parser() -> _Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``pyinv`` with these arguments, by default ``sys.argv``; return the exit code."""
+    with contextlib.ExitStack() as stack:
+        for name in ("stdout", "stderr"):
+            if getattr(sys, name) is None:  # it was closed before the program started
+                setattr(sys, name, stack.enter_context(open(os.devnull, "w", encoding="utf-8")))
+                stack.callback(setattr, sys, name, None)
+        try:
+            code = _main(argv)
+            sys.stdout.flush()
+            return code
+        except OSError as error:  # an output cannot be written; nothing else gets here
+            if not isinstance(error, BrokenPipeError):
+                with contextlib.suppress(OSError):
+                    print(f"pyinv: error: standard output: {error.strerror}", file=sys.stderr)
+            for stream in (sys.stdout, sys.stderr):  # Python would report it again on exit
+                with contextlib.suppress(OSError):
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            return FAILED
+
+
+def _main(argv: Sequence[str] | None) -> int:
     parser = _build_parser()
     try:
         arguments = parser.parse_args(argv)
@@ -145,14 +166,11 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
                 max_bytes=getattr(arguments, "max_bytes", None),
             )
             code: int | None = arguments.run(arguments, console)
-        sys.stdout.flush()
         if code == INTERRUPTED:
             return exit_code()
         return DONE if code is None else code
     except BrokenPipeError:
-        # The reader of our output is gone. Without this, Python reports it again on exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
+        raise
     except KeyboardInterrupt as interrupt:
         console.error(f"interrupted; {str(interrupt) or 'nothing was written'}")
         return exit_code()

@@ -60,6 +60,32 @@ def test_help_names_every_command_and_exit_code(capsys):
     assert max(map(len, out.splitlines())) <= 100
 
 
+@pytest.mark.parametrize("arguments", ["--version", "--help", "invert --help"])
+def test_output_that_nobody_reads_is_no_error(arguments):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "pyinv", *arguments.split()]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert done.stderr == ""  # argparse ignores what it cannot write
+    assert done.returncode in (0, 1)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_output_to_a_full_disk_is_one_line():
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "pyinv", "--version"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.stderr == "pyinv: error: standard output: No space left on device\n"
+    assert done.returncode == 1
+
+
+def test_closed_outputs_are_no_error():
+    command = f"{sys.executable} -m pyinv --version >&- 2>&-; echo $?"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("0\n", "")
+
+
 @pytest.mark.parametrize(
     "command", ["info", "export", "generate", "invert", "demo", "train gan", "push", "reproduce"]
 )

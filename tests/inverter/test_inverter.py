@@ -9,6 +9,7 @@ import os
 import pickle
 import re
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -641,3 +642,56 @@ def test_outputs_of_derivatives_are_checked(monkeypatch, tmp_path, name):
         monkeypatch.setitem(session._functions, equations, stub)
         with pytest.raises(BundleError, match=f"should give {name} "):
             session.evaluate(equations, slice(0, 2), latents, images, None)
+
+
+def test_an_inverter_is_pickled_by_its_path(monkeypatch, tmp_path):
+    write_tiny_bundle(tmp_path / "b")
+    monkeypatch.chdir(tmp_path)
+    inverter = Inverter("b", batch_size=7, threads=1)
+    pickled = pickle.dumps(inverter)
+    monkeypatch.chdir("/")
+    again = pickle.loads(pickled)
+    assert (again.batch_size, again.threads, again.runtime) == (7, 1, "onnx")
+    latents = inverter.sample(2)
+    np.testing.assert_array_equal(again.generate(latents), inverter.generate(latents))
+    write_tiny_bundle(tmp_path / "b", prior=Normal())
+    with pytest.raises(BundleError, match="not the bundle of the pickled Inverter"):
+        pickle.loads(pickled)
+
+
+def test_more_threads_than_cpus_do_not_spin():
+    """Threads that spun took the CPUs from those with work: 0.7 s a step with 512 threads."""
+    program = (
+        "import sys, numpy, pyinv\n"
+        "inverter = pyinv.Inverter(sys.argv[1], threads=512, batch_size=4)\n"
+        "images = inverter.generate(inverter.sample(4))\n"
+        "inverter.invert(images, recipe='lipton', max_steps=500)\n"
+    )
+    command = [sys.executable, "-c", program, str(demo.BUNDLE)]
+    subprocess.run(command, check=True, timeout=100)
+
+
+@pytest.mark.parametrize("number", [2**31, 2**70])
+def test_numbers_too_large_for_the_engine_are_refused(inverter, bundle_path, images, number):
+    with pytest.raises(InputError, match="threads must be a whole number >= 1 and <= 1024"):
+        Inverter(bundle_path, threads=number)
+    with pytest.raises(InputError, match="trace_every must be a whole number"):
+        inverter.invert(images, recipe=QUICK, trace_every=number)
+
+
+def test_masked_arrays_are_refused(inverter, images):
+    masked = np.ma.masked_array(images, mask=images > 0.5)
+    with pytest.raises(InputError, match=r"a masked array.*weights="):
+        inverter.invert(masked, recipe=QUICK)
+    with pytest.raises(InputError, match="a masked array"):
+        inverter.generate(np.ma.masked_array(inverter.sample(2)))
+
+
+def test_lazily_negated_tensors_are_resolved(inverter):
+    torch = pytest.importorskip("torch")
+    latents = torch.from_numpy(inverter.sample(2))
+    parts = torch.complex(torch.zeros_like(latents), latents)
+    negated = parts.conj().imag
+    assert negated.is_neg()
+    expected = inverter.generate((-latents).numpy())
+    np.testing.assert_array_equal(inverter.generate(negated), expected)

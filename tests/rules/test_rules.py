@@ -520,3 +520,11 @@ def test_wrong_constraint_text_is_refused(text, message):
     with pytest.raises(RuleError) as error:
         parse_constraint(text)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("value", [10**400, np.zeros(3), np.zeros((0,))])
+def test_numbers_that_cannot_be_converted_are_refused(value):
+    with pytest.raises(RuleError, match="must be a finite number"):
+        Adam(value)
+    with pytest.raises(RuleError, match="max_steps must be a whole number"):
+        Stage(Adam(0.1), max_steps=value)

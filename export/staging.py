@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pyinv.atomic_files import sync_folder
+from pyinv.drafts import sync_folder
 from pyinv.errors import OutputError
 
 try:

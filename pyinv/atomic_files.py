@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO
 
-from pyinv.errors import OutputError
+from pyinv.drafts import Draft, remove_left_drafts
+from pyinv.errors import OutputError, one_line
+from pyinv.interrupts import held, say
 
 __all__ = [
     "OutputFile",
     "OutputFolder",
     "check_replaceable",
     "refuse_inputs",
-    "sync_folder",
     "write_whole",
 ]
 
@@ -45,10 +47,10 @@ class OutputFile:
         if self.path.is_dir():
             raise OutputError(f"{self.path}: expected a file to write, and this is a folder")
         check_replaceable(self.path, overwrite=overwrite, inputs=inputs)
-        self._place = _followed(self.path)
-        # In the same folder, so that the replacement is a rename within one file system.
-        self._draft = self._place.with_name(f".{self._place.name}.{os.getpid()}.part")
-        self._file: BinaryIO = _open_new(self._draft, self.path)
+        place = _followed(self.path)
+        remove_left_drafts(place.parent, place.name)
+        self._draft = _new_draft(self.path)
+        self._written = False
 
     def write(self, write: Callable[[BinaryIO], None]) -> None:
         """Call ``write`` with the open file, then move the file to its path once it is on disk.
@@ -57,28 +59,24 @@ class OutputFile:
             OutputError: the file cannot be written. Its content is kept in a temporary folder, if
                 possible; the message names it.
         """
-        try:
-            write(self._file)
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-            os.replace(self._draft, self._place)
-            sync_folder(self._place.parent)
-        except OSError as error:
-            kept = _kept_elsewhere(write, self.path.name)
-            raise OutputError(
-                f"{self.path}: cannot be written ({error.strerror})"
-                + (f"; it was written to {kept} instead" if kept else "")
-            ) from None
+        with held():
+            try:
+                write(self._draft.file)
+                self._draft.publish()
+                self._written = True
+            except OSError as error:
+                kept = _kept_elsewhere(write, self.path.name)
+                raise OutputError(
+                    f"{self.path}: cannot be written ({one_line(error)})"
+                    + (f"; it was written to {kept} instead" if kept else "")
+                ) from None
 
     def __enter__(self) -> OutputFile:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        with contextlib.suppress(OSError):  # a full disk, which ``write`` has reported
-            self._file.close()
-        with contextlib.suppress(OSError):
-            self._draft.unlink(missing_ok=True)
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        self._draft.discard()
+        say(error, f"{self.path} was written" if self._written else "nothing was written")
 
 
 class OutputFolder:
@@ -102,10 +100,11 @@ class OutputFolder:
             raise _no_parent(self.path) from None
         except OSError as error:
             raise OutputError(f"{self.path}: cannot be made ({error.strerror})") from None
-        probe = self.path / f".{os.getpid()}.part"
-        _open_new(probe, self.path).close()
-        # A process of this number on another machine may have removed it.
-        probe.unlink(missing_ok=True)
+        remove_left_drafts(self.path)
+        try:
+            Draft(self.path / "probe").discard()
+        except OSError as error:
+            raise OutputError(f"{self.path}: cannot be written ({error.strerror})") from None
 
     def check_free(
         self, names: Iterable[str], *, overwrite: bool, inputs: Iterable[PathLike] = ()
@@ -123,9 +122,12 @@ class OutputFolder:
     def __enter__(self) -> OutputFolder:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        if self._made and not any(self.path.iterdir()):
-            self.path.rmdir()
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        # Another process may have removed it, or may be writing into it.
+        with contextlib.suppress(OSError):
+            if self._made and not any(self.path.iterdir()):
+                self.path.rmdir()
+                say(error, "nothing was written")
 
 
 def check_replaceable(path: Path, *, overwrite: bool, inputs: Iterable[PathLike] = ()) -> None:
@@ -170,39 +172,35 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
     Raises:
         OutputError: the file cannot be written; any file at ``path`` is unchanged.
     """
-    # In the same folder, so that the replacement is a rename within one file system; under a fixed
-    # name, so that a draft left by a killed process is overwritten.
-    place = _followed(path)
-    draft = place.with_name(f".{place.name}.part")
-    try:
-        with open(draft, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, place)
-        sync_folder(place.parent)
-    except OSError as error:
-        previous = "; the previous file is unchanged" if path.exists() else ""
-        raise OutputError(f"{path}: cannot be written ({error.strerror}){previous}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)
+    with held():
+        draft = _new_draft(path)
+        try:
+            draft.file.write(content)
+            draft.publish()
+        except OSError as error:
+            previous = "; the previous file is unchanged" if path.exists() else ""
+            raise OutputError(f"{path}: cannot be written ({error.strerror}){previous}") from None
+        finally:
+            draft.discard()
 
 
 def _kept_elsewhere(write: Callable[[BinaryIO], None], name: str) -> Path | None:
     """Write a file to a new temporary folder and return its path; None if that fails as well."""
-    try:
-        path = Path(tempfile.mkdtemp(prefix="pyinv-")) / name
-        with open(path, "wb") as file:
-            write(file)
-    except OSError:
-        return None
-    return path
+    with contextlib.suppress(OSError):
+        folder = Path(tempfile.mkdtemp(prefix="pyinv-"))
+        try:
+            with open(folder / name, "wb") as file:
+                write(file)
+            return folder / name
+        except OSError:
+            shutil.rmtree(folder, ignore_errors=True)
+    return None
 
 
-def _open_new(draft: Path, path: Path) -> BinaryIO:
+def _new_draft(path: Path) -> Draft:
+    """Make a draft of the file that a path leads to."""
     try:
-        return open(draft, "wb")
+        return Draft(_followed(path))
     except FileNotFoundError:
         raise _no_parent(path) from None
     except OSError as error:
@@ -211,16 +209,3 @@ def _open_new(draft: Path, path: Path) -> BinaryIO:
 
 def _no_parent(path: Path) -> OutputError:
     return OutputError(f"{path}: the folder {path.parent} does not exist; make it first")
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename survive a power failure, if the system supports it."""
-    if os.name != "posix":
-        return
-    # Some file systems do not support it for a folder; the file is already in place.
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

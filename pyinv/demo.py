@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from pyinv.atomic_files import write_whole
 from pyinv.bundle import Manifest
 from pyinv.constraints import Clip, Constraint, NoConstraint, StochasticClip
 from pyinv.inverter import Inverter
@@ -338,7 +340,9 @@ def _draw_reconstructions(generated: _Outcome, real: _Outcome, path: Path) -> No
         FAINT,
         small,
     )
-    sheet.save(path)
+    picture = io.BytesIO()
+    sheet.save(picture, format="PNG")
+    write_whole(path, picture.getbuffer())
 
 
 def _grey(image: FloatArray) -> Image.Image:

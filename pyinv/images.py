@@ -6,6 +6,7 @@ shape, [N, *image_shape], are read from arrays, audio also from WAV files, vecto
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import re
@@ -18,9 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyinv.array_files import read_array
+from pyinv.atomic_files import write_whole
 from pyinv.audio import WAV_SUFFIXES, read_wav
 from pyinv.bundle import PICTURE_CHANNELS, Manifest
 from pyinv.errors import DependencyError, InputError, one_line, reading
+from pyinv.interrupts import say
 from pyinv.size_limits import check_pixels, max_pixels
 from pyinv.tables import TABLE_SUFFIXES, read_table
 from pyinv.validation import as_numpy, first_bad_row, shape_text
@@ -334,12 +337,21 @@ def save_images(
 
     Returns:
         the paths written.
+
+    Raises:
+        OutputError: a file cannot be written; those before it are.
     """
-    paths = []
-    for row, name in enumerate(picture_names(len(images)) if names is None else names):
-        path = Path(directory) / f"{name}.png"
-        to_pillow(to_uint8(images[row : row + 1], value_range)[0]).save(path, format="PNG")
-        paths.append(path)
+    paths: list[Path] = []
+    try:
+        for row, name in enumerate(picture_names(len(images)) if names is None else names):
+            path = Path(directory) / f"{name}.png"
+            picture = io.BytesIO()
+            to_pillow(to_uint8(images[row : row + 1], value_range)[0]).save(picture, format="PNG")
+            write_whole(path, picture.getbuffer())
+            paths.append(path)
+    except KeyboardInterrupt as interrupt:
+        say(interrupt, f"{len(paths)} of {len(images)} images were written to {directory}")
+        raise
     return paths
 
 

@@ -27,7 +27,7 @@ from pyinv.cli import (
 from pyinv.cli.console import Console
 from pyinv.cli.exit_codes import DONE, FAILED, INTERRUPTED, NON_FINITE, UNFINISHED, USAGE
 from pyinv.errors import PyinvError
-from pyinv.interrupts import ends_like_ctrl_c, exit_code
+from pyinv.interrupts import came, ends_like_ctrl_c, exit_code
 from pyinv.size_limits import set_size_limits
 
 __all__ = ["main"]
@@ -155,7 +155,10 @@ def _main(argv: Sequence[str] | None) -> int:
     if not console.shows_bar:  # nor may huggingface_hub, which reads this when it is imported
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     with ends_like_ctrl_c():
-        return _run(arguments, console)
+        try:
+            return _run(arguments, console)
+        except KeyboardInterrupt:  # another one, while the first was reported
+            return exit_code()
 
 
 def _run(arguments: argparse.Namespace, console: Console) -> int:
@@ -166,13 +169,14 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
                 max_bytes=getattr(arguments, "max_bytes", None),
             )
             code: int | None = arguments.run(arguments, console)
-        if code == INTERRUPTED:
+        sys.stdout.flush()
+        if code == INTERRUPTED or (not code and came()):
             return exit_code()
         return DONE if code is None else code
     except BrokenPipeError:
         raise
     except KeyboardInterrupt as interrupt:
-        console.error(f"interrupted; {str(interrupt) or 'nothing was written'}")
+        console.error("; ".join(filter(None, ("interrupted", str(interrupt)))))
         return exit_code()
     except Exception as error:
         if arguments.traceback:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pyinv.atomic_files import write_whole
+from pyinv.drafts import remove_left_drafts
 from pyinv.errors import InputError, OutputError, one_line
 from pyinv.jobs.shards import partial_name, shard_name
 
@@ -26,7 +27,6 @@ __all__ = ["JobFile", "Part", "locked", "part_of"]
 
 JOB_FILE = "job.json"
 FORMAT_VERSION = 1
-_DRAFT = re.compile(r"\.part-(\d+)(\.partial)?\.parquet\.part")
 _LOCK = re.compile(r"\.lock-\d+-of-(\d+)")
 
 
@@ -196,7 +196,7 @@ def locked(folder: Path, part: Part, job: JobFile) -> Iterator[JobFile]:
                     job = found
                 else:
                     job.write(folder)
-                _remove_drafts(folder, part)
+                remove_left_drafts(folder)
         except OSError as error:
             raise OutputError(f"{folder}: cannot be written ({one_line(error)})") from None
         yield job
@@ -230,11 +230,3 @@ def _flock(path: Path, *, wait: bool = False) -> Iterator[IO[str]]:
                     f"{path.parent}: {holder} is working on this job; wait for it, or stop it"
                 ) from None
         yield file
-
-
-def _remove_drafts(folder: Path, part: Part) -> None:
-    """Remove what runs that were killed have left of this part."""
-    for path in folder.iterdir():
-        match = _DRAFT.fullmatch(path.name)
-        if match and int(match[1]) % part.of == part.number - 1:
-            path.unlink(missing_ok=True)

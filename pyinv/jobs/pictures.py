@@ -34,9 +34,7 @@ def save_pictures(
         if first:
             shutil.rmtree(draft, ignore_errors=True)
             draft.mkdir()
-        for path in save_images(images, draft, value_range, names=names):
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
+        save_images(images, draft, value_range, names=names)
 
 
 def publish_pictures(folder: Path) -> None:

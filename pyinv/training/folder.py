@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pyinv.atomic_files import write_whole
 from pyinv.bundle import Bundle
+from pyinv.drafts import remove_left_drafts
 from pyinv.errors import BundleError, InputError, OutputError
 from pyinv.images import save_grid
 from pyinv.training.configurations import GanConfiguration
@@ -108,6 +109,8 @@ class TrainingFolder:
                     f"{path}: contains files but no training; give a new or empty folder"
                 )
             self._acquire_lock()
+            for folder in (path, self._samples):
+                remove_left_drafts(folder)
             if (path / _CONFIGURATION).is_file():
                 if self._overwrite:
                     self._empty()

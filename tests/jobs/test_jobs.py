@@ -571,18 +571,6 @@ def test_parts_share_a_folder(inverter, array, undisturbed, tmp_path):
     assert drafts_of(out) == []
 
 
-def test_parts_may_have_one_process_number(inverter, array, tmp_path, monkeypatch):
-    open_new = pyinv.atomic_files._open_new
-
-    def open_and_lose(draft, path):  # to a process on another machine, or in another container
-        file = open_new(draft, path)
-        draft.unlink()
-        return file
-
-    monkeypatch.setattr("pyinv.atomic_files._open_new", open_and_lose)
-    assert table_of(run(inverter, array, tmp_path / "out", shard="1/2")).num_rows > 0
-
-
 def test_parts_in_folders_of_their_own_are_merged(inverter, array, undisturbed, tmp_path):
     outs = [tmp_path / f"out{number}" for number in (1, 2)]
     for number, out in enumerate(outs, 1):

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pyinv import atomic_files
+from pyinv import interrupts
 from pyinv.bundle import Bundle
 from pyinv.cli import main
 from pyinv.cores import usable_cores
@@ -403,16 +403,44 @@ def test_an_iteration_torn_apart_is_not_kept(
     assert differences(read(folder), straight) == []
 
 
-def test_the_second_ctrl_c_does_not_wait(digits, tmp_path, monkeypatch, unexported):
+@pytest.mark.parametrize("at_once", [True, False])
+def test_the_second_ctrl_c_does_not_wait_unless_it_follows_at_once(
+    digits, tmp_path, monkeypatch, unexported, at_once
+):
+    average = Adversaries._average
+
     def twice(self, number):
         os.kill(os.getpid(), signal.SIGINT)
+        if not at_once:
+            monkeypatch.setattr(interrupts, "TOGETHER", 0.0)
         os.kill(os.getpid(), signal.SIGINT)
-        pytest.fail("the iteration went on")
+        assert at_once, "the iteration went on"
+        average(self, number)
 
     monkeypatch.setattr(Adversaries, "_average", twice)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "run", digits)
-    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+    assert (tmp_path / "run" / "checkpoint.pt").exists() == at_once
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="finds a file's name in /proc")
+def test_ctrl_c_while_a_checkpoint_is_written_waits_for_its_end(
+    digits, tmp_path, monkeypatch, unexported
+):
+    fsync = os.fsync
+
+    def interrupted(handle):
+        if "checkpoint.pt" in os.readlink(f"/proc/self/fd/{handle}"):
+            os.kill(os.getpid(), signal.SIGINT)
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "run", digits, checkpoint_seconds=0)
+    monkeypatch.undo()
+    # Asked for during iteration 1's checkpoint, and again during the last one.
+    assert read(tmp_path / "run")["iteration"] == 2
+    assert not list((tmp_path / "run").rglob("*.part"))
 
 
 @pytest.mark.parametrize("seconds", [0.0, 1e9])
@@ -463,7 +491,7 @@ def full_disk(name: str, monkeypatch, *, spared: int = 0) -> None:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         write(handle)
 
-    monkeypatch.setattr(atomic_files.os, "fsync", fsync)
+    monkeypatch.setattr(os, "fsync", fsync)
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="finds a file's name in /proc")

@@ -74,8 +74,9 @@ def run_plan(
         try:
             done[planned.id] = runs.run(planned, seed=request.seed, progress=request.progress)
         except KeyboardInterrupt:
+            count = len(done) + runs.is_done(planned.id)
             raise KeyboardInterrupt(
-                f"{len(done)} of {len(plan)} runs are done; run the same command to resume"
+                f"{count} of {len(plan)} runs are done; run the same command to resume"
             ) from None
         elapsed = time.perf_counter() - start
         ahead = sum(other.work for other in plan[number:])

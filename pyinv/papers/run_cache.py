@@ -22,6 +22,7 @@ from pyinv import runtimes
 from pyinv.array_files import read_npz
 from pyinv.atomic_files import OutputFile
 from pyinv.errors import InputError, OutputError, PyinvWarning
+from pyinv.interrupts import deferred
 from pyinv.inverter import Inverter
 from pyinv.papers.folder import open_folder
 from pyinv.progress import Progress
@@ -93,6 +94,10 @@ class RunCache:
             raise InputError(f"run {id!r} is not done; those done are {known}")
         return dict(self._facts[id])
 
+    def is_done(self, id: str) -> bool:
+        """Return whether this run is finished."""
+        return id in self._facts
+
     def run(
         self, planned: Planned, *, seed: int, progress: bool | Progress | None = None
     ) -> Inversion:
@@ -161,8 +166,13 @@ class RunCache:
                 output.write(lambda file: _write(file, inversion, settings, fingerprint, facts))
                 return facts
 
-            # Open the output before the work, so that an unwritable folder fails at once.
-            with OutputFile(path, overwrite=True) as output, warnings.catch_warnings():
+            # Open the output before the work, so that an unwritable folder fails at once. Ctrl-C ends
+            # the run once what it has found is written.
+            with (
+                OutputFile(path, overwrite=True) as output,
+                deferred() as received,
+                warnings.catch_warnings(),
+            ):
                 # Methods are compared on images that some of them are not for.
                 warnings.simplefilter("ignore", PyinvWarning)
                 started = time.perf_counter()
@@ -194,6 +204,8 @@ class RunCache:
                         OutputFile(part, overwrite=True) as output,
                     ):
                         write(output, inversion)
+                if stopped is None and received():
+                    stopped = KeyboardInterrupt()
                 if stopped is not None:
                     raise stopped
         latents = inversion.latents

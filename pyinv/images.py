@@ -477,7 +477,7 @@ def read_pixels(
         with image:
             check_pixels(name, image.height, image.width)
             image.load()
-            image = ImageOps.exif_transpose(image) or image
+            ImageOps.exif_transpose(image, in_place=True)
             rows = max(1, STRIP_PIXELS // image.width)
             strips = (
                 convert_pixels(

@@ -166,8 +166,8 @@ class RunCache:
                 output.write(lambda file: _write(file, inversion, settings, fingerprint, facts))
                 return facts
 
-            # Open the output before the work, so that an unwritable folder fails at once. Ctrl-C ends
-            # the run once what it has found is written.
+            # Open the output before the work, so that an unwritable folder fails at once. Ctrl-C
+            # ends the run once what it has found is written.
             with (
                 OutputFile(path, overwrite=True) as output,
                 deferred() as received,

@@ -206,7 +206,7 @@ def test_bad_argument_is_refused(inverter, call, kind, message):
         ({"tf32": 1}, InputError, "tf32 must be True or False, got 1"),
         ({"batch_size": 0}, InputError, 'batch_size must be a whole number >= 1 or "auto", got 0'),
         ({"batch_size": "many"}, InputError, "or \"auto\", got 'many'"),
-        ({"threads": 0}, InputError, "threads must be a whole number >= 1, got 0"),
+        ({"threads": 0}, InputError, "threads must be a whole number >= 1 and <= 1024, got 0"),
         ({"threads": 1.5}, InputError, "threads must be"),
     ],
 )

@@ -30,7 +30,8 @@ def test_results_are_kept_where_there_is_room(bundle_path, tmp_path, monkeypatch
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "elsewhere"))
     monkeypatch.setattr(os, call, full)
-    code = main(["invert", str(bundle_path), str(tmp_path / "images.npy"), "-o", str(out)])
+    arguments = [str(bundle_path), str(tmp_path / "images.npy"), "-o", str(out), "--overwrite"]
+    code = main(["invert", *arguments])
     monkeypatch.undo()
     assert code == 1
     line = capsys.readouterr().err.splitlines()[-1]

@@ -106,17 +106,22 @@ def _download(out: Path) -> bool:
 
 
 CASES = {
-    "invert": Case(f"invert {BUNDLE} {{inputs}}/images.npy -o {{out}}/out.npz --threads 1", _npz),
-    "pictures": Case(f"generate {BUNDLE} -n {TARGETS} -o {{out}}/pictures/ --threads 1", _pictures),
+    "invert": Case(
+        f"invert {BUNDLE} {{inputs}}/images.npy -o {{out}}/out.npz --threads 1 --overwrite", _npz
+    ),
+    "pictures": Case(
+        f"generate {BUNDLE} -n {TARGETS} -o {{out}}/pictures/ --threads 1 --overwrite", _pictures
+    ),
     "job": Case(
         f"invert {BUNDLE} {{inputs}}/images.npy -o {{out}}/job/ --shard-size 2 --threads 1",
         _job,
         (".lock",),
     ),
-    "merge": Case("merge {inputs}/job -o {out}/all.parquet", _merged),
+    "merge": Case("merge {inputs}/job -o {out}/all.parquet --overwrite", _merged),
     "download": Case("info file://{inputs}/some.bundle", _download),
     "export": Case(
-        "export {inputs}/generator.py:make -o {out}/made.bundle --latent-shape 8 --prior normal",
+        "export {inputs}/generator.py:make -o {out}/made.bundle --latent-shape 8 --prior normal "
+        "--overwrite",
         _bundle,
     ),
     "train": Case(

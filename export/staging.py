@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pyinv.drafts import sync_folder
-from pyinv.errors import OutputError
+from pyinv.errors import OutputError, one_line
+from pyinv.interrupts import held, say
 
 try:
     import fcntl
@@ -59,13 +60,27 @@ def staged(target: Path) -> Iterator[Path]:
     behind, and an existing bundle is unchanged. Folders that killed processes left are removed.
 
     Raises:
-        OutputError: the folder cannot be renamed.
+        OutputError: the folder cannot be written to or renamed.
     """
     _remove_left(target)
-    folder, lock = _make_staging(target)
+    try:
+        folder, lock = _make_staging(target)
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be written ({error.strerror})") from None
+    published = False
     try:
         yield folder
-        _publish(folder, target)
+        with held():
+            _publish(folder, target)
+            published = True
+    except OSError as error:
+        # A write that fails names no file. Other errors are the generator's own.
+        if error.filename is None or Path(error.filename).is_relative_to(folder):
+            raise OutputError(f"{target}: cannot be written ({one_line(error)})") from None
+        raise
+    except KeyboardInterrupt as interrupt:
+        say(interrupt, f"{target} was written" if published else "nothing was written")
+        raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         if lock is not None:

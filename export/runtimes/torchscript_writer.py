@@ -7,6 +7,7 @@ Each method is generated as TorchScript source, one line per node, and compiled 
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 import operator
 import os
@@ -14,7 +15,7 @@ import re
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, fx
@@ -95,20 +96,18 @@ def write_torchscript(
         _Source(module, weights, name, signature, inputs).text()
         for name, signature in methods.items()
     ]
-    path = Path(path)
-    raw = path.with_name(path.name + ".raw")
+    # Into memory: writing to a file, PyTorch would hide the system's error (a full disk).
+    raw = io.BytesIO()
     try:
         with quiet():
             scripted = _module(weights.tensors, _sizes(module, inputs, methods))
             scripted.define("\n".join(sources))
-            torch.jit.save(scripted, str(raw))
-        _write_plain(raw, path)
+            torch.jit.save(scripted, raw)
     except RuntimeError as error:
         raise ExportError(
             f"the generator or a loss cannot be written as TorchScript: {first_line(error)}"
         ) from error
-    finally:
-        raw.unlink(missing_ok=True)
+    _write_plain(raw, Path(path))
 
 
 def _sizes(
@@ -426,7 +425,7 @@ def _reverse(module: fx.GraphModule, node: fx.Node) -> fx.Node | None:
     return insert(module.graph, aten.rsub.Scalar, node.args[1], node.args[0])
 
 
-def _write_plain(source: Path, target: Path) -> None:
+def _write_plain(source: BinaryIO, target: Path) -> None:
     """Copy a TorchScript file without the parts that differ between identical modules.
 
     torch.jit numbers the classes of a process and records the source location of each operator.

@@ -5,11 +5,15 @@
 A moment is a command and what it is sent: SIGINT, SIGINT twice, SIGTERM, SIGHUP or SIGKILL. Then:
 outputs are whole or absent; the exit code is that of the signal, and the message is true; nothing
 that was finished is lost, but by SIGKILL; and the next run removes what a killed one has left.
+
+Most commands run in forks of this process, which has imported everything, so that moments are of
+the work. Every eighth is a new process, from its start to its end.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import signal
@@ -17,15 +21,17 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 import pyinv
 from pyinv.bundle import Bundle
+from pyinv.cli import main
 from pyinv.demo import BUNDLE, DIGITS
 
 GENERATOR = """
@@ -64,31 +70,48 @@ class Ended:
     seconds: float
 
 
-def run(command: str, folder: Path, sent: list[signal.Signals], after: float) -> Ended:
+def run(
+    command: str, folder: Path, sent: list[signal.Signals], after: float, *, new: bool = False
+) -> Ended:
     """Run a command in ``folder``, and send it signals after so many seconds."""
     arguments = COMMANDS[command].format(inputs=inputs()).split()
     begun = time.perf_counter()
-    with open(folder / "said", "w") as said:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "pyinv", command, *arguments],
-            cwd=folder,
-            stdout=said,
-            stderr=said,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        )
-        try:
-            if sent:
-                time.sleep(after)
-            for number in sent:
-                process.send_signal(number)
-                time.sleep(0.005)
-            code = process.wait(600)
-        finally:
-            process.kill()
-            process.wait()
+    process = os.fork()
+    if not process:
+        _become([command, *arguments], folder, new)
+    if sent:
+        time.sleep(after)
+    for number in sent:
+        os.kill(process, number)
+        time.sleep(0.005)
+    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
     text = (folder / "said").read_text()
     (folder / "said").unlink()
     return Ended(code, text, time.perf_counter() - begun)
+
+
+def _become(arguments: list[str], folder: Path, new: bool) -> NoReturn:
+    """Run a command in this process, and end it."""
+    code = 99
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.chdir(folder)
+        said = os.open("said", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(said, 1)
+        os.dup2(said, 2)
+        if new:
+            os.execv(sys.executable, [sys.executable, "-m", "pyinv", *arguments])
+        code = main(arguments)
+    except KeyboardInterrupt:
+        code = -signal.SIGINT  # as the interpreter ends, before or after the command
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        if code < 0:
+            signal.signal(-code, signal.SIG_DFL)
+            os.kill(os.getpid(), -code)
+        os._exit(code)
 
 
 @cache
@@ -99,8 +122,9 @@ def inputs() -> Path:
     (folder / "generator.py").write_text(GENERATOR)
     with np.load(DIGITS) as file:
         np.save(folder / "digits.npy", np.rint((file["images"][:, 0] + 1) / 2 * 255).astype("u1"))
-    inverter = pyinv.Inverter(BUNDLE, threads=1)
-    np.save(folder / "targets.npy", inverter.generate(inverter.sample(TARGETS)))
+    # Not in this process: an Inverter is not for forks.
+    made = f"{BUNDLE} -n {TARGETS} -o {folder}/targets.npy --threads 1 --quiet"
+    subprocess.run([sys.executable, "-m", "pyinv", "generate", *made.split()], check=True)
     return folder
 
 
@@ -110,6 +134,11 @@ keep: list[Any] = []
 @cache
 def whole(command: str) -> float:
     """Return the seconds that a command takes."""
+    if command in ("export", "train"):
+        import pyinv.export  # before the fork
+        import pyinv.training.gan
+    if command == "reproduce":
+        import pyinv.papers  # noqa: F401
     with tempfile.TemporaryDirectory() as name:
         ended = run(command, Path(name), [], 0)
         assert ended.code == 0, ended.said
@@ -171,7 +200,7 @@ def check(number: int) -> str:
     after = chance.uniform(0, 1.05) * whole(command)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        ended = run(command, folder, SENT[name], after)
+        ended = run(command, folder, SENT[name], after, new=number % 8 == 0)
         line = f"{number}: {command}, {name} after {after:.2f} s: exit code {ended.code}"
         found = state(command, folder)
         line += f", {found['done'] if found['done'] is not None else found['complete']}"
@@ -221,7 +250,7 @@ def _check_end(command: str, sent: signal.Signals, ended: Ended, found: dict[str
         assert found["done"] >= max(begun, default=1) - 1, about
 
 
-def main(moments: int) -> int:
+def check_all(moments: int) -> int:
     """Check so many moments; return how many failed."""
     failed = 0
     for moment in range(moments):
@@ -236,4 +265,4 @@ def main(moments: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]) if len(sys.argv) > 1 else 200) > 0)
+    sys.exit(check_all(int(sys.argv[1]) if len(sys.argv) > 1 else 200) > 0)

@@ -416,6 +416,7 @@ def main() -> None:
             "runtime": arguments.runtime,
             "cpus": os.cpu_count(),
             "threads": threads,
+            "instructions": _core.cpu_isa() if device == "cpu" else None,
             "load_before": load,
             "repeats": arguments.repeats,
             "torch": torch.__version__,

@@ -323,6 +323,7 @@ PYBIND11_MODULE(_core, module) {
         return "<Device " + kind_of(device) + ":" + std::to_string(device.index()) + ">";
       });
   module.def("cpu_device", &cpu_device);
+  module.def("cpu_isa", &cpu_isa);
   module.def("cuda_device", &cuda_device, "index"_a = 0, py::call_guard<Unlocked>());
   module.def("built_with_cuda", &built_with_cuda);
   module.def("cuda_device_count", &cuda_device_count, py::call_guard<Unlocked>());

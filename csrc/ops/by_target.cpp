@@ -60,8 +60,8 @@ void convolve_by_target(const ConvolutionAttributes& attributes, const Images<co
 void weight_gradient(const ConvolutionAttributes& attributes, const Images<const float>& in,
                      const Images<const float>& gradient, float* out, const Parallel& parallel) {
   constexpr std::size_t pixels_in_block = 256;
-  const Kernels& kernel = kernels();
   const std::size_t in_channels = in.channels, out_channels = gradient.channels;
+  const Kernels& kernel = kernels(in_channels);
   const std::size_t pixels = gradient.height * gradient.width;
   const Phase phase = phases(attributes).front();
   const std::size_t taps = phase.taps.size();

@@ -33,8 +33,9 @@ class Columns : public Algorithm {
         skip_top_(a.transposed ? a.pad_top : to_signed(a.kernel_height) - 1 - a.pad_top),
         skip_left_(a.transposed ? a.pad_left : to_signed(a.kernel_width) - 1 - a.pad_left) {
     const Weights weights(data, a);
-    const std::size_t panel = kernels().panel;
     const std::size_t row = pieces_ * block_;
+    kernels_ = &kernels(kernel_height_ * row);
+    const std::size_t panel = kernels_->panel;
     panels_ = (kernel_height_ * row + panel - 1) / panel;
     float* to = packed_.at_least(panels_ * in_channels_ * panel);
     weights_ = to;
@@ -52,7 +53,7 @@ class Columns : public Algorithm {
 
   void run(const Images<const float>& in, const Images<float>& out, const Epilogue& epilogue,
            const Parallel& parallel) const override {
-    const Kernels& kernel = kernels();
+    const Kernels& kernel = *kernels_;
     const std::size_t width = panels_ * kernel.panel;
     const std::size_t pixels = in.height * in.width;
     const std::size_t share =
@@ -102,7 +103,7 @@ class Columns : public Algorithm {
                      tap * pieces_ * block_);
     }
     float* line = scratch<Line>(blocks * block_ + slack);
-    kernels().gather({rows.data(), rows.size(), in.width, width, block_, pieces_, line});
+    kernels_->gather({rows.data(), rows.size(), in.width, width, block_, pieces_, line});
 
     // Output padding, and padding larger than the kernel, give outputs without any input.
     const std::ptrdiff_t end = to_signed(blocks * stride_width_) - skip_left_;
@@ -137,6 +138,7 @@ class Columns : public Algorithm {
   std::size_t in_channels_, out_channels_, kernel_height_, stride_height_, stride_width_;
   std::size_t block_, pieces_;
   std::ptrdiff_t skip_top_, skip_left_;  // outputs that padding removes
+  const Kernels* kernels_ = nullptr;
   std::size_t panels_ = 0;
   Buffer packed_;
   const float* weights_ = nullptr;

@@ -25,9 +25,11 @@ struct PackedPhase {
 class Direct : public Algorithm {
  public:
   Direct(const ConvolutionAttributes& a, const float* data)
-      : in_channels_(a.in_channels), out_channels_(a.out_channels) {
+      : in_channels_(a.in_channels),
+        out_channels_(a.out_channels),
+        kernels_(&kernels(a.out_channels)) {
     const Weights weights(data, a);
-    const std::size_t panel = kernels().panel;
+    const std::size_t panel = kernels_->panel;
     panels_ = (a.out_channels + panel - 1) / panel;
     for (const Phase& phase : phases(a)) {
       PackedPhase packed{phase, {}, nullptr};
@@ -83,7 +85,7 @@ class Direct : public Algorithm {
   void run_block(const PackedPhase& packed, const Images<const float>& in, const Images<float>& out,
                  const Epilogue& epilogue, const float* outside, std::size_t first_row,
                  std::size_t last_row, std::size_t first_panel, std::size_t last_panel) const {
-    const Kernels& kernel = kernels();
+    const Kernels& kernel = *kernels_;
     const Phase& phase = packed.phase;
     const std::size_t panels = last_panel - first_panel;
     const std::size_t columns = panels * kernel.panel;
@@ -177,6 +179,7 @@ class Direct : public Algorithm {
   }
 
   std::size_t in_channels_, out_channels_, panels_ = 0;
+  const Kernels* kernels_;
   std::vector<PackedPhase> phases_;
 };
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <span>
 
 namespace pyinv::ops {
 
@@ -77,10 +78,15 @@ struct Kernels {
                  float* out);
 };
 
-// The fastest kernels that this processor can run.
-const Kernels& kernels();
+// The fastest kernels on this processor for a product with so many columns. The environment
+// variable PYINV_MAX_CPU_ISA (avx512, avx2 or portable) forbids what is above it.
+const Kernels& kernels(std::size_t columns);
+// Those of them whose registers both numbers of channels fill, or null.
+const Kernels* kernels_for_channels(std::size_t in, std::size_t out);
 
-const Kernels& portable_kernels();
-const Kernels* avx2_kernels();  // null where the compiler's target is not x86-64
+// The sets of kernels, the preferred one first; empty where the processor cannot run them.
+std::span<const Kernels> avx512_kernels();
+std::span<const Kernels> avx2_kernels();
+std::span<const Kernels> portable_kernels();
 
 }  // namespace pyinv::ops

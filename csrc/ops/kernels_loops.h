@@ -1,6 +1,7 @@
 // The inner loops, compiled once per instruction set. A source file includes this inside its own
 // unnamed namespace, with the target selected, after defining
 //   PYINV_VECTOR           floats in a register
+//   PYINV_ROWS             rows of two registers each that the registers hold beside the operands
 //   PYINV_MULTIPLY_ADD     the function float * Vector + Vector that the processor is fastest at
 //
 // With the vector extensions of GCC and clang, one source serves all of them. Nothing here may be
@@ -10,13 +11,8 @@ typedef float Vector __attribute__((vector_size(PYINV_VECTOR * sizeof(float)), a
 typedef int Mask __attribute__((vector_size(PYINV_VECTOR * sizeof(float)), aligned(4)));
 
 constexpr std::size_t vector = PYINV_VECTOR;
-constexpr std::size_t vectors_in_panel = 2;
-constexpr std::size_t panel = vector * vectors_in_panel;
-// 6 rows of 2 registers leave 4 of 16 registers for the operands, and 12 independent sums hide the
-// latency of the multiply-add on every processor of the last ten years (8 to 10 are needed).
-constexpr std::size_t rows_at_once = 6;
-// 256 rows of a panel are 16 KiB with 8-float registers: half of the usual first-level cache.
-constexpr std::size_t depth_at_once = 256;
+// A part of a panel of this many floats, 16 KiB, fills half of the usual first-level cache.
+constexpr std::size_t panel_floats_at_once = 4096;
 
 #define PYINV_INLINE static inline __attribute__((always_inline))
 
@@ -27,38 +23,60 @@ PYINV_INLINE Vector multiply_add(float factor, Vector value, Vector sum) {
   return PYINV_MULTIPLY_ADD(factor, value, sum);
 }
 
-template <std::size_t rows_now>
+template <std::size_t vectors, std::size_t rows_now>
 static void multiply_rows(const float* const* rows, std::size_t first, std::size_t depth,
                           const float* weights, float* out, std::size_t out_stride,
                           bool accumulate) {
   const float* left[rows_now];
-  Vector sums[rows_now][vectors_in_panel];
+  Vector sums[rows_now][vectors];
   for (std::size_t row = 0; row < rows_now; ++row) {
     left[row] = rows[row] + first;
-    for (std::size_t column = 0; column < vectors_in_panel; ++column) {
+    for (std::size_t column = 0; column < vectors; ++column) {
       sums[row][column] = accumulate ? load(out + row * out_stride + column * vector) : Vector{};
     }
   }
   for (std::size_t k = 0; k < depth; ++k) {
-    const Vector right0 = load(weights + k * panel);
-    const Vector right1 = load(weights + k * panel + vector);
-#pragma GCC unroll 6
+    Vector right[vectors];
+    for (std::size_t column = 0; column < vectors; ++column) {
+      right[column] = load(weights + (k * vectors + column) * vector);
+    }
+#pragma GCC unroll 24
     for (std::size_t row = 0; row < rows_now; ++row) {
       const float factor = left[row][k];
-      sums[row][0] = multiply_add(factor, right0, sums[row][0]);
-      sums[row][1] = multiply_add(factor, right1, sums[row][1]);
+      for (std::size_t column = 0; column < vectors; ++column) {
+        sums[row][column] = multiply_add(factor, right[column], sums[row][column]);
+      }
     }
   }
   for (std::size_t row = 0; row < rows_now; ++row) {
-    for (std::size_t column = 0; column < vectors_in_panel; ++column) {
+    for (std::size_t column = 0; column < vectors; ++column) {
       store(out + row * out_stride + column * vector, sums[row][column]);
     }
   }
 }
 
+// The last rows, fewer than `rows_now` + 1.
+template <std::size_t vectors, std::size_t rows_now>
+static void multiply_rest(const float* const* rows, std::size_t row_count, std::size_t first,
+                          std::size_t depth, const float* weights, float* out,
+                          std::size_t out_stride, bool accumulate) {
+  if constexpr (rows_now > 0) {
+    if (row_count == rows_now) {
+      multiply_rows<vectors, rows_now>(rows, first, depth, weights, out, out_stride, accumulate);
+    } else {
+      multiply_rest<vectors, rows_now - 1>(rows, row_count, first, depth, weights, out, out_stride,
+                                           accumulate);
+    }
+  }
+}
+
+template <std::size_t vectors>
 static void multiply(const float* const* rows, std::size_t row_count, std::size_t depth,
                      const float* weights, std::size_t panels, std::size_t panel_stride, float* out,
                      std::size_t out_stride, bool accumulate) {
+  constexpr std::size_t panel = vectors * vector;
+  constexpr std::size_t rows_at_once = PYINV_ROWS * 2 / vectors;
+  constexpr std::size_t depth_at_once = panel_floats_at_once / panel;
   for (std::size_t first = 0; first < depth; first += depth_at_once) {
     const std::size_t depth_now = std::min(depth_at_once, depth - first);
     const bool add = accumulate || first > 0;
@@ -67,29 +85,11 @@ static void multiply(const float* const* rows, std::size_t row_count, std::size_
       float* to = out + column * panel;
       std::size_t row = 0;
       for (; row + rows_at_once <= row_count; row += rows_at_once) {
-        multiply_rows<rows_at_once>(rows + row, first, depth_now, right, to + row * out_stride,
-                                    out_stride, add);
+        multiply_rows<vectors, rows_at_once>(rows + row, first, depth_now, right,
+                                             to + row * out_stride, out_stride, add);
       }
-      float* rest = to + row * out_stride;
-      switch (row_count - row) {
-        case 1:
-          multiply_rows<1>(rows + row, first, depth_now, right, rest, out_stride, add);
-          break;
-        case 2:
-          multiply_rows<2>(rows + row, first, depth_now, right, rest, out_stride, add);
-          break;
-        case 3:
-          multiply_rows<3>(rows + row, first, depth_now, right, rest, out_stride, add);
-          break;
-        case 4:
-          multiply_rows<4>(rows + row, first, depth_now, right, rest, out_stride, add);
-          break;
-        case 5:
-          multiply_rows<5>(rows + row, first, depth_now, right, rest, out_stride, add);
-          break;
-        default:
-          break;
-      }
+      multiply_rest<vectors, rows_at_once - 1>(rows + row, row_count - row, first, depth_now, right,
+                                               to + row * out_stride, out_stride, add);
     }
   }
 }
@@ -278,11 +278,13 @@ static void finish(const float* sums, std::size_t channels, const Epilogue& epil
   }
 }
 
+// Kernels whose panels are this many registers wide.
+template <std::size_t vectors>
 static Kernels make_kernels(const char* name) {
   return {name,
           vector,
-          panel,
-          multiply,
+          vectors * vector,
+          multiply<vectors>,
           {transform_input<Upsample4>, transform_input<Downsample4>, transform_input<Same3>,
            transform_input<Downsample5>},
           {transform_output<Upsample4>, transform_output<Downsample4>, transform_output<Same3>,

@@ -11,6 +11,7 @@
 namespace pyinv::ops {
 namespace {
 #define PYINV_VECTOR 4
+#define PYINV_ROWS 6
 #if defined(__aarch64__)
 #define PYINV_MULTIPLY_ADD(factor, value, sum) vfmaq_n_f32(sum, value, factor)
 #else
@@ -19,14 +20,9 @@ namespace {
 #include "kernels_loops.h"
 }  // namespace
 
-const Kernels& portable_kernels() {
-  static const Kernels table = make_kernels("portable");
-  return table;
-}
-
-const Kernels& kernels() {
-  static const Kernels& best = avx2_kernels() ? *avx2_kernels() : portable_kernels();
-  return best;
+std::span<const Kernels> portable_kernels() {
+  static const Kernels tables[] = {make_kernels<2>("portable")};
+  return tables;
 }
 
 }  // namespace pyinv::ops

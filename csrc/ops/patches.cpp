@@ -32,7 +32,8 @@ class Patches : public Algorithm {
         pad_left_(a.transposed ? to_signed(a.kernel_width) - 1 - a.pad_left : a.pad_left),
         depth_(a.kernel_height * a.kernel_width * a.in_channels) {
     const Weights weights(data, a);
-    const std::size_t panel = kernels().panel;
+    kernels_ = &kernels(out_channels_);
+    const std::size_t panel = kernels_->panel;
     panels_ = (out_channels_ + panel - 1) / panel;
     float* to = packed_.at_least(panels_ * panel * depth_);
     weights_ = to;
@@ -97,7 +98,7 @@ class Patches : public Algorithm {
   void run_block(const float* padded, std::size_t size, std::size_t width, std::size_t first_image,
                  std::size_t first, std::size_t last, const Images<float>& out,
                  const Epilogue& epilogue) const {
-    const Kernels& kernel = kernels();
+    const Kernels& kernel = *kernels_;
     const std::size_t rows = last - first, columns = panels_ * kernel.panel;
     const std::size_t run = kernel_width_ * channels_;
     float* gathered = scratch<Rows>(rows * depth_ + copied);
@@ -140,6 +141,7 @@ class Patches : public Algorithm {
       stride_width_;
   std::ptrdiff_t pad_top_, pad_left_;  // negative if input is cropped
   std::size_t depth_, panels_ = 0;
+  const Kernels* kernels_ = nullptr;
   Buffer packed_;
   const float* weights_ = nullptr;
 };

@@ -41,6 +41,7 @@ class Planes : public Algorithm {
 
   void run_row(const Images<const float>& in, const Images<float>& out, const Epilogue& epilogue,
                float bias, std::size_t image, std::size_t y) const {
+    const Kernels& kernel = kernels(out.width);
     float* sums = scratch<Sums>(out.width);
     std::fill_n(sums, out.width, bias);
     for (std::size_t index = 0; index < taps_.size(); ++index) {
@@ -51,12 +52,11 @@ class Planes : public Algorithm {
       const std::ptrdiff_t first = std::max(std::ptrdiff_t{0}, -tap.shift_x);
       const std::ptrdiff_t last = std::min(to_signed(out.width), to_signed(in.width) - tap.shift_x);
       if (first >= last) continue;
-      kernels().add_scaled(in.data + in.offset(image, row, 0) + (first + tap.shift_x),
-                           weights_[index], static_cast<std::size_t>(last - first), sums + first);
+      kernel.add_scaled(in.data + in.offset(image, row, 0) + (first + tap.shift_x), weights_[index],
+                        static_cast<std::size_t>(last - first), sums + first);
     }
     const std::size_t offset = out.offset(image, y, 0);
-    kernels().finish(sums, out.width, epilogue, epilogue.operand_at(image, offset),
-                     out.data + offset);
+    kernel.finish(sums, out.width, epilogue, epilogue.operand_at(image, offset), out.data + offset);
   }
 
   std::vector<Tap> taps_;

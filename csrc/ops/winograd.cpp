@@ -103,6 +103,7 @@ struct Selection {
   Scheme scheme;
   const Dimension* dimension;
   std::ptrdiff_t pad_top, pad_left;
+  const Kernels* kernels;
 };
 
 bool select(const ConvolutionAttributes& a, Selection& selection) {
@@ -112,19 +113,20 @@ bool select(const ConvolutionAttributes& a, Selection& selection) {
   };
   // A stride-1 transposed convolution is a convolution with the kernel flipped.
   if (a.transposed && square(4, 2) && a.pad_top == 1 && a.pad_left == 1) {
-    selection = {Scheme::upsample4, &upsample4, 1, 1};
+    selection = {Scheme::upsample4, &upsample4, 1, 1, nullptr};
   } else if (!a.transposed && square(4, 2)) {
-    selection = {Scheme::downsample4, &downsample4, a.pad_top, a.pad_left};
+    selection = {Scheme::downsample4, &downsample4, a.pad_top, a.pad_left, nullptr};
   } else if (!a.transposed && square(5, 2)) {
-    selection = {Scheme::downsample5, &downsample5, a.pad_top, a.pad_left};
+    selection = {Scheme::downsample5, &downsample5, a.pad_top, a.pad_left, nullptr};
   } else if (!a.transposed && square(3, 1)) {
-    selection = {Scheme::same3, &same3, a.pad_top, a.pad_left};
+    selection = {Scheme::same3, &same3, a.pad_top, a.pad_left, nullptr};
   } else if (a.transposed && square(3, 1)) {
-    selection = {Scheme::same3, &same3, 2 - a.pad_top, 2 - a.pad_left};
+    selection = {Scheme::same3, &same3, 2 - a.pad_top, 2 - a.pad_left, nullptr};
   } else {
     return false;
   }
-  return a.in_channels % kernels().vector == 0 && a.out_channels % kernels().vector == 0;
+  selection.kernels = kernels_for_channels(a.in_channels, a.out_channels);
+  return selection.kernels != nullptr;
 }
 
 std::size_t round_up(std::size_t value, std::size_t multiple) {
@@ -145,7 +147,7 @@ class Winograd : public Algorithm {
   Winograd(const ConvolutionAttributes& a, const float* data) : attributes_(a) {
     if (!select(a, selection_)) throw std::logic_error("no Winograd algorithm for this shape");
     const Dimension& d = *selection_.dimension;
-    const std::size_t panel = kernels().panel;
+    const std::size_t panel = selection_.kernels->panel;
     const std::size_t groups = d.groups * d.groups;
     depth_ = groups * a.in_channels;
     panels_ = round_up(a.out_channels, panel) / panel;
@@ -222,7 +224,7 @@ class Winograd : public Algorithm {
                  std::size_t tiles_y, std::size_t tiles_x, std::size_t first, std::size_t last,
                  std::size_t first_panel, std::size_t last_panel, const float* outside) const {
     const Dimension& d = *selection_.dimension;
-    const Kernels& kernel = kernels();
+    const Kernels& kernel = *selection_.kernels;
     const std::size_t scheme = static_cast<std::size_t>(selection_.scheme);
     const std::size_t tiles = last - first;
     const std::size_t row = depth_ + skew;

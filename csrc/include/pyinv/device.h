@@ -39,6 +39,9 @@ class PYINV_API OutOfMemory : public std::runtime_error {
 };
 
 PYINV_API std::shared_ptr<Device> cpu_device();
+// The instructions that the operators on the CPU use: "avx512", "avx2" or "portable"; the best that
+// the processor has, or that the environment variable PYINV_MAX_CPU_ISA allows.
+PYINV_API const char* cpu_isa();
 
 // A new stream on GPU `index`. Throws DeviceError.
 PYINV_API std::shared_ptr<Device> cuda_device(int index = 0);

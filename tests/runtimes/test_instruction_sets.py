@@ -46,6 +46,20 @@ def test_convolutions_with_lesser_instructions(instructions: str) -> None:
     run(instructions, "-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider", *files)
 
 
+def test_avx2_and_avx512_give_the_same_bits() -> None:
+    """The product with the fastest kernels differs by machine and by moment; results must not."""
+    if used("avx512") != "avx512":
+        pytest.skip("a processor without AVX-512")
+    code = (
+        "import pyinv; from pyinv.demo import BUNDLE; "
+        "inverter = pyinv.Inverter(BUNDLE, threads=1); "
+        "images = inverter.generate(inverter.sample(3, seed=0)); "
+        "found = inverter.invert(images, recipe='adam', max_steps=5); "
+        "print(images.tobytes().hex(), found.latents.tobytes().hex())"
+    )
+    assert run("avx512", "-c", code) == run("avx2", "-c", code)
+
+
 def test_an_unknown_set_is_refused() -> None:
     code = "from pyinv import _core; _core.cpu_isa()"
     done = subprocess.run(

@@ -7,6 +7,7 @@
 #include <limits>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <stdexcept>
 #include <string>
@@ -224,6 +225,9 @@ class Run {
       given.shared_weights = true;
     }
     loader_ = device_->make_loader(arrays_, given, options.queue != nullptr);
+    watch_.emplace(options.cancellation, [this] {
+      for (const auto& evaluator : evaluators_) evaluator->interrupt();
+    });
   }
 
   // The device must have finished with the run's memory before it is freed.
@@ -240,10 +244,14 @@ class Run {
     while (refill()) {
       const auto round = Clock::now();
       if (active_ > 0) {
-        for (int64_t i = 0; i < poll_every_; ++i) step();
-        poll();
+        try {
+          for (int64_t i = 0; i < poll_every_; ++i) step();
+          poll();
+        } catch (...) {
+          if (!is_cancelled()) throw;
+        }
       }
-      if (options_.keep_going && !options_.keep_going(progress_)) {
+      if (is_cancelled() || (options_.keep_going && !options_.keep_going(progress_))) {
         summary_.cancelled = true;
         break;
       }
@@ -255,6 +263,8 @@ class Run {
   }
 
  private:
+  bool is_cancelled() const { return options_.cancellation && options_.cancellation->cancelled(); }
+
   // The host's record of a lane.
   struct Held {
     int64_t row = -1;  // the target's row
@@ -658,6 +668,7 @@ class Run {
   std::deque<Poll> asked_;
   Progress progress_;
   RunSummary summary_;
+  std::optional<Cancellation::Watch> watch_;  // destroyed before what it uses
 };
 
 void expect(bool condition, const std::string& what) {

@@ -75,7 +75,8 @@ class Stream::Impl : public Queue {
                                  .lanes = options.lanes,
                                  .preconditioner = given(preconditioner_),
                                  .queue = this,
-                                 .keep_going = [this](const Progress&) { return keeps_going(); }};
+                                 .keep_going = [this](const Progress&) { return keeps_going(); },
+                                 .cancellation = &cancellation_};
     thread_ = std::thread([this, prior, recipe, targets, results, run_options] {
       std::exception_ptr failure;
       try {
@@ -183,6 +184,7 @@ class Stream::Impl : public Queue {
       stopped_ = true;
       changed_.notify_all();
     }
+    cancellation_.cancel();
     const std::lock_guard lock(joining_);
     if (thread_.joinable()) thread_.join();
   }
@@ -239,6 +241,7 @@ class Stream::Impl : public Queue {
   int64_t next_number_ = 0;
   bool ended_ = false, stopped_ = false, over_ = false;
   std::exception_ptr failure_;
+  Cancellation cancellation_;
   std::thread thread_;
 };
 

@@ -26,6 +26,7 @@ from pyinv.constraints import (
 )
 from pyinv.errors import (
     BundleError,
+    CancelledError,
     DependencyError,
     DeviceError,
     ExportError,
@@ -66,6 +67,7 @@ __all__ = [
     "Adam",
     "Bundle",
     "BundleError",
+    "CancelledError",
     "Clip",
     "Constant",
     "Cosine",

@@ -18,6 +18,8 @@ class DeviceError(RuntimeError): ...
 class OutOfMemory(RuntimeError):
     partial: dict[str, Any]  # the results so far, if raised by invert()
 
+class Cancelled(RuntimeError): ...
+
 class RunFailed(RuntimeError):
     partial: dict[str, Any]
 
@@ -73,7 +75,12 @@ class OnnxFunction:
         tf32: bool = False,
         files: Mapping[str, str] = {},
     ) -> None: ...
-    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]: ...
+    def run(
+        self,
+        inputs: Mapping[str, npt.NDArray[Any]],
+        *,
+        interrupted: Callable[[], bool] | None = None,
+    ) -> dict[str, npt.NDArray[Any]]: ...
 
 def load_onnxruntime(path: str) -> str: ...
 def invert(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pyinv.cancellation import check_stopped
 from pyinv.errors import OutOfMemoryError
 from pyinv.recipes import Recipe, Stage
 from pyinv.solvers import GradientDescent, LevenbergMarquardt
@@ -107,6 +108,7 @@ def _time(session: Session, recipe: Recipe, batch_size: int) -> float | None:
     except (OutOfMemoryError, MemoryError):
         return None
     if found["cancelled"]:
+        check_stopped()
         raise KeyboardInterrupt
     return float(found["total_seconds"])
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BundleError",
+    "CancelledError",
     "DependencyError",
     "DeviceError",
     "ExportError",
@@ -72,6 +73,10 @@ class RunError(PyinvError, RuntimeError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+class CancelledError(PyinvError):
+    """A call was ended by ``timeout`` or ``cancel`` before it had a result."""
 
 
 class OutputError(PyinvError):

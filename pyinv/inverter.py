@@ -28,12 +28,14 @@ from pyinv.batching import (
     too_large,
 )
 from pyinv.bundle import RUNTIMES, Bundle, Function, Manifest
+from pyinv.cancellation import Cancel, stoppable
 from pyinv.caution import strict_mode, warn
 from pyinv.conditions import condition_rows
 from pyinv.cores import MAX_THREADS, usable_cores
 from pyinv.devices import resolve_device
 from pyinv.errors import (
     BundleError,
+    CancelledError,
     DeviceError,
     InputError,
     OutOfMemoryError,
@@ -223,6 +225,7 @@ class Inverter:
             f"{self.threads} threads>"
         )
 
+    @stoppable
     def invert(
         self,
         images: Any,
@@ -242,6 +245,8 @@ class Inverter:
         noise: float | None = None,
         strict: bool = False,
         progress: bool | Progress | None = None,
+        timeout: float | None = None,
+        cancel: Cancel | None = None,
     ) -> Inversion:
         """Find the latents of images.
 
@@ -295,10 +300,12 @@ class Inverter:
                 "active" counts those in progress. "evaluations" counts evaluations of the objective
                 (one per target and step) and of normal equations. "mean_loss" is the mean over
                 active targets.
+            timeout: seconds after which the call ends as after Ctrl-C, above 0; None: no limit.
+            cancel: a ``threading.Event`` that another thread sets to end the call as Ctrl-C does.
 
         Returns:
-            the Inversion. Ctrl-C returns within the time of one step, with the results so far and
-            ``cancelled=True``.
+            the Inversion. Ctrl-C returns with the results so far and ``cancelled=True``: within a
+            step with TorchScript or on a GPU, and within an operator of a step with ONNX Runtime.
 
         Raises:
             InputError: an argument of the wrong shape, type or range; or, if ``strict``, a likely
@@ -311,6 +318,7 @@ class Inverter:
             RunError: the runtime failed during the run, or if ``strict``, the recipe "precise"
                 turned out not to fit the images; the error's attribute ``inversion`` holds the
                 results so far. An exception from a progress function gets it as well.
+            CancelledError: ``timeout`` or ``cancel`` ended the call before the first step.
         """
         manifest, session = self.manifest, self._session
         noise = noise_level(noise)
@@ -563,8 +571,15 @@ class Inverter:
             raises=on_error == "raise",
         )
 
+    @stoppable
     def generate(
-        self, latents: Any, *, conditions: Any = None, batch_size: int | None = None
+        self,
+        latents: Any,
+        *,
+        conditions: Any = None,
+        batch_size: int | None = None,
+        timeout: float | None = None,
+        cancel: Cancel | None = None,
     ) -> FloatArray:
         """Generate the images of latents, G(z).
 
@@ -574,12 +589,15 @@ class Inverter:
             batch_size: the maximum batch size, at least 1; None uses the Inverter's. With
                 ``batch_norm="batch"`` the images of a batch depend on one another; batches are as
                 equal in size as possible.
+            timeout: as for ``invert``.
+            cancel: as for ``invert``.
 
         Returns:
             float32 [N, *image_shape] in the bundle's value range.
 
         Raises:
             InputError: an argument of the wrong shape, type or range.
+            CancelledError: ``timeout`` or ``cancel`` ended the call.
         """
         flat = check_rows(latents, "latents", self.manifest.latent_shape, None)
         conditions = condition_rows(self.manifest.conditions, conditions, len(flat))
@@ -608,8 +626,15 @@ class Inverter:
             flat.reshape(-1, *manifest.image_shape), self._most(batch_size)
         )
 
+    @stoppable
     def encode(
-        self, images: Any, *, conditions: Any = None, batch_size: int | None = None
+        self,
+        images: Any,
+        *,
+        conditions: Any = None,
+        batch_size: int | None = None,
+        timeout: float | None = None,
+        cancel: Cancel | None = None,
     ) -> FloatArray:
         """Encode images with the bundle's encoder, in one forward pass.
 
@@ -617,6 +642,8 @@ class Inverter:
             images: [N, *image_shape], as for ``invert``.
             conditions: as for ``invert``.
             batch_size: the maximum batch size, at least 1; None uses the Inverter's.
+            timeout: as for ``invert``.
+            cancel: as for ``invert``.
 
         Returns:
             latents, float32 [N, *latent_shape]. They are approximate;
@@ -625,6 +652,7 @@ class Inverter:
         Raises:
             InputError: an argument of the wrong shape, type or range.
             BundleError: the bundle has no encoder; the message says how to get one.
+            CancelledError: ``timeout`` or ``cancel`` ended the call.
         """
         manifest = self.manifest
         manifest.encode(self.runtime)
@@ -704,6 +732,7 @@ class Inverter:
         found = self._evaluate(function, latents, images, conditions, weights, batch_size)
         return found["loss"], found["gradient"], found["gram"]
 
+    @stoppable
     def uncertainty(
         self,
         latents: Inversion | Any,
@@ -717,6 +746,8 @@ class Inverter:
         weights: Any = None,
         batch_size: int | None = None,
         progress: bool | Progress | None = None,
+        timeout: float | None = None,
+        cancel: Cancel | None = None,
     ) -> Uncertainty:
         """Estimate how far the true latents may be from the ones that were found.
 
@@ -745,6 +776,8 @@ class Inverter:
                 necessary so that the Jacobians fit in 128 MiB (8 GiB on a GPU). Hops always use the
                 Inverter's.
             progress: for the hops, as for ``invert``; each hop counts as a target.
+            timeout: as for ``invert``.
+            cancel: as for ``invert``.
 
         Returns:
             the Uncertainty: standard errors, condition numbers, which latents the images determine,
@@ -799,7 +832,7 @@ class Inverter:
             losses = search.measure(queries, part)
             rows = np.flatnonzero(status[done] != Status.CONVERGED_TOLERANCE)
             search.widen(queries, part, losses, rows, n_hops=n_hops, seed=seed, progress=progress)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, CancelledError):
             return replace(known(), cancelled=True)
         except Exception as error:
             measured = int(np.isfinite(known().noise).sum())

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pyinv import _core, runtimes
 from pyinv.batching import groups
 from pyinv.bundle import Bundle, Function, Manifest
+from pyinv.cancellation import check_stopped, stopped
 from pyinv.devices import open_device, resolve_device
 from pyinv.errors import BundleError, DeviceError, OutOfMemoryError, RunError, one_line
 from pyinv.interrupts import deferred
@@ -236,12 +237,16 @@ class Session:
         objectives = [self.objective(function) for function in functions]
         # Ctrl-C ends the run, whenever it comes, and raises nothing.
         with deferred() as received, _translated():
+
+            def ends() -> bool:
+                return received() or stopped()
+
             found = _core.invert(
                 objectives=objectives,
                 recipe=recipe,
                 prior=json.dumps(self.manifest.prior.describe()),
                 preconditioner=self.preconditioner,
-                interrupted=received,
+                interrupted=ends,
                 **arguments,
             )
             found["cancelled"] = found["cancelled"] or received()
@@ -286,13 +291,17 @@ class Session:
     ) -> dict[str, FloatArray]:
         """Run a function on these rows; return its outputs, of the shapes that they should have."""
         self._check_process()
+        check_stopped()
         feeds = {name: values[rows] for name, values in inputs.items() if values is not None}
         loaded = self.function(function)
         count = len(next(iter(feeds.values())))
         short = f"{self.device} has no memory for {count} images at a time"
         try:
             with _translated(short, "give a smaller batch_size"):
-                found: dict[str, FloatArray] = loaded.run(feeds)
+                found: dict[str, FloatArray] = loaded.run(feeds, interrupted=stopped)
+        except _core.Cancelled:
+            check_stopped()
+            raise
         except ValueError as error:  # the file's sizes are not the manifest's
             raise BundleError(f"{one_line(error)}; export the bundle again") from None
         for name, row_shape in self._outputs(function).items():
@@ -407,6 +416,8 @@ def _translated(short: str = "", remedy: str = "") -> Iterator[None]:
         raise _with_partial(OutOfMemoryError(text), error) from None
     except _core.RunFailed as error:
         raise _with_partial(RunError(one_line(error)), error) from None
+    except _core.Cancelled:
+        raise
     except RuntimeError as error:
         if hasattr(error, "partial"):  # raised by the progress function
             raise

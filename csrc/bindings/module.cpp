@@ -6,6 +6,7 @@
 #include <pybind11/stl/filesystem.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <exception>
 #include <limits>
@@ -18,6 +19,7 @@
 #include <utility>
 #include <vector>
 
+#include "attended.h"
 #include "json.h"
 #include "onnxruntime/cuda_operators.h"
 #include "onnxruntime/objective.h"
@@ -53,43 +55,57 @@ void expect_shape(const py::array& array, const char* name, int64_t rows, int64_
   }
 }
 
-// Calls Python from time to time, to check for Ctrl-C and to report progress.
+// Has the caller's thread look for signals and report progress, from time to time.
 class Ticker {
  public:
-  Ticker(py::object progress, py::object interrupted)
-      : progress_(std::move(progress)), interrupted_(std::move(interrupted)) {}
+  Ticker(const py::object& progress, const py::object& interrupted)
+      : attended_([this, &progress, &interrupted] { return look(progress, interrupted); }) {}
+
+  Attended& attended() { return attended_; }
 
   bool operator()(const Progress& now) {
     const auto time = std::chrono::steady_clock::now();
-    if (calls::ending) return false;
-    if (time - last_signal_check_ < std::chrono::milliseconds(20)) return true;
-    last_signal_check_ = time;
-    py::gil_scoped_acquire gil;
-    try {
-      if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-      if (!interrupted_.is_none() && interrupted_().cast<bool>()) return false;
-      if (!progress_.is_none() && time - last_report_ >= std::chrono::milliseconds(100)) {
-        last_report_ = time;
-        using namespace py::literals;
-        progress_(py::dict("finished"_a = now.finished, "targets"_a = now.targets,
-                           "active"_a = now.active, "evaluations"_a = now.evaluations,
-                           "mean_loss"_a = now.mean_loss));
-      }
-    } catch (py::error_already_set& error) {
-      if (error.matches(PyExc_KeyboardInterrupt)) return false;
-      throw;
+    if (time - last_look_ < std::chrono::milliseconds(20)) return true;
+    last_look_ = time;
+    now_ = &now;
+    const bool goes_on = attended_.meet();
+    now_ = nullptr;
+    return goes_on;
+  }
+
+ private:
+  bool look(const py::object& progress, const py::object& interrupted) {
+    if (!interrupted.is_none() && interrupted().cast<bool>()) return false;
+    const Progress* now = now_;  // of the run's thread, which waits; null while it does not
+    const auto time = std::chrono::steady_clock::now();
+    if (now && !progress.is_none() && time - last_report_ >= std::chrono::milliseconds(100)) {
+      last_report_ = time;
+      using namespace py::literals;
+      progress(py::dict("finished"_a = now->finished, "targets"_a = now->targets,
+                        "active"_a = now->active, "evaluations"_a = now->evaluations,
+                        "mean_loss"_a = now->mean_loss));
     }
     return true;
   }
 
- private:
-  py::object progress_, interrupted_;
-  std::chrono::steady_clock::time_point last_signal_check_, last_report_;
+  Attended attended_;
+  std::atomic<const Progress*> now_ = nullptr;
+  std::chrono::steady_clock::time_point last_look_, last_report_;
 };
 
 // The Python exceptions for a run that fails: out of memory, or any other reason.
 PyObject* out_of_memory = nullptr;
 PyObject* run_failed = nullptr;
+
+bool is_interrupt(const std::exception_ptr& failure) {
+  try {
+    std::rethrow_exception(failure);
+  } catch (const py::error_already_set& error) {
+    return error.matches(PyExc_KeyboardInterrupt);
+  } catch (...) {
+    return false;
+  }
+}
 
 // Raises the error with the partial results as its attribute `partial`.
 [[noreturn]] void raise_with_partial(std::exception_ptr failure, const py::dict& partial) {
@@ -170,24 +186,17 @@ py::dict invert(const std::vector<const Objective*>& objectives, const std::stri
       .min_latent_error = min_latent_error ? min_latent_error->mutable_data() : nullptr};
   Ticker ticker(progress, interrupted);
   RunSummary summary;
-  std::exception_ptr failure;
-  {
-    const Unlocked unlocked;
-    try {
-      summary = run(objectives, prior, recipe, targets,
-                    {.seed = seed,
-                     .lanes = lanes,
-                     .coupled = coupled,
-                     .trace_every = trace_every,
-                     .poll_every = poll_every,
-                     .preconditioner = preconditioner ? preconditioner->data() : nullptr,
-                     .keep_going = std::ref(ticker)},
-                    results);
-    } catch (...) {
-      failure = std::current_exception();
-      summary.cancelled = true;
-    }
-  }
+  const RunOptions options{.seed = seed,
+                           .lanes = lanes,
+                           .coupled = coupled,
+                           .trace_every = trace_every,
+                           .poll_every = poll_every,
+                           .preconditioner = preconditioner ? preconditioner->data() : nullptr,
+                           .keep_going = std::ref(ticker),
+                           .cancellation = &ticker.attended().cancellation()};
+  const std::exception_ptr failure = ticker.attended().run(
+      [&] { summary = run(objectives, prior, recipe, targets, options, results); });
+  if (failure) summary.cancelled = true;
   using namespace py::literals;
   const py::dict found(
       "latents"_a = latents, "loss"_a = loss, "status"_a = status, "steps"_a = steps,
@@ -195,7 +204,7 @@ py::dict invert(const std::vector<const Objective*>& objectives, const std::stri
       "min_latent_error"_a = min_latent_error, "cancelled"_a = summary.cancelled,
       "evaluations"_a = summary.evaluations, "total_seconds"_a = summary.total_seconds,
       "objective_seconds"_a = summary.objective_seconds);
-  if (failure) raise_with_partial(failure, found);
+  if (failure && !is_interrupt(failure)) raise_with_partial(failure, found);
   return found;
 }
 
@@ -208,7 +217,13 @@ ort::ONNXTensorElementDataType element_type(const py::array& array) {
                        py::str(array.dtype()).cast<std::string>());
 }
 
-py::dict run_function(const ort::Function& function, const py::dict& inputs) {
+// `interrupted` was true.
+struct Cancelled : std::runtime_error {
+  Cancelled() : std::runtime_error("cancelled") {}
+};
+
+py::dict run_function(const ort::Function& function, const py::dict& inputs,
+                      const py::object& interrupted) {
   std::vector<py::array> held;
   std::map<std::string, ort::TensorView> views;
   for (const auto& [name, value] : inputs) {
@@ -221,10 +236,11 @@ py::dict run_function(const ort::Function& function, const py::dict& inputs) {
         .data = const_cast<void*>(array.data())};
   }
   std::map<std::string, ort::Function::Output> outputs;
-  {
-    const Unlocked unlocked;
-    outputs = function.run(views);
-  }
+  Attended attended([&] { return interrupted.is_none() || !interrupted().cast<bool>(); });
+  const std::exception_ptr failure =
+      attended.run([&] { outputs = function.run(views, &attended.cancellation()); });
+  if (failure && attended.cancellation().cancelled() && !attended.raised()) throw Cancelled();
+  if (failure) std::rethrow_exception(failure);
   py::dict results;
   for (auto& [name, output] : outputs) {
     // The array borrows ONNX Runtime's memory and keeps it alive.
@@ -312,6 +328,7 @@ PYBIND11_MODULE(_core, module) {
   py::register_exception<DeviceError>(module, "DeviceError", PyExc_RuntimeError);
   out_of_memory =
       py::register_exception<OutOfMemory>(module, "OutOfMemory", PyExc_RuntimeError).ptr();
+  py::register_exception<Cancelled>(module, "Cancelled", PyExc_RuntimeError);
   run_failed =
       py::exception<std::runtime_error>(module, "RunFailed", PyExc_RuntimeError).release().ptr();
 
@@ -356,7 +373,7 @@ PYBIND11_MODULE(_core, module) {
            }),
            "path"_a, py::kw_only(), "threads"_a, "device"_a = py::none(), "tf32"_a = false,
            "files"_a = std::map<std::string, std::string>{}, py::call_guard<Unlocked>())
-      .def("run", &run_function, "inputs"_a);
+      .def("run", &run_function, "inputs"_a, py::kw_only(), "interrupted"_a = py::none());
 
   module.def("invert", &invert, py::kw_only(), "objectives"_a, "recipe"_a, "prior"_a, "images"_a,
              "initial"_a = py::none(), "condition"_a = py::none(), "weights"_a = py::none(),

@@ -26,7 +26,8 @@ std::unique_ptr<Made> make(const std::string& path, const std::string& method, i
   return std::make_unique<Made>(path, method, options);
 }
 
-py::dict run_function(const TorchFunction& function, const py::dict& inputs) {
+// TorchScript cannot be interrupted: `interrupted`, as of OnnxFunction, has no effect.
+py::dict run_function(const TorchFunction& function, const py::dict& inputs, const py::object&) {
   std::vector<py::array> held;
   std::map<std::string, HostArray> arrays;
   for (const auto& [key, value] : inputs) {
@@ -78,5 +79,5 @@ PYBIND11_MODULE(_torch, module) {
            }),
            "path"_a, "method"_a, py::kw_only(), "threads"_a, "device"_a = py::none(),
            "tf32"_a = false, py::call_guard<Unlocked>())
-      .def("run", &run_function, "inputs"_a);
+      .def("run", &run_function, "inputs"_a, py::kw_only(), "interrupted"_a = py::none());
 }

@@ -59,7 +59,7 @@ using OrtGetApiBase = const OrtApiBase*(PYINV_ORT_CALL*)();
 using OrtPathChar = std::filesystem::path::value_type;  // wchar_t on Windows, char elsewhere
 
 enum OrtErrorCode : int { ORT_RUNTIME_EXCEPTION = 6 };
-enum OrtLoggingLevel : int { ORT_LOGGING_LEVEL_ERROR = 3 };
+enum OrtLoggingLevel : int { ORT_LOGGING_LEVEL_ERROR = 3, ORT_LOGGING_LEVEL_FATAL = 4 };
 enum GraphOptimizationLevel : int { ORT_ENABLE_ALL = 99 };
 enum ExecutionMode : int { ORT_SEQUENTIAL = 0 };
 enum OrtAllocatorType : int { OrtDeviceAllocator = 0 };
@@ -234,7 +234,10 @@ inline constexpr Slot<68, OrtStatus*(const char* name, OrtAllocatorType, int dev
 inline constexpr Slot<94, void(OrtMemoryInfo*)> ReleaseMemoryInfo;
 
 // Run options.
+// SetTerminate may be called from another thread: the run fails before its next operator.
 inline constexpr Slot<39, OrtStatus*(OrtRunOptions**)> CreateRunOptions;
+inline constexpr Slot<41, OrtStatus*(OrtRunOptions*, int level)> RunOptionsSetRunLogSeverityLevel;
+inline constexpr Slot<46, OrtStatus*(OrtRunOptions*)> RunOptionsSetTerminate;
 inline constexpr Slot<165, OrtStatus*(OrtRunOptions*, const char* key, const char* value)>
     AddRunConfigEntry;
 inline constexpr Slot<97, void(OrtRunOptions*)> ReleaseRunOptions;

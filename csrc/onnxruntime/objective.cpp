@@ -109,14 +109,13 @@ struct Rows {
 
 // On a GPU, a run returns once its work is in the stream, without waiting for it.
 ort::RunOptions make_run_options(const ort::Model& model) {
-  if (model.device()->kind() == DeviceKind::cpu) return nullptr;
-  ort::OrtRunOptions* options = nullptr;
-  ort::check(ort::CreateRunOptions(ort::api(), &options), model.file());
-  ort::RunOptions owner(options);
-  ort::check(
-      ort::AddRunConfigEntry(ort::api(), options, "disable_synchronize_execution_providers", "1"),
-      model.file());
-  return owner;
+  ort::RunOptions options = ort::make_run_options(model.file());
+  if (model.device()->kind() == DeviceKind::cuda) {
+    ort::check(ort::AddRunConfigEntry(ort::api(), options.get(),
+                                      "disable_synchronize_execution_providers", "1"),
+               model.file());
+  }
+  return options;
 }
 
 class OnnxEvaluator : public Evaluator {
@@ -132,6 +131,7 @@ class OnnxEvaluator : public Evaluator {
         run_options_(make_run_options(model)) {}
 
   void evaluate(int64_t first, int64_t count) override;
+  void interrupt() noexcept override { ort::terminate(run_options_.get()); }
   bool capturable() const override { return recordable_; }
 
  private:

@@ -250,6 +250,20 @@ Value borrow_tensor(const TensorView& tensor, const Device& device, std::string_
   return Value(value);
 }
 
+RunOptions make_run_options(std::string_view subject) {
+  OrtRunOptions* options = nullptr;
+  check(CreateRunOptions(api(), &options), subject);
+  RunOptions owner(options);
+  // A run that fails would be logged, also one that was terminated. The error is thrown anyway.
+  check(RunOptionsSetRunLogSeverityLevel(api(), options, ORT_LOGGING_LEVEL_FATAL), subject);
+  return owner;
+}
+
+void terminate(OrtRunOptions* options) noexcept {
+  // It only sets a flag, and reports no errors.
+  if (OrtStatus* status = RunOptionsSetTerminate(api(), options)) ReleaseStatus(api(), status);
+}
+
 Model::Model(const fs::path& file, const RuntimeOptions& options, const Files& files)
     : file_(file.string()),
       device_(options.device),
@@ -272,7 +286,7 @@ Function::Function(const fs::path& file, const RuntimeOptions& options, const Fi
 }
 
 std::map<std::string, Function::Output> Function::run(
-    const std::map<std::string, TensorView>& inputs) const {
+    const std::map<std::string, TensorView>& inputs, Cancellation* cancellation) const {
   const std::string& file = model_.file();
   std::vector<const char*> input_names, output_names;
   std::vector<Value> owners;
@@ -307,8 +321,10 @@ std::map<std::string, Function::Output> Function::run(
 
   std::vector<OrtValue*> results(output_names.size(), nullptr);
   const auto exclusive = model_.device()->exclusive();
-  check(Run(api(), model_.session(), nullptr, input_names.data(), values.data(), values.size(),
-            output_names.data(), output_names.size(), results.data()),
+  const RunOptions options = make_run_options(file);
+  const Cancellation::Watch watch(cancellation, [&options] { terminate(options.get()); });
+  check(Run(api(), model_.session(), options.get(), input_names.data(), values.data(),
+            values.size(), output_names.data(), output_names.size(), results.data()),
         file);
 
   std::map<std::string, Output> outputs;

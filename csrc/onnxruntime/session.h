@@ -10,6 +10,7 @@
 
 #include "onnxruntime/library.h"
 #include "onnxruntime/model_files.h"
+#include "pyinv/cancellation.h"
 #include "pyinv/objective.h"
 
 namespace pyinv::ort {
@@ -37,6 +38,10 @@ std::string describe(ONNXTensorElementDataType type, const std::vector<int64_t>&
 
 // Wraps a tensor in `device`'s memory without copying it.
 Value borrow_tensor(const TensorView& tensor, const Device& device, std::string_view subject);
+
+// Options of a run, which terminate() ends from another thread.
+RunOptions make_run_options(std::string_view subject);
+void terminate(OrtRunOptions* options) noexcept;
 
 // Loads the file, and its external data from the same folder, both of which `files` must hold.
 class Model {
@@ -77,7 +82,9 @@ class PYINV_API Function {
 
   // Takes all inputs and returns all outputs by name. Throws std::invalid_argument for an input
   // that is missing or unknown, or whose type or shape differs from its declaration.
-  std::map<std::string, Output> run(const std::map<std::string, TensorView>& inputs) const;
+  // Throws std::runtime_error soon after `cancellation` was cancelled.
+  std::map<std::string, Output> run(const std::map<std::string, TensorView>& inputs,
+                                    Cancellation* cancellation = nullptr) const;
 
  private:
   Model model_;

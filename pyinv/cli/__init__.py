@@ -25,8 +25,16 @@ from pyinv.cli import (
     train,
 )
 from pyinv.cli.console import Console
-from pyinv.cli.exit_codes import DONE, FAILED, INTERRUPTED, NON_FINITE, UNFINISHED, USAGE
-from pyinv.errors import PyinvError
+from pyinv.cli.exit_codes import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    NON_FINITE,
+    TIMED_OUT,
+    UNFINISHED,
+    USAGE,
+)
+from pyinv.errors import CancelledError, PyinvError
 from pyinv.interrupts import came, ends_like_ctrl_c, exit_code
 from pyinv.size_limits import set_size_limits
 
@@ -81,6 +89,7 @@ exit codes:
 infinite, or a
        job could not read them
   {UNFINISHED:<3}  a job was ended by SIGTERM; the same command goes on with it
+  {TIMED_OUT:<3}  ended by --timeout; the results so far are written
   {INTERRUPTED:<3}  interrupted; the results so far are written, and jobs, `train` and `reproduce` \
 can be
        resumed. After SIGTERM {128 + 15}, after SIGHUP {128 + 1}
@@ -178,6 +187,9 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
     except KeyboardInterrupt as interrupt:
         console.error("; ".join(filter(None, ("interrupted", str(interrupt)))))
         return exit_code()
+    except CancelledError:
+        console.error("--timeout came before there was a result; nothing was written")
+        return TIMED_OUT
     except Exception as error:
         if arguments.traceback:
             traceback.print_exc()

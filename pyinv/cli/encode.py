@@ -16,6 +16,7 @@ from pyinv.cli.options import (
     add_machine_options,
     add_overwrite,
     add_size_limits,
+    add_timeout,
     conditions,
     input_files,
     machine_options,
@@ -65,6 +66,7 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
     add_conditions(parser)
     add_machine_options(parser)
     add_size_limits(parser)
+    add_timeout(parser)
     parser.set_defaults(run=run)
 
 
@@ -83,7 +85,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         given = conditions(arguments, inverter.manifest)
         images, sources = load_named_images(arguments.images, inverter.manifest, fit=arguments.fit)
         start = time.perf_counter()
-        latents = inverter.encode(images, conditions=given)
+        latents = inverter.encode(images, conditions=given, timeout=arguments.timeout)
         seconds = time.perf_counter() - start
         if kind == ".npy":
             output.write(lambda file: np.save(file, latents))

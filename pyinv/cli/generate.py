@@ -16,6 +16,7 @@ from pyinv.cli.options import (
     add_machine_options,
     add_overwrite,
     add_size_limits,
+    add_timeout,
     conditions,
     input_files,
     machine_options,
@@ -58,6 +59,7 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
     add_conditions(parser)
     add_machine_options(parser)
     add_size_limits(parser)
+    add_timeout(parser)
     parser.set_defaults(run=run)
 
 
@@ -89,7 +91,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         if isinstance(output, OutputFolder):
             names = picture_names(len(latents))
             output.check_free((f"{name}.png" for name in names), **replacing)
-        images = inverter.generate(latents, conditions=given)
+        images = inverter.generate(latents, conditions=given, timeout=arguments.timeout)
         value_range = inverter.manifest.value_range
         if isinstance(output, OutputFolder):
             save_images(images, output.path, value_range)

@@ -17,13 +17,14 @@ from pyinv.atomic_files import OutputFile, OutputFolder
 from pyinv.bundle import Bundle, Manifest
 from pyinv.cli import job
 from pyinv.cli.console import Console
-from pyinv.cli.exit_codes import DONE, INTERRUPTED, NON_FINITE
+from pyinv.cli.exit_codes import DONE, INTERRUPTED, NON_FINITE, TIMED_OUT
 from pyinv.cli.options import (
     add_conditions,
     add_machine_options,
     add_overwrite,
     add_size_limits,
     add_strict,
+    add_timeout,
     conditions,
     input_files,
     machine_options,
@@ -178,6 +179,7 @@ def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
     job.add_options(parser)
     add_machine_options(parser, batch_size=True)
     add_size_limits(parser)
+    add_timeout(parser)
     parser.set_defaults(run=run)
 
 
@@ -240,6 +242,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
                 trace_every=arguments.trace_every,
                 strict=arguments.strict,
                 progress=console.shows_progress,
+                timeout=arguments.timeout,
             )
         except RunError as error:
             if error.inversion is None:
@@ -257,6 +260,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
                         conditions=given,
                         weights=weights,
                         progress=console.shows_progress,
+                        timeout=_left(arguments.timeout, start),
                     )
                 except Exception as error:  # still write the inversion
                     uncertainty, failure = getattr(error, "uncertainty", None) or uncertainty, error
@@ -278,13 +282,15 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     _report(arguments, console, inversion, uncertainty, sources, seconds)
     if failure is not None:
         raise failure
-    if cancelled or received():
+    if received():
         return INTERRUPTED
+    if cancelled:
+        return INTERRUPTED if arguments.timeout is None else TIMED_OUT
     return NON_FINITE if np.any(inversion.status == Status.NON_FINITE) else DONE
 
 
 def _run_job(arguments: argparse.Namespace, console: Console) -> int:
-    for name in ("weights", "trace_every", "strict", "overwrite"):
+    for name in ("weights", "trace_every", "strict", "overwrite", "timeout"):
         if getattr(arguments, name):
             raise InputError(
                 f"--{name.replace('_', '-')}: not for jobs; leave it out, or write to a .npz file"
@@ -293,6 +299,11 @@ def _run_job(arguments: argparse.Namespace, console: Console) -> int:
         raise InputError('--init: jobs take only "encoder"; leave it out, or write to a .npz file')
     bundle = Bundle.open(arguments.bundle)
     return job.run(arguments, console, bundle, _recipe(arguments, bundle.manifest, None))
+
+
+def _left(timeout: float | None, start: float) -> float | None:
+    """Return the seconds that are left of a time limit; a moment at least."""
+    return None if timeout is None else max(timeout - (time.perf_counter() - start), 1e-3)
 
 
 def _init(given: str | None) -> Any:

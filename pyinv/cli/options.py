@@ -21,6 +21,7 @@ __all__ = [
     "add_size_limits",
     "add_strict",
     "add_threads",
+    "add_timeout",
     "conditions",
     "input_files",
     "machine_options",
@@ -43,6 +44,16 @@ def whole(arguments: Arguments, name: str, help: str, **settings: Any) -> None:
 def real(arguments: Arguments, name: str, help: str) -> None:
     """Add an option that is a real number."""
     arguments.add_argument(name, type=float, metavar="X", help=help)
+
+
+def add_timeout(arguments: Arguments) -> None:
+    """Add ``--timeout``."""
+    arguments.add_argument(
+        "--timeout",
+        type=float,
+        metavar="S",
+        help="end after S seconds, with the results so far, if there are any",
+    )
 
 
 def add_threads(arguments: Arguments) -> None:

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "pyinv/api.h"
+#include "pyinv/cancellation.h"
 #include "pyinv/objective.h"
 #include "pyinv/recipe.h"
 
@@ -91,6 +92,8 @@ struct RunOptions {
   // finishes the targets in its lanes with their results so far; an exception leaves them.
   Queue* queue = nullptr;
   std::function<bool(const Progress&)> keep_going;  // called at every poll; false cancels
+  // Null: none. Cancels the run from another thread, even within a long evaluation.
+  Cancellation* cancellation = nullptr;
 };
 
 struct RunSummary {

@@ -32,6 +32,10 @@ class PYINV_API Evaluator {
   // only. On a GPU it puts the work into the device's stream and does not wait for it.
   virtual void evaluate(int64_t first, int64_t count) = 0;
 
+  // Ends an evaluate() that is under way in another thread, and all later ones, by an exception.
+  // Does nothing where the runtime cannot; the evaluation is then finished.
+  virtual void interrupt() noexcept {}
+
   // Whether evaluate() of a range seen before may be captured in a CUDA graph. It then does not
   // allocate device memory, does not wait, and uses the same memory in each call.
   virtual bool capturable() const { return false; }

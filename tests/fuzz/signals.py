@@ -7,12 +7,13 @@ outputs are whole or absent; the exit code is that of the signal, and the messag
 that was finished is lost, but by SIGKILL; and the next run removes what a killed one has left.
 
 Most commands run in forks of this process, which has imported everything, so that moments are of
-the work. Every eighth is a new process, from its start to its end.
+the work. Every seventh is a new process, from its start to its end.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import re
@@ -44,7 +45,7 @@ def make():
     return nn.Sequential(*layers).eval()
 """
 TARGETS = 400
-ITERATIONS = 60
+ITERATIONS = 20
 SENT = {
     "INT": [signal.SIGINT],
     "INT twice": [signal.SIGINT, signal.SIGINT],
@@ -63,7 +64,7 @@ COMMANDS = {
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended."""
+    """How a command ended, and the processor time that it took."""
 
     code: int
     said: str
@@ -73,21 +74,28 @@ class Ended:
 def run(
     command: str, folder: Path, sent: list[signal.Signals], after: float, *, new: bool = False
 ) -> Ended:
-    """Run a command in ``folder``, and send it signals after so many seconds."""
+    """Run a command in ``folder``, and send it signals after so many seconds of processor time."""
     arguments = COMMANDS[command].format(inputs=inputs()).split()
-    begun = time.perf_counter()
     process = os.fork()
     if not process:
         _become([command, *arguments], folder, new)
-    if sent:
-        time.sleep(after)
+    while sent and _spent(process) < after:
+        time.sleep(0.002)
     for number in sent:
-        os.kill(process, number)
+        os.kill(process, number)  # it is a zombie if it has ended
         time.sleep(0.005)
-    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    _, status, used = os.wait4(process, 0)
     text = (folder / "said").read_text()
     (folder / "said").unlink()
-    return Ended(code, text, time.perf_counter() - begun)
+    return Ended(os.waitstatus_to_exitcode(status), text, used.ru_utime + used.ru_stime)
+
+
+def _spent(process: int) -> float:
+    """Return the processor time of a process in seconds; infinite once it has ended."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    if fields[0] == "Z":
+        return math.inf
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _become(arguments: list[str], folder: Path, new: bool) -> NoReturn:
@@ -133,7 +141,7 @@ keep: list[Any] = []
 
 @cache
 def whole(command: str) -> float:
-    """Return the seconds that a command takes."""
+    """Return the seconds of processor time that a command takes."""
     if command in ("export", "train"):
         import pyinv.export  # before the fork
         import pyinv.training.gan
@@ -197,10 +205,11 @@ def check(number: int) -> str:
     chance = random.Random(number)
     command = list(COMMANDS)[number % len(COMMANDS)]
     name = list(SENT)[number // len(COMMANDS) % len(SENT)]
-    after = chance.uniform(0, 1.05) * whole(command)
+    new = number % 7 == 0
+    after = chance.uniform(0, 1.02) * whole(command)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        ended = run(command, folder, SENT[name], after, new=number % 8 == 0)
+        ended = run(command, folder, SENT[name], after, new=new)
         line = f"{number}: {command}, {name} after {after:.2f} s: exit code {ended.code}"
         found = state(command, folder)
         line += f", {found['done'] if found['done'] is not None else found['complete']}"

@@ -1,4 +1,4 @@
-"""The engine's streams under ThreadSanitizer; what is checked is in stream/stream_test.cpp."""
+"""The engine's streams and runs under ThreadSanitizer; see stream/stream_test.cpp."""
 
 from __future__ import annotations
 

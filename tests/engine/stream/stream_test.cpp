@@ -1,4 +1,4 @@
-// Streams used by several threads at once; built with ThreadSanitizer.
+// Streams and runs of several threads at once; built with ThreadSanitizer.
 #include "pyinv/stream.h"
 
 #include <atomic>
@@ -188,6 +188,62 @@ void test_a_failure() {
   check(found.results.size() == 2, "what had finished");
 }
 
+// Threads invert against one objective. Another thread cancels the last of them, which never ends.
+void test_runs_that_share_an_objective() {
+  constexpr int64_t kRuns = 4, kCount = 20;
+  const Distance distance;
+  std::vector<float> images(kCount * kSize);
+  std::vector<uint64_t> ids(kCount);
+  for (size_t row = 0; row < kCount; ++row) {
+    ids[row] = row;
+    for (int64_t i = 0; i < kSize; ++i) images[row * kSize + size_t(i)] = value(row, i);
+  }
+  struct Made {
+    std::vector<float> latent = std::vector<float>(kCount * kSize),
+                       loss = std::vector<float>(kCount);
+    std::vector<Status> status = std::vector<Status>(kCount);
+    std::vector<int64_t> steps = std::vector<int64_t>(kCount);
+    std::vector<int32_t> attempts = std::vector<int32_t>(kCount);
+  };
+  std::vector<Made> made(kRuns);
+  std::atomic<bool> cancelled = false;
+  std::vector<std::thread> threads;
+  for (int64_t number = 0; number < kRuns; ++number) {
+    threads.emplace_back([&, number] {
+      const bool last = number == kRuns - 1;
+      Made& mine = made[size_t(number)];
+      Targets targets;
+      targets.count = kCount;
+      targets.image = images.data();
+      targets.id = ids.data();
+      RunOptions options;
+      options.lanes = 3 + number;
+      options.keep_going = [&](const Progress&) { return !last || !cancelled; };
+      Results results;
+      results.latent = mine.latent.data();
+      results.loss = mine.loss.data();
+      results.status = mine.status.data();
+      results.steps = mine.steps.data();
+      results.attempts = mine.attempts.data();
+      const Recipe own = last ? recipe(1 << 30, 0.0f) : recipe(200, 1e-6f);
+      const RunSummary summary = run({&distance}, Prior{}, own, targets, options, results);
+      check(summary.cancelled == last, "only the last is cancelled");
+    });
+  }
+  std::thread([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    cancelled = true;
+  }).join();
+  for (std::thread& thread : threads) thread.join();
+  for (const Made& each : made) {
+    const bool last = &each == &made.back();
+    check(last || each.latent == made[0].latent, "the same latents in every thread");
+    for (Status status : each.status) {
+      check((status == Status::cancelled) == last, "each target's status is that of its run");
+    }
+  }
+}
+
 void test_order_and_room() {
   const Distance distance;
   Stream stream({&distance}, Prior{}, recipe(5, 0.0f), {.lanes = 1, .rows = 3});
@@ -214,6 +270,7 @@ int main() {
   test_stopping();
   test_a_failure();
   test_order_and_room();
+  test_runs_that_share_an_objective();
   std::printf(failures ? "%d failures\n" : "all well\n", failures.load());
   return failures ? EXIT_FAILURE : EXIT_SUCCESS;
 }

@@ -15,13 +15,15 @@ __all__ = ["first_line", "named_operator", "quiet"]
 def first_line(error: BaseException) -> str:
     """Return the first nonempty line of an exception's message, or its type's name.
 
-    A line that ends in a colon is continued by the next one.
+    A line that ends in a colon is continued by the next one. What is not printable, which may be
+    quoted from a file, is escaped.
     """
     text = ""
     for line in str(error).splitlines():
         text = f"{text} {line.strip()}".strip()
         if text and not text.endswith(":"):
             break
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
     return text or type(error).__name__
 
 

@@ -10,6 +10,7 @@
 #include <numeric>
 #include <stdexcept>
 
+#include "printable.h"
 #include "torch/archive.h"
 #include "torchscript/source.h"
 
@@ -28,7 +29,7 @@ std::string cause(std::string text) {
   text.erase(0, text.find_first_not_of(" \n"));
   text.erase(std::min(text.find('\n'), text.size()));
   while (!text.empty() && (text.back() == '.' || text.back() == ' ')) text.pop_back();
-  return text;
+  return printable(text, 1000);  // it may quote the file
 }
 
 bool out_of_memory(const std::exception& error, const std::string& text) {

@@ -6,6 +6,7 @@
 #include <string>
 #include <utility>
 
+#include "printable.h"
 #include "torchscript/source.h"
 
 namespace pyinv::torchscript {
@@ -37,7 +38,7 @@ uint64_t size_of(const std::string& storage_class) {
       {"torch.ComplexFloatStorage", 8}, {"torch.ComplexDoubleStorage", 16},
   };
   const auto found = sizes.find(storage_class);
-  if (found == sizes.end()) throw Refused("it has tensors of " + storage_class);
+  if (found == sizes.end()) throw Refused("it has tensors of " + printable(storage_class));
   return found->second;
 }
 

@@ -7,8 +7,10 @@
 namespace pyinv::torchscript {
 namespace {
 
-// torch's parser calls itself for each bracket and each level of indentation.
-constexpr int kDeepest = 200;
+// torch's compiler calls itself for each bracket, each level of indentation, each elif, and each
+// operator and attribute of an expression. torch itself writes few of each.
+constexpr int kDeepest = 200, kLongest = 2000;
+constexpr const char* kTooDeep = "its code is nested too deeply";
 
 // As in the C locale, whatever the process's is.
 bool is_digit(char c) { return c >= '0' && c <= '9'; }
@@ -33,9 +35,11 @@ class Names {
         after_dot_ = false;
         continue;
       }
-      if (c == '#') check_comment();
+      // torch writes neither; how it reads them decides what is code.
+      if (c == '#') throw Refused("its code has a comment");
+      if (c == '\\') throw Refused("its code has a backslash");
       nest(c);
-      if (!is_space(c) && c != '\\') after_dot_ = c == '.';
+      if (!is_space(c)) after_dot_ = c == '.';
       ++at_;
     }
     return {};
@@ -44,14 +48,19 @@ class Names {
   // Whether the name is an attribute of what is before it.
   bool after_dot() const { return after_dot_; }
 
+  // Whether the name is that of an argument or variable, with its value behind.
+  bool is_assigned() const { return following() == '=' && following(1) != '='; }
+
  private:
   std::string_view identifier() {
     const size_t start = at_;
     while (at_ < source_.size() && (starts_name(source_[at_]) || is_digit(source_[at_]))) ++at_;
     const std::string_view name = source_.substr(start, at_ - start);
+    lengthen();
+    if (name == "elif" && ++elifs_ > kDeepest) throw Refused(kTooDeep);
     if (name == "getattr" && !after_dot_) {
       if (following() != '(') throw Refused("its code uses getattr without a call");
-      if (!in_getattr_) in_getattr_ = depth_ + 1;
+      if (!in_getattr_) in_getattr_ = depth() + 1;
     }
     return name;
   }
@@ -66,10 +75,10 @@ class Names {
     return text.empty() ? "\"\"" : text;
   }
 
-  char following() const {
+  char following(size_t ahead = 0) const {
     size_t i = at_;
     while (i < source_.size() && is_space(source_[i])) ++i;
-    return i < source_.size() ? source_[i] : '\n';
+    return i + ahead < source_.size() ? source_[i + ahead] : '\n';
   }
 
   // Moves behind a string, and returns what is between its quotes.
@@ -87,24 +96,31 @@ class Names {
     throw Refused("a string in its code has no end");
   }
 
-  // torch reads names after "# type:" as code. The names of every comment are taken, and a comment
-  // with quotes, which might begin a string there, is refused; torch writes no comments.
-  void check_comment() const {
-    const std::string_view comment = source_.substr(at_, source_.find('\n', at_) - at_);
-    if (comment.find_first_of("\"'") != std::string_view::npos) {
-      throw Refused("a comment in its code has quotes");
+  void nest(char c) {
+    if (c == '(' || c == '[' || c == '{') {
+      lengthen();
+      lengths_.push_back(0);
+      if (depth() > kDeepest) throw Refused(kTooDeep);
+    } else if (c == ')' || c == ']' || c == '}') {
+      if (depth() == 0) throw Refused("a bracket in its code has no beginning");
+      lengths_.pop_back();
+      if (depth() < in_getattr_) in_getattr_ = 0;
+    } else if (c == ',') {
+      lengths_.back() = 0;
+    } else if (c == '\n') {
+      indent_ = 0;
+      if (depth() == 0) lengths_.back() = 0;
+    } else if (!is_space(c)) {
+      lengthen();
+    } else if (++indent_ > 2 * kDeepest && is_line_start()) {
+      throw Refused(kTooDeep);
     }
   }
 
-  void nest(char c) {
-    if (c == '(' || c == '[' || c == '{') ++depth_;
-    if (c == ')' || c == ']' || c == '}') --depth_;
-    if (depth_ < in_getattr_) in_getattr_ = 0;
-    if (c == '\n') indent_ = 0;
-    if (c == ' ' || c == '\t') ++indent_;
-    if (depth_ > kDeepest || (indent_ > 2 * kDeepest && is_line_start())) {
-      throw Refused("its code is nested too deeply");
-    }
+  int depth() const { return static_cast<int>(lengths_.size()) - 1; }
+
+  void lengthen() {
+    if (++lengths_.back() > kLongest) throw Refused("an expression in its code is too long");
   }
 
   bool is_line_start() const {
@@ -114,7 +130,9 @@ class Names {
 
   std::string_view source_;
   size_t at_ = 0;
-  int depth_ = 0, indent_ = 0;
+  // Of the expressions that are not yet complete, each within the brackets of the one before.
+  std::vector<int> lengths_ = {0};
+  int indent_ = 0, elifs_ = 0;
   int in_getattr_ = 0;  // the depth within the outermost getattr(); 0: outside
   bool after_dot_ = false;
 };
@@ -135,7 +153,7 @@ std::vector<std::string> unlisted_operators(std::string_view source) {
     if (name == "classes" && before == "torch" && names.after_dot()) {
       throw Refused("it uses objects of torch.classes");
     }
-    add("aten::" + std::string(name));
+    if (!names.is_assigned()) add("aten::" + std::string(name));
     // ops.space.name, with which torch writes all operators except aten's
     if (!space.empty()) add(space + "::" + std::string(name));
     space = "";

@@ -15,6 +15,8 @@ from torch import Tensor
 from pyinv import _core
 from pyinv.errors import ExportError
 
+from ..diagnostics import first_line
+
 __all__ = ["check_archive", "check_operator", "check_tensor"]
 
 _LONGEST_NAME = 400  # torch's reader cuts longer ones, so that they could end in anything
@@ -46,7 +48,7 @@ def check_archive(path: Path) -> None:
                 if size > len(reader.get_record(f"{folder}/{record.decode()}")):
                     raise RuntimeError("it has a tensor that reaches beyond its memory")
     except (RuntimeError, ValueError, OSError, zipfile.BadZipFile) as error:
-        reason = str(error).partition("\n")[0]
+        reason = first_line(error)
         raise ExportError(f"{path} cannot be loaded: {reason}; {_INSTEAD}") from None
 
 

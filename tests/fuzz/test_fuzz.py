@@ -12,11 +12,18 @@ from support.fuzzing import problems
 pytest.importorskip("torch")
 pytest.importorskip("onnx")
 
-CASES = {"fuzz.convolutions": 1000, "fuzz.manifests": 4000, "fuzz.onnx_files": 500}
+CASES = {
+    "fuzz.convolutions": 1000,
+    "fuzz.manifests": 4000,
+    "fuzz.onnx_files": 500,
+    "fuzz.torchscript_files": 200,
+}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("module", CASES)
 def test_generated_cases(module: str, request: pytest.FixtureRequest) -> None:
+    if module == "fuzz.torchscript_files":
+        pytest.importorskip("pyinv._torch")
     count = request.config.getoption("--fuzz") or CASES[module]
     assert problems(module, range(count)) == []

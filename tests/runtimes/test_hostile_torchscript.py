@@ -114,7 +114,7 @@ HOSTILE = {
     ),
     "loaded, in a default argument after a comment": Hostile(
         functions(),
-        "a comment in its code has quotes",
+        "its code has a comment",
         replaced(
             "  def forward(",
             f'  # type: """\n  # """\n  def odd(self, y: Tensor={WRITES}) -> Tensor:\n'
@@ -247,6 +247,12 @@ def test_tensors_keep_to_their_memory(tmp_path, count, problem):
     ("expression", "problem"),
     [
         ("(" * 5000 + "latent" + ")" * 5000, "its code is nested too deeply"),
+        ("latent" + ".t()" * 30_000, "an expression in its code is too long"),
+        ("latent" + " + latent" * 30_000, "an expression in its code is too long"),
+        ("-" * 30_000 + "latent", "an expression in its code is too long"),
+        ("latent # comment", "its code has a comment"),
+        ("latent + \\\n latent", "its code has a backslash"),
+        ("latent)", "a bracket in its code has no beginning"),
         ('"' + "a", "a string in its code has no end"),
         ("ops", "its code uses ops without an operator"),
         ("getattr", "its code uses getattr without a call"),
@@ -263,11 +269,11 @@ def test_source_that_torch_would_not_write(tmp_path, expression, problem):
 
 
 def test_what_a_source_names():
-    """Names in strings are none; those of attributes are, and are no operators."""
-    source = b'x = torch.add(self.weight_0, "from_file \\" save", alpha=1)\nops.prim.NumToTensor(x)'
+    """Not those in strings and of arguments; those of attributes, which are no operators."""
+    source = b'x = torch.eye(self.weight_0, "from_file \\"", wait=1)\nops.prim.NumToTensor(x == 1)'
     unlisted = _core.torchscript_unlisted(source + b"\nops.mylib.run(getattr(x, 'save'))\n")
     assert set(unlisted) >= {"aten::save", "mylib::run", "aten::weight_0"}
-    assert not set(unlisted) & {"aten::from_file", "aten::add", "prim::NumToTensor"}
+    assert not set(unlisted) & {"aten::from_file", "aten::wait", "aten::eye", "prim::NumToTensor"}
 
 
 @pytest.mark.parametrize(

@@ -239,7 +239,10 @@ py::dict run_function(const ort::Function& function, const py::dict& inputs,
   Attended attended([&] { return interrupted.is_none() || !interrupted().cast<bool>(); });
   const std::exception_ptr failure =
       attended.run([&] { outputs = function.run(views, &attended.cancellation()); });
-  if (failure && attended.cancellation().cancelled() && !attended.raised()) throw Cancelled();
+  if (failure && attended.cancellation().cancelled() && !attended.raised()) {
+    if (calls::ending) const Unlocked stops_here;
+    throw Cancelled();
+  }
   if (failure) std::rethrow_exception(failure);
   py::dict results;
   for (auto& [name, output] : outputs) {

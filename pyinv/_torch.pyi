@@ -1,6 +1,6 @@
 """The TorchScript runtime's C++ extension. Not a public interface: use pyinv.Inverter."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -32,5 +32,8 @@ class TorchFunction:
         tf32: bool = False,
     ) -> None: ...
     def run(
-        self, inputs: Mapping[str, npt.NDArray[np.float32]]
+        self,
+        inputs: Mapping[str, npt.NDArray[np.float32]],
+        *,
+        interrupted: Callable[[], bool] | None = None,
     ) -> dict[str, npt.NDArray[np.float32]]: ...

@@ -11,7 +11,7 @@ from functools import wraps
 from types import FrameType
 from typing import ParamSpec, TypeVar
 
-from pyinv.errors import PyinvError, PyinvWarning
+from pyinv.errors import PyinvError, PyinvWarning, printable
 
 __all__ = ["has_strict", "strict_mode", "warn", "warned"]
 
@@ -56,7 +56,7 @@ def warn(message: str) -> None:
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and _is_ours(frame):
         frame, level = frame.f_back, level + 1
-    warnings.warn(message, PyinvWarning, stacklevel=level)
+    warnings.warn(printable(message), PyinvWarning, stacklevel=level)
 
 
 def warned(message: str) -> str:

@@ -5,6 +5,7 @@ Each message is one line: what was expected, what was found and how to fix it.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -27,12 +28,19 @@ __all__ = [
     "RuleError",
     "RunError",
     "one_line",
+    "printable",
     "reading",
 ]
+
+# Control characters, formats (such as the direction of writing), surrogates and line ends.
+_HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 class PyinvError(Exception):
     """The base of all pyinv exceptions: ``except pyinv.PyinvError`` catches all of them."""
+
+    def __str__(self) -> str:
+        return printable(str(self.args[0])) if self.args else ""
 
 
 class PyinvWarning(UserWarning):
@@ -71,9 +79,6 @@ class RunError(PyinvError, RuntimeError):
         self.inversion = inversion
         self.uncertainty = uncertainty
 
-    def __str__(self) -> str:
-        return str(self.args[0])
-
 
 class CancelledError(PyinvError):
     """A call was ended by ``timeout`` or ``cancel`` before it had a result."""
@@ -102,7 +107,22 @@ class ExportError(PyinvError):
 def one_line(error: BaseException) -> str:
     """Return an error's message as one line, without the decoration of its class."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(str(text).split())
+    return printable(" ".join(str(text).split()))
+
+
+def printable(text: str) -> str:
+    r"""Return a text that can be shown: control characters are written as ``\x1b``.
+
+    Names in files of others could otherwise control the terminal. Line ends stay.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        character.encode("unicode_escape").decode()
+        if unicodedata.category(character) in _HIDDEN and character != "\n"
+        else character
+        for character in text
+    )
 
 
 @contextmanager

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cstring>
 #include <exception>
 #include <limits>
 #include <map>
@@ -107,10 +108,32 @@ bool is_interrupt(const std::exception_ptr& failure) {
   }
 }
 
+// Returns a message as Python text. Runtimes quote bytes of files, which need not be UTF-8.
+py::object text_of(const char* message) {
+  return py::reinterpret_steal<py::object>(PyUnicode_DecodeUTF8(
+      message, static_cast<py::ssize_t>(std::strlen(message)), "backslashreplace"));
+}
+
+// Translates exceptions whose message pybind11 would not decode.
+void translate_bytes(std::exception_ptr failure) {
+  try {
+    std::rethrow_exception(std::move(failure));
+  } catch (const py::builtin_exception&) {
+    throw;
+  } catch (const py::error_already_set&) {
+    throw;
+  } catch (const std::exception& error) {
+    const py::object text = text_of(error.what());
+    if (text.cast<std::string>() == error.what()) throw;
+    const bool is_argument = dynamic_cast<const std::invalid_argument*>(&error) != nullptr;
+    PyErr_SetObject(is_argument ? PyExc_ValueError : PyExc_RuntimeError, text.ptr());
+  }
+}
+
 // Raises the error with the partial results as its attribute `partial`.
 [[noreturn]] void raise_with_partial(std::exception_ptr failure, const py::dict& partial) {
   const auto raise = [&partial](py::handle type, const char* message) {
-    const py::object error = type(message);
+    const py::object error = type(text_of(message));
     error.attr("partial") = partial;
     PyErr_SetObject(type.ptr(), error.ptr());
     throw py::error_already_set();
@@ -334,6 +357,7 @@ PYBIND11_MODULE(_core, module) {
   py::register_exception<Cancelled>(module, "Cancelled", PyExc_RuntimeError);
   run_failed =
       py::exception<std::runtime_error>(module, "RunFailed", PyExc_RuntimeError).release().ptr();
+  py::register_exception_translator(&translate_bytes);
 
   py::class_<Device, std::shared_ptr<Device>>(module, "Device")
       .def_property_readonly("kind", &kind_of)

@@ -34,7 +34,7 @@ from pyinv.cli.exit_codes import (
     UNFINISHED,
     USAGE,
 )
-from pyinv.errors import CancelledError, PyinvError
+from pyinv.errors import CancelledError, PyinvError, printable
 from pyinv.interrupts import came, ends_like_ctrl_c, exit_code
 from pyinv.size_limits import set_size_limits
 
@@ -98,7 +98,7 @@ can be
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: error: {message}; see {self.prog} --help", file=sys.stderr)
+        print(f"{self.prog}: error: {printable(message)}; see {self.prog} --help", file=sys.stderr)
         raise SystemExit(USAGE)
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from pyinv.errors import PyinvWarning
+from pyinv.errors import PyinvWarning, printable
 
 __all__ = ["Console"]
 
@@ -43,11 +43,11 @@ class Console:
     def message(self, text: str) -> None:
         """Print a message to standard error."""
         if not self.quiet:
-            print(text, file=sys.stderr, flush=True)
+            print(printable(text), file=sys.stderr, flush=True)
 
     def error(self, text: str) -> None:
         """Print an error message."""
-        print(f"pyinv: error: {text}", file=sys.stderr, flush=True)
+        print(f"pyinv: error: {printable(text)}", file=sys.stderr, flush=True)
 
     @contextmanager
     def shows_warnings(self) -> Iterator[None]:

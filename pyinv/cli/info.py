@@ -14,7 +14,7 @@ from pyinv.bundle import Bundle, Manifest
 from pyinv.cli.console import Console
 from pyinv.cores import usable_cores
 from pyinv.devices import available_devices
-from pyinv.errors import PyinvError
+from pyinv.errors import PyinvError, printable
 from pyinv.extras import install_command
 
 __all__ = ["add_parser", "run"]
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         rows = found if arguments.bundle is None else _bundle_rows(bundle)
         width = max(map(len, rows))
         for name, value in rows.items():
-            text = str(value).replace("\n", "\n" + " " * (width + 2))
+            text = printable(str(value)).replace("\n", "\n" + " " * (width + 2))
             print(f"{name.replace('_', ' '):<{width}}  {text}")
 
 

@@ -14,6 +14,8 @@ __all__ = ["check_bytes", "check_pixels", "max_pixels", "set_size_limits"]
 
 # A file may always unpack to this many times its size; deflate reaches 1032 times.
 PLAUSIBLE_RATIO = 10
+# JPEG's. Images are resized a few rows at a time, which takes much memory for those of one row.
+MAX_SIDE = 2**16 - 1
 
 
 @dataclass
@@ -30,8 +32,8 @@ def set_size_limits(*, max_pixels: int | None = None, max_bytes: int | None = No
 
     Args:
         max_pixels: height times width of an image; 2^26 (67 million) by default. None leaves it.
-        max_bytes: bytes that a compressed file (.npz, .zip, .gz, Parquet) unpacks to; 2^29 (512
-            MiB) by default. None leaves it. Ten times the file's size is always allowed.
+        max_bytes: bytes that a compressed file (.npz, .zip, .gz, Parquet, Arrow) unpacks to; 2^29
+            (512 MiB) by default. None leaves it. Ten times the file's size is always allowed.
 
     Raises:
         InputError: a limit below 1.
@@ -49,6 +51,11 @@ def max_pixels() -> int:
 
 def check_pixels(name: str, height: int, width: int) -> None:
     """Raise InputError if an image has too many pixels, according to its header."""
+    if max(height, width) > MAX_SIDE:
+        raise InputError(
+            f"{name}: an image may be at most {MAX_SIDE} pixels high and wide, got {height} x "
+            f"{width}; cut it into pieces"
+        )
     if height * width > _limits.pixels:
         raise InputError(
             f"{name}: an image may have at most {_limits.pixels} pixels, got {height} x {width}; "

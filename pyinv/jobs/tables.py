@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyinv.bundle import Manifest
-from pyinv.errors import InputError, one_line
+from pyinv.errors import InputError, one_line, reading
 from pyinv.images import picture_rows
+from pyinv.jobs.arrow_sizes import unpacked_size
 from pyinv.jobs.sources import (
     CHUNK,
     Chunk,
@@ -54,6 +55,7 @@ class _TableFile:
 
         try:
             for start, batch in self._batches(columns, first, last):
+                batch.validate(full=True)  # offsets within the data, and texts in UTF-8
                 begin, end = max(first - start, 0), min(last - start, len(batch))
                 for row in range(begin, end, CHUNK):
                     yield start + row, batch.slice(row, min(CHUNK, end - row))
@@ -122,6 +124,9 @@ def _open_table(path: Path) -> _TableFile:
                 for number in range(meta.num_row_groups):
                     _check_group(path, meta.row_group(number))
                 return _TableFile(path, file.schema_arrow, tuple(groups))
+        with reading(path, "Arrow file", "write it again"):
+            unpacked = unpacked_size(path)
+        check_bytes(str(path), unpacked, path.stat().st_size)
         with _opened_ipc(path) as reader:
             if hasattr(reader, "get_batch"):
                 groups = [len(reader.get_batch(i)) for i in range(reader.num_record_batches)]

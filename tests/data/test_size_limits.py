@@ -74,6 +74,17 @@ def parquet(path: Path) -> Path:
     return path / "a.parquet"
 
 
+def arrow(path: Path, *, stream: bool) -> Path:
+    pa = pytest.importorskip("pyarrow")
+    flat = pa.array(np.zeros(UNPACKED, np.uint8))
+    table = pa.table({"image": pa.FixedSizeListArray.from_arrays(flat, 64)})
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    new = pa.ipc.new_stream if stream else pa.ipc.new_file
+    with new(path / "a.arrow", table.schema, options=options) as writer:
+        writer.write_table(table)
+    return path / "a.arrow"
+
+
 BOMBS = {
     "image": lambda path, manifest: load_images(picture(path / "a.png"), manifest),
     "npz of images": lambda path, manifest: load_images(npz(path), manifest),
@@ -92,6 +103,10 @@ BOMBS = {
         .load()
     ),
     "Parquet": lambda path, manifest: open_source([parquet(path)], manifest, fit="crop"),
+    "Arrow": lambda path, manifest: open_source([arrow(path, stream=False)], manifest, fit="crop"),
+    "Arrow stream": lambda path, manifest: open_source(
+        [arrow(path, stream=True)], manifest, fit="crop"
+    ),
 }
 
 
@@ -131,7 +146,7 @@ def test_an_array_is_not_allocated_by_its_header(tmp_path):
 def test_jobs_refuse_idx_headers_that_the_file_cannot_hold(bundle_path, tmp_path):
     manifest = Bundle.open(bundle_path).manifest
     path = tmp_path / "a"
-    for sizes, message in (((2**32 - 1, 8, 8), "truncated"), ((1, 2**20, 2**20), "--max-pixels")):
+    for sizes, message in (((2**32 - 1, 8, 8), "truncated"), ((1, 2**15, 2**15), "--max-pixels")):
         path.write_bytes(bytes((0, 0, 8, 3)) + struct.pack(">3I", *sizes) + bytes(64))
         with pytest.raises(InputError, match=message):
             open_source([path], manifest, fit="crop")

@@ -9,13 +9,16 @@ import pytest
 
 from support.fuzzing import problems
 
-pytest.importorskip("torch")
-pytest.importorskip("onnx")
+for package in ("torch", "onnx", "pyarrow", "fastapi", "httpx2"):
+    pytest.importorskip(package)
 
 CASES = {
+    "fuzz.archives": 800,
     "fuzz.convolutions": 1000,
+    "fuzz.image_files": 1500,
     "fuzz.manifests": 4000,
     "fuzz.onnx_files": 500,
+    "fuzz.serve_bodies": 300,
     "fuzz.torchscript_files": 200,
 }
 

@@ -131,7 +131,7 @@ class Inverter:
             raise InputError(f"tf32 must be True or False, got {tf32!r}")
         # Fail on a wrong name or a missing GPU before reading the bundle.
         resolve_device(device, runtime_has_cuda=False)
-        if batch_size != "auto":
+        if not isinstance(batch_size, str) or batch_size != "auto":
             batch_size = whole_number("batch_size", batch_size, at_least=1, or_else='"auto"')
         self._batch_size = batch_size
         self._session = Session(
@@ -516,9 +516,10 @@ class Inverter:
             init: "encoder" starts from the output of the bundle's encoder; None uses the recipe's
                 ``start``.
             ordered: yield results in the order of the source instead of as they finish.
-            window: the largest number of targets in the stream: read, and not yielded yet. At least
-                1; None uses four times the batch size. A window below the batch size leaves lanes
-                empty. With ``ordered``, a slow target holds back what is more than a window behind.
+            window: the largest number of targets in the stream: read, and not yielded yet. From 1
+                to 2^20; None uses four times the batch size. A window below the batch size leaves
+                lanes empty. With ``ordered``, a slow target holds back what is more than a window
+                behind.
             fit: how to resize image files, see ``load_images``.
             workers: number of threads that decode and check images, at least 1.
             on_error: "result" gives a target that cannot be read, or is no image of this bundle, a
@@ -557,7 +558,7 @@ class Inverter:
         workers = whole_number("workers", workers, at_least=1)
         seed = whole_number("seed", seed, at_least=0, at_most=2**64 - 1)
         if window is not None:
-            window = whole_number("window", window, at_least=1)
+            window = whole_number("window", window, at_least=1, at_most=2**20)
         plan = self._stream_plan(chosen)
         window = 4 * plan.lanes if window is None else window
         return stream_results(
@@ -880,7 +881,7 @@ class Inverter:
         Raises:
             InputError: an argument out of range.
         """
-        n = whole_number("n", n, at_least=1)
+        n = whole_number("n", n, at_least=1, at_most=MAX_TARGET_IDS)
         seed = whole_number("seed", seed, at_least=0, at_most=2**64 - 1)
         ids = np.arange(n, dtype=np.uint64) + np.uint64(MAX_TARGET_IDS)
         return self._session.draw(seed, ids, 0).reshape(n, *self.manifest.latent_shape)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pyinv.errors import InputError
 from pyinv.validation import whole_number
 
-__all__ = ["check_bytes", "check_pixels", "max_pixels", "set_size_limits"]
+__all__ = ["check_bytes", "check_pixels", "max_bytes", "max_pixels", "set_size_limits"]
 
 # A file may always unpack to this many times its size; deflate reaches 1032 times.
 PLAUSIBLE_RATIO = 10
@@ -47,6 +47,11 @@ def set_size_limits(*, max_pixels: int | None = None, max_bytes: int | None = No
 def max_pixels() -> int:
     """Return how many pixels an image may have."""
     return _limits.pixels
+
+
+def max_bytes() -> int:
+    """Return how many bytes a compressed file may unpack to."""
+    return _limits.bytes
 
 
 def check_pixels(name: str, height: int, width: int) -> None:

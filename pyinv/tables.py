@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyinv.errors import DependencyError, InputError, one_line
+from pyinv.size_limits import check_bytes
 
 __all__ = ["TABLE_SUFFIXES", "read_column", "read_table"]
 
@@ -68,14 +69,14 @@ def _opened(path: Path) -> Iterator[tuple[Any, list[str]]]:
         ) from None
     try:
         file = parquet.ParquetFile(path)
-        yield (
-            file,
-            [
-                field.name
-                for field in file.schema_arrow
-                if types.is_integer(field.type) or types.is_floating(field.type)
-            ],
-        )
+        numeric = [
+            field.name
+            for field in file.schema_arrow
+            if types.is_integer(field.type) or types.is_floating(field.type)
+        ]
+        # As float64: repeated values take next to no bytes in Parquet.
+        check_bytes(str(path), 8 * file.metadata.num_rows * len(numeric), path.stat().st_size)
+        yield file, numeric
     except (ArrowException, OSError) as error:
         raise InputError(
             f"{path}: not a readable Parquet file ({one_line(error)}); write it again"

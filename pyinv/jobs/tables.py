@@ -28,7 +28,7 @@ from pyinv.jobs.sources import (
     load_row,
     parts_between,
 )
-from pyinv.size_limits import check_bytes
+from pyinv.size_limits import check_bytes, max_bytes
 from pyinv.target_ids import target_id
 
 __all__ = ["TABLE_SUFFIXES", "TableSource"]
@@ -44,6 +44,7 @@ class _TableFile:
     path: Path
     schema: Any
     groups: tuple[int, ...]  # the rows of each row group, or record batch
+    rows_at_once: int = CHUNK
 
     @property
     def count(self) -> int:
@@ -84,7 +85,7 @@ class _TableFile:
             from pyarrow import parquet
 
             with parquet.ParquetFile(self.path, buffer_size=_BUFFER, pre_buffer=False) as file:
-                yield from file.iter_batches(CHUNK, row_groups=wanted, columns=columns)
+                yield from file.iter_batches(self.rows_at_once, row_groups=wanted, columns=columns)
             return
         with _opened_ipc(self.path) as reader:
             if hasattr(reader, "get_batch"):
@@ -121,9 +122,13 @@ def _open_table(path: Path) -> _TableFile:
             with parquet.ParquetFile(path) as file:
                 meta = file.metadata
                 groups = [meta.row_group(i).num_rows for i in range(meta.num_row_groups)]
-                for number in range(meta.num_row_groups):
-                    _check_group(path, meta.row_group(number))
-                return _TableFile(path, file.schema_arrow, tuple(groups))
+                dictionary = max(
+                    (_check_group(path, meta.row_group(i)) for i in range(meta.num_row_groups)),
+                    default=0,
+                )
+                # A row can be as large as the dictionary, in which it is a few bits.
+                rows = min(CHUNK, max(1, max_bytes() // max(1, dictionary)))
+                return _TableFile(path, file.schema_arrow, tuple(groups), rows)
         with reading(path, "Arrow file", "write it again"):
             unpacked = unpacked_size(path)
         check_bytes(str(path), unpacked, path.stat().st_size)
@@ -139,13 +144,43 @@ def _open_table(path: Path) -> _TableFile:
         ) from None
 
 
-def _check_group(path: Path, group: Any) -> None:
-    """Raise InputError if the columns of a row group unpack to too much."""
+def _check_group(path: Path, group: Any) -> int:
+    """Return the bytes of a row group's largest dictionary.
+
+    Raises:
+        InputError: a column unpacks to too much.
+    """
+    largest = 0
     for number in range(group.num_columns):
         column = group.column(number)
         # Repeated values take next to no bytes in Parquet, but one each or more when read.
         unpacked = max(column.total_uncompressed_size, column.num_values)
+        if column.has_dictionary_page:
+            with reading(path, "Parquet file", "write it again"):
+                dictionary = _page_size(path, column.dictionary_page_offset)
+            largest = max(largest, dictionary)
+            unpacked = max(unpacked, dictionary)
         check_bytes(f"{path}: {column.path_in_schema}", unpacked, path.stat().st_size)
+    return largest
+
+
+def _page_size(path: Path, offset: int) -> int:
+    """Return the bytes that a page unpacks to, the second number of its header.
+
+    Headers are structs of Thrift's compact protocol: for each field a byte, then a zigzag varint.
+    """
+    with open(path, "rb") as file:
+        file.seek(offset)
+        header = iter(file.read(32))
+    numbers: list[int] = []
+    while len(numbers) < 2:
+        next(header)
+        value = shift = 0
+        while (byte := next(header, 0)) >= 128:
+            value, shift = value | (byte & 127) << shift, shift + 7
+        value |= byte << shift
+        numbers.append(value >> 1)
+    return numbers[1]
 
 
 class TableSource(Source):
@@ -250,7 +285,11 @@ class TableSource(Source):
         kind = self._files[0].schema.field(column).type
         parts = []
         for file in self._files:
-            parts += [batch.column(0) for _, batch in file.read([column], 0, file.count)]
+            size = 0
+            for _, batch in file.read([column], 0, file.count):
+                size += batch.nbytes
+                check_bytes(f"{file.path}: {column}", size, file.path.stat().st_size)
+                parts.append(batch.column(0))
         ids = pa.chunked_array(parts, kind)
         if pa.types.is_dictionary(kind):
             ids = ids.cast(kind.value_type)

@@ -22,6 +22,7 @@ from pyinv.errors import InputError
 from pyinv.images import load_images, read_pixels, resize_pixels
 from pyinv.jobs.opening import open_source
 from pyinv.size_limits import set_size_limits
+from pyinv.tables import read_column
 
 UNPACKED = 2**25
 ZEROS = bytes(UNPACKED)
@@ -83,6 +84,19 @@ def arrow(path: Path, *, stream: bool) -> Path:
     with new(path / "a.arrow", table.schema, options=options) as writer:
         writer.write_table(table)
     return path / "a.arrow"
+
+
+def repeated(path: Path, column: str) -> Path:
+    """Write one long text, which a column has many times."""
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    table = {"id": [f"{row}" for row in range(100)], "image": [b"x"] * 100}
+    table[column] = ["a" * 2**20 if column == "id" else bytes(2**20)] * 100
+    parquet.write_table(
+        pa.table(table), path / "a.parquet", dictionary_pagesize_limit=2**24, compression="zstd"
+    )
+    return path / "a.parquet"
 
 
 BOMBS = {
@@ -196,3 +210,26 @@ def test_a_large_photograph_is_not_converted_to_floats_at_once(tmp_path):
 def test_a_limit_out_of_range_is_refused(limit):
     with pytest.raises(InputError, match="max_bytes"):
         set_size_limits(max_bytes=limit)
+
+
+def test_rows_that_repeat_a_long_value_are_read_a_few_at_a_time(bundle_path, tmp_path):
+    manifest = Bundle.open(bundle_path).manifest
+    set_size_limits(max_bytes=2**22)
+    source = open_source([repeated(tmp_path, "image")], manifest, fit="crop")
+    chunks = list(source.read(0, 100))
+    assert max(len(chunk.targets) for chunk in chunks) <= 4
+    assert sum(len(chunk.targets) for chunk in chunks) == 100
+    with pytest.raises(InputError, match="--max-bytes"):
+        open_source([repeated(tmp_path, "id")], manifest, fit="crop")
+
+
+def test_columns_of_numbers_are_limited(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pa.table({"label": np.zeros(2**18)}), path)
+    with pytest.raises(InputError, match="--max-bytes"):
+        read_column(path, "label")
+    set_size_limits(max_bytes=2**21)
+    assert len(read_column(path, "label")) == 2**18

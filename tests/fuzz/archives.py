@@ -102,6 +102,12 @@ FOUND = {
     "400 digits.npy": b"\x93NUMPY\x01\x00\xd0\x01"
     + (b"{'descr': '|u1', 'fortran_order': False, 'shape': (" + b"9" * 390 + b",)}").ljust(464),
     "an unknown method.npz": zipped({"images.npy": b"1" * 50}).replace(b"\x08\x00", b"\x63\x00"),
+    "ids that are no text.parquet": parquet_file(
+        TABLE.set_column(0, "id", pa.array([b"\xca", b"b", b"c"]).view("string"))
+    ),
+    "a message with a control character.parquet": parquet_file(TABLE).replace(
+        b"PAR1\x15", b"PAR1\x1e", 1
+    ),
     "1 GiB, by its header-idx3-ubyte.gz": gzip.compress(idx((2**14, 2**8, 2**8), b"")),
     "600 GB, by its header.npy": array(PIXELS).replace(b"(3, 8, 8)", b"(9999999999,)"),
 }

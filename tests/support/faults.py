@@ -215,7 +215,7 @@ def problems(name: str, folder: Path, stride: int) -> Iterator[str]:
                 yield f"{about}exit code {code}, said {said!r}"
             elif code and (str(out) not in line or "within pyinv" in line):
                 yield f"{about}said {line!r}"
-            if last == number:
+            if code and last == number:
                 code, said = run(0, 0)
                 yield from (f"{about}next run: {problem}" for problem in look())
                 if code or not whole[-1]:

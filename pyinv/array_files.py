@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyinv.errors import InputError, reading
+from pyinv.errors import InputError, check_source, reading
 from pyinv.size_limits import check_bytes
 
 __all__ = ["ArrayArchive", "opened", "read_array", "read_header", "read_npz"]
@@ -74,8 +74,7 @@ def opened(path: str | os.PathLike[str]) -> Iterator[NDArray[Any] | ArrayArchive
         InputError: no such file, or not readable; reads inside the ``with`` block raise it too.
     """
     path = Path(path)
-    if not path.exists():
-        raise InputError(f"{path}: no such file")
+    check_source(path)
     archive: zipfile.ZipFile | None = None
     with reading(path, f"{path.suffix} file", _REMEDY):
         with open(path, "rb") as stream:

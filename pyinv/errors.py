@@ -8,6 +8,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ __all__ = [
     "PyinvWarning",
     "RuleError",
     "RunError",
+    "check_source",
     "one_line",
     "printable",
     "reading",
@@ -123,6 +125,16 @@ def printable(text: str) -> str:
         else character
         for character in text
     )
+
+
+def check_source(path: Path) -> None:
+    """Raise InputError if a path is no file or folder: reading a pipe or device may never end."""
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder")
+    if not (path.is_file() or path.is_dir()):
+        raise InputError(
+            f"{path}: expected a file or folder, got a pipe or device; copy it to a file"
+        )
 
 
 @contextmanager

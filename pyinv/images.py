@@ -22,7 +22,7 @@ from pyinv.array_files import read_array
 from pyinv.atomic_files import write_whole
 from pyinv.audio import WAV_SUFFIXES, read_wav
 from pyinv.bundle import PICTURE_CHANNELS, Manifest
-from pyinv.errors import DependencyError, InputError, one_line, reading
+from pyinv.errors import DependencyError, InputError, check_source, one_line, reading
 from pyinv.interrupts import say
 from pyinv.size_limits import check_pixels, max_pixels
 from pyinv.tables import TABLE_SUFFIXES, read_table
@@ -587,8 +587,7 @@ def _sources(given: ImageSource, manifest: Manifest) -> list[_Source]:
         if not found:
             raise InputError(f"{path}: {not_pictures(manifest)}; {_instead(manifest)}")
         return [_Source(path / name, 1) for name in found]
-    if not path.exists():
-        raise InputError(f"{path}: no such file or folder")
+    check_source(path)
     if path.suffix.lower() in ARRAY_SUFFIXES:
         array = picture_rows(read_array(path, "images"), path, manifest)
         return [_Source(path, len(array), array)]

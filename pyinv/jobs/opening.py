@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pyinv.bundle import Manifest
-from pyinv.errors import DependencyError, InputError
+from pyinv.errors import DependencyError, InputError, check_source
 from pyinv.extras import install_command
 from pyinv.images import target_suffixes
 from pyinv.jobs.sources import (
@@ -115,8 +115,7 @@ def _look_at(path: Path, suffixes: Sequence[str]) -> tuple[str, list[Any]]:
                 f"{', '.join([*suffixes, *TABLE_SUFFIXES])}"
             )
         return "files", [(path, names)]
-    if not path.exists():
-        raise InputError(f"{path}: no such file or folder")
+    check_source(path)
     if suffix in LIST_SUFFIXES:
         return "files", [(path, files_of_list(path))]
     if suffix in suffixes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import sys
 import wave
@@ -12,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pyinv.bundle import Manifest
+from pyinv.array_files import read_array
+from pyinv.bundle import Bundle, Manifest
 from pyinv.errors import DependencyError, InputError
 from pyinv.images import (
     check_images,
@@ -23,6 +25,7 @@ from pyinv.images import (
     save_images,
     to_uint8,
 )
+from pyinv.jobs.opening import open_source
 from support.tiny_bundle import write_tiny_bundle
 
 
@@ -550,3 +553,19 @@ def test_tables_need_pyarrow(tmp_path, monkeypatch):
     (tmp_path / "a.parquet").touch()
     with pytest.raises(DependencyError, match=r"needs pyarrow: pip install pyarrow"):
         load_images(tmp_path / "a.parquet", manifest_of(tmp_path, 3))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="makes pipes")
+@pytest.mark.parametrize("name", ["a.png", "a.npy", "a.npz", "a.txt", "a-idx3-ubyte", "a.parquet"])
+def test_pipes_and_devices_are_refused(bundle_path, tmp_path, name):
+    manifest = Bundle.open(bundle_path).manifest
+    path = tmp_path / name
+    for make in (os.mkfifo, lambda path: path.symlink_to("/dev/zero")):
+        make(path)
+        with pytest.raises(InputError, match="a pipe or device"):
+            load_images(path, manifest)
+        with pytest.raises(InputError, match="a pipe or device"):
+            read_array(path, "latents")
+        with pytest.raises(InputError, match="a pipe or device"):
+            open_source([path], manifest, fit="crop")
+        path.unlink()

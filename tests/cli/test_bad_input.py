@@ -183,7 +183,11 @@ BAD_CALLS: list[tuple[Callable[[Inverter], Any], type[PyinvError], str]] = [
         BundleError,
         "no normal equations of the loss 'l1'",
     ),
-    (lambda i: i.sample(0), InputError, "n must be a whole number >= 1, got 0"),
+    (
+        lambda i: i.sample(0),
+        InputError,
+        "n must be a whole number >= 1 and <= 140737488355328, got 0",
+    ),
 ]
 
 
@@ -646,7 +650,7 @@ def test_onnxruntime_that_cannot_be_used_is_one_line(
     ("options", "message"),
     [
         (["--latents", "nowhere.npy"], "nowhere.npy: no such file"),
-        (["-n", "0"], "n must be a whole number >= 1, got 0"),
+        (["-n", "0"], "n must be a whole number >= 1 and <= 140737488355328, got 0"),
         (["--condition", "nowhere.npy"], "this bundle takes no conditions; leave it out"),
     ],
 )

@@ -10,7 +10,7 @@ import io
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import IO, TYPE_CHECKING, Any, cast
@@ -478,14 +478,18 @@ def read_pixels(
             check_pixels(name, image.height, image.width)
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
-            rows = max(1, STRIP_PIXELS // image.width)
-            strips = (
-                convert_pixels(
-                    image.crop((0, top, image.width, min(top + rows, image.height))), channels
-                )
-                for top in range(0, image.height, rows)
-            )
+            strips = (convert_pixels(strip, channels) for strip in _strips(image))
             return _resize_strips(strips, (image.height, image.width), height, width, fit)
+
+
+def _strips(image: Image.Image) -> Iterator[Image.Image]:
+    """Yield the rows of a Pillow image, a few at a time."""
+    rows = max(1, STRIP_PIXELS // image.width)
+    if rows >= image.height:
+        yield image
+        return
+    for top in range(0, image.height, rows):
+        yield image.crop((0, top, image.width, min(top + rows, image.height)))
 
 
 def convert_pixels(image: Image.Image, channels: int) -> FloatArray:

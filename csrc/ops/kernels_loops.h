@@ -75,7 +75,7 @@ static void multiply(const float* const* rows, std::size_t row_count, std::size_
                      const float* weights, std::size_t panels, std::size_t panel_stride, float* out,
                      std::size_t out_stride, bool accumulate) {
   constexpr std::size_t panel = vectors * vector;
-  constexpr std::size_t rows_at_once = PYINV_ROWS * 2 / vectors;
+  constexpr std::size_t rows_at_once = 2 * std::size_t{PYINV_ROWS} / vectors;
   constexpr std::size_t depth_at_once = panel_floats_at_once / panel;
   for (std::size_t first = 0; first < depth; first += depth_at_once) {
     const std::size_t depth_now = std::min(depth_at_once, depth - first);

@@ -751,7 +751,7 @@ def test_the_command_line_takes_inputs_and_conditions(
     z = inverter.sample(4)
     np.save(tmp_path / "z.npy", z)
     wanted = inverter.generate(z, conditions=rows)
-    options = ["--condition", f"class_label={tmp_path / 'label.npy'}"]
+    options = ["--overwrite", "--condition", f"class_label={tmp_path / 'label.npy'}"]
     options += ["--condition", f"truncation={tmp_path / 'all.npz'}"]
     images = str(tmp_path / "x.npy")
     latents = ["--latents", str(tmp_path / "z.npy")]
@@ -774,7 +774,7 @@ def test_the_command_line_takes_inputs_and_conditions(
         ),
         (["class_label=1", "truncation="], "--condition truncation= needs a number or a .npy, "),
     ):
-        options = [part for text in given for part in ("--condition", text)]
+        options = ["--overwrite", *(part for text in given for part in ("--condition", text))]
         assert main(["generate", bundle, "-o", images, *latents, *options]) == 1
         assert message in capsys.readouterr().err
 

@@ -271,7 +271,7 @@ def test_a_manifest_that_is_wrong_about_weights(path: Path, plain: Path) -> None
         inverter = pyinv.Inverter(dataclasses.replace(bundle, manifest=manifest), threads=1)
         with pytest.raises(BundleError, match=r"takes (no )?weights, unlike the manifest says"):
             inverter.invert(GOOD)
-    with pytest.raises(BundleError, match="weights must be true or false, got 'yes'"):
+    with pytest.raises(BundleError, match='weights must be true or false, got "yes"'):
         Manifest.from_description(described | {"weights": "yes"})
 
 
@@ -291,7 +291,7 @@ def test_the_command_line(
     np.save(tmp_path / "mask.npy", mask)
     Image.fromarray(np.uint8(mask) * np.uint8(255)).save(tmp_path / "mask.png")
     command = ["invert", bundle, str(tmp_path / "images.npy"), "-o", str(tmp_path / "out.npz")]
-    command += ["--recipe", "precise", "--threads", "1", "--json"]
+    command += ["--recipe", "precise", "--threads", "1", "--json", "--overwrite"]
     for file in ("mask.npy", "mask.png"):
         assert main([*command, "--weights", str(tmp_path / file)]) == 0
         assert json.loads(capsys.readouterr().out)["counts"]["converged_tolerance"] == 3

@@ -638,7 +638,7 @@ def test_outputs_of_derivatives_are_checked(monkeypatch, tmp_path, name):
     for wrong in (found[name][:1], None):
         changed = {key: value for key, value in found.items() if key != name or wrong is not None}
         changed |= {} if wrong is None else {name: wrong}
-        stub = SimpleNamespace(run=lambda feeds, changed=changed: changed)
+        stub = SimpleNamespace(run=lambda feeds, changed=changed, **_: changed)
         monkeypatch.setitem(session._functions, equations, stub)
         with pytest.raises(BundleError, match=f"should give {name} "):
             session.evaluate(equations, slice(0, 2), latents, images, None)

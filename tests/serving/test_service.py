@@ -512,8 +512,8 @@ def test_a_failing_runtime(inverter, images, monkeypatch):
             wait_for(lambda: measured(client, "pyinv_lanes_active") == 1)
             broken.set()
             refusal(given.result(), 500, "the run failed: the device is gone")
-        broken.clear()
         wait_for(lambda: measured(client, "pyinv_streams") == 0)
+        broken.clear()
         assert measured(client, "pyinv_failures_total") == 2  # of quick, too
         answer = client.post("/invert", content=npy(images[:2]))
         assert_is(answer.json()["results"], inverter.invert(images[:2], recipe=QUICK))

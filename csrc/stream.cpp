@@ -17,8 +17,8 @@ namespace {
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 // The run's thread looks at keep_going this often while it has no targets.
 constexpr std::chrono::milliseconds kIdle{20};
-// While others run, a result waits this long for more, because it costs less to hand them over
-// together: for a sixteenth of the rows, up to kGathered.
+// While targets wait for lanes, a result waits this long for more, because it costs less to hand
+// them over together: for a sixteenth of the rows, up to kGathered.
 constexpr std::chrono::milliseconds kGather{30};
 constexpr int64_t kGathered = 8;
 
@@ -205,6 +205,7 @@ class Stream::Impl : public Queue {
     const int64_t row = waiting_.front();
     waiting_.pop_front();
     running_.insert(row);
+    if (waiting_.empty() && !finished_.empty()) ready_.notify_all();
     return row;
   }
 
@@ -222,7 +223,7 @@ class Stream::Impl : public Queue {
   }
 
   // Whether take() need not wait for more results.
-  bool gathered() const { return over_ || running_.empty() || finished_.size() >= gathered_; }
+  bool gathered() const { return over_ || waiting_.empty() || finished_.size() >= gathered_; }
 
   const std::vector<const Objective*> objectives_;
   int64_t latent_size_ = 0, image_size_ = 0, condition_size_ = 0;

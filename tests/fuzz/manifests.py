@@ -162,9 +162,9 @@ def refusal(read: Callable[[bytes], object], content: bytes) -> str:
 def check(number: int) -> None:
     content = changed(number)
     verdict = refusal(_core.check_manifest, content)
-    told = refusal(lambda content: parse_manifest(content, "B"), content)
-    assert told == (verdict and printable(f"B: {verdict}"))
-    assert told.isprintable(), ascii(told)
+    shown = refusal(lambda content: parse_manifest(content, "B"), content)
+    assert shown == (verdict and printable(f"B: {verdict}"))
+    assert shown.isprintable(), ascii(shown)
     if not verdict:
         manifest, _ = parse_manifest(content, "B")
         assert Manifest.from_description(manifest.describe()) == manifest

@@ -1,6 +1,6 @@
 """Changed TorchScript files: each runs, or is refused in one line, by the runtime and the exporter.
 
-Half of the files have records changed as text and bytes and are packed anew, so that they get past
+Half of the files have records changed as text and bytes and are packed again, so that they get past
 the zip file's checksums; the others have bytes of the zip file changed.
 """
 

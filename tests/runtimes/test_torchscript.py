@@ -9,7 +9,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +45,7 @@ from torch import nn
 
 from pyinv import _torch
 from pyinv.export import export
+from support.torchscript_files import SIZES, write
 
 LATENT, PIXELS = 6, 3 * 8 * 8
 
@@ -235,7 +235,6 @@ def test_a_runtime_that_the_bundle_lacks(bundle_path):
 
 # ---- files of all kinds --------------------------------------------------------------------------
 
-SIZES = {"latent_size": 2, "image_shape": [1, 1, 2], "condition_size": 0}
 ARGUMENTS = "latent: Tensor, image: Tensor, out: Optional[Tuple[Tensor, Tensor]] = None"
 GOOD = """
 def objective(self, ARGUMENTS) -> Tuple[Tensor, Tensor]:
@@ -271,21 +270,6 @@ def forward(self, latent: Tensor) -> Tensor:
 
 def good(extra: str = "pass") -> str:
     return GOOD.replace("EXTRA", extra)
-
-
-def write(path: Path, source: str, sizes: dict = SIZES) -> Path:
-    class Functions(torch.jit.ScriptModule):
-        def __init__(self) -> None:
-            super().__init__()
-            for name, size in sizes.items():
-                setattr(self, name, size)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        module = Functions()
-        module.define(source)
-        torch.jit.save(module, str(path))
-    return path
 
 
 def one_line(error: pytest.ExceptionInfo[BaseException]) -> str:

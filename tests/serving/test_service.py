@@ -596,6 +596,15 @@ def test_bad_arguments(inverter, tmp_path):
         listen("203.0.113.1", 0)
 
 
+def test_answers_are_sent_without_delay():
+    """An answer has two parts; the second would wait 40 ms for the client's acknowledgement."""
+    with listen("127.0.0.1", 0) as bound, socket.create_connection(bound.getsockname()):
+        bound.setblocking(True)
+        accepted, _ = bound.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 # Documentation
 
 
